@@ -1,6 +1,9 @@
 """Shape strings are executed in tests and free in training; one thread, so that a result is the same on any machine."""
 
+import gc
 import os
+
+gc.disable()  # until everything is imported: see pytest_collection_finish
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -13,6 +16,7 @@ FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.s
 TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
+import io
 import signal
 import subprocess
 import sys
@@ -22,12 +26,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from small_run import REPOSITORY, TINY
 
-torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays as long as the process: garbage is not searched for in it again and again."""
+    gc.freeze()
+    gc.set_threshold(5_000, 10, 50)
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Imported here, because the process that only hands tests to the workers needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +94,24 @@ def looked_up_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Composer, "__init__", with_known)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """The same text is the same config: PyYAML takes a fifth of a composition, and the files are always the same."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    parse, parsed = OmegaConf.load, {}
+
+    def load(file: Any) -> DictConfig | ListConfig:
+        text = Path(file).read_text(encoding="utf-8") if isinstance(file, str | Path) else file.read()
+        if text not in parsed:
+            parsed[text] = OmegaConf.to_container(parse(io.StringIO(text)))
+        return OmegaConf.create(parsed[text])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(load))
         yield
 
 
@@ -131,6 +166,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
     """`with interrupted(n):` Ctrl-C comes right after the n-th checkpoint has its state."""
+    import torch
 
     @contextmanager
     def after(number: int) -> Iterator[None]:

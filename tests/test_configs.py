@@ -224,6 +224,7 @@ BASES = {  # together they choose every class that has leaves of its own
 }
 
 
+@cache
 def leaves_by_class(base: str) -> dict[tuple[str, str], object]:
     """Leaves by (target of the node they stand in, key): the same argument of the same class needs one look."""
 

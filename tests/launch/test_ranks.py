@@ -1,8 +1,11 @@
 """Ranks: which processes are ranks, where their output goes, and whose failure is reported."""
 
 import os
+import signal
 
 import pytest
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from kleiber.config.errors import ConfigError, RankTimeout
 from kleiber.launch import ranks
@@ -53,3 +56,40 @@ def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, 
 
 def test_cores_are_those_that_the_process_may_use():
     assert 1 <= ranks.cores() <= (os.cpu_count() or 1)
+
+
+def test_fresh_processes_are_a_rank_or_an_agent_that_starts_the_ranks(monkeypatch, tmp_path):
+    started = []
+
+    class Started:
+        def __init__(self, command, env):
+            started.append((command[1:], env))
+
+        def wait(self, timeout=None):
+            return 0
+
+        poll = wait
+
+    monkeypatch.setattr(ranks.subprocess, "Popen", Started)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert ranks.run_fresh(tmp_path, 2) == ranks.run_fresh(tmp_path, 1, visible="3") == 0
+    (agent, first), (rank, second) = started
+    assert agent == ["-m", "kleiber.launch.ranks", str(tmp_path), "2"]
+    assert rank == ["-m", "kleiber.launch.process", str(tmp_path)]
+    assert "MASTER_PORT" not in first and first[ranks.CELL] == "1" and second["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_the_agent_hands_the_run_to_torchrun_and_returns_1_where_a_rank_fails(monkeypatch):
+    arguments = []
+    for name in ("kleiber.launch.ranks.end_with_parent", "signal.signal", "logging.disable"):
+        monkeypatch.setattr(name, lambda *_: None)
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    monkeypatch.setattr(run, "main", arguments.append)
+    assert ranks.run_agent("folder", "2") == 0
+    assert arguments == [["--standalone", "--nproc-per-node=2", "-m", "kleiber.launch.process", "folder"]]
+
+    def fail(_):
+        raise SignalException("ended", signal.SIGTERM)
+
+    monkeypatch.setattr(run, "main", fail)
+    assert ranks.run_agent("folder", "2") == 1

@@ -213,7 +213,7 @@ def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
 
 
 def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(monkeypatch):
-    monkeypatch.setattr("kleiber.models.hf_head._transform", lambda inner: None)
+    monkeypatch.setattr("kleiber.models.hf_pretrained._transform", lambda inner: None)
     for kind, sizes in (("roberta", WIDE), ("albert", NARROW)):
         model = HFModel(VOCAB, kind, "random", sizes, context=16)
         assert model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.shape == (2, 5, 32)

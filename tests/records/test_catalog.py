@@ -9,7 +9,7 @@ from kleiber.launch.cli import main
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs, frame, read_runs, values
 from kleiber.records.files import DamagedFile
-from kleiber.records.lock import locked
+from kleiber.records.locks import locked
 from kleiber.records.summary_file import warn_once
 
 

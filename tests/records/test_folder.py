@@ -19,7 +19,7 @@ from kleiber.records.folder import (
     write_config,
     write_final_status,
 )
-from kleiber.records.lock import is_locked, locked
+from kleiber.records.locks import is_locked, locked
 from kleiber.records.summary import Summary
 
 CONFIG = resolve_config(Composer().compose(["model=moe"]))[0]

@@ -7,6 +7,10 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
 
+OPTIONS = {
+    "arms": "adapter", "reference": "full", "equal": "pair", "tolerance": 0.005, "margin": 0.01,
+    "questions": ("learns_less", "forgets_less", "matched"),
+}  # fmt: skip
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 

@@ -5,14 +5,23 @@ from pathlib import Path
 
 import yaml
 
-from kleiber.studies.moe_forgetting import DENSE, FREE, FROZEN
+from kleiber.studies.compare.rows import DENSE, FROZEN, MIXTURE
 
 from .comparisons import write_arm, write_base
 
-STUDY = {"_target_": "kleiber.studies.MoEForgetting"}
+STUDY = {
+    "_target_": "kleiber.studies.Forgetting", "arms": "model", "reference": "dense", "equal": "weakest",
+    "claims": {
+        "moe_less": {"arm": MIXTURE, "against": DENSE},
+        "frozen_less": {"arm": FROZEN, "against": MIXTURE},
+        "moe_less_at_best": {"arm": MIXTURE, "against": DENSE, "question": "forgets_less"},
+        "frozen_cost": {"arm": FROZEN, "against": MIXTURE, "question": "learns_less"},
+    },
+}  # fmt: skip
+OPTIONS = {key: value for key, value in STUDY.items() if key != "_target_"}
 
 
-SHIFT = {FREE: 0.30, FROZEN: 0.10}
+SHIFT = {MIXTURE: 0.30, FROZEN: 0.10}
 
 
 def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **extra) -> None:
@@ -35,7 +44,7 @@ def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **ext
     (folder / "summary.json").write_text(json.dumps(content))
 
 
-def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FREE, FROZEN)) -> None:
+def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, MIXTURE, FROZEN)) -> None:
     for seed in range(seeds):
         for name in ("gpt", "moe"):
             write_base(home / f"base-{name}-{seed}", seed)

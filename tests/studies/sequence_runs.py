@@ -6,7 +6,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import task_rows
+from kleiber.studies import sequence_metrics
 
 # R of plain training over a > b > c, in nats, and before any training.
 R = [[1.0, 3.0, 4.0], [1.6, 1.2, 3.5], [2.0, 1.5, 1.4]]
@@ -78,5 +78,5 @@ def study(tmp_path_factory):
 
 
 def sequence_row(study, method="none", order="a > b > c", seed=0):
-    rows = task_rows.sequence_rows(read_runs(study), 0.02)
+    rows = sequence_metrics.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]

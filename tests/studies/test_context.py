@@ -22,10 +22,10 @@ def test_context_tells_what_each_attention_gains(tmp_path):
         text = path.read_text().replace('"val/docs/loss"', '"val/docs/position/32": 1.9, "val/docs/loss"')
         path.write_text(text)
     findings = Context().analyze(read_runs(tmp_path))
-    gains = {row["attention"]: row for row in findings.tables["What context is worth"]}
-    assert gains["full"]["gain"] == pytest.approx(0.4) and gains["window"]["gain"] == pytest.approx(0.16)
-    assert abs(gains["none"]["gain"]) < 1e-9 and gains["full"]["half"] > 0
-    assert "full attention gains 0.4000 +- " in findings.headline
+    gains = {row["attention"]: row for row in findings.tables["Loss at the shortest context less that at the longest"]}
+    assert gains["full"]["value"] == pytest.approx(0.4) and gains["window"]["value"] == pytest.approx(0.16)
+    assert abs(gains["none"]["value"]) < 1e-9 and gains["full"]["lo"] < 0.4 < gains["full"]["hi"]
+    assert "attention full" in findings.headline and "+0.4000 [" in findings.headline
     assert findings.tables["Loss by position, docs, context 512"][0]["position"] == 32
     write_tree(tmp_path / "other", 0, 10_000, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
     with pytest.raises(ValueError, match="tokens"):

@@ -7,7 +7,7 @@ import yaml
 
 from kleiber.launch.main import main as launch
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import task_rows
+from kleiber.studies import sequence_metrics
 from kleiber.studies.continual import Continual
 
 from .sequence_runs import TASKS, study, write_sequence, write_study  # noqa: F401  (study is a fixture)
@@ -17,14 +17,12 @@ def test_methods_are_compared_within_order_and_seed(study):  # noqa: F811
     record = Continual().compare(read_runs(study))
     gaps = {(gap["method"], gap["metric"]): gap for gap in record["gaps"]}
     gap = gaps["ewc", "forgetting"]
-    assert gap["difference"] == pytest.approx(-0.325) and gap["pairs"] == 4
+    assert gap["value"] == pytest.approx(-0.325) and gap["n"] == 4
     assert gap["hi"] - gap["lo"] < 1e-9, "what seeds and orders share is gone"
     codes = {claim["code"]: claim["holds"] for claim in record["claims"]}
     assert codes["forgetting_ewc"] is True and codes["acc_ewc"] is True
     findings = Continual().analyze(read_runs(study))
-    assert (
-        "3 tasks in 2 orders with 2 seeds: ewc ends at" in findings.headline and "more than noise" in findings.headline
-    )
+    assert "3 tasks in 2 orders with 2 seeds: EWC ends at" in findings.headline and "supported" in findings.headline
 
 
 def test_each_method_stands_at_its_best_setting(tmp_path):
@@ -39,10 +37,10 @@ def test_each_method_stands_at_its_best_setting(tmp_path):
 
 def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     write_sequence(tmp_path / "s", extra=(1.3,), start="base")
-    row = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
+    row = sequence_metrics.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
     table = Continual().analyze(read_runs(tmp_path / "s")).tables["Forgetting by task"]
-    assert {by_name["task"]: by_name["forgetting"] for by_name in table} == pytest.approx(
+    assert {by_name["task"]: by_name["value"] for by_name in table} == pytest.approx(
         {"a": 1.0, "b": 0.3, "up (upstream)": 0.3}
     )
 
@@ -50,11 +48,11 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
-    assert "none ends at a mean of 1.6333 nats, no comparison" in findings.headline
+    assert "plain fine-tuning ends at 1.6333 nats, no comparison" in findings.headline
     assert {verdict["code"] for verdict in findings.verdicts} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
-    assert "no interval of one pair" in findings.headline
+    assert "no interval: 1 seed" in findings.headline
     write_sequence(tmp_path / "s", "ewc", ["c", "a", "b"], kept=0.5)
     findings = Continual().analyze(read_runs(tmp_path / "s"))
     assert "partial" in {verdict["code"] for verdict in findings.verdicts}
@@ -95,7 +93,7 @@ def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
         (folder / "summary.json").write_text(json.dumps(content))
     record = Continual().compare(read_runs(tmp_path / "s"))
     (gap,) = (entry for entry in record["gaps"] if entry["metric"] == "savings")
-    assert gap["pairs"] == 2 and gap["lost"] == 1
+    assert gap["n"] == 2 and gap["lost"] == 1
     (claim,) = (entry for entry in record["claims"] if entry["code"] == "savings_ewc")
     assert claim["holds"] is None and "1 sequences more have none" in claim["text"]
     assert next(entry for entry in record["claims"] if entry["code"] == "acc_ewc")["holds"] is True

@@ -27,14 +27,14 @@ def record(study):
 
 def test_methods_are_compared_where_they_learned_equally_much(record):
     best = truth("none", 0, 0.03)[1]
-    assert record["matched_target"] == pytest.approx(1.02 * best, abs=0.01)
+    assert record["matched"][0]["at"] == pytest.approx(1.02 * best, abs=0.01)
     order = [method["method"] for method in record["matched"]]
     assert order[0] == "replay"
     result = {method["method"]: method for method in record["matched"]}
     assert result["replay"]["hi"] < result["none"]["lo"] and result["replay"]["reached"] == 3
     exact = frontier.read_off(
         *map(np.array, zip(*[truth("none", 0, lr)[::-1] for lr in (0.003, 0.01, 0.03)], strict=True)),
-        record["matched_target"],
+        record["matched"][0]["at"],
     )
     assert result["none"]["lo"] < exact < result["none"]["hi"]
     assert record["seed_noise"]["F"] == pytest.approx(0.004, rel=0.3)
@@ -50,7 +50,8 @@ def test_claims_are_judged_with_intervals(record):
         0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01
     )
     assert by_code["matched_replay"]["holds"] is True
-    assert all(claim["text"].split(":")[0] in ("holds", "does not hold", "undecided") for claim in by_code.values())
+    decisions = {True: "supported", False: "contradicted", None: "undecided"}
+    assert all(decisions[claim["holds"]] in claim["text"] for claim in by_code.values())
 
 
 def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
@@ -67,9 +68,9 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
     findings = Forgetting().analyze(read_runs(tmp_path / "s"))
     rows = findings.tables["At equal target loss"]
-    assert {row["90%"] for row in rows if isinstance(row["F at equal target"], float)} == {"no interval"}
+    assert {(row["lo"], row["hi"]) for row in rows if isinstance(row["F"], float)} == {(None, None)}
     assert {claim["holds"] for claim in findings.verdicts} == {None}
-    assert "without replicates" in findings.headline
+    assert "no interval: 1 seed" in findings.headline
 
 
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
@@ -80,11 +81,11 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     findings = json.loads((tmp_path / "s" / "findings.json").read_text())
     assert (
         findings["headline"] in output
-        and "replay (F " in findings["headline"]
-        and "more than noise" in findings["headline"]
+        and "replay forgets least" in findings["headline"]
+        and "supported" in findings["headline"]
     )
     assert findings["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in output
-    for name in ("pareto", "matched", "trajectory", "matrix"):
+    for name in ("pareto", "matched", "differences", "trajectory", "tuning", "matrix"):
         assert (tmp_path / "s" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (tmp_path / "s" / "report.html").read_text()
     assert "fraction=0.05" in page and "at equal tokens" in page and 'src="http' not in page
@@ -97,3 +98,27 @@ def test_without_anything_to_compare_it_says_so(tmp_path):
     write_arm(tmp_path / "s" / "one", "replay", 0.1, 0.01, 0)
     with pytest.raises(ValueError, match="plain fine-tuning"):
         Forgetting().compare(read_runs(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("options", "offending"),
+    [
+        ({"arms": "rank"}, "study.arms=rank"),
+        ({"equal": "tokens"}, "study.equal=tokens"),
+        ({"questions": ["faster"]}, "study.questions=faster"),
+        ({"claims": {"a": {"arm": "dense"}}}, "study.claims.a"),
+        ({"claims": {"a": {"arm": "x", "against": "y", "question": "z"}}}, "study.questions=z"),
+    ],
+)
+def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
+    with pytest.raises(ValueError, match=offending):
+        Forgetting(**options)
+
+
+def test_claims_ask_about_the_arms_that_they_name(study):
+    """Whoever the reference is: a claim of two arms is minus that of the arms exchanged."""
+    claims = {"a": {"arm": "replay", "against": "l2sp"}, "b": {"arm": "l2sp", "against": "replay"}}
+    first, second = Forgetting(claims=claims).compare(read_runs(study))["differences"]
+    assert (first.code, first.arm, first.against) == ("a", "replay", "l2sp")
+    assert first.estimate.value == pytest.approx(-second.estimate.value)
+    assert first.estimate.lo == pytest.approx(-second.estimate.hi)

@@ -70,7 +70,7 @@ STUDIES = {
             *NARROW,
         ],
         3,
-        "forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
+        "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "compare": Expected(
@@ -138,7 +138,7 @@ STUDIES = {
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],
         5,
-        "edge frozen_cost frozen_less frozen_load moe_less moe_less_at_best",
+        "bound frozen_cost frozen_less frozen_load moe_less moe_less_at_best untuned",
     ),
     "moe_gain": Expected(
         [

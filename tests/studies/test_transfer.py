@@ -20,7 +20,7 @@ def test_gaps_are_paired_and_data_is_counted(runs):
     helps = by_code["mlm_docs/1M_scratch_toy_1"]
     assert helps["holds"] is True and helps["value"] == pytest.approx(0.1) and helps["hi"] - helps["lo"] < 1e-6
     weak = by_code["mlm_docs/2M_scratch_toy_1"]
-    assert weak["holds"] is None and weak["lo"] < 0 < weak["hi"] and weak["text"].startswith("undecided")
+    assert weak["holds"] is None and weak["lo"] < 0 < weak["hi"] and "undecided" in weak["text"]
     assert by_code["mlm_docs/1M_hf_toy_1"]["value"] == pytest.approx(0.01)
     assert "censored" in by_code and "toy +0.1000" in findings.headline
     data = {(row["start"], row["share"]): row for row in findings.tables["Effective data transferred"]}

@@ -44,7 +44,7 @@ from kleiber.types.batch import Batch
 
 def gradients(prepare, **options):
     torch.manual_seed(0)
-    model = Transformer(96, width=64, depth=2, context=32, **options)
+    model = Transformer(96, width=64, depth=1, context=32, **options)
     prepare(model)
     batch = Batch(torch.randint(96, (2, 33)))
     if model.causal:
@@ -54,8 +54,7 @@ def gradients(prepare, **options):
     return {name: p.grad for name, p in model.named_parameters()}
 
 for options in (
-    dict(num_kv_heads=1), dict(attention=partial(WindowAttention, window=5)),
-    dict(mlp=GELU, causal=False, qk_norm=False),
+    dict(num_kv_heads=1, attention=partial(WindowAttention, window=5)), dict(mlp=GELU, causal=False, qk_norm=False),
     dict(attention=NoMixing, tied=False, soft_cap=30.0),
 ):
     plain = gradients(lambda model: None, **options)

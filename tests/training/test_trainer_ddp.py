@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import yaml
 from processes import alive, rank_of, wait_for
 from small_run import REPOSITORY, TINY
 from wandb_records import read
+
+from kleiber.launch import ranks
+from kleiber.launch.process import main as run_process
 
 OPTIONS = [
     "trainer=ddp", "trainer.precision=64", "model.depth=1", "model.context=64", "data.max_bytes=20000",
@@ -24,19 +28,29 @@ def rows(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in lines if len(row) > 3]
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.slow), "moe"])
-def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, model):
-    alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
-    mirror = ["logger=wandb", "logger.wandb.mode=offline"]
-    pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *mirror, root="pair")
-    out, err = pair.communicate(timeout=150)
-    assert pair.returncode == 0, err
-    (folder,) = (tmp_path / "pair").glob("*/*")
+def in_forked_ranks(folder: Path, devices: int) -> int:
+    """Trains the run of a folder in ranks that are forked from the test, which has imported torch; as `run_fresh`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
+    variables |= {"LOCAL_WORLD_SIZE": str(devices), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "forked"}
+    children = []
+    for rank in range(devices):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os._exit(run_process([str(folder)]))
+            finally:
+                os._exit(99)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+def assert_same_run(alone: Path, folder: Path) -> None:
+    """The ranks of a run logged, scored and mirrored to W&B what one process did, once."""
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["machine"]["world_size"] == 2
-    assert out.count("bits/byte") == 1, "one console"
-    assert "arning" not in out + err
     expected, logged = rows(alone), rows(folder)
     assert len(expected) == len(logged) >= 20
     for row, other in zip(expected, logged, strict=True):
@@ -48,6 +62,33 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
     assert mirrored["exit_code"] == 0 and mirrored["run"]["id"] == summary["run_id"]
     losses = [row["train/loss"] for row in mirrored["history"] if "train/loss" in row]
     assert losses == pytest.approx([row["train/loss"] for row in expected if "train/loss" in row], abs=1e-9)
+
+
+MIRROR = ["logger=wandb", "logger.wandb.mode=offline"]
+
+
+def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
+    alone = launch("model=moe", *OPTIONS, "trainer.devices=1", root="alone")
+    monkeypatch.setattr(ranks, "run_fresh", in_forked_ranks)
+    capfd.readouterr()
+    folder = launch("model=moe", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")
+    out, err = capfd.readouterr()
+    assert out.count("bits/byte") == 1, "one console"
+    assert "arning" not in out + err
+    assert_same_run(alone, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("model", ["gpt", "moe"])
+def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, tmp_path, model):
+    alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
+    pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")
+    out, err = pair.communicate(timeout=150)
+    assert pair.returncode == 0, err
+    assert out.count("bits/byte") == 1, "one console"
+    assert "arning" not in out + err
+    assert_same_run(alone, next((tmp_path / "pair").glob("*/*")))
 
 
 @pytest.mark.slow

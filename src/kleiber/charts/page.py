@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +43,6 @@ def render_page(
     methods   paragraph on methods
     details   tables that are folded, by heading
     """
-    import vl_convert
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -54,8 +54,16 @@ def render_page(
         tables={heading: page_table(rows) for heading, rows in (tables or {}).items() if rows},
         details={heading: page_table(rows) for heading, rows in (details or {}).items()},
         specs={name: chart.to_dict() for name, chart in charts.items()},
-        scripts=vl_convert.javascript_bundle(),  # pyright: ignore[reportCallIssue]  (an argument that is optional)
+        scripts=chart_scripts(),
     )  # fmt: skip
+
+
+@cache
+def chart_scripts() -> str:
+    """Returns the JavaScript that draws the charts of a page."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  (an argument that is optional)
 
 
 def page_table(rows: Sequence[Mapping[str, object]]) -> PageTable:

@@ -28,8 +28,7 @@ import xxhash
 
 from kleiber.config.errors import NO_SPACE, ConfigError
 from kleiber.records.files import DamagedFile, read_json, write_text
-from kleiber.records.lock import wait_for_lock
-from kleiber.records.scratch import sweep_scratch, try_lock
+from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)

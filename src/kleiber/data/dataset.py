@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kleiber.config import hub
 from kleiber.data.cache import SCRATCH, is_full_disk
 from kleiber.data.read_errors import defect, open_bytes, root_cause, unwanted_content
-from kleiber.records.scratch import scratch_folder
+from kleiber.records.locks import scratch_folder
 from kleiber.types import Row
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,10 +24,12 @@ from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
-from kleiber.records.lock import holder, is_locked
-from kleiber.records.scratch import sweep_scratch
+from kleiber.records.locks import holder, is_locked, sweep_scratch
+from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import complete_config
-from kleiber.types import Json
+from kleiber.types import Config, Json
+
+INPUT_NODES = ("data", "model", "init", "objective", "stages")  # the nodes of a config that name inputs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,13 +176,75 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         folder.set_aside(where)
     elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
-            from kleiber.launch.finished import print_finished
-
             print_finished(where, config)
         return None
     if ranks.rank() == 0:
         folder.write_config(where, config, overrides)
     return where
+
+
+def print_finished(where: Path, config: Config) -> None:
+    """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
+    from kleiber.records.closing_table import closing_table
+
+    print(f"{where} is finished already; set resume=never to train it again")
+    summary = read_summary(where) or {}
+    recorded = summary.get("inputs")
+    if recorded and is_touched(config, datetime.fromisoformat(summary["started"]).timestamp()):
+        changes = describe_changes(config, recorded)
+        if changes:
+            print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
+    closing_table(where)
+
+
+def describe_changes(config: Config, recorded: Mapping[str, str]) -> str:
+    """Returns which recorded inputs have another content now, or why that cannot be read; "" where none has."""
+    from kleiber.runs.inputs import changed_inputs, present_inputs
+
+    try:
+        current = present_inputs(config)
+    except ValueError as error:
+        return str(error)
+    return "; ".join(changed_inputs({name: value for name, value in recorded.items() if name in current}, current))
+
+
+def is_touched(config: Config, since: float) -> bool:
+    """Whether a file that the config names was written, moved or touched after `since`, a time in seconds.
+
+    Only then does the content of the inputs have to be compared, for which torch is imported.
+    """
+    files = {path for node in INPUT_NODES for text in texts_of(config.get(node)) for path in existing_paths(text)}
+    return any(last_change(path) > since for path in files)
+
+
+def texts_of(node: object) -> Iterator[str]:
+    """Yields every text in a nested config, keys included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from texts_of(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from texts_of(value)
+
+
+def existing_paths(text: str) -> Iterator[Path]:
+    """Yields the files and folders that a text of a config may name: a path, RUN/STAGE, or a name on the hub."""
+    from kleiber.config import hub
+
+    path = Path(text).expanduser()
+    copy = hub.local_copy(text) if hub.is_name(text) else None
+    run = path.parent if (path.parent / "config.yaml").is_file() else None
+    yield from (place for place in (path, copy, run) if place is not None and os.path.exists(place))
+
+
+def last_change(path: Path) -> float:
+    """Returns when a file, or any file in a folder, was last written, renamed or replaced, in seconds."""
+    inside = (Path(parent) / name for parent, _, names in os.walk(path) for name in names)
+    facts = [place.stat() for place in (path, *inside) if place.exists()]
+    return max(max(fact.st_mtime, fact.st_ctime) for fact in facts)
 
 
 def run_sweep(composer: Composer, overrides: list[str]) -> int:

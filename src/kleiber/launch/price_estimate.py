@@ -25,7 +25,7 @@ from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
 from kleiber.records.folder import status, summary_facts, write_config
-from kleiber.records.scratch import scratch_folder
+from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages

@@ -32,7 +32,7 @@ from kleiber.config.errors import (
 )
 from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
-from kleiber.records.lock import locked
+from kleiber.records.locks import locked
 from kleiber.types import Config
 
 PACKAGE = str(Path(__file__).resolve().parents[1])

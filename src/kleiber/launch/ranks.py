@@ -22,7 +22,7 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.records.folder import status, write_final_status
-from kleiber.records.scratch import scratch_folder
+from kleiber.records.locks import scratch_folder
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")

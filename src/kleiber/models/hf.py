@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
-from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
-from kleiber.models.hf_weights import check_finite
+from kleiber.models.hf_pretrained import HFHead, NoHead, check_finite, find_head, reads_ahead
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
 from kleiber.types import Context, Depth, Json, VocabSize

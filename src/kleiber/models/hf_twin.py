@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrainedModel, check_convertible
-from kleiber.models.hf_weights import read_folder
+from kleiber.models.hf_pretrained import read_folder
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU

@@ -19,7 +19,7 @@ from typing import TypeVar
 import yaml
 
 from kleiber.config.errors import NO_SPACE, ConfigError
-from kleiber.records.scratch import sweep_parts
+from kleiber.records.locks import sweep_parts
 from kleiber.types import Json
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
-from kleiber.records.lock import is_locked, locked
+from kleiber.records.locks import is_locked, locked
 from kleiber.records.summary import Summary, cpu_name, map_strings
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json

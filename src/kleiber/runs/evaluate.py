@@ -147,8 +147,8 @@ def native_model(path: Path) -> Transformer | None:
     Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
     """
     from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_pretrained import read_folder
     from kleiber.models.hf_twin import from_hf
-    from kleiber.models.hf_weights import read_folder
 
     if read_config(path).get("model_type") not in KINDS:
         return None

@@ -7,7 +7,6 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Accounting": "scaling",
-    "Adapters": "adapters",
     "ClmVsMlm": "clm_vs_mlm",
     "Compare": "compare.study",
     "Context": "context",
@@ -16,7 +15,6 @@ EXPORTS = {
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
     "IsoFLOP": "scaling",
-    "MoEForgetting": "moe_forgetting",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
     "Scaling": "scaling",

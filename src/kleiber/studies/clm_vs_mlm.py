@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.decision import Claim, Decision, Estimate, as_row, estimate_around
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
@@ -56,14 +58,15 @@ class ClmVsMlm(IntervalStudy):
         rows = rows.assign(objective=[kinds[name] for name in rows["run"]])
         rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
         slopes = [row for kind, part in rows.groupby("objective") for row in exponents(str(kind), part, self.level)]
-        apart = differences(slopes)
-        notes = [{"code": "exponent", "level": "note", "text": row["in words"]} for row in apart]
+        apart = [(a, b) for a, b in combinations(slopes, 2) if a["along"] == b["along"]]
+        notes = [{"code": "exponent", "level": "note", "text": exponent_sentence(*pair)} for pair in apart]
         if len({row["objective"] for row in slopes}) < 2:
-            text = f"only {', '.join(sorted(rows['objective'].unique()))} has points enough: no comparison yet"
+            text = f"Only {', '.join(sorted(rows['objective'].unique()))} has enough points: no comparison yet."
             notes.append({"code": "missing", "level": "warn", "text": text})
-        head = "; ".join(row["in words"] for row in apart) if apart else notes[-1]["text"]
-        tables = {"Local exponents": slopes, "Difference": apart}
-        return Findings(head[0].upper() + head[1:] + ".", notes, tables, figures(rows), methods=METHODS)
+        head = " ".join(note["text"] for note in (notes[: len(apart)] or notes[-1:]))
+        gaps = [{"along": other["along"], **as_row(exponent_difference(first, other))} for first, other in apart]
+        tables = {"Local exponents": slopes, "Difference of the exponents, second objective less first": gaps}
+        return Findings(head, notes, tables, figures(rows), methods=METHODS)
 
 
 METHODS = (
@@ -108,22 +111,24 @@ def generalized(design: Array, y: Array, trunk: NDArray[np.intp], share: float) 
     return value, variance * np.linalg.inv(information), spare
 
 
-def differences(slopes: Sequence[Json]) -> list[Json]:
-    """Each other objective's exponent less that of the first, in words."""
-    table = []
-    for along in NAMES:
-        here = [slope for slope in slopes if slope["along"] == along]
-        for other in here[1:]:
-            gap = other["exponent"] - here[0]["exponent"]
-            half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in (other, here[0]))))
-            verdict = (
-                "more steeply than" if gap - half > 0 else "less steeply than" if gap + half < 0 else "within noise as"
-            )
-            words = f"with {along} the loss of {other['objective']} falls {verdict} that of {here[0]['objective']} "
-            words += f"(exponent {other['exponent']:.3f} against {here[0]['exponent']:.3f}, difference "
-            words += f"{gap:+.3f} +- {half:.3f})"
-            table.append({"along": along, "difference": gap, "half": half, "in words": words})
-    return table
+def exponent_difference(first: Json, other: Json) -> Estimate:
+    """The exponent of another objective less that of the first; both have intervals."""
+    half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in (first, other))))
+    trunks = min(first["trunks"], other["trunks"])
+    return estimate_around(other["exponent"] - first["exponent"], half, trunks, "in the exponent")
+
+
+def exponent_sentence(first: Json, other: Json) -> str:
+    """Which loss falls more steeply, with the difference of the exponents."""
+    gap = exponent_difference(first, other)
+    kinds = f"{other['objective']} and {first['objective']}"
+    decision = Claim(other["objective"], first["objective"], "higher").decide(gap)
+    text = {
+        Decision.SUPPORTED: f"the loss of {other['objective']} falls more steeply than that of {first['objective']}",
+        Decision.CONTRADICTED: f"the loss of {other['objective']} falls less steeply than that of {first['objective']}",
+    }.get(decision, f"no difference in steepness between {kinds} is determined")
+    exponents = f"exponents of {kinds} {other['exponent']:.3f} and {first['exponent']:.3f}"
+    return f"With {first['along']} {text}: {exponents}, difference {gap.text()}."
 
 
 def figures(rows: Rows) -> Json:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.rows import Rows, difference, format_mean, seed_means
+from kleiber.studies.compare.decision import Estimate, as_row
+from kleiber.studies.compare.rows import Rows, difference, seed_means
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json
 
 KINDS = {"FullAttention": "full", "WindowAttention": "window", "NoMixing": "none"}
-POSITION = re.compile(r"val/([^/]+)/position/(\d+)")
+MEASURED = re.compile(r"val/([^/]+)/(?:position/(\d+)|(?:.*/)?loss)")
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,27 @@ class Context(IntervalStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the gain of a longer context for each data set and kind of attention."""
-        rows, places = scored(runs)
+        rows = scored(runs)
         same_budget(rows)
-        means = seed_means(rows, ("data", "attention", "context"), "loss", self.level)
-        by_place = seed_means(places, ("data", "attention", "context", "position"), "loss", self.level)
-        gains = [gain for data in sorted(rows["data"].unique()) for gain in worth(means, data)]
-        tables = {"Loss by context": listed(means), "What context is worth": gains}
+        at_place = rows["position"].notna()
+        settings = ["data", "attention", "context"]
+        means = seed_means(rows[~at_place], settings, "loss", self.level)
+        by_place = seed_means(rows[at_place], [*settings, "position"], "loss", self.level)
+        gained = gains(means)
+        texts = [gain_sentence(row, estimate) for row, estimate in gained]
+        table = [{**row, **as_row(estimate)} for row, estimate in gained]
+        tables = {"Loss by context": listed(means), "Loss at the shortest context less that at the longest": table}
+        charts: Figures = {}
+        for data, part in means.groupby("data"):
+            charts[f"context_{data}"] = partial(chart, part, "context", "context (tokens)", f"Loss vs context: {data}")
         for data, part in by_place.groupby("data"):
             longest = part[part["context"] == part["context"].max()]
-            tables[f"Loss by position, {data}, context {int(longest['context'].max())}"] = listed(longest)
-        notes = [{"code": "context", "level": "note", "text": gain["in words"]} for gain in gains]
-        charts = figures(means, by_place)
-        return Findings(headline(gains), notes, tables, charts, methods=METHODS)
+            title = f"Loss by position, {data}, context {longest['context'].max()}"
+            tables[title] = listed(longest)
+            charts[f"position_{data}"] = partial(chart, longest, "position", "position of the target (up to)", title)
+        notes = [{"code": "context", "level": "note", "text": text} for text in texts]
+        headline = texts[0] if texts else "The gain of a longer context is not determined: all runs have one context."
+        return Findings(headline, notes, tables, charts, methods=METHODS)
 
 
 METHODS = (
@@ -50,28 +61,25 @@ METHODS = (
 )
 
 
-def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
-    """Returns two tables: losses with a row per finished run, and with a row per run and bin of positions.
+def scored(runs: Sequence[Run]) -> Rows:
+    """Returns losses with a row per finished run and data set, and one per bin of positions, the column `position`.
 
     Raises ValueError if no run has finished.
     """
-    rows, places = [], []
+    rows = []
     for run in (run for run in runs if run.status == "finished"):
         model = run.config["model"]
         kind = str(model["attention"]["_target_"]).rpartition(".")[2]
-        told_of = {
+        setting = {
             "run": run.name, "seed": run.summary.get("seed"), "attention": KINDS.get(kind, kind),
             "context": int(model["context"]), "width": model.get("width"), "tokens": run.stage.get("tokens"),
         }  # fmt: skip
-        for key, value in run.metrics.items():
-            if key.startswith("val/") and key.endswith("/loss"):
-                rows.append({**told_of, "data": key.split("/")[1], "loss": value})
-            elif match := POSITION.fullmatch(key):
-                places.append({**told_of, "data": match[1], "position": int(match[2]), "loss": value})
+        matches = [(MEASURED.fullmatch(key), value) for key, value in run.metrics.items()]
+        rows += [{**setting, "data": m[1], "position": m[2], "loss": value} for m, value in matches if m]
     if not rows:
         raise ValueError("no finished run here: nothing to compare")
-    columns = ["data", "attention", "context", "position", "loss"]
-    return pd.DataFrame(rows), pd.DataFrame(places, columns=None if places else pd.Index(columns))
+    table = pd.DataFrame(rows)
+    return table.assign(position=table["position"].astype(float))
 
 
 def same_budget(rows: Rows) -> None:
@@ -85,47 +93,31 @@ def same_budget(rows: Rows) -> None:
             )
 
 
-def worth(means: Rows, data: str) -> list[Json]:
-    """For each kind of attention, the loss at the shortest context less that at the longest."""
-    out = []
-    for kind, part in means[means["data"] == data].groupby("attention"):
-        part = part.sort_values("context")
+def gains(means: Rows) -> list[tuple[Json, Estimate]]:
+    """For each data set and attention, the loss at the shortest context less that at the longest.
+
+    Full attention on text comes first.
+    """
+    gained = []
+    for (data, kind), part in means.sort_values("context").groupby(["data", "attention"]):
         short, long = part.iloc[0], part.iloc[-1]
-        if short["context"] == long["context"]:
-            continue
-        gain, half = difference(short, long)
-        verb = "gains" if gain >= 0 else "loses"
-        words = f"{data}: {kind} attention {verb} {format_mean(abs(gain), half)} nats per token from context "
-        words += f"{short['context']} to {long['context']}"
-        out.append({"data": data, "attention": kind, "from": int(short["context"]), "to": int(long["context"]),
-                    "gain": gain, "half": half, "in words": words})  # fmt: skip
-    return out
+        if short["context"] < long["context"]:
+            row = {"data": data, "attention": kind, "from": int(short["context"]), "to": int(long["context"])}
+            gained.append((row, difference(short, long, "nats per token")))
+    return sorted(gained, key=lambda gain: (gain[0]["data"] == "recall", gain[0]["attention"] != "full"))
 
 
-def headline(gains: Sequence[Json]) -> str:
-    if not gains:
-        return "One length of context only: what more of it is worth cannot be said."
-    first = min(gains, key=lambda gain: (gain["data"] == "recall", gain["attention"] != "full"))
-    return first["in words"][0].upper() + first["in words"][1:] + "."
+def gain_sentence(row: Json, estimate: Estimate) -> str:
+    text = f"On {row['data']}, attention {row['attention']}: the loss at a context of {row['from']} tokens less that at"
+    return f"{text} {row['to']} is {estimate.text()}."
 
 
 def listed(means: Rows) -> list[Json]:
     return means.drop(columns="half").rename(columns={"mean": "loss"}).to_dict("records")
 
 
-def figures(means: Rows, places: Rows) -> Figures:
-    """The figures of the loss vs context and vs position."""
+def chart(means: Rows, x: str, title: str, heading: str) -> object:
+    """The figure of the loss vs context or position, a line for each kind of attention."""
     from kleiber.charts.theme import line_chart
 
-    charts: Figures = {}
-    for data, part in means.groupby("data"):
-        charts[f"context_{data}"] = lambda part=part, data=data: line_chart(
-            part, "context", "context (tokens)", "attention", f"Loss against context: {data}", every=2
-        )
-    for data, part in places.groupby("data"):
-        longest = part[part["context"] == part["context"].max()]
-        charts[f"position_{data}"] = lambda part=longest, data=data: line_chart(
-            part, "position", "position of the target (up to)", "attention",
-            f"Loss by position: {data}, context {int(part['context'].max())}", every=2,
-        )  # fmt: skip
-    return charts
+    return line_chart(means, x, title, "attention", heading, every=2)

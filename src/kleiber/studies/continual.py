@@ -1,36 +1,38 @@
 """The study `continual`: sequences of tasks trained with every retention method.
 
-Every method is taken at its best setting and compared with plain training within order and seed. Forgetting is reported
-together with the final score and with how well each task was learned, since a method that learns nothing forgets
-nothing.
+Every method is taken at its best setting and compared with plain fine-tuning within order and seed. Forgetting is
+reported together with the final score and with how well each task was learned, since a method that learns nothing
+forgets nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies import forgetting_metrics
-from kleiber.studies.compare.decision import interval
-from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows
-from kleiber.studies.compare.task_rows import (
+from kleiber.studies.compare.contrast import format_level, verdict
+from kleiber.studies.compare.decision import Claim, Estimate, as_row, mean_estimate
+from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, label
+from kleiber.studies.sequence_metrics import (
     CELL,
     LABELS,
     LOWER,
     METRICS,
-    best_settings,
     by_position,
-    mean_metrics,
+    forgetting_by_task,
     sequence_rows,
+    tasks_in_order,
 )
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types import Json, Row
+from kleiber.types import Json
 
-TOLD = {
+CLAIMS = {
     "ACC": "has a higher final score", "LA": "learns each task better",
     "forgetting": "forgets less", "savings": "relearns the first task faster",
 }  # fmt: skip
@@ -48,31 +50,73 @@ class Continual(EqualTargetStudy):
     start: str | None = None
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Compares every method, at its best setting, with plain training."""
+        """Compares every method, at its best setting, with plain fine-tuning."""
         record = self.compare(runs)
         best: Rows = record["best"]
+        means = {name: (name, "mean") for name in METRICS}
+        settings = record["rows"].groupby(CELL, as_index=False).agg(runs=("run", "size"), **means)
         return Findings(
             headline=headline(record),
             verdicts=[*complaints(record), *record["claims"]],
             tables={
                 "Methods": method_table(best, self.level),
-                "Against plain training": [{**gap, "metric": LABELS[gap["metric"]]} for gap in record["gaps"]],
+                "Differences from plain fine-tuning": [
+                    {**gap, "method": label(gap["method"]), "metric": LABELS[gap["metric"]]} for gap in record["gaps"]
+                ],
                 "Forgetting by task": task_table(best, self.level),
-                "Settings": mean_metrics(record["rows"]).rename(columns=LABELS).to_dict("records"),
+                "Settings": settings.assign(method=settings["method"].map(label))
+                .rename(columns=LABELS)
+                .to_dict("records"),
             },
-            figures=figures(record, self.level),
+            figures=figures(best, self.level),
             methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
         )
 
     def compare(self, runs: Sequence[Run]) -> Json:
-        """Rows, those at each method's best setting, differences from plain training and what they say."""
+        """Returns all rows, those at the best setting of each method, differences from plain fine-tuning and verdicts.
+
+        Methods are compared within order and seed; intervals are simultaneous over methods (Bonferroni).
+        """
         rows, others = of_same_tasks(sequence_rows(runs, self.tolerance))
-        best = best_settings(rows)
-        gap_rows = [gap for _, part in best.groupby("start", sort=False) for gap in gaps(part, self.level)]
-        return {
-            "rows": rows, "best": best, "gaps": gap_rows, "claims": claims(gap_rows), "level": self.level,
-            "others": others,
-        }  # fmt: skip
+        best = rows.merge(best_settings(rows, CELL[:2], CELL[2:], "ACC", higher=True), on=CELL)
+        gaps, claims = [], []
+        for start, part in best.groupby("start", sort=False):
+            names = [name for name in dict.fromkeys(part["method"]) if name != PLAIN]
+            level = 1 - (1 - self.level) / max(len(names), 1)
+            pairs = part.pivot_table(index=["order", "seed"], columns="method", values="seconds", aggfunc="size")
+            for metric in METRICS:
+                table = part.pivot_table(index=["order", "seed"], columns="method", values=metric)
+                for name in names if PLAIN in table else ():
+                    apart = (table[name] - table[PLAIN]).dropna().tolist() if name in table else []
+                    estimate = mean_estimate(apart, level, unit_of(metric, part))
+                    if estimate is not None:
+                        lost = len(pairs[[name, PLAIN]].dropna()) - len(apart)
+                        labels = {"start": start, "method": name, "metric": metric, "lost": lost}
+                        gaps.append({**labels, **asdict(estimate)})
+                        claims += decide(labels, estimate)
+        return {"rows": rows, "best": best, "gaps": gaps, "claims": claims, "others": others}
+
+
+def unit_of(metric: str, rows: Rows) -> str:
+    """The unit of a metric: of savings the share of the steps, else that of the scores."""
+    kind = rows["kind"].iloc[0]
+    return "of the steps" if metric == "savings" else "nats" if kind == "loss" else str(kind)
+
+
+def decide(gap: Json, estimate: Estimate) -> list[Json]:
+    """The verdict on what is often asked of a method by this metric; empty for other metrics."""
+    name, metric, lost = gap["method"], gap["metric"], gap["lost"] if gap["metric"] == "savings" else 0
+    if metric not in CLAIMS:
+        return []
+    text = f"from {gap['start']}, {label(name)} {CLAIMS[metric]} than plain fine-tuning"
+    # Who does not regain the task has no savings to count.
+    test = replace(estimate, lo=None, hi=None) if lost else estimate
+    claim = Claim(name, PLAIN, "lower" if metric in LOWER else "higher")
+    entry = verdict(f"{metric}_{name}".lower(), text, estimate, claim, test)
+    entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task" * bool(
+        lost
+    )
+    return [{**entry, "start": gap["start"]}]
 
 
 def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
@@ -83,83 +127,29 @@ def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
     return pd.DataFrame(rows[kept]).reset_index(drop=True), list(rows["run"][~kept])
 
 
-def gaps(rows: Rows, level: float) -> list[Json]:
-    """Each method less plain training by metric, within order and seed; simultaneous over methods (Bonferroni)."""
-    names = [name for name in dict.fromkeys(rows["method"]) if name != PLAIN]
-    each, gap_rows = 1 - (1 - level) / max(len(names), 1), []
-    if PLAIN not in set(rows["method"]):
-        return []
-    ran = {name: set(zip(part["order"], part["seed"], strict=True)) for name, part in rows.groupby("method")}
-    for name in names:
-        for metric in METRICS:
-            table = rows.pivot_table(index=["order", "seed"], columns="method", values=metric)
-            if not {name, PLAIN} <= set(table):
-                continue
-            apart = (table[name] - table[PLAIN]).dropna().tolist()
-            if apart:
-                lo, hi = interval(apart, each)
-                lost = len(ran[name] & ran[PLAIN]) - len(apart)
-                labels = {"start": rows["start"].iloc[0], "method": name, "metric": metric, "lost": lost}
-                gap_rows.append(
-                    {**labels, "difference": float(np.mean(apart)), "lo": lo, "hi": hi, "pairs": len(apart)}
-                )
-    return gap_rows
-
-
-def claims(gap_rows: Sequence[Row]) -> list[Json]:
-    """What is often asked of a method, each answered by its interval."""
-    verdicts = []
-    for gap in gap_rows:
-        if gap["metric"] not in TOLD:
-            continue
-        sign = -1 if gap["metric"] in LOWER else 1
-        ends = None if gap["lo"] is None else sorted((sign * gap["lo"], sign * gap["hi"]))
-        holds = None if ends is None else True if ends[0] > 0 else False if ends[1] < 0 else None
-        lost = gap["lost"] if gap["metric"] == "savings" else 0  # who does not regain the task has no savings to count
-        holds = None if lost else holds
-        outcome = {True: "holds", False: "does not hold", None: "undecided"}[holds]
-        by = "no interval" if ends is None else f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
-        statement = f"from {gap['start']}, {gap['method']} {TOLD[gap['metric']]} than plain training"
-        text = f"{outcome}: {statement}: by {sign * gap['difference']:+.4f} {by}, {gap['pairs']} pairs"
-        text += f"; {lost} sequences more have none, where it or plain training did not regain the task" * bool(lost)
-        code = f"{gap['metric']}_{gap['method']}".lower()
-        verdicts.append({"code": code, "level": "note", "text": text, "holds": holds, "start": gap["start"]})
-    return verdicts
-
-
-def complaints(record: Json) -> list[dict[str, str]]:
-    """What makes the comparison weaker than it looks, and what was not measured."""
-    rows, verdicts = record["rows"], []
-    if record["others"]:
-        text = (
-            f"{len(record['others'])} runs over other tasks than most are left out: {', '.join(record['others'][:3])}"
-        )
-        verdicts.append({"code": "other_tasks", "level": "warn", "text": text})
-    for start, start_rows in rows.groupby("start", sort=False):
-        untuned = [str(name) for name, part in start_rows.groupby("method") if part["lr"].nunique() < 2]
-        if untuned:
-            text = f"from {start}: {', '.join(untuned)} at one learning rate, so a tuned one may be better"
-            verdicts.append({"code": "untuned", "level": "warn", "text": text})
+def complaints(record: Json) -> list[Json]:
+    """Returns verdicts on what makes the comparison weaker than it looks, and what was not measured."""
+    rows, others = record["rows"], record["others"]
+    entries = [("other_tasks", f"{len(others)} runs over other tasks are left out: {', '.join(others[:3])}")] * bool(
+        others
+    )
+    for start, part in rows.groupby("start", sort=False):
+        untuned = ", ".join(label(str(name)) for name, rates in part.groupby("method")["lr"] if rates.nunique() < 2)
         counts = record["best"][record["best"]["start"] == start].groupby("method").size()
-        if counts.nunique() > 1:
-            counted = ", ".join(f"{name} {count}" for name, count in counts.items())
-            text = f"from {start}: methods have unequal numbers of runs ({counted}); differences are of those in common"
-            verdicts.append({"code": "partial", "level": "warn", "text": text})
-        if not balanced(start_rows["order"].unique().tolist()):
-            text = (
-                f"from {start}: tasks do not stand equally often at every place, so forgetting by task is also by place"
-            )
-            verdicts.append({"code": "unbalanced", "level": "warn", "text": text})
-        if start_rows["intransigence"].isna().any():
-            text = f"from {start}: a task has no run of its own, so intransigence is not told of every sequence"
-            verdicts.append({"code": "alone", "level": "warn", "text": text})
-        lost = int(start_rows["savings"].isna().sum())
-        if lost:
-            text = (
-                f"from {start}: in {lost} of {len(start_rows)} sequences the first task was not regained, or not tried"
-            )
-            verdicts.append({"code": "regained", "level": "warn", "text": text})
-    return verdicts
+        counted = ", ".join(f"{label(str(name))} {count}" for name, count in counts.items())
+        unequal = f"methods have unequal numbers of runs ({counted}); differences are of those in common"
+        lost = int(part["savings"].isna().sum())
+        checks = [
+            ("untuned", untuned, f"{untuned} at one learning rate, so a tuned one may be better"),
+            ("partial", counts.nunique() > 1, unequal),
+            ("unbalanced", not balanced(part["order"].unique().tolist()),
+             "tasks do not stand equally often at every place, so forgetting by task is also by place"),
+            ("alone", part["intransigence"].isna().any(),
+             "a task has no run of its own, so not every sequence has an intransigence"),
+            ("regained", lost, f"in {lost} of {len(part)} sequences the first task was not regained, or not tried"),
+        ]  # fmt: skip
+        entries += [(code, f"from {start}: {text}") for code, applies, text in checks if applies]
+    return [{"code": code, "level": "warn", "text": text} for code, text in entries]
 
 
 def balanced(orders: Sequence[str]) -> bool:
@@ -173,16 +163,17 @@ def method_table(best: Rows, level: float) -> list[Json]:
     """Every metric as mean and interval over orders and seeds, methods by their final score."""
     table = []
     for (start, method, setting, lr), part in best.groupby(CELL, sort=False):
-        row = {"start": start, "method": method, "setting chosen": f"{setting} lr={lr:g}".strip(), "runs": len(part)}
-        for metric in METRICS:
-            values = part[metric].dropna().tolist()
-            if values:
-                lo, hi = interval(values, level)
-                row[LABELS[metric]] = f"{np.mean(values):.4f}" + (
-                    " (no interval)" if lo is None else f" [{lo:.4f}, {hi:.4f}]"
-                )
-        table.append((start, -part["ACC"].mean(), {**row, "minutes": part["seconds"].astype(float).mean() / 60}))
+        names = {"start": start, "method": label(method), "setting chosen": f"{setting} lr={lr:g}".strip()}
+        cells = {LABELS[metric]: format_level(mean) for metric, mean in metric_means(part, level).items()}
+        minutes = part["seconds"].astype(float).mean() / 60
+        table.append((start, -part["ACC"].mean(), {**names, "runs": len(part), **cells, "minutes": minutes}))
     return [row for *_, row in sorted(table, key=lambda item: item[:2])]
+
+
+def metric_means(rows: Rows, level: float) -> dict[str, Estimate]:
+    """The mean of each metric that was measured, with its interval over orders and seeds."""
+    means = {metric: mean_estimate(rows[metric].dropna().tolist(), level, unit_of(metric, rows)) for metric in METRICS}
+    return {metric: mean for metric, mean in means.items() if mean is not None}
 
 
 def task_table(best: Rows, level: float) -> list[Json]:
@@ -193,75 +184,97 @@ def task_table(best: Rows, level: float) -> list[Json]:
         by_task: dict[str, list[float]] = {}
         for r in part["matrix"]:
             for j in r.earlier:
-                by_task.setdefault(r.tasks[j], []).append(float(forgetting_metrics.forgetting_by_task(r)[j]))
+                by_task.setdefault(r.tasks[j], []).append(float(forgetting_by_task(r)[j]))
             for j in set(range(len(r.tasks))) - set(r.learned):
                 by_task.setdefault(f"{r.tasks[j]} (upstream)", []).append(float(r.baseline[j] - r.gains[-1, j]))
         for task, values in sorted(by_task.items()):
-            lo, hi = interval(values, level)
-            labels = {"start": start, "method": method, "task": task, "forgetting": float(np.mean(values))}
-            table.append({**labels, "lo": lo, "hi": hi, "runs": len(values)})
+            labels = {"start": start, "method": label(method), "task": task}
+            table.append({**labels, **as_row(mean_estimate(values, level, unit_of("forgetting", part)))})
     return table
 
 
-def figures(record: Json, level: float) -> Figures:
+def figures(best: Rows, level: float) -> Figures:
     """Three for every start; with several starts its name stands behind theirs."""
-    from kleiber.studies import forgetting_figures
+    from kleiber.studies import task_figures
+    from kleiber.studies.compare.chart_forms import estimates
 
-    best, charts = record["best"], {}
+    charts: Figures = {}
     starts = list(dict.fromkeys(best["start"]))
     for start in starts:
         rows = best[best["start"] == start]
         tail, of = (f"-{start}", f", from {start}") if len(starts) > 1 else ("", "")
-        charts[f"metrics{tail}"] = lambda rows=rows, of=of: forgetting_figures.bars(rows, METRICS, level, of)
-        charts[f"matrix{tail}"] = lambda rows=rows, of=of: forgetting_figures.score_heatmap(matrices(rows), of)
-        charts[f"first_task{tail}"] = lambda rows=rows, of=of: forgetting_figures.first_task(rows, of)
+        order = sorted(set(rows["method"]), key=lambda name: (name != PLAIN, name))
+        names, kind = [label(name) for name in order], rows["kind"].iloc[0]
+        unit = "loss (nats per token)" if kind == "loss" else str(kind)
+        drawn = {
+            "metrics": (estimates, metric_panels(rows, order, level), names, "",
+                        f"Metrics by method, {level:.0%} intervals{of}"),
+            "matrix": (task_figures.score_matrix, matrices(rows, order),
+                       f"Held-out {unit} of each task after each stage{of}"),
+            "first_task": (task_figures.first_task, first_task(rows), names, f"held-out {unit}",
+                           f"The first task of each sequence{of}"),
+        }  # fmt: skip
+        charts |= {f"{name}{tail}": partial(*call) for name, call in drawn.items()}
     return charts
 
 
-def matrices(rows: Rows) -> pd.DataFrame:
+def metric_panels(rows: Rows, order: Sequence[str], level: float) -> list[Json]:
+    """The mean of each metric by method with its interval."""
+    means = {name: metric_means(rows[rows["method"] == name], level) for name in order}
+    return [
+        {
+            "panel": f"{LABELS[metric]} ({'lower' if metric in LOWER else 'higher'} is better)",
+            "series": label(name), **asdict(means[name][metric]),
+        }
+        for metric in METRICS for name in order if metric in means[name]
+    ]  # fmt: skip
+
+
+def matrices(rows: Rows, order: Sequence[str]) -> Rows:
     """Mean R by method, stage and place of the task in the order, scores as the tasks have them; `change` against when
     the task was learned, higher is better, nan before."""
-    sign = -1.0 if rows["kind"].iloc[0] == "loss" else 1.0
-    entries = []
-    for method, part in rows.groupby("method", sort=False):
-        mean = by_position(part["matrix"].tolist())
+    sign, entries = sign_of(rows), []
+    for name in order:
+        mean = by_position(rows[rows["method"] == name]["matrix"].tolist())
         for i, j in np.ndindex(*mean.shape):
             change = mean[i, j] - mean[j, j] if i >= j else float("nan")
-            entry = {"method": method, "stage": i + 1, "task": j + 1, "score": sign * mean[i, j]}
-            entries.append({**entry, "change": change, "kind": rows["kind"].iloc[0]})
+            cell = {"series": label(name), "stage": i + 1, "task": j + 1, "value": sign * mean[i, j], "change": change}
+            entries.append(cell)
     return pd.DataFrame(entries)
 
 
+def first_task(rows: Rows) -> Rows:
+    """The score of the first task of each sequence after each stage."""
+    sign, entries = sign_of(rows), []
+    for name, r in zip(rows["method"], rows["matrix"], strict=True):
+        scores = sign * r.gains[:, tasks_in_order(r)[0][1]]
+        entries += [{"series": label(name), "stage": i, "value": score} for i, score in enumerate(scores, start=1)]
+    return pd.DataFrame(entries)
+
+
+def sign_of(rows: Rows) -> float:
+    """What turns a gain into the score of a task: -1 for losses."""
+    return -1.0 if rows["kind"].iloc[0] == "loss" else 1.0
+
+
 def headline(record: Json) -> str:
-    """Who ends with the best score, against plain training, from each start."""
+    """Returns who ends with the best score, against plain fine-tuning, from each start."""
     sentences, best = [], record["best"]
     for start, part in best.groupby("start", sort=False):
         means = part.groupby("method")["ACC"].mean().sort_values(ascending=False)
-        kind = part["kind"].iloc[0]
-        sign, unit = (-1.0, "nats") if kind == "loss" else (1.0, kind)
         orders, seeds, tasks = part["order"].nunique(), part["seed"].nunique(), len(part["matrix"].iloc[0].learned)
         counts = f"{orders} order{'s' * (orders > 1)} with {seeds} seed{'s' * (seeds > 1)}"
-        where = f"From {start}, {tasks} tasks in {counts}"
-        if PLAIN not in means or len(means) == 1:
-            sentences.append(
-                f"{where}: {means.index[0]} ends at a mean of {sign * means.iloc[0]:.4f} {unit}, no comparison"
-            )
-            continue
-        name = next(name for name in means.index if name != PLAIN)
-        gap = next((g for g in record["gaps"] if (g["start"], g["method"], g["metric"]) == (start, name, "ACC")), None)
-        ends = f"{name} ends at {sign * means[name]:.4f} {unit} and plain training at {sign * means[PLAIN]:.4f}"
-        sentences.append(f"{where}: {ends}, {describe_gap(gap)}")
-    return "; ".join(sentences) + "."
-
-
-def describe_gap(gap: Row | None) -> str:
-    """The difference from plain training as text, and whether it is beyond noise."""
-    if gap is None:
-        return "on no order and seed in common"
-    if gap["lo"] is None:
-        return f"better by {gap['difference']:+.4f}, no interval of one pair"
-    outcome = "more than noise" if gap["lo"] > 0 else "worse than plain" if gap["hi"] < 0 else "within noise"
-    return f"better by {gap['difference']:+.4f} [{gap['lo']:+.4f}, {gap['hi']:+.4f}], {outcome}"
+        where, unit = f"From {start}, {tasks} tasks in {counts}", unit_of("ACC", part)
+        name = next((name for name in means.index if name != PLAIN), means.index[0])
+        ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.4f} {unit}"
+        answer = next((entry["text"] for entry in record["claims"] if entry["start"] == start
+                       and entry["code"] == f"acc_{name}"), None)  # fmt: skip
+        if PLAIN not in means or answer is None:
+            why = "no comparison" if len(means) == 1 else "on no order and seed in common with plain fine-tuning"
+            sentences.append(f"{ends}, {why}")
+        else:
+            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer}")
+    return ". ".join(sentences) + "."
 
 
 BESIDE = " Of tasks with a head of their own it is not part of the batch but comes on top, and costs as much more."

@@ -1,192 +1,288 @@
-"""The study `forgetting`: retention methods from one base, compared by forgetting at equal target loss, with tables.
+"""The studies `forgetting`, `moe_forgetting` and `adapters`: what fine-tuning from common bases forgets and learns.
 
-Each method is tuned over settings and learning rates; methods are not ranked at a single learning rate.
+Every arm runs with several settings and learning rates, and is compared on its frontier at equal target loss, since an
+arm that learns less also forgets less. Options name the arms, the one that the others are compared with, the target
+loss, and the questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import pandas as pd
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare import contrast, frontier
-from kleiber.studies.compare.frontier import CELL
-from kleiber.studies.compare.rows import PLAIN, REPLAY, continued, mean, outcomes, trajectories
+from kleiber.studies import expert_loads
+from kleiber.studies.compare import contrast
+from kleiber.studies.compare.arms import untuned
+from kleiber.studies.compare.contrast import QUESTIONS, Difference
+from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.compare.frontier import (
+    CELL,
+    EQUAL,
+    EqualTarget,
+    averaged,
+    best_settings,
+    on_line,
+    require_common_base,
+    seed_noise,
+)
+from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, adapter_arms, described, label, model_arm, outcomes
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types import Json, Row
+from kleiber.types import Json, NonNegative, Row
 
-
-def scores(rows: pd.DataFrame, chosen: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """Loss of each task by method at its chosen setting, seeds averaged, and before; change is against before."""
-    tasks = [name for name in rows.columns if name.startswith("loss/")]
-    start = [run.stage["start_metrics"] for run in runs if run.status == "finished" and continued(run)]
-    first = {task: mean([setting.get(f"val/{task[5:]}/loss") for setting in start]) for task in tasks}
-    table = [{"method": "before", "task": task[5:], "loss": first[task], "change": 0.0} for task in tasks]
-    for setting in chosen.to_dict("records"):
-        mine = rows[(rows[CELL] == pd.Series({name: setting[name] for name in CELL})).all(axis=1)]
-        for task in tasks:
-            loss = float(pd.Series(mine[task]).mean())
-            table.append({"method": setting["method"], "task": task[5:], "loss": loss, "change": loss - first[task]})
-    return pd.DataFrame(table)
-
-
-def matched(record: Json) -> list[Json]:
-    """The comparison, and for each method the setting that stands for it with its cost."""
-    by_method = {method["method"]: method for method in record["chosen"]}
-    rows = []
-    for method in record["matched"]:
-        setting = by_method[method["method"]]
-        rows.append({
-            "method": method["method"], "F at equal target": method["F"] if method["reached"] else "does not reach it",
-            f"{record['level']:.0%}": span(method), "seeds": f"{method['reached']} of {method['seeds']}",
-            "setting chosen": f"{setting['setting']} lr={setting['lr']:g}".strip(), "F": setting["F"],
-            "peak F": setting["peak"], "F of what was learned": setting["relative"], "target loss": setting["target"],
-            "new tokens": setting["target_tokens"], "all tokens": float(setting["tokens"]),
-            "ms a step": per(setting, "seconds", 1e3 / setting["steps"]), "MiB": per(setting, "memory", 2.0**-20),
-        })  # fmt: skip
-    return rows
-
-
-def settings(record: Json) -> list[Json]:
-    """Every setting, method by method, the least forgetful first."""
-    points = sorted(record["points"], key=lambda point: (point["method"], point["F"]))
-    return [
-        {
-            "method": point["method"], "setting": point["setting"], "lr": point["lr"], "seeds": point["n"],
-            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"], "target loss": point["target"],
-            "sd": point["target_sd"], "on the frontier": bool(point["best"]),
-        }
-        for point in points
-    ]  # fmt: skip
-
-
-def method(record: Json) -> str:
-    """A paragraph for a paper."""
-    noise = record["seed_noise"]
-    spread = "not measured" if not noise["df"] else f"{noise['F']:.4f} nats ({noise['df']} degrees of freedom)"
-    return (
-        "All methods go on from the same base run of their seed. F is the rise of the earlier tasks' mean held-out "
-        "loss between the first and the last step, peak F its largest rise on a subset while training went on. Every "
-        "method was tuned over its settings and learning rates; F is read off its own frontier (straight lines between "
-        f"its undominated points, seed by seed) at a target loss of {record['matched_target']:.4f}, which is the best "
-        f"of plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%}: "
-        "of F with as many degrees of freedom as there are bases less one, of differences within seeds with the noise "
-        "left after seeds and methods, for all methods at once (Bonferroni). Seed noise of a run: "
-        f"{spread}. The choice among settings is made on the same runs, which favors methods with more of them; the "
-        "line of WiSE contains the ends of plain fine-tuning, so it cannot come out behind it. Replayed tokens count "
-        "as tokens of the budget unless the design says otherwise." + REPLAY
-    )
-
-
-def span(row: Row) -> str:
-    return f"[{row['lo']:.4f}, {row['hi']:.4f}]" if bounded(row) else "no interval"
-
-
-def bounded(row: Row) -> bool:
-    """Whether there is an interval: without replicates its ends are infinite or nan."""
-    return row["hi"] - row["lo"] < float("inf")
-
-
-def per(setting: Row, column: str, scale: float) -> float | None:
-    value = setting.get(column)
-    return None if value is None else round(value * scale, 1)
+ARMS = ("method", "model", "adapter")
+SLACK = 0.05  # relative difference of active parameters that still counts as equal
 
 
 @dataclass(frozen=True)
 class Forgetting(EqualTargetStudy):
     """How to compare.
 
-    tolerance  methods are compared at (1 + tolerance) times the best target loss of plain fine-tuning
+    tolerance  arms are compared at (1 + tolerance) times a best target loss
+    equal      whose best target loss: of the "reference", of the "weakest" arm, or of the weaker of each "pair"
+    arms       what names an arm: the retention "method", the "model" (dense, moe, or moe with its router frozen), or
+               the "adapter" (full, or rank r)
+    reference  the arm that the others are compared with
+    questions  asked of every arm: "matched" (forgets less at equal target loss), "forgets_less" and "learns_less"
+               (each arm at its best rate)
+    margin     asks in place of "matched" whether F of the two differs by less than this many nats
+    claims     {code: {arm, against, question}}: what is asked in place of `questions` of every arm
     level      of the intervals
     """
 
+    arms: str = "method"
+    reference: str = PLAIN
+    equal: str = "reference"
+    questions: Sequence[str] = ("matched",)
+    margin: NonNegative = 0.0
+    claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        asked = [*self.questions, *(claim.get("question", "matched") for claim in self.claims.values())]
+        choices = [("arms", self.arms, ARMS), ("equal", self.equal, EQUAL)]
+        for key, value, allowed in [*choices, *(("questions", question, tuple(QUESTIONS)) for question in asked)]:
+            if value not in allowed:
+                raise ValueError(f"study.{key}={value} must be one of {', '.join(allowed)}")
+        for code, claim in self.claims.items():
+            if not {"arm", "against"} <= claim.keys() <= {"arm", "against", "question"}:
+                raise ValueError(f"study.claims.{code}={dict(claim)} must have arm and against, and may have question")
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Compares the forgetting of all methods at equal target loss."""
+        """Compares the forgetting of all arms at equal target loss."""
         record = self.compare(runs)
+        tables = {
+            "At equal target loss": matched_table(record),
+            "Differences": [entry.row() for entry in record["differences"]],
+            "Where the experts' text went": record["loads"],
+            "Settings": settings_table(record),
+        }
         return Findings(
             headline=headline(record),
             verdicts=[*record["complaints"], *record["claims"]],
-            tables={
-                "At equal target loss": matched(record),
-                "Settings": settings(record),
-            },
-            figures=figures(runs, record),
-            methods=method(record),
+            tables={title: rows for title, rows in tables.items() if rows},
+            figures=figures(record),
+            methods=methods(self, record["seed_noise"]),
         )
 
     def compare(self, runs: Sequence[Run]) -> Json:
-        """Points, frontier, methods at matched target loss, claims. ValueError where nothing can be compared."""
-        rows = outcomes(runs)
-        at = frontier.reference(rows, self.tolerance)
-        points = frontier.averaged(rows)
-        comparisons = frontier.matched(rows, at, self.level)
-        noise = frontier.seed_noise(rows, "F")
+        """Returns rows, points, arms at equal target loss, differences and verdicts.
+
+        Raises ValueError without a run of the reference arm, and where runs of one arm and seed have different bases.
+        """
+        rows = self.rows(runs)
+        require_common_base(rows)
+        target, points = EqualTarget(rows, self.reference, self.equal, self.tolerance), averaged(rows)
+        differences, chosen = self.differences(target), target.chosen(points)
+        noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}
         return {
-            "matched_target": at,
-            "tolerance": self.tolerance,
-            "level": self.level,
-            "seed_noise": {"F": noise.sd, "df": noise.df, "target": frontier.seed_noise(rows, "target").sd},
-            "matched": [asdict(comparison) for comparison in comparisons],
-            "chosen": frontier.chosen(points, at).to_dict("records"),
-            "points": points.to_dict("records"),
-            "complaints": complaints(points, at),
-            "claims": [claim.verdict() for claim in contrast.claims(rows, comparisons, self.level)],
+            "study": self, "rows": rows, "points": points, "order": in_order(rows, self.reference),
+            "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
+            "differences": differences, "loads": expert_loads.load_table(rows, chosen, self.level),
+            "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
+            "complaints": self.complaints(target, points),
+            "claims": [
+                *(entry.verdict for entry in differences), *contrast.claims(rows, self.level),
+                *expert_loads.frozen_load(rows, self.level),
+            ],
+        }  # fmt: skip
+
+    def rows(self, runs: Sequence[Run]) -> Rows:
+        """Returns the table of fine-tuned runs, with arms as options name them."""
+        arm_of = {"method": described, "model": model_arm, "adapter": adapter_arms(runs)}[self.arms]
+        rows: Rows = outcomes(runs, arm_of)
+        if self.arms != "method":
+            rows = rows[~on_line(rows["method"])].reset_index(drop=True)
+        if self.reference not in set(rows["method"]):
+            raise ValueError(f"no finished run of {label(self.reference)}, which the other arms are compared with")
+        by_name = {run.name: run for run in runs}
+        return rows.assign(shifts=[expert_loads.shifts(by_name[name]) for name in rows["run"]])
+
+    def differences(self, target: EqualTarget) -> list[Difference]:
+        """Returns the differences that are asked for, question by question, without those of no common seed."""
+        arms, results = in_order(target.rows, self.reference), []
+        for question in QUESTIONS:
+            pairs = {code: pair for code, pair in self.pairs(question, arms).items() if {*pair} <= {*arms}}
+            gaps = [target.differences(question, *pair) for pair in pairs.values()]
+            margin = self.margin if question == "matched" else 0.0
+            halves = target.half_widths(question, gaps, self.level)
+            for (code, pair), gap, half in zip(pairs.items(), gaps, halves, strict=True):
+                if len(gap):
+                    estimate = estimate_around(float(gap.mean()), half, len(gap), "nats")
+                    results.append(Difference(code, question, *pair, estimate, margin))
+        return results
+
+    def pairs(self, question: str, arms: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Returns the arm and the one that it is compared with, by code, of the claims that ask this question."""
+        if not self.claims:
+            asked = arms[1:] if question in self.questions else []
+            return {f"{question}_{arm}".replace(" ", ""): (arm, self.reference) for arm in asked}
+        claims = {code: claim for code, claim in self.claims.items() if claim.get("question", "matched") == question}
+        return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
+
+    def complaints(self, target: EqualTarget, points: Rows) -> list[Json]:
+        """Returns verdicts on frontiers that end before the target loss, and on arms that are not tuned or not equal.
+
+        Tuning matters where arms are compared at their best rates, and sizes where models are compared.
+        """
+        texts = []
+        for arm, loss in target.bounded(points).items():
+            others = ", and so is what others forget less" * (arm == self.reference)
+            texts.append(("bound", arm, f"learns more than {loss:.4f} on its whole frontier, so its F is an upper bound"
+                          f"{others}; try lower learning rates"))  # fmt: skip
+        asked = {*self.questions, *(claim.get("question") for claim in self.claims.values())}
+        best = target.best.groupby("method")["lr"].first()
+        for arm, part in target.rows.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
+            why = untuned(sorted(set(part["lr"])), float(best[arm]), part["seed"].nunique())
+            texts += [("untuned", str(arm), f"is not tuned: {why}")] * bool(why)
+        sizes = target.rows.groupby("method")["N"].median()
+        for arm, size in sizes.items() if self.arms == "model" else ():
+            if abs(size / sizes[self.reference] - 1) > SLACK:
+                reference = f"{label(self.reference)} {sizes[self.reference]:,.0f}"
+                texts.append(("unequal", str(arm), f"has {size:,.0f} active parameters and {reference}"))
+        return [{"code": code, "level": "warn", "text": f"{label(arm)} {text}"} for code, arm, text in texts]
+
+
+def in_order(rows: Rows, reference: str) -> list[str]:
+    """The reference first, the others by name, with numbers in ascending order."""
+
+    def key(arm: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", arm)]
+
+    return sorted(set(rows["method"]), key=lambda arm: (arm != reference, key(arm)))
+
+
+def matched_table(record: Json) -> list[Json]:
+    """Returns F of each arm at its target loss, that of the reference there, and a setting that stands for the arm."""
+    chosen = {setting["method"]: setting for setting in record["chosen"].to_dict("records")}
+    reference = f"F of {label(record['study'].reference)}"
+    return [
+        {
+            "arm": label(arm["method"]), "at a target loss of": arm["at"],
+            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
+            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
+            "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
         }
+        for arm in record["matched"]
+    ]  # fmt: skip
 
 
-def complaints(points: pd.DataFrame, at: float) -> list[dict[str, str]]:
-    """What makes the comparison weaker than it looks: methods whose slowest rate still learns more than is asked."""
-    methods = frontier.bounded(points, at)
-    if not methods:
-        return []
-    text = f"{', '.join(methods)}: all of the frontier learns more than {at:.4f}, so F there is at most what is told"
-    plain = "; so is what others gain on plain fine-tuning" if PLAIN in methods else ""
-    return [{"code": "bound", "level": "warn", "text": f"{text}{plain}: try lower learning rates"}]
+def settings_table(record: Json) -> list[Json]:
+    """Returns every setting with its costs, arm by arm, the least forgetful first."""
+    order = record["order"]
+    points = sorted(record["points"].to_dict("records"), key=lambda row: (order.index(row["method"]), row["F"]))
+    return [
+        {
+            "arm": label(point["method"]), "setting": point["setting"], "lr": point["lr"], "seeds": point["n"],
+            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"],
+            "F of what was learned": point["relative"], "target loss": point["target"], "sd": point["target_sd"],
+            "on the frontier": bool(point["best"]), "trained parameters": point["tuned"],
+            "new tokens": point["target_tokens"], "all tokens": float(point["tokens"]), "seconds": point["seconds"],
+            "ms a step": rounded(point["seconds"], 1e3 / point["steps"]), "MiB": rounded(point["memory"], 2.0**-20),
+        }
+        for point in points
+    ]  # fmt: skip
 
 
-def figures(runs: Sequence[Run], record: Json) -> Figures:
-    """The figures that the runs allow, by name."""
-    from kleiber.studies import forgetting_figures
-
-    points, chosen = pd.DataFrame(record["points"]), pd.DataFrame(record["chosen"])
-    charts: Figures = {"pareto": lambda: forgetting_figures.pareto(points, record["matched_target"])}
-    if any(row["reached"] for row in record["matched"]):
-        charts["matched"] = lambda: forgetting_figures.matched(record)
-    paths, keys = trajectories(runs), ["method", "setting", "lr"]
-    paths = paths.merge(chosen[keys], on=keys) if len(paths) else paths
-    if len(paths):
-        charts["trajectory"] = lambda: forgetting_figures.trajectory(paths, forgetting_figures.methods_of(points))
-    charts["matrix"] = lambda: forgetting_figures.heat(scores(outcomes(runs), chosen, runs))
-    return charts
+def rounded(value: float | None, scale: float) -> float | None:
+    return None if value is None else round(value * scale, 1)
 
 
 def headline(record: Json) -> str:
-    """Who forgets least at equal target loss, and whether that is more than noise."""
-    reached = [row for row in record["matched"] if row["reached"]]
-    plain = next((row for row in reached if row["method"] == PLAIN), None)
-    where = f"At a target loss of {record['matched_target']:.4f} nats (plain fine-tuning + {record['tolerance']:.0%})"
-    if not reached:
-        return f"{where} no method can be compared: none reaches it."
-    if plain is None:
-        return f"{where} plain fine-tuning was not measured; {describe_method(reached[0])} forgets least."
-    if len(reached) == 1:
-        return f"{where} only {describe_method(reached[0])} can be compared."
-    best = next(row for row in reached if row["method"] != PLAIN)
-    pair = f"{where} {describe_method(best)}, {describe_method(plain)}"
-    if not bounded(best):
-        return f"{pair}: without replicates it is unknown whether they differ."
-    if not best["pairs"]:
-        return f"{pair}: no seed has runs of both, so it is unknown whether they differ."
-    claim = next((row for row in record["claims"] if row["code"] == f"matched_{best['method']}"), None)
-    holds = claim["holds"] if claim else None
-    outcome = {True: "more than noise", False: "which is worse than none", None: "within noise"}[holds]
-    less = f"{contrast.gap(best['less'], best['half'])} below plain fine-tuning, {outcome}"
-    least = f"{describe_method(best)} forgets least of the methods"
-    return f"{where} {least}, {less}; plain fine-tuning: {describe_method(plain)}."
+    """Returns who forgets least at equal target loss, or the decisions on the claims that were asked."""
+    study, differences = record["study"], record["differences"]
+    where = "At equal target loss" if record["at"] is None else f"At a target loss of {record['at']:.4f} nats"
+    compared = {entry.arm for entry in differences if entry.question == "matched"}
+    best = next((row for row in record["matched"] if row["method"] in compared), None)
+    if best is None:
+        names = ", ".join(map(label, record["order"]))
+        return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
+    if study.claims:
+        return f"{where}: {'; '.join(entry.verdict['text'] for entry in differences)}."
+    answers = [entry.verdict["text"] for entry in differences if entry.arm == best["method"]]
+    level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
+    least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
+    answer = "; ".join(answers)
+    return f"{where} {least} (F {level} nats). {answer[:1].upper()}{answer[1:]}."
 
 
-def describe_method(row: Json) -> str:
-    interval = f" {span(row)}" if bounded(row) else ""
-    return f"{row['method']} (F {row['F']:.4f}{interval} nats)"
+def methods(study: Forgetting, noise: Row) -> str:
+    """Returns a paragraph for a paper."""
+    whose = {
+        "reference": f"the best of {label(study.reference)}", "weakest": "the best of the arm that learns least",
+        "pair": "the best of the weaker arm of each pair",
+    }  # fmt: skip
+    spread = "not measured" if not noise["df"] else f"{noise['F']:.4f} nats ({noise['df']} degrees of freedom)"
+    over = {"pair": "is the spread of differences over seeds, pooled over pairs"}
+    return METHODS.format(
+        loss=whose[study.equal], tolerance=study.tolerance, level=study.level, spread=spread,
+        noise=over.get(study.equal, "seeds and arms leave over"),
+    ) + REPLAY * (study.arms == "method")  # fmt: skip
+
+
+METHODS = (
+    "All arms of a seed go on from base runs of that seed. F is the rise of the earlier tasks' mean held-out loss "
+    "between the first and the last step, peak F its largest rise on a subset while training went on. Every arm was "
+    "tuned over its settings and learning rates; F is read off its own frontier (straight lines between its "
+    "undominated points, seed by seed) at {loss} and {tolerance:.1%} more. At its best rate an arm has the setting of "
+    "least mean target loss, among those with the most seeds. Intervals are Student's at {level:.0%}: of F with as "
+    "many degrees of freedom as there are bases less one, of differences within seeds with the noise that {noise}, "
+    "for all answers to a question at once (Bonferroni). Seed noise of a run: {spread}. The choice among settings is "
+    "made on the same runs, which favors arms with more of them; the line of WiSE-FT contains the ends of plain "
+    "fine-tuning, so it cannot come out behind it. Replayed tokens count as tokens of the budget unless the design "
+    "says otherwise. Expert loads are the share of assignments by expert on fixed held-out text; distances are total "
+    "variation. After Biderman et al. 2024, arXiv:2405.09673, and Bethune et al. 2025, arXiv:2502.06042."
+)
+
+
+def figures(record: Json) -> Figures:
+    """Returns the figures that the runs allow, by name."""
+    from kleiber.studies import task_figures
+    from kleiber.studies.compare import chart_forms
+
+    study, rows, order, at = (record[name] for name in ("study", "rows", "order", "at"))
+    names = [label(arm) for arm in order]
+    charts: Figures = {"pareto": lambda: chart_forms.frontier(record["points"], order, at)}
+    reached = [
+        {**row, "series": label(row["method"]), "value": row["F"]} for row in record["matched"] if row["reached"]
+    ]
+    if reached and at is not None:
+        title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
+        charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
+    gaps = [{"panel": gap.measure, "series": label(gap.arm), **asdict(gap.estimate)} for gap in record["differences"]]
+    if gaps:
+        heading = f"Differences between arms, {study.level:.0%} intervals"
+        charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)
+    keys = record["chosen"][CELL]
+    paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
+    if len(paths):
+        steps = paths.assign(step=paths["path"].str[0].astype(float), F=paths["path"].str[1].astype(float))
+        charts["trajectory"] = lambda: task_figures.trajectory(steps, order)
+    if rows["lr"].nunique() > 1:
+        trained = rows[~on_line(rows["method"])]
+        best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")
+        charts["tuning"] = lambda: task_figures.learning_rates(trained.merge(best, on=CELL), order)
+    charts["matrix"] = lambda: task_figures.task_losses(rows, keys, order)
+    if record["loads"]:
+        charts["loads"] = lambda: task_figures.loads(record["loads"], names)
+    return charts

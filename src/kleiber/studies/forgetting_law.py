@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import trends
-from kleiber.studies.compare.frontier import Noise, pooled
-from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, beside, outcomes, real_replay
+from kleiber.studies.compare.contrast import beside, real_replay, trends
+from kleiber.studies.compare.frontier import Noise, best_settings, pooled
+from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, outcomes
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
 from kleiber.studies.laws import analysis, prediction, table
@@ -93,7 +93,7 @@ class ForgettingLaw(IntervalStudy):
         return {
             "main": main, "beside": beside,
             "seed_noise": {"F": noise.sd, "df": noise.df},
-            "claims": [claim.verdict() for claim in trends(rows, noise, self.level)],
+            "claims": trends(rows, noise, self.level),
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
 
@@ -182,8 +182,7 @@ def grid_cells(runs: Sequence[Run]) -> tuple[Rows, Noise]:
 def at_best_rate(rows: Rows) -> Rows:
     """Returns the rows at the rate with the least target loss of plain runs, one rate for each (N, M, steps)."""
     where = ["N", "M", "beside"]
-    means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
-    best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
+    best = best_settings(rows[rows["method"] == PLAIN], where, ["lr"], "target")
     return rows.merge(best, on=[*where, "lr"])
 
 
@@ -243,15 +242,15 @@ def headline(record: Json) -> str:
 
 def figures(record: Json) -> Figures:
     """Returns the figures of the study; without a fitted law only forgetting vs new tokens."""
-    from kleiber.studies import forgetting_figures
+    from kleiber.studies import task_figures
 
-    rows = forgetting_figures.named(record)
+    rows = task_figures.named(record)
     if "no_fit" in record["main"]:
-        return {"tokens": lambda: forgetting_figures.tokens(rows)}
+        return {"tokens": lambda: task_figures.tokens(rows)}
     return {
-        "replay": lambda: forgetting_figures.replay(rows, record),
-        "tokens": lambda: forgetting_figures.tokens(rows),
-        "fit": lambda: forgetting_figures.observed(rows, record),
+        "replay": lambda: task_figures.replay(rows, record),
+        "tokens": lambda: task_figures.tokens(rows),
+        "fit": lambda: task_figures.observed(rows, record),
     }
 
 

@@ -18,7 +18,8 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.rows import Rows, format_mean, seed_means
+from kleiber.studies.compare.decision import Claim
+from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
 from kleiber.studies.laws.analysis import Options, analyze_rows
@@ -30,6 +31,7 @@ from kleiber.types import Config, Json, Natural
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
 FEW = 4.0  # epochs that are said to be nearly free
 NEAR = 0.02  # nats that nearly free means
+NATS = "nats per token"
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class MoELaw(JointLaw):
             return "The gain of more experts cannot be estimated: no run has X = 1 (all experts active)."
         most = means[means["X"] == means["X"].max()]
         best = most.loc[most["tokens"].idxmax()]
+        gain = mean_of(best, NATS).text()
         return (
-            f"X = {best['X']:g} lowers the loss by {format_mean(best['mean'], best['half'])} nats compared with X = 1, "
-            f"at {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters."
+            f"The loss at X = 1 less that at X = {best['X']:g} is {gain}, at {best['tokens']:,.0f} tokens and "
+            f"{best['size']:,.0f} active parameters."
         )
 
     def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:
@@ -200,10 +203,10 @@ class DataRepeat(JointLaw):
                 "text": f"no cell of 2 to {FEW:g} epochs: nothing to say of them",
             }
         worst = part.loc[part["mean"].idxmax()]
-        holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
-        text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
-        text += f"{format_mean(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens "
-        text += f"in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
+        most = mean_of(worst, NATS)
+        decision = Claim("repeated", "fresh", "not_higher", NEAR).decide(most)
+        text = f"up to {FEW:g} epochs cost less than {NEAR} nats: {decision}; the worst is {most.text()} "
+        text += f"of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}
 
     def _headline(self, means: Rows) -> str:
@@ -211,8 +214,8 @@ class DataRepeat(JointLaw):
             return "No cell has both a fresh and a repeated run of the same length: nothing to compare yet."
         most = means.sort_values(["epochs", "N"]).iloc[-1]
         return (
-            f"{most['epochs']:.0f} epochs of one text cost {format_mean(most['mean'], most['half'])} nats per token "
-            f"more than fresh text of the same {most['tokens']:,.0f} tokens, at {most['N']:,.0f} parameters."
+            f"The loss after {most['epochs']:.0f} epochs of one text less that after fresh text is "
+            f"{mean_of(most, NATS).text()}, at {most['tokens']:,.0f} tokens and {most['N']:,.0f} parameters."
         )
 
     def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:

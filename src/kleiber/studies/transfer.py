@@ -9,18 +9,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import pandas as pd
+
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.contrast import verdict
+from kleiber.studies.compare.decision import Estimate, gaps_by_seed, paired_difference
+from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.compare.task_rows import (
-    at_tuned_rate,
-    paired_scores,
-    score_rows,
-    scores_by_seed,
-    transferred,
-)
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row, Share
 
+GROUP = ["kind", "start", "task", "share"]  # what the seeds of a mean have in common
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
     "from nothing by the same model, tokenizer, data order and number of steps. Learning rates were tuned for each "
@@ -49,19 +49,20 @@ class Transfer(IntervalStudy):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
-        rows = at_tuned_rate(tried)
+        # A rate that only some seeds have was for tuning.
+        rows = tried.merge(best_settings(tried, GROUP, ["lr"], "score", higher=True), on=[*GROUP, "lr"])
         gaps, rivals = self.gaps(rows), self.rivals(rows)
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
         data = [row for arm in arms for row in transferred(rows, *arm)]
-        tables: Json = {"Pre-trained less from nothing": gaps}
-        tables |= {"Against other architectures": rivals} if rivals else {}
-        tables |= {"Effective data transferred": [factor_row(row) for row in data]} if data else {}
-        tables["Scores"] = scores(rows)
-        tables |= {"Tuning": tuning(tried)} if len(tried) > len(rows) else {}
+        tables = {
+            "Pre-trained less from nothing": gaps, "Against other architectures": rivals,
+            "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
+            "Tuning": tuning(tried) if len(tried) > len(rows) else [],
+        }  # fmt: skip
         return Findings(
             headline(gaps, self.level),
-            [*verdicts(gaps, self.level), *verdicts(rivals, self.level), *cautions(rows, data)],
-            tables,
+            [*verdicts(gaps), *verdicts(rivals), *cautions(rows, data)],
+            {title: table for title, table in tables.items() if table or title == "Pre-trained less from nothing"},
             figures(rows, gaps, data),
             methods=METHODS.format(level=self.level),
         )
@@ -71,10 +72,7 @@ class Transfer(IntervalStudy):
         table = []
         for (task, kind, start, share), _ in rows[rows["start"] != SCRATCH].groupby(["task", "kind", "start", "share"]):
             same = {"task": task, "kind": kind, "share": share}
-            new = scores_by_seed(rows, start=SCRATCH, **same)
-            if new:
-                ours = scores_by_seed(rows, start=start, **same)
-                table.append({**same, "start": start, "against": SCRATCH, **paired_scores(ours, new, self.level)})
+            table += self.gap(rows, {**same, "start": start}, {**same, "start": SCRATCH}, SCRATCH)
         return table
 
     def rivals(self, rows: Rows) -> list[Json]:
@@ -84,41 +82,141 @@ class Transfer(IntervalStudy):
             mine = rows[(rows["kind"] == kind) & (rows["start"] != SCRATCH)]
             for (task, start, share), _ in mine.groupby(["task", "start", "share"]):
                 same = {"task": task, "start": start, "share": share}
-                theirs = scores_by_seed(rows, kind=other, **same)
-                if theirs:
-                    ours = scores_by_seed(rows, kind=kind, **same)
-                    table.append({**same, "kind": kind, "against": other, **paired_scores(ours, theirs, self.level)})
+                table += self.gap(rows, {**same, "kind": kind}, {**same, "kind": other}, other)
         return table
 
+    def gap(self, rows: Rows, ours: Row, theirs: Row, against: str) -> list[Json]:
+        """The row of one difference, paired by seed; empty where the other side has no runs."""
+        mine, other = scores_by_seed(rows, **ours), scores_by_seed(rows, **theirs)
+        if not other:
+            return []
+        estimate = paired_difference(mine, other, self.level, "") or Estimate(math.nan, None, None, 0, "")
+        value = estimate.value if estimate.n else None
+        numbers = {"gap": value, "lo": estimate.lo, "hi": estimate.hi, "seeds": estimate.n}
+        better = sum(gap > 0 for gap in gaps_by_seed(mine, other))
+        return [{**ours, "against": against, **numbers, "better on": better}]
 
-def spread(row: Row) -> str:
-    if row["lo"] is None:
-        return "no seed in common" if row["gap"] is None else f"{row['gap']:+.4f} (no interval: {row['seeds']} seed)"
-    return f"{row['gap']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}]"
+
+def estimate_of(row: Row) -> Estimate:
+    return Estimate(row["gap"], row["lo"], row["hi"], row["seeds"], "in score")
 
 
-def verdicts(gaps: Sequence[Row], level: float) -> list[Json]:
+def verdicts(gaps: Sequence[Row]) -> list[Json]:
     """Whether the first of a pair scores better, for each pair that has an interval."""
     results = []
-    for row in gaps:
-        if row["lo"] is None:
-            continue
-        outcome = "holds" if row["lo"] > 0 else "does not hold" if row["hi"] < 0 else "undecided"
+    for row in (row for row in gaps if row["lo"] is not None):
         labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
         than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
-        ours = f"{row['kind']} from {row['start']}"
-        text = f"{outcome}: on {row['task']}{labels} {ours} scores above {than}, by {spread(row)}"
+        text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
         code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
-        verdict = {"code": code, "level": "note", "text": f"{text} ({level:.0%}, {row['seeds']} seeds)"}
-        holds = {"holds": True, "does not hold": False, "undecided": None}[outcome]
-        results.append({**verdict, "value": row["gap"], "lo": row["lo"], "hi": row["hi"], "holds": holds})
+        results.append(verdict(code, text, estimate_of(row)))
     return results
+
+
+def score_rows(runs: Sequence[Run]) -> Rows:
+    """A row for each finished fine-tune: kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled
+    tokens), params, seconds. Raises ValueError where there is none."""
+    table = []
+    for run in runs:
+        config = run.config
+        labels = config.get("study") or {}
+        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
+            continue  # a run that is planned alone has no score
+        stage, (name, *_) = run.stage, run.stage["tasks"]
+        usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
+        metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
+        score = stage["metrics"][f"val/{name}/{metric}"]
+        if metric == "rmse":  # scores rise with what is learned, here as everywhere in this study
+            metric, score = f"-{metric}", -score
+        table.append(
+            {
+                **{key: labels[key] for key in ("kind", "start", "task")}, "share": float(labels["share"]),
+                "seed": config["seed"], "lr": stage["lr"], "metric": metric, "score": score,
+                "loss": stage["metrics"][f"val/{name}/loss"],
+                "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
+                "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],
+            }
+        )  # fmt: skip
+    if not table:
+        raise ValueError("no finished run of any task: this study needs the cells of its own design")
+    return pd.DataFrame(table).sort_values(["task", "kind", "start", "share", "seed", "lr"], ignore_index=True)
+
+
+def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str], float]:
+    """The rate with the best score at the first seed, by kind, start and task; ties go to the least loss."""
+    try:
+        rows = score_rows(runs)
+    except ValueError:
+        return {}
+    rates = {}
+    for key, part in rows[(rows["seed"] == 0) & (rows["share"] == share)].groupby(["kind", "start", "task"]):
+        rates[key] = float(part.sort_values(["score", "loss"], ascending=[False, True])["lr"].iloc[0])
+    return rates
+
+
+def scores_by_seed(rows: Rows, **where: str | float) -> dict[int, float]:
+    """Scores by seed of one kind, start, task and share."""
+    for key, value in where.items():
+        rows = rows[rows[key] == value]
+    return dict(zip(rows["seed"], rows["score"], strict=True))
+
+
+def equivalent_labels(curve: Mapping[float, float], score: float) -> float:
+    """The amount of labelled data with which training from scratch reaches `score`.
+
+    curve  score by amount of data; its running maximum is interpolated log-linearly
+
+    Returns inf above the curve and 0 below it.
+    """
+    data = np.array(sorted(curve))
+    reached = np.maximum.accumulate([curve[amount] for amount in data])
+    if score > reached[-1]:
+        return math.inf
+    if score < reached[0]:
+        return 0.0
+    right = int(np.argmax(reached >= score))
+    if right == 0:
+        return float(data[0])
+    low, high = reached[right - 1], reached[right]
+    at = (score - low) / (high - low)
+    return float(math.exp(math.log(data[right - 1]) * (1 - at) + math.log(data[right]) * at))
+
+
+def transferred(rows: Rows, kind: str, start: str, task: str) -> list[Json]:
+    """Effective data transferred, in labelled tokens, at each share of the labels.
+
+    This is the amount that training from scratch needs for the same score, less the amount used. `factor` is (used +
+    transferred) / used: the median over seeds with their least and most; inf where all labels are not enough, 0 where
+    the score is below that of the smallest share. Hernandez et al. 2021, arXiv:2102.01293, section 1.1.
+    """
+    part = rows[(rows["kind"] == kind) & (rows["task"] == task)]
+    new, ours = part[part["start"] == SCRATCH], part[part["start"] == start]
+    curves = {seed: dict(zip(part["tokens"], part["score"], strict=True)) for seed, part in new.groupby("seed")}
+    table = []
+    for share, part in ours.groupby("share"):
+        pairs = [
+            (equivalent_labels(curves[seed], score) / tokens, tokens)
+            for seed, score, tokens in zip(part["seed"], part["score"], part["tokens"], strict=True)
+            if len(curves.get(seed, ())) > 1
+        ]
+        if pairs:
+            factors = sorted(factor for factor, _ in pairs)
+            labelled = float(np.mean([tokens for _, tokens in pairs]))
+            middle = factors[(len(factors) - 1) // 2]
+            table.append(
+                {
+                    "kind": kind, "start": start, "task": task, "share": share, "labelled tokens": labelled,
+                    "transferred": (middle - 1) * labelled, "factor": middle, "least": factors[0], "most": factors[-1],
+                    "seeds": len(pairs),
+                }
+            )  # fmt: skip
+    return table
 
 
 def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
     """Warnings about few seeds and about transferred data without an upper bound."""
     warnings = []
-    seeds = int(rows.groupby(["kind", "start", "task", "share"])["seed"].nunique().min())
+    seeds = int(rows.groupby(GROUP)["seed"].nunique().min())
     if seeds < 3:
         warnings.append(
             {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
@@ -138,7 +236,7 @@ def headline(gaps: Sequence[Row], level: float) -> str:
             best[row["task"]] = row
     if not best:
         return "Nothing can be compared: no task was trained from a base and from nothing alike."
-    sentences = [f"{task} {spread(row)} ({row['kind']} from {row['start']})" for task, row in best.items()]
+    sentences = [f"{task} {estimate_of(row).text()} ({row['kind']} from {row['start']})" for task, row in best.items()]
     return (
         f"Score gained by pre-training, the best start of each task, {level:.0%} intervals over seeds: "
         f"{'; '.join(sentences)}."
@@ -174,16 +272,25 @@ def factor_row(row: Row) -> Json:
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies.compare import figures as drawing
+    from kleiber.studies import task_figures
+    from kleiber.studies.compare.chart_forms import estimates
 
     charts: Figures = {}
-    if any(row["gap"] is not None for row in gaps):
-        charts["gaps"] = lambda: drawing.score_gains(gaps)
+    names = sorted(set(rows["kind"] + " from " + rows["start"]), key=lambda name: (not name.endswith(SCRATCH), name))
+    most = max((row["share"] for row in gaps), default=1.0)
+    entries = [
+        {"panel": row["task"], "series": f"{row['kind']} from {row['start']}", "value": row["gap"], **row}
+        for row in gaps
+        if row["share"] == most and row["gap"] is not None
+    ]
+    if entries:
+        x_title, title = "score above the same model from nothing", "Score gained by pre-training"
+        charts["gaps"] = lambda: estimates(entries, names, x_title, title, zero=True)
     if rows["share"].nunique() > 1:
-        charts["labels"] = lambda: drawing.scores_by_labels(rows)
+        charts["labels"] = lambda: task_figures.scores_by_labels(rows, names)
     if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
-        charts["transferred"] = lambda: drawing.effective_data(data)
+        charts["transferred"] = lambda: task_figures.effective_data(data, names)
     texts = rows.loc[rows["start"] != SCRATCH, "start"]
     if texts.str.partition("/")[2].nunique() > 1:
-        charts["texts"] = lambda: drawing.scores_by_text(rows)
+        charts["texts"] = lambda: task_figures.scores_by_text(rows)
     return charts

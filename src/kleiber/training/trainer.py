@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -269,8 +269,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@cache
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s for the MFU: measured by an fp32 matrix product on a CPU, from the data sheet on a GPU.
+    """Peak FLOP/s for the MFU: measured once by an fp32 matrix product on a CPU, from the data sheet on a GPU.
 
     None for a GPU that is not in the table.
     """

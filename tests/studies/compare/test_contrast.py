@@ -3,12 +3,40 @@
 import pandas as pd
 import pytest
 
-from kleiber.studies.compare.contrast import claims, gap
+from kleiber.studies.compare.contrast import (
+    Difference,
+    claims,
+    format_level,
+    verdict,
+)
+from kleiber.studies.compare.decision import Claim, estimate_around
 
 
-def test_a_difference_without_replicates_has_no_interval_in_words():
-    assert gap(-0.0149, 0.02) == "-0.0149 +- 0.0200 nats"
-    assert gap(-0.0149, float("inf")) == "-0.0149 nats (no interval)"
+def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
+    alone = estimate_around(-0.0149, float("inf"), 1, "nats")
+    assert (alone.lo, alone.hi) == (None, None) and "no interval" in alone.text()
+    assert verdict("code", "text", alone)["holds"] is None
+    assert format_level(alone).startswith("-0.0149 (no interval")
+
+
+@pytest.mark.parametrize(("value", "half", "holds"), [(0.3, 0.1, True), (-0.3, 0.1, False), (0.05, 0.1, None)])
+def test_the_opposite_of_a_claim_is_decided_the_other_way(value, half, holds):
+    higher, lower = (
+        verdict("code", "text", estimate_around(sign * value, half, 3, "nats"), Claim("a", "b", direction))
+        for sign, direction in ((1, "higher"), (-1, "lower"))
+    )
+    assert higher["holds"] is lower["holds"] is holds
+    turned = verdict("code", "text", estimate_around(value, half, 3, "nats"), Claim("a", "b", "lower"))
+    assert turned["holds"] is (None if holds is None else not holds)
+
+
+@pytest.mark.parametrize(("value", "half", "holds"), [(0.0, 0.005, True), (0.05, 0.01, False), (0.01, 0.005, None)])
+def test_with_a_margin_two_arms_forget_the_same_where_the_whole_interval_lies_within_it(value, half, holds):
+    entry = Difference(
+        "matched_rank1", "matched", "rank 1", "full", estimate_around(value, half, 3, "nats"), margin=0.01
+    )
+    assert entry.verdict["holds"] is holds and entry.verdict["code"] == "matched_rank1"
+    assert "full fine-tuning" in entry.measure
 
 
 def rows(points):
@@ -21,7 +49,7 @@ def rows(points):
 
 
 def claim(points, code):
-    return next(entry for entry in claims(rows(points), [], 0.9) if entry.code == code)
+    return next(entry for entry in claims(rows(points), 0.9) if entry["code"] == code)
 
 
 def test_one_replicate_is_weaker_than_three_with_a_smaller_fall():
@@ -33,7 +61,7 @@ def test_one_replicate_is_weaker_than_three_with_a_smaller_fall():
         method = "replay" if share else "none"
         points += [(method, share, 0.01, s, 1e6, F + base[s] + next(wiggle), 1.5) for s in range(seeds)]
     warning = claim(points, "replay_monotone")
-    assert "from 0.05 to 0.2" in warning.text and warning.value > 0.0197 and warning.holds is True
+    assert "from 0.05 to 0.2 " in warning["text"] and warning["value"] > 0.0197 and warning["holds"] is True
 
 
 def test_a_step_that_rises_beyond_noise_is_the_answer_whatever_else_is_noisier():
@@ -43,7 +71,7 @@ def test_a_step_that_rises_beyond_noise_is_the_answer_whatever_else_is_noisier()
         method = "replay" if share else "none"
         points += [(method, share, 0.01, s, 1e6, F + next(wiggle), 1.5) for s in range(seeds)]
     warning = claim(points, "replay_monotone")
-    assert warning.holds is False and "from 0 to 0.01" in warning.text, warning.text
+    assert warning["holds"] is False and "from 0 to 0.01 " in warning["text"], warning["text"]
 
 
 def test_learning_rates_are_compared_at_equal_length():
@@ -51,15 +79,15 @@ def test_learning_rates_are_compared_at_equal_length():
     points = [("none", 0.0, 0.003, s, n, F + 0.001 * s, 1.5) for s in range(3) for n, F in ((1e6, 0.2), (4e6, 0.5))]
     points += [("none", 0.0, 0.03, s, 1e6, 0.3 + 0.001 * s + 1e-4 * (s == 1), 1.5) for s in range(3)]
     warning = claim(points, "fast_forgets")
-    assert warning.value == pytest.approx(0.1, abs=1e-3) and warning.holds is True
+    assert warning["value"] == pytest.approx(0.1, abs=1e-3) and warning["holds"] is True
 
 
-@pytest.mark.parametrize(("tokens", "words"), [(1e6, "at equal tokens"), (1e6 / 0.95, "at equal new tokens")])
+@pytest.mark.parametrize(("tokens", "words"), [(1e6, "at equal tokens:"), (1e6 / 0.95, "at equal new tokens:")])
 def test_what_is_equal_between_replay_and_plain_is_said(tokens, words):
     points = [("none", 0.0, 0.01, s, 1e6, 0.3 + 0.01 * s, 1.5 + 0.01 * s) for s in range(3)]
     points += [("replay", 0.05, 0.01, s, tokens, 0.2 + 0.011 * s, 1.51 + 0.011 * s) for s in range(3)]
     warning = claim(points, "replay_cheap")
-    assert warning.text.endswith(words) and warning.value == pytest.approx(0.0101 / 1.51, rel=0.2)
+    assert words in warning["text"] and warning["value"] == pytest.approx(0.0101 / 1.51, rel=0.2)
 
 
 def test_replay_of_small_memories_is_no_part_of_the_curve_of_replay():
@@ -67,8 +95,8 @@ def test_replay_of_small_memories_is_no_part_of_the_curve_of_replay():
     points += [("replay", 0.2, 0.01, s, 1e6, 0.04 + s / 1e3, 1.0) for s in range(3)]
     small = rows([("replay", 0.2, 0.01, s, 1e6, 0.09 + s / 1e3, 1.0) for s in range(3)]).assign(kept=8e3)
     whole = rows(points)
-    first_claims = [claims(table, [], 0.9)[0] for table in (whole, pd.concat([whole, small], ignore_index=True))]
-    assert first_claims[0].code == first_claims[1].code == "replay_monotone"
-    assert first_claims[0].value == pytest.approx(first_claims[1].value) == pytest.approx(0.06)
+    first_claims = [claims(table, 0.9)[0] for table in (whole, pd.concat([whole, small], ignore_index=True))]
+    assert first_claims[0]["code"] == first_claims[1]["code"] == "replay_monotone"
+    assert first_claims[0]["value"] == pytest.approx(first_claims[1]["value"]) == pytest.approx(0.06)
     alone = rows(points[:3])
-    assert claims(pd.concat([alone, small], ignore_index=True), [], 0.9)[0].value == pytest.approx(0.01)
+    assert claims(pd.concat([alone, small], ignore_index=True), 0.9)[0]["value"] == pytest.approx(0.01)

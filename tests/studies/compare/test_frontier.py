@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies import forgetting
 from kleiber.studies.compare import frontier
 from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.forgetting import Forgetting
@@ -34,17 +33,55 @@ def shifted(rows, by):
     return rows.assign(F=rows["F"] + rows["seed"].map(by))
 
 
+def compared(rows, reference="none", equal="reference"):
+    return frontier.EqualTarget(rows, reference, equal, 0.02)
+
+
 def test_what_the_runs_of_a_seed_share_widens_no_difference_between_methods(study):
     rows = outcomes.outcomes(read_runs(study))
-    at = frontier.reference(rows, 0.02)
-    plain, moved = (frontier.matched(row, at, 0.9) for row in (rows, shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})))
-    for before, after in zip(plain, moved, strict=True):
-        assert (after.less, after.half) == pytest.approx((before.less, before.half), abs=1e-9)
-    by_name = {row.method: row for row in moved}["replay"]
+    moved = shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})
+    gaps = [
+        [compared(table).differences("matched", arm, "none") for arm in ("replay", "wise")] for table in (rows, moved)
+    ]
+    halves = [
+        compared(table).half_widths("matched", both, 0.9) for table, both in zip((rows, moved), gaps, strict=True)
+    ]
+    assert halves[0] == pytest.approx(halves[1], abs=1e-9)
+    assert [gap.mean() for gap in gaps[0]] == pytest.approx([gap.mean() for gap in gaps[1]], abs=1e-9)
+    by_name = {row["method"]: row for row in compared(moved).levels(0.9)}["replay"]
     # Student's t of two degrees of freedom, 2.92, times the bases' sd over the root of three, twice
-    assert by_name.hi - by_name.lo == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
+    assert by_name["hi"] - by_name["lo"] == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
         "known no better than by three bases"
     )
+
+
+def test_a_difference_is_minus_that_of_the_arms_exchanged(study):
+    target = compared(outcomes.outcomes(read_runs(study)), equal="pair")
+    for question in ("matched", "forgets_less", "learns_less"):
+        ours, theirs = (target.differences(question, *arms) for arms in (("replay", "none"), ("none", "replay")))
+        assert (ours + theirs).abs().max() < 1e-12 and len(ours) == 3
+
+
+def test_where_arms_are_compared(study):
+    """At the best loss of the reference, of the arm that learns least, or of the weaker of the pair."""
+    rows = outcomes.outcomes(read_runs(study))
+    worse = rows["method"].map({"none": 0.0, "replay": 0.1, "l2sp": 0.2})
+    rows = rows.assign(target=rows["target"] + worse).dropna(subset="target")
+    best = {arm: part.groupby(["setting", "lr"])["target"].mean().min() for arm, part in rows.groupby("method")}
+    assert best["l2sp"] > best["replay"] > best["none"]
+    for equal, weaker in (("reference", "none"), ("pair", "replay"), ("weakest", "l2sp")):
+        assert compared(rows, equal=equal).loss("replay", "none") == pytest.approx(1.02 * best[weaker])
+
+
+def test_the_best_setting_has_the_most_seeds():
+    """A better mean of fewer seeds is no comparison, and of scores the highest is the best."""
+    rows = pd.DataFrame(
+        [("a", 0.1, 1.0), ("a", 0.1, 1.2), ("a", 0.2, 0.3), ("a", 0.3, 2.0), ("a", 0.3, 2.0), ("b", 0.9, 5.0)],
+        columns=["arm", "lr", "loss"],
+    )
+    lowest, highest = (frontier.best_settings(rows, ["arm"], ["lr"], "loss", higher) for higher in (False, True))
+    assert lowest.to_dict("records") == [{"arm": "a", "lr": 0.1}, {"arm": "b", "lr": 0.9}]
+    assert highest.to_dict("records") == [{"arm": "a", "lr": 0.3}, {"arm": "b", "lr": 0.9}]
 
 
 def test_noise_is_that_of_runs_and_not_of_points_between_them(study):
@@ -59,15 +96,21 @@ def test_noise_is_that_of_runs_and_not_of_points_between_them(study):
 
 def test_many_methods_widen_each_comparison(study):
     rows = outcomes.outcomes(read_runs(study))
-    at = frontier.reference(rows, 0.02)
-    few = rows[rows["method"].isin(["none", "replay"])]
-    (row,) = (m for m in frontier.matched(few.assign(F=few["F"]), at, 0.9) if m.method == "replay")
-    table = frontier.at_target(few, at)
-    noise = frontier.blocked(table)
-    assert noise.df == 2 and row.half == pytest.approx(noise.half_width(0.9, 2 / 3))
-    (longer,) = (m for m in frontier.matched(rows, at, 0.9) if m.method == "replay")
-    models = frontier.at_target(rows, at)[["none", "replay", "l2sp"]].dropna(axis=1, how="all")
-    assert longer.half == pytest.approx(frontier.blocked(models).half_width(1 - 0.1 / (len(models.columns)), 2 / 3))
+    few = compared(rows[rows["method"].isin(["none", "replay"])])
+    gap = few.differences("matched", "replay", "none")
+    noise = frontier.blocked(few.table())
+    assert noise.df == 2 and few.half_widths("matched", [gap], 0.9) == [pytest.approx(noise.half_width(0.9, 2 / 3))]
+    pair, alone = (few.half_widths("matched", [gap] * number, 0.9)[0] for number in (2, 1))
+    assert pair == pytest.approx(noise.half_width(0.95, 2 / 3)) and pair > alone
+    assert few.half_widths("matched", [gap, gap.iloc[:0]], 0.9)[0] == alone, "what was not tested costs nothing"
+
+
+def test_pairs_with_losses_of_their_own_pool_the_spread_of_their_differences(study):
+    target = compared(outcomes.outcomes(read_runs(study)), equal="pair")
+    gaps = [target.differences("matched", arm, "none") for arm in ("replay", "wise")]
+    noise = frontier.pooled([gap.to_numpy() for gap in gaps])
+    assert noise.df == 4
+    assert target.half_widths("matched", gaps, 0.9) == pytest.approx([noise.half_width(0.95, 1 / 3)] * 2)
 
 
 def test_several_bases_of_one_seed_are_refused(tmp_path):
@@ -86,23 +129,25 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
         Forgetting().compare(read_runs(tmp_path / "s"))
 
 
-def test_a_frontier_that_ends_before_the_target_is_said_to_bound_f(study):
+def test_a_frontier_that_ends_before_the_target_bounds_f(study):
     rows = outcomes.outcomes(read_runs(study))
     assert Forgetting().compare(read_runs(study))["complaints"] == []
-    fast = frontier.averaged(rows[rows["lr"] > 0.02])
+    fast = rows[rows["lr"] > 0.02]
     slow = rows[(rows["lr"] < 0.02) & (rows["method"] == "none")].assign(F=9.0)  # beaten by every faster run
-    points = frontier.averaged(pd.concat([rows[rows["lr"] > 0.02], slow]))
-    assert "none" in frontier.bounded(fast, 2.04) and "none" in frontier.bounded(points, 2.04)
-    (claim,) = forgetting.complaints(points, 2.04)
-    assert claim["code"] == "bound" and "what others gain on plain fine-tuning" in claim["text"]
+    for part in (fast, pd.concat([fast, slow])):
+        target, points = compared(part), frontier.averaged(part)
+        assert "none" in target.bounded(points)
+        complaints = Forgetting().complaints(target, points)
+        (verdict,) = (entry for entry in complaints if entry["text"].startswith("plain"))
+        assert verdict["code"] == "bound" and "what others forget less" in verdict["text"]
 
 
 def test_a_method_that_reaches_the_loss_from_the_easiest_base_alone_is_not_first(study):
     """Its mean F is the least because that base forgets least; within the seed it gains less than replay does."""
     rows = shifted(outcomes.outcomes(read_runs(study)), {0: -0.4, 1: 0.0, 2: 0.4})
-    at = frontier.reference(rows, 0.02)
     rows = rows[(rows["method"] != "l2sp") | (rows["seed"] == 0)]
-    result = [method for method in frontier.matched(rows, at, 0.9) if method.method != "wise"]
-    by_name = {method.method: method for method in result}
-    assert by_name["l2sp"].F < by_name["replay"].F and by_name["l2sp"].less < by_name["replay"].less
-    assert [method.method for method in result] == ["replay", "l2sp", "none"]
+    target = compared(rows[rows["method"] != "wise"])
+    levels = {row["method"]: row for row in target.levels(0.9)}
+    less = {arm: float(target.differences("matched", arm, "none").mean()) for arm in ("replay", "l2sp")}
+    assert levels["l2sp"]["F"] < levels["replay"]["F"] and less["l2sp"] < less["replay"]
+    assert list(levels) == ["replay", "l2sp", "none"]

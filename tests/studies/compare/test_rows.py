@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import rows as outcomes
-from kleiber.studies.compare.rows import seed_means
+from kleiber.studies.compare.rows import difference, mean_of, seed_means
 
 from ..comparisons import truth, write_study
 
@@ -29,6 +29,8 @@ def test_runs_are_read_as_forgetting_and_target_loss(study):
     line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]
     assert list(line["setting"]) == ["a=0", "a=0.5", "a=1"] and line["F"].iloc[0] == pytest.approx(0)
     assert not any(rows["run"].str.startswith("base")), "a base had nothing to forget"
+    assert row["path"][0][1] == 0.0 and max(F for _, F in row["path"]) == row["peak"] and line["path"].iloc[0] == []
+    assert row["start/docs"] == 2.0 and row["loss/docs"] == pytest.approx(2.0 + row["F"])
 
 
 def test_text_that_the_model_wrote_is_a_method_of_its_own():
@@ -55,3 +57,31 @@ def test_branches_of_a_trunk_are_no_seeds_of_their_own():
     rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
     result, apart = (seed_means(row, ["D"], "v") for row in (rows, rows.drop(columns="run")))
     assert (result["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)
+
+
+def test_arms_by_model_are_dense_a_mixture_or_one_whose_router_is_frozen():
+    moe = {"model": {"mlp": {"num_experts": 8}}}
+    frozen = {"_target_": "kleiber.adapters.Freeze", "train": None, "freeze": ["router"]}
+    assert outcomes.model_arm({"model": {"mlp": {"_target_": "x"}}}) == ("dense", "")
+    assert outcomes.model_arm(moe) == ("moe", "")
+    assert outcomes.model_arm({**moe, "adapter": frozen}) == ("moe, router frozen", "")
+    more_frozen = {**frozen, "freeze": ["router", "experts"]}
+    assert outcomes.model_arm({**moe, "adapter": more_frozen}) == ("moe with frozen parts", "freeze=router+experts")
+    replay = {"replay": {"_target_": "x", "fraction": 0.05}}
+    assert outcomes.model_arm({**moe, "retention": replay}) == ("moe with replay", "fraction=0.05")
+
+
+def test_every_method_of_the_config_has_a_label_that_is_no_code_name():
+    names = [outcomes.label(name) for name in ("none", "ewc", "lwf", "agem", "l2sp", "wise", "lora+ewc+wise")]
+    expected = ["plain fine-tuning", "EWC", "LwF", "A-GEM", "L2-SP", "WiSE-FT", "LoRA + EWC + WiSE-FT"]
+    assert names == expected and outcomes.label("rank 16") == "rank 16"
+
+
+def test_a_difference_of_means_is_antisymmetric_and_needs_a_repeated_setting_for_an_interval():
+    table = pd.DataFrame({"x": [1, 1, 2, 2], "y": [1.0, 1.2, 2.0, 2.1]})
+    means = seed_means(table, ["x"], "y")
+    forth, back = (difference(means.iloc[i], means.iloc[1 - i], "nats") for i in (0, 1))
+    assert (forth.value, forth.lo, forth.hi) == pytest.approx((-back.value, -(back.hi or 0), -(back.lo or 0)))
+    assert mean_of(means.iloc[0], "nats").value == pytest.approx(1.1) and forth.value == pytest.approx(-0.95)
+    alone = seed_means(table[::2], ["x"], "y")
+    assert difference(alone.iloc[0], alone.iloc[1], "nats").lo is None and mean_of(alone.iloc[0], "nats").hi is None

@@ -9,8 +9,8 @@ from kleiber.config.check import check
 from kleiber.config.compose import Composer, conf_dir, resolve_config
 from kleiber.config.stages import stage_configs
 from kleiber.runs.inherit import complete_config
-from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.sequences import Sequences, hydra_literal, orders_of, stage_node, williams
+from kleiber.studies.sequence_metrics import AGAIN
 
 TASKS = {"docs": {"data.domain": "docs"}, "trec": {"data": "topic/trec", "objective": "classify", "data.path": "x y"}}
 ARMS = {"none": {}, "replay": {"retention": "replay", "retention.replay.fraction": [0.1, 0.2]}}

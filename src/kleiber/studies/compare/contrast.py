@@ -1,4 +1,4 @@
-"""Claims about forgetting and their tests: each with an estimate, an interval, and holds, does not hold or undecided.
+"""Estimates with intervals and verdicts on claims about fine-tuned runs: replay, learning rates, averages, trends.
 
 A claim without the runs that test it is left out. Differences are within seeds, whose runs share a base, and their
 noise is pooled over all settings. `trends` tests how forgetting F changes from one end of an input to the other.
@@ -6,98 +6,163 @@ noise is pooled over all settings. `trends` tests how forgetting F changes from 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import isfinite
 
 import numpy as np
 
-from kleiber.studies.compare.frontier import Matched, Noise, pooled, within_seeds
-from kleiber.studies.compare.rows import PLAIN, Rows, beside, real_replay
+from kleiber.studies.compare.decision import Claim, Decision, Estimate, estimate_around
+from kleiber.studies.compare.frontier import Noise, pooled, within_seeds
+from kleiber.studies.compare.rows import PLAIN, Rows, label
 from kleiber.types import Json, Row
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
+POSITIVE = Claim("", "", "higher")
+QUESTIONS = {  # that are asked of two arms
+    "matched": "{arm} forgets less than {against} at equal target loss",
+    "forgets_less": "{arm} forgets less than {against}, each at its best rate",
+    "learns_less": "{arm} learns less than {against}, each at its best rate",
+}
+WITHIN = "at equal target loss {arm} and {against} forget the same, to {margin:g} nats"
+
+
+def format_level(estimate: Estimate) -> str:
+    """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
+    ends = "(no interval)" if estimate.lo is None else f"[{estimate.lo:.4f}, {estimate.hi:.4f}]"
+    return f"{estimate.value:.4f} {ends}"
+
+
+def verdict(code: str, text: str, estimate: Estimate, claim: Claim = POSITIVE, test: Estimate | None = None) -> Json:
+    """Returns the verdict of findings.json on a claim.
+
+    text      the claim as a sentence without its numbers
+    estimate  of the quantity that the claim is about
+    claim     what has to hold of the quantity; by default that it is positive
+    test      a quantity that decides the claim in place of the estimate
+    """
+    decision = claim.decide(test or estimate)
+    holds = {Decision.SUPPORTED: True, Decision.CONTRADICTED: False}.get(decision)
+    numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
+    return {"code": code, "level": "note", "text": f"{text}: {decision}, {estimate.text()}", **numbers, "holds": holds}
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim with its estimate and interval [lo, hi], in the unit of the text; `holds` is None where undecided."""
+class Difference:
+    """How much less an arm forgets or learns than another, and the claim about it.
+
+    question  a key of QUESTIONS
+    margin    of the claim that the two differ by less; 0 for the claim that the difference is positive
+    """
 
     code: str
-    text: str
-    value: float
-    lo: float
-    hi: float
-    holds: bool | None
+    question: str
+    arm: str
+    against: str
+    estimate: Estimate
+    margin: float = 0.0
 
+    @property
+    def measure(self) -> str:
+        """What differs, as the title of a panel."""
+        measure = "target loss above" if self.question == "learns_less" else "F below"
+        return f"{measure} {label(self.against)}, {'equal target loss' if self.question == 'matched' else 'best rates'}"
+
+    @property
     def verdict(self) -> Json:
         """The verdict of findings.json."""
-        outcome = {True: "holds", False: "does not hold", None: "undecided"}[self.holds]
-        return {**asdict(self), "level": "note", "text": f"{outcome}: {self.text}"}
+        text = WITHIN if self.margin else QUESTIONS[self.question]
+        text = text.format(arm=label(self.arm), against=label(self.against), margin=self.margin)
+        claim = Claim(self.arm, self.against, "within", self.margin) if self.margin else POSITIVE
+        return verdict(self.code, text, self.estimate, claim)
+
+    def row(self) -> Json:
+        """The row of the table of differences."""
+        return {"arm": label(self.arm), "difference": self.measure, **asdict(self.estimate)}
 
 
-def above(code: str, text: str, value: float, half: float, least: float = 0.0) -> Claim:
-    """The claim that a quantity with the half-width `half` is larger than `least`."""
-    lo, hi = value - half, value + half
-    return Claim(code, text, value, lo, hi, True if lo > least else False if hi < least else None)
-
-
-def claims(rows: Rows, comparisons: Sequence[Matched], level: float) -> list[Claim]:
-    """All claims that these runs can test, with intervals at the confidence level `level`."""
-    noise = {name: within_seeds(rows, name) for name in ("F", "target")}
+def claims(rows: Rows, level: float) -> list[Json]:
+    """Verdicts on replay, learning rates and averages that these runs can test, at the confidence level `level`."""
     rows = rows.assign(beside=beside(rows))
+    noise = {name: within_seeds(rows, name) for name in ("F", "target")}
     return [
         *replay_is_monotone(rows, noise["F"], level),
         *replay_is_cheap(rows, noise["target"], level),
         *fast_forgets(rows, noise["F"], level),
         *averaging(rows, level),
-        *against_plain(comparisons),
     ]
 
 
-def contrast(table: Rows, arm: float | str, other: float | str, noise: Noise, level: float) -> tuple[float, float]:
-    """Mean of arm - other over the rows that have both columns, and its half-width; nan without such rows."""
+def contrast(table: Rows, arm: float, other: float, noise: Noise, level: float) -> Estimate | None:
+    """Mean of arm - other over the rows that have both columns; None without such rows."""
     gaps = (table[arm] - table[other]).dropna()
-    return (float(gaps.mean()), noise.half_width(level, 2 / len(gaps))) if len(gaps) else (float("nan"), float("nan"))
+    if not len(gaps):
+        return None
+    return estimate_around(float(gaps.mean()), noise.half_width(level, 2 / len(gaps)), len(gaps), "nats")
 
 
-def replay_is_monotone(rows: Rows, noise: Noise, level: float) -> list[Claim]:
+def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
+    """A measure of plain fine-tuning and of replay of the earlier tasks' text, pairs x replayed share, by rate."""
+    parts: Rows = real_replay(rows).groupby("lr")
+    return {lr: part.pivot_table(index=PAIRED, columns="replayed", values=measure) for lr, part in parts}
+
+
+def real_replay(rows: Rows) -> Rows:
+    """The rows of plain fine-tuning, and of replay of the text of the earlier tasks with the largest memory."""
+    replay, kept = rows["method"] == "replay", rows["kept"]
+    return rows[(rows["method"] == PLAIN) | (replay & (kept == kept[replay].max()))]
+
+
+def beside(rows: Rows, by: Sequence[str] = ()) -> list[float]:
+    """For each row the steps of the plain runs, equal in `by`, that it is compared with; nan without plain runs.
+
+    These have as many steps or, where replay was added to the budget (design.equal=target), as much new text.
+    """
+    keys = list(zip(*(rows[name] for name in by), strict=True)) or [()] * len(rows)
+    plain: dict[tuple[float, ...], set[float]] = {}
+    for key, steps, method in zip(keys, rows["steps"], rows["method"], strict=True):
+        plain.setdefault(key, set()).update({steps} if method == PLAIN else ())
+    nearest = []
+    for key, steps, share in zip(keys, rows["steps"], rows["replayed"], strict=True):
+        near = min(plain[key], key=lambda other, new=steps * (1 - share): abs(other - new), default=float("nan"))
+        nearest.append(float(steps if steps in plain[key] else near))
+    return nearest
+
+
+def replay_is_monotone(rows: Rows, noise: Noise, level: float) -> list[Json]:
     """F falls with each step of the replayed share, at each learning rate, for all steps at once (Bonferroni).
 
     The estimate is that of the weakest step: one that rises beyond noise, else that whose interval ends lowest.
     """
-    tables = {lr: part.pivot_table(index=PAIRED, columns="replayed", values="F") for lr, part in by_rate(rows)}
+    tables = by_rate(rows, "F")
     steps = [(lr, p, q) for lr, table in tables.items() for p, q in pairwise(sorted(table))]
-    falls: list[tuple[float, float, str]] = []
+    falls: list[tuple[float, Estimate, str]] = []
     for lr, p, q in steps:
-        fall, half = contrast(tables[lr], p, q, noise, 1 - (1 - level) / len(steps))
-        if fall == fall:
-            falls.append((fall, half, f"{p:g} to {q:g} at learning rate {lr:g}"))
+        fall = contrast(tables[lr], p, q, noise, 1 - (1 - level) / len(steps))
+        if fall is not None:
+            lowest = -math.inf if fall.lo is None else fall.lo
+            falls.append((lowest, fall, f"from {p:g} to {q:g} at learning rate {lr:g}"))
     if not falls:
         return []
-    fall, half, where = min(
-        [step for step in falls if step[0] + step[1] < 0] or falls, key=lambda step: step[0] - step[1]
-    )
-    text = f"F falls with every step of the replayed share: the weakest falls by {gap(fall, half)}, from {where}"
-    return [above("replay_monotone", text, fall, half)]
+    rises = [step for step in falls if step[1].hi is not None and step[1].hi < 0]
+    _, fall, where = min(rises or falls, key=lambda step: step[0])
+    return [verdict("replay_monotone", f"F falls with every step of the replayed share, least {where}", fall)]
 
 
-def replay_is_cheap(rows: Rows, noise: Noise, level: float) -> list[Claim]:
+def replay_is_cheap(rows: Rows, noise: Noise, level: float) -> list[Json]:
     """5 % replay costs less than 2 % of the target loss, where plain fine-tuning learns best."""
-    tables = {lr: part.pivot_table(index=PAIRED, columns="replayed", values="target") for lr, part in by_rate(rows)}
-    pairs_by_rate = {lr: table[[0.0, 0.05]].dropna() for lr, table in tables.items() if {0.0, 0.05} <= set(table)}
-    pairs_by_rate = {lr: table for lr, table in pairs_by_rate.items() if len(table)}
-    if not pairs_by_rate:
+    tables = [table[[0.0, 0.05]].dropna() for table in by_rate(rows, "target").values() if {0.0, 0.05} <= set(table)]
+    tables = [table for table in tables if len(table)]
+    if not tables:
         return []
-    table = min(pairs_by_rate.values(), key=lambda table: table[0.0].mean())
-    base = float(table[0.0].mean())
-    cost, half = (value / base for value in contrast(table, 0.05, 0.0, noise, level))
-    ends = f"+- {half:.2%}" if isfinite(half) else "(no interval)"
-    text = f"5 % replay costs less than {LEARNED:.0%} of the target loss: {cost:+.2%} {ends} at equal {equal_in(rows)}"
-    holds = True if cost + half < LEARNED else False if cost - half > LEARNED else None
-    return [Claim("replay_cheap", text, cost, cost - half, cost + half, holds)]
+    table = min(tables, key=lambda table: table[0.0].mean())
+    base, gaps = float(table[0.0].mean()), table[0.05] - table[0.0]
+    cost, half = float(gaps.mean()) / base, noise.half_width(level, 2 / len(gaps)) / base
+    text = f"5 % replay costs less than {LEARNED:.0%} of the target loss at equal {equal_in(rows)}"
+    spare = estimate_around(LEARNED - cost, half, len(gaps), "")
+    return [verdict("replay_cheap", text, estimate_around(cost, half, len(gaps), "of it"), test=spare)]
 
 
 def equal_in(rows: Rows) -> str:
@@ -107,26 +172,18 @@ def equal_in(rows: Rows) -> str:
     return "tokens" if plain & replay else "new tokens"
 
 
-def by_rate(rows: Rows) -> Rows:
-    """Plain fine-tuning and replay of the earlier tasks' own text, by learning rate."""
-    return real_replay(rows).groupby("lr")
-
-
-def fast_forgets(rows: Rows, noise: Noise, level: float) -> list[Claim]:
+def fast_forgets(rows: Rows, noise: Noise, level: float) -> list[Json]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
     plain = rows[rows["method"] == PLAIN].pivot_table(index=PAIRED, columns="lr", values="F")
     if len(plain.columns) < 2:
         return []
     low, high = min(plain), max(plain)
-    rise, half = contrast(plain, high, low, noise, level)
-    if rise != rise:
-        return []
-    rates = f"{low:g} to {high:g}"
-    text = f"a high learning rate forgets more: {gap(rise, half)} from {rates}"
-    return [above("fast_forgets", text, rise, half)]
+    rise = contrast(plain, high, low, noise, level)
+    text = f"a high learning rate forgets more, from {low:g} to {high:g}"
+    return [] if rise is None else [verdict("fast_forgets", text, rise)]
 
 
-def averaging(rows: Rows, level: float) -> list[Claim]:
+def averaging(rows: Rows, level: float) -> list[Json]:
     """Averaged weights have a lower loss than the mean of the losses, for forgetting and for the target.
 
     The gain of a run is the mean loss of start and end less the loss half-way; gains of a seed are averaged.
@@ -134,32 +191,18 @@ def averaging(rows: Rows, level: float) -> list[Claim]:
     line = rows[rows["method"] == "wise"]
     alpha = line["setting"].str.extract(r"a=([0-9.]+)$")[0].astype(float)
     keyed = line.assign(alpha=alpha).pivot_table(index=["seed", "run"], columns="alpha", values=["F", "target"])
-    wanted = [("F", 0.0), ("F", 0.5), ("F", 1.0), ("target", 0.0), ("target", 0.5), ("target", 1.0)]
-    if not len(line) or not set(wanted) <= set(keyed.columns):
+    wanted = {(name, share) for name in ("F", "target") for share in (0.0, 0.5, 1.0)}
+    if not len(line) or not wanted <= set(keyed.columns):
         return []
-    results = []
-    for name, label in (("F", "forgetting"), ("target", "target loss")):
+    verdicts = []
+    for name, measure in (("F", "forgetting"), ("target", "target loss")):
         gain = ((keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]).groupby("seed").mean().dropna()
         half = pooled([gain.to_numpy()]).half_width(level, 1 / max(len(gain), 1))
-        text = f"half-way between start and end the {label} is below the chord: by {gap(gain.mean(), half)}"
-        results.append(above(f"averaging_{name}", text, float(gain.mean()), half))
-    return results
-
-
-def gap(value: float, half: float) -> str:
-    """A difference in nats as text, with its interval if there is one."""
-    return f"{value:+.4f} +- {half:.4f} nats" if isfinite(half) else f"{value:+.4f} nats (no interval)"
-
-
-def against_plain(comparisons: Sequence[Matched]) -> list[Claim]:
-    """Each method forgets less than plain fine-tuning with a lower learning rate, at the same target loss."""
-    results = []
-    for comparison in comparisons:
-        if comparison.method != PLAIN and comparison.pairs:
-            by = gap(comparison.less, comparison.half)
-            text = f"{comparison.method} forgets less than plain fine-tuning at equal target loss: by {by}"
-            results.append(above(f"matched_{comparison.method}", text, comparison.less, comparison.half))
-    return results
+        text = f"half-way between start and end the {measure} is below the chord"
+        verdicts.append(
+            verdict(f"averaging_{name}", text, estimate_around(float(gain.mean()), half, len(gain), "nats"))
+        )
+    return verdicts
 
 
 BASE = ["N", "M"]  # cells of one size and ratio go on from the same bases, so they are no independent samples
@@ -171,23 +214,23 @@ TRENDS = (
 )
 
 
-def trends(rows: Rows, noise: Noise, level: float) -> list[Claim]:
-    """Claims on the change of F from the least to the largest value of each varied input, all at once (Bonferroni).
+def trends(rows: Rows, noise: Noise, level: float) -> list[Json]:
+    """Verdicts on the change of F from the least to the largest value of each varied input, all at once (Bonferroni).
 
     rows  the cells of a grid: N, M, p, n (seeds), F (mean over seeds), and `beside`, the steps of the plain cell
     """
-    tested = [(*trend, list(pairs(rows, trend[1]))) for trend in TRENDS]
-    tested = [trend for trend in tested if trend[-1]]
+    tested = [(*entry, list(pairs(rows, entry[1]))) for entry in TRENDS]
+    tested = [entry for entry in tested if entry[-1]]
     each = 1 - (1 - level) / (1 + len(tested))  # the growth with new text is asked twice
     results = []
     for code, column, sign, text, ends in tested:
         rises = [sign * (high["F"] - low["F"]) for low, high in ends]
-        results.append(claim(code, text, column, rises, ends, noise.half_width(each, terms(ends))))
+        results.append(trend(code, text, column, rises, ends, noise.half_width(each, terms(ends))))
         if column == "beside":
             longer = ends[0][1][column] / ends[0][0][column]
             slower = [longer * low["F"] - high["F"] for low, high in ends]
             half = noise.half_width(each, terms(ends) * (1 + longer**2) / 2)
-            results.append(claim("power_below_1", "F grows more slowly than new text does", column, slower, ends, half))
+            results.append(trend("power_below_1", "F grows more slowly than new text does", column, slower, ends, half))
     return results
 
 
@@ -208,10 +251,11 @@ def terms(ends: list[tuple[Row, Row]]) -> float:
     return float(np.mean([1 / low["n"] + 1 / high["n"] for low, high in ends])) / bases
 
 
-def claim(code: str, text: str, column: str, values: list[float], ends: list[tuple[Row, Row]], half: float) -> Claim:
-    """The claim that the mean of `values` is positive, with their range over the cells in its text."""
+def trend(code: str, text: str, column: str, values: list[float], ends: list[tuple[Row, Row]], half: float) -> Json:
+    """The verdict on the claim that the mean of `values` is positive, with their range over the cells in its text."""
     low, high = ends[0][0][column], ends[0][1][column]
     span = f"{min(values):+.4f} to {max(values):+.4f} over {len(values)} cells"
     unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
-    mean = float(np.mean(values))
-    return above(code, f"{text}: by {gap(mean, half)} from {low:g} to {high:g}{unit}, {span}", mean, half)
+    seeds = min(int(cell["n"]) for pair in ends for cell in pair)
+    mean = estimate_around(float(np.mean(values)), half, seeds, "nats")
+    return verdict(code, f"{text}, from {low:g} to {high:g}{unit}, {span}", mean)

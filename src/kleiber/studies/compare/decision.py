@@ -134,6 +134,12 @@ def as_row(estimate: Estimate | None) -> Json:
     return asdict(estimate) if estimate else dict.fromkeys(("value", "lo", "hi", "n", "unit"))
 
 
+def estimate_around(value: float, half: float, n: int, unit: str) -> Estimate:
+    """Returns the estimate with an interval of half-width `half`; without interval where that is not finite."""
+    ends = (value - half, value + half) if math.isfinite(half) else (None, None)
+    return Estimate(value, *ends, n, unit)
+
+
 def from_row(row: Row) -> Estimate:
     """The estimate of a row that has its columns."""
     return Estimate(*(row[name] for name in ("value", "lo", "hi", "n", "unit")))

@@ -1,24 +1,41 @@
-"""Pareto frontiers of two losses, and methods compared at equal target loss.
+"""The best setting of each arm, the frontier of forgetting against target loss, and arms at equal target loss.
 
-A method that learns less forgets less, so forgetting is compared on the frontier of each method at one target loss.
-Methods of a seed start from one base run, so differences are within seeds; their noise is pooled over all settings.
-Points on the line between two models (WiSE) do not count as replicates.
+An arm that learns less forgets less, so forgetting is compared on the frontier of each arm at one target loss. Arms of
+a seed start from one base run, so differences are within seeds; their noise is pooled over all settings. Points on the
+line between two models (WiSE) do not count as replicates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.rows import PLAIN, Rows
+from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.types import Json
 
 SAME = 1e-3  # most difference in nats between two scores of one model
 CELL = ["method", "setting", "lr", "tokens"]
+
+
+def best_settings(rows: Rows, arm: list[str], setting: list[str], measure: str, higher: bool = False) -> Rows:
+    """Returns the setting of best mean of each arm, among its settings with the most rows.
+
+    arm, setting  columns that name an arm, and a setting of an arm
+    measure       column whose mean is the least or, with `higher`, the largest
+    """
+    means = rows.groupby([*arm, *setting], as_index=False, dropna=False).agg(
+        mean=(measure, "mean"), size=(measure, "size")
+    )
+    full = means[means["size"] == means.groupby(arm)["size"].transform("max")]
+    means_by_arm = full.groupby(arm)["mean"]
+    return full.loc[means_by_arm.idxmax() if higher else means_by_arm.idxmin(), [*arm, *setting]]
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +47,7 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
         n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
         relative=("relative", "mean"), target=("target", "mean"),
         target_sd=("target", "std"), target_tokens=("target_tokens", "mean"), seconds=("seconds", "mean"),
-        memory=("memory", "mean"), steps=("steps", "mean"), replayed=("replayed", "mean"),
+        memory=("memory", "mean"), steps=("steps", "mean"), tuned=("tuned", "mean"), N=("N", "median"),
     )  # fmt: skip
     table["best"] = False
     for _, part in table.groupby("method"):
@@ -113,100 +130,139 @@ def within_seeds(rows: Rows, column: str) -> Noise:
     return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))
 
 
+EQUAL = ("reference", "weakest", "pair")  # whose best target loss decides where arms are compared
+
+
 @dataclass(frozen=True)
-class Matched:
-    """Forgetting F of a method at one target loss: mean over the `reached` of its `seeds` that reach it, with interval.
+class EqualTarget:
+    """Reads the forgetting F of arms off their frontiers at equal target loss.
 
-    less  F of plain fine-tuning - F of the method, over the `pairs` seeds where both reach the loss
-    half  half-width of the interval of `less`, simultaneous over methods (Bonferroni)
+    rows       of `outcomes`
+    reference  the arm that the others are compared with
+    equal      arms are compared at (1 + tolerance) times the best target loss of "reference", of the "weakest" arm, so
+               that all arms reach it, or of the weaker arm of each "pair"
     """
 
-    method: str
-    F: float
-    lo: float
-    hi: float
-    reached: int
-    seeds: int
-    less: float = float("nan")
-    half: float = float("nan")
-    pairs: int = 0
+    rows: Rows
+    reference: str
+    equal: str
+    tolerance: float
+
+    @cached_property
+    def best(self) -> Rows:
+        """The rows of each arm at its setting of least mean target loss."""
+        return self.rows.merge(best_settings(self.rows, CELL[:1], CELL[1:], "target"), on=CELL)
+
+    @cached_property
+    def least(self) -> Rows:
+        """The mean target loss of each arm at that setting."""
+        return self.at_best("target").mean()
+
+    def at_best(self, measure: str) -> Rows:
+        """A measure of each arm at its best setting, seeds x arms."""
+        return self.best.pivot_table(index="seed", columns="method", values=measure)
+
+    def loss(self, arm: str, against: str) -> float:
+        """Returns the target loss at which two arms are compared."""
+        sides = {"reference": [self.reference], "weakest": list(self.least.index), "pair": [arm, against]}
+        return (1 + self.tolerance) * float(self.least[sides[self.equal]].max())
+
+    def forgetting(self, arm: str, loss: float) -> Rows:
+        """F of an arm at a target loss by seed; nan where the arm does not reach it."""
+        seeds = self.rows[self.rows["method"] == arm].groupby("seed")
+        return pd.Series(
+            {seed: read_off(part["target"].to_numpy(), part["F"].to_numpy(), loss) for seed, part in seeds}
+        )
+
+    def table(self) -> Rows:
+        """F of each arm at its target loss, seeds x arms."""
+        arms = sorted(set(self.rows["method"]))
+        return pd.DataFrame({arm: self.forgetting(arm, self.loss(arm, self.reference)) for arm in arms})
+
+    def differences(self, question: str, arm: str, against: str) -> Rows:
+        """Returns by seed how much less an arm forgets than another, or learns, positive for less.
+
+        question  "matched": F at equal target loss; "forgets_less" and "learns_less": F and target loss at the best
+                  setting of each arm
+        """
+        if question == "matched":
+            loss = self.loss(arm, against)
+            ours, theirs = self.forgetting(arm, loss), self.forgetting(against, loss)
+        else:
+            table = self.at_best("F" if question == "forgets_less" else "target")
+            ours, theirs = table[arm], table[against]
+        return ((ours - theirs) if question == "learns_less" else (theirs - ours)).dropna()
+
+    def half_widths(self, question: str, differences: Sequence[Rows], level: float) -> list[float]:
+        """Returns the half-width of the interval of each mean difference, simultaneous over all of them (Bonferroni).
+
+        The noise is what seeds and arms leave over. Pairs that each have a target loss of their own have no common
+        table; there it is the spread of the differences over seeds, pooled over pairs.
+        """
+        tested = [gaps.to_numpy() for gaps in differences if len(gaps)]
+        if self.equal == "pair":
+            noise, terms = pooled(tested), 1
+        else:
+            table = self.table() if question == "matched" else self.at_best(LESS[question])
+            noise, terms = blocked(table.loc[:, ~on_line(table.columns)]), 2
+        each = 1 - (1 - level) / max(len(tested), 1)
+        return [noise.half_width(each, terms / len(gaps)) if len(gaps) else math.nan for gaps in differences]
+
+    @property
+    def common(self) -> float | None:
+        """The target loss at which all arms are compared; None where each pair has its own."""
+        return None if self.equal == "pair" else self.loss(self.reference, self.reference)
+
+    def levels(self, level: float) -> list[Json]:
+        """Returns F of every arm at its target loss: mean over the seeds that `reached` it, and interval.
+
+        The arm that forgets least comes first, by differences within seeds from the reference, since an arm may reach
+        the loss from some bases only; arms that do not reach it come last.
+        """
+        table, seeds = self.table(), self.rows.groupby("method")["seed"].nunique()
+        models = table.loc[:, ~on_line(table.columns)]
+        spread = pooled([models[name].dropna().to_numpy() for name in models])
+        # Arms share bases, so the degrees of freedom of a mean are those of seeds, not of arms x seeds.
+        noise = Noise(spread.sd, min(spread.df, max(int(models.count().max()) - 1, 0)))
+        rows = []
+        for arm in map(str, table):
+            values = table[arm].dropna()
+            mean, half = float(values.mean()), noise.half_width(level, 1 / max(len(values), 1))
+            lo, hi = (mean - half, mean + half) if math.isfinite(half) and len(values) else (None, None)
+            loss = self.loss(arm, self.reference)
+            theirs = float(self.forgetting(self.reference, loss).reindex(values.index).mean())
+            less = float(self.differences("matched", arm, self.reference).mean())
+            ends = {"F": mean, "lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
+            rows.append({"method": arm, **ends, "at": loss, "reference": theirs, "less": less})
+        return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
+
+    def bounded(self, points: Rows) -> dict[str, float]:
+        """Arms whose whole frontier has a target loss below the one where F is read off, so that F is at most that."""
+        ends = points[points["best"]].groupby("method")["target"].max()
+        losses = {str(arm): self.loss(str(arm), self.reference) for arm in ends.index}
+        return {arm: loss for arm, loss in losses.items() if ends[arm] < loss}
+
+    def chosen(self, points: Rows) -> Rows:
+        """One setting of each arm: the least F among those that reach its target loss, else the least target loss."""
+        settings = []
+        for arm, part in points.groupby("method"):
+            enough = part[part["target"] <= self.loss(str(arm), self.reference)]
+            settings.append(enough.loc[enough["F"].idxmin()] if len(enough) else part.loc[part["target"].idxmin()])
+        return pd.DataFrame(settings).sort_values("F", ignore_index=True)
 
 
-def reference(rows: pd.DataFrame, tolerance: float) -> float:
-    """The target loss at which methods are compared: (1 + tolerance) times the least mean of plain fine-tuning.
-
-    Raises ValueError without plain fine-tuning.
-    """
-    plain = rows[rows["method"] == PLAIN]
-    if not len(plain):
-        raise ValueError("no run of plain fine-tuning: its best target loss is where methods are compared")
-    return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
+LESS = {"forgets_less": "F", "learns_less": "target"}
 
 
 def require_common_base(rows: Rows) -> None:
-    """Raises ValueError where runs of one method and seed start from bases with different losses on the earlier tasks.
+    """Raises ValueError where runs of one arm and seed start from bases with different losses on the earlier tasks.
 
     Their differences would count as noise.
     """
-    for (method, seed), part in rows.groupby(["method", "seed"]):
+    for (arm, seed), part in rows.groupby(["method", "seed"]):
         low, high = float(part["start"].min()), float(part["start"].max())
         if high - low > SAME:
             raise ValueError(
-                f"{method} with seed {seed} starts from several bases (loss of the earlier tasks {low:.4f} to "
+                f"{arm} with seed {seed} starts from several bases (loss of the earlier tasks {low:.4f} to "
                 f"{high:.4f}); methods are compared on one base, so give every key of design.base a single value"
             )
-
-
-def matched(rows: Rows, at: float, level: float) -> list[Matched]:
-    """Every method at the target loss `at`, by increasing forgetting; methods that do not reach it come last.
-
-    They are ordered by differences within seeds, since a method may reach the loss from some bases only. Raises
-    ValueError as `require_common_base`.
-    """
-    require_common_base(rows)
-    table = at_target(rows, at)
-    seeds = rows.groupby("method")["seed"].nunique()
-    models = table.loc[:, ~on_line(table.columns)]
-    spread = pooled([models[name].dropna().to_numpy() for name in models])
-    # Methods share bases, so the degrees of freedom of a mean are those of seeds, not of methods x seeds.
-    noise = Noise(spread.sd, min(spread.df, max(int(models.count().max()) - 1, 0)))
-    others = max(sum(name != PLAIN and table[name].notna().any() for name in table), 1)
-    comparisons = []
-    for name in map(str, table):
-        values = table[name].dropna().to_numpy()
-        mean = float(values.mean()) if len(values) else float("nan")
-        half = noise.half_width(level, 1 / len(values)) if len(values) else float("nan")
-        gaps = (table[PLAIN] - table[name]).dropna() if PLAIN in table else table[name].iloc[:0]
-        wide = blocked(models).half_width(1 - (1 - level) / others, 2 / len(gaps)) if len(gaps) else float("nan")
-        less = float(gaps.mean()) if len(gaps) else float("nan")
-        ends = mean - half, mean + half, len(values), int(seeds[name])
-        comparisons.append(Matched(name, mean, *ends, less, wide, len(gaps)))
-    plain = next((comparison.F for comparison in comparisons if comparison.method == PLAIN and comparison.reached), 0.0)
-    return sorted(
-        comparisons,
-        key=lambda comparison: (not comparison.reached, plain - comparison.less if comparison.pairs else comparison.F),
-    )
-
-
-def at_target(rows: Rows, at: float) -> Rows:
-    """F at the target loss `at`, seeds x methods; nan where a method does not reach it."""
-    by_method: dict[tuple[int, str], float] = {
-        (seed, method): read_off(part["target"].to_numpy(), part["F"].to_numpy(), at)
-        for (seed, method), part in rows.groupby(["seed", "method"])
-    }
-    return pd.Series(by_method).unstack()
-
-
-def bounded(points: Rows, at: float) -> list[str]:
-    """Methods whose whole frontier has a target loss below `at`, so that their F there is an upper bound."""
-    ends = points[points["best"]].groupby("method")["target"].max()
-    return [str(method) for method, end in ends.items() if end < at]
-
-
-def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
-    """One setting of each method: the least F among those with a target loss <= `at`, else the least target loss."""
-    settings = []
-    for _, part in points.groupby("method"):
-        enough = pd.DataFrame(part[part["target"] <= at])
-        settings.append(enough.loc[enough["F"].idxmin()] if len(enough) else part.loc[part["target"].idxmin()])
-    return pd.DataFrame(settings).sort_values("F", ignore_index=True)

@@ -1,4 +1,4 @@
-"""The runs of a comparison of retention methods as rows, from their summaries and configs: forgetting, losses, costs.
+"""The table of fine-tuned runs, from their summaries and configs: forgetting, losses and costs.
 
 A row is one run, or one point on the line between its start and end (WiSE). Runs without a base are left out.
 Means over seeds have Student's intervals with the noise pooled over all settings: two or three seeds determine the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
 
@@ -25,26 +26,41 @@ Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not
 
 LOSS = "validation loss (nats per token)"  # label of an axis
 PLAIN = "none"  # the method of plain fine-tuning
+DENSE, MIXTURE, FULL = "dense", "moe", "full"  # arms named by the model, and without an adapter
+FROZEN = f"{MIXTURE}, router frozen"
 SCRATCH = "scratch"  # the start of a model without trained weights
 REPLAY = (  # a sentence for the methods of studies that compare replay
     " Unless retention.replay.memory bounds it, replay draws from the whole training text of the earlier tasks, most "
     "of which the stages before need not have read: then it is further training on a mixture, not a memory."
 )
 OTHER = re.compile(r"(schedule|batch|optimizer)(\.(?!lr=).*)?=")
+LABELS = {
+    PLAIN: "plain fine-tuning", "generated": "self-generated replay", "wise": "WiSE-FT", "l2sp": "L2-SP", "ewc": "EWC",
+    "lwf": "LwF", "agem": "A-GEM", "lora": "LoRA", "dora": "DoRA", "freeze": "frozen parts",
+    MIXTURE: "mixture of experts", FROZEN: "mixture of experts, router frozen", FULL: "full fine-tuning",
+}  # fmt: skip
+ArmOf = Callable[[Config], tuple[str, str]]  # the arm of a run and its setting, by its config
 
 
-def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
+def label(arm: str) -> str:
+    """Returns what an arm is called in tables and figures, such as `A-GEM + WiSE-FT`."""
+    return LABELS.get(arm) or " + ".join(LABELS.get(part, part) for part in arm.split("+"))
+
+
+def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
     """A row for each finished run that started from another one.
 
+    arm_of  names the column `method` and the setting of each run; None: `described`
+
     Columns: method, setting, lr, seed, base, pretrained (tokens), replayed (share), kept (tokens of each earlier task
-    that replay draws from); F, relative, peak (nats of the mean loss of the earlier tasks), target (mean loss of the
-    new tasks), start and the loss of every task; tokens, target_tokens, seconds, memory. F is nan where the earlier
-    tasks were not scored. Raises ValueError where no finished run started from another.
+    that replay draws from); F, relative, peak (nats of the mean loss of the earlier tasks), path (F by step), target
+    (mean loss of the new tasks), start; loss and start of every task; tokens, target_tokens, seconds, memory. F is nan
+    where the earlier tasks were not scored. Raises ValueError where no finished run started from another.
     """
     by_folder = {str(run.folder.absolute()): run for run in runs}
     kept = [run for run in runs if run.status == "finished" and continued(run)]
     suffixes = apart(kept)
-    table = [row for run in kept for row in rows_of(run, by_folder, suffixes[run.name])]
+    table = [row for run in kept for row in rows_of(run, by_folder, arm_of or described, suffixes[run.name])]
     if not table:
         raise ValueError(
             "no fine-tuning run in this folder: the forgetting study compares runs that start from another run's "
@@ -71,10 +87,10 @@ def apart(runs: Sequence[Run]) -> dict[str, str]:
     return {name: " ".join(sorted(lines - common)) for name, lines in overrides.items()}
 
 
-def rows_of(run: Run, by_folder: Mapping[str, Run], suffix: str = "") -> list[Json]:
+def rows_of(run: Run, by_folder: Mapping[str, Run], arm_of: ArmOf, suffix: str = "") -> list[Json]:
     """The rows of one run; `suffix` is appended to its setting."""
     stage, config = run.stage, run.config
-    method, setting = described(config)
+    method, setting = arm_of(config)
     setting = f"{setting} {suffix}".strip()
     share = replayed(config)
     spent = stage["steps"] * stage["batch_tokens"]
@@ -96,26 +112,25 @@ def rows_of(run: Run, by_folder: Mapping[str, Run], suffix: str = "") -> list[Js
         row = {**common, "method": name, "setting": label, **losses(stage, scored, new_tasks, before)}
         row["relative"] = row["F"] / (untrained(run, before) - row["start"])
         if prefix != "val/":
-            row["peak"] = float("nan")  # the line is walked after training: there is no trajectory of it
+            row |= {"peak": float("nan"), "path": []}  # the line is walked after training, so it has no trajectory
         table.append(row)
     return table
 
 
-def losses(
-    stage: Json, scored: Mapping[str, float | None], new_tasks: Sequence[str], before: Sequence[str]
-) -> dict[str, float]:
+def losses(stage: Json, scored: Mapping[str, float | None], new_tasks: Sequence[str], before: Sequence[str]) -> Json:
     """Forgetting and target loss from the scores of one set of weights."""
-    start = mean([stage["start_metrics"].get(f"val/{task}/loss") for task in before])
-    during = [value for _, value in watched(stage, before)]
-    end = mean([scored[task] for task in before])
-    peak = float(np.max(during) - during[0]) if during else float("nan")
-    task_losses = {f"loss/{task}": float("nan") if value is None else value for task, value in scored.items()}
+    begins = {task: stage["start_metrics"].get(f"val/{task}/loss") for task in scored}
+    start = mean([begins[task] for task in before])
+    during = watched(stage, before)
+    path = [(step, value - during[0][1]) for step, value in during]
     return {
-        "F": end - start,
-        "peak": peak,
+        "F": mean([scored[task] for task in before]) - start,
+        "path": path,
+        "peak": max((F for _, F in path), default=float("nan")),
         "start": start,
         "target": mean([scored[task] for task in new_tasks]),
-        **task_losses,
+        **{f"loss/{task}": mean([value]) for task, value in scored.items()},
+        **{f"start/{task}": mean([value]) for task, value in begins.items()},
     }
 
 
@@ -152,6 +167,35 @@ def described(config: Config) -> tuple[str, str]:
         names.insert(0, str(adapter["_target_"]).rsplit(".", 1)[-1].lower())
         parts = settings(adapter) + parts
     return "+".join(names) or PLAIN, " ".join(parts)
+
+
+def model_arm(config: Config) -> tuple[str, str]:
+    """The arm by its model: DENSE, MIXTURE or FROZEN, with retention methods and other adapters behind it."""
+    mixture = "num_experts" in (config["model"].get("mlp") or {})
+    adapter = config.get("adapter") or {}
+    frozen = mixture and list(adapter.get("freeze") or ()) == ["router"] and adapter.get("train") is None
+    method, setting = described({**config, "adapter": None if frozen else config.get("adapter")})
+    model = FROZEN if frozen else MIXTURE if mixture else DENSE
+    return (model, setting) if method == PLAIN else (f"{model} with {label(method)}", setting)
+
+
+def adapter_arms(runs: Sequence[Run]) -> ArmOf:
+    """Names arms by their adapter: FULL without one, `rank r`, or what else was trained.
+
+    Arms of one rank that differ in another key of the adapter have the key in their name.
+    """
+    nodes = [run.config.get("adapter") or {} for run in runs]
+
+    def name(config: Config) -> tuple[str, str]:
+        method, setting = described(config)
+        if method != "lora":
+            return (FULL, "") if method == PLAIN else (method, setting)
+        node = config["adapter"]
+        alike = [other for other in nodes if all(other.get(key) == node[key] for key in ("rank", "_target_"))]
+        differ = [key for key in sorted(node) if any(other.get(key) != node[key] for other in alike)]
+        return " ".join([f"rank {node['rank']}", *(f"{key}={node[key]}" for key in differ)]), ""
+
+    return name
 
 
 def settings(node: Config) -> list[str]:
@@ -205,40 +249,6 @@ def points_of_line(metrics: Mapping[str, float]) -> list[str]:
     return sorted({key.split("/")[1] for key in metrics if key.startswith("wise/")}, key=float)
 
 
-def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of plain fine-tuning, and of replay of the text of the earlier tasks with the largest memory."""
-    replay, kept = rows["method"] == "replay", rows["kept"]
-    return pd.DataFrame(rows[(rows["method"] == PLAIN) | (replay & (kept == kept[replay].max()))])
-
-
-def beside(rows: pd.DataFrame, by: Sequence[str] = ()) -> list[float]:
-    """For each row the steps of the plain runs, equal in `by`, that it is compared with; nan without plain runs.
-
-    These have as many steps or, where replay was added to the budget (design.equal=target), as much new text.
-    """
-    keys = list(zip(*(rows[name] for name in by), strict=True)) or [()] * len(rows)
-    plain: dict[tuple[float, ...], set[float]] = {}
-    for key, steps, method in zip(keys, rows["steps"], rows["method"], strict=True):
-        plain.setdefault(key, set()).update({steps} if method == PLAIN else ())
-    nearest = []
-    for key, steps, share in zip(keys, rows["steps"], rows["replayed"], strict=True):
-        near = min(plain[key], key=lambda other, new=steps * (1 - share): abs(other - new), default=float("nan"))
-        nearest.append(float(steps if steps in plain[key] else near))
-    return nearest
-
-
-def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
-    """F by step of every run, from the evaluations of the earlier tasks: method, setting, lr, seed, run, step, F."""
-    points = []
-    for run in runs:
-        if run.status == "finished" and continued(run):
-            method, setting = described(run.config)
-            curve = watched(run.stage, earlier_tasks(run))
-            same = {"method": method, "setting": setting, "lr": run.stage.get("lr"), "seed": run.summary.get("seed")}
-            points += [{**same, "run": run.name, "step": step, "F": value - curve[0][1]} for step, value in curve]
-    return pd.DataFrame(points)
-
-
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
     """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 
@@ -265,13 +275,12 @@ def repeated(rows: Rows, by: Sequence[str]) -> int:
     return max(1, len(kinds) - kinds.nunique())
 
 
-def format_mean(value: float, half: float, digits: int = 4) -> str:
-    """A mean as text, `1.234 +- 0.005`, or why it has no interval."""
-    if not np.isfinite(half):
-        return f"{value:.{digits}f} (one seed, no interval)"
-    return f"{value:.{digits}f} +- {half:.{digits}f}"
+def mean_of(row: Rows, unit: str) -> Estimate:
+    """The mean of a row of `seed_means` with its interval."""
+    return estimate_around(float(row["mean"]), float(row["half"]), int(row["seeds"]), unit)
 
 
-def difference(first: Rows, second: Rows) -> tuple[float, float]:
-    """The difference first - second of two rows of `seed_means`, and its half-width."""
-    return float(first["mean"] - second["mean"]), float(np.hypot(first["half"], second["half"]))
+def difference(first: Rows, second: Rows, unit: str) -> Estimate:
+    """The difference first - second of two rows of `seed_means`."""
+    half = float(np.hypot(first["half"], second["half"]))
+    return estimate_around(float(first["mean"] - second["mean"]), half, int(first["seeds"]), unit)

@@ -22,8 +22,8 @@ from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import SCRATCH
-from kleiber.studies.compare.task_rows import tuned_rates
 from kleiber.studies.designs.design import Cell, Level, RunSource, combine, find_base_run, parse_lines, seed_levels
+from kleiber.studies.transfer import tuned_rates
 from kleiber.types import Count, Json, Row
 
 Lines = Sequence[str]

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
-from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, combine, seed_levels
+from kleiber.studies.sequence_metrics import AGAIN
 from kleiber.types import Count, Json, Positive, Row
 
 GROUPS = ("data", "objective", "optimizer", "schedule")  # config groups of which a task may name a choice

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import task_rows
+from kleiber.studies import sequence_metrics
 from kleiber.studies.continual import Continual, matrices
 
-from ..sequence_runs import sequence_row, study, write_sequence  # noqa: F401  (study is a fixture)
+from .sequence_runs import sequence_row, study, write_sequence  # noqa: F401  (study is a fixture)
 
 
 def test_every_metric_of_a_sequence_by_hand(study):  # noqa: F811
@@ -35,9 +35,11 @@ def test_the_order_of_stages_and_not_of_columns_decides(study):  # noqa: F811
 
 def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):  # noqa: F811
     assert sequence_row(study, seed=1)["intransigence"] == pytest.approx(sequence_row(study)["intransigence"])
-    alone = task_rows.alone_scores(read_runs(study))
-    assert task_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
-    assert task_rows.reference(alone, "elsewhere", "a", 0) != task_rows.reference(alone, "elsewhere", "a", 0)
+    alone = sequence_metrics.alone_scores(read_runs(study))
+    assert sequence_metrics.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
+    assert sequence_metrics.reference(alone, "elsewhere", "a", 0) != sequence_metrics.reference(
+        alone, "elsewhere", "a", 0
+    )
 
 
 def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
@@ -45,11 +47,11 @@ def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
     text = (folder / "summary.json").read_text()
     text = text.replace("/loss", "/accuracy").replace('"clm"', '"classify"').replace("false", "true")
     (folder / "summary.json").write_text(text)
-    rows = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02)
+    rows = sequence_metrics.sequence_rows(read_runs(tmp_path / "s"), 0.02)
     row = rows.iloc[0]
     assert row["FWT"] != row["FWT"] and row["ACC"] == pytest.approx(4.9 / 3) and row["kind"] == "accuracy"
-    shown = matrices(rows)
-    assert shown["score"].iloc[-1] == pytest.approx(1.4) and shown["change"].isna().sum() == 3
+    shown = matrices(rows, ["none"])
+    assert shown["value"].iloc[-1] == pytest.approx(1.4) and shown["change"].isna().sum() == 3
 
 
 def test_scores_without_a_common_mean_are_refused(tmp_path):
@@ -66,5 +68,5 @@ def test_arms_that_differ_in_their_schedule_are_two_settings(tmp_path):
         folder = write_sequence(tmp_path / schedule, "none")
         (folder / "overrides.yaml").write_text(yaml.safe_dump([f"schedule={schedule}", "optimizer.lr=0.01", "seed=0"]))
         folder.rename(folder.with_name(f"{folder.name}-{schedule}"))
-    rows = task_rows.sequence_rows(read_runs(tmp_path), 0.02)
+    rows = sequence_metrics.sequence_rows(read_runs(tmp_path), 0.02)
     assert set(rows["setting"]) == {"schedule=wsd", "schedule=constant"}

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from kleiber.config.errors import ConfigError
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node
+from kleiber.models.hf_pretrained import check_finite, read_folder
 from kleiber.models.hf_twin import load_hf, to_hf
-from kleiber.models.hf_weights import check_finite, read_folder
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mup import StandardParametrization
 

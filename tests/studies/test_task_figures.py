@@ -1,4 +1,4 @@
-"""Figures of the forgetting law."""
+"""Figures of the forgetting law, and of arms that fine-tune from common bases."""
 
 import json
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies import forgetting_figures as plots
+from kleiber.studies import task_figures as plots
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 
+from . import adapter_runs, mixture_runs
 from .comparisons import write_study
 from .grid_runs import RATIOS, SHARES, SIZES, write_grid
 
@@ -43,9 +44,10 @@ def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_p
 def test_the_figures_of_a_comparison_show_every_method(tmp_path):
     write_study(tmp_path, seeds=2)
     figures = Forgetting().analyze(read_runs(tmp_path)).figures
-    assert set(figures) == {"pareto", "matched", "trajectory", "matrix"}
+    assert set(figures) == {"pareto", "matched", "differences", "trajectory", "tuning", "matrix"}
     for name, draw in figures.items():
-        assert {"none", "replay", "l2sp"} <= set(json.dumps(draw().to_dict()).split('"')), name
+        arms = {"replay", "L2-SP"} if name == "differences" else {"plain fine-tuning", "replay", "L2-SP"}
+        assert arms <= set(json.dumps(draw().to_dict()).split('"')), name
 
 
 def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
@@ -56,3 +58,19 @@ def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     assert all(abs(cell["law"] - cell["F"]) < 0.05 for cell in cells)
     (plain,) = plots.tokens(rows).to_dict()["datasets"].values()
     assert {cell["p"] for cell in plain} == {0.0}
+
+
+@pytest.mark.parametrize("kind", [adapter_runs, mixture_runs])
+def test_figures_name_every_arm_by_its_label(kind, tmp_path):
+    (adapter_runs.adapter_runs if kind is adapter_runs else kind.write_study)(tmp_path)
+    built = {
+        name: json.dumps(make().to_dict())
+        for name, make in Forgetting(**kind.OPTIONS).analyze(read_runs(tmp_path)).figures.items()
+    }
+    moe = kind is mixture_runs
+    assert set(built) == {"pareto", "differences", "tuning", "matrix"} | (
+        {"matched", "trajectory", "loads"} if moe else set()
+    )
+    for name, drawn in built.items():
+        assert ("mixture of experts, router frozen" if moe else "rank 16") in drawn, name
+    assert "layer 1" in built.get("loads", "layer 1")

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.adapters import Adapters
+from kleiber.studies.forgetting import Forgetting
 
-from .adapter_runs import adapter_runs, write
+from .adapter_runs import OPTIONS, adapter_runs, write
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def runs(tmp_path_factory):
 
 
 def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):
-    findings = Adapters().analyze(runs)
+    findings = Forgetting(**OPTIONS).analyze(runs)
     by_code = {entry["code"]: entry for entry in findings.verdicts}
     assert not any(code == "untuned" for code in by_code)
     for rank, gap in ((1, 0.10), (16, 0.02)):
@@ -31,9 +31,10 @@ def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs
     assert by_code["matched_rank1"]["holds"] is False and by_code["matched_rank1"]["value"] == pytest.approx(
         -0.1, abs=0.01
     )
-    rows = findings.tables["Each arm at its own best learning rate"]
-    assert [(row["arm"], row["lr"]) for row in rows] == [("full", 0.01), ("rank 1", 0.03), ("rank 16", 0.03)]
-    assert "rank 1 learns less by +0.1" in findings.headline and "[" in findings.headline
+    best = Forgetting(**OPTIONS).compare(runs)["best"]
+    rates = best.groupby("method")["lr"].unique().map(list).to_dict()
+    assert rates == {"full": [0.01], "rank 1": [0.03], "rank 16": [0.03]}
+    assert "rank 16 learns less than full fine-tuning" in findings.headline and "[" in findings.headline
 
 
 def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
@@ -45,20 +46,21 @@ def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
             config = yaml.safe_load((folder / "config.yaml").read_text())
             config["adapter"]["targets"] = [targets]
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = Adapters().analyze(read_runs(tmp_path)).tables["Each arm at its own best learning rate"]
-    assert [row["arm"] for row in rows] == ["full", "rank 16 targets=['attention']", "rank 16 targets=['mlp']"]
+    rows = Forgetting(**OPTIONS).analyze(read_runs(tmp_path)).tables["Settings"]
+    names = ["full fine-tuning", "rank 16 targets=['attention']", "rank 16 targets=['mlp']"]
+    assert [row["arm"] for row in rows] == names
     assert [row["seeds"] for row in rows] == [3, 3, 3]
 
 
 def test_what_is_missing_is_said(runs):
     rank1 = [run for run in runs if run.name.startswith(("None-0.01-", "1-"))]
-    few = Adapters().analyze([run for run in rank1 if run.name.endswith("-0")])
-    assert "no interval: one seed" in few.headline
+    few = Forgetting(**OPTIONS).analyze([run for run in rank1 if run.name.endswith("-0")])
+    assert "no interval: 1 seed" in few.headline
     assert {verdict["text"].split(":")[0] for verdict in few.verdicts if verdict["code"] == "untuned"} == {
-        "full is not tuned", "rank 1 is not tuned"
+        "full fine-tuning is not tuned", "rank 1 is not tuned"
     }  # fmt: skip
-    assert all(verdict["holds"] is None for verdict in few.verdicts if verdict["code"] != "untuned")
-    with pytest.raises(ValueError, match="no run without an adapter"):
-        Adapters().analyze([run for run in runs if run.name.startswith("1-")])
-    with pytest.raises(ValueError, match="no run with an adapter"):
-        Adapters().analyze([run for run in runs if run.name.startswith("None")])
+    assert {verdict["holds"] for verdict in few.verdicts if "holds" in verdict} == {None}
+    with pytest.raises(ValueError, match="no finished run of full fine-tuning"):
+        Forgetting(**OPTIONS).analyze([run for run in runs if run.name.startswith("1-")])
+    alone = Forgetting(**OPTIONS).analyze([run for run in runs if run.name.startswith("None")])
+    assert "nothing can be compared" in alone.headline and not alone.tables.get("Differences")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies import forgetting_metrics as metrics
+from kleiber.studies import sequence_metrics as metrics
 
 SCORES = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.15], [0.5, 0.7, 0.85]]
 NAMES = ["a", "b", "c"]

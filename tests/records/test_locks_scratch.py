@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.records import scratch as module
+from kleiber.records import locks as module
 from kleiber.records.files import write_json
-from kleiber.records.lock import locked
-from kleiber.records.scratch import scratch_folder, sweep_parts, sweep_scratch, try_lock
+from kleiber.records.locks import locked, scratch_folder, sweep_parts, sweep_scratch, try_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kleiber.records.scratch import scratch_folder
+from kleiber.records.locks import scratch_folder
 with scratch_folder("kleiber-test-", Path(sys.argv[1])) as folder:
     (folder / "content").mkdir()
     print(folder, flush=True)
@@ -63,7 +62,7 @@ def test_a_folder_that_was_removed_before_it_was_locked_is_made_again(
 
     def flock(handle: int, kind: int) -> None:
         lock(handle, kind)
-        for file in tmp_path.glob(f"*/{module.LOCK}") if not removed else ():
+        for file in tmp_path.glob(f"*/{module.SCRATCH}") if not removed else ():
             removed.append(file.parent)
             file.unlink()
 

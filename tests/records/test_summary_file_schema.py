@@ -3,7 +3,7 @@
 import jsonschema
 import pytest
 
-from kleiber.records.schema import first_error, load_schema
+from kleiber.records.summary_file import first_error, load_schema
 
 SCHEMA = {
     "type": "object",

@@ -7,7 +7,7 @@ import pytest
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.cache import cached_folder
-from kleiber.records.lock import holder, is_locked, locked, wait_for_lock
+from kleiber.records.locks import holder, is_locked, locked, wait_for_lock
 
 
 def test_a_held_lock_is_waited_for(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from small_run import REPOSITORY
 
 import kleiber.runs.inputs
-from kleiber.launch.finished import existing_paths, is_touched, last_change, texts_of
+from kleiber.launch.main import existing_paths, is_touched, last_change, texts_of
 
 STEPS = ["budget.steps=1", "callbacks.samples=null", "eval.every_steps=0"]
 
@@ -29,7 +29,7 @@ def test_the_command_of_a_finished_run_names_changed_data_and_compares_untouched
     launch(*options)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("kleiber.launch.finished.last_change", lambda path: path.stat().st_mtime)
+        patch.setattr("kleiber.launch.main.last_change", lambda path: path.stat().st_mtime)
         patch.setattr(kleiber.runs.inputs, "present_inputs", lambda config: pytest.fail("compared"))
         launch(*options)
     shutil.copy(REPOSITORY / "tests/data/tiny.txt", place)

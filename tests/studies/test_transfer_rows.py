@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.task_rows import equivalent_labels, score_rows, tuned_rates
+from kleiber.studies.transfer import equivalent_labels, score_rows, tuned_rates
 
-from ..transfer_runs import paired_runs, write
+from .transfer_runs import paired_runs, write
 
 
 @pytest.mark.parametrize("score", ["accuracy", "pearson", "micro_f1"])

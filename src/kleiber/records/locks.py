@@ -1,0 +1,216 @@
+"""Locks of files and folders, and the removal of what processes that were killed have left.
+
+One process at a time writes to a run's folder, or prepares the same data. A lock is a file of its own that holds the id
+of the process, and ends with the process. A link or a file with other content in its place is refused, because writing
+to it would change a file that is not ours.
+
+A scratch folder contains a file that its process holds locked, so a folder whose lock is free is left over. A file or
+folder that is written under the name `NAME.part-PID` is left over when process PID is gone, or is another one, which
+started later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kleiber.config.errors import ConfigError
+
+NAME = ".lock"  # in a run's folder
+LONGEST_ID = 32  # bytes of a process id
+SCRATCH = ".kleiber-scratch"  # in a scratch folder
+PART = re.compile(r".+\.part-(\d+)")
+CLOCK_SECONDS = 2.0  # by which the start of a process and the time stamp of a file may differ
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Locks the folder until the context or the process ends, and removes what killed processes were writing in it.
+
+    Raises ConfigError where another process holds the lock, or where the lock is not a file of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _opened(folder / NAME) as handle:
+        if not _take(handle):
+            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
+        os.truncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        sweep_parts(folder.rglob("*.part-*"))
+        yield
+
+
+@contextmanager
+def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+    """Locks the file at `path`, once no other process does, until the context or the process ends.
+
+    on_wait  called if another process holds the lock
+
+    Raises ConfigError where the lock is not a file of its own.
+    """
+    with _opened(path) as handle:
+        if not _take(handle, tries=1):
+            on_wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Opens or makes the file of a lock, without following a link. Raises ConfigError for anything else there."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if path.is_symlink() or path.is_dir():
+            raise _not_a_lock(path) from None
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): make its folder writable") from None
+    try:
+        content = os.pread(handle, LONGEST_ID + 1, 0) if stat.S_ISREG(os.fstat(handle).st_mode) else b"no file"
+        written = content.strip(b"\0\n")  # a machine that lost its power may leave zeros
+        if len(content) > LONGEST_ID or (written and not written.isdigit()):
+            raise _not_a_lock(path)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _not_a_lock(path: Path) -> ConfigError:
+    kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file with other content"
+    return ConfigError(f"{path} is {kind}, and must be a lock, a file with the id of a process: remove it")
+
+
+def _take(handle: int, tries: int = 5) -> bool:
+    """Takes the lock if it is free. Tries several times, because `is_locked` of another process holds it briefly."""
+    for number in range(tries):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if number < tries - 1:
+                time.sleep(0.05)
+    return False
+
+
+def holder(folder: Path) -> str:
+    """Id of the process that holds the lock of the folder."""
+    with _opened(folder / NAME) as handle:
+        return os.pread(handle, LONGEST_ID, 0).strip(b"\0\n").decode() or "unknown"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a live process holds the lock of the folder."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextmanager
+def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """Makes the folder `parent/prefixXXXXXXXX` and removes it on exit.
+
+    Before that, removes the folders with the same prefix that killed processes left there.
+
+    parent  None for the folder of temporary files
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    sweep_scratch(parent, prefix)
+    folder, lock = _make_scratch(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_scratch(parent: Path, prefix: str) -> tuple[Path, int]:
+    """Returns a new scratch folder and its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = os.open(folder / SCRATCH, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / SCRATCH).exists():
+            return folder, lock
+        os.close(lock)  # another process took it for left over before it was locked
+
+
+def sweep_scratch(parent: Path, prefix: str) -> None:
+    """Removes the scratch folders of killed processes from `parent`."""
+    for lock in parent.glob(f"{prefix}*/{SCRATCH}"):
+        with try_lock(lock) as free:
+            if free:
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+@contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Locks the file at `path` if it is there and no process holds its lock; yields whether it did."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(number)
+
+
+def sweep_parts(paths: Iterable[Path]) -> None:
+    """Removes those of the paths that a killed process was writing, by the process id in their names."""
+    for path in paths:
+        match = PART.fullmatch(path.name)
+        if match is None or _is_writing(path, int(match.group(1))):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_writing(path: Path, process: int) -> bool:
+    """Whether the process lives, and started before the file was last changed."""
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        pass
+    started = _start_time(process)
+    try:
+        return started is None or started <= path.lstat().st_mtime + CLOCK_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _start_time(process: int) -> float | None:
+    """Returns when a process started, in seconds since 1970; None where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        system = Path("/proc/stat").read_text().partition("btime ")[2].split()
+        return int(system[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,90 @@
+"""The study of forgetting in mixtures finds known differences and shifts of load."""
+
+import pytest
+
+from kleiber.launch.main import main as launch
+from kleiber.records.catalog import read_runs
+from kleiber.studies.compare.rows import DENSE, FROZEN, MIXTURE
+from kleiber.studies.forgetting import Forgetting, headline
+
+from .comparisons import START
+from .mixture_runs import OPTIONS, write, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "moe_forgetting"
+    write_study(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def record(study):
+    return Forgetting(**OPTIONS).compare(read_runs(study))
+
+
+def test_every_arm_is_read_off_at_a_loss_that_all_of_them_reach(record):
+    dense = START["code"] - 1.0  # at the largest rate, where it learns best
+    assert record["matched"][0]["at"] == pytest.approx(1.02 * dense, abs=0.01)
+    assert {method["method"]: method["reached"] for method in record["matched"]} == {DENSE: 3, MIXTURE: 3, FROZEN: 3}
+
+
+def test_the_questions_are_answered_with_intervals(record):
+    by_code = {claim["code"]: claim for claim in record["claims"]}
+    assert by_code["moe_less"]["holds"] is True and by_code["frozen_less"]["holds"] is True
+    assert by_code["frozen_less"]["value"] == pytest.approx(0.05, abs=0.006)
+    assert by_code["frozen_less"]["lo"] < 0.05 < by_code["frozen_less"]["hi"]
+    assert abs(by_code["frozen_cost"]["value"]) < 0.005
+    assert by_code["moe_less_at_best"]["value"] == pytest.approx(0.08, abs=0.006)
+    assert by_code["frozen_load"]["value"] == pytest.approx(0.2) and by_code["frozen_load"]["holds"] is True
+    assert "mixture of experts forgets less than dense at equal target loss: supported" in headline(record)
+
+
+def test_a_mixture_that_forgets_more_is_said_to(tmp_path):
+    write_study(tmp_path / "s", less=-0.6)
+    record = Forgetting(**OPTIONS).compare(read_runs(tmp_path / "s"))
+    assert next(claim for claim in record["claims"] if claim["code"] == "moe_less")["holds"] is False
+    assert "mixture of experts forgets less than dense at equal target loss: contradicted" in headline(record)
+
+
+def test_a_part_of_the_runs_says_what_it_cannot(tmp_path):
+    write_study(tmp_path / "s", seeds=1, arms=(DENSE,))
+    findings = Forgetting(**OPTIONS).analyze(read_runs(tmp_path / "s"))
+    assert "nothing can be compared: the arms are dense" in findings.headline
+    write_study(tmp_path / "t", seeds=1)
+    findings = Forgetting(**OPTIONS).analyze(read_runs(tmp_path / "t"))
+    assert "no interval: 1 seed" in findings.headline
+    assert {verdict["holds"] for verdict in findings.verdicts if "holds" in verdict} == {None}
+
+
+def test_what_weakens_the_comparison_is_said(record, tmp_path):
+    assert "untuned" in {complaint["code"] for complaint in record["complaints"]}
+    home = tmp_path / "s"
+    write_study(home, seeds=2)
+    for path in home.glob("moe-0.003*/summary.json"):
+        path.unlink()
+    for path in home.glob("moe-0.01*/summary.json"):
+        path.unlink()
+    for path in home.glob("moe-0.03*"):  # and one more rate, which learns as much
+        write(home / f"{path.name}-again", MIXTURE, 0.04, int(path.name[-1]), params=60_000)
+    codes = {
+        complaint["code"]: complaint["text"]
+        for complaint in Forgetting(**OPTIONS).compare(read_runs(home))["complaints"]
+    }
+    assert codes["bound"].startswith("mixture of experts learns more")
+    assert "50,000 active parameters and dense 40,000" in codes["unequal"]
+
+
+@pytest.mark.slow
+def test_it_trains_bases_and_arms_small_and_continues(tmp_path, cache_dir, capsys):
+    small = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
+    plan = ["eval.watch_tokens=2048", "batch.tokens=512", "design.seeds=1", "design.lrs=[0.01]"]
+    command = ["study=moe_forgetting", *small, *plan, f"root={tmp_path}"]
+    assert launch(command) == 0, capsys.readouterr().err
+    runs = read_runs(tmp_path / "moe_forgetting")
+    assert len(runs) == 5 and {run.status for run in runs} == {"finished"}
+    arms = {method["method"] for method in Forgetting(**OPTIONS).compare(runs)["matched"]}
+    assert arms == {DENSE, MIXTURE, FROZEN} and Forgetting(**OPTIONS).compare(runs)["loads"]
+    capsys.readouterr()
+    assert launch(command) == 0
+    assert "3 of 3 cells are finished already" in capsys.readouterr().out
