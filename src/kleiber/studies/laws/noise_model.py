@@ -111,14 +111,11 @@ class NoiseModel:
         fitted = self.fit if fitted is None else fitted
         runs = self.runs if rows is None else self.runs.of(rows)
         layout = self.layout if rows is None else self.layout.rows(rows)
-        problem = replace(fitted.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
-        jacobian = np.nan_to_num(problem.jacobian(fitted.theta[None])[0])
-        residuals = problem.observed - problem.predict(fitted.theta[None])[0]
-        fine = estimate(jacobian, residuals, runs.trunk, _log_size(runs.inputs))
+        single = Fit(fitted.problem.on(runs.inputs, runs.target, runs.scale), fitted.theta)
+        fine = estimate(single.jacobian, -single.residuals, runs.trunk, _log_size(runs.inputs))
         if fine is None or self.seeds is None or self.clusters is None:
             return fine
-        mean_jacobian = np.nan_to_num(fitted.problem.jacobian(fitted.theta[None])[0])
-        coarse = estimate(mean_jacobian, -fitted.residuals, layout.trunk, layout.log_size)
+        coarse = estimate(fitted.jacobian, -fitted.residuals, layout.trunk, layout.log_size)
         if coarse is None or not coarse.between > 0:
             return fine
         trunks = 1 / float(np.mean(1 / layout.averaged))

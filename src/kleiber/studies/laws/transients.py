@@ -187,11 +187,8 @@ def _refit_by_least_squares(fitted: Fit) -> Fit:
 
 def _tangent(least: Fit) -> Array:
     """Returns the gradient of the law in each row, including the linear terms that were dropped, (rows, params)."""
-    jacobian = np.nan_to_num(least.problem.jacobian(least.theta[None])[0])
-    if not least.dropped:
-        return jacobian
     lost = [k for k, j in enumerate(least.law.linear) if not least.problem.active[j]]
-    return np.column_stack([jacobian, linear_terms(least)[:, lost]])
+    return np.column_stack([least.jacobian, linear_terms(least)[:, lost]]) if lost else least.jacobian
 
 
 def linear_terms(least: Fit) -> Array:
