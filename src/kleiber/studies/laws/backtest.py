@@ -98,7 +98,7 @@ def score(
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
     part, tested = refit(model.fit, train), problem.rows(test)
-    sample = model.draws(draws, seed, part, train)
+    sample = model.on_rows(part, train).draws(draws, seed)
     predicted = part.predict(tested.inputs)
     cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)

@@ -62,7 +62,7 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
         return None  # the second training of a law of replay does not start on the transient of the first
     least = _refit_by_least_squares(model.fit)
-    noise = model.components(least)
+    noise = replace(model, fit=least).components()
     if noise is None:
         return None
     tangent = _tangent(least)
