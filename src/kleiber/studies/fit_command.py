@@ -110,21 +110,21 @@ def fit(
     report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.law_report import lines
+    from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_numbers, parse_point, parse_values
     from kleiber.studies.laws.laws_json import law_by_option, write
 
     try:
-        pages = _import_page_module() if report else None
+        pages = _import_page_module("law_report") if report else None
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        cluster = cluster or ("trunk" if source.is_dir() else None)
         rows = _load(source, map, where or (), form, {"N": params, "D": data, "L": loss, "C": compute}, sigma)
         options = analysis.Options(
-            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster, seed, level,
+            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
+            cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
+            max_decades=float("inf") if force else max_decades,
             backtest=None if backtest is None else parse_numbers(backtest, "--backtest"),
             predict=[parse_point(text) for text in predict or ()],
-            exclude=exclude, max_decades=float("inf") if force else max_decades, rank=rank,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
         analysis.check_options(form, options, delta)
@@ -134,8 +134,7 @@ def fit(
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    for group, entry in records.items():
-        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
+    typer.echo("\n".join(lines_by_group(records, by)))
     if pages is not None:
         pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
@@ -225,7 +224,7 @@ def report(
     raise typer.Exit(pages.exit_code(findings))
 
 
-def _import_page_module(name: str = "law_report") -> ModuleType:
+def _import_page_module(name: str) -> ModuleType:
     """Imports the module of `kleiber.studies` that writes a page.
 
     Raises ValueError if a plotting package is not installed.

@@ -8,6 +8,7 @@ from kleiber.studies.compare.decision import (
     Decision,
     Estimate,
     axis_label,
+    estimate_around,
     gaps_by_seed,
     half_width,
     level_of_each,
@@ -125,3 +126,10 @@ def test_a_measure_has_a_label_and_a_unit_and_a_claim_tells_what_is_equal():
     assert axis_label("moe/dead") == "number of dead experts (experts per layer)"
     text = Claim("b", "a", "not_higher", 0.01, equal="flops").text()
     assert "no higher loss" in text and "0.01" in text and "training FLOPs" in text
+
+
+def test_an_estimate_around_a_value_has_ends_at_the_half_width_or_none():
+    estimate = estimate_around(1.0, 0.25, 3, "nats")
+    assert (estimate.lo, estimate.hi) == (0.75, 1.25) and "[+0.7500, +1.2500]" in estimate.text()
+    alone = estimate_around(1.0, float("nan"), 1, "nats")
+    assert alone.lo is None and alone.hi is None and "[" not in alone.text()

@@ -178,6 +178,10 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
         assert [row["value"] for row in findings.tables["Trends of differences"]] == pytest.approx([0, 0, 0], abs=1e-9)
     if name == "upcycling":
         assert values == pytest.approx({"continuedupcycled": -0.1, "scratchupcycled": -0.3})
+    if name in ("sparsity", "routers"):
+        drawn = {title: draw().to_json() for title, draw in findings.figures.items()}
+        assert "sizes" in drawn if name == "sparsity" else {"by_dead", "by_max_violation"} <= drawn.keys()
+        assert all(arm in drawn["tuning"] for arm in LOSSES[name])
     if name == "routers":
         assert {row["arm"] for row in findings.tables["Differences"]} == set(LOSSES[name]) - {"topk"}
 
@@ -187,7 +191,9 @@ def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
     for run in runs:
         for stage in run.stages[1:]:
             stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
-    findings = Compare(measure="val/docs/accuracy").analyze(runs)
+    claims = [{"arm": "changed", "against": "base", "direction": "higher"}]
+    findings = Compare(measure="val/docs/accuracy", claims=claims).analyze(runs)
+    assert findings.comparison == Compare(measure="val/docs/accuracy").analyze(runs).comparison
     assert findings.comparison is not None and findings.comparison["decision"] == "supported"
     assert "val/docs/accuracy" in findings.tables["Arms"][0] and "loss" not in findings.tables["Arms"][0]
     for draw in findings.figures.values():

@@ -59,6 +59,7 @@ def test_the_trend_over_sizes_is_the_planted_change_of_pairs_without_a_common_ar
     assert [row["value"] for row in rows] == pytest.approx([0.0, 0.0, -0.04], abs=1e-9)
     assert (rows[2]["arm"], rows[2]["over"]) == ("moe_96", "from moe - dense")
     assert len(trends([("moe", "dense"), ("moe_96", "dense")], ladders, "loss", 0.9)) == 2
+    assert len(trends([("dense_96", "dense"), ("moe", "dense_96")], ladders, "loss", 0.9)) == 2
     equal = {name: ladder(name, lambda at, seed: 3.0) for name in ladders}
     assert len(trends([("moe_96", "dense_96"), ("moe", "dense")], equal, "loss", 0.9)) == 2
 
