@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Shape, Signed, describe, from_file
+from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Signed, describe, from_file
 
 
 def floor_only(N: Array, *, E: Part, S: Signed, alpha: Exponent) -> Array:

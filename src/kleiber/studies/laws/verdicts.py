@@ -30,7 +30,7 @@ RULES = {
     "diverged": f"a loss {WORSE:.0%} above that of a run with at most as many parameters and tokens",
     "undertuned": f"a loss {ROBUST_SD:g} robust standard deviations and {MIN_GAP:.0%} above the fitted law",
 }
-LISTED = 10  # a verdict names at most this many rows
+LISTED = 10  # a text names at most this many rows
 
 Mask = NDArray[np.bool_]
 
@@ -248,13 +248,18 @@ def suspects_verdict(suspects: Sequence[Row], table: Table, exclude: str, why_no
     for rule, meaning in RULES.items():
         rows = [names[suspect["row"]] for suspect in suspects if suspect["rule"] == rule]
         if rows:
-            rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
-            parts.append(f"{len(rows)} {rule} ({meaning}): row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}")
+            parts.append(f"{len(rows)} {rule} ({meaning}): {list_rows(rows)}")
     count = f"{len(suspects)} suspect row{'s' * (len(suspects) > 1)} {'is' if len(suspects) == 1 else 'are'}"
     kept, other = ("excluded from this fit", "with") if exclude == "suspects" else ("in this fit", "without")
     beside = f"a fit {other} them fails: {why_no_other}" if why_no_other else f"a fit {other} them is reported as well"
     level = "note" if exclude == "suspects" else "warn"
     return Verdict("suspects", level, f"{count} {kept}; {'; '.join(parts)}; {beside}")
+
+
+def list_rows(rows: Sequence[str]) -> str:
+    """Returns `row 3`, or `rows 3, 4, ... and 5 others` where there are more than LISTED."""
+    rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}"
 
 
 def _names(table: Table) -> dict[object, str]:
