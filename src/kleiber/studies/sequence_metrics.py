@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import apart, described
 from kleiber.types import Config, Json
 
@@ -28,8 +29,7 @@ LABELS = {
 METRICS = tuple(LABELS)
 LOWER = {"forgetting", "max_forgetting", "chaudhry_forgetting", "intransigence", "upstream"}  # is better
 CELL = ["start", "method", "setting", "lr"]
-# Scores of tasks that were trained alone, higher is better, by (start, task), learning rate and seed.
-Alone = Mapping[tuple[str, str], Mapping[float, Mapping[int, float]]]
+Alone = Mapping[tuple[str, str], Mapping[int, float]]  # scores of tasks trained alone, by (start, task) and seed
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,6 @@ def when_learned(r: Matrix) -> Array:
     return np.array([np.nan if i is None else r.gains[i, j] for j, i in enumerate(r.trained_by)])
 
 
-def average(r: Matrix) -> float:
-    """ACC = mean_j R[T][j] over the learned tasks; Lopez-Paz & Ranzato 2017, arXiv:1706.08840, eq. 2."""
-    return float(r.gains[-1, r.learned].mean())
-
-
-def learning_average(r: Matrix) -> float:
-    """LA = mean_j R[j][j]: how well each task was learned at its time."""
-    return float(when_learned(r)[r.learned].mean())
-
-
-def backward_transfer(r: Matrix) -> float:
-    """BWT = mean over all tasks but the last of R[T][j] - R[j][j]; Lopez-Paz & Ranzato 2017, eq. 3."""
-    return float(-forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan")
-
-
-def forward_transfer(r: Matrix) -> float:
-    """FWT = mean over all tasks but the first of R[j-1][j] - b_j; Lopez-Paz & Ranzato 2017, eq. 4."""
-    transfers = [r.gains[i - 1, j] - r.baseline[j] for j, i in enumerate(r.trained_by) if i]
-    return float(np.mean(transfers)) if transfers else float("nan")
-
-
 def forgetting_by_task(r: Matrix) -> Array:
     """First minus last: R[own stage][j] - R[T][j], 0 for the task learned last."""
     return when_learned(r) - r.gains[-1]
@@ -147,14 +126,20 @@ def intransigence(r: Matrix, joint: Sequence[float]) -> Array:
 
 
 def summary(r: Matrix) -> dict[str, float]:
-    """All metrics of one matrix that need no further run."""
-    by_task = {
-        "forgetting": forgetting_by_task(r), "max_forgetting": max_forgetting_by_task(r),
-        "chaudhry_forgetting": chaudhry_forgetting_by_task(r),
+    """All metrics of one matrix that need no further run; nan where no task is left to average over.
+
+    ACC = mean_j R[T][j] over the learned tasks, LA = mean_j R[j][j]. BWT = mean over all tasks but the last of
+    R[T][j] - R[j][j], FWT = mean over all tasks but the first of R[j-1][j] - b_j; Lopez-Paz & Ranzato 2017,
+    arXiv:1706.08840, eq. 2 to 4. Of the kinds of forgetting the mean over all tasks but the last.
+    """
+    forgotten = forgetting_by_task(r)
+    values = {
+        "ACC": r.gains[-1, r.learned], "LA": when_learned(r)[r.learned], "BWT": -forgotten[r.earlier],
+        "FWT": np.array([r.gains[i - 1, j] - r.baseline[j] for j, i in enumerate(r.trained_by) if i]),
+        "forgetting": forgotten[r.earlier], "max_forgetting": max_forgetting_by_task(r)[r.earlier],
+        "chaudhry_forgetting": chaudhry_forgetting_by_task(r)[r.earlier],
     }  # fmt: skip
-    means = {name: float(values[r.earlier].mean()) if r.earlier else float("nan") for name, values in by_task.items()}
-    scores = {"ACC": average(r), "LA": learning_average(r), "BWT": backward_transfer(r), "FWT": forward_transfer(r)}
-    return scores | means
+    return {name: float(each.mean()) if len(each) else float("nan") for name, each in values.items()}
 
 
 def savings(relearning: Mapping[float, float], level: float, scratch: Mapping[float, float]) -> float:
@@ -187,16 +172,13 @@ def sequence_rows(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     Raises ValueError without a finished sequence, and where a sequence mixes kinds of scores.
     """
     alone = alone_scores(runs)
-    kept = [run for run in runs if run.status == "finished" and is_sequence(run)]
+    chains = [run for run in runs if len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)]
+    kept = [run for run in chains if run.status == "finished"]
     suffixes = apart(kept)
     rows = [sequence_row(run, alone, tolerance, suffixes[run.name]) for run in kept]
     if not rows:
         raise ValueError("no finished run over a sequence of tasks: this study needs the chains of its own design")
     return pd.DataFrame(rows).sort_values([*CELL, "order", "seed"], ignore_index=True)
-
-
-def is_sequence(run: Run) -> bool:
-    return len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)
 
 
 def sequence_row(run: Run, alone: Alone, tolerance: float, suffix: str = "") -> Json:
@@ -212,8 +194,7 @@ def sequence_row(run: Run, alone: Alone, tolerance: float, suffix: str = "") -> 
     if any(stage["objective"] == "classify" for stage in stages):
         scores["FWT"] = float("nan")  # a head that nothing has trained says nothing of what the backbone learned
     untrained = [j for j in range(len(r.tasks)) if r.trained_by[j] is None]
-    best = np.array([reference(alone, start, task, seed) for task in r.tasks])
-    behind = intransigence(r, best.tolist())[r.learned]
+    behind = intransigence(r, [reference(alone, start, task, seed) for task in r.tasks])[r.learned]
     first = tasks_in_order(r)[0][1]
     return {
         "run": run.name, "start": start, "method": method, "setting": setting, "lr": lr, "seed": seed,
@@ -247,33 +228,31 @@ def start_of(config: Config) -> str:
 
 
 def alone_scores(runs: Sequence[Run]) -> Alone:
-    """The final main score of the runs of a single task, as the sequences score it, by start point and task."""
+    """The final main scores of runs of one task at their best rate, as sequences score it, by start and task."""
     scored: dict[str, tuple[str, float]] = {}
-    for run in runs:
-        record = run.summary.get("R") or {}
+    for record in (run.summary.get("R") or {} for run in runs):
         for task, key in (record.get("metric") or {}).items():
             scored[task] = (key, 1.0 if record["higher_is_better"][task] else -1.0)
-    table: dict[tuple[str, str], dict[float, dict[int, float]]] = {}
-    for run in runs:
-        if run.status != "finished" or len(run.stages) != 1:
-            continue
-        start = start_of(run.config)
-        for task in set(run.stage["tasks"]) & set(scored):
-            key, sign = scored[task]
-            value = run.metrics.get(key)
-            if value is not None:
-                by_rate = table.setdefault((start, task), {}).setdefault(float(run.stage["lr"]), {})
-                by_rate[int(run.summary["seed"])] = sign * value
-    return table
+    rows = [
+        {"start": start_of(run.config), "task": task, "lr": float(run.stage["lr"]), "seed": int(run.summary["seed"]),
+         "score": scored[task][1] * run.metrics[scored[task][0]]}
+        for run in runs if run.status == "finished" and len(run.stages) == 1
+        for task in run.stage["tasks"] if task in scored and run.metrics.get(scored[task][0]) is not None
+    ]  # fmt: skip
+    if not rows:
+        return {}
+    table = pd.DataFrame(rows)
+    best = table.merge(best_settings(table, ["start", "task"], ["lr"], "score", higher=True))
+    scores: dict[tuple[str, str], dict[int, float]] = {}
+    for row in best.to_dict("records"):
+        scores.setdefault((row["start"], row["task"]), {})[row["seed"]] = row["score"]
+    return scores
 
 
 def reference(alone: Alone, start: str, task: str, seed: int) -> float:
-    """The score of a task alone at the rate of best mean, of the seed or else the mean; nan without such runs."""
-    rates = alone.get((start, task))
-    if not rates:
-        return float("nan")
-    best = max(rates.values(), key=lambda by_seed: sum(by_seed.values()) / len(by_seed))
-    return best.get(seed, sum(best.values()) / len(best))
+    """The score of a task alone, of the seed or else the mean of all; nan without such runs."""
+    scores = alone.get((start, task), {})
+    return scores.get(seed, float(np.mean(list(scores.values()))) if scores else float("nan"))
 
 
 def saved(run: Run, task: str, tolerance: float) -> float:

@@ -14,13 +14,13 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Estimate, gaps_by_seed, paired_difference
+from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row, Share
 
-GROUP = ["kind", "start", "task", "share"]  # what the seeds of a mean have in common
+GROUP = ["task", "kind", "start", "share"]  # what the seeds of a mean have in common
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
     "from nothing by the same model, tokenizer, data order and number of steps. Learning rates were tuned for each "
@@ -51,66 +51,47 @@ class Transfer(IntervalStudy):
         tried = score_rows(runs)
         # A rate that only some seeds have was for tuning.
         rows = tried.merge(best_settings(tried, GROUP, ["lr"], "score", higher=True), on=[*GROUP, "lr"])
-        gaps, rivals = self.gaps(rows), self.rivals(rows)
+        differences = self.differences(rows)
+        gaps = [row for row in differences if row["against"] == SCRATCH]
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
         data = [row for arm in arms for row in transferred(rows, *arm)]
         tables = {
-            "Pre-trained less from nothing": gaps, "Against other architectures": rivals,
+            "Pre-trained less from nothing": gaps,
+            "Against other architectures": [row for row in differences if row["against"] != SCRATCH],
             "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
             "Tuning": tuning(tried) if len(tried) > len(rows) else [],
         }  # fmt: skip
         return Findings(
             headline(gaps, self.level),
-            [*verdicts(gaps), *verdicts(rivals), *cautions(rows, data)],
-            {title: table for title, table in tables.items() if table or title == "Pre-trained less from nothing"},
+            [*(score_verdict(row) for row in differences if row["lo"] is not None), *cautions(rows, data)],
+            {title: table for title, table in tables.items() if table},
             figures(rows, gaps, data),
             methods=METHODS.format(level=self.level),
         )
 
-    def gaps(self, rows: Rows) -> list[Json]:
-        """Every kind on every text, task and share less the same kind from nothing."""
+    def differences(self, rows: Rows) -> list[Json]:
+        """Every kind on every text, task and share less the same kind from nothing, and less the kind of `against`."""
+        arms = {key: dict(zip(part["seed"], part["score"], strict=True)) for key, part in rows.groupby(GROUP)}
         table = []
-        for (task, kind, start, share), _ in rows[rows["start"] != SCRATCH].groupby(["task", "kind", "start", "share"]):
-            same = {"task": task, "kind": kind, "share": share}
-            table += self.gap(rows, {**same, "start": start}, {**same, "start": SCRATCH}, SCRATCH)
+        for (task, kind, start, share), ours in arms.items():
+            rival = self.against.get(kind, "")
+            others = {SCRATCH: arms.get((task, kind, SCRATCH, share)), rival: arms.get((task, rival, start, share))}
+            for against, theirs in others.items() if start != SCRATCH else ():
+                if theirs is not None:
+                    better = sum(gap > 0 for gap in gaps_by_seed(ours, theirs))
+                    numbers = as_row(paired_difference(ours, theirs, self.level, "in score"))
+                    names = {"task": task, "kind": kind, "start": start, "share": share, "against": against}
+                    table.append({**names, **numbers, "better on": better})
         return table
 
-    def rivals(self, rows: Rows) -> list[Json]:
-        """One kind less another from the same text, task and share."""
-        table = []
-        for kind, other in self.against.items():
-            mine = rows[(rows["kind"] == kind) & (rows["start"] != SCRATCH)]
-            for (task, start, share), _ in mine.groupby(["task", "start", "share"]):
-                same = {"task": task, "start": start, "share": share}
-                table += self.gap(rows, {**same, "kind": kind}, {**same, "kind": other}, other)
-        return table
 
-    def gap(self, rows: Rows, ours: Row, theirs: Row, against: str) -> list[Json]:
-        """The row of one difference, paired by seed; empty where the other side has no runs."""
-        mine, other = scores_by_seed(rows, **ours), scores_by_seed(rows, **theirs)
-        if not other:
-            return []
-        estimate = paired_difference(mine, other, self.level, "") or Estimate(math.nan, None, None, 0, "")
-        value = estimate.value if estimate.n else None
-        numbers = {"gap": value, "lo": estimate.lo, "hi": estimate.hi, "seeds": estimate.n}
-        better = sum(gap > 0 for gap in gaps_by_seed(mine, other))
-        return [{**ours, "against": against, **numbers, "better on": better}]
-
-
-def estimate_of(row: Row) -> Estimate:
-    return Estimate(row["gap"], row["lo"], row["hi"], row["seeds"], "in score")
-
-
-def verdicts(gaps: Sequence[Row]) -> list[Json]:
-    """Whether the first of a pair scores better, for each pair that has an interval."""
-    results = []
-    for row in (row for row in gaps if row["lo"] is not None):
-        labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
-        than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
-        text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
-        code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
-        results.append(verdict(code, text, estimate_of(row)))
-    return results
+def score_verdict(row: Row) -> Json:
+    """Whether the first of a pair scores better."""
+    labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
+    than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
+    text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
+    code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
+    return verdict(code, text, from_row(row))
 
 
 def score_rows(runs: Sequence[Run]) -> Rows:
@@ -152,13 +133,6 @@ def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str],
     for key, part in rows[(rows["seed"] == 0) & (rows["share"] == share)].groupby(["kind", "start", "task"]):
         rates[key] = float(part.sort_values(["score", "loss"], ascending=[False, True])["lr"].iloc[0])
     return rates
-
-
-def scores_by_seed(rows: Rows, **where: str | float) -> dict[int, float]:
-    """Scores by seed of one kind, start, task and share."""
-    for key, value in where.items():
-        rows = rows[rows[key] == value]
-    return dict(zip(rows["seed"], rows["score"], strict=True))
 
 
 def equivalent_labels(curve: Mapping[float, float], score: float) -> float:
@@ -215,32 +189,22 @@ def transferred(rows: Rows, kind: str, start: str, task: str) -> list[Json]:
 
 def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
     """Warnings about few seeds and about transferred data without an upper bound."""
-    warnings = []
     seeds = int(rows.groupby(GROUP)["seed"].nunique().min())
-    if seeds < 3:
-        warnings.append(
-            {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
-        )
-    if any(math.isinf(row["most"]) for row in data):
-        text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there "
-        warnings.append({"code": "censored", "level": "note", "text": text + "the data transferred has no upper bound"})
-    return warnings
+    unbounded = any(math.isinf(row["most"]) for row in data)
+    few = {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
+    text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there the "
+    censored = {"code": "censored", "level": "note", "text": f"{text}data transferred has no upper bound"}
+    return [few] * (seeds < 3) + [censored] * unbounded
 
 
 def headline(gaps: Sequence[Row], level: float) -> str:
     """The gap of each task, at the most labels, of the kind and text that gains most there."""
-    best: dict[str, Row] = {}
-    for row in gaps:
-        at = best.get(row["task"])
-        if row["gap"] is not None and (at is None or (row["share"], row["gap"]) > (at["share"], at["gap"])):
-            best[row["task"]] = row
+    ranked = sorted((row for row in gaps if row["value"] is not None), key=lambda row: (row["share"], row["value"]))
+    best = {row["task"]: row for row in ranked}
     if not best:
         return "Nothing can be compared: no task was trained from a base and from nothing alike."
-    sentences = [f"{task} {estimate_of(row).text()} ({row['kind']} from {row['start']})" for task, row in best.items()]
-    return (
-        f"Score gained by pre-training, the best start of each task, {level:.0%} intervals over seeds: "
-        f"{'; '.join(sentences)}."
-    )
+    texts = [f"{task} {from_row(row).text()} ({row['kind']} from {row['start']})" for task, row in sorted(best.items())]
+    return f"Score gained by pre-training, the best start of each task, {level:.0%} intervals: {'; '.join(texts)}."
 
 
 def scores(rows: Rows) -> list[Json]:
@@ -279,9 +243,9 @@ def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     names = sorted(set(rows["kind"] + " from " + rows["start"]), key=lambda name: (not name.endswith(SCRATCH), name))
     most = max((row["share"] for row in gaps), default=1.0)
     entries = [
-        {"panel": row["task"], "series": f"{row['kind']} from {row['start']}", "value": row["gap"], **row}
+        {"panel": row["task"], "series": f"{row['kind']} from {row['start']}", **row}
         for row in gaps
-        if row["share"] == most and row["gap"] is not None
+        if row["share"] == most and row["value"] is not None
     ]
     if entries:
         x_title, title = "score above the same model from nothing", "Score gained by pre-training"
