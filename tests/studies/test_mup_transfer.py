@@ -76,7 +76,7 @@ def write_runs(folder, name, optimum):
         target = {"MuP": "kleiber.nn.MuP", "Standard": "kleiber.nn.StandardParametrization"}[name]
         model = {"width": row["width"], "parametrization": {"_target_": target}}
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
-        stage = {"metrics": {"val/docs/loss": row["loss"]}}
+        stage = {"metrics": {"val/docs/loss": row["loss"]}, "lr": row["lr"]}
         fake_run(folder / f"run{number}", [stage], config=config, seed=row["seed"])
 
 
@@ -88,8 +88,10 @@ def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(t
     assert main(command) == 0
     findings = json.loads((tmp_path / "mup" / "findings.json").read_text())
     assert findings["headline"] in capsys.readouterr().out and findings["missing"] == ["run0 (missing)"]
-    assert {row["parametrization"] for row in findings["tables"]["Optima"]} == {"MuP", "Standard"}
-    assert (tmp_path / "mup" / "figures" / "transfer.png").read_bytes()[:4] == b"\x89PNG"
+    optima = {(row["parametrization"], row["width"]): row["lr"] for row in findings["tables"]["Optima"]}
+    assert optima["MuP", 64] == pytest.approx(0.02, rel=0.1) and optima["Standard", 64] == pytest.approx(0.01, rel=0.1)
+    for name in ("transfer", "optima"):
+        assert (tmp_path / "mup" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "vegaEmbed" in (tmp_path / "mup" / "report.html").read_text()
 
 

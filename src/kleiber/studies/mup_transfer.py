@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,8 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, read_ladders, width_of
 from kleiber.studies.compare.decision import LOSS, Estimate, axis_label
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.study import Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 Arms = Mapping[tuple[str, int], Arm]  # by parametrization and width
 
@@ -71,11 +68,12 @@ class MupTransfer(IntervalStudy):
         optima, drifts = self.optima(arms)
         moved = [drift_verdict(row) for row in drifts]
         headline = "; ".join(verdict["text"] for verdict in moved)
+        optimum_chart: Figures = {"optima": lambda: optimum_figure(optima)} if drifts else {}
         return Findings(
             headline or "The optimum was not found at two widths, so its drift cannot be estimated.",
             [*(verdict for row in optima for verdict in edge_warnings(row)), *moved],
             {"Optima": optima, "Drift of the optimum": [{**row, "widths": str(row["widths"])} for row in drifts]},
-            {"transfer": lambda: figure(arms, optima)},
+            {"transfer": lambda: tuning_figure(arms), **optimum_chart},
             methods=METHODS.format(rates=2 * self.around + 1, level=f"{self.level:.0%}"),
         )
 
@@ -209,40 +207,24 @@ def edge_warnings(row: Row) -> list[dict[str, str]]:
     return [{"code": row["place"], "level": "warn", "text": text}]
 
 
-def figure(arms: Arms, optima: Sequence[Row]) -> alt.TopLevelMixin:
-    """Loss vs learning rate, a line for each width and a panel for each parametrization; rules mark the optima."""
-    import altair as alt
+def tuning_figure(arms: Arms) -> object:
+    """Loss vs learning rate, a line for each width and a panel for each parametrization."""
+    from kleiber.studies.compare.chart_forms import lines, values_axis
+    from kleiber.studies.compare.figures import losses_of
 
-    from kleiber.charts.theme import apply_theme, sequential_colors
-
-    shown = pd.DataFrame(
-        [
-            {"parametrization": name, "width": width, "lr": lr, "seed": seed, "loss": loss}
-            for (name, width), arm in arms.items()
-            for lr, by_seed in arm.losses.items()
-            for seed, loss in by_seed.items()
-            if math.isfinite(loss)
-        ]
-    )
-    widths = sorted({width for _, width in arms})
-    color = alt.Color("width:O", sort=widths, scale=alt.Scale(range=sequential_colors(len(widths))), title="width")
-    x = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", base=2, nice=False, padding=10))
-    x = x.axis(alt.Axis(values=sorted(set(shown["lr"])), format="~g", labelAngle=-40))
-    y, mean = (
-        alt.Y(field, title=axis_label(LOSS), scale=alt.Scale(zero=False)) for field in ("loss:Q", "mean(loss):Q")
-    )
-    base = alt.Chart(shown).encode(x=x, color=color)
-    tip = ["width:O", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
-    curves = [
-        base.mark_line(strokeWidth=1.5).encode(y=mean),
-        base.mark_point(filled=True, size=28).encode(y=y, tooltip=tip),
+    tables = [
+        pd.DataFrame(losses_of({f"width {width}": arm})).assign(panel=name) for (name, width), arm in arms.items()
     ]
-    panels = []
-    for name in dict.fromkeys(name for name, _ in arms):
-        layers = [curve.transform_filter(alt.datum.parametrization == name) for curve in curves]
-        bars = pd.DataFrame([row for row in optima if row["parametrization"] == name and row["lo"]])
-        if len(bars):
-            rules = alt.Chart(bars[["width", "lr", "lo", "hi"]])
-            layers.append(rules.mark_rule(strokeDash=[4, 3]).encode(x="lr:Q", color=color))
-        panels.append(alt.layer(*layers).properties(width=360, height=300, title=name))
-    return apply_theme(alt.hconcat(*panels))
+    rows = pd.concat(tables, ignore_index=True)
+    x = values_axis("lr", "learning rate", rows["lr"], "~g")
+    return lines(rows, x, axis_label(LOSS), list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
+
+
+def optimum_figure(optima: Sequence[Row]) -> object:
+    """The optimal learning rate with its interval vs width, a line for each parametrization."""
+    from kleiber.charts.theme import line_chart
+
+    rows = pd.DataFrame(optima).dropna(subset="lo").rename(columns={"lr": "mean"})
+    rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2)
+    title = "Optimal learning rate vs width"
+    return line_chart(rows, "width", "width", "parametrization", title, 2, "optimal learning rate", log=True)

@@ -1,18 +1,65 @@
-"""Labels of the figures of arms."""
+"""Figures of arms: every run and difference that they are given is drawn, with labels that do not overlap."""
 
+import math
+
+import altair as alt
 import numpy as np
 import pandas as pd
-import pytest
+
+from kleiber.studies.compare import figures
+from kleiber.studies.compare.arms import Arm
+
+ARMS = {
+    "plain": Arm("plain", {0.01: {0: 3.0, 1: 3.1}, 0.1: {0: math.inf, 1: 4.0}}, 0.01, "", {"params": 5.0}),
+    "changed": Arm("changed", {0.01: {0: 2.5, 1: 2.6}, 0.1: {0: 2.4, 1: 2.3}}, 0.1, "2 rates", {"params": 9.0}),
+}
+
+
+def drawn(chart, column):
+    """The values of a column in the data of a chart, each once."""
+    return {row[column] for table in chart.to_dict()["datasets"].values() for row in table if column in row}
+
+
+def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
+    assert drawn(figures.tuning(ARMS, "loss"), "value") == {2.3, 2.4, 2.5, 2.6, 3.0, 3.1, 4.0}
+    chart = figures.side_by_side(ARMS, "loss")
+    assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "tuned") == {"tuned", "untuned"}
+
+
+def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
+    gaps = [
+        {"arm": "changed", "against": "plain", "equal": equal, "value": -0.5, "lo": lo, "hi": hi}
+        for equal, lo, hi in (("training tokens", -0.6, -0.4), ("training time", None, None))
+    ]
+    chart = figures.differences(gaps, list(ARMS), "accuracy (docs)")
+    names = drawn(chart, "name")
+    assert len(names) == 2 and all("changed - plain" in name for name in names)
+    assert "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5, 0.0}
+
+
+def test_differences_over_tokens_are_drawn_where_there_are_any():
+    rows = [
+        {"arm": "changed", "against": "plain", "tokens": tokens, "value": -0.1, "lo": -0.2, "hi": 0.0,
+         **{f"{name} at equal time": clock for name in ("value", "lo", "hi")}}
+        for tokens, clock in ((1e6, 0.3), (2e6, None))
+    ]  # fmt: skip
+    chart = figures.over_tokens(rows, "loss")
+    assert drawn(chart, "value") == {-0.1, 0.0, 0.3} and len(drawn(chart, "panel")) == 2
+    for panel in chart.to_dict()["concat"]:
+        low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
+        assert low <= 0 <= high
+
+
+def test_a_scatter_names_every_arm_at_its_place():
+    rows = [{"arm": name, "params": arm.facts["params"], "loss": arm.mean} for name, arm in ARMS.items()]
+    chart = figures.scatter(rows, ("params", "parameters"), ("loss", "validation loss (nats per token)"))
+    assert drawn(chart, "arm") == set(ARMS) and drawn(chart, "x") == {5.0, 9.0}
+    assert "nats per token" in chart.to_json()
 
 
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
-    alt = pytest.importorskip("altair")
-    from kleiber.studies.compare.figures import named
-
-    places = pd.DataFrame({"lr": [1.0, 1.1, 9.0], "loss": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
-    chart = named(
-        pd.concat([places, pd.DataFrame({"lr": [5.0], "loss": [3.0], "arm": ["d"]})]), "lr", "loss", alt.X("lr:Q")
-    )
+    places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
+    chart = figures.named(pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "arm": ["d"]})]), alt.X("x:Q"))
     heights = dict(zip(chart.data["arm"], chart.data["at"], strict=True))
     room = 0.045 * (3.0 - 2.0)
     assert heights["a"] == 2.0 and heights["c"] == 2.002 and heights["d"] == 3.0

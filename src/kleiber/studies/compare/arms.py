@@ -220,15 +220,16 @@ def width_of(model: Config) -> int:
 
 def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:
     """Parameters, tokens, FLOPs and memory (medians of the rows of an arm), and the speeds of the fastest run."""
-    facts = {name: values for name in MEDIANS if (values := measured(rows, name))}
-    medians = {name: float(statistics.median(values)) for name, values in facts.items()}
-    if speeds := measured(rows, "speed"):
-        medians["speed"] = max(speeds)
-        medians["train_s"] = medians["tokens"] / max(speeds)
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
-    latency = {name: values for name in names if (values := measured(rows, name))}
-    best = {name: (max if "_per_s" in name else min)(values) for name, values in latency.items()}
-    return medians | best
+    latency = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
+    facts: dict[str, float] = {}
+    for name in (*MEDIANS, "speed", *latency):
+        values = measured(rows, name)
+        best = max if name == "speed" or "_per_s" in name else min
+        if values:
+            facts[name] = statistics.median(values) if name in MEDIANS else best(values)
+    if "speed" in facts:
+        facts["train_s"] = facts["tokens"] / facts["speed"]
+    return facts
 
 
 def measured(rows: Sequence[Row], name: str) -> list[float]:

@@ -93,17 +93,21 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
     return small_multiples(draw, names, "Forgetting vs target loss", "; ".join([*where, *([beyond] if beyond else [])]))
 
 
-def lines(rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False) -> Chart:
+def lines(
+    rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False
+) -> Chart:
     """A line over the means of seeds for each arm, with a small point for each seed.
 
     rows  columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
     log   whether the vertical axis is logarithmic
+    zero  draws a dashed line at 0
     """
     drawn = [name for name in order if name in set(rows["series"])]
 
     def draw(part: Rows, arms: Sequence[str], legend: bool = True) -> Chart:
         ends = [name for name in ("value", "lo", "hi") if name in part]
-        scale = alt.Scale(type="log", padding=10) if log else span(part[ends].to_numpy())
+        values = [*part[ends].to_numpy().ravel(), *([0.0] if zero else [])]
+        scale = alt.Scale(type="log", padding=10) if log else span(values)
         axis = alt.Axis(tickCount=6)
         shown = part[part["series"].isin(arms)]
         base = alt.Chart(shown).encode(x=x, color=arm_color(order, arms, legend))
@@ -113,6 +117,9 @@ def lines(rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, 
         layers = [base.mark_line(strokeWidth=1.5).encode(y=mean), base.mark_point(size=16, filled=True).encode(y=y)]
         if "lo" in shown and np.isfinite(shown["lo"].to_numpy()).any():
             layers.append(base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q"))
+        if zero:
+            line = alt.Chart(pd.DataFrame({"value": [0.0]})).mark_rule(strokeDash=[4, 4], color=GRAY)
+            layers.append(line.encode(y=y))
         return alt.layer(*layers)
 
     if "panel" not in rows:

@@ -53,7 +53,6 @@ from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.compare/1"
-TITLE = "Difference between arms with its interval; at 0 they are equal"
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def figures(
         "tuning": lambda: _figures().tuning(arms, label),
     }
     if gaps:
-        charts["differences"] = lambda: _figures().differences(gaps, TITLE, label)
+        charts["differences"] = lambda: _figures().differences(gaps, [*arms], label)
     if trajectory := tables["Differences by training tokens"]:
         charts["tokens"] = lambda: _figures().over_tokens(trajectory, label)
     rows, first = [arm.row() for arm in arms.values()], next(iter(arms.values()))
@@ -272,13 +271,13 @@ def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> obje
     return _figures().scatter(rows, x, y)
 
 
-def shown_differences(claims: Sequence[Claim], table: Sequence[Row]) -> list[Json]:
+def shown_differences(claims: Sequence[Claim], table: Sequence[Row]) -> list[Row]:
     """The differences in the figure: of a single pair all; of several pairs those of the claims, or at equal tokens."""
     asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
     claimed, pairs = {names[:2] for names in asked}, {(row["arm"], row["against"]) for row in table}
     asked |= {(*names, QUANTITIES["tokens"].label) for names in pairs - claimed}
     return [
-        {"what": f"{row['arm']} - {row['against']}, equal {row['equal']}", **row}
+        row
         for row in table
         if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
     ]
