@@ -223,7 +223,7 @@ def test_it_warns_when_the_loss_stays_at_ln_2(corpus, tmp_path, caplog) -> None:
     for lr, told in ((0.0, True), (0.1, False)):
         objective = DPO(corpus)
         objective.begin(model(), corpus, tmp_path / "stage")
-        batch = corpus.train.gather(np.arange(4))
+        batch = corpus.train.gather(np.arange(2))
         optimizer = torch.optim.SGD(net.parameters(), lr=lr)
         caplog.clear()
         with caplog.at_level(logging.WARNING):

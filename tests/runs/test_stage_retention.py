@@ -13,8 +13,8 @@ def test_a_branch_retains_the_same_weights_as_its_trunk(launch, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(2000)))
     base = launch("budget.steps=4", root="base")
-    held = ["init=checkpoint", f"init.path={base}", f"data.path={other}", "optimizer.lr=0.02", "schedule=wsd",
-            "callbacks.samples=null", "retention=[l2sp,lwf]", "retention.l2sp.strength=5.0"]  # fmt: skip
+    held = ["init=checkpoint", f"init.path={base}", f"data.path={other}", "optimizer.lr=0.02", "schedule=wsd"]
+    held += ["retention=[l2sp,lwf]", "retention.l2sp.strength=5.0", "callbacks.samples=null", "eval.every_steps=0"]
     tree = launch(*held, "stages=trunk_and_cooldowns", "stages.branches=[4096,8192]", root="tree")
     alone = launch(*held, "budget.steps=8", root="alone")
     for name, value in last_weights(alone, "main").items():
