@@ -22,7 +22,7 @@ from kleiber.studies.compare.decision import Claim
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
-from kleiber.studies.laws import analysis, laws_json, table
+from kleiber.studies.laws.analysis import Options, analyze_rows
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
@@ -48,9 +48,7 @@ class JointLaw(IntervalStudy):
 
         Raises ValueError if the rows cannot be fitted.
         """
-        loaded = table.load(rows, roles, (), form.inputs)
-        options = analysis.Options(bootstrap=self.bootstrap, cluster=cluster, level=self.level)
-        return laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
+        return analyze_rows(rows, form, roles, Options(bootstrap=self.bootstrap, cluster=cluster, level=self.level))
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
     if problem.num_rows - len(law.params) < 3:
         return ""
     place = [name for name, kind in law.params.items() if isinstance(kind, Linear)].index("E")
-    without = np.nan_to_num(problem.jacobian(least.theta[None])[0])[:, [name != "E" for name in least.kept]]
+    without = least.jacobian[:, [name != "E" for name in least.kept]]
     precision = residual_precision(diagnostics.noise.covariance(diagnostics.layout), without)
     (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:

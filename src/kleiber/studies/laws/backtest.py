@@ -98,13 +98,15 @@ def score(
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
     part, tested = refit(model.fit, train), problem.rows(test)
-    sample = model.draws(draws, seed, part, train)
+    sample = model.on_rows(part, train).draws(draws, seed)
     predicted = part.predict(tested.inputs)
     cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
     coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
-        decades = decades_outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        columns = {**problem.inputs, "C": compute}
+        ranges = {name: (float(column[train].min()), float(column[train].max())) for name, column in columns.items()}
+        decades = decades_outside(ranges, {name: column[test] for name, column in columns.items()})
         ends = interval(sample.predict_runs(tested.inputs, seed, model.run_scale(test)), level)
         lo, hi = widen_interval(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
@@ -126,17 +128,6 @@ def score(
         "half_width": half_width, "naive": naive,
     }  # fmt: skip
     return scores, evidence
-
-
-def _points(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, Array]:
-    """Returns the inputs and the compute of the selected rows."""
-    return {**{name: column[rows] for name, column in inputs.items()}, "C": compute[rows]}
-
-
-def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, list[float]]:
-    """Returns [smallest, largest] of each input and of compute over the selected rows."""
-    columns = _points(inputs, compute, rows)
-    return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
 
 
 def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[Json]:

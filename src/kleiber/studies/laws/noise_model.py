@@ -102,23 +102,23 @@ class NoiseModel:
         scale = self.fit.problem.rows(rows).scale
         return scale if self.pooled is None or scale is None else scale / np.sqrt(self.layout.averaged[rows])
 
-    def components(self, fitted: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
-        """Estimates the variance components of the fit, or of a fit `fitted` to some `rows`; None without df.
+    def on_rows(self, fitted: Fit, rows: NDArray) -> "NoiseModel":
+        """Returns the model of a fit to some of the rows (a mask or positions)."""
+        clusters = None if self.clusters is None else self.clusters[rows]
+        return replace(self, fit=fitted, runs=self.runs.of(rows), layout=self.layout.rows(rows), clusters=clusters)
 
-        They are estimated from the single runs. If sizes scatter more than their seeds explain, all seeds of a size
-        share a misfit of the law, and they are estimated from the averaged rows.
+    def components(self) -> VarianceComponents | None:
+        """Estimates the variance components from the single runs; None without degrees of freedom.
+
+        If sizes scatter more than their seeds explain, all seeds of a size share a misfit of the law, and the
+        components are estimated from the averaged rows.
         """
-        fitted = self.fit if fitted is None else fitted
-        runs = self.runs if rows is None else self.runs.of(rows)
-        layout = self.layout if rows is None else self.layout.rows(rows)
-        problem = replace(fitted.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
-        jacobian = np.nan_to_num(problem.jacobian(fitted.theta[None])[0])
-        residuals = problem.observed - problem.predict(fitted.theta[None])[0]
-        fine = estimate(jacobian, residuals, runs.trunk, _log_size(runs.inputs))
+        fitted, runs, layout = self.fit, self.runs, self.layout
+        single = Fit(fitted.problem.on(runs.inputs, runs.target, runs.scale), fitted.theta)
+        fine = estimate(single.jacobian, -single.residuals, runs.trunk, _log_size(runs.inputs))
         if fine is None or self.seeds is None or self.clusters is None:
             return fine
-        mean_jacobian = np.nan_to_num(fitted.problem.jacobian(fitted.theta[None])[0])
-        coarse = estimate(mean_jacobian, -fitted.residuals, layout.trunk, layout.log_size)
+        coarse = estimate(fitted.jacobian, -fitted.residuals, layout.trunk, layout.log_size)
         if coarse is None or not coarse.between > 0:
             return fine
         trunks = 1 / float(np.mean(1 / layout.averaged))
@@ -128,21 +128,14 @@ class NoiseModel:
             return fine
         return replace(coarse, between=coarse.between * trunks, within=coarse.within * trunks)
 
-    def draws(self, count: int, seed: int, fitted: Fit | None = None, rows: NDArray | None = None) -> Draws | None:
-        """Refits `count` resampled tables; None if the noise is unknown.
-
-        fitted, rows  a fit to some of the rows, in place of the fit to all of them
-        """
-        fitted = self.fit if fitted is None else fitted
-        if count < 1:
-            return None
-        components = self.components(fitted, rows)
+    def draws(self, count: int, seed: int) -> Draws | None:
+        """Refits `count` resampled tables; None if the noise is unknown."""
+        components = self.components() if count else None
         if components is None:
             return None
-        layout = self.layout if rows is None else self.layout.rows(rows)
-        clusters = None if self.clusters is None else self.clusters if rows is None else self.clusters[rows]
-        strata = strata_of(fitted.problem.inputs["N"]) if "N" in fitted.problem.inputs else None
-        return bootstrap(fitted, count, seed, components, layout, strata, clusters)
+        inputs = self.fit.problem.inputs
+        strata = strata_of(inputs["N"]) if "N" in inputs else None
+        return bootstrap(self.fit, count, seed, components, self.layout, strata, self.clusters)
 
     def profiles(self, draws: Draws | None, level: float) -> dict[str, Profile]:
         """Returns the profiles of all parameters, with thresholds that match the interval widths implied by the noise.

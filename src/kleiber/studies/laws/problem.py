@@ -63,12 +63,14 @@ class Problem:
 
     def rows(self, keep: NDArray) -> "Problem":
         """Returns the same problem on some of its rows (a mask or positions)."""
+        inputs = {name: column[keep] for name, column in self.inputs.items()}
         return replace(
-            self,
-            inputs={k: v[keep] for k, v in self.inputs.items()},
-            target=self.target[keep],
-            scale=None if self.scale is None else self.scale[keep],
+            self, inputs=inputs, target=self.target[keep], scale=None if self.scale is None else self.scale[keep]
         )
+
+    def on(self, inputs: Mapping[str, Array], target: Array, scale: Array | None) -> "Problem":
+        """Returns the same problem with other rows."""
+        return replace(self, inputs=inputs, target=target, scale=scale)
 
     def values(self, theta: Array) -> Array:
         """Converts solver coordinates (draws, active params) to parameters in natural units (draws, params)."""

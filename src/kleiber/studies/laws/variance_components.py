@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
@@ -183,8 +184,7 @@ def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
 def _medians(residuals: Array, trunk: NDArray | None) -> Array:
     if trunk is None or len(np.unique(trunk)) == len(trunk):
         return np.full(len(residuals), np.median(residuals))
-    order, ends = np.argsort(trunk, kind="stable"), np.cumsum(np.bincount(trunk))[:-1]
-    return np.array([np.median(part) for part in np.split(residuals[order], ends)])[trunk]
+    return pd.Series(residuals).groupby(trunk).transform("median").to_numpy()
 
 
 def _mean_squares(
@@ -269,15 +269,11 @@ def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, alo
     """
     others = {name: column for name, column in inputs.items() if name != along}
     size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    rows = pd.DataFrame({"trunk": clusters, "length": cells({along: inputs[along]}), "log_loss": np.log(loss)})
     between = within = lengths = 0.0
     df = spare = 0
-    for number in np.unique(size):
-        rows = np.flatnonzero(size == number)
-        _, trunk = np.unique(clusters[rows], return_inverse=True)
-        _, length = np.unique(cells({along: inputs[along][rows]}), return_inverse=True)
-        table = np.full((trunk.max() + 1, length.max() + 1), np.nan)
-        table[trunk, length] = np.log(loss[rows])
-        table = table[:, np.isfinite(table).all(0)]
+    for _, part in rows.groupby(size):
+        table = part.pivot_table("log_loss", "trunk", "length", aggfunc="last").dropna(axis=1).to_numpy()
         trunks, num = table.shape
         if trunks < 2 or num < 2:
             continue
