@@ -93,8 +93,8 @@ def draw(runs: Sequence[Run], metrics: Sequence[str] = tuple(PANELS)) -> Chart:
     """
     rows = curve_rows(runs, metrics)
     names = list(dict.fromkeys(rows["run"]))
-    shown = [metric for metric in metrics if (rows["panel"] == metric).any()]
-    panels = [panel(rows[rows["panel"] == metric], metric, names) for metric in shown]
+    parts = {str(metric): part for metric, part in rows.groupby("panel")}
+    panels = [panel(parts[metric], metric, names) for metric in metrics if metric in parts]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     if len(names) > MOST_KINDS:
         title += f", from dark to light: {names[0]} ... {names[-1]}"
@@ -103,8 +103,8 @@ def draw(runs: Sequence[Run], metrics: Sequence[str] = tuple(PANELS)) -> Chart:
 
 def panel(rows: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     """Returns the chart of one metric, logarithmic for losses and norms that stay positive."""
-    rows = rows[rows["value"].abs() < float("inf")]
-    positive = bool((rows["value"] > 0).all()) and not metric.endswith("/lr")
+    rows = pd.DataFrame(rows[rows["value"].abs() < float("inf")])
+    positive = bool(rows["value"].min() > 0) and not metric.endswith("/lr")
     scale = alt.Scale(type="log" if positive else "linear", zero=False, nice=False, padding=8)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
     x = alt.X("tokens:Q", title="training tokens", axis=alt.Axis(tickCount=5, format="~s"), scale=alt.Scale(padding=8))
@@ -114,11 +114,11 @@ def panel(rows: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
         color = alt.Color("run:N", sort=list(names), scale=colors, legend=None)
     tips = ["run:N", "stage:N", "metric:N", "step:Q", alt.Tooltip("value:Q", format=".4g")]
     chart = alt.Chart(rows).encode(x=x, y=y, color=color, detail="line:N", tooltip=tips)
-    if rows["metric"].nunique() > 1:
+    if len(set(rows["metric"])) > 1:
         chart = chart.encode(
             strokeDash=alt.StrokeDash("metric:N", title=None, legend=alt.Legend(orient="bottom", symbolType="stroke"))
         )
-    few = rows.groupby("line").size().max() <= 30
+    few = int(rows["line"].value_counts().max()) <= 30
     layers = chart.mark_line(strokeWidth=1.4) + chart.mark_point(filled=True, size=26) if few else chart.mark_line()
     return layers.properties(title=PANELS.get(metric, metric).capitalize(), **SIZE)
 
