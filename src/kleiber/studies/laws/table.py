@@ -239,6 +239,15 @@ def number_rows(rows: Array) -> NDArray[np.intp]:
     return number
 
 
+def round_down(values: Array, tolerance: float) -> Array:
+    """Replaces each value by the smallest of those that it exceeds by at most the relative `tolerance`."""
+    starts: list[float] = []
+    for value in np.unique(values):
+        if not starts or value > (1 + tolerance) * starts[-1]:
+            starts.append(value)
+    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
+
+
 def _magnitude(column: Array) -> Array:
     with np.errstate(divide="ignore"):
         return np.where(column != 0, np.floor(np.log10(np.abs(np.where(column == 0, 1, column)))), 0)
