@@ -17,7 +17,7 @@ from scipy.special import fdtrc, fdtri
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import Pooled, pool, relative_sigma, scale_of, trunks
-from kleiber.studies.laws.table import Table, cells
+from kleiber.studies.laws.table import Table, cells, cells_without
 from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
 from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
 
@@ -258,12 +258,10 @@ def two_way_means(
     cannot be compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of
     each row; the rows of a group share the noise of its trunks and are one cluster.
     """
-    others = {name: column for name, column in inputs.items() if name != along}
-    size = cells(others) if others else np.zeros(len(loss), dtype=int)
     kept: dict[str, list[float]] = {name: [] for name in inputs}
     means: list[float] = []
     groups: list[int] = []
-    for rows in _linked_rows(size, inputs[along], clusters):
+    for rows in _linked_rows(cells_without(inputs, along), inputs[along], clusters):
         _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
         _, seed = np.unique(clusters[rows], return_inverse=True)
         num_d, num_seeds = len(first), int(seed.max()) + 1
