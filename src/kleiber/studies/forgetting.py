@@ -257,8 +257,8 @@ METHODS = (
 
 def figures(record: Json) -> Figures:
     """Returns the figures that the runs allow, by name."""
-    from kleiber.studies import task_figures
     from kleiber.studies.compare import chart_forms
+    from kleiber.studies.compare import figures as drawing
 
     study, rows, order, at = (record[name] for name in ("study", "rows", "order", "at"))
     names = [label(arm) for arm in order]
@@ -277,12 +277,12 @@ def figures(record: Json) -> Figures:
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
     if len(paths):
         steps = paths.assign(step=paths["path"].str[0].astype(float), F=paths["path"].str[1].astype(float))
-        charts["trajectory"] = lambda: task_figures.trajectory(steps, order)
+        charts["trajectory"] = lambda: drawing.trajectory(steps, order)
     if rows["lr"].nunique() > 1:
         trained = rows[~on_line(rows["method"])]
         best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")
-        charts["tuning"] = lambda: task_figures.learning_rates(trained.merge(best, on=CELL), order)
-    charts["matrix"] = lambda: task_figures.task_losses(rows, keys, order)
+        charts["tuning"] = lambda: drawing.learning_rates(trained.merge(best, on=CELL), order)
+    charts["matrix"] = lambda: drawing.task_losses(rows, keys, order)
     if record["loads"]:
-        charts["loads"] = lambda: task_figures.loads(record["loads"], names)
+        charts["loads"] = lambda: drawing.loads(record["loads"], names)
     return charts

@@ -236,7 +236,7 @@ def factor_row(row: Row) -> Json:
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies import task_figures
+    from kleiber.studies.compare import figures as drawing
     from kleiber.studies.compare.chart_forms import estimates
 
     charts: Figures = {}
@@ -251,10 +251,10 @@ def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
         x_title, title = "score above the same model from nothing", "Score gained by pre-training"
         charts["gaps"] = lambda: estimates(entries, names, x_title, title, zero=True)
     if rows["share"].nunique() > 1:
-        charts["labels"] = lambda: task_figures.scores_by_labels(rows, names)
+        charts["labels"] = lambda: drawing.scores_by_labels(rows, names)
     if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
-        charts["transferred"] = lambda: task_figures.effective_data(data, names)
+        charts["transferred"] = lambda: drawing.effective_data(data, names)
     texts = rows.loc[rows["start"] != SCRATCH, "start"]
     if texts.str.partition("/")[2].nunique() > 1:
-        charts["texts"] = lambda: task_figures.scores_by_text(rows)
+        charts["texts"] = lambda: drawing.scores_by_text(rows)
     return charts
