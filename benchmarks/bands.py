@@ -130,7 +130,7 @@ def cuts_of(source: Source, draws: int) -> list[Cut]:
 def other_predictions(model: NoiseModel, train: NDArray, test: NDArray, draws: int) -> tuple[Array, Array]:
     """`before` and `forms` of a Cut."""
     part, tested, problem = refit(model.fit, train), model.fit.problem.rows(test), model.fit.problem.rows(train)
-    predicted, sample = part.predict(tested.inputs), model.draws(draws, 0, part, train)
+    predicted, sample = part.predict(tested.inputs), model.on_rows(part, train).draws(draws, 0)
     assert sample is not None
     lo, hi = np.log(np.maximum(interval(sample.predict(tested.inputs), LEVEL), 1e-300))
     residual = part.noise * {"log": 1.0, "log10": np.log(10), "linear": 1 / predicted}[tested.space]

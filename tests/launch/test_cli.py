@@ -23,7 +23,20 @@ def test_help_lists_the_commands_and_each_has_a_help(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "train" in text
-    for command in ("runs", "compare", "check", "eval", "export", "import", "fit", "predict", "report"):
+    for command in [
+        "runs",
+        "plot",
+        "compare",
+        "check",
+        "eval",
+        "generate",
+        "chat",
+        "export",
+        "import",
+        "fit",
+        "predict",
+        "report",
+    ]:
         assert command in text
         assert main([command, "--help"]) == 0
         assert f"kleiber {command}" in capsys.readouterr().out

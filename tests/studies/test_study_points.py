@@ -7,7 +7,7 @@ import pytest
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import BYTES_VOCABULARY, size
-from kleiber.studies.study import fine_tunes, points_of, study_of
+from kleiber.studies.study import build_study, fine_tunes, points_of
 from kleiber.types import Json
 
 COMPOSER = Composer()
@@ -42,6 +42,6 @@ def test_a_fine_tuning_run_is_a_row_with_the_replayed_share_taken_from_its_token
 
 
 def test_the_study_of_a_config_refuses_options_that_cannot_be():
-    assert study_of(composed()) is None
+    assert build_study(composed()) is None
     with pytest.raises(ConfigError, match=r"study\.law"):
-        study_of({"study": {"_target_": "kleiber.studies.Scaling", "law": "power"}})
+        build_study({"study": {"_target_": "kleiber.studies.Scaling", "law": "power"}})

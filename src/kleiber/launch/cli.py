@@ -60,6 +60,30 @@ def runs(
 
 
 @app.command()
+def plot(
+    places: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders that contain runs.")],
+    y: Annotated[
+        list[str] | None, typer.Option(help="Metric to draw, such as train/loss or val/*/loss; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .png, .svg, .html or .json file. Default: curves.png and .html in RUN.")
+    ] = None,
+) -> None:
+    """Draw the curves of runs over training tokens: loss, validation loss, learning rate and gradient norm."""
+    from kleiber.records.catalog import read_runs
+    from kleiber.studies.fit_command import import_page_module
+
+    curves = import_page_module("curves")
+    runs = [run for place in places for run in read_runs(place)]
+    if not runs:
+        raise FileNotFoundError(f"{places[0]} contains no run (the folder of a run has a config.yaml)")
+    chart = curves.draw(runs, y or tuple(curves.PANELS))
+    for file in [out] if out else [places[0] / "curves.png", places[0] / "curves.html"]:
+        curves.save(chart, file)
+        typer.echo(f"wrote {file}")
+
+
+@app.command()
 def check(
     name: Annotated[str, typer.Argument(metavar="mup", help="Name of the check; mup is the only one.")],
     widths: Annotated[str, typer.Option(help="Widths of the models in channels, multiples of 16.")] = "64,128,256",

@@ -131,9 +131,9 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
 
 def interval_lines(configs: Sequence[Config], cells: Sequence[Json]) -> list[str]:
     """Returns a line on the interval that a design is expected to give, if its study fits a law of N and D."""
-    from kleiber.studies.study import study_of
+    from kleiber.studies.study import build_study
 
-    study = study_of(configs[0])
+    study = build_study(configs[0])
     if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
         return []
     return [f"interval     {describe_interval(configs[0]['design'].get('law'), cells)}"]

@@ -125,11 +125,11 @@ class Sweep:
 
         Raises ConfigError when they cannot. A sweep with max_cells or max_steps is not checked.
         """
-        from kleiber.studies.study import points_of, study_of
+        from kleiber.studies.study import build_study, points_of
 
         self.checked = True
         first = next(iter(cells.values()))
-        study = study_of(first.config)
+        study = build_study(first.config)
         if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
             return
         home = first.folder.parent

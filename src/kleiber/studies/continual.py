@@ -195,7 +195,7 @@ def task_table(best: Rows, level: float) -> list[Json]:
 
 def figures(best: Rows, level: float) -> Figures:
     """Three for every start; with several starts its name stands behind theirs."""
-    from kleiber.studies import task_figures
+    from kleiber.studies.compare import figures as drawing
     from kleiber.studies.compare.chart_forms import estimates
 
     charts: Figures = {}
@@ -209,9 +209,9 @@ def figures(best: Rows, level: float) -> Figures:
         drawn = {
             "metrics": (estimates, metric_panels(rows, order, level), names, "",
                         f"Metrics by method, {level:.0%} intervals{of}"),
-            "matrix": (task_figures.score_matrix, matrices(rows, order),
+            "matrix": (drawing.score_matrix, matrices(rows, order),
                        f"Held-out {unit} of each task after each stage{of}"),
-            "first_task": (task_figures.first_task, first_task(rows), names, f"held-out {unit}",
+            "first_task": (drawing.first_task, first_task(rows), names, f"held-out {unit}",
                            f"The first task of each sequence{of}"),
         }  # fmt: skip
         charts |= {f"{name}{tail}": partial(*call) for name, call in drawn.items()}

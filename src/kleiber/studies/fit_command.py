@@ -116,7 +116,7 @@ def fit(
     from kleiber.studies.laws.laws_json import law_by_option, write
 
     try:
-        pages = _import_page_module("law_report") if report else None
+        pages = import_page_module("law_report") if report else None
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
         rows = _load(source, map, where or (), form, {"N": params, "D": data, "L": loss, "C": compute}, sigma)
         options = analysis.Options(
@@ -216,7 +216,7 @@ def report(
     if one is contradicted, and 3 otherwise.
     """
     try:
-        pages = _import_page_module("report")
+        pages = import_page_module("report")
         findings = pages.report(source, out, study, also or (), wandb)
     except (ValueError, OSError) as error:
         _refuse(ValueError(str(error)))
@@ -224,7 +224,7 @@ def report(
     raise typer.Exit(pages.exit_code(findings))
 
 
-def _import_page_module(name: str) -> ModuleType:
+def import_page_module(name: str) -> ModuleType:
     """Imports the module of `kleiber.studies` that writes a page.
 
     Raises ValueError if a plotting package is not installed.

@@ -242,15 +242,15 @@ def headline(record: Json) -> str:
 
 def figures(record: Json) -> Figures:
     """Returns the figures of the study; without a fitted law only forgetting vs new tokens."""
-    from kleiber.studies import task_figures
+    from kleiber.studies.compare import figures as drawing
 
-    rows = task_figures.named(record)
+    rows = drawing.named_cells(record)
     if "no_fit" in record["main"]:
-        return {"tokens": lambda: task_figures.tokens(rows)}
+        return {"tokens": lambda: drawing.tokens(rows)}
     return {
-        "replay": lambda: task_figures.replay(rows, record),
-        "tokens": lambda: task_figures.tokens(rows),
-        "fit": lambda: task_figures.observed(rows, record),
+        "replay": lambda: drawing.replay(rows, record),
+        "tokens": lambda: drawing.tokens(rows),
+        "fit": lambda: drawing.observed(rows, record),
     }
 
 

@@ -20,7 +20,7 @@ from kleiber.studies.laws.prediction import fitted_values, prediction_line
 from kleiber.studies.laws.problem import pool
 from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
-from kleiber.studies.laws.verdicts import LISTED
+from kleiber.studies.laws.verdicts import list_rows
 from kleiber.studies.study import headline
 from kleiber.types import Json, Row
 
@@ -82,12 +82,8 @@ def rows_fitted(entry: Row) -> str:
 def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
     """Returns the printed lines of the rows that were excluded since a number is missing, by role (up to ten rows)."""
     rules = dict.fromkeys(row["rule"] for row in excluded if row["rule"].startswith(NOT_FINITE))
-    lines_by_rule = []
-    for rule in rules:
-        rows = [str(row["row"]) for row in excluded if row["rule"] == rule]
-        rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
-        lines_by_rule.append(f"  excluded, {rule}: row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}")
-    return lines_by_rule
+    rows = {rule: [str(row["row"]) for row in excluded if row["rule"] == rule] for rule in rules}
+    return [f"  excluded, {rule}: {list_rows(rows[rule])}" for rule in rules]
 
 
 def _backtest_line(test: Row, level: str) -> str:

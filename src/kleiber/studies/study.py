@@ -112,7 +112,7 @@ class EqualTargetStudy(IntervalStudy):
     tolerance: NonNegative = 0.02
 
 
-def study_of(config: Config) -> Study | None:
+def build_study(config: Config) -> Study | None:
     """Instantiates the study of a config; returns None if it has none. Raises ConfigError for invalid options."""
     if config.get("study") is None:
         return None

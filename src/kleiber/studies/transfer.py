@@ -129,10 +129,10 @@ def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str],
         rows = score_rows(runs)
     except ValueError:
         return {}
-    rates = {}
-    for key, part in rows[(rows["seed"] == 0) & (rows["share"] == share)].groupby(["kind", "start", "task"]):
-        rates[key] = float(part.sort_values(["score", "loss"], ascending=[False, True])["lr"].iloc[0])
-    return rates
+    tried = rows[(rows["seed"] == 0) & (rows["share"] == share)]
+    ranked = tried.sort_values(["score", "loss"], ascending=[False, True])
+    best = ranked.drop_duplicates(["kind", "start", "task"]).to_dict("records")
+    return {(row["kind"], row["start"], row["task"]): float(row["lr"]) for row in best}
 
 
 def equivalent_labels(curve: Mapping[float, float], score: float) -> float:
@@ -236,7 +236,7 @@ def factor_row(row: Row) -> Json:
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies import task_figures
+    from kleiber.studies.compare import figures as drawing
     from kleiber.studies.compare.chart_forms import estimates
 
     charts: Figures = {}
@@ -251,10 +251,10 @@ def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
         x_title, title = "score above the same model from nothing", "Score gained by pre-training"
         charts["gaps"] = lambda: estimates(entries, names, x_title, title, zero=True)
     if rows["share"].nunique() > 1:
-        charts["labels"] = lambda: task_figures.scores_by_labels(rows, names)
+        charts["labels"] = lambda: drawing.scores_by_labels(rows, names)
     if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
-        charts["transferred"] = lambda: task_figures.effective_data(data, names)
+        charts["transferred"] = lambda: drawing.effective_data(data, names)
     texts = rows.loc[rows["start"] != SCRATCH, "start"]
     if texts.str.partition("/")[2].nunique() > 1:
-        charts["texts"] = lambda: task_figures.scores_by_text(rows)
+        charts["texts"] = lambda: drawing.scores_by_text(rows)
     return charts

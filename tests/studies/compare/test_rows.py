@@ -66,7 +66,7 @@ def test_arms_by_model_are_dense_a_mixture_or_one_whose_router_is_frozen():
     assert outcomes.model_arm(moe) == ("moe", "")
     assert outcomes.model_arm({**moe, "adapter": frozen}) == ("moe, router frozen", "")
     more_frozen = {**frozen, "freeze": ["router", "experts"]}
-    assert outcomes.model_arm({**moe, "adapter": more_frozen}) == ("moe with frozen parts", "freeze=router+experts")
+    assert outcomes.model_arm({**moe, "adapter": more_frozen}) == ("moe with freeze", "freeze=router+experts")
     replay = {"replay": {"_target_": "x", "fraction": 0.05}}
     assert outcomes.model_arm({**moe, "retention": replay}) == ("moe with replay", "fraction=0.05")
 
@@ -75,6 +75,7 @@ def test_every_method_of_the_config_has_a_label_that_is_no_code_name():
     names = [outcomes.label(name) for name in ("none", "ewc", "lwf", "agem", "l2sp", "wise", "lora+ewc+wise")]
     expected = ["plain fine-tuning", "EWC", "LwF", "A-GEM", "L2-SP", "WiSE-FT", "LoRA + EWC + WiSE-FT"]
     assert names == expected and outcomes.label("rank 16") == "rank 16"
+    assert outcomes.label("moe with agem+wise") == "mixture of experts with A-GEM + WiSE-FT"
 
 
 def test_a_difference_of_means_is_antisymmetric_and_needs_a_repeated_setting_for_an_interval():

@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Shape, Signed, bounds, describe, from_file
+from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Signed, describe, from_file
 
 
 def floor_only(N: Array, *, E: Part, S: Signed, alpha: Exponent) -> Array:
@@ -21,7 +21,7 @@ def test_a_law_is_described_by_its_signature_and_docstring():
     assert (law.name, law.inputs, tuple(law.params)) == ("floor_only", ("N",), ("E", "S", "alpha"))
     assert (law.formula, law.source) == ("L = E + S N^-alpha", "a test")
     assert (law.linear, law.shapes, law.log.tolist()) == ([0, 1], [2], [True, False, True])
-    assert [bounds(kind) for kind in law.params.values()] == [(0, np.inf), (-np.inf, np.inf), (0.05, 1.6)]
+    assert [(kind.lo, kind.hi) for kind in law.params.values()] == [(0, np.inf), (-np.inf, np.inf), (0.05, 1.6)]
 
 
 def test_values_are_computed_for_every_draw_and_row():
@@ -64,7 +64,12 @@ def test_a_law_of_base_ten_logarithms_predicts_in_the_units_of_the_target():
 
 
 def test_the_search_rules_have_bounds():
-    assert bounds(Shape(1.0, 9.0)) == (1.0, 9.0) and Linear(signed=True).log is False and Linear().log is True
+    assert (
+        Linear().lo == 0.0
+        and Linear(signed=True).lo == -Linear().hi
+        and Linear(signed=True).log is False
+        and Linear().log is True
+    )
 
 
 def test_user_law_from_a_file(tmp_path):

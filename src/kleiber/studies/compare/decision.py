@@ -88,11 +88,14 @@ class Estimate:
     n: int
     unit: str
 
-    def text(self) -> str:
-        """The estimate with its interval, such as `-0.1400 [-0.1500, -0.1300] nats per token`."""
+    def text(self, style: str = "+.4f") -> str:
+        """The estimate with its interval, such as `-0.1400 [-0.1500, -0.1300] nats per token`.
+
+        style  format of its numbers
+        """
         if self.lo is None or self.hi is None:
-            return f"{self.value:+.4f} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
-        return f"{self.value:+.4f} [{self.lo:+.4f}, {self.hi:+.4f}] {self.unit}"
+            return f"{self.value:{style}} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
+        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}"
 
 
 def interval(values: Sequence[float], level: float) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""Altair figures of comparisons of arms: tuning, arms side by side, differences, and differences over tokens."""
+"""The figures of studies, drawn with the forms of `chart_forms`: of arms, and of arms that fine-tune common bases."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import Chart, heading, with_title
-from kleiber.studies.compare.chart_forms import estimates, lines, values_axis
+from kleiber.charts.theme import PALETTE, Chart, format_count, heading, log_axis, with_title
+from kleiber.config.stages import quantity
+from kleiber.studies.compare.chart_forms import FORGETTING, GRAY, TARGET, estimates, lines, matrix, values_axis
+from kleiber.studies.compare.rows import SCRATCH, Rows, label
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.figures import curve
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -108,3 +112,154 @@ def named(places: pd.DataFrame, x: alt.X, near: float = 0.045) -> alt.Chart:
         heights.append(max([value, *beside]))
     text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
     return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N")
+
+
+AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
+
+
+def over(rows: Rows, x: str, y: str, order: Sequence[str]) -> Chart:
+    """A measure of every arm vs the optimizer step or the learning rate; x and y are keys of AXES."""
+    shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
+    across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
+    return lines(shown, across, AXES[y], [label(arm) for arm in order], f"{heading(AXES[y])} vs {AXES[x]}")
+
+
+def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
+    """Loss of each task before fine-tuning and after each arm at its chosen setting, means over seeds."""
+    tasks = [name.removeprefix("loss/") for name in rows.columns if name.startswith("loss/")]
+    first = rows.drop_duplicates("run")[[f"start/{task}" for task in tasks]].mean()
+    cells = [{"arm": "before", "task": task, "value": first[f"start/{task}"], "change": 0.0} for task in tasks]
+    kept = rows.merge(chosen, on=list(chosen.columns)).groupby("method")
+    for arm in order:
+        for task in tasks:
+            loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
+            cells.append({"arm": label(arm), "task": task, "value": loss, "change": loss - first[f"start/{task}"]})
+    x, y = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
+    return matrix(pd.DataFrame(cells), x, y, "change (nats)", "Loss by task before and after fine-tuning", worse=True)
+
+
+def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
+    """Change of expert loads: a panel for each text and distance, a line for each layer and arm."""
+    distances = list(dict.fromkeys(row["distance"] for row in rows))
+    shown = [
+        {
+            "panel": f"{row['text'].rpartition('/')[2]} {row['distance']}", "series": row["arm"],
+            "name": f"layer {row['layer']}, {row['arm']}", **{key: row[key] for key in ("value", "lo", "hi")},
+        }
+        for row in sorted(rows, key=lambda row: (distances.index(row["distance"]), row["text"], row["layer"]))
+    ]  # fmt: skip
+    return estimates(shown, order, "total variation", "Change of expert loads by layer", zero=True)
+
+
+def score_matrix(cells: Rows, title: str) -> Chart:
+    """R of each method, tasks by their place in the order; color is the change since the task was learned."""
+    x = alt.X("task:O", title="task in order", axis=alt.Axis(labelAngle=0))
+    return matrix(cells, x, alt.Y("stage:O", title="after stage"), "since learned", title)
+
+
+def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart:
+    """The score of the first task of each sequence vs the stage, a point for each order and seed."""
+    return lines(rows, alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0)), unit, order, title)
+
+
+def scores_by_labels(rows: Rows, order: Sequence[str]) -> Chart:
+    """Score vs the share of the labels: a panel a task, a line for each kind and start."""
+    x = values_axis("share", "share of the labels", rows["share"], "~%")
+    return scores(rows, x, order, "Score vs share of the labels")
+
+
+def scores_by_text(rows: Rows) -> Chart:
+    """Score at the most labels vs the bytes of the text; that of training from scratch does not depend on them."""
+    rows = rows[rows["share"] == rows["share"].max()]
+    split = rows["start"].str.partition("/")
+    trained = rows.assign(start=split[0], bytes=split[2].where(split[2] != "", None).map(quantity, "ignore"))
+    sizes = pd.DataFrame({"bytes": sorted(set(trained["bytes"].dropna()))})
+    scratch = trained[trained["start"] == SCRATCH].drop(columns="bytes").merge(sizes, how="cross")
+    shown = pd.concat([scratch, trained[trained["start"] != SCRATCH]])
+    names = sorted(set(shown["kind"] + " from " + shown["start"]))
+    order = sorted(names, key=lambda name: not name.endswith(SCRATCH))
+    return scores(shown, values_axis("bytes", "text (bytes)", shown["bytes"]), order, "Score vs pre-training text")
+
+
+def scores(rows: Rows, x: alt.X, order: Sequence[str], title: str) -> Chart:
+    """The score of each kind and start, a panel a task."""
+    rows = rows.assign(series=rows["kind"] + " from " + rows["start"], panel=rows["task"], value=rows["score"])
+    columns = ["series", "panel", "value", "seed", x.shorthand.partition(":")[0]]
+    return lines(rows[columns], x, ", ".join(sorted(set(rows["metric"]))), order, title)
+
+
+def effective_data(factor_rows: Sequence[Row], order: Sequence[str]) -> Chart:
+    """How many times the labels training from nothing would have needed; unbounded factors are left out."""
+    rows = pd.DataFrame([row for row in factor_rows if 0 < row["factor"] < math.inf])
+    rows = rows.assign(
+        series=rows["kind"] + " from " + rows["start"], panel=rows["task"], value=rows["factor"],
+        lo=rows["least"].where(rows["least"] > 0, rows["factor"]),
+        hi=rows["most"].where(rows["most"] < math.inf, rows["factor"]),
+    )[["series", "panel", "value", "lo", "hi", "share"]]  # fmt: skip
+    x, title = (
+        values_axis("share", "share of the labels", rows["share"], "~%"),
+        "Effective data: median of seeds, least to most",
+    )
+    return lines(rows, x, "times the labels, from nothing", order, title, log=True)
+
+
+def named_cells(record: Json) -> Rows:
+    """The cells of the grid of the forgetting law, each with the name of its size and pre-training."""
+    rows = pd.DataFrame(record["rows"]).sort_values(["N", "M"])
+    return rows.assign(series=[f"N {format_count(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
+
+
+def series_color(rows: Rows) -> alt.Color:
+    """By size, then by pre-training, dark to light."""
+    order = list(dict.fromkeys(rows["series"]))
+    return alt.Color("series:N", title=None, sort=order, scale=alt.Scale(scheme=PALETTE, domain=order))
+
+
+def fitted(record: Json, rows: Rows) -> np.ndarray:
+    law = find(record["main"]["law"])
+    return curve(law, record["main"], **{name: rows[name].to_numpy(dtype=float) for name in law.inputs})
+
+
+def replay(rows: Rows, record: Json) -> Chart:
+    """F vs the replayed share where the new text is longest, the law as lines; the dashed line is what is tolerated."""
+    longest = rows[rows["beside"] == rows["beside"].max()]
+    shares = np.linspace(0, longest["p"].max(), 60)
+    parts = []
+    for name, part in longest.groupby("series"):
+        part = part.sort_values("p")
+        new = np.interp(shares, part["p"], part["D"])  # what is replayed may be part of the budget
+        line = pd.DataFrame([part.iloc[0]] * len(shares)).assign(p=shares, D=new, series=name)
+        parts.append(line.assign(F=fitted(record, line)))
+    x = alt.X("p:Q", title="replayed share of the tokens", axis=alt.Axis(format="%"))
+    y, color = alt.Y("F:Q", title=FORGETTING), series_color(rows)
+    tips = ["series:N", "p:Q", "n:Q", alt.Tooltip("F:Q", format=".4f")]
+    points = alt.Chart(longest).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tips)
+    curves = alt.Chart(pd.concat(parts)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
+    tolerate = record["critical"]["tolerate"]
+    rule = alt.Chart(pd.DataFrame({"F": [tolerate]})).mark_rule(strokeDash=[5, 4], color=GRAY).encode(y=y)
+    subtitle = f"lines: the fitted law; dashed: {tolerate:g} nats, which are tolerated"
+    return with_title(curves + points + rule, "Forgetting vs replayed share, longest fine-tuning", subtitle=subtitle)
+
+
+def tokens(rows: Rows) -> Chart:
+    """F vs the tokens of new text, without replay."""
+    plain = rows[rows["p"] == 0]
+    x, color = values_axis("D", "tokens of new text", plain["D"].round(-3), ".3~s"), series_color(rows)
+    tips = ["series:N", "D:Q", alt.Tooltip("F:Q", format=".4f")]
+    base = alt.Chart(plain).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tips)
+    return with_title(
+        base.mark_line(point=True),
+        "Forgetting vs new tokens, no replay",
+    )
+
+
+def observed(rows: Rows, record: Json) -> Chart:
+    """Every cell of the grid vs the law; the dashed line is equality."""
+    shown = rows.assign(law=fitted(record, rows))
+    ends = [float(shown[["F", "law"]].min().min()), float(shown[["F", "law"]].max().max())]
+    color = alt.Color("p:Q", title="replayed", scale=alt.Scale(scheme=PALETTE), legend=alt.Legend(format="%"))
+    x, y = alt.X("law:Q", title="F of the law (nats)"), alt.Y("F:Q", title="F observed (nats)")
+    tips = ["series:N", "D:Q", "p:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("law:Q", format=".4f")]
+    points = alt.Chart(shown).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tips)
+    equal = alt.Chart(pd.DataFrame({"law": ends, "F": ends})).mark_line(color=GRAY, strokeDash=[5, 4])
+    return with_title(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting", subtitle="dashed: equality")

@@ -44,7 +44,7 @@ ArmOf = Callable[[Config], tuple[str, str]]  # the arm of a run and its setting,
 
 def label(arm: str) -> str:
     """Returns what an arm is called in tables and figures, such as `A-GEM + WiSE-FT`."""
-    return LABELS.get(arm) or " + ".join(LABELS.get(part, part) for part in arm.split("+"))
+    return " with ".join(" + ".join(LABELS.get(name, name) for name in part.split("+")) for part in arm.split(" with "))
 
 
 def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
@@ -92,25 +92,27 @@ def rows_of(run: Run, by_folder: Mapping[str, Run], arm_of: ArmOf, suffix: str =
     stage, config = run.stage, run.config
     method, setting = arm_of(config)
     setting = f"{setting} {suffix}".strip()
-    share = replayed(config)
-    spent = stage["steps"] * stage["batch_tokens"]
+    replay = (config.get("retention") or {}).get("replay") or {}
+    share, memory = float(replay.get("fraction", 0.0)), replay.get("memory")
+    spent, base = stage["steps"] * stage["batch_tokens"], str((config.get("init") or {}).get("path", ""))
     common = {
-        "run": run.name, "seed": run.summary.get("seed"), "lr": stage.get("lr"), "base": base_of(config),
+        "run": run.name, "seed": run.summary.get("seed"), "lr": stage.get("lr"), "base": base,
         "N": (stage.get("params") or {}).get("active"), "tuned": (stage.get("params") or {}).get("trainable"),
-        "pretrained": pretrained(stage, spent, base_of(config), by_folder),
-        "tokens": spent, "target_tokens": spent * (1 - share),
-        "replayed": share, "kept": kept(config), "steps": stage["steps"], "seconds": stage.get("seconds"),
-        "memory": stage.get("peak_memory_bytes"),
+        "pretrained": pretrained(stage, spent, base, by_folder), "tokens": spent, "target_tokens": spent * (1 - share),
+        "replayed": share, "kept": math.inf if memory is None else float(quantity(memory)), "steps": stage["steps"],
+        "seconds": stage.get("seconds"), "memory": stage.get("peak_memory_bytes"),
     }  # fmt: skip
     new_tasks, before = list(stage["tasks"]), earlier_tasks(run)
+    untrained = mean([stage["metrics"].get(f"drift/{task}/untrained") for task in before])
     ends = {"val/": (method, setting)}
-    for alpha in points_of_line(stage["metrics"]):
+    alphas = {key.split("/")[1] for key in stage["metrics"] if key.startswith("wise/")}
+    for alpha in sorted(alphas, key=float):
         ends[f"wise/{alpha}/"] = ("wise" if method == PLAIN else f"{method}+wise", f"{setting} a={alpha}".strip())
     table = []
-    for prefix, (name, label) in ends.items():
+    for prefix, (name, at) in ends.items():
         scored = {task: stage["metrics"].get(f"{prefix}{task}/loss") for task in (*new_tasks, *before)}
-        row = {**common, "method": name, "setting": label, **losses(stage, scored, new_tasks, before)}
-        row["relative"] = row["F"] / (untrained(run, before) - row["start"])
+        row = {**common, "method": name, "setting": at, **losses(stage, scored, new_tasks, before)}
+        row["relative"] = row["F"] / (untrained - row["start"])
         if prefix != "val/":
             row |= {"peak": float("nan"), "path": []}  # the line is walked after training, so it has no trajectory
         table.append(row)
@@ -142,11 +144,6 @@ def watched(stage: Json, before: Sequence[str]) -> list[tuple[int, float]]:
     return [(step, value) for step, value in curve if np.isfinite(value)]
 
 
-def untrained(run: Run, before: Sequence[str]) -> float:
-    """The earlier tasks' mean loss before any training, nan where it was not measured."""
-    return mean([run.stage["metrics"].get(f"drift/{task}/untrained") for task in before])
-
-
 def mean(values: Sequence[float | None]) -> float:
     """The mean; nan without values and where one is None."""
     return float(np.mean([float("nan") if value is None else value for value in values])) if values else float("nan")
@@ -176,7 +173,7 @@ def model_arm(config: Config) -> tuple[str, str]:
     frozen = mixture and list(adapter.get("freeze") or ()) == ["router"] and adapter.get("train") is None
     method, setting = described({**config, "adapter": None if frozen else config.get("adapter")})
     model = FROZEN if frozen else MIXTURE if mixture else DENSE
-    return (model, setting) if method == PLAIN else (f"{model} with {label(method)}", setting)
+    return (model, setting) if method == PLAIN else (f"{model} with {method}", setting)
 
 
 def adapter_arms(runs: Sequence[Run]) -> ArmOf:
@@ -204,21 +201,6 @@ def settings(node: Config) -> list[str]:
     return [f"{k}={v}" for k, v in values.items() if k[0] != "_" and isinstance(v, int | float | str) and v != "real"]
 
 
-def replayed(config: Config) -> float:
-    """The share of the stage's tokens that are of earlier tasks."""
-    return float(((config.get("retention") or {}).get("replay") or {}).get("fraction", 0.0))
-
-
-def kept(config: Config) -> float:
-    """The most tokens of each earlier task that replay draws from; inf for all of its training text."""
-    memory = ((config.get("retention") or {}).get("replay") or {}).get("memory")
-    return math.inf if memory is None else float(quantity(memory))
-
-
-def base_of(config: Config) -> str:
-    return str((config.get("init") or {}).get("path", ""))
-
-
 def pretrained(stage: Json, spent: float, base: str, by_folder: Mapping[str, Run]) -> float:
     """Training tokens before the stage: of the earlier stages of the run and of the run that it started from.
 
@@ -242,11 +224,6 @@ def base_run(path: Path, by_folder: Mapping[str, Run]) -> tuple[Run | None, str 
         if run is not None:
             return run, None if candidate == path else path.name
     return None, None
-
-
-def points_of_line(metrics: Mapping[str, float]) -> list[str]:
-    """The values alpha of the metrics `wise/<alpha>/...`, in ascending order."""
-    return sorted({key.split("/")[1] for key in metrics if key.startswith("wise/")}, key=float)
 
 
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:

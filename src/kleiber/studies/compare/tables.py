@@ -122,6 +122,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     sizes  names of arms of one kind of model at several sizes
     """
     arms = at_common_budget({each: ladders[each] for each in (name, *sizes) if each in ladders})
+    arms = {each: arm for each, arm in arms.items() if "core" in arm.facts}
     others = [arms[each] for each in sizes if each in arms]
     if name not in arms or len({arm.facts["core"] for arm in others}) < 2:  # no line through one size
         return [], []
@@ -141,9 +142,8 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 
 def multiplier_sentence(row: Row) -> str:
     """The multiplier with its interval as a sentence."""
-    ends = "without interval" if row["lo"] is None else f"[{row['lo']:.2f}, {row['hi']:.2f}]"
-    tuned = "" if row["tuned"] else ", not all of which are tuned"
-    return f"The loss of {row['arm']} is that of {row['value']:.2f} {ends} times its size among the other arms{tuned}."
+    tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
+    return f"Other arms would have the loss of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:
@@ -159,7 +159,7 @@ def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | 
             slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
             if slope < 0:
                 log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
-    estimate = mean_estimate(log_ratios, level, "times the size")
+    estimate = mean_estimate(log_ratios, level, "times its size")
     if estimate is None:
         return None
     lo, hi = (None if end is None else math.exp(end) for end in (estimate.lo, estimate.hi))

@@ -16,14 +16,13 @@ from annotated_types import Ge, Gt, Le
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
-from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.catalog import chinchilla
 from kleiber.studies.laws.laws_json import read
 from kleiber.types import Count, NonNegative, Positive, Width
 
 Law = Mapping[str, float]
 # The prior law where design.law=null: fitted to five widths (36k to 437k parameters) trained on 8 MB of byte-level
 # documentation. The law of multirun/golden has similar exponents (alpha .494, beta .431).
-PARAMETERS = ("E", "A", "B", "alpha", "beta")
 PRIOR: Law = {"E": 0.977, "A": 84.3, "B": 166.6, "alpha": 0.507, "beta": 0.427}
 TOLERANCE = 0.01  # largest relative difference between the FLOPs of a run and its budget
 MIN_SIZES = 4  # fewest model sizes to which a parabola is fitted
@@ -73,13 +72,9 @@ def planning_law(law: str | Mapping[str, float] | None) -> Law:
                 "chinchilla"
             )
         return {"beta": params["alpha"], **params}
-    if not set(PARAMETERS) <= set(law):
+    if not set(PRIOR) <= set(law):
         raise ValueError(f"design.law={dict(law)} must have the keys {{E: .., A: .., B: .., alpha: .., beta: ..}}")
-    return {name: float(law[name]) for name in PARAMETERS}
-
-
-def loss(law: Law, N: Array, D: Array) -> Array:
-    return law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
+    return {name: float(law[name]) for name in PRIOR}
 
 
 def widths_of(head_dim: int) -> list[int]:
@@ -92,7 +87,8 @@ def best_width(law: Law, flops: float, context: SweepContext, head_dim: int) -> 
     widths = np.array(widths_of(head_dim))
     sizes = [context.size(int(width)) for width in widths]
     N, per_token = np.array([(size.active, size.flops_per_token) for size in sizes]).T
-    return int(widths[np.argmin(loss(law, N, flops / per_token))])
+    losses = np.asarray(chinchilla(N, flops / per_token, **law))
+    return int(widths[losses.argmin()])
 
 
 def budget_flops(

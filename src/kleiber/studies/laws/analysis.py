@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 
 from kleiber.studies.laws import laws_json, verdicts
 from kleiber.studies.laws.allocation_table import allocate
@@ -18,7 +19,7 @@ from kleiber.studies.laws.law import LAWS, Law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predict
 from kleiber.studies.laws.problem import convert, rho
-from kleiber.studies.laws.table import Table
+from kleiber.studies.laws.table import Table, load
 from kleiber.studies.laws.transients import diagnose
 from kleiber.studies.laws.uncertainty import Draws, percent
 from kleiber.types import Json, Row
@@ -126,6 +127,14 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     record["refused"] = any(verdict.level == "refuse" for verdict in judged)
     return record
+
+
+def analyze_rows(frame: pd.DataFrame, law: Law, roles: Mapping[str, str], options: Options) -> Json:
+    """Returns the record of a law fitted to rows, without numbers that are not finite.
+
+    roles  column by role, for the inputs of the law and L, the target
+    """
+    return laws_json.without_nonfinite(analyze(load(frame, roles, (), law.inputs), law, options))
 
 
 def _estimate(

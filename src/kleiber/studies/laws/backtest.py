@@ -16,10 +16,12 @@ from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.prediction import Evidence, Misfit, decades_outside, widen_interval
 from kleiber.studies.laws.problem import Problem
+from kleiber.studies.laws.table import round_down
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
 NAIVE_LABELS = {"last_rung": "loss of the nearest smaller run", "line": "log-log line"}
+SAME = 0.05  # values that differ by less count as one: budgets in whole batches are equal only to about a percent
 BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
 
@@ -98,13 +100,15 @@ def score(
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
     part, tested = refit(model.fit, train), problem.rows(test)
-    sample = model.draws(draws, seed, part, train)
+    sample = model.on_rows(part, train).draws(draws, seed)
     predicted = part.predict(tested.inputs)
     cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
     coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
-        decades = decades_outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        columns = {**problem.inputs, "C": compute}
+        ranges = {name: (float(column[train].min()), float(column[train].max())) for name, column in columns.items()}
+        decades = decades_outside(ranges, {name: column[test] for name, column in columns.items()})
         ends = interval(sample.predict_runs(tested.inputs, seed, model.run_scale(test)), level)
         lo, hi = widen_interval(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
@@ -126,17 +130,6 @@ def score(
         "half_width": half_width, "naive": naive,
     }  # fmt: skip
     return scores, evidence
-
-
-def _points(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, Array]:
-    """Returns the inputs and the compute of the selected rows."""
-    return {**{name: column[rows] for name, column in inputs.items()}, "C": compute[rows]}
-
-
-def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, list[float]]:
-    """Returns [smallest, largest] of each input and of compute over the selected rows."""
-    columns = _points(inputs, compute, rows)
-    return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
 
 
 def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[Json]:
@@ -190,8 +183,8 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
     same = np.ones(train.num_rows, dtype=bool)
     for name in train.law.inputs:
         if name != along:
-            same &= np.abs(train.inputs[name] - row[name]) <= 0.05 * np.abs(row[name])
-    rungs = _rungs(train.inputs[along])
+            same &= np.abs(train.inputs[name] - row[name]) <= SAME * np.abs(row[name])
+    rungs = round_down(train.inputs[along], SAME)
     same &= rungs < row[along] * 0.999
     x = np.unique(rungs[same])
     if len(x) < 2:
@@ -199,22 +192,9 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
     return x, np.array([train.target[same & (rungs == rung)].mean() for rung in x])
 
 
-def _rungs(values: Array) -> Array:
-    """Replaces each value by the smallest of those within 5 % below it.
-
-    Compute budgets in whole batches are equal only to about a percent, and a line through two such points would have an
-    arbitrary slope.
-    """
-    starts: list[float] = []
-    for value in np.unique(values):
-        if not starts or value > 1.05 * starts[-1]:
-            starts.append(value)
-    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
-
-
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
-    compute = _rungs(compute)
+    compute = round_down(compute, SAME)
     budgets = np.unique(compute)
     if len(budgets) < len(compute):  # of runs at the same compute, only the best counts
         rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0

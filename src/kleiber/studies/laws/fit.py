@@ -70,6 +70,11 @@ class Fit:
         """Names of the linear terms that were fitted to 0 and dropped."""
         return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if not on]
 
+    @property
+    def jacobian(self) -> Array:
+        """Derivative of the predictions with respect to `theta`, (rows, params); 0 where it is not finite."""
+        return np.nan_to_num(self.problem.jacobian(self.theta[None])[0])
+
     def covariance(self) -> tuple[Array, float]:
         """Returns the covariance s^2 (J'J)^-1 of `theta` (delta method), and the condition number of J'J."""
         jacobian = self.problem.exact_jacobian(self.theta[None])[0]
@@ -85,7 +90,7 @@ class Fit:
         does not reveal such directions, since its refits start at the fit and do not move along them; `depends` tests
         for them.
         """
-        jacobian = np.nan_to_num(self.problem.jacobian(self.theta[None])[0])
+        jacobian = self.jacobian
         size = np.linalg.norm(jacobian, axis=0)
         unit = 1 / np.where(size > 1e-9 * size.max(initial=0.0), size, 1.0)
         _, moved, ways = np.linalg.svd(jacobian * unit, full_matrices=True)
@@ -96,8 +101,8 @@ class Fit:
 
     def on_rows(self, table: Table) -> "Fit":
         """Returns the same parameters with the rows of a table, as before they were averaged or pooled."""
-        scale, inputs = scale_of(table, self.problem.space), table.inputs(self.law)
-        return Fit(replace(self.problem, inputs=inputs, target=table.target, scale=scale), self.theta)
+        scale = scale_of(table, self.problem.space)
+        return Fit(self.problem.on(table.inputs(self.law), table.target, scale), self.theta)
 
     def predict(self, inputs: Mapping[str, Array]) -> Array:
         """Predicts the target in its own units at new inputs, (rows,)."""

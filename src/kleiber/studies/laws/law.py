@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, ClassVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,9 @@ class Linear:
     """
 
     signed: bool = False
+    hi: ClassVar = np.inf
     log = property(lambda self: not self.signed)
+    lo = property(lambda self: -np.inf if self.signed else 0.0)
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,6 @@ class Shape:
     lo: float
     hi: float
     log: bool = True
-
-
-def bounds(kind: Linear | Shape) -> tuple[float, float]:
-    """Returns the smallest and largest allowed value of a parameter."""
-    if isinstance(kind, Shape):
-        return kind.lo, kind.hi
-    return (-np.inf if kind.signed else 0.0), np.inf
 
 
 Part = Annotated[Array, Linear()]
@@ -103,7 +98,7 @@ class Law:
                     f"--fix {name}={value:g}: law {self.name!r} has no parameter {name!r}{hint} "
                     f"Its parameters: {', '.join(self.params)}"
                 )
-            lo, hi = bounds(self.params[name])
+            lo, hi = self.params[name].lo, self.params[name].hi
             if not (np.isfinite(value) and lo <= value <= hi):
                 allowed = f"in [{lo:g}, {hi:g}]" if np.isfinite(hi) else "finite and >= 0" if lo == 0 else "finite"
                 raise ValueError(f"--fix {name}={value:g}: {name} of law {self.name!r} must be {allowed}")

@@ -50,18 +50,21 @@ def parameters(
     for name, value in fitted.params.items():
         profile = profiled.get(name)
         if profile is None:
-            reason = "its term was fitted to 0 and dropped"
-            entries[name] = {"value": 0.0, "lo": 0.0, "hi": None, "identified": False, "reason": reason}
+            entries[name] = _estimate(0.0, 0.0, None, "its term was fitted to 0 and dropped")
             continue
         lo, hi = ends.get(name, (profile.lo, profile.hi))
         reason = profile.reason or (narrow if name == "E" else "") or _vanishing(fitted, name, value, lo)
         lo, hi = (float(end) if np.isfinite(end) and not profile.reason else None for end in (lo, hi))
-        entries[name] = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
-        if lo is not None or hi is not None:
-            entries[name]["method"] = method
+        entries[name] = _estimate(value, lo, hi, reason, method)
     for name, value in fitted.law.fixed.items():
         entries[name] = {"value": value, "lo": None, "hi": None, "identified": True, "fixed": True}
     return entries
+
+
+def _estimate(value: float | None, lo: float | None, hi: float | None, reason: str, method: str | None = None) -> Json:
+    """Returns the entry of a fitted quantity; it has a method if it has an end of an interval."""
+    entry: Json = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
+    return entry | ({} if method is None or lo is hi is None else {"method": method})
 
 
 def _vanishing(fitted: Fit, name: str, value: float, lo: float) -> str:
@@ -90,13 +93,9 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
             moving = [flat for flat, path in along.items() if _outside(path[name], lo, hi)]
             if moving:
                 reason = f"it depends on {', '.join(moving)}, which is not identified"
-        entries[name] = {
-            "value": float(value[0]) if np.isfinite(value[0]) else None,
-            "lo": None if reason else lo, "hi": None if reason else hi,
-            "identified": not reason, "reason": reason,
-        }  # fmt: skip
-        if draws and not reason:
-            entries[name]["method"] = draws.method
+        point = float(value[0]) if np.isfinite(value[0]) else None
+        ends = (None, None) if reason else (lo, hi)
+        entries[name] = _estimate(point, *ends, reason, draws.method if draws else None)
     return entries
 
 

@@ -17,7 +17,7 @@ from scipy.special import fdtrc, fdtri
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import Pooled, pool, relative_sigma, scale_of, trunks
-from kleiber.studies.laws.table import Table, cells
+from kleiber.studies.laws.table import Table, cells, cells_without
 from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
 from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
 
@@ -102,23 +102,23 @@ class NoiseModel:
         scale = self.fit.problem.rows(rows).scale
         return scale if self.pooled is None or scale is None else scale / np.sqrt(self.layout.averaged[rows])
 
-    def components(self, fitted: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
-        """Estimates the variance components of the fit, or of a fit `fitted` to some `rows`; None without df.
+    def on_rows(self, fitted: Fit, rows: NDArray) -> "NoiseModel":
+        """Returns the model of a fit to some of the rows (a mask or positions)."""
+        clusters = None if self.clusters is None else self.clusters[rows]
+        return replace(self, fit=fitted, runs=self.runs.of(rows), layout=self.layout.rows(rows), clusters=clusters)
 
-        They are estimated from the single runs. If sizes scatter more than their seeds explain, all seeds of a size
-        share a misfit of the law, and they are estimated from the averaged rows.
+    def components(self) -> VarianceComponents | None:
+        """Estimates the variance components from the single runs; None without degrees of freedom.
+
+        If sizes scatter more than their seeds explain, all seeds of a size share a misfit of the law, and the
+        components are estimated from the averaged rows.
         """
-        fitted = self.fit if fitted is None else fitted
-        runs = self.runs if rows is None else self.runs.of(rows)
-        layout = self.layout if rows is None else self.layout.rows(rows)
-        problem = replace(fitted.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
-        jacobian = np.nan_to_num(problem.jacobian(fitted.theta[None])[0])
-        residuals = problem.observed - problem.predict(fitted.theta[None])[0]
-        fine = estimate(jacobian, residuals, runs.trunk, _log_size(runs.inputs))
+        fitted, runs, layout = self.fit, self.runs, self.layout
+        single = Fit(fitted.problem.on(runs.inputs, runs.target, runs.scale), fitted.theta)
+        fine = estimate(single.jacobian, -single.residuals, runs.trunk, _log_size(runs.inputs))
         if fine is None or self.seeds is None or self.clusters is None:
             return fine
-        mean_jacobian = np.nan_to_num(fitted.problem.jacobian(fitted.theta[None])[0])
-        coarse = estimate(mean_jacobian, -fitted.residuals, layout.trunk, layout.log_size)
+        coarse = estimate(fitted.jacobian, -fitted.residuals, layout.trunk, layout.log_size)
         if coarse is None or not coarse.between > 0:
             return fine
         trunks = 1 / float(np.mean(1 / layout.averaged))
@@ -128,21 +128,14 @@ class NoiseModel:
             return fine
         return replace(coarse, between=coarse.between * trunks, within=coarse.within * trunks)
 
-    def draws(self, count: int, seed: int, fitted: Fit | None = None, rows: NDArray | None = None) -> Draws | None:
-        """Refits `count` resampled tables; None if the noise is unknown.
-
-        fitted, rows  a fit to some of the rows, in place of the fit to all of them
-        """
-        fitted = self.fit if fitted is None else fitted
-        if count < 1:
-            return None
-        components = self.components(fitted, rows)
+    def draws(self, count: int, seed: int) -> Draws | None:
+        """Refits `count` resampled tables; None if the noise is unknown."""
+        components = self.components() if count else None
         if components is None:
             return None
-        layout = self.layout if rows is None else self.layout.rows(rows)
-        clusters = None if self.clusters is None else self.clusters if rows is None else self.clusters[rows]
-        strata = strata_of(fitted.problem.inputs["N"]) if "N" in fitted.problem.inputs else None
-        return bootstrap(fitted, count, seed, components, layout, strata, clusters)
+        inputs = self.fit.problem.inputs
+        strata = strata_of(inputs["N"]) if "N" in inputs else None
+        return bootstrap(self.fit, count, seed, components, self.layout, strata, self.clusters)
 
     def profiles(self, draws: Draws | None, level: float) -> dict[str, Profile]:
         """Returns the profiles of all parameters, with thresholds that match the interval widths implied by the noise.
@@ -256,33 +249,27 @@ def _averaged_rows(
 
 
 def two_way_means(
-    inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
-) -> tuple[dict[str, Array], Array, NDArray]:
+    inputs: Mapping[str, Array], loss: Array, clusters: NDArray
+) -> tuple[dict[str, Array], Array, NDArray]:  # fmt: skip
     """Averages over the seeds of a size with the model ln L = a_D + u_seed: the mean of a_D + u_seed.
 
     A plain mean would be biased at values of D that only some seeds reached. Rows of a size are equal in every input
-    but `along`. Trunks of a size that are not linked by shared values of `along`, directly or through other trunks,
-    cannot be compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of
-    each row; the rows of a group share the noise of its trunks and are one cluster.
+    but D. Trunks of a size that are not linked by shared values of D, directly or through other trunks, cannot be
+    compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of each row;
+    the rows of a group share the noise of its trunks and are one cluster.
     """
-    others = {name: column for name, column in inputs.items() if name != along}
-    size = cells(others) if others else np.zeros(len(loss), dtype=int)
-    kept: dict[str, list[float]] = {name: [] for name in inputs}
+    picked: list[int] = []
     means: list[float] = []
     groups: list[int] = []
-    for rows in _linked_rows(size, inputs[along], clusters):
-        _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
+    for group, rows in enumerate(_linked_rows(cells_without(inputs, "D"), inputs["D"], clusters)):
+        _, first, at = np.unique(cells({"D": inputs["D"][rows]}), return_index=True, return_inverse=True)
         _, seed = np.unique(clusters[rows], return_inverse=True)
-        num_d, num_seeds = len(first), int(seed.max()) + 1
-        design = np.zeros((len(rows), num_d + num_seeds))
-        design[np.arange(len(rows)), at] = 1.0
-        design[np.arange(len(rows)), num_d + seed] = 1.0
+        design = np.column_stack([np.eye(len(first))[at], np.eye(int(seed.max()) + 1)[seed]])
         effects = np.linalg.lstsq(design, np.log(loss[rows]), rcond=None)[0]
-        means += list(effects[:num_d] + effects[num_d:].mean())
-        groups += [len(set(groups))] * num_d
-        for name in inputs:
-            kept[name] += list(inputs[name][rows][first])
-    return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
+        means += list(effects[: len(first)] + effects[len(first) :].mean())
+        groups += [group] * len(first)
+        picked += list(rows[first])
+    return {name: column[picked] for name, column in inputs.items()}, np.exp(np.array(means)), np.array(groups)
 
 
 def _linked_rows(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:

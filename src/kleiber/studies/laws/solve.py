@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.problem import Problem, influence, rho
 
-BATCH = 100_000  # elements (problems x rows) of a chunk, few enough for the processor's cache
+BATCH = 100_000  # elements (problems x rows) of a chunk
 STEPS = 4  # Newton steps of `finish`
 APART = 1e-6  # change of the residuals between the two gradients of a difference quotient, below any Huber delta
 FARTHEST = 1e-3  # largest step in a coordinate, for directions that change no residual
@@ -38,28 +38,33 @@ def descend(
     `targets` and `weights` (problems, rows) on the scale of the residuals replace those of the problem. Coordinate
     `fixed` keeps its value. Large batches are computed in chunks to limit memory.
     """
-    chunk = max(1, BATCH // problem.num_rows)
-    if len(theta) <= chunk:
-        return _descend(problem, theta, targets, weights, fixed, rounds, tolerance)
-    parts = [slice(i, i + chunk) for i in range(0, len(theta), chunk)]
-    done = [
-        _descend(
-            problem, theta[p], None if targets is None else targets[p], None if weights is None else weights[p],
-            fixed, rounds, tolerance,
-        )
-        for p in parts
-    ]  # fmt: skip
-    return np.concatenate([t for t, _ in done]), np.concatenate([v for _, v in done])
+    observed, weights = _of_problems(problem, len(theta), targets, weights)
+    parts = [
+        _descend(problem, theta[chunk], observed[chunk], weights[chunk], fixed, rounds, tolerance)
+        for chunk in _chunks(len(theta), problem.num_rows)
+    ]
+    return np.concatenate([solutions for solutions, _ in parts]), np.concatenate([values for _, values in parts])
+
+
+def _of_problems(
+    problem: Problem, count: int, targets: Array | None, weights: Array | None
+) -> tuple[Array, Array]:  # fmt: skip
+    """Returns targets and weights of `count` problems, (problems, rows) each; None stands for those of the problem."""
+    shape = (count, problem.num_rows)
+    observed = np.broadcast_to(problem.observed if targets is None else targets, shape)
+    return observed, np.broadcast_to(1.0 if weights is None else weights, shape)
+
+
+def _chunks(count: int, elements: int) -> list[slice]:
+    """Returns slices of `count` problems of that many elements, few enough for the processor's cache."""
+    size = max(1, BATCH // elements)
+    return [slice(i, i + size) for i in range(0, count, size)]
 
 
 def _descend(
-    problem: Problem, theta: Array, targets: Array | None, weights: Array | None, fixed: int | None, rounds: int,
-    tolerance: float,
-) -> tuple[Array, Array]:  # fmt: skip
+    problem: Problem, theta: Array, observed: Array, weights: Array, fixed: int | None, rounds: int, tolerance: float
+) -> tuple[Array, Array]:
     theta = theta.copy()
-    observed = problem.observed[None] if targets is None else targets
-    weights = np.ones((1, problem.num_rows)) if weights is None else weights
-    observed, weights = (np.broadcast_to(a, (len(theta), problem.num_rows)) for a in (observed, weights))
     r = problem.predict(theta) - observed
     loss_fn, delta = smooth(problem, r)
     value = (weights * rho(r, loss_fn, delta)).sum(1)
@@ -151,13 +156,10 @@ def finish(
 
     The arguments are those of `descend`. With lad, whose gradient jumps, the rows are returned unchanged.
     """
-    shape = (len(theta), problem.num_rows)
-    observed = np.broadcast_to(problem.observed[None] if targets is None else targets, shape)
-    weights = np.broadcast_to(np.ones((1, 1)) if weights is None else weights, shape)
+    observed, weights = _of_problems(problem, len(theta), targets, weights)
     free = [j for j in range(theta.shape[1]) if j != fixed and problem.loss_fn != "lad"]
-    chunk = max(1, BATCH // (problem.num_rows * 2 * max(len(free), 1)))
-    parts = [slice(i, i + chunk) for i in range(0, len(theta), chunk)]
-    theta = np.concatenate([_finish(problem, theta[p], observed[p], weights[p], free) for p in parts])
+    chunks = _chunks(len(theta), problem.num_rows * 2 * max(len(free), 1))
+    theta = np.concatenate([_finish(problem, theta[part], observed[part], weights[part], free) for part in chunks])
     return theta, (weights * rho(problem.predict(theta) - observed, problem.loss_fn, problem.delta)).sum(1)
 
 

@@ -62,7 +62,7 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
         return None  # the second training of a law of replay does not start on the transient of the first
     least = _refit_by_least_squares(model.fit)
-    noise = model.components(least)
+    noise = replace(model, fit=least).components()
     if noise is None:
         return None
     tangent = _tangent(least)
@@ -187,11 +187,8 @@ def _refit_by_least_squares(fitted: Fit) -> Fit:
 
 def _tangent(least: Fit) -> Array:
     """Returns the gradient of the law in each row, including the linear terms that were dropped, (rows, params)."""
-    jacobian = np.nan_to_num(least.problem.jacobian(least.theta[None])[0])
-    if not least.dropped:
-        return jacobian
     lost = [k for k, j in enumerate(least.law.linear) if not least.problem.active[j]]
-    return np.column_stack([jacobian, linear_terms(least)[:, lost]])
+    return np.column_stack([least.jacobian, linear_terms(least)[:, lost]]) if lost else least.jacobian
 
 
 def linear_terms(least: Fit) -> Array:

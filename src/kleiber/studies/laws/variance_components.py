@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.table import cells, cells_without
 from kleiber.types import NonNegative
 
 OUTLIER = 6.0  # a residual beyond this many robust standard deviations is an outlier
@@ -183,8 +184,7 @@ def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
 def _medians(residuals: Array, trunk: NDArray | None) -> Array:
     if trunk is None or len(np.unique(trunk)) == len(trunk):
         return np.full(len(residuals), np.median(residuals))
-    order, ends = np.argsort(trunk, kind="stable"), np.cumsum(np.bincount(trunk))[:-1]
-    return np.array([np.median(part) for part in np.split(residuals[order], ends)])[trunk]
+    return pd.Series(residuals).groupby(trunk).transform("median").to_numpy()
 
 
 def _mean_squares(
@@ -262,22 +262,16 @@ class TrunkNoise:
         return self.between**2 / max(self.between**2 + self.within**2, 1e-300)
 
 
-def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D") -> TrunkNoise | None:
+def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray) -> TrunkNoise | None:
     """Estimates the noise ln L = a_D + u_trunk + e within a size, pooled over sizes; None if no size has two seeds.
 
     Uses mean squares over the values of D that all trunks of a size reached: E[MS_trunk] = m var_u + var_e.
     """
-    others = {name: column for name, column in inputs.items() if name != along}
-    size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    rows = pd.DataFrame({"trunk": clusters, "length": cells({"D": inputs["D"]}), "log_loss": np.log(loss)})
     between = within = lengths = 0.0
     df = spare = 0
-    for number in np.unique(size):
-        rows = np.flatnonzero(size == number)
-        _, trunk = np.unique(clusters[rows], return_inverse=True)
-        _, length = np.unique(cells({along: inputs[along][rows]}), return_inverse=True)
-        table = np.full((trunk.max() + 1, length.max() + 1), np.nan)
-        table[trunk, length] = np.log(loss[rows])
-        table = table[:, np.isfinite(table).all(0)]
+    for _, part in rows.groupby(cells_without(inputs, "D")):
+        table = part.pivot_table("log_loss", "trunk", "length", aggfunc="last").dropna(axis=1).to_numpy()
         trunks, num = table.shape
         if trunks < 2 or num < 2:
             continue

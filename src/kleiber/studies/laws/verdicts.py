@@ -30,7 +30,7 @@ RULES = {
     "diverged": f"a loss {WORSE:.0%} above that of a run with at most as many parameters and tokens",
     "undertuned": f"a loss {ROBUST_SD:g} robust standard deviations and {MIN_GAP:.0%} above the fitted law",
 }
-LISTED = 10  # a verdict names at most this many rows
+LISTED = 10  # a text names at most this many rows
 
 Mask = NDArray[np.bool_]
 
@@ -127,8 +127,8 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
         text = f"extrapolation was not tested: {why or 'no compute cut leaves enough rows on both sides'}"
         return [Verdict("no_backtest", "warn", text)]
     rows = np.array([test.n_test for test in tests], dtype=np.float64)
-    error = float((rows * [test.mare for test in tests]).sum() / rows.sum())
-    naive = {n: float((rows * [t.naive[n] for t in tests]).sum() / rows.sum()) for n in tests[0].naive}
+    error = float(np.average([test.mare for test in tests], weights=rows))
+    naive = {name: float(np.average([test.naive[name] for test in tests], weights=rows)) for name in tests[0].naive}
     out, best = [], min(naive, key=lambda n: naive[n])
     if error >= naive[best]:
         text = (
@@ -145,7 +145,7 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
             "which noise does not explain"
         )
         out.append(Verdict("biased", "warn", text))
-    coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())
+    coverage = float(np.average([test.coverage for test in tests], weights=rows))
     if coverage < level - 0.25 and rows.sum() >= 4:
         text = f"the {level:.0%} prediction intervals of the backtests contain only {coverage:.0%} of the runs"
         out.append(Verdict("overconfident", "warn", text))
@@ -248,13 +248,18 @@ def suspects_verdict(suspects: Sequence[Row], table: Table, exclude: str, why_no
     for rule, meaning in RULES.items():
         rows = [names[suspect["row"]] for suspect in suspects if suspect["rule"] == rule]
         if rows:
-            rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
-            parts.append(f"{len(rows)} {rule} ({meaning}): row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}")
+            parts.append(f"{len(rows)} {rule} ({meaning}): {list_rows(rows)}")
     count = f"{len(suspects)} suspect row{'s' * (len(suspects) > 1)} {'is' if len(suspects) == 1 else 'are'}"
     kept, other = ("excluded from this fit", "with") if exclude == "suspects" else ("in this fit", "without")
     beside = f"a fit {other} them fails: {why_no_other}" if why_no_other else f"a fit {other} them is reported as well"
     level = "note" if exclude == "suspects" else "warn"
     return Verdict("suspects", level, f"{count} {kept}; {'; '.join(parts)}; {beside}")
+
+
+def list_rows(rows: Sequence[str]) -> str:
+    """Returns `row 3`, or `rows 3, 4, ... and 5 others` where there are more than LISTED."""
+    rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}"
 
 
 def _names(table: Table) -> dict[object, str]:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies import task_figures as plots
+from kleiber.studies.compare import figures as plots
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 
-from . import adapter_runs, mixture_runs
-from .comparisons import write_study
-from .grid_runs import RATIOS, SHARES, SIZES, write_grid
+from .. import adapter_runs, mixture_runs
+from ..comparisons import write_study
+from ..grid_runs import RATIOS, SHARES, SIZES, write_grid
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def record(study):
 def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
     write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
     record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
-    drawn = plots.replay(plots.named(record), record).to_dict()["datasets"].values()
+    drawn = plots.replay(plots.named_cells(record), record).to_dict()["datasets"].values()
     (line,) = (data for data in drawn if len(data) == 60)
     (points,) = (data for data in drawn if len(data) == len(SHARES))
     assert sorted(row["p"] for row in points) == list(SHARES)
@@ -53,7 +53,7 @@ def test_the_figures_of_a_comparison_show_every_method(tmp_path):
 def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     write_grid(tmp_path, sizes=SIZES[:2], ratios=RATIOS[:1], seeds=1)
     record = ForgettingLaw(tolerate=0.1, bootstrap=0).fitted(read_runs(tmp_path))
-    rows = plots.named(record)
+    rows = plots.named_cells(record)
     (cells,) = (data for data in plots.observed(rows, record).to_dict()["datasets"].values() if len(data) == len(rows))
     assert all(abs(cell["law"] - cell["F"]) < 0.05 for cell in cells)
     (plain,) = plots.tokens(rows).to_dict()["datasets"].values()

@@ -7,7 +7,7 @@ import pytest
 from kleiber.records.catalog import read_runs
 from kleiber.studies.continual import Continual
 
-from .sequence_runs import write_sequence, write_study
+from ..sequence_runs import write_sequence, write_study
 
 
 @pytest.fixture(scope="module")

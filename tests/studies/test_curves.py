@@ -1,0 +1,84 @@
+"""Curves of runs: tokens of every logged value over stages and branches, metrics by pattern, labels, files."""
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.launch.cli import main
+from kleiber.records.catalog import read_runs
+from kleiber.studies.curves import curve_rows, draw, labels, matches
+
+BATCH = 100
+
+
+def logged(stage=None, steps=(1, 2), **values):
+    place = {} if stage is None else {"stage": stage}
+    return [{**place, "step": step, **{name: value / step for name, value in values.items()}} for step in steps]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def make(name, rows, stages=("main",), overrides=(), **config):
+        records = [{"name": stage, "batch_tokens": BATCH} for stage in stages]
+        fake_run(tmp_path / name, records, config=config, rows=rows, overrides=overrides)
+        return read_runs(tmp_path / name)[0]
+
+    return make
+
+
+def test_a_value_stands_at_the_tokens_that_were_logged_or_at_those_of_its_steps(run):
+    rows = [*logged(**{"val/docs/loss": 4.0}), {"step": 2, "train/tokens": 190.0, "train/loss": 3.0}]
+    table = curve_rows([run("a", rows)], ["train/loss", "val/*/loss"])
+    assert table[["panel", "tokens", "value"]].to_numpy().tolist() == [
+        ["val/*/loss", 100.0, 4.0], ["val/*/loss", 200.0, 2.0], ["train/loss", 190.0, 3.0],
+    ]  # fmt: skip
+
+
+def test_stages_of_a_chain_follow_one_another_and_branches_share_their_trunk(run):
+    rows = logged("one", **{"train/loss": 4.0}) + logged("two", **{"train/loss": 4.0})
+    chain = run("chain", rows, stages=["one", "two"])
+    assert curve_rows([chain], ["train/loss"])["tokens"].tolist() == [100.0, 200.0, 300.0, 400.0]
+    tree = run("tree", rows, stages=["one", "two"])
+    tree.config["stages"] = {"branches": ["1k", "2k"]}
+    assert curve_rows([tree], ["train/loss"])["tokens"].tolist() == [100.0, 200.0, 100.0, 200.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "same"),
+    [
+        ("train/loss", "train/loss", True), ("train/loss/x", "train/loss", False),
+        ("val/a/b/loss", "val/*/loss", True), ("val/loss", "val/*/loss", False), ("val/a/lossy", "val/*/loss", False),
+    ],
+)  # fmt: skip
+def test_a_star_stands_for_any_text(name, metric, same):
+    assert matches(name, metric) is same
+
+
+def test_runs_are_labeled_by_the_overrides_that_they_do_not_share(run):
+    runs = [run(name, logged(**{"train/loss": 1.0})) for name in ("a", "b")]
+    assert list(labels(runs).values()) == ["a", "b"]
+    runs = [run(name, [], overrides=["model=moe", f"seed={at}"]) for at, name in enumerate("cd")]
+    assert list(labels(runs).values()) == ["seed=0", "seed=1"]
+
+
+def test_a_metric_that_no_run_has_is_refused_with_those_that_they_have(run):
+    with pytest.raises(ValueError, match=r"train/nothing.*train/loss"):
+        draw([run("a", logged(**{"train/loss": 1.0}))], ["train/nothing"])
+
+
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_there_is_a_panel_for_each_metric_and_a_color_for_each_run(run, number):
+    rows = logged(steps=range(1, 5), **{"train/loss": 2.0, "val/docs/loss": 3.0, "val/code/loss": 3.0})
+    chart = draw([run(f"r{i}", rows) for i in range(number)]).to_dict()
+    assert len(chart["concat"]) == 2
+    color = chart["concat"][0]["layer"][0]["encoding"]["color"]
+    assert len(set(color["scale"]["range"])) == number and (color["legend"] is None) == (number in (1, 8))
+
+
+def test_the_command_writes_a_picture_and_a_page_without_network(run, tmp_path, capsys):
+    run("a", logged(**{"train/loss": 1.0}))
+    assert main(["plot", str(tmp_path / "a")]) == 0
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "a" / "curves.html").read_text(encoding="utf-8")
+    assert "train/loss" in page and 'src="http' not in page
+    assert main(["plot", str(tmp_path / "a"), "--out", str(tmp_path / "x.bmp")]) == 2
+    assert main(["plot", str(tmp_path / "nowhere")]) == 2
