@@ -25,6 +25,7 @@ from kleiber.studies.law_report import lines
 from kleiber.studies.laws.analysis import Options, analyze_rows
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
+from kleiber.studies.laws.table import round_down
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
 from kleiber.types import Config, Json, Natural
 
@@ -67,7 +68,7 @@ class MoELaw(JointLaw):
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """A warning where the points do not determine the law; gains are estimated without it."""
         columns = {
-            "N": without_routers(np.array([point.N for point in points])),
+            "N": round_down(np.array([point.N for point in points]), SAME),
             "D": np.array([point.D for point in points]),
             "X": np.array([expansion(point.config["model"]) for point in points]),
         }
@@ -120,15 +121,6 @@ MIXTURE_METHODS = (
 )
 
 
-def without_routers(active: np.ndarray) -> np.ndarray:
-    """Active parameters with sizes that differ by at most SAME set to the least of them, since a router adds some."""
-    least: list[float] = []
-    for size in np.unique(active):
-        if not least or size > (1 + SAME) * least[-1]:
-            least.append(size)
-    return np.array(least)[np.searchsorted(least, active, "right") - 1]
-
-
 def expansion(model: Config) -> float:
     """X = experts / active experts of a `model` node; 1 for a dense model."""
     mlp = model.get("mlp") or {}
@@ -145,9 +137,14 @@ def gains(rows: Rows) -> Rows:
     apart = np.abs(rows["active"].to_numpy() / nearest - 1)
     kept = rows.assign(size=nearest)[apart <= SAME]
     keys = ["size", "tokens", "seed"]
-    dense = kept[kept["X"] == 1.0].groupby(keys)["loss"].mean().rename("dense")
-    paired = kept[kept["X"] > 1.0].join(dense, on=keys).dropna(subset=["dense"])
-    return paired.assign(gain=paired["dense"] - paired["loss"])
+    paired = beside_base(kept, kept["X"] == 1.0, keys)
+    return paired.assign(gain=paired["base"] - paired["loss"])
+
+
+def beside_base(rows: Rows, is_base: pd.Series, keys: list[str]) -> Rows:
+    """The rows that are no base, each with the mean loss of the base rows of equal keys in the column `base`."""
+    base = rows[is_base].groupby(keys)["loss"].mean().rename("base")
+    return rows[~is_base].join(base, on=keys).dropna(subset=["base"])
 
 
 def gain_figures(means: Rows) -> Json:
@@ -264,9 +261,8 @@ def excess(rows: Rows) -> Rows:
     """Repeated runs with their loss less that of the fresh run of the same N, tokens and seed."""
     keys = ["N", "tokens", "seed"]
     again = rows["epochs"].round(1) > 1.0  # and not a last batch that begins anew
-    fresh = rows[~again].groupby(keys)["loss"].mean().rename("fresh")
-    paired = rows[again].join(fresh, on=keys).dropna(subset=["fresh"])
-    return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=paired["epochs"].round(1))
+    paired = beside_base(rows, ~again, keys)
+    return paired.assign(excess=paired["loss"] - paired["base"], epochs=paired["epochs"].round(1))
 
 
 def excess_figures(means: Rows) -> Json:

@@ -32,7 +32,7 @@ def test_optimum_is_the_least_loss_at_fixed_compute():
 @pytest.mark.parametrize("centre", [12.0, 1 / 12])
 def test_an_edge_minimum_is_no_minimum(centre):
     N, D, C = ladders.isoflop(centre=centre)
-    assert vertices(N, D, C, ladders.loss(N, D, **ladders.TIED)) == []
+    assert vertices(N, C, ladders.loss(N, D, **ladders.TIED)) == []
     sizes = np.repeat(np.array([1.0, 1.1, 1.2]) * centre**2 * 1e9, 6)  # the best of these is always the outermost
     tokens = np.tile(np.geomspace(1e9, 4e9, 6), 3)
     assert envelope(sizes, 6 * sizes * tokens, ladders.loss(sizes, tokens, **ladders.TIED)) == []
@@ -40,7 +40,7 @@ def test_an_edge_minimum_is_no_minimum(centre):
 
 def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
     N, D, C = ladders.isoflop(spread=2.0, centre=1.4)
-    result = vertices(N, D, C, ladders.loss(N, D, **ladders.TIED))
+    result = vertices(N, C, ladders.loss(N, D, **ladders.TIED))
     best = [optimum({k: np.array([v]) for k, v in ladders.TIED.items()}, row.compute)[0][0] for row in result]
     assert len(result) == 6 and np.exp([row.log_n for row in result]) == pytest.approx(best, rel=0.1)
 
@@ -49,7 +49,7 @@ def test_sizes_without_common_budgets_are_interpolated_to_some():
     """Every size has token counts of its own, so that no two runs have the same compute."""
     N = np.repeat(np.geomspace(1e7, 3e8, 8), 12)
     D = np.tile(np.geomspace(2e8, 6e10, 12), 8) * np.repeat(1 + 0.05 * np.arange(8), 12)
-    found = vertices(N, D, 6 * N * D, ladders.loss(N, D, **ladders.TIED))
+    found = vertices(N, 6 * N * D, ladders.loss(N, D, **ladders.TIED))
     best = [optimum({k: np.array([v]) for k, v in ladders.TIED.items()}, one.compute)[0][0] for one in found]
     assert len(found) >= 3 and np.exp([one.log_n for one in found]) == pytest.approx(best, rel=0.1)
 
@@ -74,7 +74,7 @@ def test_a_vertex_has_an_interval_of_the_asked_level():
     C = np.repeat(np.geomspace(1e18, 1e20, 4), 6)
     N = np.sqrt(C / 6) * np.tile(np.geomspace(0.03, 0.4, 6), 4)
     D = C / (6 * N)
-    points = vertices(N, D, C, ladders.noisy(ladders.loss(N, D), 0, 0.001))
+    points = vertices(N, C, ladders.noisy(ladders.loss(N, D), 0, 0.001))
     wide, narrow = (regress("2", points, level) for level in (0.99, 0.9))
     assert wide is not None and narrow is not None
     width = [np.log(row.points[0]["hi"] / row.points[0]["lo"]) for row in (wide, narrow)]

@@ -55,7 +55,7 @@ def test_a_problem_on_its_own_rows_is_scaled_alike_whole_and_in_part():
     np.testing.assert_allclose(fitted.residuals * scale, raw, atol=1e-12)
     part = fitted.problem.rows(np.arange(5))
     np.testing.assert_allclose(part.predict(fitted.theta[None])[0] - part.observed, (raw / scale)[:5], atol=1e-12)
-    np.testing.assert_allclose(np.exp(part.predict(fitted.theta[None], part.inputs)[0]), fitted.predict(part.inputs))
+    np.testing.assert_allclose(np.exp(part.predict(fitted.theta[None])[0] * scale[:5]), fitted.predict(part.inputs))
     assert np.mean(relative_sigma(np.linspace(0.01, 0.05, 20), L, "linear") ** 2) == pytest.approx(1)
 
 

@@ -59,7 +59,7 @@ def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Ver
     return optima
 
 
-def vertices(N: Array, D: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
+def vertices(N: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
     """Approach 2: fits L = c0 + c1 x + c2 x^2, x = log N, at each budget; N_opt = exp(-c1 / (2 c2)).
 
     A minimum is kept if c2 > 0 and it lies between the smallest and largest size. A budget is a group of rows within

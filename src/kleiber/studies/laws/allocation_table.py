@@ -167,13 +167,13 @@ def exponents_by_approach(model: NoiseModel, draws: Draws | None, level: float =
     """
     problem, C = model.fit.problem, model.compute
     assert C is not None
-    N, D, loss = problem.inputs["N"], problem.inputs["D"], problem.target
+    N, loss = problem.inputs["N"], problem.target
     if model.averaged and model.clusters is not None:
         answers = exponents(N, C, loss, model.components(), model.layout, level)
     else:
         approaches = (
             regress("1 envelope", envelope(N, C, loss), level),
-            regress("2 isoflop", vertices(N, D, C, loss), level),
+            regress("2 isoflop", vertices(N, C, loss), level),
         )
         answers = [exponent for exponent in approaches if exponent is not None]
     lost = {"A", "B"} & set(model.fit.dropped)

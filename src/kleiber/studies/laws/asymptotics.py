@@ -14,7 +14,7 @@ from scipy.special import stdtr
 
 from kleiber.studies.laws.fit import Fit, refine
 from kleiber.studies.laws.law import Array, Linear
-from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.table import cells_without
 from kleiber.studies.laws.transients import (
     Diagnostics,
     detectable,
@@ -60,8 +60,7 @@ def _steepening(diagnostics: Diagnostics) -> str:
     to_log = {"log": 1.0, "log10": np.log(10.0), "linear": 1 / problem.target}[problem.space]
     to_log = to_log * (1.0 if problem.scale is None else problem.scale)
     for along in testable_inputs(diagnostics):
-        others = [name for name in diagnostics.least.law.inputs if name != along]
-        bends = _slope_changes(problem.inputs, along, others)
+        bends = _slope_changes({name: problem.inputs[name] for name in diagnostics.least.law.inputs}, along)
         for rung, contrasts in sorted(bends.items()):
             if len(contrasts) < 3:
                 continue
@@ -76,14 +75,13 @@ def _steepening(diagnostics: Diagnostics) -> str:
     return ""
 
 
-def _slope_changes(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
+def _slope_changes(inputs: Mapping[str, Array], along: str) -> dict[float, Array]:
     """Returns weights (ladders, rows) of the log losses that give the change of slope at each inner value of x.
 
     A ladder is a set of rows that are equal in all other inputs; the slope is d log L / d log x between neighboring
     values.
     """
-    rows = len(inputs[along])
-    ladder = cells({name: inputs[name] for name in others}) if others else np.zeros(rows, dtype=int)
+    ladder = cells_without(inputs, along)
     bends: dict[float, list[Array]] = {}
     for number in np.unique(ladder):
         x = np.unique(inputs[along][ladder == number])

@@ -16,10 +16,12 @@ from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.prediction import Evidence, Misfit, decades_outside, widen_interval
 from kleiber.studies.laws.problem import Problem
+from kleiber.studies.laws.table import round_down
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
 NAIVE_LABELS = {"last_rung": "loss of the nearest smaller run", "line": "log-log line"}
+SAME = 0.05  # values that differ by less count as one: budgets in whole batches are equal only to about a percent
 BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
 
@@ -181,8 +183,8 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
     same = np.ones(train.num_rows, dtype=bool)
     for name in train.law.inputs:
         if name != along:
-            same &= np.abs(train.inputs[name] - row[name]) <= 0.05 * np.abs(row[name])
-    rungs = _rungs(train.inputs[along])
+            same &= np.abs(train.inputs[name] - row[name]) <= SAME * np.abs(row[name])
+    rungs = round_down(train.inputs[along], SAME)
     same &= rungs < row[along] * 0.999
     x = np.unique(rungs[same])
     if len(x) < 2:
@@ -190,22 +192,9 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
     return x, np.array([train.target[same & (rungs == rung)].mean() for rung in x])
 
 
-def _rungs(values: Array) -> Array:
-    """Replaces each value by the smallest of those within 5 % below it.
-
-    Compute budgets in whole batches are equal only to about a percent, and a line through two such points would have an
-    arbitrary slope.
-    """
-    starts: list[float] = []
-    for value in np.unique(values):
-        if not starts or value > 1.05 * starts[-1]:
-            starts.append(value)
-    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
-
-
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
-    compute = _rungs(compute)
+    compute = round_down(compute, SAME)
     budgets = np.unique(compute)
     if len(budgets) < len(compute):  # of runs at the same compute, only the best counts
         rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0

@@ -17,7 +17,7 @@ from scipy.special import fdtrc, fdtri
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import Pooled, pool, relative_sigma, scale_of, trunks
-from kleiber.studies.laws.table import Table, cells
+from kleiber.studies.laws.table import Table, cells, cells_without
 from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
 from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
 
@@ -249,33 +249,27 @@ def _averaged_rows(
 
 
 def two_way_means(
-    inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
-) -> tuple[dict[str, Array], Array, NDArray]:
+    inputs: Mapping[str, Array], loss: Array, clusters: NDArray
+) -> tuple[dict[str, Array], Array, NDArray]:  # fmt: skip
     """Averages over the seeds of a size with the model ln L = a_D + u_seed: the mean of a_D + u_seed.
 
     A plain mean would be biased at values of D that only some seeds reached. Rows of a size are equal in every input
-    but `along`. Trunks of a size that are not linked by shared values of `along`, directly or through other trunks,
-    cannot be compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of
-    each row; the rows of a group share the noise of its trunks and are one cluster.
+    but D. Trunks of a size that are not linked by shared values of D, directly or through other trunks, cannot be
+    compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of each row;
+    the rows of a group share the noise of its trunks and are one cluster.
     """
-    others = {name: column for name, column in inputs.items() if name != along}
-    size = cells(others) if others else np.zeros(len(loss), dtype=int)
-    kept: dict[str, list[float]] = {name: [] for name in inputs}
+    picked: list[int] = []
     means: list[float] = []
     groups: list[int] = []
-    for rows in _linked_rows(size, inputs[along], clusters):
-        _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
+    for group, rows in enumerate(_linked_rows(cells_without(inputs, "D"), inputs["D"], clusters)):
+        _, first, at = np.unique(cells({"D": inputs["D"][rows]}), return_index=True, return_inverse=True)
         _, seed = np.unique(clusters[rows], return_inverse=True)
-        num_d, num_seeds = len(first), int(seed.max()) + 1
-        design = np.zeros((len(rows), num_d + num_seeds))
-        design[np.arange(len(rows)), at] = 1.0
-        design[np.arange(len(rows)), num_d + seed] = 1.0
+        design = np.column_stack([np.eye(len(first))[at], np.eye(int(seed.max()) + 1)[seed]])
         effects = np.linalg.lstsq(design, np.log(loss[rows]), rcond=None)[0]
-        means += list(effects[:num_d] + effects[num_d:].mean())
-        groups += [len(set(groups))] * num_d
-        for name in inputs:
-            kept[name] += list(inputs[name][rows][first])
-    return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
+        means += list(effects[: len(first)] + effects[len(first) :].mean())
+        groups += [group] * len(first)
+        picked += list(rows[first])
+    return {name: column[picked] for name, column in inputs.items()}, np.exp(np.array(means)), np.array(groups)
 
 
 def _linked_rows(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:

@@ -85,14 +85,13 @@ class Problem:
         log = self.law.log[self.active]
         return np.where(log, np.log(np.where(log, np.maximum(kept, 1e-300), 1.0)), kept)
 
-    def predict(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
-        """Predicts on the scale of the residuals, (draws, rows); at other `inputs` without division by `scale`."""
-        answer = self.law.evaluate(self.inputs if inputs is None else inputs, self.values(theta))
-        answer = convert(answer, self.law.returns, self.space)
-        return self.scaled(answer) if inputs is None else answer
+    def predict(self, theta: Array) -> Array:
+        """Predicts on the scale of the residuals, (draws, rows)."""
+        answer = self.law.evaluate(self.inputs, self.values(theta))
+        return self.scaled(convert(answer, self.law.returns, self.space))
 
     @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
-    def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None, apart: float = 6e-6) -> Array:
+    def jacobian(self, theta: Array, apart: float = 6e-6) -> Array:
         """Returns d prediction / d coordinate by central differences of step `apart`, (draws, rows, active params)."""
         draws, params = theta.shape
         steps = np.eye(params)[:, None, :] * (apart * np.maximum(1.0, np.abs(theta)))[None]
@@ -101,7 +100,7 @@ class Problem:
         for j in range(0, params, together):
             step = steps[j : j + together]
             shifted = np.concatenate([theta + step, theta - step]).reshape(-1, params)
-            ahead, behind = self.predict(shifted, inputs).reshape(2, len(step), draws, -1)
+            ahead, behind = self.predict(shifted).reshape(2, len(step), draws, -1)
             parts.append((ahead - behind) / (2 * step.sum(2)[:, :, None]))
         return np.moveaxis(np.concatenate(parts), 0, 2)
 

@@ -229,6 +229,12 @@ def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
     return number_rows(stacked)
 
 
+def cells_without(inputs: Mapping[str, Array], along: str) -> NDArray[np.intp]:
+    """Numbers the sets of rows that are equal in every input but `along`; one set if there is no other input."""
+    others = {name: column for name, column in inputs.items() if name != along}
+    return cells(others) if others else np.zeros(len(inputs[along]), dtype=np.intp)
+
+
 def number_rows(rows: Array) -> NDArray[np.intp]:
     """Numbers equal rows of a matrix (rows, columns) alike, from 0, in lexicographic order."""
     order = np.lexsort(rows.T[::-1])
@@ -237,6 +243,15 @@ def number_rows(rows: Array) -> NDArray[np.intp]:
     number = np.empty(len(rows), dtype=np.intp)
     number[order] = np.cumsum(starts)
     return number
+
+
+def round_down(values: Array, tolerance: float) -> Array:
+    """Replaces each value by the smallest of those that it exceeds by at most the relative `tolerance`."""
+    starts: list[float] = []
+    for value in np.unique(values):
+        if not starts or value > (1 + tolerance) * starts[-1]:
+            starts.append(value)
+    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
 
 
 def _magnitude(column: Array) -> Array:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.table import cells, cells_without
 from kleiber.types import NonNegative
 
 OUTLIER = 6.0  # a residual beyond this many robust standard deviations is an outlier
@@ -262,17 +262,15 @@ class TrunkNoise:
         return self.between**2 / max(self.between**2 + self.within**2, 1e-300)
 
 
-def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D") -> TrunkNoise | None:
+def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray) -> TrunkNoise | None:
     """Estimates the noise ln L = a_D + u_trunk + e within a size, pooled over sizes; None if no size has two seeds.
 
     Uses mean squares over the values of D that all trunks of a size reached: E[MS_trunk] = m var_u + var_e.
     """
-    others = {name: column for name, column in inputs.items() if name != along}
-    size = cells(others) if others else np.zeros(len(loss), dtype=int)
-    rows = pd.DataFrame({"trunk": clusters, "length": cells({along: inputs[along]}), "log_loss": np.log(loss)})
+    rows = pd.DataFrame({"trunk": clusters, "length": cells({"D": inputs["D"]}), "log_loss": np.log(loss)})
     between = within = lengths = 0.0
     df = spare = 0
-    for _, part in rows.groupby(size):
+    for _, part in rows.groupby(cells_without(inputs, "D")):
         table = part.pivot_table("log_loss", "trunk", "length", aggfunc="last").dropna(axis=1).to_numpy()
         trunks, num = table.shape
         if trunks < 2 or num < 2:
