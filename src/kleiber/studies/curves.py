@@ -37,8 +37,8 @@ def curve_rows(runs: Sequence[Run], metrics: Sequence[str]) -> pd.DataFrame:
         for row in logged_values(run, metrics)
     ]
     if not rows:
-        known = sorted({key for run in runs for row in run.rows for key in row if "/" in key})
-        raise ValueError(f"no run has logged {', '.join(metrics)}; logged: {', '.join(known) or 'nothing'}")
+        logged = sorted({key for run in runs for row in run.rows for key in row if "/" in key})
+        raise ValueError(f"no run has logged {', '.join(metrics)}; logged: {', '.join(logged) or 'nothing'}")
     return pd.DataFrame(rows)
 
 
