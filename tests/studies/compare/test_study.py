@@ -61,6 +61,8 @@ def test_an_untuned_arm_decides_nothing(tmp_path, second):
 
 
 def test_an_arm_without_a_finished_run_is_named_by_the_number_of_those_left(tmp_path):
+    with pytest.raises(ValueError, match=r"study\.sizes: big"):
+        Compare(sizes=["big"]).check_plan(planned("a", "b"))
     with pytest.raises(ValueError, match="1 arms"):
         Compare().analyze(two(tmp_path, status="running"))
 
@@ -122,6 +124,8 @@ def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():
     assert study.check_plan(planned("a", "b")) == []
     with pytest.raises(ValueError, match="b is not an arm"):
         study.check_plan(planned("a", "c"))
+    with pytest.raises(ValueError, match=r"study\.sizes: big"):
+        Compare(sizes=["big"]).check_plan(planned("a", "b"))
     with pytest.raises(ValueError, match="1 arms"):
         Compare().check_plan(planned("a", "a"))
 

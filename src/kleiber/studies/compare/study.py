@@ -98,8 +98,16 @@ class Compare(IntervalStudy):
         arms = list(dict.fromkeys(str(point.config["study"]["arm"]) for point in points))
         if len(arms) < 2:
             raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
-        require_arms(self.read_claims(arms), arms)
+        self.require_arms(self.read_claims(arms), arms)
         return []
+
+    def require_arms(self, claims: Sequence[Claim], arms: Sequence[str]) -> None:
+        """Raises ValueError for a claim or a size that names an arm that is not among `arms`."""
+        claimed = [name for claim in claims for name in (claim.arm, claim.against)]
+        for key, names in (("claims", claimed), ("sizes", self.sizes)):
+            for name in names:
+                if name not in arms:
+                    raise ValueError(f"study.{key}: {name} is not an arm of these runs; name some of {', '.join(arms)}")
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the differences of the claims and decides them."""
@@ -118,22 +126,15 @@ def read_claim(node: Mapping[str, str | float], key: str) -> Claim:
         raise ValueError(f"{key}: {error}") from None
 
 
-def require_arms(claims: Sequence[Claim], arms: Sequence[str]) -> None:
-    """Raises ValueError for a claim about an arm that is not among `arms`."""
-    for name in (name for claim in claims for name in (claim.arm, claim.against)):
-        if name not in arms:
-            raise ValueError(f"study.claims: {name} is not an arm of these runs, which have {', '.join(arms)}")
-
-
 def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     """Compares the arms of runs.
 
-    Raises ValueError for fewer than two arms, a claim about another arm, and a measure that no run has.
+    Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
     measure, level = study.measure, study.level
     ladders = read_ladders(runs, measure, arm_of)
     claims = study.read_claims([*ladders])
-    require_arms(claims, list(dict.fromkeys([*ladders, *planned_arms(runs), *filter(None, map(arm_of, runs))])))
+    study.require_arms(claims, list(dict.fromkeys([*ladders, *planned_arms(runs), *filter(None, map(arm_of, runs))])))
     why_not = not_ready(runs, study.looks, arm_of)
     results = [judge(claim, ladders, level_of_each(level, len(claims), study.looks), why_not) for claim in claims]
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
