@@ -122,3 +122,9 @@ def test_claims_ask_about_the_arms_that_they_name(study):
     assert (first.code, first.arm, first.against) == ("a", "replay", "l2sp")
     assert first.estimate.value == pytest.approx(-second.estimate.value)
     assert first.estimate.lo == pytest.approx(-second.estimate.hi)
+
+
+def test_a_claim_about_an_arm_that_nobody_trained_is_no_silent_omission(study):
+    record = Forgetting(claims={"a": {"arm": "l3sp", "against": "none"}}).compare(read_runs(study))
+    (verdict,) = (entry for entry in record["complaints"] if entry["code"] == "absent")
+    assert "l3sp" in verdict["text"] and "l2sp" in verdict["text"] and record["differences"] == []

@@ -141,7 +141,7 @@ class Forgetting(EqualTargetStudy):
         return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
 
     def complaints(self, target: EqualTarget, points: Rows) -> list[Json]:
-        """Returns verdicts on frontiers that end before the target loss, and on arms that are not tuned or not equal.
+        """Returns verdicts on frontiers that end before the target loss, and on arms that are absent, untuned, unequal.
 
         Tuning matters where arms are compared at their best rates, and sizes where models are compared.
         """
@@ -150,6 +150,11 @@ class Forgetting(EqualTargetStudy):
             others = ", and so is what others forget less" * (arm == self.reference)
             texts.append(("bound", arm, f"learns more than {loss:.4f} on its whole frontier, so its F is an upper bound"
                           f"{others}; try lower learning rates"))  # fmt: skip
+        present = in_order(target.rows, self.reference)
+        for code, claim in self.claims.items():
+            absent = [claim[side] for side in ("arm", "against") if claim[side] not in present]
+            texts += [("absent", arm, f"has no finished run, so {code} is not tested; arms are {', '.join(present)}")
+                      for arm in absent]  # fmt: skip
         asked = {*self.questions, *(claim.get("question") for claim in self.claims.values())}
         best = target.best.groupby("method")["lr"].first()
         for arm, part in target.rows.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
@@ -277,11 +282,12 @@ def figures(record: Json) -> Figures:
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
     if len(paths):
         steps = paths.assign(step=paths["path"].str[0].astype(float), F=paths["path"].str[1].astype(float))
-        charts["trajectory"] = lambda: drawing.trajectory(steps, order)
+        steps = steps[steps["step"] > 0]
+        charts["trajectory"] = lambda: drawing.over(steps, "step", "F", order)
     if rows["lr"].nunique() > 1:
         trained = rows[~on_line(rows["method"])]
         best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")
-        charts["tuning"] = lambda: drawing.learning_rates(trained.merge(best, on=CELL), order)
+        charts["tuning"] = lambda: drawing.over(trained.merge(best, on=CELL), "lr", "target", order)
     charts["matrix"] = lambda: drawing.task_losses(rows, keys, order)
     if record["loads"]:
         charts["loads"] = lambda: drawing.loads(record["loads"], names)

@@ -129,10 +129,10 @@ def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str],
         rows = score_rows(runs)
     except ValueError:
         return {}
-    rates = {}
-    for key, part in rows[(rows["seed"] == 0) & (rows["share"] == share)].groupby(["kind", "start", "task"]):
-        rates[key] = float(part.sort_values(["score", "loss"], ascending=[False, True])["lr"].iloc[0])
-    return rates
+    tried = rows[(rows["seed"] == 0) & (rows["share"] == share)]
+    ranked = tried.sort_values(["score", "loss"], ascending=[False, True])
+    best = ranked.drop_duplicates(["kind", "start", "task"]).to_dict("records")
+    return {(row["kind"], row["start"], row["task"]): float(row["lr"]) for row in best}
 
 
 def equivalent_labels(curve: Mapping[float, float], score: float) -> float:

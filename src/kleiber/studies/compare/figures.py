@@ -114,20 +114,14 @@ def named(places: pd.DataFrame, x: alt.X, near: float = 0.045) -> alt.Chart:
     return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N")
 
 
-def trajectory(paths: Rows, order: Sequence[str]) -> Chart:
-    """F vs optimizer step of every arm at its chosen setting, from step 1; rows have method, seed, step and F."""
-    rows = paths[paths["step"] > 0].rename(columns={"F": "value"})
-    rows = rows.assign(series=rows["method"].map(label))
-    x = log_axis("step", "optimizer step", rows["step"].to_numpy())
-    return lines(rows, x, FORGETTING, [label(arm) for arm in order], "Forgetting vs optimizer step")
+AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
 
 
-def learning_rates(rows: Rows, order: Sequence[str]) -> Chart:
-    """Target loss vs learning rate of every arm, the mean of its settings."""
-    rows = rows.rename(columns={"target": "value"})[["method", "lr", "seed", "value"]]
-    rows = rows.assign(series=rows["method"].map(label))
-    x = log_axis("lr", "learning rate", rows["lr"].to_numpy())
-    return lines(rows, x, TARGET, [label(arm) for arm in order], "Target loss vs learning rate")
+def over(rows: Rows, x: str, y: str, order: Sequence[str]) -> Chart:
+    """A measure of every arm vs the optimizer step or the learning rate; x and y are keys of AXES."""
+    shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
+    across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
+    return lines(shown, across, AXES[y], [label(arm) for arm in order], f"{heading(AXES[y])} vs {AXES[x]}")
 
 
 def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
