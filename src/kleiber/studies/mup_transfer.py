@@ -183,10 +183,8 @@ def drift_verdict(row: Row) -> dict[str, str]:
     narrow, wide, num = row["widths"][0], row["widths"][-1], len(row["widths"])
     moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, "doublings per doubling of the width")
     cost = Estimate(row["cost"], row["cost_lo"], row["cost_hi"], num, "nats per token")
-    text = (
-        f"{row['parametrization']}: from width {narrow} to {wide} the best rate moves by {moves.text()}; training "
-        f"width {wide} at the best rate of width {narrow} costs {cost.text()}"
-    )
+    text = f"{row['parametrization']}: from width {narrow} to {wide} the best rate moves by {moves.text('+.2f')}; "
+    text += f"training width {wide} at the best rate of width {narrow} costs {cost.text('.4f')}"
     if max(abs(row["lo"]), abs(row["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}
     if row["lo"] <= 0 <= row["hi"]:

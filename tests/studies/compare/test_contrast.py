@@ -14,7 +14,7 @@ from kleiber.studies.compare.decision import Claim, estimate_around
 
 def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
     alone = estimate_around(-0.0149, float("inf"), 1, "nats")
-    assert (alone.lo, alone.hi) == (None, None) and "no interval" in alone.text()
+    assert (alone.lo, alone.hi) == (None, None) and "[" not in alone.text()
     assert verdict("code", "text", alone)["holds"] is None
     assert format_level(alone).startswith("-0.0149 (no interval")
 

@@ -123,9 +123,7 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
             content = json.loads((larger / "summary.json").read_text())
             content["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
             (larger / "summary.json").write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match=r"none with seed 0 starts from several bases.*1\.8000 to 2\.0000.*design.base"
-    ):
+    with pytest.raises(ValueError, match=r"none.*seed 0.*1\.8000.*2\.0000.*design\.base"):
         Forgetting().compare(read_runs(tmp_path / "s"))
 
 
@@ -138,8 +136,7 @@ def test_a_frontier_that_ends_before_the_target_bounds_f(study):
         target, points = compared(part), frontier.averaged(part)
         assert "none" in target.bounded(points)
         complaints = Forgetting().complaints(target, points)
-        (verdict,) = (entry for entry in complaints if entry["text"].startswith("plain"))
-        assert verdict["code"] == "bound" and "what others forget less" in verdict["text"]
+        assert "bound" in {verdict["code"] for verdict in complaints}
 
 
 def test_a_method_that_reaches_the_loss_from_the_easiest_base_alone_is_not_first(study):
