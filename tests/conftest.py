@@ -16,7 +16,6 @@ FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.s
 TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
-import io
 import signal
 import subprocess
 import sys
@@ -99,26 +98,11 @@ def looked_up_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_sooner() -> Iterator[None]:
-    """Nearly half of a composition goes to parsing the same files again, and to tables that Hydra makes for the
-    interpolations of every defaults list, also of one without any.
-    """
-    from hydra._internal import defaults_list
-    from omegaconf import DictConfig, ListConfig, OmegaConf
-
-    parse, tabulate, parsed = OmegaConf.load, defaults_list._create_interpolation_map, {}
-
-    def load(file: Any) -> DictConfig | ListConfig:
-        text = Path(file).read_text(encoding="utf-8") if isinstance(file, str | Path) else file.read()
-        if text not in parsed:
-            parsed[text] = OmegaConf.to_container(parse(io.StringIO(text)))
-        return OmegaConf.create(parsed[text])
-
-    def tabulate_if_used(overrides: Any, entries: list[Any], self_added: bool) -> DictConfig | None:
-        return tabulate(overrides, entries, self_added) if any(entry.is_interpolation() for entry in entries) else None
+    """Most tests of runs choose the same files and set other values: the files are read and merged once."""
+    from shared_compositions import share
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", staticmethod(load))
-        patch.setattr(defaults_list, "_create_interpolation_map", tabulate_if_used)
+        share(patch)
         yield
 
 

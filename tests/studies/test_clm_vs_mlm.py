@@ -1,7 +1,12 @@
 """Objectives are compared by the slopes of their losses, not by their levels."""
 
+from pathlib import Path
+
+import pytest
+
 from kleiber.records.catalog import read_runs
-from kleiber.studies.clm_vs_mlm import ClmVsMlm
+from kleiber.studies.clm_vs_mlm import LEAST, ClmVsMlm, too_few
+from kleiber.studies.study import PlannedPoint
 
 from .trunk_runs import SIZES, stages_of, trees
 
@@ -18,3 +23,30 @@ def test_objectives_compare_slopes_and_not_levels(tmp_path):
     assert all(row["lo"] < row["exponent"] < row["hi"] for row in findings.tables["Local exponents"])
     part = ClmVsMlm().analyze(read_runs(tmp_path / "clm"))
     assert "no comparison yet" in part.headline
+
+
+def test_exponents_need_five_points_of_two_sizes_and_two_lengths():
+    two_sizes, two_lengths = [1.0, 2.0] * LEAST, [1e6] * LEAST + [2e6] * LEAST
+    assert too_few(two_sizes, two_lengths) == ""
+    for wrong in (
+        (two_sizes[:4], two_lengths[-2:] + two_lengths[:2]),
+        ([1.0] * 10, two_lengths),
+        (two_sizes, [1e6] * 10),
+    ):
+        assert str(len(wrong[0])) in too_few(*wrong)
+
+
+def planned(kind, points):
+    config = {"objective": {"_target_": f"kleiber.objectives.{kind}"}, "seed": 0}
+    return [PlannedPoint(Path("r"), config, N, D) for N, D in points]
+
+
+def test_a_plan_names_the_objective_with_too_few_points_and_is_refused_where_no_objective_has_them():
+    many = [(N, D) for N in (1e4, 2e4) for D in (1e6, 2e6, 4e6)]
+    few = planned("MLM", many[:2])
+    (warning,) = ClmVsMlm().check_plan([*planned("CLM", many), *few])
+    assert warning.startswith("mlm: 2 points")
+    with pytest.raises(ValueError, match="mlm"):
+        ClmVsMlm().check_plan(few)
+    with pytest.raises(ValueError, match="min_tokens"):
+        ClmVsMlm(min_tokens=1e9).check_plan(few)

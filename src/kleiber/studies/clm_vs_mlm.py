@@ -6,7 +6,7 @@ and d log L / d log D, with intervals that include the noise between trunks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -40,13 +40,8 @@ class ClmVsMlm(IntervalStudy):
             if 0.999 * self.min_tokens <= point.D:
                 kind = str(point.config["objective"]["_target_"]).rpartition(".")[2].lower()
                 late.setdefault(kind, set()).add((point.N, point.D, point.config["seed"]))
-        few = [
-            f"{kind}: {len(rows)} points of {len(sizes)} sizes and {len(tokens)} numbers of tokens, where exponents "
-            f"need {LEAST} points of 2 sizes and 2 numbers of tokens"
-            for kind, rows in sorted(late.items())
-            for sizes, tokens in [({N for N, _, _ in rows}, {D for _, D, _ in rows})]
-            if len(rows) < LEAST or len(sizes) < 2 or len(tokens) < 2
-        ]
+        reasons = {kind: too_few(*list(zip(*rows, strict=True))[:2]) for kind, rows in sorted(late.items())}
+        few = [f"{kind}: {reason}" for kind, reason in reasons.items() if reason]
         if len(few) == len(late):
             raise ValueError("; ".join(few) or f"study.min_tokens={self.min_tokens} leaves no point")
         return few
@@ -78,11 +73,22 @@ METHODS = (
 )
 
 
+def too_few(N: Iterable[float], D: Iterable[float]) -> str:
+    """Why points do not determine the exponents of an objective; "" where they do."""
+    points, sizes, tokens = len(list(N)), len(set(N)), len(set(D))
+    if points >= LEAST and sizes > 1 and tokens > 1:
+        return ""
+    return (
+        f"{points} points of {sizes} sizes and {tokens} numbers of tokens, where exponents need {LEAST} points of 2 "
+        "sizes and 2 numbers of tokens"
+    )
+
+
 def exponents(kind: str, rows: Rows, level: float) -> list[Json]:
     """-d log L / d log N and -d log L / d log D with intervals; empty with fewer than `LEAST` points."""
     N, D, loss = (rows[name].to_numpy(dtype=float) for name in ("active", "tokens", "loss"))
     _, trunk = np.unique(rows["trunk"].astype(str), return_inverse=True)
-    if len(rows) < LEAST or len(np.unique(N)) < 2 or len(np.unique(D)) < 2:
+    if too_few(N, D):
         return []
     design = np.column_stack([np.ones(len(N)), np.log(N), np.log(D)])
     noise = trunk_noise({"N": N, "D": D}, loss, trunk)

@@ -37,6 +37,8 @@ def test_with_a_margin_two_arms_forget_the_same_where_the_whole_interval_lies_wi
     )
     assert entry.verdict["holds"] is holds and entry.verdict["code"] == "matched_rank1"
     assert "full fine-tuning" in entry.measure
+    row = entry.row()
+    assert (row["arm"], row["value"], row["lo"], row["n"]) == ("rank 1", value, entry.estimate.lo, 3)
 
 
 def rows(points):

@@ -70,7 +70,7 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
     shown = points[near].assign(series=points["method"].map(label), sd=points["F_sd"].fillna(0))
     shown = shown.assign(low=shown["F"] - shown["sd"], high=shown["F"] + shown["sd"])
     names = [label(arm) for arm in order]
-    beyond = "" if near.all() else f"{int((~near).sum())} more settings lie beyond the axes"
+    beyond = "" if near.all() else f"settings beyond the axes: {int((~near).sum())}"
     lines_at = [] if at is None else [at]
     where = [f"dashed: the loss where F is compared, {loss:.4f}" for loss in lines_at]
     x = alt.X("target:Q", title=TARGET, axis=alt.Axis(tickCount=6), scale=span([*shown["target"], *lines_at]))

@@ -2,7 +2,7 @@
 
 A level of a factor sets keys of the config; a list stands for every value of it. A cell has one level of each factor,
 and so a level can make an exception for the keys of another. In a design of several rounds, later cells start from the
-runs of earlier ones, which `find_base_run` finds by their overrides.
+runs of earlier ones, which `finished_base` finds by their overrides.
 
 `shortfall` finds out before any training whether the points of a design would determine a law.
 """
@@ -224,6 +224,21 @@ def find_base_run(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequ
             "this study with name=NEW_NAME"
         )
     return matches[0] if matches else None
+
+
+def finished_base(
+    runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[str]], later: str
+) -> Run | None:  # fmt: skip
+    """Returns the run of `find_base_run`; prints that the `later` runs are skipped where it has not finished."""
+    run = find_base_run(runs, base, bases)
+    if run is None:
+        print(f"skipping {later}, since the base run {' '.join(base)} has not finished", flush=True)
+    return run
+
+
+def from_checkpoint(run: Run) -> Level:
+    """Returns the overrides that start a run from the weights of another one."""
+    return Level({"init": "checkpoint", "init.path": run.folder})
 
 
 def is_start(line: str) -> bool:

@@ -17,7 +17,8 @@ from kleiber.studies.designs.design import (
     Values,
     as_list,
     combine,
-    find_base_run,
+    finished_base,
+    from_checkpoint,
     parse_lines,
     seed_levels,
 )
@@ -235,15 +236,10 @@ class Methods:
         runs, planned = context.runs(), []
         for base in self.bases():
             arms = self.arm_levels(base)
-            run = find_base_run(runs, base, self.bases())
-            if run is None:
-                print(
-                    f"skipping {len(combine(arms))} fine-tuning runs: their base run {' '.join(base)} has not finished",
-                    flush=True,
-                )
-                continue
-            start = Level({"seed": parse_lines(base)["seed"], "init": "checkpoint", "init.path": run.folder})
-            planned += combine(arms, [start])
+            run = finished_base(runs, base, self.bases(), f"{len(combine(arms))} fine-tuning runs")
+            if run is not None:
+                seed = Level({"seed": parse_lines(base)["seed"]})
+                planned += combine(arms, [seed | from_checkpoint(run)])
         return planned
 
 

@@ -22,7 +22,16 @@ from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import SCRATCH
-from kleiber.studies.designs.design import Cell, Level, RunSource, combine, find_base_run, parse_lines, seed_levels
+from kleiber.studies.designs.design import (
+    Cell,
+    Level,
+    RunSource,
+    combine,
+    finished_base,
+    from_checkpoint,
+    parse_lines,
+    seed_levels,
+)
 from kleiber.studies.transfer import tuned_rates
 from kleiber.types import Count, Json, Row
 
@@ -157,23 +166,19 @@ class Pretraining:
         Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
         """
         (base,) = combine([start.base], [Level({"seed": seed})])
-        run = find_base_run(runs, base, self.bases())
+        later = f"fine-tuning of the model {start.kind} from {start.name} on the task {task}"
+        run = finished_base(runs, base, self.bases(), later)
         if run is None:
-            print(
-                f"skipping fine-tuning of the model {start.kind} on the task {task}, seed {seed}: its pre-training run "
-                f"on the text {start.base.values['study.start']} has not finished",
-                flush=True,
-            )
             return []
         model: Lines = ()
-        source: Json = {"init": "checkpoint", "init.path": run.folder}
+        source = from_checkpoint(run)
         if start.name == SCRATCH:
             model = self.chosen[start.kind].model
-            source = {} if run.tokenizer is None else {"data.tokenizer": run.tokenizer}
+            source = Level({} if run.tokenizer is None else {"data.tokenizer": run.tokenizer})
         task_lines = parse_lines([*model, *self.finetune, *self.tasks[task]])
         labels = {"kind": start.kind, "start": start.name, "task": task, "share": f"{share:g}"}
         subset = {"data.share": f"{share:g}", "data.seed": seed} if share < 1 else {}
-        trained = Level({**task_lines, "optimizer.lr": f"{lr:g}", "seed": seed, **source, **subset})
+        trained = Level({**task_lines, "optimizer.lr": f"{lr:g}", "seed": seed}) | source | Level(subset)
         return (trained | Level({f"study.{key}": value for key, value in labels.items()})).cells()
 
     def check_data_available(self) -> None:

@@ -103,7 +103,7 @@ class _Filter:
         """Compares a column with a value, as numbers or as texts. Raises ValueError where the two do not fit."""
         if not isinstance(node, ast.Name):
             raise self.error(node.col_offset)
-        column_name, value = self.column(name), self.word(node.id)
+        column_name, value = self.column(name), self.unquoted(node.id)
         column, limit = pd.Series(self.table[column_name]), number(value)
         if pd.api.types.is_bool_dtype(column):
             column, value = column.astype(str).str.lower(), value.lower()
@@ -120,17 +120,16 @@ class _Filter:
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
         return np.asarray(COMPARISONS[type(op)](left, limit if numeric else value), dtype=bool)
 
-    def word(self, name: str) -> str:
-        """Returns the text of a word, without its quotes."""
+    def unquoted(self, name: str) -> str:
+        """Returns the text of the word that has this name in `source`, without quotes."""
         text = self.tokens[int(name[1:])]
         return text[1:-1] if text[0] in "'\"`" else text
 
     def column(self, name: str) -> str:
         """Returns the column that a word names, itself or by its role."""
-        word = self.word(name)
-        if word not in self.table.columns:
-            word = self.roles.get(word, word)
-        return column_of(self.table, word, f"--where {self.text!r}")
+        text = self.unquoted(name)
+        column = text if text in self.table.columns else self.roles.get(text, text)
+        return column_of(self.table, column, f"--where {self.text!r}")
 
     def error(self, place: int) -> ValueError:
         """The error of a filter whose structure is wrong at a place in `source`."""
