@@ -81,6 +81,7 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
     tips = ["series:N", "setting:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
 
     def draw(arms: Sequence[str]) -> Chart:
+        """The panel of some of the arms."""
         color = arm_color(names, arms, len(names) <= MOST)
         base = alt.Chart(shown[shown["series"].isin(arms)])
         bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
@@ -105,6 +106,7 @@ def lines(
     drawn = [name for name in order if name in set(rows["series"])]
 
     def draw(part: Rows, arms: Sequence[str], legend: bool = True) -> Chart:
+        """The panel of some of the arms."""
         ends = [name for name in ("value", "lo", "hi") if name in part]
         values = [*part[ends].to_numpy().ravel(), *([0.0] if zero else [])]
         scale = alt.Scale(type="log", padding=10) if log else span(values)

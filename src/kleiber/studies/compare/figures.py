@@ -12,7 +12,16 @@ import pandas as pd
 
 from kleiber.charts.theme import PALETTE, Chart, format_count, heading, log_axis, with_title
 from kleiber.config.stages import quantity
-from kleiber.studies.compare.chart_forms import FORGETTING, GRAY, TARGET, estimates, lines, matrix, values_axis
+from kleiber.studies.compare.chart_forms import (
+    FORGETTING,
+    GRAY,
+    TARGET,
+    arm_color,
+    estimates,
+    lines,
+    matrix,
+    values_axis,
+)
 from kleiber.studies.compare.rows import SCRATCH, Rows, label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
@@ -46,17 +55,21 @@ def tuning(arms: Mapping[str, Arm], measure: str) -> Chart:
 
 
 def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
-    """A measure of each arm at its best learning rate, a point for each seed; untuned arms are crosses."""
+    """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow."""
     rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
     rows = rows.assign(tuned=["untuned" if arms[name].wrong else "tuned" for name in rows["series"]])
-    scale = alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
-    chart = alt.Chart(rows).mark_point(size=40).encode(
+    full = alt.Scale(domain=["tuned", "untuned"], range=[1.0, 0.0])
+    chart = alt.Chart(rows).mark_point(size=46, filled=False, strokeWidth=1.6).encode(
         x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
         y=alt.Y("series:N", sort=list(arms), title=None),
-        shape=alt.Shape("tuned:N", title=None, scale=scale),
+        stroke=arm_color(list(arms), list(arms), legend=False),
+        fill=arm_color(list(arms), list(arms), legend=False),
+        fillOpacity=alt.FillOpacity("tuned:N", scale=full, legend=None),
         tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
     )  # fmt: skip
-    return with_title(chart, f"{heading(measure)} by arm, each at its best learning rate", height=30 * len(arms))
+    hollow = "hollow points: the arm is not tuned" if any(arm.wrong for arm in arms.values()) else ""
+    title = f"{heading(measure)} by arm, each at its best learning rate"
+    return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
 
 
 def differences(gaps: Sequence[Row], order: Sequence[str], measure: str) -> Chart:

@@ -184,6 +184,7 @@ def adapter_arms(runs: Sequence[Run]) -> ArmOf:
     nodes = [run.config.get("adapter") or {} for run in runs]
 
     def name(config: Config) -> tuple[str, str]:
+        """The arm of a run and its setting."""
         method, setting = described(config)
         if method != "lora":
             return (FULL, "") if method == PLAIN else (method, setting)
