@@ -23,7 +23,7 @@ def drawn(chart, column):
 def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
     assert drawn(figures.tuning(ARMS, "loss"), "value") == {2.3, 2.4, 2.5, 2.6, 3.0, 3.1, 4.0}
     chart = figures.side_by_side(ARMS, "loss")
-    assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "tuned") == {"tuned", "untuned"}
+    assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "tuned") == {True, False}
 
 
 def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():

@@ -57,16 +57,15 @@ def tuning(arms: Mapping[str, Arm], measure: str) -> Chart:
 def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
     """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow."""
     rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
-    rows = rows.assign(tuned=["untuned" if arms[name].wrong else "tuned" for name in rows["series"]])
-    full = alt.Scale(domain=["tuned", "untuned"], range=[1.0, 0.0])
-    chart = alt.Chart(rows).mark_point(size=46, filled=False, strokeWidth=1.6).encode(
+    rows = rows.assign(tuned=[not arms[name].wrong for name in rows["series"]])
+    base = alt.Chart(rows).encode(
         x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
         y=alt.Y("series:N", sort=list(arms), title=None),
-        stroke=arm_color(list(arms), list(arms), legend=False),
-        fill=arm_color(list(arms), list(arms), legend=False),
-        fillOpacity=alt.FillOpacity("tuned:N", scale=full, legend=None),
+        color=arm_color(list(arms), list(arms), legend=False),
         tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
-    )  # fmt: skip
+    )
+    filled = base.transform_filter("datum.tuned").mark_point(size=46, filled=True, opacity=1)
+    chart = base.mark_point(size=46, strokeWidth=1.6) + filled
     hollow = "hollow points: the arm is not tuned" if any(arm.wrong for arm in arms.values()) else ""
     title = f"{heading(measure)} by arm, each at its best learning rate"
     return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
