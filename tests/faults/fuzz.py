@@ -61,8 +61,10 @@ def run_forked(work: Callable[[], int], log: Path) -> tuple[int, str, float]:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
             signal.alarm(SECONDS)
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
+            for number in (1, 2):
+                os.dup2(file, number)
+            # pytest has put files of its own in their places.
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             code = work()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
