@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.fit import depends, fit
+from kleiber.studies.laws.fit import _nonnegative, depends, fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
 from .. import ladders
@@ -128,3 +128,12 @@ def test_rows_of_one_size_leave_the_terms_of_size_undetermined_and_no_loss_at_th
     assert depends(one_size.law.predict({**at, "N": np.array([1e9])}, points)[:, 0])
     rows = ladders.twenty()
     assert len(fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 0, 0.002)).undetermined()) == 0
+
+
+def test_a_start_whose_terms_overflow_gets_no_weight():
+    law = find("chinchilla")
+    design = np.stack([np.ones((2, 4)), np.full((2, 4), 1e200), np.linspace(1, 2, 8).reshape(2, 4)], axis=2)
+    goal = design[:, :, 0] + 3 * design[:, :, 2]
+    parts = _nonnegative(design, goal, np.ones((2, 4)), law, np.ones(len(law.params), bool))
+    np.testing.assert_allclose(parts[:, [0, 2]], [[1, 3], [1, 3]], rtol=1e-6)
+    assert (parts[:, 1] == 0).all()

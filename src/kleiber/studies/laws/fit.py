@@ -262,6 +262,7 @@ def columns_of(problem: Problem, values: Array) -> Array:
     return np.nan_to_num(np.stack(columns, axis=2), nan=0.0, posinf=0.0, neginf=0.0)
 
 
+@np.errstate(over="ignore")  # a term that overflows gets no weight
 def _nonnegative(design: Array, goal: Array, pull: Array, law: Law, active: NDArray) -> Array:
     """Weighted least squares with unsigned parameters >= 0: tries every subset of them, at most five."""
     kinds = [kind for kind in law.params.values() if isinstance(kind, Linear)]
