@@ -1,6 +1,7 @@
 """A command line becomes a config: groups and choices are checked, and budget keys replace those of files."""
 
 import pytest
+from hydra.types import RunMode
 
 from kleiber.config.check import NODES, check
 from kleiber.config.compose import Composer, resolve_config, usage
@@ -96,3 +97,17 @@ def test_help_lists_every_group_and_choice():
     text = usage(COMPOSER)
     assert all(f"    {group} " in text for group in COMPOSER.groups())
     assert all(choice in text for choice in COMPOSER.choices("objective"))
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [("design.lrs={a: [0.1], b: [0.2]}", {"a": [0.1], "b": [0.2]}), ("design.arms=[x]", ["x"])],
+)
+def test_a_dictionary_replaces_a_list_of_the_files_and_a_list_a_dictionary(override, value):
+    cfg = Composer().compose(["study=compare", override], mode=RunMode.MULTIRUN)
+    assert cfg.design[override.partition("=")[0].partition(".")[2]] == value
+
+
+def test_a_value_that_cannot_be_merged_at_all_ends_in_an_error():
+    with pytest.raises(ConfigError, match="optimizer"):
+        Composer().compose(["optimizer=[1]"])

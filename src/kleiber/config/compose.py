@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -26,6 +27,7 @@ from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.types import Json
 
 BUDGET = ("tokens", "flops", "ratio", "steps")
+Composed = TypeVar("Composed")
 FIXED_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
@@ -57,25 +59,36 @@ class Composer:
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""
-        prepared = self.prepare(overrides)
-        try:
-            return self.hydra.compose_config(
-                self.config_name, prepared, mode, with_log_configuration=False, validate_sweep_overrides=validate_sweeps
-            )
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error)) from error
+        options = {"with_log_configuration": False, "validate_sweep_overrides": validate_sweeps}
+        return self._compose(
+            overrides, lambda prepared: self.hydra.compose_config(self.config_name, prepared, mode, **options)
+        )
 
     def is_sweep(self, overrides: list[str]) -> bool:
         """Whether one of the chosen files asks for a sweep with `hydra.mode: MULTIRUN`."""
-        return self.hydra.get_mode(self.config_name, self.prepare(overrides)) == RunMode.MULTIRUN
+        mode = self._compose(overrides, lambda prepared: self.hydra.get_mode(self.config_name, prepared))
+        return mode == RunMode.MULTIRUN
 
     def multirun(self, overrides: list[str], task: Callable[[DictConfig], object]) -> None:
         """Calls `task` with the config of every cell of a sweep, through the configured sweeper and launcher."""
-        prepared = [*self.prepare(overrides), "hydra.mode=MULTIRUN"]
-        try:
-            self.hydra.multirun(self.config_name, task, prepared, with_log_configuration=False)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error)) from error
+
+        def sweep(prepared: list[str]) -> None:
+            lines = [*prepared, "hydra.mode=MULTIRUN"]
+            self.hydra.multirun(self.config_name, task, lines, with_log_configuration=False)
+
+        self._compose(overrides, sweep)
+
+    def _compose(self, overrides: list[str], call: Callable[[list[str]], Composed]) -> Composed:
+        """Returns what `call` returns for the overrides as Hydra reads them. Raises ConfigError for its errors."""
+        prepared = self.prepare(overrides)
+        while True:
+            try:
+                return call(prepared)
+            except (HydraException, OmegaConfBaseException) as error:
+                cleared = null_first(prepared, str(error))
+                if cleared is None:
+                    raise ConfigError(explain(error)) from error
+                prepared = cleared
 
     def parse(self, overrides: list[str]) -> list[Override]:
         """Parses overrides. Raises ConfigError for one that is not GROUP=CHOICE or KEY=VALUE."""
@@ -210,6 +223,20 @@ def budget_nulls(overrides: list[Override]) -> list[str]:
     if not limits:
         return []
     return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
+
+
+def null_first(prepared: list[str], message: str) -> list[str] | None:
+    """Returns the overrides with a null before the one that Hydra could not merge; None where that does not help.
+
+    Hydra merges a value into that of the files, and so refuses a dictionary for a list, or a list for a dictionary.
+    The null has no `++`, because a sweep keeps one override of each spelling of a key.
+    """
+    line = message.partition("Error merging override ")[2].partition("\n")[0].strip()
+    clear = f"{line.partition('=')[0].lstrip('+')}=null"
+    if line not in prepared or clear in prepared:
+        return None
+    at = prepared.index(line)
+    return [*prepared[:at], clear, *prepared[at:]]
 
 
 def explain(error: Exception) -> str:

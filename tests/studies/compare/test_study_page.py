@@ -34,7 +34,8 @@ def test_every_command_of_the_page_is_accepted(own_study, capsys):
 
 
 def test_the_study_of_the_page_is_trained_and_its_claims_are_decided(own_study):
-    few = ["design.lrs=[0.01,0.02]", "design.seeds=2", "root=runs"]
+    lrs = "design.lrs={short: [0.01, 0.02], usual: [0.01, 0.02], long: [0.02, 0.04]}"
+    few = [lrs, "design.seeds=2", "root=runs"]
     assert main(["--config-dir", "my_conf", "study=warmup", *SMALL, *few]) == 3
     findings = json.loads((own_study / "runs" / "warmup" / "findings.json").read_text())
     assert findings["decision"] == "not tested" and findings["runs"] == "12 finished"
