@@ -186,7 +186,7 @@ def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool 
     return apply_theme(grid.properties(title=title))
 
 
-def values_axis(name: str, title: str, values: Rows, style: str = "~s") -> alt.X:
+def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt.X:
     """Returns a logarithmic axis with a tick at every value that occurs, in the notation of the format `style`."""
     ticks = sorted(set(map(float, values)))
     scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
