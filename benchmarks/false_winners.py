@@ -7,7 +7,7 @@ With --runs, the losses are those of real runs of one config at several learning
 other seeds from them, so that every winner is a false one.
 
     python benchmarks/false_winners.py [--studies 2000] [--seed 0]
-    python benchmarks/false_winners.py --runs multirun/results/equal_arms/runs.jsonl.gz [--studies 1000]
+    python benchmarks/false_winners.py --runs benchmarks/results/equal_arms.jsonl.gz --studies 1000
 """
 
 from __future__ import annotations
