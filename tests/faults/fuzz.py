@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ def run_forked(work: Callable[[], int], log: Path) -> tuple[int, str, float]:
             for number in (1, 2):
                 os.dup2(file, number)
             # pytest has put files of its own in their places.
+            warnings.resetwarnings()  # a user's are printed, pytest's are errors
             sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
             code = work()
         except SystemExit as error:
