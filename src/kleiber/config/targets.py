@@ -2,7 +2,7 @@
 
 Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
 Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets
-of other packages are imported, if they begin with one of the `ALLOWED` names.
+of other packages are imported, if `kleiber.config.extensions` allows their names.
 
 A config contains what a user sets. Values that only the run has, such as the size of the vocabulary, are `SUPPLIED`:
 `build` passes them by name to every target whose signature has an argument of that name.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.extensions import extension_prefixes, import_target, require_allowed
 from kleiber.types import Config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 # Modules without torch, whose names in annotations have their real values.
 PLAIN_MODULES = ("typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.config.stages")
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
@@ -75,31 +75,21 @@ class Signature:
     open: bool = False
 
 
-@cache
 def signature(target: str) -> Signature:
     """Returns the signature of a dotted name. Raises ConfigError for a name that does not exist or is not allowed."""
-    if not target.startswith(ALLOWED):
-        raise ConfigError(f"_target_ {target} is not allowed: it must begin with {', '.join(ALLOWED)}")
-    if target.startswith("kleiber."):
-        where, node = _find_export(target)
-        if isinstance(node, ast.FunctionDef):
-            return _of_function(where, node, node.name, skip=0)
-        assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
-        return _of_class(where, node)
-    module, _, name = target.rpartition(".")
-    try:
-        imported = vars(importlib.import_module(module))[name]
-    except (ImportError, KeyError):
-        raise ConfigError(
-            f"_target_ {target} cannot be imported: check the spelling, or install the package that defines it"
-        ) from None
-    owner = inspect.getmodule(imported)
-    if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
-        raise ConfigError(
-            f"_target_ {target} is not allowed: it must be a function or class that a module in {', '.join(ALLOWED)} "
-            f"defines, not one that it imports ({imported!r})"
-        )
-    return runtime_signature(imported, name)
+    return _signature(target, extension_prefixes())
+
+
+@cache
+def _signature(target: str, extra: tuple[str, ...]) -> Signature:
+    require_allowed(target, extra)
+    if not target.startswith("kleiber."):
+        return runtime_signature(import_target(target, extra), target.rpartition(".")[2])
+    where, node = _find_export(target)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(where, node, node.name, skip=0)
+    assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
+    return _of_class(where, node)
 
 
 def runtime_signature(target: Callable[..., object], name: str) -> Signature:
@@ -136,13 +126,15 @@ def _find_export(target: str) -> tuple[str, ast.AST | None]:
 
 @cache
 def class_attribute(target: str, name: str) -> Any:
-    """Returns the value of an attribute of one of kleiber's classes, its own or inherited, read from the source.
+    """Returns the value of an attribute of a class, its own or inherited; of kleiber's classes, read from the source.
 
     target  the exported name of the class, such as `kleiber.objectives.DPO`
 
     Returns None where neither the class nor a base class sets the attribute to a literal. Raises ConfigError for a name
     that is not exported.
     """
+    if not target.startswith("kleiber."):
+        return inspect.getattr_static(import_target(target, extension_prefixes()), name, None)
     where, node = _find_export(target)
     return _attribute(where, node, name)
 
