@@ -247,10 +247,10 @@ def with_readable_latency(facts: Mapping[str, float]) -> dict[str, float]:
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     """Why an arm with these learning rates is untuned; empty when it is tuned."""
     if len(lrs) < LRS:
-        return f"{len(lrs)} learning rates, and {LRS} are needed"
+        return f"{len(lrs)} learning rate{'s' * (len(lrs) != 1)}, and {LRS} are needed"
     if best in (lrs[0], lrs[-1]):
         return f"its best learning rate {best:g} is the {'least' if best == lrs[0] else 'largest'} that was tried"
-    return "" if seeds >= SEEDS else f"{seeds} seeds, and {SEEDS} are needed"
+    return "" if seeds >= SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, and {SEEDS} are needed"
 
 
 def uneven(arms: Sequence[Arm]) -> str:

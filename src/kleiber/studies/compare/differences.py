@@ -154,9 +154,12 @@ class Result:
         if self.decision == Decision.NOT_TESTED:
             text += f"; {self.why}"
         if self.decision == Decision.UNDECIDED:
-            text += "; more seeds are not expected to decide it" if self.more_seeds is None else (
-                f"; {self.more_seeds} more seeds would give +-{self.expected_half:.4f}"
-            )  # fmt: skip
+            seeds = f"{self.more_seeds} more seed{'s' * (self.more_seeds != 1)}"
+            text += (
+                "; more seeds are not expected to decide it"
+                if self.more_seeds is None
+                else f"; {seeds} would narrow it to +-{self.expected_half:.4f}"
+            )
         return f"{text}."
 
     def verdict(self) -> Json:
