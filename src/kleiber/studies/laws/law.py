@@ -240,5 +240,12 @@ def from_file(name: str) -> Law:
         ]
         names = ", ".join(functions) or "none"
         raise ValueError(f"law {name!r}: {path} has no function {function!r}; its functions are {names}")
-    entered = [entry for entry in LAWS.values() if entry.function is form]
-    return entered[0] if entered else describe(form)  # @law(..) holds more than the signature
+    return as_law(form)
+
+
+def as_law(function: Function) -> Law:
+    """Returns the law of a function: as `@law(..)` registered it, since that holds more than the signature, or else
+    as its signature describes it. Raises ValueError for a function that is no law.
+    """
+    registered = [entry for entry in LAWS.values() if entry.function is function]
+    return registered[0] if registered else describe(function)
