@@ -54,7 +54,7 @@ class Selection:
             if self.where:
                 from kleiber.studies.laws.filters import keep
 
-                table = table[keep(table, self.where, option="--filter")]
+                table = table.take(keep(table, self.where, option="--filter").nonzero()[0])
             if key:
                 ascending = not str(self.sort).startswith("-")
                 table = table.sort_values(key, ascending=ascending, na_position="last", kind="stable")
