@@ -7,13 +7,11 @@ its increase (mapped to L). To add a law, add a function (see `laws.law`) and a 
 """
 
 import difflib
-from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 
-from kleiber.config.extensions import import_function
-from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, as_law, law
+from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_extension, law
 
 Slow = Annotated[Array, Shape(0.02, 1.0)]
 Eta = Annotated[Array, Shape(0.02, 0.6)]
@@ -290,12 +288,9 @@ def replay_grid_ratio(
 
 
 def find(name: str) -> Law:
-    """Returns the shipped law of this name or alias, or the function `package.module.function` of an extension.
-
-    Raises ValueError for other names; no file of code is run.
-    """
+    """Returns the shipped law of this name or alias, or the function of an extension; raises ValueError for others."""
     if "." in name:
-        return replace(as_law(import_function(name, f"law {name}")), name=name)
+        return from_extension(name)
     wanted = name.replace("-", "_").lower()
     names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:

@@ -24,6 +24,8 @@ from typing import Annotated, ClassVar, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from kleiber.config.extensions import import_function
+
 Array = NDArray[np.float64]
 
 
@@ -241,6 +243,14 @@ def from_file(name: str) -> Law:
         names = ", ".join(functions) or "none"
         raise ValueError(f"law {name!r}: {path} has no function {function!r}; its functions are {names}")
     return as_law(form)
+
+
+def from_extension(name: str) -> Law:
+    """Returns the law that a function in a package of the reader defines. Raises ValueError for any other name.
+
+    name  dotted, such as mylab.laws.saturating
+    """
+    return replace(as_law(import_function(name, f"law {name}")), name=name)
 
 
 def as_law(function: Function) -> Law:
