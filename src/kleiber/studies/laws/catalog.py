@@ -296,6 +296,5 @@ def find(name: str) -> Law:
     if wanted in names:
         return names[wanted]
     near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    code = "; only --law of `kleiber fit` and `kleiber predict` runs FILE.py:FUNCTION"
-    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}{hint or code}")
+    hint = f"did you mean {near[0]!r}?" if near else "only --law of `kleiber fit` and `predict` runs FILE.py:FUNCTION"
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}; {hint}")
