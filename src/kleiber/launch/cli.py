@@ -71,8 +71,10 @@ def parse_widths(text: str) -> list[int]:
 for name, command in {
     "runs": run_commands.runs,
     "plot": run_commands.plot,
+    "diff": run_commands.diff,
     "compare": run_commands.compare,
     "report": fit_command.report,
+    "clean": run_commands.clean,
     "fit": fit_command.fit,
     "predict": fit_command.predict,
     "eval": model_commands.evaluate,
