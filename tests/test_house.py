@@ -105,7 +105,7 @@ def test_every_target_of_a_config_is_exported_by_its_package():
 def test_every_path_in_the_documentation_exists():
     rooms = {path.name for path in PACKAGE.iterdir()}
     missing = []
-    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")):
         for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.[a-z_.]+)?)`", page.read_text(encoding="utf-8")):
             places = [REPOSITORY / path, CONF / path]
             if path.split("/")[0] in rooms:

@@ -12,6 +12,7 @@ import yaml
 
 from kleiber.config.check import BatchSize, Evaluation
 from kleiber.config.stages import Budget
+from pages import commands
 from pages.headers import read_header
 from pages.signatures import arguments, descriptions, entries_of, literal, range_of, type_name
 from pages.tables import cell, folded, table
@@ -39,7 +40,7 @@ TOP_LEVEL = {
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of the reference pages by their path in the site."""
     conf = repository / "conf"
-    return {"reference/keys.md": top_level_page(conf)} | {
+    return {"reference/keys.md": top_level_page(conf), "reference/commands.md": commands.page()} | {
         f"reference/{group}.md": group_page(conf, group) for group in GROUPS
     }
 

@@ -96,7 +96,7 @@ class Study:
 
     @property
     def has_rows(self) -> bool:
-        return (self.folder / "runs.jsonl.gz").is_file()
+        return (self.folder / "runs.jsonl.gz").is_file() or any(self.folder.glob("*/summary.json"))
 
     @property
     def cost(self) -> str:
@@ -187,7 +187,7 @@ def facts(study: Study, header: Header) -> str:
     place = f"multirun/{study.name}" if study.name == "golden" else f"multirun/results/{study.name}"
     again = (
         f"`kleiber report {place}` makes findings, law and figures again"
-        if study.has_rows or study.name == "golden"
+        if study.has_rows
         else "no: its numbers stand as they were reported when the study was run"
     )
     rows = [
