@@ -5,6 +5,8 @@ Each command imports what it needs only when it is called.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -73,6 +75,64 @@ def plot(
     for file in [out] if out else [places[0] / "curves.png", places[0] / "curves.html"]:
         curves.save(chart, file)
         typer.echo(f"wrote {file}")
+
+
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: A.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of another run: B.")],
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the differences to this file.")] = None,
+) -> None:
+    """Compare two runs: config, data, code, environment, the first step that differs, and the final metrics."""
+    from kleiber.records.diff import diff_lines, diff_runs, open_run
+    from kleiber.records.files import write_json
+
+    differences = diff_runs(open_run(first), open_run(second))
+    typer.echo("\n".join(diff_lines(differences)))
+    if json is not None:
+        write_json(json, differences.to_json())
+
+
+def clean(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of runs. Default: multirun, or KLEIBER_ROOT.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+) -> None:
+    """Remove what killed processes have left: scratch folders, locks and files that were never finished.
+
+    Lists them with their sizes and asks. Runs, their checkpoints and all that a live process holds stay. The cache of
+    prepared data cleans itself.
+    """
+    from kleiber.records.leftovers import find_leftovers, format_bytes
+
+    place = folder or Path(os.environ.get("KLEIBER_ROOT", "multirun"))
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place} must be a folder of runs")
+    leftovers = find_leftovers(place, Path(tempfile.gettempdir()))
+    locks = [leftover for leftover in leftovers if leftover.kind == "lock"]
+    for leftover in leftovers:
+        if leftover not in locks:
+            typer.echo(f"{leftover.kind:15}  {format_bytes(leftover.size):>8}  {leftover.path}")
+    if locks:
+        size = format_bytes(sum(lock.size for lock in locks))
+        typer.echo(f"{'locks':15}  {size:>8}  of {len(locks)} runs that no process is writing, in {place}")
+    total = format_bytes(sum(leftover.size for leftover in leftovers))
+    if not leftovers:
+        typer.echo(f"nothing is left over in {place}")
+    elif yes or confirm(f"Remove these {len(leftovers)} files and folders ({total})? [y/N] "):
+        removed = sum(leftover.remove() for leftover in leftovers)
+        typer.echo(f"removed {removed} of {len(leftovers)}")
+    else:
+        typer.echo("nothing was removed; --yes removes without asking")
+
+
+def confirm(question: str) -> bool:
+    """Asks a question on the terminal and returns whether the answer is yes; the end of the input is a no."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        typer.echo()
+        return False
 
 
 def compare(
