@@ -212,6 +212,8 @@ def report(
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
+    Runs that belong to no study are shown side by side: a table, curves, and parallel coordinates.
+
     Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
     if one is contradicted, and 3 otherwise.
     """
