@@ -4,7 +4,7 @@ import pytest
 from hydra.types import RunMode
 
 from kleiber.config.check import NODES, check
-from kleiber.config.compose import Composer, resolve_config, usage
+from kleiber.config.compose import Composer, conf_dir, find_choice, list_choices, resolve_config
 from kleiber.config.errors import ConfigError
 
 COMPOSER = Composer()
@@ -93,10 +93,33 @@ def test_a_sweep_is_asked_for_by_its_mode():
     assert COMPOSER.is_sweep(["hydra.mode=MULTIRUN"]) and not COMPOSER.is_sweep(["seed=1"])
 
 
-def test_help_lists_every_group_and_choice():
-    text = usage(COMPOSER)
-    assert all(f"    {group} " in text for group in COMPOSER.groups())
-    assert all(choice in text for choice in COMPOSER.choices("objective"))
+def test_folders_of_the_search_path_of_hydra_add_choices_that_are_checked(tmp_path):
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    (tmp_path / "mine" / "schedule" / "slow.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.5\n")
+    composer, where = Composer(), f"hydra.searchpath=[file://{tmp_path}/mine]"
+    with pytest.raises(ConfigError, match="slow"):
+        composer.prepare(["schedule=slow"])
+    config, _ = resolve_config(composer.compose([where, "schedule=slow"]))
+    assert config["schedule"]["decay"] == 0.5 and "slow" in composer.choices("schedule")
+    with pytest.raises(ConfigError, match="'slow'"):
+        composer.prepare([where, "schedule=slw"])
+    with pytest.raises(ConfigError, match="nowhere"):
+        composer.prepare([f"hydra.searchpath=[file://{tmp_path}/nowhere]"])
+
+
+def test_the_root_config_of_the_user_may_set_the_search_path(tmp_path):
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    (tmp_path / "mine" / "schedule" / "slow.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.5\n")
+    root = (conf_dir() / "train.yaml").read_text().replace("hydra:\n", f"hydra:\n  searchpath: [{tmp_path}/mine]\n")
+    (tmp_path / "train.yaml").write_text(root)
+    config, _ = resolve_config(Composer(config_dir=str(tmp_path)).compose(["schedule=slow"]))
+    assert config["schedule"]["decay"] == 0.5
+
+
+def test_files_of_choices_are_found_by_name():
+    file = find_choice("data", "glue/sst2")
+    assert file is not None and file.is_file() and find_choice("data", "glue") is None
+    assert {"compare", "scaling"} <= set(list_choices("study")) and "_small" not in list_choices("study")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
 """Classes of the reader's own packages: allowed by the environment alone, trained with, and opened again."""
 
 import json
+import sys
 
 import pytest
 from small_run import TINY
 
+from kleiber.config.compose import Composer, find_choice
 from kleiber.config.errors import ConfigError
-from kleiber.config.extensions import VARIABLE, extension_prefixes
+from kleiber.config.extensions import (
+    VARIABLE,
+    extension_folders,
+    extension_packages,
+    extension_prefixes,
+    import_function,
+)
 from kleiber.config.targets import class_attribute, signature
 from kleiber.launch.main import main
 
@@ -38,7 +46,8 @@ def lab(tmp_path, monkeypatch):
     (tmp_path / "packages" / "some_lab").mkdir(parents=True)
     (tmp_path / "packages" / "some_lab" / "__init__.py").write_text(LAB)
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    monkeypatch.setenv(VARIABLE, "other_lab, some_lab")
+    monkeypatch.delitem(sys.modules, "some_lab", raising=False)
+    monkeypatch.setenv(VARIABLE, "email, some_lab")
 
 
 def test_a_class_of_an_allowed_package_has_a_signature_and_attributes(lab):
@@ -53,12 +62,76 @@ def test_functions_and_names_that_are_not_there_are_refused(lab, name):
         signature(f"some_lab.{name}")
 
 
-@pytest.mark.parametrize("value", ["", "other_lab", "some"])
+@pytest.mark.parametrize("value", ["", "email", "some"])
 def test_nothing_else_of_the_package_is_allowed_or_imported(lab, monkeypatch, value):
     monkeypatch.setenv(VARIABLE, value)
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was imported"))
     with pytest.raises(ConfigError, match=VARIABLE):
         signature("some_lab.Warmer")
+    with pytest.raises(ConfigError, match=VARIABLE):
+        class_attribute("some_lab.Warmer", "steps")
+    with pytest.raises(ConfigError, match=VARIABLE):
+        import_function("some_lab.run", "law some_lab.run")
+
+
+def test_functions_are_imported_where_the_caller_asks_for_one(lab):
+    assert import_function("some_lab.run", "law some_lab.run").__name__ == "run"
+    for name in ("some_lab.Warmer", "some_lab.loads", "some_lab.nothing"):
+        with pytest.raises(ConfigError, match=name):
+            import_function(name, f"law {name}")
+
+
+@pytest.fixture
+def conf(lab, tmp_path):
+    """The folder conf/ of `some_lab`, with a schedule and another file for kleiber's own choice `wsd`."""
+    folder = tmp_path / "packages" / "some_lab" / "conf"
+    (folder / "schedule").mkdir(parents=True)
+    (folder / "schedule" / "saw_tooth.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.5\n")
+    (folder / "schedule" / "wsd.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.7\n")
+    return folder
+
+
+def test_the_folder_of_a_package_adds_choices_and_replaces_none_of_kleiber(conf):
+    assert extension_folders() == [conf] and find_choice("schedule", "saw_tooth") == conf / "schedule/saw_tooth.yaml"
+    composer = Composer()
+    assert {"saw_tooth", "wsd", "cosine"} <= set(composer.choices("schedule"))
+    assert composer.compose(["schedule=saw_tooth"]).schedule.decay == 0.5
+    assert composer.compose(["schedule=wsd"]).schedule.decay == 0.2
+    with pytest.raises(ConfigError, match="'saw_tooth'"):
+        composer.compose(["schedule=saw_tooh"])
+
+
+def test_a_package_that_is_not_there_is_refused_by_its_name(lab, monkeypatch):
+    for name in ("sme_lab", "sme_lab.sub", "some_lab.sub"):
+        monkeypatch.setenv(VARIABLE, name)
+        with pytest.raises(ConfigError, match=name):
+            Composer()
+
+
+def test_a_package_in_the_working_folder_is_imported_from_there_after_all_others(tmp_path, monkeypatch):
+    for name in ("lab_beside", "json"):
+        (tmp_path / f"{name}.py").write_text("class Here:\n    pass\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "lab_beside,json")
+    assert signature("lab_beside.Here").name == "Here"
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
+    with pytest.raises(ConfigError, match="json has no Here"):
+        signature("json.Here")
+
+
+def test_an_installed_package_with_an_entry_point_is_allowed_but_not_in_the_working_folder(tmp_path, monkeypatch):
+    for place in ("site", "work"):
+        info = tmp_path / place / f"{place}_lab-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {place}_lab\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[kleiber.extensions]\nany = {place}_lab\n")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "work"), "", *sys.path, str(tmp_path / "site")])
+    monkeypatch.chdir(tmp_path / "work")
+    assert extension_packages() == ("site_lab",)
+    monkeypatch.chdir(tmp_path)
+    assert extension_packages() == ("work_lab", "site_lab")
 
 
 def test_what_is_no_name_of_a_package_is_refused_by_its_value(monkeypatch):

@@ -7,7 +7,7 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records import archive
-from kleiber.records.catalog import archive_runs, frame, read_runs, values
+from kleiber.records.catalog import archive_runs, frame, read_runs
 from kleiber.records.files import DamagedFile
 from kleiber.records.locks import locked
 from kleiber.records.summary_file import warn_once
@@ -56,11 +56,6 @@ def test_a_tree_has_a_row_for_each_branch_and_they_share_a_trunk(tmp_path):
     assert table["run"].tolist() == ["a", "a", "b"] and table["stage"].tolist()[:2] == ["1M", "2M"]
     assert table["trunk"].tolist() == ["a/trunk", "a/trunk", "b"]
     assert table["loss"].tolist()[:2] == [2.5, 2.5] and table["loss"].isna()[2]
-
-
-def test_only_validation_values_of_the_kind_are_shown():
-    metrics = {"val/docs/loss": 2.5, "val/code/loss": 1.5, "val/docs/bits_per_byte": 1.0, "train/loss": 9.0}
-    assert values(metrics, "loss") == "2.5000 1.5000"
 
 
 def test_the_command_prints_a_table(study, capsys):

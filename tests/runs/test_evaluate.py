@@ -63,6 +63,16 @@ def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
     assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
 
 
+def test_the_checkpoints_of_a_branch_begin_with_those_of_its_trunk(tmp_path, cache_dir):
+    from kleiber.launch.main import main as train
+
+    tree = ["stages=trunk_and_cooldowns", "stages.branches=[5120,8192]", "callbacks.checkpoints.every=3"]
+    assert train([*TINY, *RUN, *tree, "callbacks.checkpoints.keep=9", f"root={tmp_path}", "trainer=cpu"]) == 0
+    (run,) = tmp_path.glob("*/*")
+    steps = {stage: [step for step, _ in earlier_models(run / stage)] for stage in ("5120", "8192")}
+    assert steps == {"5120": [3, 6, 8, 9], "8192": [3, 6, 8, 9, 12, 15]}
+
+
 def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -6,15 +6,18 @@ without a `+`. Groups and choices are checked here, before Hydra composes; `klei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -24,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.extensions import extension_folders
 from kleiber.types import Json
 
 BUDGET = ("tokens", "flops", "ratio", "steps")
@@ -40,8 +44,24 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/train.yaml is missing in {package}: reinstall kleiber")
 
 
+def find_choice(group: str, name: str) -> Path | None:
+    """Returns the file of a choice, in kleiber's conf folder or in that of an extension; None if there is none."""
+    files = [folder / group / f"{name}.yaml" for folder in (conf_dir(), *extension_folders())]
+    return next((file for file in files if file.is_file()), None)
+
+
+def list_choices(group: str) -> list[str]:
+    """Returns the choices of a group that `find_choice` finds; files such as study/_small are none."""
+    roots = [folder / group for folder in (conf_dir(), *extension_folders())]
+    names = {str(file.relative_to(root).with_suffix("")) for root in roots for file in root.rglob("[!_]*.yaml")}
+    return sorted(names)
+
+
 class Composer:
-    """Hydra with kleiber's conf folder and the user's `--config-dir`, which takes precedence."""
+    """Hydra with the choices of the user's `--config-dir`, of kleiber, of extensions and of hydra.searchpath.
+
+    A choice that several of them have is taken from the first, in this order.
+    """
 
     def __init__(self, config_name: str = "train", config_dir: str | None = None) -> None:
         self.config_name = config_name
@@ -51,11 +71,29 @@ class Composer:
             if not extra.is_dir():
                 raise ConfigError(f"--config-dir {config_dir} must be an existing folder")
             search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="main"))
-        self._choices: dict[str, list[str]] = {}
+        for folder in extension_folders():
+            search.append(provider="extension", path=f"file://{folder}", anchor=SearchPathQuery(provider="main"))
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search)
         assert isinstance(self.hydra.config_loader, ConfigLoaderImpl)
         self.loader = self.hydra.config_loader
+        self.use_search_path([])
+
+    def use_search_path(self, overrides: list[Override]) -> None:
+        """Looks choices up in the folders of hydra.searchpath too, which the overrides or the root config may set.
+
+        Raises ConfigError for a folder that does not exist.
+        """
+        repository = CachingConfigRepository(self.loader.repository)
+        with warnings.catch_warnings(action="ignore"):
+            self.loader._process_config_searchpath(self.config_name, overrides, repository)
+        missing = [source.path for source in repository.get_sources() if not source.available()]
+        if missing:
+            raise ConfigError(
+                f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in "
+                "'hydra.searchpath=[file://my_conf]'"
+            )
+        self.repository, self._choices = repository, {}
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""
@@ -103,6 +141,8 @@ class Composer:
         A budget key on the command line clears the budget keys of files, by setting the others to null.
         """
         parsed = self.parse(overrides)
+        if any(override.key_or_group == "hydra.searchpath" for override in parsed):
+            self.use_search_path(parsed)
         lines = [self._prepare(override) for override in parsed]
         return [*(line for line in lines if line is not None), *budget_nulls(parsed)]
 
@@ -154,24 +194,28 @@ class Composer:
         return self._choices[group]
 
     def _look_up(self, group: str) -> list[str]:
-        if not group or ".." in group or not self.loader.repository.group_exists(group):
+        if not group or ".." in group or not self.repository.group_exists(group):
             return []
-        nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
+        nested = [f"{sub}/{name}" for sub in self.list_groups(group) for name in self.choices(f"{group}/{sub}")]
         # Files such as study/_sweep are not choices: other files inherit from them.
-        choices = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
+        choices = [name for name in self.repository.get_group_options(group) if not name.startswith("_")]
         # A nested folder that is a group itself (model/mlp) contains no choices of its parent.
         return choices + [name for name in nested if name.split("/")[0] not in self.nested_groups(group)]
 
+    def list_groups(self, parent: str) -> list[str]:
+        """Returns the folders in a group, or those at the top for ""."""
+        return self.repository.get_group_options(parent, ObjectType.GROUP)
+
     def nested_groups(self, group: str) -> set[str]:
         """Returns the nested folders that are groups, as model/mlp is; data/glue contains choices of data instead."""
-        return set(self.loader.list_groups(group)) if group == "model" else set()
+        return set(self.list_groups(group)) if group == "model" else set()
 
     def groups(self, parent: str = "") -> Iterator[str]:
         """Yields all groups except those of Hydra."""
-        for name in self.loader.list_groups(parent):
+        for name in self.list_groups(parent):
             path = f"{parent}/{name}" if parent else name
             if path != "hydra":
-                if self.loader.get_group_options(path):
+                if self.repository.get_group_options(path):
                     yield path
                 if path.split("/")[0] == "model":  # elsewhere a nested folder contains choices, as data/glue does
                     yield from self.groups(path)
@@ -254,43 +298,3 @@ def explain(error: Exception) -> str:
         return f"{group} cannot be chosen with these choices (model/router, for example, needs model=moe)"
     kept = [line for line in lines if not line.startswith(drop)]
     return " ".join(kept) or type(error).__name__
-
-
-HEAD = """Trains one language model, or a sweep of them.
-
-    python train.py [FLAGS] [GROUP=CHOICE | KEY=VALUE]...
-
-Examples
-    python train.py                                      a small dense model on the built-in text
-    python train.py model=moe model.depth=3              a mixture of experts with three layers
-    python train.py model=bert objective=mlm             a bidirectional model that predicts masked tokens
-    python train.py -m name=first model=gpt,moe seed=0,1  a sweep of four runs; kleiber runs multirun/first lists it
-    python train.py trainer=ddp trainer.devices=2        data-parallel training in two processes
-    python train.py dry_run=true                         print what training would cost, and stop
-    python train.py trainer=smoke                        a test run of ten seconds
-"""
-KEYS = {
-    "model.depth=2": "number of layers; the width is model.aspect * model.depth",
-    "budget.tokens=20M": "training tokens; or budget.flops=1e15, budget.ratio=20 (tokens/parameter), budget.steps=2000",
-    "batch.tokens=4096": "tokens of an optimizer step; batch.micro=auto|INT: sequences that a device processes at once",
-    "optimizer.lr=0.01": "the peak learning rate",
-    "eval.every_steps=100": "validate every 100 optimizer steps, on eval.tokens=1M tokens",
-    "seed=0": "seed of initial weights, data order and dropout",
-    "name=runs": "folder of the run, below root=multirun or $KLEIBER_ROOT",
-    "resume=auto": "auto: continue a run of the same config; never: train it again; PATH: continue that run",
-    "dry_run=false": "true: print parameters, FLOPs, memory and time, and stop; FILE.json: also write them",
-}
-TAIL = """Flags
-    -m, --multirun            sweep over comma-separated values
-    --cfg job|hydra|all       print the composed config and stop
-    --config-dir DIR          a folder with choices of yours, which take precedence
-    --info, --hydra-help      information about Hydra"""
-
-
-def usage(composer: Composer) -> str:
-    """Returns the text of `python train.py --help`."""
-    groups = {group: ", ".join(composer.choices(group)) for group in composer.groups()}
-    wide = max(map(len, [*groups, *KEYS])) + 2
-    chosen = "\n".join(f"    {group:{wide}}{choices}" for group, choices in groups.items())
-    keys = "\n".join(f"    {key:{wide}}{text}" for key, text in KEYS.items())
-    return f"{HEAD}\nGroups and their choices\n{chosen}\n\nKeys\n{keys}\n\n{TAIL}"

@@ -1,24 +1,33 @@
-"""Whose classes a config may name as `_target_`: kleiber's, some of torch and lightning, and those of the reader.
+"""Packages of the reader: their classes may stand in a config as `_target_`, and their `conf/` joins the search path.
 
-The reader allows packages in the environment variable KLEIBER_EXTENSIONS, as `mylab,otherlab`. A config cannot allow
-any, so a run folder or checkpoint of somebody else builds nothing that its reader has not allowed.
+The reader allows a package in the environment variable KLEIBER_EXTENSIONS, as `mylab,otherlab`, or by installing one
+that has an entry point in the group `kleiber.extensions`. A config cannot allow any, so a run folder or checkpoint of
+somebody else builds nothing that its reader has not allowed. A package that the variable names need not be installed:
+it is also looked up in the working folder, after all other places.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import inspect
 import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
 
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 VARIABLE = "KLEIBER_EXTENSIONS"
+GROUP = "kleiber.extensions"  # of entry points
 
 
-def extension_prefixes() -> tuple[str, ...]:
-    """Returns the beginnings of names that the reader allows, such as `mylab.`.
+def extension_packages() -> tuple[str, ...]:
+    """Returns the names of the packages that the reader allows, those of the variable first.
 
     Raises ConfigError for what is not the name of a package.
     """
@@ -26,37 +35,101 @@ def extension_prefixes() -> tuple[str, ...]:
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ConfigError(f"{VARIABLE}={name} must be names of packages, separated by commas")
-    return tuple(f"{name}." for name in names)
+    here = os.getcwd()
+    if names and here not in sys.path:
+        sys.path.append(here)  # last, so that nothing in this folder replaces an installed package
+    # A folder that somebody sent may contain the metadata of a package; in the working folder they allow nothing.
+    installed = _installed(tuple(path for path in sys.path if path not in ("", here)))
+    return tuple(dict.fromkeys([*names, *installed]))
+
+
+@cache
+def _installed(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the packages with an entry point in GROUP whose metadata lie in one of these folders."""
+    distributions = importlib.metadata.distributions(path=list(paths))
+    return tuple(entry.module for package in distributions for entry in package.entry_points if entry.group == GROUP)
+
+
+def extension_prefixes() -> tuple[str, ...]:
+    """Returns the beginnings of names that the reader allows, such as `mylab.`."""
+    return tuple(f"{name}." for name in extension_packages())
+
+
+def extension_folders() -> list[Path]:
+    """Returns the folders `conf/` of the allowed packages. Raises ConfigError for a package that cannot be found."""
+    folders = []
+    for name in extension_packages():
+        try:
+            spec = importlib.util.find_spec(name)
+        except ImportError:  # of the package that contains it
+            spec = None
+        if spec is None:
+            raise ConfigError(
+                f"extension {name}: there is no package {name}, neither installed nor in {os.getcwd()}: install it, "
+                f"run the command in the folder that contains it, or correct {VARIABLE}"
+            )
+        folders += [Path(place, "conf") for place in spec.submodule_search_locations or ()]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def require_allowed(target: str, extra: tuple[str, ...]) -> None:
     """Raises ConfigError for a name that begins neither with one of ALLOWED nor with one of `extra`."""
     if not target.startswith((*ALLOWED, *extra)):
         raise ConfigError(
-            f"_target_ {target} is not allowed: it must begin with {', '.join((*ALLOWED, *extra))}; name your own "
-            f"package in the environment variable {VARIABLE}"
+            f"_target_ {target} is not allowed: it must begin with {', '.join((*ALLOWED, *extra))}; if you trust the "
+            f"package {target.partition('.')[0]}, set the environment variable {VARIABLE}={target.partition('.')[0]}"
         )
 
 
 def import_target(target: str, extra: tuple[str, ...]) -> Any:
     """Imports a class, or a function of torch or lightning, by its dotted name.
 
-    Raises ConfigError where it cannot be imported, and for what an allowed module only imports from another one.
+    Raises ConfigError for a name that is not allowed, where it cannot be imported, and for what an allowed module only
+    imports from another one.
     """
-    module, _, name = target.rpartition(".")
-    try:
-        imported = vars(importlib.import_module(module))[name]
-    except (ImportError, KeyError):
-        raise ConfigError(
-            f"_target_ {target} cannot be imported: check the spelling, or install the package that defines it"
-        ) from None
+    require_allowed(target, extra)
+    imported = _import(target, f"_target_ {target}")
     own_class = target.startswith(extra)
-    owner = inspect.getmodule(imported)
     is_kind = inspect.isclass(imported) if own_class else callable(imported)
-    if not is_kind or owner is None or not f"{owner.__name__}.".startswith((*ALLOWED, *extra)):
+    if not is_kind or not _is_defined_in(imported, (*ALLOWED, *extra)):
         kind = "a class" if own_class else "a function or class"
         raise ConfigError(
             f"_target_ {target} is not allowed: it must be {kind} that a module in {', '.join((*ALLOWED, *extra))} "
             f"defines, not one that it imports ({imported!r})"
         )
     return imported
+
+
+def import_function(name: str, key: str) -> Callable[..., object]:
+    """Imports a function that an allowed package defines, such as a law, by its dotted name.
+
+    key  what the reader set to the name, which an error begins with
+
+    Raises ConfigError for the name of another package and for what is not a function.
+    """
+    prefixes = extension_prefixes()
+    if not name.startswith(prefixes):
+        package = name.partition(".")[0]
+        raise ConfigError(f"{key} is not allowed: if you trust the package {package}, set {VARIABLE}={package}")
+    function = _import(name, key)
+    if not inspect.isfunction(function) or not _is_defined_in(function, prefixes):
+        raise ConfigError(f"{key} must be a function that a module in {', '.join(prefixes)} defines ({function!r})")
+    return function
+
+
+def _import(name: str, key: str) -> object:
+    """Imports a name of a module. Raises ConfigError, which begins with `key`, where that fails."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return vars(importlib.import_module(module))[attribute]
+    except ImportError as error:
+        raise ConfigError(
+            f"{key} cannot be imported ({error}): check the spelling, or install the package that defines it"
+        ) from None
+    except KeyError:
+        raise ConfigError(f"{key} cannot be imported: {module} has no {attribute}; check the spelling") from None
+
+
+def _is_defined_in(imported: object, prefixes: tuple[str, ...]) -> bool:
+    owner = inspect.getmodule(imported)
+    return owner is not None and f"{owner.__name__}.".startswith(prefixes)

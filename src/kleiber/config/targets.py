@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.extensions import extension_prefixes, import_target, require_allowed
+from kleiber.config.extensions import extension_prefixes, import_target
 from kleiber.types import Config
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ class Object(metaclass=ObjectMeta):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a target. `default` is None where the source does not have a literal."""
+    """One argument of a target. `default` is None where the source does not have a literal (`is_literal`)."""
 
     annotation: object = Any
     required: bool = True
     default: Any = None
+    is_literal: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,6 @@ def signature(target: str) -> Signature:
 
 @cache
 def _signature(target: str, extra: tuple[str, ...]) -> Signature:
-    require_allowed(target, extra)
     if not target.startswith("kleiber."):
         return runtime_signature(import_target(target, extra), target.rpartition(".")[2])
     where, node = _find_export(target)
@@ -124,17 +124,21 @@ def _find_export(target: str) -> tuple[str, ast.AST | None]:
     return _definition(f"{package}.{names[name]}", name)
 
 
-@cache
 def class_attribute(target: str, name: str) -> Any:
     """Returns the value of an attribute of a class, its own or inherited; of kleiber's classes, read from the source.
 
     target  the exported name of the class, such as `kleiber.objectives.DPO`
 
     Returns None where neither the class nor a base class sets the attribute to a literal. Raises ConfigError for a name
-    that is not exported.
+    that is not exported or not allowed.
     """
     if not target.startswith("kleiber."):
         return inspect.getattr_static(import_target(target, extension_prefixes()), name, None)
+    return _attribute_in_source(target, name)
+
+
+@cache
+def _attribute_in_source(target: str, name: str) -> object:
     where, node = _find_export(target)
     return _attribute(where, node, name)
 
@@ -222,11 +226,11 @@ def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Si
 
 
 def _parameter(module: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
-    value = None
+    value, is_literal = None, default is None
     if default is not None:
         with suppress(ValueError):
-            value = ast.literal_eval(default)
-    return Parameter(Any if annotation is None else _type(module, annotation), default is None, value)
+            value, is_literal = ast.literal_eval(default), True
+    return Parameter(Any if annotation is None else _type(module, annotation), default is None, value, is_literal)
 
 
 def _type(module: str, annotation: ast.expr) -> object:

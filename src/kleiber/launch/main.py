@@ -52,8 +52,9 @@ def run_command(argv: list[str]) -> int:
     args = parse_flags(argv)
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
-        from kleiber.config.compose import usage
+        from kleiber.config.help import usage
 
+        composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
         print(usage(composer))
         return ExitCode.DONE
     if args.cfg or args.info or args.hydra_help or args.shell_completion:

@@ -24,8 +24,9 @@ from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
+from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
-from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
+from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import complete_config, planned_run

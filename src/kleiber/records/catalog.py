@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -269,30 +269,3 @@ def counts(runs: Sequence[Run]) -> str:
     """The number of runs with each status, such as `1 failed, 3 finished`."""
     statuses = [run.status for run in runs]
     return ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))) or "no runs"
-
-
-def print_table(runs: Sequence[Run]) -> None:
-    """Prints a table with a line per run, under the number of runs with each status."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=counts(runs), title_justify="left")
-    table.add_column("run", overflow="fold")
-    for name in ("status", "loss", "bits/byte", "params", "tokens", "seconds"):
-        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
-    for run in runs:
-        row = run.row()
-        table.add_row(
-            run.name,
-            f"[{run.status.color}]{run.status}[/]",
-            values(run.metrics, "loss"),
-            values(run.metrics, "bits_per_byte"),
-            *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
-        )
-    Console(width=max(Console().width, 130)).print(table)
-
-
-def values(metrics: Mapping[str, float | None], name: str) -> str:
-    """Returns a table cell: the values of `val/<task>/<name>` of all tasks, separated by spaces."""
-    matching = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + name)]
-    return " ".join(f"{value:.4f}" for value in matching if value is not None)

@@ -38,13 +38,17 @@ def locked(folder: Path) -> Iterator[None]:
     Raises ConfigError where another process holds the lock, or where the lock is not a file of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _opened(folder / NAME) as handle:
-        if not _take(handle):
-            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
-        os.truncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
-        sweep_parts(folder.rglob("*.part-*"))
-        yield
+    while True:
+        with _opened(folder / NAME) as handle:
+            if not _take(handle):
+                raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
+            if not _is_at(handle, folder / NAME):  # `kleiber clean` removed the file before it was locked
+                continue
+            os.truncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            sweep_parts(folder.rglob("*.part-*"))
+            yield
+            return
 
 
 @contextmanager
@@ -84,6 +88,11 @@ def _opened(path: Path) -> Iterator[int]:
 def _not_a_lock(path: Path) -> ConfigError:
     kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file with other content"
     return ConfigError(f"{path} is {kind}, and must be a lock, a file with the id of a process: remove it")
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
 
 
 def _take(handle: int, tries: int = 5) -> bool:
@@ -181,7 +190,7 @@ def sweep_parts(paths: Iterable[Path]) -> None:
     """Removes those of the paths that a killed process was writing, by the process id in their names."""
     for path in paths:
         match = PART.fullmatch(path.name)
-        if match is None or _is_writing(path, int(match.group(1))):
+        if match is None or is_writing(path, int(match.group(1))):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -189,7 +198,7 @@ def sweep_parts(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_writing(path: Path, process: int) -> bool:
+def is_writing(path: Path, process: int) -> bool:
     """Whether the process lives, and started before the file was last changed."""
     if process == os.getpid():
         return True

@@ -254,18 +254,30 @@ def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:
 
 
 def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
-    """Yields (step, model) for every checkpoint of RUN/STAGE except the newest, oldest first.
+    """Yields (step, model) for every checkpoint before the newest of RUN/STAGE, oldest first.
 
-    Yields the same model object every time, with other weights. Yields nothing for a stage that trained an adapter,
-    because its checkpoints do not hold a whole model.
+    A branch continues its trunk, so the trunk's checkpoints up to the branch come first; how many there are is set by
+    `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
+    that trained an adapter, because its checkpoints do not hold a whole model.
     """
     folder, stage = find_stage(path)
     config = recorded_configs(folder, stage)[stage]
-    checkpoints = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:]
+    checkpoints = earlier_checkpoints(folder, stage)
     if config.get("adapter") or not checkpoints:
         return
     model = new_model(config, load_tokenizer(folder, config).vocab_size)
-    for saved in map(checkpoint.read, reversed(checkpoints)):
+    for saved in map(checkpoint.read, checkpoints):
         add_saved_heads(model, saved)
         saved.load_weights(model)
         yield saved.step, model.eval()
+
+
+def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
+    """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
+    own = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
+    stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
+    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
+    if branch_step is None or trunk is None:
+        return own
+    before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
+    return [path for path in before if path.name <= checkpoint.name(branch_step)] + own

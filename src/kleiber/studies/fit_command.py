@@ -82,7 +82,7 @@ HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a
 
 def fit(
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs")],
-    law: Annotated[str, typer.Option(help="name of a shipped law, or FILE.py:FUNCTION for another one")] = "chinchilla",
+    law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
     map: Annotated[str | None, typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]")] = None,
     params: ParamsColumn = None,
     data: DataColumn = None,

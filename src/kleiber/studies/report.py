@@ -133,16 +133,17 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
 
 
 def load_study(name: str) -> Config:
-    """Loads the `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
+    """Loads the `study` node of the choice study=<name>. Raises ValueError for an unknown name."""
     from omegaconf import OmegaConf
 
-    from kleiber.config.compose import conf_dir
+    from kleiber.config.compose import find_choice, list_choices
     from kleiber.config.errors import did_you_mean
 
-    names = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
-    if name not in names:
+    file = find_choice("study", name)
+    if file is None:
+        names = list_choices("study")
         raise ValueError(f"--study {name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
-    node = OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
+    node = OmegaConf.load(file).study  # type: ignore[union-attr]
     return OmegaConf.to_container(node)  # type: ignore[return-value]
 
 

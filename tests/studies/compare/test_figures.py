@@ -8,6 +8,7 @@ import pandas as pd
 
 from kleiber.studies.compare import figures
 from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.chart_forms import COLORS
 
 ARMS = {
     "plain": Arm("plain", {0.01: {0: 3.0, 1: 3.1}, 0.1: {0: math.inf, 1: 4.0}}, 0.01, "", {"params": 5.0}),
@@ -31,10 +32,13 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
         {"arm": "changed", "against": "plain", "equal": equal, "value": -0.5, "lo": lo, "hi": hi}
         for equal, lo, hi in (("training tokens", -0.6, -0.4), ("training time", None, None))
     ]
-    chart = figures.differences(gaps, list(ARMS), "accuracy (docs)")
+    chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS))
     names = drawn(chart, "name")
     assert len(names) == 2 and all("changed - plain" in name for name in names)
     assert "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5, 0.0}
+    two = figures.differences({"loss (code), nats": gaps[:1], "accuracy (docs)": gaps}, list(ARMS)).to_dict()
+    headings = [panel["title"]["text"].removeprefix("difference in ") for panel in two["concat"]]
+    assert headings == ["loss (code), nats", "accuracy (docs)"]
 
 
 def test_differences_over_tokens_are_drawn_where_there_are_any():
@@ -43,8 +47,10 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
          **{f"{name} at equal time": clock for name in ("value", "lo", "hi")}}
         for tokens, clock in ((1e6, 0.3), (2e6, None))
     ]  # fmt: skip
-    chart = figures.over_tokens(rows, "loss")
+    chart = figures.over_tokens(rows, list(ARMS), "loss")
     assert drawn(chart, "value") == {-0.1, 0.0, 0.3} and len(drawn(chart, "panel")) == 2
+    color = chart.to_dict()["concat"][0]["layer"][0]["encoding"]["color"]["scale"]
+    assert color["range"] == [COLORS[list(ARMS).index("changed")]], "the color of the arm in the other figures"
     for panel in chart.to_dict()["concat"]:
         low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
         assert low <= 0 <= high

@@ -149,6 +149,20 @@ def test_unknown_law_is_answered_with_the_nearest():
         find("chinchila")
 
 
+def test_a_law_of_an_extension_is_found_by_its_dotted_name(tmp_path, monkeypatch):
+    text = "from kleiber.studies.laws.law import Array, Exponent, Part\nlimit = 3\n"
+    text += "def floor_only(N: Array, *, E: Part, A: Part, alpha: Exponent):\n    return E + A * N**-alpha\n"
+    (tmp_path / "law_lab.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="KLEIBER_EXTENSIONS=law_lab"):
+        find("law_lab.floor_only")
+    monkeypatch.setenv("KLEIBER_EXTENSIONS", "law_lab")
+    law = find("law_lab.floor_only")
+    assert law.name == "law_lab.floor_only" and law.inputs == ("N",) and set(law.params) == {"E", "A", "alpha"}
+    with pytest.raises(ValueError, match="limit"):
+        find("law_lab.limit")
+
+
 @pytest.mark.process
 def test_studies_import_neither_torch_nor_lightning():
     import subprocess

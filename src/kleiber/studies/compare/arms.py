@@ -152,10 +152,11 @@ def read_ladders(
         if at:
             ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
     if len(ladders) < least:
-        metrics = {name for row in rows for name, value in row.items() if isinstance(value, float) and "/" in name}
+        numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
+        metrics = [name for name in sorted(numbers) if name == LOSS or "/" in name]
         raise ValueError(
             f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {least} are needed; "
-            f"measures of these runs: {', '.join([LOSS, *sorted(metrics)])}"
+            f"measures of these runs: {', '.join(metrics)}"
         )
     return ladders
 

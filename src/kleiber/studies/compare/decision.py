@@ -21,6 +21,7 @@ from kleiber.types import Json, Row
 
 LOSS = "loss"
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
+UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
 MOST_SEEDS = 1000  # beyond this the number of further seeds is not told
 
 
@@ -53,14 +54,19 @@ def label_of(measure: str) -> str:
 
 
 def unit_of(measure: str) -> str:
-    return MEASURES[measure][1] if measure in MEASURES else measure.rpartition("/")[2]
+    metric = measure.rpartition("/")[2]
+    return MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric, metric)
 
 
 def axis_label(measure: str) -> str:
     """The label of an axis: the name of a measure, with its unit where that is known."""
     if measure == LOSS:
         return "validation loss (nats per token)"
-    return f"{label_of(measure)} ({unit_of(measure)})" if measure in MEASURES else label_of(measure)
+    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(measure.rpartition("/")[2])
+    label = label_of(measure)
+    if unit is None:
+        return label
+    return f"{label} ({unit})" if measure in MEASURES else f"{label}, {unit}"
 
 
 class Decision(StrEnum):

@@ -19,6 +19,7 @@ from kleiber.studies.compare.decision import (
     Decision,
     Estimate,
     as_row,
+    axis_label,
     gaps_by_seed,
     half_width,
     mean_estimate,
@@ -26,7 +27,7 @@ from kleiber.studies.compare.decision import (
     paired_difference,
     unit_of,
 )
-from kleiber.types import Json
+from kleiber.types import Json, Row
 
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
@@ -191,3 +192,25 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
     seeds = more_seeds_needed(gaps, claim, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
     return Result(claim, estimate, decision, why, True, seeds, half)
+
+
+def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
+    """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
+    arm, against = names
+    rows = []
+    for equal, (_, label) in QUANTITIES.items():
+        sides = pair(ladders[arm], ladders[against], equal, measure)
+        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
+    return rows
+
+
+def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, level: float) -> dict[str, list[Row]]:
+    """The differences of the claims about another measure than that of the study, by the label of the measure."""
+    gaps: dict[str, list[Row]] = {}
+    for claim in claims:
+        if claim.measure != measure and ladders.keys() >= {claim.arm, claim.against}:
+            sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
+            row = {"arm": claim.arm, "against": claim.against, "equal": QUANTITIES[claim.equal].label}
+            row |= sides.row(level, unit_of(claim.measure))
+            gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
+    return gaps

@@ -71,28 +71,34 @@ def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
     return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
 
 
-def differences(gaps: Sequence[Row], order: Sequence[str], measure: str) -> Chart:
-    """Differences of a measure with their intervals, at equal quantities.
+def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str]) -> Chart:
+    """Differences between arms with their intervals at equal quantities, a panel for each measure.
 
+    gaps   rows with arm, against, equal, value, lo and hi, by the label of their measure
     order  the arms
     """
+    gaps = {measure: part for measure, part in gaps.items() if part}
     rows = [
         {
             "series": gap["arm"], "name": f"{gap['arm']} - {gap['against']}, equal {gap['equal']}",
-            **{name: gap[name] for name in ("value", "lo", "hi")},
+            "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
         }
-        for gap in gaps
+        for measure, part in gaps.items()
+        for gap in part
     ]  # fmt: skip
     title = "Difference between arms with its interval; at 0 they are equal"
-    return estimates(rows, order, f"difference in {measure}", title, zero=True)
+    return estimates(rows, order, "", title, zero=True)
 
 
-def over_tokens(rows: Sequence[Row], measure: str) -> Chart:
-    """Differences of pairs of arms vs training tokens, a panel at equal tokens and one at equal training time."""
+def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Chart:
+    """Differences of pairs of arms vs training tokens, a panel at equal tokens and one at equal training time.
+
+    order  the arms; a pair has the color of its first arm, as in the other figures
+    """
     shown = [
         {
-            "series": f"{row['arm']} - {row['against']}", "tokens": row["tokens"], "panel": f"At {way}",
-            **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
+            "arm": row["arm"], "series": f"{row['arm']} - {row['against']}", "tokens": row["tokens"],
+            "panel": f"At {way}", **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
         }
         for suffix, way in WAYS.items()
         for row in rows
@@ -101,7 +107,9 @@ def over_tokens(rows: Sequence[Row], measure: str) -> Chart:
     frame = pd.DataFrame(shown).astype({"lo": float, "hi": float})
     x = values_axis("tokens", "training tokens", frame["tokens"])
     title = "Difference between arms vs training tokens; at 0 they are equal"
-    return lines(frame, x, f"difference in {measure}", list(dict.fromkeys(frame["series"])), title, zero=True)
+    pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
+    colors = [series for arm in order for series in pairs.get(arm, [arm])]
+    return lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
 
 
 def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> Chart:

@@ -34,9 +34,8 @@ from kleiber.studies.compare.decision import (
     from_row,
     level_of_each,
     overall,
-    unit_of,
 )
-from kleiber.studies.compare.differences import Ladders, judge, pair, same
+from kleiber.studies.compare.differences import Ladders, judge, other_measures, same, side_by_side
 from kleiber.studies.compare.tables import (
     LATENCY_METHODS,
     Pairs,
@@ -50,7 +49,7 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import Count, Json, NonNegative, Row
+from kleiber.types import Count, NonNegative, Row
 
 SCHEMA = "kleiber.compare/1"
 
@@ -167,7 +166,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
             *arms_without_latency(facts),
         ],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure),
+        figures=figures(claims, arms, tables, measure, other_measures(claims, ladders, measure, level)),
         methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
         comparison=comparison,
     )
@@ -209,16 +208,6 @@ def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
     return [names for names in pairs if ladders.keys() >= set(names)]
 
 
-def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
-    """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
-    arm, against = names
-    rows = []
-    for equal, (_, label) in QUANTITIES.items():
-        sides = pair(ladders[arm], ladders[against], equal, measure)
-        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
-    return rows
-
-
 def difference_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each row of a table of differences: the difference with its interval, or why there is none."""
     return [
@@ -243,19 +232,26 @@ def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
 
 
 def figures(
-    claims: Sequence[Claim], arms: Mapping[str, Arm], tables: Mapping[str, Sequence[Row]], measure: str
+    claims: Sequence[Claim],
+    arms: Mapping[str, Arm],
+    tables: Mapping[str, Sequence[Row]],
+    measure: str,
+    others: Mapping[str, Sequence[Row]],
 ) -> Figures:
-    """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are."""
+    """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
+
+    others  differences in other measures, see `other_measures`
+    """
     label = axis_label(measure)
-    gaps = shown_differences(claims, tables["Differences"])
+    gaps = {label: shown_differences(claims, tables["Differences"]), **others}
     charts: Figures = {
         "arms": lambda: _figures().side_by_side(arms, label),
         "tuning": lambda: _figures().tuning(arms, label),
     }
-    if gaps:
-        charts["differences"] = lambda: _figures().differences(gaps, [*arms], label)
+    if any(gaps.values()):
+        charts["differences"] = lambda: _figures().differences(gaps, [*arms])
     if trajectory := tables["Differences by training tokens"]:
-        charts["tokens"] = lambda: _figures().over_tokens(trajectory, label)
+        charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label)
     rows, first = [arm.row() for arm in arms.values()], next(iter(arms.values()))
     across = {f"by_{claim.measure.rpartition('/')[2]}": claim.measure for claim in claims if claim.measure != measure}
     if not all("params" in arm.facts and same(arm, first, "params") for arm in arms.values()):

@@ -17,7 +17,7 @@ from annotated_types import Gt, Le, MinLen
 from omegaconf import OmegaConf
 
 from kleiber.config import hub
-from kleiber.config.compose import conf_dir
+from kleiber.config.compose import find_choice
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
@@ -209,7 +209,7 @@ def select_by_name(choices: Row, only: Sequence[str]) -> Json:
 def hub_name(lines: Lines) -> str | None:
     """Returns the hub name of the data set that the overrides select, or None if it is not a hub data set."""
     values = parse_lines(lines)
-    file = conf_dir() / "data" / f"{values.get('data', 'builtin')}.yaml"
-    node: Any = OmegaConf.load(file) if file.is_file() else {}
+    file = find_choice("data", values.get("data", "builtin"))
+    node: Any = OmegaConf.load(file) if file else {}
     path = values.get("data.path") or str(node.get("path") or "")
     return path if path and hub.is_name(path) and not Path(path).exists() else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kleiber.config.compose import conf_dir
+from kleiber.config.compose import find_choice, list_choices
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
 from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, combine, seed_levels
@@ -128,18 +128,18 @@ def stage_node(name: str, overrides: Task) -> Json:
 
 
 def load_choice(group: str, name: str) -> Json:
-    """Returns the content of conf/<group>/<name>.yaml.
+    """Returns the content of the file <group>/<name>.yaml of a choice.
 
     Raises ValueError if there is no such file, or if it has a defaults list.
     """
-    names = sorted(str(path.relative_to(conf_dir() / group).with_suffix("")) for path in
-                   (conf_dir() / group).rglob("*.yaml"))  # fmt: skip
-    if name not in names:
+    file = find_choice(group, name)
+    if file is None:
+        names = list_choices(group)
         raise ValueError(f"{group}={name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
-    node: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), resolve=False)
+    node: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     if "defaults" in node:
         raise ValueError(
-            f"{group}={name} cannot be used in design.tasks, since conf/{group}/{name}.yaml has a defaults list; "
+            f"{group}={name} cannot be used in design.tasks, since {file} has a defaults list; "
             "choose a file without one"
         )
     return {key: value for key, value in node.items() if group != "data" or key not in FOLLOWING}

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
-from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, law
+from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_extension, law
 
 Slow = Annotated[Array, Shape(0.02, 1.0)]
 Eta = Annotated[Array, Shape(0.02, 0.6)]
@@ -288,12 +288,13 @@ def replay_grid_ratio(
 
 
 def find(name: str) -> Law:
-    """Returns the shipped law of this name or alias. Raises ValueError for other names; no file of code is run."""
+    """Returns the shipped law of this name or alias, or the function of an extension; raises ValueError for others."""
+    if "." in name:
+        return from_extension(name)
     wanted = name.replace("-", "_").lower()
     names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:
         return names[wanted]
     near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    code = "; only --law of `kleiber fit` and `kleiber predict` runs FILE.py:FUNCTION"
-    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}{hint or code}")
+    hint = f"did you mean {near[0]!r}?" if near else "only --law of `kleiber fit` and `predict` runs FILE.py:FUNCTION"
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}; {hint}")

@@ -20,6 +20,7 @@ TOKEN = re.compile(r"""(?P<word>"[^"]*"|'[^']*'|`[^`]+`|[^\s()\[\],<>=!"'`]+)|[<
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?([kKMBT]?)$")
 UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 KEYWORDS = ("and", "or", "not", "in")
+MOST_NAMES = 20  # columns that an error lists
 EQUALITY = (ast.Eq, ast.NotEq)
 COMPARISONS = {
     ast.Eq: np.equal, ast.NotEq: np.not_equal, ast.Lt: np.less, ast.LtE: np.less_equal, ast.Gt: np.greater,
@@ -35,13 +36,15 @@ def number(text: str) -> float | None:
     return float(text.strip().rstrip("kKMBT")) * UNITS[match.group(3)]
 
 
-def keep(table: pd.DataFrame, text: str, roles: Mapping[str, str] | None = None) -> Mask:
+def keep(table: pd.DataFrame, text: str, roles: Mapping[str, str] | None = None, option: str = "--where") -> Mask:
     """Returns the mask of the rows of `table` that satisfy the filter `text`.
 
-    `roles` maps names such as N to columns; a column of that name has precedence. Raises ValueError for an unknown
-    column, with the nearest name, and for a syntax error, with its position.
+    roles   columns by a shorter name such as N; a column of that name has precedence
+    option  of the command line that contains the filter, which errors name
+
+    Raises ValueError for an unknown column, with the nearest name, and for a syntax error, with its position.
     """
-    row_filter = _Filter(table, text, roles or {})
+    row_filter = _Filter(table, text, roles or {}, option)
     try:
         return row_filter.mask(ast.parse(row_filter.source, mode="eval").body)
     except SyntaxError as error:
@@ -57,16 +60,17 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
     if name in table.columns:
         return name
     names = [str(c) for c in table.columns]
+    listed = ", ".join([*names[:MOST_NAMES], *([f"and {len(names) - MOST_NAMES} more"] if names[MOST_NAMES:] else [])])
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {', '.join(names)}")
+    raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {listed}")
 
 
 class _Filter:
     """A filter as Python source, in which a word is the name `_i` of its place i."""
 
-    def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str]) -> None:
-        self.table, self.text, self.roles = table, text, roles
+    def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str], option: str) -> None:
+        self.table, self.text, self.roles, self.option = table, text, roles, option
         self.source = ""
         self.tokens: dict[int, str] = {}  # by their place in `source`
         for match in TOKEN.finditer(text):
@@ -110,12 +114,12 @@ class _Filter:
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and limit is None:
             raise ValueError(
-                f"--where {self.text!r}: column {column_name!r} contains numbers, and {value!r} is not a number"
+                f"{self.option} {self.text!r}: column {column_name!r} contains numbers, and {value!r} is not a number"
             )
         if not numeric and not isinstance(op, EQUALITY):
             raise ValueError(
-                f"--where {self.text!r}: column {column_name!r} contains text, which only =, != and in compare, not "
-                "< <= > >="
+                f"{self.option} {self.text!r}: column {column_name!r} contains text, which only =, != and in compare, "
+                "not < <= > >="
             )
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
         return np.asarray(COMPARISONS[type(op)](left, limit if numeric else value), dtype=bool)
@@ -129,21 +133,20 @@ class _Filter:
         """Returns the column that a word names, itself or by its role."""
         text = self.unquoted(name)
         column = text if text in self.table.columns else self.roles.get(text, text)
-        return column_of(self.table, column, f"--where {self.text!r}")
+        return column_of(self.table, column, f"{self.option} {self.text!r}")
 
     def error(self, place: int) -> ValueError:
         """The error of a filter whose structure is wrong at a place in `source`."""
         here = repr(self.tokens[place]) if place in self.tokens else "the end"
         return ValueError(
-            f"--where {self.text!r}: syntax error at {here}; a filter consists of comparisons such as loss < 4 or "
-            "family in [a, b], joined by and, or and not"
+            f"{self.option} {self.text!r}: syntax error at {here}; a filter consists of comparisons such as loss < 4 "
+            "or family in [a, b], joined by and, or and not"
         )
 
     def nested(self) -> ValueError:
         """The error of a filter whose parts are nested too deeply to be parsed."""
         return ValueError(
-            f"--where {self.text[:40]!r}...: too many parentheses or `not` are inside each other; remove some, or use "
-            "several --where"
+            f"{self.option} {self.text[:40]!r}...: too many parentheses or `not` are inside each other; remove some"
         )
 
 

@@ -24,6 +24,8 @@ from typing import Annotated, ClassVar, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from kleiber.config.extensions import import_function
+
 Array = NDArray[np.float64]
 
 
@@ -240,5 +242,20 @@ def from_file(name: str) -> Law:
         ]
         names = ", ".join(functions) or "none"
         raise ValueError(f"law {name!r}: {path} has no function {function!r}; its functions are {names}")
-    entered = [entry for entry in LAWS.values() if entry.function is form]
-    return entered[0] if entered else describe(form)  # @law(..) holds more than the signature
+    return as_law(form)
+
+
+def from_extension(name: str) -> Law:
+    """Returns the law that a function in a package of the reader defines. Raises ValueError for any other name.
+
+    name  dotted, such as mylab.laws.saturating
+    """
+    return replace(as_law(import_function(name, f"law {name}")), name=name)
+
+
+def as_law(function: Function) -> Law:
+    """Returns the law of a function: as `@law(..)` registered it, since that holds more than the signature, or else
+    as its signature describes it. Raises ValueError for a function that is no law.
+    """
+    registered = [entry for entry in LAWS.values() if entry.function is function]
+    return registered[0] if registered else describe(function)

@@ -113,7 +113,7 @@ def _outside(path: Array, lo: float, hi: float) -> bool:
 def write(record: Row, path: str | Path) -> None:
     """Writes a record, or a collection of records by group, as JSON; never leaves a partly written file."""
     path = Path(path)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         part.write_text(json.dumps(without_nonfinite(record), indent=1, allow_nan=False) + "\n")
         os.replace(part, path)

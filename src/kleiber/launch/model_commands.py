@@ -1,0 +1,122 @@
+"""The commands of `kleiber` that open the model of a run or of a Hugging Face folder.
+
+Each command imports what it needs only when it is called.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")],
+    evals: Annotated[str, typer.Option(help="Names of evaluations, separated by commas: perplexity,routing,latency.")],
+    json: Annotated[Path | None, typer.Option(help="Write all results to this JSON file as well.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to score in each validation domain, such as 64K.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the run. Default: the last finished one.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Data for HF_FOLDER, such as data=wikitext.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks for --evals harness.")] = None,
+    task_files: Annotated[
+        Path | None, typer.Option(help="Folder of lm-eval tasks for --evals harness, or questions for --evals choice.")
+    ] = None,
+) -> None:
+    """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
+    from kleiber.runs.evaluate import result_lines, run_evaluations
+
+    if not subject.is_dir():
+        raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    results = run_evaluations(subject, evals, tokens, stage, data or (), json, tasks, task_files)
+    typer.echo("\n".join(result_lines(results)))
+
+
+Tokens = Annotated[int, typer.Option(help="Most tokens of a continuation.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most probable tokens that reach this probability.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a continuation; may be repeated.")]
+SamplingSeed = Annotated[int, typer.Option(help="Seed of the samples: the same seed gives the same text.")]
+Generator = Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")]
+
+
+def generate(
+    subject: Generator,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    tokens: Tokens = 64,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: SamplingSeed = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
+) -> None:
+    """Continue a prompt with a run or a Hugging Face model, and print both."""
+    from kleiber.records.files import write_json
+    from kleiber.runs.completion import Sampling, continue_prompt, to_json
+    from kleiber.runs.open import open_model
+
+    sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
+    continuation = continue_prompt(open_model(existing(subject)), prompt, sampling)
+    typer.echo(prompt, nl=False)
+    begin = time.perf_counter()
+    for piece in continuation:
+        typer.echo(piece, nl=False)
+    typer.echo()
+    if json is not None:
+        write_json(json, to_json(subject, prompt, continuation, time.perf_counter() - begin))
+
+
+def chat(
+    subject: Generator,
+    system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    tokens: Tokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: SamplingSeed = 0,
+) -> None:
+    """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
+    from kleiber.runs.completion import Chat, Sampling, chat_loop
+    from kleiber.runs.open import open_model
+
+    run = open_model(existing(subject))
+    objective = run.record.get("objective")
+    if objective == "clm":
+        typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
+    conversation = Chat(run, Sampling(tokens, temperature, top_p, tuple(stop or ()), seed), system)
+    sign = "> " if sys.stdin.isatty() else ""
+    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(piece, nl=False))
+
+
+def existing(subject: Path) -> Path:
+    """Returns the path of a run, a stage or a model folder. Raises FileNotFoundError where there is none."""
+    if not subject.is_dir() and not subject.parent.is_dir():
+        raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    return subject
+
+
+def export_run(
+    run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+) -> None:
+    """Write a run as a Hugging Face folder: config, safetensors, tokenizer and a model card."""
+    from kleiber.runs.huggingface import export
+
+    export(run, out)
+    typer.echo(f"wrote {out}; its README.md shows how to load it with transformers")
+
+
+def import_folder(
+    folder: Annotated[Path, typer.Argument(help="Folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinite weights.")
+    ] = False,
+) -> None:
+    """Write a Hugging Face folder as a run of zero steps, from which other runs can start."""
+    from kleiber.runs.huggingface import import_hf
+
+    import_hf(folder, out, allow_nonfinite)
+    typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")

@@ -1,0 +1,164 @@
+"""`kleiber runs`: a list of runs, with any of their columns, filtered and sorted.
+
+The columns are those of the table of runs (`kleiber.records.catalog.Columns`), `folder`, every metric of a run, and
+every key of its config, such as `model.depth`. Configs are read only when a key of theirs is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kleiber.config.errors import ConfigError, Status, did_you_mean
+from kleiber.records.catalog import Columns, Run, counts
+from kleiber.records.folder import flatten
+from kleiber.types import Json, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_NAMES = 20  # columns that an error lists
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which runs and columns are listed.
+
+    status   only runs with this status; None for all
+    where    only runs that satisfy this filter, such as `loss < 4 and model.depth in [2, 4]`
+    sort     column by which the runs are sorted; `-COLUMN` sorts in descending order. None: by path
+    limit    at most this many runs, after sorting
+    columns  columns to list; none: those of `Columns`, the metrics and the folder
+    """
+
+    status: str | None = None
+    where: str | None = None
+    sort: str | None = None
+    limit: int | None = None
+    columns: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.status is not None and self.status not in list(Status):
+            near = did_you_mean(self.status, map(str, Status))
+            raise ValueError(f"--status {self.status} must be one of {', '.join(Status)}.{near}")
+
+    def apply(self, runs: Sequence[Run]) -> list[Run]:
+        """Returns the selected runs in order. Raises ValueError for a column that no run has, and for a bad filter."""
+        kept = [run for run in runs if self.status in (None, run.status)]
+        key = (self.sort or "").removeprefix("-")
+        if kept and (self.where or key):
+            table = as_frame(self._rows(kept, [key] if key else []))
+            if self.where:
+                from kleiber.studies.laws.filters import keep
+
+                table = table.take(keep(table, self.where, option="--filter").nonzero()[0])
+            if key:
+                ascending = not str(self.sort).startswith("-")
+                table = table.sort_values(key, ascending=ascending, na_position="last", kind="stable")
+            kept = [kept[int(place)] for place in table.index]
+        return kept[: self.limit]
+
+    def rows(self, runs: Sequence[Run]) -> list[Json]:
+        """Returns a row of plain values for each of the runs: the chosen columns, or all but those of the config."""
+        rows = self._rows(runs, self.columns)
+        return [{name: row.get(name) for name in self.columns} if self.columns else row for row in rows]
+
+    def _rows(self, runs: Sequence[Run], asked: Sequence[str]) -> list[Json]:
+        """Returns a row for each run, with the keys of the configs where the filter or an asked column needs them."""
+        rows = [{**run.row(), "folder": str(run.folder)} for run in runs]
+        names = dict.fromkeys(name for row in rows for name in row)
+        if self.where or not names.keys() >= set(asked):
+            rows = [{**config_columns(run), **row} for run, row in zip(runs, rows, strict=True)]
+            order = dict.fromkeys([*Columns.__annotations__, "folder", *names])  # keys of the config come last
+            rows = [{name: row[name] for name in [*order, *row] if name in row} for row in rows]
+        for name in asked:
+            check_column(name, rows)
+        return rows
+
+
+def config_columns(run: Run) -> Json:
+    """Returns the numbers and texts of a run's config by dotted key; other values, such as null, as JSON text."""
+    try:
+        values = flatten(run.config)
+    except ConfigError:  # a run without a readable config is listed all the same
+        return {}
+    return {key: value if type(value) in (int, float, str) else json.dumps(value) for key, value in values.items()}
+
+
+def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Returns rows as a table; a column of numbers and missing values (None, or `null` of a config) is numeric."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    for name in table.columns:
+        present = [value for value in table[name].dropna() if value != "null"]
+        if present and all(isinstance(value, int | float) for value in present):
+            table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
+
+
+def check_column(name: str, rows: Sequence[Row]) -> None:
+    """Raises ValueError, with the nearest column, where no row has a column of this name."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    if rows and name not in names:
+        listed = ", ".join(names[:MOST_NAMES])
+        further = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        raise ValueError(f"{name} is not a column of these runs.{did_you_mean(name, names)} Columns: {listed}{further}")
+
+
+def print_table(runs: Sequence[Run]) -> None:
+    """Prints a table with a line per run, under the number of runs with each status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=counts(runs), title_justify="left")
+    table.add_column("run", overflow="fold")
+    for name in ("status", "loss", "bits/byte", "params", "tokens", "seconds"):
+        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    for run in runs:
+        row = run.row()
+        table.add_row(
+            run.name,
+            f"[{run.status.color}]{run.status}[/]",
+            values(run.metrics, "loss"),
+            values(run.metrics, "bits_per_byte"),
+            *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
+        )
+    Console(width=max(Console().width, 130)).print(table)
+
+
+def print_columns(runs: Sequence[Run], rows: Sequence[Row]) -> None:
+    """Prints a table of rows with all their columns, under the number of runs with each status."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from kleiber.charts.page import page_table
+
+    content = page_table(rows)
+    table = Table(title=counts(runs), title_justify="left")
+    for number, name in enumerate(content.columns):
+        is_number = any(cells[number].is_number for cells in content.cells)
+        table.add_column(Text(name), overflow="fold", justify="right" if is_number else "left")
+    for cells in content.cells:
+        table.add_row(*(Text(cell.text) for cell in cells))
+    Console(width=max(Console().width, 130)).print(table)
+
+
+def values(metrics: Mapping[str, float | None], name: str) -> str:
+    """Returns a table cell: the values of `val/<task>/<name>` of all tasks, separated by spaces."""
+    matching = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + name)]
+    return " ".join(f"{value:.4f}" for value in matching if value is not None)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Returns rows as a JSON list; a number that is not finite becomes null."""
+    return json.dumps([{key: finite(value) for key, value in row.items()} for row in rows], indent=1)
+
+
+def finite(value: object) -> object:
+    """Returns a value, or None for NaN and infinite numbers, which JSON cannot represent."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,51 @@
+"""The commands that open a model: what they print and write, and their exit codes."""
+
+import io
+import json
+
+import pytest
+
+from kleiber.data.tokenizers import Bytes
+from kleiber.launch.cli import main
+from kleiber.models.transformer import Transformer
+from kleiber.runs.open import TrainedModel
+
+
+@pytest.mark.parametrize(("command", "function"), [("export", "export"), ("import", "import_hf")])
+def test_export_and_import_pass_their_paths_on(monkeypatch, tmp_path, capsys, command, function):
+    calls = []
+    monkeypatch.setattr(f"kleiber.runs.huggingface.{function}", lambda *paths: calls.append(paths))
+    assert main([command, "source", str(tmp_path)]) == 0
+    assert [str(path) for path in calls[0][:2]] == ["source", str(tmp_path)]
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.fixture
+def small_model(monkeypatch, tmp_path):
+    """Makes every folder the run of an untrained model of bytes."""
+    run = TrainedModel(tmp_path, Transformer(Bytes().vocab_size, depth=1, width=16).eval(), Bytes(), {"objective": {}})
+    monkeypatch.setattr("kleiber.runs.open.open_model", lambda _path: run)
+    return tmp_path
+
+
+def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys):
+    file = small_model / "text.json"
+    options = ["--tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--stop", "zz", "--seed", "3"]
+    assert main(["generate", str(small_model), "--prompt", "one", *options, "--json", str(file)]) == 0
+    answer = json.loads(file.read_text())
+    assert (answer["schema"], answer["prompt"], answer["tokens"]) == ("kleiber.generate/1", "one", 5)
+    assert answer["sampling"] == {"tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["zz"], "seed": 3}
+    assert capsys.readouterr().out == f"one{answer['text']}\n"
+
+
+def test_a_chat_answers_each_line_until_the_input_ends(small_model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\nwhy?\n"))
+    assert main(["chat", str(small_model), "--tokens", "0"]) == 0
+    assert capsys.readouterr().out == "\n\n"
+
+
+@pytest.mark.parametrize("option", [["--top-p", "2"], ["--temperature", "-1"], ["--tokens", "-1"]])
+def test_settings_of_sampling_that_cannot_be_exit_with_2(option, small_model, capsys):
+    assert main(["generate", str(small_model), "--prompt", "x", *option]) == 2
+    out = capsys.readouterr()
+    assert option[1] in out.err and not out.out
