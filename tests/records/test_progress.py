@@ -24,8 +24,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def use_terminal(monkeypatch) -> Terminal:
+    """Called in the test itself, because pytest replaces stderr between a fixture and a test."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()
@@ -95,7 +95,8 @@ def test_an_error_ends_the_activity_and_its_thread():
     assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(terminal, monkeypatch):
+def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(monkeypatch):
+    terminal = use_terminal(monkeypatch)
     log = io.StringIO()
     monkeypatch.setattr(progress.DISPLAY, "copy", log)
     with activity("preparing", 4, "rows") as work:
@@ -107,7 +108,8 @@ def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(terminal, monk
     assert "of 4 rows" in log.getvalue() and "\x1b" not in log.getvalue()
 
 
-def test_text_is_printed_in_place_of_the_live_line(terminal, monkeypatch):
+def test_text_is_printed_in_place_of_the_live_line(monkeypatch):
+    terminal = use_terminal(monkeypatch)
     monkeypatch.setattr(progress.DISPLAY, "copy", io.StringIO())
     out = io.StringIO()
     with activity("preparing", 4, "rows"):

@@ -194,9 +194,8 @@ def row_batches(table: Dataset, size: int = 1000) -> Iterator[list[Row]]:
     with activity("reading rows", len(table), "rows") as work:
         for batch in table.iter(batch_size=size):
             assert isinstance(batch, dict)
-            rows_of_batch = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            yield rows_of_batch
-            work.done += len(rows_of_batch)
+            yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            work.done += len(next(iter(batch.values())))
 
 
 def table_name(location: Location, config: str | None) -> str:

@@ -131,7 +131,7 @@ class RankZeroRun:
 
         try:
             self.loggers = self._make_loggers()
-            self.tree.loggers = self.loggers
+            self.tree.loggers = [*self.loggers]
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
             self._print_banner()
             run_tree(self.tree, self._write_stage)
