@@ -94,6 +94,7 @@ for name, command in {
     "runs": run_commands.runs,
     "plot": run_commands.plot,
     "diff": run_commands.diff,
+    "reproduce": run_commands.reproduce,
     "compare": run_commands.compare,
     "report": fit_command.report,
     "clean": run_commands.clean,
