@@ -144,15 +144,19 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:
-    """Sets trainer.devices to the number of processes that torchrun started.
+    """Sets trainer.devices to the number of processes that torchrun or srun started, on all nodes together.
 
-    Raises ConfigError when the command line sets another number.
+    Raises ConfigError when the command line sets another number, and for nodes with different numbers of processes.
     """
     world = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % here:
+        raise ConfigError(f"{here} of {world} processes run on this node: every node must have the same number of them")
     devices = config["trainer"].get("devices", 1)
     if devices != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
         raise ConfigError(
-            f"trainer.devices={devices} must be {world}, the number of processes of torchrun: remove trainer.devices"
+            f"trainer.devices={devices} must be {world}, the number of processes that torchrun or srun started: remove "
+            "trainer.devices"
         )
     config["trainer"]["devices"] = world
 
