@@ -1,5 +1,7 @@
 """Curves of runs: tokens of every logged value over stages and branches, metrics by pattern, labels, files."""
 
+import itertools
+
 import pandas as pd
 import pytest
 from fake_run import fake_run
@@ -91,4 +93,4 @@ def test_long_lines_are_thinned_evenly_and_keep_their_ends(monkeypatch):
     kept = thin_lines(rows)
     a = kept[kept["line"] == "a"]["at"].tolist()
     assert (a[0], a[-1], kept[kept["line"] == "b"]["at"].tolist()) == (0, 999, [0, 1, 2])
-    assert 50 <= len(a) <= 52 and max(later - at for at, later in zip(a, a[1:], strict=False)) == 20
+    assert 50 <= len(a) <= 52 and max(later - at for at, later in itertools.pairwise(a)) == 20

@@ -47,8 +47,9 @@ def curve_rows(runs: Sequence[Run], metrics: Sequence[str]) -> pd.DataFrame:
 
 def thin_lines(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns rows evenly spread over each line, with its first and last, so that all have about MOST_VALUES rows."""
-    lengths = rows["line"].value_counts()
-    place, length = rows.groupby("line").cumcount(), rows["line"].map(lengths)
+    names = pd.Series(rows["line"])
+    lengths = names.value_counts().to_dict()
+    place, length = rows.groupby("line").cumcount(), names.map(lengths)
     every = (length / max(FEWEST_VALUES, MOST_VALUES // len(lengths))).clip(lower=1.0)
     return pd.DataFrame(rows[(place % every < 1) | (place == length - 1)])
 
