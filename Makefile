@@ -6,7 +6,7 @@ WORKERS ?= 2
 # Overrides for the training; the default keeps the first run to a few minutes.
 TRAIN := budget.tokens=1.5M eval.every_steps=0
 
-.PHONY: train test test-all check
+.PHONY: train test test-all check docs
 
 train: .venv/installed
 	$(BIN)/python train.py model=moe $(or $(ARGS),$(TRAIN))
@@ -17,11 +17,15 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
-check: .venv/installed-dev
+check: .venv/installed-dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+# A warning ends the build. The variable silences the theme's notice about other generators.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -59,11 +59,12 @@ class Object(metaclass=ObjectMeta):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a target. `default` is None where the source does not have a literal."""
+    """One argument of a target. `default` is None where the source does not have a literal (`is_literal`)."""
 
     annotation: object = Any
     required: bool = True
     default: Any = None
+    is_literal: bool = True
 
 
 @dataclass(frozen=True)
@@ -225,11 +226,11 @@ def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Si
 
 
 def _parameter(module: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
-    value = None
+    value, is_literal = None, default is None
     if default is not None:
         with suppress(ValueError):
-            value = ast.literal_eval(default)
-    return Parameter(Any if annotation is None else _type(module, annotation), default is None, value)
+            value, is_literal = ast.literal_eval(default), True
+    return Parameter(Any if annotation is None else _type(module, annotation), default is None, value, is_literal)
 
 
 def _type(module: str, annotation: ast.expr) -> object:

@@ -37,6 +37,28 @@ def train(context: typer.Context) -> None:
     exit_with(main(context.args))
 
 
+@app.command(context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]}, options_metavar="[OVERRIDES]...")
+def config(context: typer.Context) -> None:
+    """Print the config of a run as YAML, each value with the file or override that it comes from.
+
+    The overrides are those of `kleiber train`, and --config-dir DIR adds a folder of config files. Nothing is trained.
+    """
+    from kleiber.config.check import check
+    from kleiber.config.compose import Composer, resolve_config
+    from kleiber.config.provenance import annotated_yaml, find_sources, note_changes
+    from kleiber.launch.main import parse_flags
+    from kleiber.runs.inherit import complete_config
+
+    args = parse_flags(context.args)
+    composer = Composer(args.config_name or "train", args.config_dir)
+    sources = find_sources(composer, args.overrides)
+    composed, _ = resolve_config(composer.compose(args.overrides))
+    completed = complete_config(composed, args.overrides)
+    check(completed)
+    note_changes(sources, composed, completed, "follows from the model, the objective or the start point")
+    typer.echo("\n".join(annotated_yaml(completed, sources)))
+
+
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(metavar="mup", help="Name of the check; mup is the only one.")],
@@ -72,6 +94,7 @@ for name, command in {
     "runs": run_commands.runs,
     "plot": run_commands.plot,
     "diff": run_commands.diff,
+    "reproduce": run_commands.reproduce,
     "compare": run_commands.compare,
     "report": fit_command.report,
     "clean": run_commands.clean,

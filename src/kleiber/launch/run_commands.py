@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kleiber.config.errors import Status
+from kleiber.config.errors import Preempted, Status
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a study or of a single run, such as multirun/first.")]
 
@@ -90,6 +90,32 @@ def diff(
     typer.echo("\n".join(diff_lines(differences)))
     if json is not None:
         write_json(json, differences.to_json())
+
+
+def reproduce(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|STUDY_FOLDER", help="A finished run, or a folder of runs or runs.jsonl.gz.")
+    ],
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="Train only this many runs again, those that took the least time.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the new runs. Default: beside the old one.")
+    ] = None,
+) -> None:
+    """Train recorded runs again from their configs: are the new runs equal, within noise, or different, and where?
+
+    Exit code 0 if all are equal or within noise, 5 if one is different, 1 if one fails.
+    """
+    from kleiber.launch import reproduce
+
+    try:
+        results = reproduce.reproduce(source, out, cells)
+    except Preempted as reason:
+        typer.echo(f"{reason.status} by {reason}; run the same command again", err=True)
+        raise typer.Exit(reason.status.exit_code) from None
+    typer.echo("\n".join(reproduce.lines_of(results)))
+    raise typer.Exit(reproduce.worst(results))
 
 
 def clean(

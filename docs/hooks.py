@@ -1,0 +1,36 @@
+"""What mkdocs calls while it builds the site: adds the pages that are generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pages import reference, results
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the generated pages to the sections of the navigation whose first page is the index of their folder."""
+    sections = {"results/index.md": results.navigation(REPOSITORY), "reference/index.md": reference.navigation()}
+    for entry in config.nav or ():
+        for pages in entry.values():
+            if isinstance(pages, list):
+                pages += sections.get(pages[0], [])
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the generated pages and the figures of the recorded studies to the files of the site."""
+    for path, text in {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}.items():
+        files.append(File.generated(config, path, content=text))
+    for path, figure in results.figures(REPOSITORY).items():
+        files.append(File.generated(config, path, abs_src_path=str(figure)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Puts the overview of the recorded studies into its place on the page of results."""
+    return markdown.replace("<!-- studies -->", results.overview(REPOSITORY))

@@ -1,0 +1,1 @@
+"""What the documentation site generates: pages of recorded studies, and the reference of configs and commands."""

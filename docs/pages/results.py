@@ -1,0 +1,258 @@
+"""The pages of the recorded studies, from what `kleiber report` wrote to their folders and their discussion.md.
+
+The numbers of tables, laws and verdicts are those of findings.json and laws.json. What discussion.md adds by hand has a
+test of its own (tests/docs/test_discussions.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from pages.headers import Header, read_header
+from pages.tables import FOLDED_ROWS, cell, folded, records_table, table
+
+Json = dict[str, object]
+GROUPS = ("Scaling laws", "Architecture and recipe", "Mixtures of experts", "Forgetting", "Transfer")
+# Links between discussions, and from them to docs/, in the repository and in the site.
+SITE_PATHS = {
+    "](../../golden/discussion.md": "](../golden/index.md",
+    "](../results/": "](../",
+    "/discussion.md": "/index.md",
+    "](../../../docs/": "](../../",
+    "](../../docs/": "](../../",
+}
+CAPTIONS = {
+    "allocation": "Compute-optimal model size against training compute",
+    "arms": "Loss of each arm at its best learning rate",
+    "backtests": "Held-out errors of the law, by the cut below which it was fitted",
+    "balance": "How evenly routers use the experts",
+    "context_builtin": "Loss on text against the context length",
+    "context_recall": "Loss on associative recall against the context length",
+    "differences": "Differences between arms, with intervals",
+    "exponents": "Allocation exponent by counting convention and approach",
+    "frontier": "Loss against compute, and the frontier of the law",
+    "labels": "Score against the share of labels",
+    "ladder": "Loss against training tokens, a line for each size",
+    "matched": "Forgetting at equal target loss",
+    "matrix": "Score of every task after every stage",
+    "pareto": "Forgetting against the loss on the new text",
+    "position_recall": "Loss by position on associative recall",
+    "profile": "Profile likelihood of the irreducible loss",
+    "residuals": "Residuals of the law",
+    "sizes": "Loss against model size",
+    "tokens": "Difference or loss against training tokens",
+    "trajectory": "Forgetting while the new text is learned",
+    "transfer": "Loss against the learning rate, by width",
+    "tuning": "Loss of each arm against the learning rate",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One recorded study.
+
+    folder      where its findings.json is
+    question    the title of its page
+    answer      one line, with an interval where there is one
+    kind        the choice of `study=` that made it
+    group       the part of the overview that it belongs to
+    discussion  hand-written text in Markdown
+    records     other studies whose numbers the discussion quotes
+    elsewhere   numbers of the discussion that are in no record, each with where it comes from
+    """
+
+    folder: Path
+    question: str
+    answer: str
+    kind: str
+    group: str
+    discussion: str
+    records: list[str] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def findings(self) -> Json:
+        return read_json(self.folder / "findings.json")
+
+    @property
+    def law(self) -> Json:
+        path = self.folder / "laws.json"
+        return read_json(path) if path.is_file() else {}
+
+    @property
+    def figures(self) -> list[Path]:
+        return sorted([*self.folder.glob("*.png"), *self.folder.glob("figures/*.png")])
+
+    @property
+    def has_rows(self) -> bool:
+        return (self.folder / "runs.jsonl.gz").is_file() or any(self.folder.glob("*/summary.json"))
+
+    @property
+    def cost(self) -> str:
+        """The number of runs and the time of all their processes."""
+        seconds = float(str(self.findings["seconds"]))
+        time = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{str(self.findings['runs']).removesuffix(' finished')} runs, {time}"
+
+
+def read_json(path: Path) -> Json:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def studies(repository: Path) -> list[Study]:
+    """Returns the recorded studies in the order of the overview: golden first, then by group and name."""
+    folders = [path.parent for path in sorted(repository.glob("multirun/results/*/discussion.md"))]
+    found = [read_study(folder) for folder in (repository / "multirun/golden", *folders)]
+    return sorted(found, key=lambda study: GROUPS.index(study.group))
+
+
+def read_study(folder: Path) -> Study:
+    """Returns the study of a folder that has findings.json and discussion.md, whose front matter is YAML."""
+    text = (folder / "discussion.md").read_text(encoding="utf-8")
+    _, front, discussion = text.split("---\n", 2)
+    return Study(folder=folder, discussion=discussion.strip(), **yaml.safe_load(front))
+
+
+def navigation(repository: Path) -> list[dict[str, list[dict[str, str]]]]:
+    """Returns the entries of the navigation: a section a group."""
+    return [
+        {group: [{study.name: path_of(study)} for study in studies(repository) if study.group == group]}
+        for group in GROUPS
+    ]
+
+
+def path_of(study: Study) -> str:
+    return f"results/{study.name}/index.md"
+
+
+def pages(repository: Path) -> dict[str, str]:
+    """Returns the Markdown of every study's page by its path in the site."""
+    return {path_of(study): page(study, repository) for study in studies(repository)}
+
+
+def figures(repository: Path) -> dict[str, Path]:
+    """Returns the figures of all studies by their path in the site."""
+    return {
+        f"results/{study.name}/{figure.relative_to(study.folder)}": figure
+        for study in studies(repository)
+        for figure in study.figures
+    }
+
+
+def overview(repository: Path) -> str:
+    """Returns the tables of all studies: question, answer, cost, and whether the rows were recorded."""
+    parts = []
+    for group in GROUPS:
+        rows = [
+            [f"[{study.question}]({study.name}/index.md)", study.answer, study.cost, "yes" if study.has_rows else "no"]
+            for study in studies(repository)
+            if study.group == group
+        ]
+        parts.append(f"## {group}\n\n" + table(["question", "answer", "runs, time of processes", "rows"], rows))
+    return "\n\n".join(parts)
+
+
+def page(study: Study, repository: Path) -> str:
+    """Returns the Markdown of a study's page."""
+    header = read_header(repository / f"conf/study/{study.kind}.yaml")
+    shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", study.discussion))
+    others = [path for path in study.figures if str(path.relative_to(study.folder)) not in shown]
+    parts = [
+        f"# {study.question}",
+        f"**{study.answer}**",
+        facts(study, header),
+        with_site_links(study.discussion),
+        "## Conclusions and caveats\n\n" + conclusions(study.findings),
+        law_section(study.law),
+        tables_section(study.findings),
+        "\n\n".join(["## Figures", *(figure(path, study.folder) for path in others)]) if others else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def facts(study: Study, header: Header) -> str:
+    """Returns the table of where a study comes from and how to repeat it."""
+    place = f"multirun/{study.name}" if study.name == "golden" else f"multirun/results/{study.name}"
+    again = (
+        f"`kleiber report {place}` makes findings, law and figures again"
+        if study.has_rows
+        else "no: its numbers stand as they were reported when the study was run"
+    )
+    rows = [
+        ["Study", f"[`study={study.kind}`](../../reference/study.md#{study.kind}): {header.summary}"],
+        ["Source", header.labels.get("Paper", "")],
+        ["Cost", f"{study.cost} of processes on shared cores, other work beside it"],
+        ["Recorded", f"`{place}`"],
+        ["Rows", again],
+    ]
+    return table(["", ""], [row for row in rows if row[1]])
+
+
+def with_site_links(text: str) -> str:
+    """Returns a discussion with links that lead to pages of the site instead of files of the repository."""
+    for path, page_path in SITE_PATHS.items():
+        text = text.replace(path, page_path)
+    return text
+
+
+def conclusions(findings: Mapping[str, object]) -> str:
+    """Returns the headline and the verdicts of a study as it reported them."""
+    verdicts = findings["verdicts"]
+    assert isinstance(verdicts, list)
+    signs = {"warn": "caution", "note": "note", "refuse": "refused"}
+    rows = [[f"`{v['code']}`", signs.get(v["level"], v["level"]), cell(v["text"])] for v in verdicts]
+    quoted = f"As `kleiber report` put it:\n\n> {cell(findings['headline'])}"
+    return quoted + ("\n\n" + table(["code", "level", "text"], rows) if rows else "")
+
+
+def law_section(law: Json) -> str:
+    """Returns the fitted law: formula, parameters with intervals, derived numbers."""
+    if not law:
+        return ""
+    parameters, derived = law["params"], law.get("derived") or {}
+    assert isinstance(parameters, dict) and isinstance(derived, dict)
+    rows = [[f"`{name}`", *estimate(entry)] for name, entry in {**parameters, **derived}.items()]
+    level = float(str(law["level"]))
+    return "\n\n".join(
+        [
+            f"## Law\n\n`{law['formula']}` ({cell(law['source'])}), fitted to {law['n']} points.",
+            table(["parameter", "value", f"{level:.0%} interval", "method"], rows),
+        ]
+    )
+
+
+def estimate(entry: Mapping[str, object]) -> list[str]:
+    """Returns the cells of a parameter: value, interval or the reason why there is none, method."""
+    if entry.get("lo") is None or entry.get("hi") is None:
+        return [cell(entry["value"]), f"not identified: {cell(entry.get('reason'))}", ""]
+    return [cell(entry["value"]), f"[{cell(entry['lo'])}, {cell(entry['hi'])}]", cell(entry.get("method"))]
+
+
+def tables_section(findings: Mapping[str, object]) -> str:
+    """Returns the tables of a study; those of many rows are folded."""
+    recorded = findings["tables"]
+    assert isinstance(recorded, dict)
+    parts = []
+    for title, rows in recorded.items():
+        if rows:
+            text = records_table(rows)
+            long = len(rows) > FOLDED_ROWS
+            parts.append(folded(f"{title} ({len(rows)} rows)", text) if long else f"### {title}\n\n{text}")
+    return "\n\n".join(["## Tables", *parts]) if parts else ""
+
+
+def figure(path: Path, folder: Path) -> str:
+    caption = CAPTIONS.get(path.stem, path.stem.replace("_", " ").replace("-", ", ").capitalize())
+    return f"![{caption}]({path.relative_to(folder)})\n\n*{caption}.*"

@@ -1,0 +1,1 @@
+"""A model, an objective, a router, a retention method, a callback, a data source, a law and a study for kleiber."""

@@ -1,0 +1,152 @@
+"""Where each value of a composed config comes from: a file, an override, or the default of a class (`kleiber config`).
+
+The files are merged in the order of Hydra's defaults list, and the last one that sets a value is its source. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+
+import yaml
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from kleiber.config.check import PLAIN, SPECIAL
+from kleiber.config.compose import Composer
+from kleiber.config.errors import ConfigError
+from kleiber.config.targets import SUPPLIED, signature
+from kleiber.types import Config, Json
+
+NESTED = "."  # between the parts of a key
+COMMENT_COLUMN = 44
+OVERRIDE = "override"
+NOT_LITERAL = "..."  # a default that is computed
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The sources of the values of a composed config, by dotted key; a key stands for everything below it too."""
+
+    by_key: dict[str, str]
+
+    def of(self, key: str) -> str:
+        """Returns the source of a value: that of its key, else that of the nearest key above it."""
+        while key not in self.by_key and NESTED in key:
+            key = key.rpartition(NESTED)[0]
+        return self.by_key.get(key, "default")
+
+    def set(self, key: str, value: object, source: str) -> None:
+        """Notes that `source` sets the value at `key`; a mapping is merged into the one that was there."""
+        if isinstance(value, Mapping) and value:
+            for name, child in value.items():
+                self.set(f"{key}{NESTED}{name}" if key else str(name), child, source)
+            return
+        below = [other for other in self.by_key if other.startswith(key + NESTED)]
+        if value == {} and below:  # merged into the mapping that was there, it changes nothing
+            return
+        for other in below:
+            del self.by_key[other]
+        has_interpolation = isinstance(value, str) and "${" in value
+        self.by_key[key] = f"{source}: {value}" if has_interpolation else source
+
+
+def find_sources(composer: Composer, overrides: list[str]) -> Sources:
+    """Returns the sources of all values that files and overrides set.
+
+    Raises ConfigError for an override with several values, because it makes a sweep.
+    """
+    sources = Sources({})
+    parsed = composer.parse(composer.prepare(overrides))
+    for override in parsed:
+        if override.is_sweep_override():
+            line = str(override.input_line).lstrip("+")
+            raise ConfigError(f"{line} is a sweep, and this command shows the config of one run: give one value")
+    defaults = composer.loader.compute_defaults_list(composer.config_name, composer.prepare(overrides), RunMode.RUN)
+    for default in defaults.defaults:
+        package = str(default.package or "")
+        if default.config_path is None or package.split(NESTED)[0] == "hydra":
+            continue
+        loaded = composer.loader.repository.load_config(default.config_path)
+        if loaded is None:
+            continue
+        folder = Path(str(loaded.path).removeprefix("file://"))
+        place = Path("conf") if loaded.provider == "main" else folder
+        content = OmegaConf.to_container(loaded.config, resolve=False)
+        assert isinstance(content, dict)
+        kept = {name: value for name, value in content.items() if name not in ("defaults", "hydra")}
+        if kept:
+            sources.set(package, kept, str(place / f"{default.config_path}.yaml"))
+    typed = {line.lstrip("+~").partition("=")[0] for line in overrides}
+    for override in parsed:
+        key = override.key_or_group
+        if not composer.choices(key) and key.split(NESTED)[0] != "hydra" and not override.is_delete():
+            source = OVERRIDE if key in typed else "cleared by another key of the budget"
+            sources.set(key, override.value(), source)
+    return sources
+
+
+def note_changes(sources: Sources, composed: Json, completed: Json, source: str) -> None:
+    """Notes `source` for every value that differs between the composed and the completed config.
+
+    An overridden value keeps its source: only the way in which it is written has changed.
+    """
+
+    def walk(before: object, after: object, key: str) -> None:
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            for name, value in after.items():
+                walk(before.get(name), value, f"{key}{NESTED}{name}" if key else str(name))
+        elif before != after and sources.of(key) != OVERRIDE:
+            sources.set(key, after, source)
+
+    walk(composed, completed, "")
+
+
+def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:
+    """Yields the lines of a config as YAML, each value with its source as a comment.
+
+    Arguments that no file and no override sets follow with the default of their class.
+    """
+    yield from _lines(config, sources, "", 0)
+
+
+def _lines(node: Config, sources: Sources, path: str, depth: int) -> Iterator[str]:
+    for name, value in node.items():
+        key = f"{path}{NESTED}{name}" if path else str(name)
+        start = f"{'  ' * depth}{name}:"
+        if isinstance(value, Mapping) and value:
+            yield start
+            yield from _lines(value, sources, key, depth + 1)
+        else:
+            yield _line(f"{start} {flow(value)}", sources.of(key))
+    for name, text, source in unset_arguments(node, path):
+        yield _line(f"{'  ' * depth}{'# ' * (text == NOT_LITERAL)}{name}: {text}", source)
+
+
+def _line(text: str, source: str) -> str:
+    return f"{text:{COMMENT_COLUMN}}  # {source}"
+
+
+def unset_arguments(node: Config, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yields name, default and source of every argument that a node leaves to the default of its class."""
+    if "_target_" in node:
+        target = str(node["_target_"])
+        for name, parameter in signature(target).parameters.items():
+            if name not in node and name not in SUPPLIED and name not in SPECIAL and not parameter.required:
+                text = flow(parameter.default) if parameter.is_literal else NOT_LITERAL
+                yield name, text, f"default of {target}"
+    plain = PLAIN.get(path)
+    if isinstance(plain, type) and is_dataclass(plain):
+        for field in fields(plain):
+            if field.name not in node and field.default is not MISSING:
+                yield field.name, flow(field.default), f"default of {path}"
+
+
+def flow(value: object) -> str:
+    """Returns a value as YAML in one line."""
+    plain = OmegaConf.to_container(value) if isinstance(value, DictConfig) else value
+    if isinstance(plain, tuple):
+        plain = list(plain)
+    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

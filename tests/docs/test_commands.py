@@ -1,0 +1,88 @@
+"""Every command in a ```bash block of a page works: each page's blocks run in a folder of their own.
+
+Commands that train are capped by experiment=smoke. A command ends with 0, or with the code of a comment `# exit 3`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
+EXPECTED = re.compile(r"^(?P<command>(?:kleiber|python) [^\n]*?)\s*# exit (?P<code>\d+)$", re.MULTILINE)
+PROLOGUE = """
+set -eu
+smoke() {  # trains as the page says, but twenty steps at most
+    local words=() chosen=smoke word
+    for word in "$@"; do
+        case "$word" in
+            experiment=*) word="${word#experiment=}"; word="${word#[}"; chosen="${word%]},smoke" ;;
+            *) words+=("$word") ;;
+        esac
+    done
+    command kleiber train "${words[@]}" "experiment=[$chosen]"
+}
+kleiber() { if [ "$1" = train ]; then shift; smoke "$@"; else command kleiber "$@"; fi; }
+python() { if [ "$1" = train.py ]; then shift; smoke "$@"; else command python "$@"; fi; }
+ends_with() {
+    local expected=$1 code=0; shift
+    "$@" || code=$?
+    [ "$code" = "$expected" ] || { echo "exit code $code, not $expected: $*" >&2; exit 99; }
+}
+set -x
+"""
+
+
+def script(page: str) -> str:
+    """The commands of all bash blocks of a page as one script."""
+    commands = "\n".join(BLOCK.findall(page))
+    return PROLOGUE + EXPECTED.sub(r"ends_with \g<code> \g<command>", commands)
+
+
+def run(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a script of bash in a folder, with kleiber of this checkout in front of the path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KLEIBER_", "PYTEST_"))}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY / "src"),
+        "KLEIBER_CACHE": str(folder.parent / "cache"),
+        "WANDB_MODE": "offline",
+    }
+    return subprocess.run(
+        ["bash", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3000
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_the_commands_of_a_page_work(path, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / path.relative_to(DOCS).with_suffix("")
+    folder.mkdir(parents=True)
+    (folder / "multirun").mkdir()
+    for name in ("golden", "results"):  # what a reader of the repository has
+        (folder / "multirun" / name).symlink_to(REPOSITORY / "multirun" / name)
+    done = run(script(path.read_text(encoding="utf-8")), folder)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_a_script_expects_the_code_of_the_comment():
+    page = "```bash\nkleiber train a=1   # exit 2\nkleiber runs x # a table\n```\n```text\nkleiber no\n```"
+    assert script(page).removeprefix(PROLOGUE).splitlines() == [
+        "ends_with 2 kleiber train a=1",
+        "kleiber runs x # a table",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_command_of_another_code_fails(tmp_path):
+    assert run(PROLOGUE + "ends_with 0 python -c 'exit(3)'", tmp_path).returncode == 99
+    assert run(PROLOGUE + "ends_with 3 python -c 'exit(3)'", tmp_path).returncode == 0
+    assert run(PROLOGUE + "python -c 'exit(3)'", tmp_path).returncode == 3

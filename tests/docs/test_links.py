@@ -1,0 +1,68 @@
+"""Links and images of all pages, hand-written and generated, lead to something that is there."""
+
+import posixpath
+import re
+from pathlib import Path
+
+import pytest
+from pages import reference, results
+from small_run import REPOSITORY
+from yaml import safe_load
+
+DOCS = REPOSITORY / "docs"
+LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
+WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}
+SITE = {**WRITTEN, **GENERATED}
+IN_REPOSITORY = [REPOSITORY / "README.md", *REPOSITORY.glob("multirun/*/discussion.md")]
+IN_REPOSITORY += sorted(REPOSITORY.glob("multirun/results/*/discussion.md"))
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links and images of a page, without those to other sites."""
+    return [target for target in LINK.findall(CODE.sub("", text)) if not target.startswith(("http", "mailto:"))]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page."""
+    found = set()
+    for heading in re.findall(r"(?m)^#+ (.*)$", CODE.sub(lambda match: match[0] if "\n" not in match[0] else "", text)):
+        named = re.search(r"\{#([\w-]+)\}", heading)
+        plain = re.sub(r"[^\w\s-]", "", heading).strip().lower()
+        found.add(named[1] if named else re.sub(r"[-\s]+", "-", plain))
+    return found
+
+
+@pytest.mark.parametrize("page", SITE)
+def test_links_of_the_site_lead_to_pages_and_their_headings(page):
+    files = {*SITE, *results.figures(REPOSITORY)}
+    files |= {str(path.relative_to(DOCS)) for path in DOCS.rglob("*") if path.suffix in (".png", ".svg", ".ipynb")}
+    broken = []
+    for target in links(SITE[page]):
+        path, _, fragment = target.partition("#")
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
+        if place not in files or (fragment and fragment not in anchors(SITE[place])):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", IN_REPOSITORY, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_of_files_of_the_repository_lead_to_files(path):
+    targets = [path.parent / target.partition("#")[0] for target in links(path.read_text(encoding="utf-8"))]
+    assert [str(target) for target in targets if not target.exists()] == []
+
+
+def test_there_are_figures_in_the_pages_of_results():
+    shown = {target for page in GENERATED for target in links(GENERATED[page]) if target.endswith(".png")}
+    assert {Path(path).name for path in results.figures(REPOSITORY)} == {Path(path).name for path in shown}
+
+
+def test_every_page_is_in_the_navigation_once():
+    def paths(entries: list) -> list[str]:
+        values = [value for entry in entries for value in (entry.values() if isinstance(entry, dict) else [entry])]
+        return [path for value in values for path in (paths(value) if isinstance(value, list) else [value])]
+
+    config = safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = paths([*config["nav"], *results.navigation(REPOSITORY), *reference.navigation()])
+    assert len(named) == len(set(named)) and {*named} == {*SITE}

@@ -1,0 +1,62 @@
+"""The generated page of a study says what its records say."""
+
+import json
+
+import pytest
+from pages import results, tables
+from recorded_numbers import numbers, rounds_to
+from small_run import REPOSITORY
+
+PAGES = results.pages(REPOSITORY)
+
+
+@pytest.mark.parametrize("study", results.studies(REPOSITORY), ids=lambda study: study.name)
+def test_a_page_has_every_table_verdict_and_parameter_of_its_records(study):
+    page = PAGES[f"results/{study.name}/index.md"]
+    findings = study.findings
+    assert study.question in page and study.answer in page
+    for title, rows in findings["tables"].items():
+        assert (f"### {title}" in page or f'"{title} ({len(rows)} rows)"' in page) == bool(rows)
+    assert all(f"`{verdict['code']}`" in page for verdict in findings["verdicts"])
+    for name, parameter in study.law.get("params", {}).items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        assert rounds_to(numbers(row), f"{abs(parameter['value']):.3g}")
+        assert ("not identified" in row) == (parameter["lo"] is None or parameter["hi"] is None)
+
+
+def test_the_overview_has_a_row_a_study_that_says_whether_its_rows_are_there():
+    overview = results.overview(REPOSITORY)
+    for study in results.studies(REPOSITORY):
+        (row,) = [line for line in overview.splitlines() if f"]({study.name}/index.md)" in line]
+        has_rows = study.name == "golden" or (study.folder / "runs.jsonl.gz").is_file()
+        assert study.answer in row and row.endswith(f"| {'yes' if has_rows else 'no'} |")
+
+
+def test_a_study_whose_number_changes_has_another_page(tmp_path):
+    study = tmp_path / "multirun/results/routers"
+    study.mkdir(parents=True)
+    findings = json.loads((REPOSITORY / "multirun/results/routers/findings.json").read_text())
+    findings["tables"]["Routers"][0]["loss"] = 12.345
+    (study / "findings.json").write_text(json.dumps(findings))
+    (study / "discussion.md").write_text((REPOSITORY / "multirun/results/routers/discussion.md").read_text())
+    assert "12.35" in results.page(results.read_study(study), REPOSITORY)
+    assert "12.35" not in PAGES["results/routers/index.md"]
+
+
+def test_an_interval_stands_behind_its_estimate():
+    row = {"what": "a", "value": -0.5, "seeds": 3, "lo": -0.75, "hi": 0.25, "time": 2.0}
+    assert tables.with_intervals(row) == {"what": "a", "value": "-0.5 [-0.75, 0.25]", "seeds": 3, "time": 2.0}
+    assert tables.with_intervals({"loss": 2.0, "lo": None, "hi": None}) == {"loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(True, "yes"), (3.0, "3"), (1234567.0, "1,234,567"), (0.12345678, "0.1235"), (2.6e11, "2.600e+11"), (None, "")],
+)
+def test_numbers_are_short(value, text):
+    assert tables.cell(value) == text
+
+
+def test_no_cell_can_break_a_table():
+    line = tables.table(["a"], [[tables.cell("x | y\n<script>")]]).splitlines()[-1]
+    assert line == "| x \\| y &lt;script> |"

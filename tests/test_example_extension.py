@@ -1,0 +1,132 @@
+"""The package in examples/extension: each of its classes trains, is opened again, and needs the reader's permission."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clean_environment import Environment
+from small_run import REPOSITORY, TINY
+
+from kleiber.config.compose import Composer
+from kleiber.launch.main import main
+from kleiber.runs.open import open_model
+from kleiber.types.batch import Batch
+
+SOURCE = REPOSITORY / "examples/extension"
+
+
+def test_the_example_is_short():
+    files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".yaml", ".toml", ".md")]
+    assert len(files) > 10 and sum(len(path.read_text().splitlines()) for path in files) <= 300
+
+
+@pytest.fixture
+def mylab(monkeypatch, tmp_path):
+    """The working folder contains the package, and the reader allows it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mylab").symlink_to(SOURCE / "src/mylab")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KLEIBER_EXTENSIONS", "mylab")
+    return tmp_path
+
+
+@pytest.fixture
+def table(tmp_path):
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["number", "text"])
+        rows.writerows([i, f"Row {i} of this table says that {i} + {i} is {2 * i}. " * 4] for i in range(300))
+    return [*(word for word in TINY if not word.startswith("data")), "data=csv", "data.path=table.csv"]
+
+
+def logged(folder: Path) -> dict[str, float]:
+    """The last value of every metric of a run."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {name: value for row in rows for name, value in row.items()}
+
+
+def test_a_model_an_objective_and_data_train_and_open_and_start_a_run_with_a_retention_method(mylab, table):
+    run = [*table, "model=gru", "model.width=16", "objective=smoothed", "objective.smoothing=0.3"]
+    assert main([*run, "root=first"]) == 0
+    (folder,) = Path("first").glob("*/*")
+    values = logged(folder)
+    assert values["train/total"] > values["train/loss"], "smoothing adds to what is trained, not to what is reported"
+    opened = open_model(folder)
+    model, rows = opened.model, torch.randint(0, 200, (2, 12))
+    expected = model(Batch(rows)).hidden
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), rows], 1)
+    real = torch.arange(15).expand(2, 15) >= 3
+    caches = model.new_caches(20)
+    first = model(Batch(padded[:, :9], real[:, :9]), caches).hidden
+    second = model(Batch(padded[:, 9:]), caches).hidden
+    torch.testing.assert_close(torch.cat([first, second], 1)[:, 3:], expected)
+    method = ["retention=sparse", "retention.sparse.strength=1", "optimizer.lr=0.001"]
+    assert main([*run, *method, "init=checkpoint", f"init.path={folder}", "root=later"]) == 0
+    (later,) = Path("later").glob("*/*")
+    start, end = dict(model.named_parameters()), dict(open_model(later).model.named_parameters())
+    unchanged = [float((end[name] == start[name]).float().mean()) for name in start]
+    assert max(unchanged) > 0.5 and min(unchanged) < 1
+
+
+def test_a_router_and_a_callback_act_in_a_mixture(mylab, launch):
+    folder = launch("model=moe", "model/router=tempered", "callbacks=weight_norm", "callbacks.weight_norm.every=1")
+    assert logged(folder)["train/weight_norm"] > 0
+    router = open_model(folder).model.blocks[0].mlp.router
+    assert type(router).__name__ == "Tempered" and router.temperature == 2.0
+
+
+def test_the_study_is_planned_and_its_arms_are_those_of_the_file(mylab):
+    config = Composer().compose(["study=smoothing", "hydra.mode=MULTIRUN"])
+    assert config.design.arms == {"plain": {}, "smoothed": {"objective": "smoothed"}}
+
+
+def test_a_run_of_the_example_is_refused_to_a_reader_who_does_not_allow_it(mylab, launch, monkeypatch, capsys):
+    folder = launch("model=gru", "model.width=16", "callbacks=weight_norm")
+    monkeypatch.delenv("KLEIBER_EXTENSIONS")
+    with pytest.raises(ValueError, match=r"config\.yaml: model: _target_ mylab\.model\.GRU .*KLEIBER_EXTENSIONS=mylab"):
+        open_model(folder)
+    assert main([*TINY, "init=checkpoint", f"init.path={folder}", "root=again"]) == 2
+    assert "KLEIBER_EXTENSIONS=mylab" in capsys.readouterr().err and not (mylab / "again").exists()
+
+
+SMOKE = ["experiment=smoke", "logger=csv", "model=gru", "objective=smoothed"]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_installed_it_trains_sweeps_uses_two_ranks_and_opens_and_is_refused_where_it_is_not_installed(tmp_path):
+    """The entry point allows the installed package; a reader without the package refuses its run by name."""
+    both = Environment(tmp_path / "both", REPOSITORY, SOURCE)
+    alone = Environment(tmp_path / "alone", REPOSITORY)
+    work = tmp_path / "work"
+    work.mkdir()
+    assert "tempered" in both.run("kleiber", "train", "--help", cwd=work)
+    both.run("kleiber", "train", *SMOKE, cwd=work)
+    (folder,) = work.glob("multirun/runs/*")
+    both.run("kleiber", "train", "-m", *SMOKE, "seed=0,1", "name=sweep", cwd=work)
+    assert len([*work.glob("multirun/sweep/*/summary.json")]) == 2
+    both.run("kleiber", "train", *SMOKE, "trainer=ddp", "trainer.devices=2", "name=ranks", cwd=work)
+    losses = [json.loads(file.read_text())["stages"][0]["metrics"]["val/builtin/docs/loss"]
+              for file in (folder / "summary.json", *work.glob("multirun/ranks/*/summary.json"))]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "loss" in both.run("kleiber", "eval", folder, "--evals", "perplexity", cwd=work)
+    both.run("kleiber", "generate", folder, "--prompt", "a", "--tokens", "4", cwd=work)
+    for command in (["eval", folder, "--evals", "perplexity"], ["generate", folder, "--prompt", "a"]):
+        assert "KLEIBER_EXTENSIONS=mylab" in alone.run("kleiber", *command, cwd=work, code=2)
+    assert "model=gru" in alone.run("kleiber", "train", *SMOKE, cwd=work, code=2)
+    beside = SOURCE / "src"
+    alone.run("kleiber", "generate", folder, "--prompt", "a", "--tokens", "4", cwd=beside, KLEIBER_EXTENSIONS="mylab")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_sweep_and_two_ranks_find_a_package_that_lies_in_the_working_folder(tmp_path):
+    alone, work = Environment(tmp_path / "alone", REPOSITORY), tmp_path / "work"
+    (work / "mylab").parent.mkdir()
+    (work / "mylab").symlink_to(SOURCE / "src/mylab")
+    for words in (["-m", "seed=0,1", "name=sweep"], ["trainer=ddp", "trainer.devices=2", "name=ranks"]):
+        alone.run("kleiber", "train", *SMOKE, *words, cwd=work, KLEIBER_EXTENSIONS="mylab")
+    assert len([*work.glob("multirun/*/*/summary.json")]) == 3
