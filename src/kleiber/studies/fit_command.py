@@ -111,14 +111,13 @@ def fit(
     try:
         pages = import_page_module("law_report") if report else None
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        columns = parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
-        rows = select_rows(source, columns, where or (), form, sigma)
+        columns = {"N": params, "D": data, "L": loss, "C": compute}
+        rows = select_rows(source, parse_map(map, columns), where or (), form, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
             cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
-            max_decades=float("inf") if force else max_decades,
             backtest=None if backtest is None else parse_numbers(backtest, "--backtest"),
-            predict=[parse_point(text) for text in predict or ()],
+            predict=[parse_point(text) for text in predict or ()], max_decades=float("inf") if force else max_decades,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
         analysis.check_options(form, options, delta)
@@ -132,8 +131,7 @@ def fit(
     if pages is not None:
         pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
         typer.echo(f"report: {report}")
-    if not all(fitted.accepted for fitted in laws.values()):
-        raise typer.Exit(ExitCode.UNDECIDED)
+    raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
 def predict(
