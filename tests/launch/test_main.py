@@ -167,6 +167,9 @@ def test_under_torchrun_the_number_of_processes_sets_the_devices(trainer, monkey
     assert "trainer=ddp" in capsys.readouterr().err
     assert main(["trainer=ddp"]) == 0
     assert trainer.calls[0][0].trainer.devices == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert main(["trainer=ddp", "seed=1"]) == 2
+    assert "3 of 2 processes" in capsys.readouterr().err
 
 
 def test_other_ranks_write_nothing_into_the_folder(trainer, monkeypatch):

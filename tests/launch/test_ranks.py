@@ -26,6 +26,44 @@ def test_a_rank_is_a_process_that_torchrun_or_slurm_started(monkeypatch):
     assert ranks.started_as_rank() and ranks.rank() == 3
 
 
+STEP = {
+    "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "32", "SLURM_STEP_TASKS_PER_NODE": "8(x4)",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12]", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+}  # fmt: skip
+
+
+def test_a_task_of_srun_gets_the_variables_of_torchrun(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert ranks.started_as_rank() and ranks.rank() == 9
+    expected = {"LOCAL_RANK": "1", "GROUP_RANK": "1", "WORLD_SIZE": "32", "LOCAL_WORLD_SIZE": "8"}
+    assert expected.items() <= os.environ.items() and os.environ["MASTER_ADDR"] == "gpu07"
+    other = ranks.slurm_variables({**STEP, "SLURM_PROCID": "31", "MASTER_ADDR": "10.0.0.1"})
+    assert other["MASTER_PORT"] == os.environ["MASTER_PORT"] and 10_000 <= int(other["MASTER_PORT"]) < 30_000
+    assert other["MASTER_ADDR"] == "10.0.0.1"
+    assert ranks.slurm_variables({**STEP, "SLURM_STEP_ID": "3"})["MASTER_PORT"] != other["MASTER_PORT"]
+
+
+@pytest.mark.parametrize(("nodes", "first"), [("a1", "a1"), ("a1,b2", "a1"), ("n-[3,5-6]", "n-3"), ("c[01-04]", "c01")])
+def test_rank_0_is_on_the_first_node(nodes, first):
+    assert ranks.slurm_variables({**STEP, "SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
+
+
+def test_nodes_with_different_numbers_of_tasks_are_refused():
+    with pytest.raises(ConfigError, match="--ntasks-per-node"):
+        ranks.slurm_variables({**STEP, "SLURM_STEP_TASKS_PER_NODE": "8(x3),4"})
+
+
+@pytest.mark.parametrize("tasks", [{}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_a_batch_script_and_a_step_of_one_task_are_no_ranks(monkeypatch, tasks):
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "32", **tasks}.items():
+        monkeypatch.setenv(name, value)
+    assert not ranks.started_as_rank()
+
+
 def test_the_exit_code_is_that_of_the_rank_that_failed_first(monkeypatch, tmp_path, capsys):
     assert ranks.first_failure(tmp_path, 2) is None
     monkeypatch.setenv(ranks.FAILURES, str(tmp_path))

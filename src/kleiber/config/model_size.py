@@ -185,7 +185,8 @@ def training_memory(config: Config) -> float:
     layers = 1 if argument(trainer, "checkpoint_activations") else argument(model, "depth")
     row = 4.0 * ROW_VALUES * argument(model, "context") * shape.width * layers
     each = 4.0 * copies * shape.total + row * (1 if micro == "auto" else micro)
-    return each * argument(trainer, "devices") + token_ids
+    ranks_here = min(argument(trainer, "devices"), int(os.environ.get("LOCAL_WORLD_SIZE", 10**6)))  # of several nodes
+    return each * ranks_here + token_ids
 
 
 def size_keys(config: Config) -> str:

@@ -23,6 +23,7 @@ from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
+from kleiber.records.closing_table import closing_table, next_commands
 from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
@@ -149,19 +150,25 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
     code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
     if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
         folder.discard_unstarted(where)
+    if code == ExitCode.DONE:
+        print("\n".join(next_commands(where, overrides)), file=sys.stderr)
     return Trained(code, where)
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:
-    """Sets trainer.devices to the number of processes that torchrun started.
+    """Sets trainer.devices to the number of processes that torchrun or srun started, on all nodes together.
 
-    Raises ConfigError when the command line sets another number.
+    Raises ConfigError when the command line sets another number, and for nodes with different numbers of processes.
     """
     world = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world % here:
+        raise ConfigError(f"{here} of {world} processes run on this node: every node must have the same number of them")
     devices = config["trainer"].get("devices", 1)
     if devices != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
         raise ConfigError(
-            f"trainer.devices={devices} must be {world}, the number of processes of torchrun: remove trainer.devices"
+            f"trainer.devices={devices} must be {world}, the number of processes that torchrun or srun started: remove "
+            "trainer.devices"
         )
     config["trainer"]["devices"] = world
 
@@ -189,17 +196,15 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
         folder.set_aside(where)
     elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
-            print_finished(where, config)
+            print_finished(where, config, overrides)
         return where, True
     if ranks.rank() == 0:
         folder.write_config(where, config, overrides)
     return where, False
 
 
-def print_finished(where: Path, config: Config) -> None:
+def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
-    from kleiber.records.closing_table import closing_table
-
     print(f"{where} is finished already; set resume=never to train it again")
     summary = read_summary(where) or {}
     recorded = summary.get("inputs")
@@ -208,6 +213,7 @@ def print_finished(where: Path, config: Config) -> None:
         if changes:
             print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
     closing_table(where)
+    print("\n".join(next_commands(where, overrides)), file=sys.stderr)
 
 
 def describe_changes(config: Config, recorded: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ parent process has checked and written, so the config is not composed twice, and
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -34,8 +35,10 @@ from kleiber.config.errors import (
 from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
+from kleiber.records.progress import DISPLAY, activity
 from kleiber.types import Config
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors and movements of the cursor in a terminal
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
@@ -46,10 +49,10 @@ class Tee:
         self.stream, self.copy = stream, copy
 
     def write(self, text: str) -> int:
-        """Writes the text; in the copy every state of a progress line becomes a line."""
-        self.copy.write(text.replace("\r", "\n"))
+        """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
+        self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
         self.copy.flush()
-        return self.stream.write(text)
+        return DISPLAY.write(self.stream, text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -65,10 +68,12 @@ def copy_output(folder: Path) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     with open(path, "a") as copy:
         sys.stdout, sys.stderr = Tee(sys.stdout, copy), Tee(sys.stderr, copy)  # type: ignore[assignment]
+        DISPLAY.copy = copy
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
+            DISPLAY.copy = None
 
 
 @contextmanager
@@ -134,8 +139,9 @@ def raise_preempted(name: str) -> None:
 def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     from kleiber.training.lightning import import_lightning
 
-    import_lightning()
-    from kleiber.runs.run import train
+    with activity("loading PyTorch and Lightning"):
+        import_lightning()
+        from kleiber.runs.run import train
 
     return train(OmegaConf.create(dict(config)), folder, list(overrides))
 

@@ -11,12 +11,13 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 
@@ -37,11 +38,13 @@ def rank() -> int:
 
 
 def started_as_rank() -> bool:
-    """Whether torchrun or SLURM started this process as a rank.
+    """Whether torchrun or SLURM's srun started this process as a rank; then its rank variables are set.
 
     Raises ConfigError when rank variables are set but not by torchrun or SLURM, because this process would then wait
-    for other ranks that do not exist.
+    for other ranks that do not exist, and for nodes with different numbers of processes.
     """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ |= slurm_variables(os.environ)
     variables = [name for name in RANK_VARIABLES if name in os.environ]
     supported = any(name in os.environ for name in LAUNCHERS)
     if variables and not supported:
@@ -51,6 +54,34 @@ def started_as_rank() -> bool:
             f"unset {' '.join(variables)}"
         )
     return supported and "RANK" in os.environ
+
+
+def slurm_variables(step: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that torchrun would set in this task of a step of SLURM: its rank, and where rank 0 is.
+
+    step  variables that srun sets; a MASTER_ADDR or MASTER_PORT among them takes precedence
+
+    Raises ConfigError for nodes with different numbers of tasks.
+    """
+    here, _, others = step["SLURM_STEP_TASKS_PER_NODE"].partition(",")
+    if others:
+        raise ConfigError(
+            f"srun starts {step['SLURM_STEP_TASKS_PER_NODE']} tasks on the nodes: set --ntasks-per-node, so that every "
+            "node has the same number of them"
+        )
+    job, number = int(step["SLURM_JOB_ID"]), int(step["SLURM_STEP_ID"])
+    nodes = re.match(r"([^,\[]+)(?:\[(\w+))?", step["SLURM_STEP_NODELIST"])  # node[07-09] begins with node07
+    assert nodes is not None
+    return {
+        "RANK": step["SLURM_PROCID"],
+        "LOCAL_RANK": step["SLURM_LOCALID"],
+        "GROUP_RANK": step["SLURM_NODEID"],
+        "WORLD_SIZE": step["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_WORLD_SIZE": here.partition("(")[0],
+        "MASTER_ADDR": step.get("MASTER_ADDR", f"{nodes[1]}{nodes[2] or ''}"),
+        "MASTER_PORT": step.get("MASTER_PORT", str(10_000 + (101 * job + number) % 20_000)),
+        "TORCHELASTIC_RUN_ID": f"slurm-{job}.{number}",
+    }
 
 
 def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:

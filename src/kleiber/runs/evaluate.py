@@ -21,6 +21,7 @@ from kleiber.config.stages import quantity
 from kleiber.evals import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import write_json
+from kleiber.records.progress import activity
 from kleiber.records.summary_file import read_summary
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -86,8 +87,8 @@ def run_evaluations(
     results: Json = {}
     for name in names:
         module = importlib.import_module(f"kleiber.evals.{name}")
-        print(f"{name} ...", file=sys.stderr)
-        results[name] = module.evaluate(subject)
+        with activity(f"evaluation {name}"):
+            results[name] = module.evaluate(subject)
         home = subject.folder / "evals" if subject.folder else json.parent if json else None
         if home is not None:
             home.mkdir(exist_ok=True)

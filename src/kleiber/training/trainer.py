@@ -5,8 +5,8 @@ The launcher starts the processes of the ranks; a trainer only reads their numbe
 PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state. Each block is a unit of sharding, and
 the rest of the model is another, whose weights stay gathered from the forward pass to the end of the backward pass,
 because objectives read the output layer outside of the model's forward pass. While a model is scored, generates or is
-saved, every rank holds all of its weights (`sharding.full_parameters`). `config.cross_checks` refuses the options that
-cannot be combined with FSDP.
+saved, every rank holds all of its weights (`sharding.full_parameters`). `config.cross_checks` refuses what cannot be
+combined with FSDP.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class Local:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
+    def num_nodes(self) -> int:
+        """Number of machines, which have equal numbers of ranks."""
+        return max(1, self.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights, set before a checkpoint is loaded, so that loading rounds nothing."""
         return torch.float64 if str(self.precision) == "64" else torch.float32
@@ -135,8 +140,8 @@ class Local:
         plugin = self.precision_plugin()
         return pl.Trainer(
             accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=1,
+            devices=self.devices // self.num_nodes,
+            num_nodes=self.num_nodes,
             strategy=self.strategy(),
             precision=PRECISIONS[str(self.precision)] if plugin is None else None,
             plugins=plugin,
@@ -154,6 +159,7 @@ class Local:
 class DDP(Local):
     """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs.
 
+    devices       number of devices, and so of processes, on all nodes together
     rank_timeout  seconds that a rank waits for another one before the run ends as failed
     """
 
@@ -161,7 +167,12 @@ class DDP(Local):
     rank_timeout: Annotated[float, Gt(0), Le(10**7)] = 600.0
 
     def _check_devices(self) -> None:
-        """Any number of devices will do."""
+        here, visible = self.devices // self.num_nodes, torch.cuda.device_count()
+        if self.accelerator == "gpu" and here > visible:
+            raise ValueError(
+                f"trainer.devices={self.devices} needs {here} GPUs on this node, and {visible} are visible: set fewer, "
+                "or let every task of srun see all of them (--gpu-bind=none)"
+            )
 
     def strategy(self) -> Strategy | str:
         """Lightning's strategy: DDP, or the one of a single device."""
@@ -240,9 +251,8 @@ class Sharded(ModelParallelStrategy):
 class FSDP(DDP):
     """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
-    Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
-    on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
-    Zhao et al. 2023, arXiv:2304.11277.
+    Every rank holds all weights before they are sharded and while the model is scored or saved, so they must fit on a
+    device. Checkpoints have the format of the other trainers. Zhao et al. 2023, arXiv:2304.11277.
     """
 
     def __post_init__(self) -> None:
@@ -253,6 +263,7 @@ class FSDP(DDP):
     def _check_devices(self) -> None:
         if self.devices < 2:
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
+        super()._check_devices()
 
     def strategy(self) -> Strategy | str:
         return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
@@ -271,10 +282,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 @cache
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s for the MFU: measured once by an fp32 matrix product on a CPU, from the data sheet on a GPU.
-
-    None for a GPU that is not in the table.
-    """
+    """Peak FLOP/s for the MFU: measured by an fp32 product on a CPU, that of a GPU's data sheet; None for others."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
