@@ -92,9 +92,7 @@ class Composer:
             raise ConfigError(explain(error)) from error
         missing = [source.path for source in repository.get_sources() if not source.available()]
         if missing:
-            raise ConfigError(
-                f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://my_conf]"
-            )
+            raise ConfigError(f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://conf]")
         self.repository, self._choices = repository, {}
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
