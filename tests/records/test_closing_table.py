@@ -1,8 +1,11 @@
 """The table at the end of a run: units of scores, rows of a stage, the cost of a tree, and the matrix of scores."""
 
-import pytest
+import shlex
 
-from kleiber.records.closing_table import matrix_table, scores_by_domain, stage_rows, tree_costs
+import pytest
+from fake_run import fake_run
+
+from kleiber.records.closing_table import matrix_table, next_commands, scores_by_domain, stage_rows, tree_costs
 
 PARAMS = {"total": 1000, "active": 500, "non_embedding": 400, "trainable": 1000}
 
@@ -55,3 +58,16 @@ def test_the_matrix_has_a_column_per_task_and_names_a_shared_metric_once():
     assert [list(column.cells) for column in table.columns] == [["start", "one"], ["5.0000", "2.0000"], ["", "3.0000"]]
     mixed = matrix_table({**matrix, "metric": {"docs": "val/docs/loss", "code": "val/code/accuracy"}})
     assert [column.header for column in mixed.columns] == ["stage", "docs/loss", "code/accuracy"]
+
+
+def test_the_next_commands_fit_the_run(tmp_path):
+    fake_run(tmp_path, [{"lr": 0.02}])
+    commands = [shlex.split(line, comments=True) for line in next_commands(tmp_path, ["model=moe", "optimizer.lr=1"])]
+    names = {"plot", "runs", "train"}
+    assert [words[next(i for i, word in enumerate(words) if word in names) :] for words in commands[1:]] == [
+        ["plot", str(tmp_path)],
+        ["runs", str(tmp_path.parent)],
+        ["train", "-m", "model=moe", "optimizer.lr=0.01,0.02,0.04", "name=rates"],
+    ]
+    (tmp_path / "samples.txt").touch()
+    assert any("generate" in line for line in next_commands(tmp_path, [])), "of a model that can generate"

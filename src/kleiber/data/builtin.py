@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Literal
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import SPLITS, Document, Source, SourceText, limit_bytes
 from kleiber.data.splits import split_by_group
+from kleiber.records.progress import activity
 from kleiber.types import Json, VocabSize
 
 if TYPE_CHECKING:  # a worker starts without torch, which they import
@@ -245,13 +246,14 @@ def read_docstrings(paths: list[str], workers: int) -> Iterator[list[str]]:
         return
     pool = [_start_worker(paths[k::workers]) for k in range(workers)]
     try:
-        for i, path in enumerate(paths):
-            output = pool[i % workers].stdout
-            assert output is not None
-            line = output.readline()
-            if not line:
-                raise RuntimeError(f"the process that reads docstrings died at {path}")
-            yield json.loads(line)
+        with activity("reading docstrings of Python packages", len(paths), "files") as work:
+            for i, path in enumerate(work.track(paths)):
+                output = pool[i % workers].stdout
+                assert output is not None
+                line = output.readline()
+                if not line:
+                    raise RuntimeError(f"the process that reads docstrings died at {path}")
+                yield json.loads(line)
     finally:
         for worker in pool:
             worker.kill()

@@ -29,6 +29,7 @@ import xxhash
 from kleiber.config.errors import NO_SPACE, ConfigError
 from kleiber.records.files import DamagedFile, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
+from kleiber.records.progress import activity
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
     def waiting() -> None:
         log.info("waiting for another process that prepares the same data (%s)", folder.name)
 
-    with wait_for_lock(root / f".{folder.name}.lock", waiting):
+    with activity(f"preparing {name}"), wait_for_lock(root / f".{folder.name}.lock", waiting):
         manifest = _verified_manifest(folder, identity)  # another process may have built it while this one waited
         if manifest is None:
             _build(folder, identity, build)

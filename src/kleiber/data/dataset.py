@@ -20,6 +20,7 @@ from kleiber.config import hub
 from kleiber.data.cache import SCRATCH, is_full_disk
 from kleiber.data.read_errors import defect, open_bytes, root_cause, unwanted_content
 from kleiber.records.locks import scratch_folder
+from kleiber.records.progress import activity
 from kleiber.types import Row
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
     datasets.logging.set_verbosity(logging.CRITICAL)  # an error that it logs is raised as well
     try:
         with scratch_folder(SCRATCH, root) as scratch:
-            tables, config = _load(location, config, None if location.local is None else str(scratch))
+            with activity(f"loading {location.name}"):
+                tables, config = _load(location, config, None if location.local is None else str(scratch))
             try:
                 yield standard_splits(tables, location.name), config
             except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
@@ -189,9 +191,11 @@ def rows(table: Dataset) -> Iterator[Row]:
 
 def row_batches(table: Dataset, size: int = 1000) -> Iterator[list[Row]]:
     """Yields the rows of a table in lists of at most `size`."""
-    for batch in table.iter(batch_size=size):
-        assert isinstance(batch, dict)
-        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    with activity("reading rows", len(table), "rows") as work:
+        for batch in table.iter(batch_size=size):
+            assert isinstance(batch, dict)
+            yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            work.done += len(next(iter(batch.values())))
 
 
 def table_name(location: Location, config: str | None) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import Int, Integer
 from kleiber.config import hub
 from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, token_to_bytes
 from kleiber.records.files import read_json
+from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.tokenizer import Separator, Tokenizer
 
@@ -137,8 +138,9 @@ def _download(name: str) -> Path:
 
     online = hub.reachable()
     try:
-        hf_hub_download(name, CONFIG, local_files_only=not online)
-        return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
+        with activity(f"loading the tokenizer {name} from the hub"):
+            hf_hub_download(name, CONFIG, local_files_only=not online)
+            return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
     except Exception as error:  # many kinds, of several libraries
         if online:
             raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error

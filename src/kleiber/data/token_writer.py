@@ -20,6 +20,7 @@ from jaxtyping import Integer
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.cache import Document, chunks, fast_hash, journal_of
+from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -48,9 +49,11 @@ def write_tokens(path: Path, documents: Iterable[Document], tokenizer: Tokenizer
         writer = TokenWriter(file, tokenizer, dtype)
         batches = _batches(documents)
         writer.resume(path, journal, batches)
-        for batch in batches:
-            writer.write(batch)
-            writer.record(journal)
+        with activity(f"encoding the {path.stem} text with tokenizer {tokenizer.name}", unit="bytes") as work:
+            for batch in batches:
+                writer.write(batch)
+                writer.record(journal)
+                work.done = writer.counts.bytes
         writer.finish()
     return asdict(writer.counts)
 

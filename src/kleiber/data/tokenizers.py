@@ -23,6 +23,7 @@ from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
 from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -123,7 +124,8 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
 
     def build(folder: Path) -> Json:
         log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
-        tokenizer = _train(_text(sources, root), vocab_size)
+        with activity(f"training a BPE vocabulary of {vocab_size:,}: reading text", unit="characters") as work:
+            tokenizer = _train(_counted(_text(sources, root), work), vocab_size)
         (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         return {"tokens": tokenizer.get_vocab_size()}
 
@@ -149,6 +151,12 @@ def _train(text: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
     )
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
+
+
+def _counted(text: Iterator[str], work: Activity) -> Iterator[str]:
+    """Yields the text and counts its characters; what follows its end is the search for merges."""
+    yield from work.track(text, len)
+    work.label = work.label.replace("reading text", "merging pairs")
 
 
 def _text(sources: list[Source], root: Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from kleiber.data.batches import evaluation_batches
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
+from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Task
@@ -63,7 +64,8 @@ def evaluate(subject: Subject) -> Json:
     for domain in subject.domains:
         held_out = subject.corpus.validation[domain].first(subject.tokens)
         batches = subject.batches(domain, subject.tokens)
-        sums = held_out_loss(subject.model, subject.objective, batches, subject.device)
+        with activity(f"scoring {domain}", len(held_out), "samples") as work:
+            sums = held_out_loss(subject.model, subject.objective, work.track(batches, len), subject.device)
         loss = sums.means()["ce"].item()
         results[domain] = {"tokens": held_out.num_tokens, "loss": loss}
         size = bytes_per_target(subject.objective, held_out)
@@ -118,9 +120,10 @@ def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime:
     rank, world_size = runtime.share(held_out)
     device = next(model.parameters()).device
     scorer = task.objective.scorer()
-    with runtime.precision(device):
+    samples = -(-len(held_out) // world_size)
+    with runtime.precision(device), activity(f"scoring {task.name}", samples, "samples") as work:
         batches = evaluation_batches(held_out, rows, None, rank, world_size)
-        sums = held_out_loss(model, scorer.add, batches, device)
+        sums = held_out_loss(model, scorer.add, work.track(batches, len), device)
     if world_size > 1:
         sums.reduce()
     metrics = {"loss": sums.means()["ce"].item()}

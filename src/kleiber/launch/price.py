@@ -31,6 +31,7 @@ import numpy as np
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records import folder
 from kleiber.records.files import write_json
+from kleiber.records.progress import activity
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
@@ -181,10 +182,11 @@ def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: b
     """
     request = {"runs": {str(folder): dict(config) for folder, config in runs.items()}, "describe": describe}
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", "kleiber.launch.price_estimate"], text=True,
-        input=json.dumps({**request, "asked": time.time()}), capture_output=True, env={**os.environ, **limits},
-    )  # fmt: skip
+    with activity(f"estimating the cost of {len(runs)} run{'s' if len(runs) > 1 else ''}"):
+        done = subprocess.run(
+            [sys.executable, "-m", "kleiber.launch.price_estimate"], text=True,
+            input=json.dumps({**request, "asked": time.time()}), capture_output=True, env={**os.environ, **limits},
+        )  # fmt: skip
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("kleiber: ")
         raise ConfigError(error if done.returncode == ExitCode.BAD_INPUT else f"dry_run failed with an error: {error}")

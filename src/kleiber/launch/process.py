@@ -7,6 +7,7 @@ parent process has checked and written, so the config is not composed twice, and
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 from omegaconf import OmegaConf
@@ -33,8 +35,10 @@ from kleiber.config.errors import (
 from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
+from kleiber.records.progress import DISPLAY, activity
 from kleiber.types import Config
 
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors and movements of the cursor in a terminal
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
@@ -45,10 +49,10 @@ class Tee:
         self.stream, self.copy = stream, copy
 
     def write(self, text: str) -> int:
-        """Writes the text; in the copy every state of a progress line becomes a line."""
-        self.copy.write(text.replace("\r", "\n"))
+        """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
+        self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
         self.copy.flush()
-        return self.stream.write(text)
+        return DISPLAY.write(self.stream, text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
@@ -64,10 +68,25 @@ def copy_output(folder: Path) -> Iterator[None]:
     before = sys.stdout, sys.stderr
     with open(path, "a") as copy:
         sys.stdout, sys.stderr = Tee(sys.stdout, copy), Tee(sys.stderr, copy)  # type: ignore[assignment]
+        DISPLAY.copy = copy
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
+            DISPLAY.copy = None
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Context in which a process that starts does not import the script of this one again.
+
+    A cell needs nothing of it, and a script that starts a sweep at its top level would start another one in each cell.
+    """
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
@@ -120,8 +139,9 @@ def raise_preempted(name: str) -> None:
 def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     from kleiber.training.lightning import import_lightning
 
-    import_lightning()
-    from kleiber.runs.run import train
+    with activity("loading PyTorch and Lightning"):
+        import_lightning()
+        from kleiber.runs.run import train
 
     return train(OmegaConf.create(dict(config)), folder, list(overrides))
 

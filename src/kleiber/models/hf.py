@@ -20,6 +20,7 @@ from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configur
 from kleiber.models.hf_pretrained import HFHead, NoHead, check_finite, find_head, reads_ahead
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
+from kleiber.records.progress import activity
 from kleiber.types import Context, Depth, Json, VocabSize
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import DecodingCache, Model
@@ -261,7 +262,8 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
         return model, []
     options: Json = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
     try:
-        model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
+        with activity(f"loading the weights of {path}"):
+            model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
     except Exception as error:  # of several types, by transformers and safetensors
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.path={path} cannot be loaded: {reason}") from None

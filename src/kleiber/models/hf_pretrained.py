@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.models.hf_config import PreTrainedModel, read_config, setting
+from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.model import Head
 
@@ -41,7 +42,8 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32, allow_nonfinit
     kind: PreTrainedModel = AutoModelForCausalLM
     options: Json = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
-        twin, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        with activity(f"loading the weights in {folder}"):
+            twin, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # of several types, by validators of transformers
         raise ValueError(f"the weights in {folder} cannot be read: {error}; download the model again") from None
     tied = {"lm_head.weight"} if twin.config.tie_word_embeddings else set()

@@ -1,7 +1,11 @@
-"""The table that is printed at the end of a run: losses, cost, speed and files, read from the run's folder."""
+"""What is printed at the end of a run: a table of losses, cost, speed and files, and commands to go on with."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,3 +149,40 @@ def tree_costs(stages: Sequence[Row]) -> tuple[float, float]:
         tree += stage["flops"]["executed"] - shared
     parents = {stage["parent"] for stage in stages}
     return tree, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)
+
+
+def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
+    """Returns what can be done next with a finished run, a command a line, each with what it does.
+
+    overrides  the command line of the run
+    """
+    place, lr = str(run), ((read_summary(run) or {}).get("stages") or [{}])[-1].get("lr") or 0.01
+    kept = [text for text in overrides if not text.lstrip("+").startswith(("optimizer.lr=", "name="))]
+    rates = ",".join(f"{lr * factor:.3g}" for factor in (0.5, 1, 2))
+    hints = [
+        (["plot", place], "draw its curves"),
+        (["runs", str(run.parent)], "list the runs beside it"),
+        (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three learning rates"),
+    ]
+    if (run / "samples.txt").is_file():
+        hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))
+    lines = [(command(words), text) for words, text in hints]
+    width = max(len(words) for words, _ in lines)
+    return ["next:", *(f"  {words:<{width}}  # {text}" for words, text in lines)]
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Returns a command of kleiber as a shell takes it, with the program of this environment."""
+    installed = Path(sys.executable).parent / "kleiber"
+    if shutil.which("kleiber") == str(installed):
+        program = ["kleiber"]
+    elif installed.is_file():
+        program = [shorten(installed)]
+    else:
+        program = [shorten(Path(sys.executable)), "-m", "kleiber"]
+    return shlex.join([*program, *arguments])
+
+
+def shorten(path: Path) -> str:
+    """Returns a path relative to the working folder, if it is in there."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -19,6 +19,7 @@ from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
+from kleiber.records.progress import Activity, activity
 from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
@@ -96,21 +97,22 @@ def activation_sizes(
     rows: list[ActivationSize] = []
     for width in widths:
         sizes: dict[tuple[int, str], list[float]] = {}
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            scaled = PARAMETRIZATIONS[parametrization]()
-            heads = width // HEAD_DIM
-            model = Transformer(VOCAB, depth, width, context=CONTEXT + 1, num_heads=heads, parametrization=scaled)
-            for step, by_layer in enumerate(_train(model, optimizer, steps, seed)):
-                for layer, size in by_layer.items():
-                    sizes.setdefault((step, layer), []).append(size)
+        with activity(f"{parametrization}, width {width}", seeds * steps, "steps") as work:
+            for seed in range(seeds):
+                torch.manual_seed(seed)
+                scaled = PARAMETRIZATIONS[parametrization]()
+                heads = width // HEAD_DIM
+                model = Transformer(VOCAB, depth, width, context=CONTEXT + 1, num_heads=heads, parametrization=scaled)
+                for step, by_layer in enumerate(_train(model, optimizer, steps, seed, work)):
+                    for layer, size in by_layer.items():
+                        sizes.setdefault((step, layer), []).append(size)
         for (step, layer), values in sizes.items():
             mean = sum(values) / len(values)
             rows.append(ActivationSize(parametrization=parametrization, width=width, step=step, layer=layer, rms=mean))
     return rows
 
 
-def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int) -> list[dict[str, float]]:
+def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int, work: Activity) -> list[dict[str, float]]:
     """Trains for `steps` steps; returns the sizes by layer before the first step and after each step."""
     built = optimizer.build(model, model.roles(), model.parametrization.lr_scale)
     parameters = [p for group in built.param_groups for p in group["params"]]
@@ -123,6 +125,7 @@ def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int) -> l
         built.step()
         built.zero_grad()
         sizes.append(activation_rms(model, held_out))
+        work.done += 1
     return sizes
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
 from kleiber.records.folder import config_hash
+from kleiber.records.progress import activity
 from kleiber.records.summary import Summary, cpu_name
 from kleiber.types import Json
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from kleiber.runs.plan import ModelBuilder, Plan
     from kleiber.runs.stage_tree import Stage, Tree
-    from kleiber.training.loggers import Logger
+    from kleiber.training.loggers import StageLogger
     from kleiber.training.trainer import Local
     from kleiber.types.tokenizer import Tokenizer
 
@@ -42,7 +43,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
 
     hardware = build(cfg.trainer)
     hardware.prepare()
-    stages = plan_stages(cfg, hardware)
+    with activity("planning the stages"):
+        stages = plan_stages(cfg, hardware)
     summary, inputs = Summary(folder), run_inputs(stages)
     check_inputs(summary.values.get("inputs") or {}, inputs, folder)
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
@@ -88,7 +90,7 @@ class RankZeroRun:
         self.cfg, self.tree, self.overrides, self.inputs = cfg, tree, overrides, inputs
         self.folder, self.hardware = tree.folder, tree.hardware
         self.summary = Summary(self.folder)
-        self.loggers: list[Logger] = []
+        self.loggers: list[StageLogger] = []
 
     def run(self) -> int:
         """Trains the run, writes its status and the end of its W&B run, and returns the exit code."""
@@ -129,8 +131,9 @@ class RankZeroRun:
 
         try:
             self.loggers = self._make_loggers()
-            self.tree.loggers = self.loggers
+            self.tree.loggers = [*self.loggers]
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
+            self._print_banner()
             run_tree(self.tree, self._write_stage)
             self.summary.update(status=Status.FINISHED)
             self._update_wandb()
@@ -155,6 +158,14 @@ class RankZeroRun:
         closing_table(self.folder)
         return ExitCode.DONE
 
+    def _print_banner(self) -> None:
+        from kleiber.runs.banner import banner_lines
+
+        loggers = [line for logger in self.loggers if (line := logger.description) is not None]
+        stages, title = self.tree.stages, f"{self.cfg.name}/{self.folder.name}"
+        lines = banner_lines(title, stages, self.hardware, self.folder, loggers, self.overrides)
+        print("\n".join(lines), file=sys.stderr)
+
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""
         if not (self.folder / "config.yaml").is_file():
@@ -173,7 +184,7 @@ class RankZeroRun:
             print(f"kleiber: {self.summary.path} cannot be written ({cause.strerror})", file=sys.stderr)
         return ExitCode.FAILED
 
-    def _make_loggers(self) -> list[Logger]:
+    def _make_loggers(self) -> list[StageLogger]:
         from kleiber.config.targets import build
         from kleiber.training.loggers import Rows
 

@@ -17,10 +17,11 @@ from kleiber.config.errors import ExitCode
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.files import read_config_node, write_json
+from kleiber.records.progress import activity
 from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
-from kleiber.studies.scaling import Scaling
+from kleiber.studies.overview import Overview
 from kleiber.studies.study import Findings, Study, content
 from kleiber.types import Config, Json, Row
 
@@ -115,7 +116,7 @@ def reason(error: Exception) -> str:
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    Runs without a study are analyzed by `Scaling`. Raises ConfigError for an invalid option in a file.
+    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file.
     """
     from kleiber.config.check import check_node
     from kleiber.config.targets import build
@@ -126,7 +127,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     elif (asked := folder / "study.yaml").is_file():
         nodes = [read_config_node(asked)]
     if not nodes:
-        return Scaling()
+        return Overview()
     check_node("study", nodes[0])
     return build(nodes[0])
 
@@ -166,21 +167,25 @@ def report(
     folder = folder_of(source)
     if source.is_dir() and out is None:
         archive_runs(source)
-    runs = [run for place in (source, *also) for run in read_runs(place)]
+    with activity(f"reading the runs in {source}"):
+        runs = [run for place in (source, *also) for run in read_runs(place)]
     if not runs:
         raise ValueError(f"{source} contains no run: neither a folder with a config.yaml nor a {archive.NAME}")
     study = study_of(folder, runs, name)
-    result = study.analyze(runs)
+    with activity(f"analyzing {len(runs)} runs"):
+        result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
-    (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)), encoding="utf-8")
+    with activity("writing the page"):
+        (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)), encoding="utf-8")
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
     if mirror:
-        findings["not_mirrored"] = log_to_wandb(folder, findings, result, charts, runs)
+        with activity("logging the report to W&B"):
+            findings["not_mirrored"] = log_to_wandb(folder, findings, result, charts, runs)
         write_json(folder / "findings.json", findings)
     return findings
 
@@ -223,9 +228,10 @@ def write_figures(folder: Path, charts: Row) -> None:
     """Writes every chart as PNG and SVG, after removing the figures of an earlier report."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name, chart in charts.items():
-        chart.save(folder / f"{name}.png", scale_factor=2)
-        chart.save(folder / f"{name}.svg")
+    with activity("drawing figures", len(charts), "figures") as work:
+        for name, chart in work.track(charts.items()):
+            chart.save(folder / f"{name}.png", scale_factor=2)
+            chart.save(folder / f"{name}.svg")
 
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
@@ -237,7 +243,7 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
     return render_page(
         findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],
         verdicts=findings["verdicts"], tables=findings["tables"], text="\n".join(result.text),
-        methods=result.methods, details={"Runs": rows},
+        methods=result.methods, details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class StageLogger(Logger):
     """A logger that knows the stage of the rows that it logs. Its methods do nothing until overridden."""
 
     stage: str | None = None
+    description: str | None = None  # what it writes and where, for the banner of the run
 
     def begin(self, stage: str | None, step: int) -> None:
         """Called when a stage begins (`step` 0) or resumes after `step`. `stage` is None in a run of one stage."""
@@ -85,6 +86,7 @@ class CsvLogger(Rows):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.path = folder / "metrics.csv"
+        self.description = f"csv, in {self.path}"
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ def wandb_logger(
     project: str = "kleiber",
     entity: str | None = None,
     tags: list[str] | None = None,
-) -> Logger | None:
+) -> StageLogger | None:
     """A W&B logger; None for mode=disabled.
 
     With `auto` it is online only if there is an API key and the server answers within 1.5 s. Without an answer `online`
@@ -168,7 +170,9 @@ def wandb_logger(
         def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
             self.log_text(key, columns=columns, data=rows)
 
-    return StageWandbLogger(experiment=run)
+    logger = StageWandbLogger(experiment=run)
+    logger.description = f"W&B {'offline' if offline else 'online'}, in {folder / 'wandb'}"
+    return logger
 
 
 def _key() -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import log
-from kleiber.training.callbacks.log import Log, Progress, Throughput, training_metrics
+from kleiber.training.callbacks.log import Log, Throughput, training_metrics
 
 
 class Rows(list):
@@ -78,25 +78,3 @@ def test_seconds_are_resumed_and_the_speed_is_of_this_process(trainer, clock):
     callback.on_train_batch_end(trainer, module())
     assert record.seconds == 34.0 and record.tokens_per_s is None
     assert callback.state_dict() == {"seconds": 34.0}
-
-
-def test_progress_is_printed_when_its_time_has_passed_and_at_the_end(trainer, clock, capsys):
-    callback = Progress(100, seconds=10.0)
-    callback.live = False
-    trainer.global_step = 2
-    callback.on_train_start(trainer, module())
-    for trainer.global_step in range(3, 11):
-        clock.seconds += 4.0
-        callback.on_train_batch_end(trainer, module())
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == ["5/10", "8/10", "10/10"]
-    assert "25 tokens/s" in lines[0] and "0:20 left" in lines[0]
-
-
-def test_only_rank_zero_prints_progress(trainer, clock, capsys):
-    callback, trainer.is_global_zero = Progress(100), False
-    callback.on_train_start(trainer, module())
-    clock.seconds += 60.0
-    trainer.global_step = 10
-    callback.on_train_batch_end(trainer, module())
-    assert capsys.readouterr().err == ""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtri, stdtrit
 
+from kleiber.records.progress import activity
 from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import Array, Linear, Shape
 from kleiber.studies.laws.problem import convert, from_space
@@ -100,11 +101,14 @@ def bootstrap(
     else:
         names, member = np.unique(clusters, return_inverse=True)
         weights = _counts(rng, count, np.zeros(len(names)))[:, member]
-    theta, value = descend(fit.problem, np.repeat(fit.theta[None], count, 0), targets, weights, None, 50, 1e-6)
-    other, low = descend(fit.problem, _second_start(fit, count), targets, weights, None, 50, 1e-6)
-    lower = low < value
-    theta[lower] = other[lower]
-    theta, value = finish(fit.problem, theta, targets, weights)
+    with activity(f"refitting {count:,} resampled tables", 3, "passes") as work:
+        theta, value = descend(fit.problem, np.repeat(fit.theta[None], count, 0), targets, weights, None, 50, 1e-6)
+        work.done = 1
+        other, low = descend(fit.problem, _second_start(fit, count), targets, weights, None, 50, 1e-6)
+        work.done = 2
+        lower = low < value
+        theta[lower] = other[lower]
+        theta, value = finish(fit.problem, theta, targets, weights)
     return Draws(fit, fit.problem.values(theta[np.isfinite(value)]), method, noise, fit.noise)
 
 
@@ -191,10 +195,11 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
         power = 2.0
     usual = float(fdtri(1, spare, level))
     by_name = {}
-    for j, name in enumerate(fit.kept):
-        width = (half_widths or {}).get(name)
-        threshold = usual if width is None else width**2 / max(spread[j, j], 1e-300)
-        by_name[name] = _profile(fit, j, name, spread, spare, power, threshold)
+    with activity("profile likelihoods", len(fit.kept), "parameters") as work:
+        for j, name in enumerate(work.track(fit.kept)):
+            width = (half_widths or {}).get(name)
+            threshold = usual if width is None else width**2 / max(spread[j, j], 1e-300)
+            by_name[name] = _profile(fit, j, name, spread, spare, power, threshold)
     return by_name
 
 

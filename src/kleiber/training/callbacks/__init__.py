@@ -11,7 +11,7 @@ EXPORTS = {
     "Checkpoints": "fault_tolerance",
     "Stability": "fault_tolerance",
     "Log": "log",
-    "Progress": "log",
+    "Progress": "progress",
     "RoutingHealth": "log",
     "Throughput": "log",
 }

@@ -1,4 +1,4 @@
-"""Callbacks that report on training without changing it: metrics of steps, progress, throughput and routing."""
+"""Callbacks that report on training without changing it: metrics of steps, throughput and routing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
-from kleiber.types import Count, Json, NonNegative, Share
+from kleiber.types import Count, Json, Share
 
 
 class Log(LeanCallback):
@@ -51,40 +51,6 @@ def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
         elif name not in ("tokens", "loss"):
             row[f"train/{'loss' if name == 'ce' else name}"] = float(value)
     return row
-
-
-class Progress(LeanCallback):
-    """Prints step, loss, learning rate, tokens/s and remaining time.
-
-    In a terminal it updates one line twice a second. Elsewhere it prints a line every `seconds`.
-    """
-
-    def __init__(self, batch_tokens: Count, seconds: NonNegative = 10.0) -> None:
-        self.batch_tokens, self.seconds = batch_tokens, seconds
-        self.live = sys.stderr.isatty()
-        self._began = self._printed = 0.0
-        self._first = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        self._began = self._printed = time.perf_counter()
-        self._first = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
-        """Prints a line where one is due, and after the last step."""
-        now, step = time.perf_counter(), trainer.global_step
-        last = step == trainer.max_steps
-        if not trainer.is_global_zero or (now - self._printed < (0.5 if self.live else self.seconds) and not last):
-            return
-        self._printed = now
-        speed = (step - self._first) / (now - self._began)
-        left = (trainer.max_steps - step) / speed
-        stats = pl_module.last
-        line = (
-            f"step {step:,}/{trainer.max_steps:,}  loss {float(stats['ce']):.3f}  lr {stats['lr']:.2e}  "
-            f"{speed * self.batch_tokens:,.0f} tokens/s  {int(left // 60)}:{int(left % 60):02d} left"
-        )
-        end = "\n" if last or not self.live else ""
-        print(f"\r{line:<100}" if self.live else line, end=end, file=sys.stderr, flush=True)
 
 
 class Throughput(LeanCallback):

@@ -1,0 +1,78 @@
+"""What a run prints before it trains: model, data, steps, device, folder, loggers, and the command that resumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kleiber.records.closing_table import command
+from kleiber.runs.stage_tree import Stage
+from kleiber.training.trainer import Local
+
+
+def banner_lines(
+    title: str, stages: Sequence[Stage], hardware: Local, folder: Path, loggers: Sequence[str], overrides: Sequence[str]
+) -> list[str]:
+    """Returns the lines of the banner.
+
+    title      name of the run
+    loggers    a line on each logger, such as "W&B offline in DIR"
+    overrides  the command line of the run
+    """
+    first = stages[0].plan
+    rows = [("model", describe_model(stages[0])), ("data", describe_data(stages[0]))]
+    if len(stages) == 1:
+        rows.append(("training", describe_steps(stages[0])))
+    else:
+        rows += [(f"stage {stage.name}", describe_steps(stage)) for stage in stages]
+    ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
+    rows += [
+        ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),
+        ("time", "measured in the first steps"),
+        ("folder", str(folder)),
+        *(("logger", line) for line in loggers),
+        ("resume", f"repeat {command(['train', *overrides])}"),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return [f"training {title}", *(f"  {label:<{width}}  {text}" for label, text in rows)]
+
+
+def describe_model(stage: Stage) -> str:
+    """Returns the class of the model, its shape and its numbers of parameters."""
+    model, counts = stage.plan.model, stage.plan.parameters
+    name = str(stage.config.model["_target_"]).rpartition(".")[2]
+    shape = f"{len(model.blocks)} layers, width {model.width}, context {stage.plan.context}"
+    active = "" if counts.active == counts.total else f", {counts.active:,} active for each token"
+    return f"{name}, {shape}; {counts.total:,} parameters{active}"
+
+
+def describe_data(stage: Stage) -> str:
+    """Returns the name of the data, its tokens and its tokenizer."""
+    corpus = stage.plan.corpus
+    tokenizer = f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens in the vocabulary"
+    return f"{corpus.name}, {corpus.train.num_tokens:,} training tokens; tokenizer {tokenizer}"
+
+
+def describe_steps(stage: Stage) -> str:
+    """Returns the steps, tokens, passes over the data and objective of a stage."""
+    plan, steps = stage.plan, stage.steps
+    start = f" from step {stage.branch_step:,} of {stage.parent}" if stage.continues else ""
+    data = "" if stage.parent is None or stage.continues else f" on {plan.corpus.name}"
+    tokens, objective = steps * plan.batch_tokens, type(plan.objective).__name__.lower()
+    return (
+        f"{steps:,} steps of {plan.batch_tokens:,} tokens{start}{data}: {tokens:,} tokens "
+        f"({tokens / plan.parameters.active:.2g} per active parameter, {plan.epochs:.2g} epochs), objective {objective}"
+    )
+
+
+def describe_device(hardware: Local) -> str:
+    """Returns the device of each process, with CPU threads, and the precision of training."""
+    import torch
+
+    if hardware.accelerator == "gpu":
+        device = torch.cuda.get_device_name(hardware.device)
+    else:
+        threads = torch.get_num_threads()
+        device = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
+    precision = "bf16 with fp32 weights" if str(hardware.precision) == "bf16" else f"fp{hardware.precision}"
+    return f"{device}, {precision}{', compiled' if hardware.compile else ''}"

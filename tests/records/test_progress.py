@@ -1,0 +1,132 @@
+"""Progress: what is shown when, in a terminal and elsewhere, and that nothing stays behind."""
+
+import io
+import threading
+import time
+
+import pytest
+
+from kleiber.records import progress
+from kleiber.records.progress import Activity, Display, activity, format_duration
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A hundred times faster than real."""
+    for name, seconds in (("REFRESH", 0.005), ("PATIENCE", 0.02), ("SECONDS", 0.05)):
+        monkeypatch.setattr(progress, name, seconds)
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what was drawn on it."""
+
+    def isatty(self):
+        return True
+
+
+def use_terminal(monkeypatch) -> Terminal:
+    """Called in the test itself, because pytest replaces stderr between a fixture and a test."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("sys.__stderr__", stream)
+    return stream
+
+
+def test_a_quick_activity_prints_nothing(capsys):
+    progress.DISPLAY.printed = time.monotonic()
+    with activity("preparing", 10, "rows"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_long_activity_prints_how_far_it_is_and_what_it_took(capsys):
+    with activity("preparing", 4, "rows") as work:
+        for _ in work.track(range(4)):
+            time.sleep(0.05)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("preparing:") and " of 4 rows in " in first
+    assert last.startswith("preparing: 4 rows in ")
+
+
+def test_items_are_counted_by_their_size_after_their_use():
+    work = Activity("scoring", 6, "samples")
+    counts = [(work.done, work.fraction()) for _ in work.track(["ab", "cd", "ef"], len)]
+    assert counts == [(0, 0.0), (2, pytest.approx(1 / 3)), (4, pytest.approx(2 / 3))] and work.done == 6
+
+
+def test_the_innermost_activity_is_shown_and_only_the_outermost_has_a_closing_line(capsys):
+    with activity("training"):
+        with activity("scoring"):
+            time.sleep(0.1)
+        time.sleep(0.1)
+    labels = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert labels[0] == "scoring" and set(labels) == {"scoring", "training"}
+    assert labels == sorted(labels), "a closing line of the inner one would come before those of the outer one too"
+
+
+def test_plain_lines_get_rarer_when_an_activity_lasts_for_hours(capsys, monkeypatch):
+    display, work = Display(), Activity("training")
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    display.printed = work.began = 0.0
+    for hours in (0, 3):
+        for second in range(600):
+            now[0] = hours * 3600.0 + 10 + second
+            display.show(work)
+    lines = capsys.readouterr().err.splitlines()
+    late = [line for line in lines if " h" in line]
+    assert 100 <= len(lines) - len(late) <= 130 and 4 <= len(late) <= 7
+
+
+def test_other_ranks_print_nothing_and_need_no_thread(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with activity("preparing"):
+        assert threading.active_count() == 1 or "progress" not in {thread.name for thread in threading.enumerate()}
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_ends_the_activity_and_its_thread():
+    with pytest.raises(ZeroDivisionError), activity("preparing"):
+        raise ZeroDivisionError
+    assert progress.DISPLAY.activities == []
+    assert "progress" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(monkeypatch):
+    terminal = use_terminal(monkeypatch)
+    log = io.StringIO()
+    monkeypatch.setattr(progress.DISPLAY, "copy", log)
+    with activity("preparing", 4, "rows") as work:
+        for _ in work.track(range(4)):
+            time.sleep(0.05)
+    drawn = terminal.getvalue()
+    assert "━" in drawn and "rows" in drawn, "a bar"
+    assert drawn.count("\n") <= 3 and "\x1b[2K" in drawn, "states replace one another"
+    assert "of 4 rows" in log.getvalue() and "\x1b" not in log.getvalue()
+
+
+def test_text_is_printed_in_place_of_the_live_line(monkeypatch):
+    terminal = use_terminal(monkeypatch)
+    monkeypatch.setattr(progress.DISPLAY, "copy", io.StringIO())
+    out = io.StringIO()
+    with activity("preparing", 4, "rows"):
+        time.sleep(0.1)
+        progress.DISPLAY.write(out, "a warning")
+        before = terminal.getvalue()
+        time.sleep(0.05)
+        progress.DISPLAY.write(out, "\n")
+        time.sleep(0.05)
+    assert out.getvalue() == "a warning\n"
+    after = terminal.getvalue().removeprefix(before)
+    assert before.endswith("\x1b[2K"), "the line is removed first"
+    assert "preparing" in after, "and comes back when the text has ended"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.7, "1:00 min"), (61, "1:01 min"), (3600, "1:00:00 h"), (7384, "2:03:04 h")]
+)
+def test_durations_are_written_with_their_unit(seconds, text):
+    assert format_duration(seconds) == text
