@@ -15,6 +15,7 @@ CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
 WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}
 SITE = {**WRITTEN, **GENERATED}
+SITE["results/index.md"] += results.overview(REPOSITORY)
 IN_REPOSITORY = [REPOSITORY / "README.md", *REPOSITORY.glob("multirun/*/discussion.md")]
 IN_REPOSITORY += sorted(REPOSITORY.glob("multirun/results/*/discussion.md"))
 
@@ -65,4 +66,5 @@ def test_every_page_is_in_the_navigation_once():
 
     config = safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     named = paths([*config["nav"], *results.navigation(REPOSITORY), *reference.navigation()])
-    assert len(named) == len(set(named)) and {*named} == {*SITE}
+    notebooks = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb")}
+    assert len(named) == len(set(named)) and {*named} == {*SITE} | notebooks
