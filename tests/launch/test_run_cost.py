@@ -90,15 +90,3 @@ def test_counts_equal_the_summary_of_the_run_and_its_speed_is_measured(launch, t
     speed = measure(shorten_config(config, [cost], tmp_path / "short"), [cost], tmp_path / "short")
     assert speed.flops_per_step == {"": cost.flops_per_step}
     assert speed.step[""] > 0 and speed.memory_bytes > 2**27
-
-
-@pytest.mark.slow
-def test_a_chain_is_measured_though_its_second_stage_opens_the_first(launch, tmp_path):
-    run = launch(
-        "stages=chain", "stages.chain={a: {budget: {steps: 4}}, b: {budget: {steps: 4}}}", "callbacks.samples=null"
-    )
-    config = read_config(run)
-    hardware, models = build(DictConfig(config["trainer"])), Models()
-    costs = count_costs(plan_stages(OmegaConf.create(config), hardware, models), hardware, models)
-    speed = measure(shorten_config(config, costs, tmp_path / "short"), costs, tmp_path / "short")
-    assert speed.step.keys() == {"a", "b"}

@@ -29,7 +29,6 @@ from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
-from kleiber.records.folder import write_config
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
@@ -252,8 +251,6 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
 
     costs  of the stages of the shortened run
     """
-    if not (folder / "config.yaml").is_file():  # from which a later stage opens an earlier one
-        write_config(folder, short, [])
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         code = train(OmegaConf.create(dict(short)), folder, [])
