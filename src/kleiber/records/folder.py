@@ -41,7 +41,15 @@ NOT_IDENTITY = (
     "evals",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
-UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb"}  # before the first step
+UNSTARTED = {
+    "config.yaml",
+    "overrides.yaml",
+    "summary.json",
+    "log.txt",
+    ".lock",
+    "wandb",
+    "tensorboard",
+}  # before the first step
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
