@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -130,3 +131,28 @@ def test_a_sweep_and_two_ranks_find_a_package_that_lies_in_the_working_folder(tm
     for words in (["-m", "seed=0,1", "name=sweep"], ["trainer=ddp", "trainer.devices=2", "name=ranks"]):
         alone.run("kleiber", "train", *SMOKE, *words, cwd=work, KLEIBER_EXTENSIONS="mylab")
     assert len([*work.glob("multirun/*/*/summary.json")]) == 3
+
+
+PAGES = [path.read_text() for path in sorted((REPOSITORY / "docs/extending").glob("*.md"))]
+SHOWN = [
+    block for page in PAGES for block in re.findall(r'```(?:python|yaml) title="(\S+)"\n(.*?)```', page, re.DOTALL)
+]
+TAUGHT = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+
+
+def test_the_pages_show_the_files_of_the_example_as_they_are():
+    assert len(SHOWN) >= 12
+    for name, text in SHOWN:
+        assert text == (REPOSITORY / name).read_text(), name
+
+
+def test_the_tests_that_the_pages_teach_pass(mylab):
+    passed = []
+    for block in TAUGHT:
+        names: dict[str, object] = {}
+        exec(block, names)
+        for name, test in names.items():
+            if name.startswith("test_") and callable(test) and "monkeypatch" not in block:
+                test(*([mylab] if "tmp_path" in block else []))
+                passed.append(name)
+    assert len(passed) == 2

@@ -8,8 +8,8 @@ import torch
 from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
-from kleiber.runs.evaluate import evaluation_names, flatten_numbers, parse_names
-from kleiber.runs.open import earlier_models, open_model
+from kleiber.runs.evaluate import earlier_models, evaluation_names, flatten_numbers, parse_names
+from kleiber.runs.open import open_model
 
 RUN = [
     "model=moe",

@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from processes import wait_for
+from small_run import REPOSITORY, TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -98,3 +100,21 @@ def test_a_sweep_that_is_ended_takes_its_jobs_with_it(slurm, process, tmp_path):
     assert jobs() == {}
     found = [status(path.parent) for path in (tmp_path / "slurm").glob("s/*/summary.json")]
     assert found and set(found) == {"preempted"}
+
+
+def final_loss(folder: Path) -> float:
+    (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
+    return next(value for name, value in stage["metrics"].items() if name.endswith("/loss"))
+
+
+def test_the_tasks_of_srun_are_the_ranks_of_one_run(slurm, launch, tmp_path):
+    options = ["trainer=ddp", "trainer.precision=64", "budget.steps=20"]
+    alone = launch(*options, "trainer.devices=1", root="alone")
+    command = [sys.executable, REPOSITORY / "train.py", *TINY, *options, f"root={tmp_path / 'srun'}"]
+    ended = subprocess.run(
+        ["srun", "--ntasks=2", "--overcommit", *map(str, command)], capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0 and ended.stdout.count("bits/byte") == 1, ended.stdout + ended.stderr
+    (folder,) = (tmp_path / "srun").glob("*/*")
+    assert json.loads((folder / "summary.json").read_text())["machine"]["world_size"] == 2
+    assert final_loss(folder) == pytest.approx(final_loss(alone), abs=1e-9)

@@ -1,11 +1,14 @@
 """Curves of runs: tokens of every logged value over stages and branches, metrics by pattern, labels, files."""
 
+import itertools
+
+import pandas as pd
 import pytest
 from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies.curves import curve_rows, draw, labels, matches
+from kleiber.studies.curves import curve_rows, draw, labels, matches, thin_lines
 
 BATCH = 100
 
@@ -82,3 +85,12 @@ def test_the_command_writes_a_picture_and_a_page_without_network(run, tmp_path, 
     assert "train/loss" in page and 'src="http' not in page
     assert main(["plot", str(tmp_path / "a"), "--out", str(tmp_path / "x.bmp")]) == 2
     assert main(["plot", str(tmp_path / "nowhere")]) == 2
+
+
+def test_long_lines_are_thinned_evenly_and_keep_their_ends(monkeypatch):
+    monkeypatch.setattr("kleiber.studies.curves.MOST_VALUES", 100)
+    rows = pd.DataFrame([("a", n) for n in range(1000)] + [("b", n) for n in range(3)], columns=["line", "at"])
+    kept = thin_lines(rows)
+    a = kept[kept["line"] == "a"]["at"].tolist()
+    assert (a[0], a[-1], kept[kept["line"] == "b"]["at"].tolist()) == (0, 999, [0, 1, 2])
+    assert 50 <= len(a) <= 52 and max(later - at for at, later in itertools.pairwise(a)) == 20

@@ -85,14 +85,14 @@ class Composer:
         Raises ConfigError for a folder that does not exist.
         """
         repository = CachingConfigRepository(self.loader.repository)
-        with warnings.catch_warnings(action="ignore"):
-            self.loader._process_config_searchpath(self.config_name, overrides, repository)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self.loader._process_config_searchpath(self.config_name, overrides, repository)
+        except HydraException as error:
+            raise ConfigError(explain(error)) from error
         missing = [source.path for source in repository.get_sources() if not source.available()]
         if missing:
-            raise ConfigError(
-                f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in "
-                "'hydra.searchpath=[file://my_conf]'"
-            )
+            raise ConfigError(f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://conf]")
         self.repository, self._choices = repository, {}
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:

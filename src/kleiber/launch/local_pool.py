@@ -124,7 +124,8 @@ class Pool:
             child = self.context.Process(
                 target=run_cell, args=(cell.folder, needs_fresh_process(cell), cell.devices, visible)
             )
-            child.start()
+            with process.without_main_module():
+                child.start()
             self.running[child.sentinel] = Job(cell, child, time.monotonic(), slots, attempt)
             if self.signals:  # that came while the child started
                 send_signal(child, signal.SIGTERM)

@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from hydra.types import RunMode
 
@@ -47,18 +47,30 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.BAD_INPUT
 
 
+class Trained(NamedTuple):
+    """Exit code of a command line, and the folder of its run or sweep; None where it trained nothing."""
+
+    code: int
+    folder: Path | None
+
+
 def run_command(argv: list[str]) -> int:
     """Runs a command line and returns its exit code. Raises ConfigError when the command line is wrong."""
-    args = parse_flags(argv)
+    return train(argv).code
+
+
+def train(argv: Sequence[str]) -> Trained:
+    """Runs a command line. Raises ConfigError when it is wrong."""
+    args = parse_flags(list(argv))
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
         from kleiber.config.help import usage
 
         composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
         print(usage(composer))
-        return ExitCode.DONE
+        return Trained(ExitCode.DONE, None)
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
-        return print_by_hydra(composer, args)
+        return Trained(print_by_hydra(composer, args), None)
     ranks.started_as_rank()
     sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
     if args.multirun:
@@ -99,8 +111,8 @@ def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def run_single(composer: Composer, overrides: list[str]) -> int:
-    """Trains one run, or estimates its cost in a dry run; returns the exit code.
+def run_single(composer: Composer, overrides: list[str]) -> Trained:
+    """Trains one run, or estimates its cost in a dry run.
 
     Starts a sweep instead when the config has hydra.mode=MULTIRUN.
     """
@@ -122,25 +134,25 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
         set_devices(config, overrides)
     check(config)
     check_memory(config)
-    where = prepare_folder(config, overrides, model)
-    if where is None:
-        return ExitCode.DONE
+    where, finished = prepare_folder(config, overrides, model)
+    if finished:
+        return Trained(ExitCode.DONE, where)
     if config["dry_run"]:
         if ranks.rank() == 0:
             from kleiber.launch.price import print_price
 
             print_price({where: config})
-        return ExitCode.DONE
+        return Trained(ExitCode.DONE, None)
     if is_rank:
         ranks.redirect_rank_output(where)
-        return process.run(config, where, overrides)
+        return Trained(process.run(config, where, overrides), where)
     devices = config["trainer"].get("devices", 1)
     code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
     if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
         folder.discard_unstarted(where)
     if code == ExitCode.DONE:
         print("\n".join(next_commands(where, overrides)), file=sys.stderr)
-    return code
+    return Trained(code, where)
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:
@@ -161,10 +173,10 @@ def set_devices(config: Json, overrides: list[str]) -> None:
     config["trainer"]["devices"] = world
 
 
-def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | None:
-    """Writes the config into the folder of the run and returns the folder; a dry run writes nothing.
+def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path, bool]:
+    """Writes the config into the folder of the run; a dry run writes nothing.
 
-    Returns None, and prints the table of the run, when the folder contains a finished run. Raises ConfigError when the
+    Returns the folder, and whether it contains a finished run, whose table is printed then. Raises ConfigError when the
     folder is in use, or when `resume` names a folder that this config cannot resume.
 
     model  name of the model choice, part of the folder's name
@@ -177,7 +189,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
             raise ConfigError(f"resume={resume} must be auto, never or the folder of a run, which has a config.yaml")
         folder.check_same_config(where, config)
     if config["dry_run"]:
-        return where
+        return where, False
     if ranks.rank() == 0 and is_locked(where):
         raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
@@ -185,10 +197,10 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
     elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
             print_finished(where, config, overrides)
-        return None
+        return where, True
     if ranks.rank() == 0:
         folder.write_config(where, config, overrides)
-    return where
+    return where, False
 
 
 def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
@@ -254,11 +266,19 @@ def last_change(path: Path) -> float:
     return max(max(fact.st_mtime, fact.st_ctime) for fact in facts)
 
 
-def run_sweep(composer: Composer, overrides: list[str]) -> int:
-    """Runs a sweep and returns its exit code."""
+def run_sweep(composer: Composer, overrides: list[str]) -> Trained:
+    """Runs a sweep."""
     from kleiber.launch.sweep import Sweep
 
-    return Sweep(composer).start(overrides)
+    sweep = Sweep(composer)
+    return Trained(sweep.start(overrides), sweep.folder)
+
+
+def compose_config(overrides: Sequence[str]) -> Json:
+    """Returns the checked config of a run as plain data. Raises ConfigError for wrong overrides, also for a sweep."""
+    config = complete_config(resolve_config(Composer("train").compose(list(overrides)))[0], list(overrides))
+    check(config)
+    return config
 
 
 if __name__ == "__main__":

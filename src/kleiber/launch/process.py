@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 from omegaconf import OmegaConf
@@ -73,6 +74,19 @@ def copy_output(folder: Path) -> Iterator[None]:
         finally:
             sys.stdout, sys.stderr = before
             DISPLAY.copy = None
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Context in which a process that starts does not import the script of this one again.
+
+    A cell needs nothing of it, and a script that starts a sweep at its top level would start another one in each cell.
+    """
+    script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:

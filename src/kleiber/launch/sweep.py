@@ -43,6 +43,7 @@ class Sweep:
     planned       cells of a dry run by folder, in all rounds of a design
     composed      cells by their overrides, so that none is composed twice
     checked       whether the study has accepted the plan
+    folder        folder of the cells; None before the first is composed, and in a dry run
     study_folder  folder of the study that is reported at the end; None without a study
     study         node `study` of this command line
     """
@@ -53,6 +54,7 @@ class Sweep:
         self.planned: dict[Path, Cell] = {}
         self.composed: dict[tuple[str, ...], Cell] = {}
         self.checked = False
+        self.folder: Path | None = None
         self.study_folder: Path | None = None
         self.study: Json = {}
 
@@ -92,6 +94,7 @@ class Sweep:
         compose    composes the config of a cell from its overrides
         """
         first = self._cell(overrides[0], compose)
+        self.folder = None if first.config["dry_run"] else first.folder.parent
         if first.config["study"] and not first.config["dry_run"]:
             self.study_folder = first.folder.parent
             self.study = {key: value for key, value in first.config["study"].items() if key not in CELL_KEYS}

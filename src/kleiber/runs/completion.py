@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from kleiber.data.chat import Conversation, Turn, encode_prompt
 from kleiber.models.generate import stream
 from kleiber.records.files import read_json
-from kleiber.runs.open import TrainedModel
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed
+
+if TYPE_CHECKING:
+    from kleiber.runs.open import TrainedModel
 
 SCHEMA = "kleiber.generate/1"
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes the first bytes of a character to

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,10 @@ from kleiber.evals import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import write_json
 from kleiber.records.progress import activity
+from kleiber.records.summary_file import read_summary
+from kleiber.training import checkpoint
 from kleiber.types import Json
+from kleiber.types.model import Model
 
 SCHEMA = "kleiber.eval/1"
 
@@ -130,7 +133,7 @@ def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int
         return open_hf_subject(path, data, tokens)
     if data:
         raise ValueError(f"--data {data[0]}: a run is evaluated on its own data; --data is for Hugging Face folders")
-    from kleiber.runs.open import earlier_models, open_model
+    from kleiber.runs.open import open_model
 
     path = path if stage is None else path / stage
     run = open_model(path)
@@ -225,3 +228,35 @@ def flatten_numbers(results: Mapping[str, object], prefix: str = "") -> dict[str
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = float(value)
     return flat
+
+
+def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
+    """Yields (step, model) for every checkpoint before the newest of RUN/STAGE, oldest first.
+
+    A branch continues its trunk, so the trunk's checkpoints up to the branch come first; how many there are is set by
+    `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
+    that trained an adapter, because its checkpoints do not hold a whole model.
+    """
+    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model, recorded_configs
+
+    folder, stage = find_stage(path)
+    config = recorded_configs(folder, stage)[stage]
+    checkpoints = earlier_checkpoints(folder, stage)
+    if config.get("adapter") or not checkpoints:
+        return
+    model = new_model(config, load_tokenizer(folder, config).vocab_size)
+    for saved in map(checkpoint.read, checkpoints):
+        add_saved_heads(model, saved)
+        saved.load_weights(model)
+        yield saved.step, model.eval()
+
+
+def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
+    """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
+    own = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
+    stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
+    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
+    if branch_step is None or trunk is None:
+        return own
+    before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
+    return [path for path in before if path.name <= checkpoint.name(branch_step)] + own

@@ -6,7 +6,7 @@ passes the same check as one from the command line before any class that it name
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +57,37 @@ class TrainedModel:
     def record(self) -> Config:
         """The entry of the stage in summary.json; empty for a Hugging Face folder."""
         return next((s for s in self.summary.get("stages", []) if s["name"] == self.stage), {})
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final metrics of the stage, such as val/wikitext/loss; empty for a Hugging Face folder."""
+        return dict(self.record.get("metrics") or {})
+
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> str:
+        """Returns the continuation of a prompt, as `kleiber generate` prints it.
+
+        tokens       most tokens of the continuation
+        temperature  0 takes the most probable token
+        top_p        samples from the most probable tokens that reach this probability
+        stop         texts that end the continuation, and are not part of it
+        seed         of the draws
+
+        Raises ValueError for a model that is not causal.
+        """
+        from kleiber.runs.completion import Sampling, continue_prompt
+
+        continuation = continue_prompt(
+            self, prompt, Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
+        )
+        return "".join(continuation)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -251,33 +282,3 @@ def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             if name.startswith("heads.") and name.endswith(".weight"):
                 model.add_head(name.split(".")[1], file.get_slice(name).get_shape()[0])
-
-
-def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
-    """Yields (step, model) for every checkpoint before the newest of RUN/STAGE, oldest first.
-
-    A branch continues its trunk, so the trunk's checkpoints up to the branch come first; how many there are is set by
-    `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
-    that trained an adapter, because its checkpoints do not hold a whole model.
-    """
-    folder, stage = find_stage(path)
-    config = recorded_configs(folder, stage)[stage]
-    checkpoints = earlier_checkpoints(folder, stage)
-    if config.get("adapter") or not checkpoints:
-        return
-    model = new_model(config, load_tokenizer(folder, config).vocab_size)
-    for saved in map(checkpoint.read, checkpoints):
-        add_saved_heads(model, saved)
-        saved.load_weights(model)
-        yield saved.step, model.eval()
-
-
-def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
-    """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
-    own = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
-    stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
-    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
-    if branch_step is None or trunk is None:
-        return own
-    before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
-    return [path for path in before if path.name <= checkpoint.name(branch_step)] + own

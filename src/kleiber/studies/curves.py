@@ -18,7 +18,10 @@ PANELS = {  # metrics of a run, and the title of their vertical axis; any task m
     "train/lr": "learning rate",
     "train/grad_norm": "gradient norm",
 }
+MOST_VALUES = 20_000  # in all lines of a figure, so that a page of many runs stays small
+FEWEST_VALUES = 20  # of a line
 MOST_KINDS = 6  # runs in distinct colors; more have colors from dark to light, in their order
+MOST_TITLE = 40  # characters of a run's name in a title
 SIZE = {"width": 330, "height": 210}
 SUFFIXES = (".png", ".svg", ".html", ".json")
 
@@ -40,6 +43,15 @@ def curve_rows(runs: Sequence[Run], metrics: Sequence[str]) -> pd.DataFrame:
         logged = sorted({key for run in runs for row in run.rows for key in row if "/" in key})
         raise ValueError(f"no run has logged {', '.join(metrics)}; logged: {', '.join(logged) or 'nothing'}")
     return pd.DataFrame(rows)
+
+
+def thin_lines(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns rows evenly spread over each line, with its first and last, so that all have about MOST_VALUES rows."""
+    names = pd.Series(rows["line"])
+    lengths = names.value_counts().to_dict()
+    place, length = rows.groupby("line").cumcount(), names.map(lengths)
+    every = (length / max(FEWEST_VALUES, MOST_VALUES // len(lengths))).clip(lower=1.0)
+    return pd.DataFrame(rows[(place % every < 1) | (place == length - 1)])
 
 
 def logged_values(run: Run, metrics: Sequence[str]) -> list[Json]:
@@ -91,13 +103,13 @@ def draw(runs: Sequence[Run], metrics: Sequence[str] = tuple(PANELS)) -> Chart:
 
     Raises ValueError as `curve_rows`.
     """
-    rows = curve_rows(runs, metrics)
+    rows = thin_lines(curve_rows(runs, metrics))
     names = list(dict.fromkeys(rows["run"]))
     parts = {str(metric): part for metric, part in rows.groupby("panel")}
     panels = [panel(parts[metric], metric, names) for metric in metrics if metric in parts]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     if len(names) > MOST_KINDS:
-        title += f", from dark to light: {names[0]} ... {names[-1]}"
+        title += f", from dark to light: {names[0][:MOST_TITLE]} ... {names[-1][:MOST_TITLE]}"
     return apply_theme(alt.concat(*panels, columns=2).properties(title=title))
 
 

@@ -3,22 +3,14 @@
 Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from kleiber.config.errors import ExitCode
-from kleiber.types import Json, Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.laws.analysis import Options
-    from kleiber.studies.laws.law import Law
-    from kleiber.studies.laws.table import Table
 
 ParamsColumn = Annotated[
     str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
@@ -110,36 +102,36 @@ def fit(
     report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
+    from kleiber.studies.fitted_law import fit_groups, select_rows
     from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
-    from kleiber.studies.laws.filters import parse_numbers, parse_point, parse_values
+    from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
     from kleiber.studies.laws.laws_json import law_by_option, write
 
     try:
         pages = import_page_module("law_report") if report else None
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        rows = _load(source, map, where or (), form, {"N": params, "D": data, "L": loss, "C": compute}, sigma)
+        columns = {"N": params, "D": data, "L": loss, "C": compute}
+        rows = select_rows(source, parse_map(map, columns), where or (), form, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
             cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
-            max_decades=float("inf") if force else max_decades,
             backtest=None if backtest is None else parse_numbers(backtest, "--backtest"),
-            predict=[parse_point(text) for text in predict or ()],
+            predict=[parse_point(text) for text in predict or ()], max_decades=float("inf") if force else max_decades,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
         analysis.check_options(form, options, delta)
-        parts = rows.split(by) if by else {"": rows}
-        records = {group: _record(part, form, law, options, by, group) for group, part in parts.items()}
+        laws = fit_groups(rows, by, form, law, options)
+        records = {group: fitted.record for group, fitted in laws.items()}
         if json:
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
     typer.echo("\n".join(lines_by_group(records, by)))
     if pages is not None:
-        pages.write(report, source, form, records, parts, by)
+        pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
         typer.echo(f"report: {report}")
-    if not all(analysis.accepted(entry) for entry in records.values()):
-        raise typer.Exit(ExitCode.UNDECIDED)
+    raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
 def predict(
@@ -165,19 +157,20 @@ def predict(
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses.
     """
+    from kleiber.studies.fitted_law import select_group, select_rows
     from kleiber.studies.laws import prediction
-    from kleiber.studies.laws.filters import parse_point
+    from kleiber.studies.laws.filters import parse_map, parse_point
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
         entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
-            entry, words = _group(entry, words)
+            entry, words = select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
-            rows = _load(on, map, where or (), form)
+            rows = select_rows(on, parse_map(map, {}), where or (), form)
             comparison = prediction.compare_with_rows(entry, form, rows, most)
             typer.echo("\n".join(prediction.comparison_lines(comparison, entry["level"])))
             return
@@ -212,6 +205,8 @@ def report(
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
+    Runs that belong to no study are shown side by side: a table, curves, and parallel coordinates.
+
     Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
     if one is contradicted, and 3 otherwise.
     """
@@ -237,61 +232,6 @@ def import_page_module(name: str) -> ModuleType:
             f"{error.name}, which reports need, is not installed: run pip install 'kleiber[report]'"
         ) from None
     return import_module(f"kleiber.studies.{name}")
-
-
-def _load(
-    source: Path, map: str | None, where: Sequence[str], law: "Law",
-    columns: Mapping[str, str | None] | None = None, sigma: str | None = None,
-) -> "Table":  # fmt: skip
-    """Loads the columns of the law's inputs and target; of a folder only finished runs, with default columns.
-
-    columns  column by role, from the options that are synonyms of --map
-    sigma    column of the standard errors, if there are any
-
-    Raises ValueError for an unknown role.
-    """
-    from kleiber.studies.laws import table
-    from kleiber.studies.laws.filters import parse_map
-    from kleiber.studies.laws.noise_model import EXTRA
-
-    asked, roles = parse_map(map, columns), dict.fromkeys([*law.inputs, "N", "D", "C", "L", *EXTRA])
-    for role, column in asked.items():
-        if role not in roles:
-            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(roles)}")
-    usual, finished = (table.OF_RUNS, ("status = finished",)) if source.is_dir() else ({}, ())
-    asked |= {"sigma": sigma} if sigma else {}
-    return table.load(table.read(source), {**usual, **asked}, (*finished, *where), law.inputs)
-
-
-def _record(part: "Table", form: "Law", name: str, options: "Options", by: str | None, group: str) -> Json:
-    """Fits one table and returns its record for laws.json; errors start with the group, if there are groups.
-
-    A law from a file is recorded under the name FILE.py:FUNCTION.
-    """
-    from kleiber.studies.laws import analysis, laws_json
-
-    try:
-        record = analysis.analyze(part, replace(form, name=name) if ".py:" in name else form, options)
-    except ValueError as error:
-        raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
-    if options.rank and not record.get("ranking"):
-        raise ValueError(
-            f"--rank ranks laws of N and D by their error at the largest compute; {name} is not such a law, or this "
-            "table has too few rows or no compute: remove --rank"
-        )
-    return laws_json.without_nonfinite(record)
-
-
-def _group(collection: Row, words: list[str]) -> tuple[Json, list[str]]:
-    """Returns the law of the group that COLUMN=VALUE in `words` chooses, and the other words.
-
-    Raises ValueError if no word, or more than one, chooses a group.
-    """
-    by, laws = collection["by"], collection["laws"]
-    chosen = [argument.partition("=")[2] for argument in words if argument.partition("=")[0] == by]
-    if len(chosen) != 1 or chosen[0] not in laws:
-        raise ValueError(f"this file has one law for each value of {by}: add {by}=VALUE, one of {', '.join(laws)}")
-    return laws[chosen[0]], [argument for argument in words if argument.partition("=")[0] != by]
 
 
 def _refuse(error: ValueError) -> NoReturn:

@@ -22,7 +22,7 @@ from kleiber.records.wandb_run import node_of, start_run, was_online
 from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
-from kleiber.studies.scaling import Scaling
+from kleiber.studies.overview import Overview
 from kleiber.studies.study import Findings, Study, content
 from kleiber.types import Config, Json, Row
 
@@ -112,7 +112,7 @@ def reason(error: Exception) -> str:
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    Runs without a study are analyzed by `Scaling`. Raises ConfigError for an invalid option in a file.
+    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file.
     """
     from kleiber.config.check import check_node
     from kleiber.config.targets import build
@@ -123,7 +123,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     elif (asked := folder / "study.yaml").is_file():
         nodes = [read_config_node(asked)]
     if not nodes:
-        return Scaling()
+        return Overview()
     check_node("study", nodes[0])
     return build(nodes[0])
 
@@ -239,7 +239,7 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
     return render_page(
         findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],
         verdicts=findings["verdicts"], tables=findings["tables"], text="\n".join(result.text),
-        methods=result.methods, details={"Runs": rows},
+        methods=result.methods, details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 
 

@@ -1,0 +1,223 @@
+"""A law fitted to a table of runs: what `kleiber fit` prints and writes, and what `kleiber.fit` returns."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from kleiber.records.files import read_json
+from kleiber.studies.laws import analysis, laws_json, prediction, table
+from kleiber.studies.laws.law import Function, Law, as_law
+from kleiber.studies.laws.noise_model import EXTRA
+from kleiber.types import Json, Row
+
+if TYPE_CHECKING:
+    from kleiber.charts.theme import Chart
+
+SCHEMA = Path(table.__file__).with_name("law.schema.json")
+
+
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law with its estimates, intervals, backtests and verdicts. Prints as `kleiber fit` does.
+
+    record  content of laws.json
+    form    the law itself, whose `predict` takes any parameters
+    rows    the table it was fitted to; None for a law that was read from laws.json
+    """
+
+    record: Json
+    form: Law
+    rows: table.Table | None = None
+
+    @property
+    def params(self) -> dict[str, Json]:
+        """Estimate of each parameter: value, lo, hi, identified, method."""
+        return self.record["params"]
+
+    @property
+    def derived(self) -> dict[str, Json]:
+        """Estimate of each derived quantity, such as the exponent a_opt of the optimal allocation."""
+        return self.record["derived"]
+
+    @property
+    def verdicts(self) -> list[Json]:
+        """What limits the law: code, level (note, warn or refuse) and text of each verdict."""
+        return self.record["verdicts"]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the law is not refused and all of its parameters are identified."""
+        return analysis.accepted(self.record)
+
+    def predict(self, max_decades: float = prediction.MAX_DECADES, **inputs: float) -> Json:
+        """Predicts the target at one point, such as `predict(N=1e8, D=2e9)`.
+
+        Returns value, lo and hi (confidence interval of the law), decades (distance from the fitted rows, in factors of
+        10) and, unless the law was fitted with bootstrap=0, run_lo and run_hi (prediction interval of a new run).
+        Raises ValueError for other inputs than the law has, and for a point that is farther than `max_decades`.
+        """
+        answer = prediction.predict(self.record, self.form, inputs, max_decades)
+        if "refused" in answer:
+            raise ValueError(f"{inputs}: {answer['refused']}; a larger max_decades predicts anyway")
+        return answer
+
+    def figures(self) -> dict[str, Callable[[], Chart]]:
+        """Functions that draw the figures of the law, by name. Those of the fitted rows need `rows`.
+
+        Raises ValueError if a plotting package is not installed.
+        """
+        from kleiber.studies import law_report
+
+        if self.rows is None:
+            return law_report.record_figures(self.record)
+        rows = law_report.fitted_rows(self.rows, self.form, self.record)
+        return law_report.figures(rows, self.form, self.record, "")
+
+    def plot(self, figure: str | None = None) -> Chart:
+        """Draws one of `figures()`; None: the first, which shows observed and predicted values where there are rows.
+
+        Raises ValueError for a figure that this law does not have.
+        """
+        charts = self.figures()
+        name = figure or next(iter(charts), "")
+        if name not in charts:
+            raise ValueError(f"figure={figure!r} must be one of {', '.join(charts) or 'none: this law has no figure'}")
+        return charts[name]()
+
+    def write(self, path: str | Path) -> None:
+        """Writes laws.json, which `load_law` and `kleiber predict` read."""
+        laws_json.write(self.record, path)
+
+    def __str__(self) -> str:
+        from kleiber.studies.law_report import lines
+
+        return "\n".join(lines(self.record))
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def load(path: str | Path, law: str | None = None) -> FittedLaw:
+    """Reads a law from laws.json.
+
+    law  FILE.py:FUNCTION, if the law was fitted with it and you trust the file
+
+    Raises ValueError for a file that is missing or has other content than one law.
+    """
+    checked = laws_json.read(path, law)
+    if "laws" in checked:
+        raise ValueError(f"{path} has one law for each value of {checked['by']}: fit each of them to a file of its own")
+    record = read_json(Path(path))
+    missing = [key for key in read_json(SCHEMA)["$defs"]["law"]["required"] if key not in record]
+    if missing:
+        raise ValueError(f"{path}: {missing[0]} is missing; create the file with `kleiber fit --json`")
+    return FittedLaw(record, laws_json.law_of(checked, law))
+
+
+def fit(
+    rows: str | Path | pd.DataFrame,
+    law: str | Function | Law = "chinchilla",
+    *,
+    map: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
+    fix: Mapping[str, float] | None = None,
+    sigma: str | None = None,
+    delta: float | None = None,
+    **options: object,
+) -> FittedLaw:
+    """Fits a scaling law to a table of runs.
+
+    rows     DataFrame, or path of a .csv, .jsonl or .parquet file or of a folder of runs
+    law      name of a shipped law, FILE.py:FUNCTION, or a function of inputs and keyword-only parameters
+    map      column by role, such as {"N": "params", "D": "tokens", "L": "loss"}
+    where    filters of rows, such as "loss < 4 and N >= 1e8"
+    fix      parameters that are held at a value
+    sigma    column of the standard errors of the target
+    delta    Huber delta on the scale of the residuals; None: 0.001
+    options  further fields of `kleiber.studies.laws.analysis.Options`: loss_fn, space, bootstrap, cluster, seed, level,
+             backtest, predict, exclude, rank, max_decades, at
+
+    Raises ValueError for wrong options and unusable rows.
+    """
+    fields = analysis.Options.__dataclass_fields__
+    for name in options:
+        if name not in fields:
+            raise ValueError(f"{name} is not an option of fit: use one of {', '.join(fields)}")
+    source = rows if isinstance(rows, pd.DataFrame) else Path(rows)
+    form = law if isinstance(law, Law) else laws_json.law_by_option(law) if isinstance(law, str) else as_law(law)
+    form = form.fix(dict(fix or {}))
+    if isinstance(source, Path) and source.is_dir():
+        options.setdefault("cluster", "trunk")
+    settings = analysis.Options(**{"delta": 1e-3 if delta is None else delta, **options})  # type: ignore[arg-type]
+    analysis.check_options(form, settings, delta)
+    selected = select_rows(source, map or {}, where, form, sigma)
+    return fit_table(selected, form, law if isinstance(law, str) else form.name, settings)
+
+
+def select_rows(
+    source: Path | pd.DataFrame, columns: Mapping[str, str], where: Sequence[str], law: Law, sigma: str | None = None
+) -> table.Table:
+    """Returns the columns of the law's inputs and target; of a folder only finished runs, with default columns.
+
+    columns  column by role
+    sigma    column of the standard errors, if there are any
+
+    Raises ValueError for an unknown role, a missing column and unusable rows.
+    """
+    roles = dict.fromkeys([*law.inputs, "N", "D", "C", "L", *EXTRA])
+    for role, column in columns.items():
+        if role not in roles:
+            raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(roles)}")
+    from_runs = isinstance(source, Path) and source.is_dir()
+    usual, finished = (table.OF_RUNS, ("status = finished",)) if from_runs else ({}, ())
+    frame = source if isinstance(source, pd.DataFrame) else table.read(source)
+    errors = {"sigma": sigma} if sigma else {}
+    return table.load(frame, {**usual, **columns, **errors}, (*finished, *where), law.inputs)
+
+
+def fit_table(rows: table.Table, form: Law, name: str, options: analysis.Options) -> FittedLaw:
+    """Fits one table. A law from a file is recorded under its `name`, FILE.py:FUNCTION.
+
+    Raises ValueError for unusable rows, and if laws are to be ranked that cannot be.
+    """
+    record = analysis.analyze(rows, replace(form, name=name) if ".py:" in name else form, options)
+    if options.rank and not record.get("ranking"):
+        raise ValueError(
+            f"--rank ranks laws of N and D by their error at the largest compute; {name} is not such a law, or this "
+            "table has too few rows or no compute: remove --rank"
+        )
+    return FittedLaw(laws_json.without_nonfinite(record), form, rows)
+
+
+def fit_groups(
+    rows: table.Table, by: str | None, form: Law, name: str, options: analysis.Options
+) -> dict[str, FittedLaw]:
+    """Fits each group of rows with the same value of the column `by`; None: all rows, as the group "".
+
+    Raises ValueError, which names the group, for unusable rows.
+    """
+    laws = {}
+    for group, part in (rows.split(by) if by else {"": rows}).items():
+        try:
+            laws[group] = fit_table(part, form, name, options)
+        except ValueError as error:
+            raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
+    return laws
+
+
+def select_group(collection: Row, words: Sequence[str]) -> tuple[Json, list[str]]:
+    """Returns the law of the group that COLUMN=VALUE in `words` chooses, and the other words.
+
+    Raises ValueError if no word, or more than one, chooses a group.
+    """
+    by, laws = collection["by"], collection["laws"]
+    chosen = [argument.partition("=")[2] for argument in words if argument.partition("=")[0] == by]
+    if len(chosen) != 1 or chosen[0] not in laws:
+        raise ValueError(f"this file has one law for each value of {by}: add {by}=VALUE, one of {', '.join(laws)}")
+    return laws[chosen[0]], [argument for argument in words if argument.partition("=")[0] != by]

@@ -1,0 +1,118 @@
+"""The report of runs without a study: the keys that differ, the best run first, curves and parallel coordinates."""
+
+import json
+
+import pytest
+from fake_run import fake_run, fake_stage
+
+from kleiber.launch.cli import main
+from kleiber.records.catalog import read_runs
+from kleiber.studies.overview import Overview, axes_of, axis_of, differing_keys, short_names
+
+LOSSES = [(1, 0.1, 3.0), (1, 0.2, 2.0), (2, 0.1, 4.0), (2, 0.2, 2.5)]
+
+
+def write(folder, depth=1, lr=0.1, loss=3.0, *, rows=4, **values):
+    config = {
+        "model": {"depth": depth, "width": 16 * depth, "_target_": "kleiber.models.Transformer"},
+        "optimizer": {"lr": lr}, "batch": {"tokens": 100}, "logger": {"name": folder.name}, "root": str(folder),
+    }  # fmt: skip
+    logged = [{"step": step, "train/loss": loss + 1 / step, "train/lr": lr} for step in range(1, rows + 1)]
+    metrics = {} if loss is None else {"val/docs/loss": loss}
+    return fake_run(folder, [{"metrics": metrics}], config=config, rows=logged, **values)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for number, (depth, lr, loss) in enumerate(LOSSES):
+        write(tmp_path / "sweep" / f"run{number}", depth, lr, loss)
+    return tmp_path / "sweep"
+
+
+def test_only_keys_that_differ_and_can_change_the_result_are_columns(sweep):
+    keys = differing_keys(read_runs(sweep))
+    assert keys[str(sweep / "run2")] == {"model.depth": 2, "model.width": 32, "optimizer.lr": 0.1}
+
+
+def test_the_best_run_comes_first_and_the_headline_names_best_and_worst(sweep):
+    findings = Overview().analyze(read_runs(sweep))
+    assert [row["val/docs/loss"] for row in findings.tables["Runs"]] == [2.0, 2.5, 3.0, 4.0]
+    for part in ("4 of 4", "2.0000 (best: depth=1 width=16 lr=0.2)", "4.0000 (depth=2 width=32 lr=0.1)"):
+        assert part in findings.headline
+    assert findings.figures.keys() == {"curves", "parallel_coordinates"}
+
+
+def test_of_a_metric_that_is_no_loss_the_largest_value_is_best(tmp_path):
+    for number in range(3):
+        fake_run(tmp_path / str(number), [{"metrics": {"val/sst2/accuracy": number / 4}}], config={"seed": number})
+    rows = Overview().analyze(read_runs(tmp_path)).tables["Runs"]
+    assert [row["val/sst2/accuracy"] for row in rows] == [0.5, 0.25, 0.0]
+
+
+def test_branches_of_a_trunk_have_rows_of_their_own(tmp_path):
+    stages = [
+        fake_stage("trunk"),
+        *(fake_stage(n, parent="trunk", metrics={"val/docs/loss": float(n[0])}) for n in ("1M", "2M")),
+    ]
+    fake_run(tmp_path / "run", stages, config={"seed": 0})
+    rows = Overview().analyze(read_runs(tmp_path)).tables["Runs"]
+    assert [(row["stage"], row["val/docs/loss"]) for row in rows] == [("1M", 1.0), ("2M", 2.0)]
+
+
+def test_runs_that_failed_or_diverged_are_rows_without_a_line(sweep):
+    write(sweep / "run8", 4, 0.4, float("nan"), status="diverged")
+    fake_run(sweep / "run9", status="failed", config={"model": {"depth": 8}})
+    findings = Overview().analyze(read_runs(sweep))
+    assert "4 of 6" in findings.headline
+    assert [row["run"] for row in findings.tables["Runs"]][4:] == ["run8", "run9"]
+    chart = findings.figures["parallel_coordinates"]().to_dict()
+    runs = {row["run"] for rows in chart["datasets"].values() for row in rows if "run" in row}
+    assert runs == {"run0", "run1", "run2", "run3"}
+
+
+def test_a_key_that_follows_from_another_has_no_axis(sweep):
+    rows = [{"depth": d, "width": 16 * d, "lr": lr, "loss": loss, "tokens": 5, "params": 1} for d, lr, loss in LOSSES]
+    assert [axis.name for axis in axes_of(rows, ["depth", "width", "lr"], "loss")] == ["depth", "lr", "loss"]
+    assert axes_of([], ["depth"], None) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ([1, 2, 3], {1: 0.0, 2: 0.5, 3: 1.0}),
+        ([0.01, 0.1, 1.0], {0.01: 0.0, 0.1: 0.5, 1.0: 1.0}),
+        (["b", "a", None], {None: 0.0, "a": 0.5, "b": 1.0}),
+        ([True, False], {False: 0.0, True: 1.0}),
+        ([2, 2], {2: 0.0}),
+    ],
+)
+def test_numbers_are_placed_by_size_and_other_values_in_order(values, places):
+    placed = axis_of("x", values).places
+    order = sorted(placed, key=placed.get)
+    assert placed == pytest.approx(places) if None not in places else sorted(placed.values()) == [0.0, 0.5, 1.0]
+    assert len(order) == len(places)
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["model.mlp._target_", "model.width", "mlp.width", "val/docs/loss"]) == [
+        "mlp", "model.width", "mlp.width", "loss",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_report_of_150_runs_with_many_rows_is_written_only_where_it_was_asked_for(tmp_path, capsys):
+    for number in range(150):
+        write(tmp_path / "sweep" / f"run{number}", 1 + number % 3, 0.1 * (number + 1), 2 + number / 150, rows=60)
+    before = sorted((tmp_path / "sweep").rglob("*"))
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "sweep"), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "150 of 150" in capsys.readouterr().out and "run149" in page and len(page) < 8e6
+    assert sorted((tmp_path / "sweep").rglob("*")) == before
+
+
+def test_a_single_run_has_a_report_with_figures(tmp_path):
+    folder = write(tmp_path / "run")
+    assert main(["report", str(folder)]) == 0
+    assert json.loads((folder / "findings.json").read_text())["tables"]["Runs"][0]["val/docs/loss"] == 3.0
+    assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "curves.svg"}
