@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import griffe
 
 from pages.signatures import ENTRY
+
+QUOTED = re.compile(r'^ *"([\w/.]+)" {2,}(\S.*)$')  # the names of metrics
 
 
 class ArgumentLists(griffe.Extension):
@@ -23,7 +26,7 @@ def with_lists(docstring: str) -> str:
     """Returns a docstring whose lines of arguments are items of a Markdown list."""
     lines, in_entry = list[str](), False
     for line in inspect.cleandoc(docstring).splitlines():
-        if match := ENTRY.match(line):
+        if match := ENTRY.match(line) or QUOTED.match(line):
             if not in_entry and lines and lines[-1]:
                 lines.append("")
             lines.append(f"- `{match.group(1)}`: {match.group(2)}")

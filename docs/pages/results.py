@@ -235,7 +235,7 @@ def law_section(law: Json) -> str:
 
 def estimate(entry: Mapping[str, object]) -> list[str]:
     """Returns the cells of a parameter: value, interval or the reason why there is none, method."""
-    if entry.get("lo") is None or entry.get("hi") is None:
+    if not entry["identified"]:
         return [cell(entry["value"]), f"not identified: {cell(entry.get('reason'))}", ""]
     return [cell(entry["value"]), f"[{cell(entry['lo'])}, {cell(entry['hi'])}]", cell(entry.get("method"))]
 

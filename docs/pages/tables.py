@@ -27,7 +27,16 @@ def cell(value: object) -> str:
         return ", ".join(f"{key} {cell(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value)
-    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("*", "\\*")
+    parts = str(value).replace("|", "\\|").replace("\n", " ").split("`")
+    parts[::2] = [escaped(part) for part in parts[::2]]  # the others are code
+    return "`".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Returns text in which no sign is Markdown's or HTML's; braces would be read as attributes of the cell."""
+    for sign, entity in {"<": "&lt;", "*": "\\*", "{": "&#123;", "}": "&#125;"}.items():
+        text = text.replace(sign, entity)
+    return text
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

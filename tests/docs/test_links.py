@@ -15,6 +15,7 @@ CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
 WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}
 SITE = {**WRITTEN, **GENERATED}
+SITE["results/index.md"] += results.overview(REPOSITORY)
 IN_REPOSITORY = [REPOSITORY / "README.md", *REPOSITORY.glob("multirun/*/discussion.md")]
 IN_REPOSITORY += sorted(REPOSITORY.glob("multirun/results/*/discussion.md"))
 
