@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from kleiber.config.compose import Composer
 
-HEAD = """Trains one language model, or a sweep of them.
+HEAD = """Trains one language model, or a sweep of them. In the repository, `python train.py` is the same.
 
-    python train.py [FLAGS] [GROUP=CHOICE | KEY=VALUE]...
+    kleiber train [FLAGS] [GROUP=CHOICE | KEY=VALUE]...
 
 Examples
-    python train.py                                      a small dense model on the built-in text
-    python train.py model=moe model.depth=3              a mixture of experts with three layers
-    python train.py model=bert objective=mlm             a bidirectional model that predicts masked tokens
-    python train.py -m name=first model=gpt,moe seed=0,1  a sweep of four runs; kleiber runs multirun/first lists it
-    python train.py trainer=ddp trainer.devices=2        data-parallel training in two processes
-    python train.py dry_run=true                         print what training would cost, and stop
-    python train.py trainer=smoke                        a test run of ten seconds
+    kleiber train                                       a small dense model on the built-in text
+    kleiber train model=moe model.depth=3               a mixture of experts with three layers
+    kleiber train model=bert objective=mlm              a bidirectional model that predicts masked tokens
+    kleiber train -m name=first model=gpt,moe seed=0,1  a sweep of four runs; kleiber runs multirun/first lists it
+    kleiber train trainer=ddp trainer.devices=2         data-parallel training in two processes
+    kleiber train dry_run=true                          print what training would cost, and stop
+    kleiber train trainer=smoke                         a test run of ten seconds
 """
 KEYS = {
     "model.depth=2": "number of layers; the width is model.aspect * model.depth",
@@ -32,11 +32,17 @@ TAIL = """Flags
     -m, --multirun            sweep over comma-separated values
     --cfg job|hydra|all       print the composed config and stop
     --config-dir DIR          a folder with choices of yours, which take precedence
-    --info, --hydra-help      information about Hydra"""
+    --info, --hydra-help      information about Hydra
+
+Environment
+    KLEIBER_EXTENSIONS=mylab  also the choices and classes of your package mylab
+    KLEIBER_ROOT=DIR          the folder of runs, in place of ./multirun
+    KLEIBER_DATA=DIR          local copies of data sets, looked up before the hub
+    KLEIBER_CACHE=DIR         the folder of encoded data"""
 
 
 def usage(composer: Composer) -> str:
-    """Returns the text of `python train.py --help`."""
+    """Returns the text of `kleiber train --help`."""
     groups = {group: ", ".join(composer.choices(group)) for group in composer.groups()}
     wide = max(map(len, [*groups, *KEYS])) + 2
     chosen = "\n".join(f"    {group:{wide}}{choices}" for group, choices in groups.items())
