@@ -19,7 +19,7 @@ from typing import Protocol
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
-from kleiber.records.folder import status, write_final_status
+from kleiber.records.folder import discard_unstarted, status, write_final_status
 from kleiber.types import Json
 
 SCHEDULER_PREFIXES = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -63,6 +63,13 @@ class Launcher:
         Raises Preempted when a signal ended the sweep, once all running cells have ended.
         """
         raise NotImplementedError
+
+
+def archive_or_discard(folder: Path, code: int) -> None:
+    """Adds a run that has ended to the archive of its study, or removes one that was refused before its first step."""
+    if code == ExitCode.BAD_INPUT:
+        discard_unstarted(folder)
+    archive_run(folder)
 
 
 def progress_line(done: int, total: int, folder: Path, code: int, seconds: float, label: str | None = None) -> str:
@@ -198,6 +205,6 @@ class JobMonitor:
                 continue  # the job never started
             write_final_status(folder, Status.KILLED, "the job ended without writing a status; see log.txt")
             self.codes[folder] = code = status(folder).exit_code
-            archive_run(folder)
             seconds = time.monotonic() - self.started
             print(progress_line(len(self.codes), self.total, folder, code, seconds), flush=True)
+            archive_or_discard(folder, code)

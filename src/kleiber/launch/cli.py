@@ -104,6 +104,7 @@ for name, command in {
     "generate": model_commands.generate,
     "chat": model_commands.chat,
     "export": model_commands.export_run,
+    "push": model_commands.push,
     "import": model_commands.import_folder,
 }.items():
     app.command(name)(command)

@@ -26,9 +26,8 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
 from kleiber.launch import process
-from kleiber.launch.cell import Cell, Launcher, progress_line
+from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
-from kleiber.records.catalog import archive_run
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.types import Count, Natural
 
@@ -157,10 +156,11 @@ class Pool:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
-            archive_run(job.cell.folder)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
         print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)
+        if not retry:
+            archive_or_discard(job.cell.folder, code)
 
     def _write_status(self, job: Job, code: int) -> None:
         """Writes the status of a run whose process died before it could."""
@@ -263,7 +263,7 @@ class Basic(Launcher):
             print(f"[{number}/{len(cells)}] {cell.folder.name}", flush=True)
             codes[cell.folder] = process.run(cell.config, cell.folder, cell.overrides)
             if not cell.config["dry_run"]:
-                archive_run(cell.folder)
+                archive_or_discard(cell.folder, codes[cell.folder])
             if codes[cell.folder] == ExitCode.INTERRUPTED:
                 raise Interrupted(f"SIGINT in cell {number} of {len(cells)}")
             if codes[cell.folder] == ExitCode.PREEMPTED:

@@ -127,3 +127,17 @@ def import_folder(
 
     import_hf(folder, out, allow_nonfinite)
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
+
+
+def push(
+    run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Commit to this branch, and create it if it does not exist.")
+    ] = None,
+) -> None:
+    """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
+    from kleiber.runs.hub_upload import push
+
+    typer.echo(f"uploaded {run}: {push(run, repository, private, revision)}")
