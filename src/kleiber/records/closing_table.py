@@ -162,7 +162,7 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
     hints = [
         (["plot", place], "draw its curves"),
         (["runs", shorten(run.parent)], "list the runs beside it"),
-        (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three learning rates"),
+        (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
     if (run / "samples.txt").is_file():
         hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))
