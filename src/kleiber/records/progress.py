@@ -102,6 +102,7 @@ class Display:
         """Shows the activity from now on."""
         self.activities.append(activity)
         if self._thread is None and os.environ.get("RANK", "0") == "0":
+            self._partial = False
             self._ended.clear()
             self._thread = threading.Thread(target=self._show_until_end, name="progress", daemon=True)
             self._thread.start()
