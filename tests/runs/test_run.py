@@ -133,7 +133,8 @@ def test_wandb_has_config_metrics_and_summary_of_the_run(launch):
     folder = launch("model=moe", "logger=wandb", "logger.wandb.mode=offline", "name=group-a", "callbacks.log.every=5")
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     logged, record = read(path), summary(folder)
-    assert logged["run"] == {"id": record["run_id"], "group": "group-a", "name": folder.name, "type": "train"}
+    facts = {"id": record["run_id"], "group": "group-a", "name": folder.name, "type": "train", "tags": []}
+    assert logged["run"] == facts
     assert logged["exit_code"] == 0
     assert logged["config"]["model"]["mlp"]["num_experts"] == 8, "the config keeps its nesting"
     steps = {row["trainer/global_step"]: row for row in logged["history"] if "train/loss" in row}

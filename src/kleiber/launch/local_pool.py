@@ -29,6 +29,7 @@ from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
 from kleiber.records.folder import read_config, read_overrides, write_final_status
+from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
@@ -81,6 +82,7 @@ class Pool:
         self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
         self.signals: list[str] = []
+        self.progress = Activity("training", len(cells), "cells")
         for cell in cells:
             if cell.accelerator == "gpu" and cell.devices > self.size["gpu"]:
                 raise ConfigError(
@@ -91,7 +93,7 @@ class Pool:
     def run(self) -> dict[Path, int]:
         """Runs all cells and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._forward, self._kill_all) as self.signals:
+            with on_preemption(self._forward, self._kill_all) as self.signals, activity(self.progress):
                 self._start_cells()
                 while self.running:
                     for sentinel in wait(list(self.running)):
@@ -156,6 +158,7 @@ class Pool:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
+        self.progress.done = len(self.codes)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
         print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)

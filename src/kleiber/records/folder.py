@@ -49,6 +49,7 @@ UNSTARTED = {
     "log.txt",
     ".lock",
     "wandb",
+    "tensorboard",
     "ranks",
 }  # before the first step
 READABLE = 60
