@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -32,5 +33,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts the overview of the recorded studies into its place on the page of results."""
-    return markdown.replace("<!-- studies -->", results.overview(REPOSITORY))
+    """Puts the overview of the recorded studies into its place on the page of results.
+
+    A pipe in code needs a backslash in a table on other sites; here the backslash would be shown.
+    """
+    markdown = markdown.replace("<!-- studies -->", results.overview(REPOSITORY))
+    return re.sub(r"`[^`\n]*`", lambda code: code[0].replace("\\|", "|"), markdown)

@@ -33,7 +33,12 @@ NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data 
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
-ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE = {
+    "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
+    "trainer/gpu": "needs a GPU",
+    "trainer/smoke": "is in every run here",
+}
+ELSEWHERE |= {"logger/mlflow": "needs the extra mlflow: tests/training/test_mirrors.py"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
@@ -129,7 +134,7 @@ def test_every_choice_composes_and_passes_the_check():
     for choice in (c for c in CHOICES if c not in TRAINED or c in SLOW):
         try:
             config = alone(choice)
-            if choice != "trainer/gpu":  # which the check refuses where no GPU is
+            if choice not in ("trainer/gpu", "logger/mlflow"):  # refused where there is no GPU, or no MLflow
                 check(config)
             if choice in SAME and config_hash(config) != twin_hash(SAME[choice]):
                 wrong[choice] = f"is another run than {SAME[choice]}"

@@ -46,6 +46,7 @@ def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
 
 def content(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "artifacts": {}, "exit_code": None}
+    found["axes"] = {}
     for record in records(path):
         match record.WhichOneof("record_type"):
             case "run":
@@ -55,6 +56,7 @@ def content(path: Path) -> dict[str, Any]:
                     "group": run.run_group,
                     "name": run.display_name,
                     "type": run.job_type,
+                    "tags": list(run.tags),
                 }
                 found["config"].update(items(run.config.update))
             case "config":
@@ -66,7 +68,14 @@ def content(path: Path) -> dict[str, Any]:
             case "artifact":
                 artifact = record.artifact
                 paths = {entry.path for entry in artifact.manifest.contents}
-                found["artifacts"][artifact.name] = {"type": artifact.type, "paths": paths}
+                found["artifacts"][artifact.name] = {
+                    "type": artifact.type,
+                    "paths": paths,
+                    "aliases": list(artifact.aliases),
+                }
+            case "metric":
+                metric = record.metric
+                found["axes"][metric.name or metric.glob_name] = metric.step_metric
             case "exit":
                 found["exit_code"] = record.exit.exit_code
     return found

@@ -30,8 +30,8 @@ def section(name: str, command: Any) -> str:
     """Returns the section of a command: usage, description, parameters."""
     usage = [argument_name(p) for p in command.params if p.param_type_name == "argument"]
     options = "[OPTIONS]" if len(usage) < len(command.params) else ""
-    if name == "train":
-        usage = ["[-m] [OVERRIDES]..."]
+    if command.context_settings.get("ignore_unknown_options"):
+        usage = [command.options_metavar]  # what it takes are overrides
     line = " ".join(filter(None, ["kleiber", name, *usage, options]))
     text = "\n\n".join(" ".join(part.split()) for part in (command.help or "").split("\n\n"))
     rows = [[names(p), cell(p.help), default(p)] for p in command.params]

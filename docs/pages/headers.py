@@ -13,7 +13,10 @@ LABEL = re.compile(rf"^({'|'.join(LABELS)})\s+(.*)")
 
 @dataclass(frozen=True)
 class Header:
-    """summary: what the choice is; use: when to take it; labels: the text of Paper, Command, Cost and Expected."""
+    """summary: what the choice is; use: when to take it; labels: the text of Paper, Command, Cost and Expected.
+
+    A command may have several lines.
+    """
 
     summary: str
     use: str
@@ -36,5 +39,5 @@ def read_header(path: Path) -> Header:
         elif text.startswith("Use it"):
             current = "use"
         parts.setdefault(current, []).append(text)
-    joined = {name: " ".join(lines) for name, lines in parts.items()}
+    joined = {name: ("\n" if name == "Command" else " ").join(lines) for name, lines in parts.items()}
     return Header(joined.pop("summary"), joined.pop("use"), joined)

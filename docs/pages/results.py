@@ -193,7 +193,7 @@ def facts(study: Study, header: Header) -> str:
     rows = [
         ["Study", f"[`study={study.kind}`](../../reference/study.md#{study.kind}): {header.summary}"],
         ["Source", header.labels.get("Paper", "")],
-        ["Cost", f"{study.cost} of processes on shared cores, other work beside it"],
+        ["Cost", f"{study.cost} of processes"],
         ["Recorded", f"`{place}`"],
         ["Rows", again],
     ]

@@ -81,7 +81,7 @@ def range_of(annotation: object) -> str:
         parts += [text for text in [range_of(part)] if text]
         if isinstance(part, Gt | Ge | Lt | Le):
             ((name, bound),) = asdict(part).items()
-            if isinstance(bound, int | float) and abs(bound) < 1e6:
+            if isinstance(bound, int | float) and abs(bound) < 1e4:
                 parts.append(f"{SYMBOLS[name]} {bound:g}")
     return ", ".join(parts)
 

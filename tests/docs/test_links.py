@@ -66,4 +66,5 @@ def test_every_page_is_in_the_navigation_once():
 
     config = safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
     named = paths([*config["nav"], *results.navigation(REPOSITORY), *reference.navigation()])
-    assert len(named) == len(set(named)) and {*named} == {*SITE}
+    notebooks = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb")}
+    assert len(named) == len(set(named)) and {*named} == {*SITE} | notebooks

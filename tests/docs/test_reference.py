@@ -27,7 +27,7 @@ def test_every_choice_of_every_group_is_in_the_reference():
             "retention",
             "| `retention.replay.fraction` | float | >= 0.001, &lt; 1 | `0.05` | of the tokens",
         ),
-        ("model", "| `model.depth` | int | >= 1, &lt;= 10000 | `2` | blocks |"),
+        ("model", "| `model.depth` | int | >= 1 | `2` | blocks |"),
         (
             "objective",
             "| `objective.noise` | float | >= 0, &lt; 0.5 | `0.1` | probability that",

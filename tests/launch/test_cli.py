@@ -2,30 +2,55 @@
 
 import pytest
 
-from kleiber.launch.cli import main, parse_widths
+import kleiber
+from kleiber.launch.cli import app, main, parse_widths
+
+COMMANDS = {
+    "train", "config", "check", "runs", "plot", "diff", "reproduce", "compare", "report", "clean", "fit", "predict",
+    "eval", "generate", "chat", "export", "push", "import",
+}  # fmt: skip
 
 
 def test_help_lists_the_commands_and_each_has_a_help(capsys):
+    assert {entry.name or vars(entry)["callback"].__name__ for entry in app.registered_commands} == COMMANDS
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "train" in text
-    for command in [
-        "runs",
-        "plot",
-        "compare",
-        "check",
-        "eval",
-        "generate",
-        "chat",
-        "export",
-        "import",
-        "fit",
-        "predict",
-        "report",
-    ]:
+    for command in COMMANDS - {"train"}:  # whose help is that of training
         assert command in text
         assert main([command, "--help"]) == 0
         assert f"kleiber {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kleiber {kleiber.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("kleiber repr", ["reproduce"]),
+        ("kleiber train model = m", ["moe"]),
+        ("kleiber train seed=1 model/mlp =", ["dropping", "gelu", "moe", "swiglu"]),
+        ("kleiber config data = glue/ss", ["glue/sst2"]),
+        ("kleiber train optim", ["optimizer="]),
+        ("kleiber train seed = 1", []),
+        ("kleiber train ../x=", []),
+    ],
+)
+def test_bash_completes_commands_groups_and_choices(words, expected, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_KLEIBER_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_the_script_of_completion_is_shown_for_a_shell(capsys):
+    with pytest.raises(SystemExit):
+        main(["--show-completion", "zsh"])
+    assert "_KLEIBER_COMPLETE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

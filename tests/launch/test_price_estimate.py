@@ -10,6 +10,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.launch.price_estimate import Prices, main, step_seconds, without_numbers
 from kleiber.launch.run_cost import Speed, StageCost
 from kleiber.models.counting import Parameters
+from kleiber.records.folder import read_config
 
 
 def test_steps_between_two_measured_sizes_are_interpolated():
@@ -99,3 +100,11 @@ def test_a_request_is_answered_with_counts_and_seconds_of_a_base_and_its_fine_tu
     assert all(cell["seconds"] > 0 for cell in answer["cells"]) and answer["unmeasured"] is None
     assert answer["cells"][0]["params"] == answer["cells"][1]["params"] and answer["memory_bytes"] > 2**27
     assert not base.exists() and not tuned.exists()
+
+
+@pytest.mark.slow
+def test_a_chain_is_measured_though_its_second_stage_opens_the_first(launch, tmp_path):
+    run = launch("stages=chain", "stages.chain={a: {budget: {steps: 4}}, b: {budget: {steps: 4}}}")
+    prices = Prices({str(tmp_path / "planned"): read_config(run)}, tmp_path / "scratch")
+    prices.count(False)
+    assert prices.measure_run(0).step.keys() == {"a", "b"}

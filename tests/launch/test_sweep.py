@@ -1,6 +1,7 @@
 """Sweeps: every cell runs whether others fail or not, and a second start runs only the missing cells."""
 
 import kleiber.runs.run
+from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
 from kleiber.records.catalog import read_runs
 
@@ -15,6 +16,20 @@ def test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cel
     assert main([*SWEEP, "seed=0,1,2,3"]) == 4
     assert seeds == [1, 3]
     assert main([*SWEEP, "seed=0,2,3"]) == 0
+
+
+def test_a_cell_that_is_refused_before_its_first_step_leaves_nothing(seeds, tmp_path, monkeypatch, capsys):
+    def refuse(cfg, folder, overrides):
+        if cfg.seed != 2:
+            raise ConfigError("data.path=nowhere is missing")
+        return train(cfg, folder, overrides)
+
+    train = kleiber.runs.run.train
+    monkeypatch.setattr(kleiber.runs.run, "train", refuse)
+    assert main(["-m", "seed=0,1", "launcher=basic", "logger=csv"]) == 4
+    assert capsys.readouterr().err.count("nowhere") == 2 and not (tmp_path / "root").exists()
+    assert main(["-m", "seed=0,2", "launcher=basic", "logger=csv"]) == 4
+    assert [run.config["seed"] for run in read_runs(tmp_path / "root")] == [2]
 
 
 def test_a_single_run_has_the_folder_of_the_equal_cell(seeds, tmp_path):

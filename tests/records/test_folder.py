@@ -109,6 +109,17 @@ def test_a_folder_is_discarded_only_if_it_holds_nothing_but_the_config_and_the_l
     assert len(list((tmp_path / "annotated").iterdir())) == 7
 
 
+def test_the_empty_folders_above_a_discarded_run_go_with_it(tmp_path):
+    for name in ("root/name/refused", "root/name/other", "full/name/refused"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "full" / "notes.txt").touch()
+    discard_unstarted(tmp_path / "root" / "name" / "refused")
+    assert (tmp_path / "root" / "name" / "other").is_dir()
+    discard_unstarted(tmp_path / "root" / "name" / "other")
+    discard_unstarted(tmp_path / "full" / "name" / "refused")
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
+
+
 def test_resume_of_a_changed_config_names_the_keys(tmp_path):
     folder.write_config(tmp_path, CONFIG, [])
     longer = {**CONFIG, "budget": {**CONFIG["budget"], "tokens": "1M"}, "logger": None}

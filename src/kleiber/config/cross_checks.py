@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kleiber.config.stages import check_name, quantity
 from kleiber.config.targets import signature
 from kleiber.types import Config
 
+LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
 SHARDED = "kleiber.training.FSDP"
 
 
@@ -30,6 +32,16 @@ def check_compatibility(config: Config) -> None:
     _l2sp_strength(config)
     _reference(config)
     _packing(config)
+    _loggers(config.get("logger") or {})
+
+
+def _loggers(loggers: Config) -> None:
+    for key, node in loggers.items():
+        package = LOGGER_PACKAGES.get(str(node["_target_"])) if isinstance(node, Mapping) else None
+        if package is not None and find_spec(package) is None:
+            raise ConfigError(
+                f"logger.{key} needs the package {package}, which is not installed: pip install 'kleiber[{package}]'"
+            )
 
 
 def argument(node: Config, name: str) -> Any:

@@ -36,7 +36,7 @@ WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol
 SUPPLIED = frozenset(
     {
         "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "open_model", "record",
-        "run_config", "run_id", "run_name", "vocabulary", "vocab_size",
+        "run_config", "run_id", "run_name", "save_dir", "vocabulary", "vocab_size",
     }
 )  # fmt: skip
 

@@ -12,33 +12,76 @@ from typing import Annotated
 
 import typer
 
+from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
 from kleiber.launch import model_commands, run_commands
 from kleiber.studies import fit_command
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def print_version(asked: bool) -> None:
+    """Prints the version of kleiber and ends the command, if it was asked for."""
+    if asked:
+        typer.echo(f"kleiber {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def commands() -> None:
+def commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Train, list, evaluate, export and import runs, fit scaling laws to them, and check muP."""
+
+
+def complete_override(context: typer.Context, incomplete: str) -> list[str]:
+    """Returns the groups of the config, such as `model=`, or the choices of a group that begin with what was typed.
+
+    Bash gives the text in front of `=` and the `=` as words of their own, other shells give `model=mo` as one word.
+    """
+    from kleiber.config.compose import conf_dir
+
+    words: list[str] = context.params.get("overrides") or []
+    folders = {path.parent.relative_to(conf_dir()) for path in conf_dir().glob("*/**/*.yaml")}
+    groups = sorted(str(folder) for folder in folders if len(folder.parts) == 1 or folder.parts[0] == "model")
+    group, value, before = "", incomplete, ""
+    if words[1:] and words[-1] == "=":
+        group = words[-2]
+    elif "=" in incomplete:
+        group, _, value = incomplete.partition("=")
+        before = f"{group}="
+    elif words and not incomplete and words[-1] in groups:  # bash, right behind the `=`
+        group = words[-1]
+    if group not in groups:
+        return [f"{name}=" for name in groups if name.startswith(incomplete) and not group]
+    folder = conf_dir() / group
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("[!_]*.yaml"))]
+    choices = [name for name in names if group != "model" or "/" not in name]
+    return [before + choice for choice in choices if choice.startswith(value)]
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="OVERRIDES", autocompletion=complete_override, show_default=False)
+]
 
 
 # All arguments are overrides and Hydra's flags, --help among them, which the command line of training reads itself.
 AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(context_settings=AS_THEY_ARE, options_metavar="[-m] [OVERRIDES]...")
-def train(context: typer.Context) -> None:
+@app.command(context_settings=AS_THEY_ARE, options_metavar="[-m]")
+def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
     exit_on_interrupt()  # importing the rest takes a second
     from kleiber.launch.main import main
 
-    exit_with(main(context.args))
+    exit_with(main(overrides or []))
 
 
-@app.command(context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]}, options_metavar="[OVERRIDES]...")
-def config(context: typer.Context) -> None:
+@app.command(context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]}, options_metavar="[--config-dir DIR]")
+def config(overrides: Overrides = None) -> None:
     """Print the config of a run as YAML, each value with the file or override that it comes from.
 
     The overrides are those of `kleiber train`, and --config-dir DIR adds a folder of config files. Nothing is trained.
@@ -49,7 +92,7 @@ def config(context: typer.Context) -> None:
     from kleiber.launch.main import parse_flags
     from kleiber.runs.inherit import complete_config
 
-    args = parse_flags(context.args)
+    args = parse_flags(overrides or [])
     composer = Composer(args.config_name or "train", args.config_dir)
     sources = find_sources(composer, args.overrides)
     composed, _ = resolve_config(composer.compose(args.overrides))
@@ -104,6 +147,7 @@ for name, command in {
     "generate": model_commands.generate,
     "chat": model_commands.chat,
     "export": model_commands.export_run,
+    "push": model_commands.push,
     "import": model_commands.import_folder,
 }.items():
     app.command(name)(command)

@@ -27,10 +27,10 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
 from kleiber.config.model_size import available_cores
 from kleiber.launch import process
-from kleiber.launch.cell import Cell, Launcher, progress_line
+from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
 from kleiber.launch.ranks import redirect_output, run_fresh
-from kleiber.records.catalog import archive_run
 from kleiber.records.folder import read_config, read_overrides, write_final_status
+from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
@@ -83,6 +83,7 @@ class Pool:
         self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
         self.signals: list[str] = []
+        self.progress = Activity("training", len(cells), "cells")
         for cell in cells:
             if cell.accelerator == "gpu" and cell.devices > self.size["gpu"]:
                 raise ConfigError(
@@ -93,7 +94,7 @@ class Pool:
     def run(self) -> dict[Path, int]:
         """Runs all cells and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._forward, self._kill_all) as self.signals:
+            with on_preemption(self._forward, self._kill_all) as self.signals, activity(self.progress):
                 self._start_cells()
                 while self.running:
                     for sentinel in wait(list(self.running)):
@@ -158,10 +159,12 @@ class Pool:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
-            archive_run(job.cell.folder)
+        self.progress.done = len(self.codes)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
         print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)
+        if not retry:
+            archive_or_discard(job.cell.folder, code)
 
     def _write_status(self, job: Job, code: int) -> None:
         """Writes the status of a run whose process died before it could."""
@@ -264,7 +267,7 @@ class Basic(Launcher):
             print(f"[{number}/{len(cells)}] {cell.folder.name}", flush=True)
             codes[cell.folder] = process.run(cell.config, cell.folder, cell.overrides)
             if not cell.config["dry_run"]:
-                archive_run(cell.folder)
+                archive_or_discard(cell.folder, codes[cell.folder])
             if codes[cell.folder] == ExitCode.INTERRUPTED:
                 raise Interrupted(f"SIGINT in cell {number} of {len(cells)}")
             if codes[cell.folder] == ExitCode.PREEMPTED:

@@ -24,13 +24,20 @@ def evaluate(
     task_files: Annotated[
         Path | None, typer.Option(help="Folder of lm-eval tasks for --evals harness, or questions for --evals choice.")
     ] = None,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Also log the results of a run to W&B, as a run of the job type eval.")
+    ] = False,
 ) -> None:
     """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
-    from kleiber.runs.evaluate import result_lines, run_evaluations
+    from kleiber.runs.evaluate import log_to_wandb, result_lines, run_evaluations
 
     if not subject.is_dir():
         raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    if wandb and not (subject / "config.yaml").is_file():
+        raise ValueError(f"--wandb logs beside the W&B run of a run, and {subject} is none: remove --wandb")
     results = run_evaluations(subject, evals, tokens, stage, data or (), json, tasks, task_files)
+    if wandb:
+        log_to_wandb(subject, results)
     typer.echo("\n".join(result_lines(results)))
 
 
@@ -120,3 +127,17 @@ def import_folder(
 
     import_hf(folder, out, allow_nonfinite)
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
+
+
+def push(
+    run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Commit to this branch, and create it if it does not exist.")
+    ] = None,
+) -> None:
+    """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
+    from kleiber.runs.hub_upload import push
+
+    typer.echo(f"uploaded {run}: {push(run, repository, private, revision)}")

@@ -173,6 +173,7 @@ class Prices:
         config, folder = self.configs[number], self.scratch / f"measured{number}"
         self.train_start_point(config)
         short = shorten_config(config, self.costs[number], folder)
+        write_config(folder, short, [])  # from which a later stage opens an earlier one
         hardware, models = build(DictConfig(short["trainer"])), Models()
         stages = plan_stages(OmegaConf.create(short), hardware, models)
         return measure(short, count_costs(stages, hardware, models), folder)

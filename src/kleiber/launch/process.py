@@ -137,9 +137,9 @@ def raise_preempted(name: str) -> None:
 
 
 def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
-    from kleiber.training.lightning import import_lightning
-
     with activity("loading PyTorch and Lightning"):
+        from kleiber.training.lightning import import_lightning
+
         import_lightning()
         from kleiber.runs.run import train
 

@@ -77,9 +77,11 @@ class Sweep:
             return reason.status.exit_code
         if self.planned:
             self._print_price()
-        reported = ExitCode.DONE if self.study_folder is None else write_report(self.study_folder, self.study)
+        has_runs = self.study_folder is not None and self.study_folder.is_dir()
+        reported = write_report(self.study_folder, self.study) if self.study_folder and has_runs else ExitCode.DONE
         if any(self.codes):
-            print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish; see their log.txt")
+            failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
+            print(f"{failed}; see the lines above and their log.txt")
             return ExitCode.PARTLY_FAILED
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
@@ -113,7 +115,8 @@ class Sweep:
                 retrain_bases(todo, archived, launcher)
             codes = launcher.run(todo) if todo else {}
         finally:
-            print_table(read_runs(first.folder.parent))
+            if first.folder.parent.is_dir():  # it is removed with the last cell if all of them are refused
+                print_table(read_runs(first.folder.parent))
         results = [codes.get(cell.folder, ExitCode.FAILED if cell in todo else ExitCode.DONE) for cell in cells]
         self.codes += results
         return results

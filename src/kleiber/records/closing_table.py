@@ -152,23 +152,21 @@ def tree_costs(stages: Sequence[Row]) -> tuple[float, float]:
 
 
 def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
-    """Returns what can be done next with a finished run, a command a line, each with what it does.
+    """Returns what can be done next with a finished run: each command below a line that says what it does.
 
     overrides  the command line of the run
     """
-    place, lr = str(run), ((read_summary(run) or {}).get("stages") or [{}])[-1].get("lr") or 0.01
+    place, lr = shorten(run), ((read_summary(run) or {}).get("stages") or [{}])[-1].get("lr") or 0.01
     kept = [text for text in overrides if not text.lstrip("+").startswith(("optimizer.lr=", "name="))]
     rates = ",".join(f"{lr * factor:.3g}" for factor in (0.5, 1, 2))
     hints = [
         (["plot", place], "draw its curves"),
-        (["runs", str(run.parent)], "list the runs beside it"),
-        (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three learning rates"),
+        (["runs", shorten(run.parent)], "list the runs beside it"),
+        (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
     if (run / "samples.txt").is_file():
         hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))
-    lines = [(command(words), text) for words, text in hints]
-    width = max(len(words) for words, _ in lines)
-    return ["next:", *(f"  {words:<{width}}  # {text}" for words, text in lines)]
+    return ["next", *(line for words, text in hints for line in (f"  # {text}", f"  {command(words)}"))]
 
 
 def command(arguments: Sequence[str]) -> str:

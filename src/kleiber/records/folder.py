@@ -6,6 +6,7 @@ resumes its run, a changed config gets another folder, and a cell of a sweep has
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -41,7 +42,16 @@ NOT_IDENTITY = (
     "evals",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
-UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb"}  # before the first step
+UNSTARTED = {
+    "config.yaml",
+    "overrides.yaml",
+    "summary.json",
+    "log.txt",
+    ".lock",
+    "wandb",
+    "tensorboard",
+    "ranks",
+}  # before the first step
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -209,9 +219,15 @@ def set_aside(folder: Path) -> None:
 
 
 def discard_unstarted(folder: Path) -> None:
-    """Removes the folder of a run that was refused before its first step; does nothing where there are other files."""
+    """Removes the folder of a run that was refused before its first step, with the empty folders above it.
+
+    Does nothing where there are other files. The folders above are those of `name` and `root`.
+    """
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
         shutil.rmtree(folder)
+        for parent in (folder.parent, folder.parent.parent):
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def check_same_config(folder: Path, config: Config) -> None:

@@ -101,6 +101,26 @@ def run_evaluations(
     return record
 
 
+def log_to_wandb(folder: Path, record: Json) -> None:
+    """Logs the results of a run to W&B, as a run of the job type eval in the group and project of the run.
+
+    A later evaluation adds its numbers to the same W&B run.
+    """
+    from kleiber.records.folder import read_config
+    from kleiber.records.summary_file import read_summary
+    from kleiber.records.wandb_run import node_of, start_run, was_online
+
+    config, summary = read_config(folder), read_summary(folder) or {}
+    node = node_of(config)
+    run = start_run(
+        folder, f"eval-{summary['run_id']}", f"{folder.absolute().name} (eval)", config["name"], "eval",
+        online=was_online(folder), project=node.get("project") or "kleiber", entity=node.get("entity"),
+        tags=node.get("tags"), config={"run": summary["run_id"], "overrides": summary["overrides"]},
+    )  # fmt: skip
+    run.summary.update({f"eval/{name}": value for name, value in flatten_numbers(record["evals"]).items()})
+    run.finish()
+
+
 def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int | None) -> Subject:
     """Opens the model at `path` with its held-out data: a run, RUN/STAGE, or a Hugging Face folder with a tokenizer.
 

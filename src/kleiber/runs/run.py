@@ -1,6 +1,6 @@
 """One run in this process, from a composed config and its folder to a summary: plan, train, evaluate, print a table.
 
-However the run ends, summary.json records its status, and the W&B run ends with the same exit code. The launcher
+However the run ends, summary.json records its status, and the loggers get the exit code. The launcher
 chooses the folder and starts the ranks.
 """
 
@@ -21,8 +21,6 @@ from kleiber.records.summary import Summary, cpu_name
 from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from wandb import Run
-
     from kleiber.runs.plan import ModelBuilder, Plan
     from kleiber.runs.stage_tree import Stage, Tree
     from kleiber.training.loggers import StageLogger
@@ -84,7 +82,7 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
 
 
 class RankZeroRun:
-    """Rank 0 of a run: it alone writes the summary, logs to W&B and prints."""
+    """Rank 0 of a run: it alone writes the summary, logs and prints."""
 
     def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str], inputs: dict[str, str]) -> None:
         self.cfg, self.tree, self.overrides, self.inputs = cfg, tree, overrides, inputs
@@ -93,14 +91,15 @@ class RankZeroRun:
         self.loggers: list[StageLogger] = []
 
     def run(self) -> int:
-        """Trains the run, writes its status and the end of its W&B run, and returns the exit code."""
+        """Trains the run, writes its status, ends its loggers, and returns the exit code."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary.start(**self.initial_summary())
         code = ExitCode.FAILED
         try:
             code = self._train()
         finally:
-            self._finish_wandb(code)
+            for logger in self.loggers:
+                logger.finish(code)
         return code
 
     def initial_summary(self) -> Json:
@@ -130,13 +129,13 @@ class RankZeroRun:
         from kleiber.training.step import Diverged
 
         try:
-            self.loggers = self._make_loggers()
+            with activity("starting the loggers"):
+                self.loggers = self._make_loggers()
             self.tree.loggers = [*self.loggers]
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
             self._print_banner()
             run_tree(self.tree, self._write_stage)
             self.summary.update(status=Status.FINISHED)
-            self._update_wandb()
         except Diverged as error:
             self.summary.update(status=Status.DIVERGED, error=str(error))
             print(f"the loss diverged at {error}; checkpoints from before are in {self.folder}", file=sys.stderr)
@@ -186,45 +185,39 @@ class RankZeroRun:
 
     def _make_loggers(self) -> list[StageLogger]:
         from kleiber.config.targets import build
-        from kleiber.training.loggers import Rows
+        from kleiber.training.loggers import Rows, StageLogger
+        from kleiber.training.mirrors import mirror_logger
 
         values = self.summary.values
         available = {
             "folder": self.folder,
+            "save_dir": str(self.folder),  # of loggers of Lightning
             "run_id": values["run_id"],
             "run_name": self.folder.name,
             "group": self.cfg.name,
             "run_config": OmegaConf.to_container(self.cfg, resolve=True),
         }
-        configured = [build(node, **available) for node in (self.cfg.logger or {}).values()]
-        return [Rows(self.folder), *(logger for logger in configured if logger is not None)]
+        loggers: list[StageLogger] = [Rows(self.folder)]
+        for key, node in (self.cfg.logger or {}).items():
+            try:
+                logger = build(node, **available)
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"logger.{key} needs a package that is not installed: {error}") from error
+            if isinstance(logger, StageLogger):
+                loggers.append(logger)
+            elif logger is not None:
+                loggers.append(mirror_logger(logger, f"logger.{key}", available["run_config"]))
+        return loggers
 
     def _write_stage(self, stage: Json) -> None:
-        """Writes the entry of a finished stage to summary.json and W&B."""
+        """Writes the entry of a finished stage to summary.json and sends it to the loggers."""
         from kleiber.config.stages import SINGLE_STAGE
-        from kleiber.training.loggers import prefixed
 
         metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
         self.summary.put_stage(stage, metrics if stage["start_metrics"] else None)
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
-        for run in self._wandb_runs():
-            run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})
-
-    def _update_wandb(self) -> None:
-        """Writes what W&B shows of a finished run: status, checkpoint and numbers of parameters."""
-        last = self.summary.values["stages"][-1]
-        for run in self._wandb_runs():
-            run.summary.update({"status": str(Status.FINISHED), "checkpoint": last["checkpoint"]})
-            run.summary.update({f"params/{name}": count for name, count in last["params"].items()})
-
-    def _wandb_runs(self) -> list[Run]:
-        from lightning.pytorch.loggers import WandbLogger
-
-        return [logger.experiment for logger in self.loggers if isinstance(logger, WandbLogger)]
-
-    def _finish_wandb(self, code: int) -> None:
-        for run in self._wandb_runs():
-            run.finish(exit_code=code)
+        for logger in self.loggers:
+            logger.log_stage(stage, name)
 
 
 def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

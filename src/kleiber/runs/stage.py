@@ -96,7 +96,8 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
-            logger.begin(stage.name if len(tree.stages) > 1 else None, start if resumed else 0)
+            name = stage.name if len(tree.stages) > 1 else None
+            logger.begin(name, start if resumed else 0, tree.axis(stage))
     lit = LitLM(
         model,
         plan.objective,

@@ -25,7 +25,7 @@ from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
 from kleiber.training import checkpoint
-from kleiber.training.loggers import Logger
+from kleiber.training.loggers import Logger, StageAxis
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
@@ -208,6 +208,17 @@ class Tree:
     def checkpoints(self, name: str) -> Path:
         """Returns the folder of a stage's checkpoints."""
         return self.folder / "stages" / name / "checkpoints"
+
+    def axis(self, stage: Stage) -> StageAxis:
+        """Returns where the steps of a stage lie: behind those of all stages before it on the path from the root."""
+        if stage.parent is None:
+            return StageAxis(batch_tokens=stage.plan.batch_tokens)
+        parent = next(other for other in self.stages if other.name == stage.parent)
+        before = self.axis(parent)
+        if stage.continues:  # its steps are counted with those of the parent
+            return before
+        last = self.done[parent.name]["steps"]
+        return StageAxis(before.steps(last), before.tokens(last), stage.plan.batch_tokens)
 
     @cached_property
     def start_point(self) -> StartPoint | None:

@@ -18,6 +18,7 @@ from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.files import read_config_node, write_json
 from kleiber.records.progress import activity
+from kleiber.records.wandb_run import node_of, start_run, was_online
 from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
@@ -51,17 +52,12 @@ def log_to_wandb(folder: Path, findings: Json, result: Findings, charts: Row, ru
 
 def start_wandb_run(folder: Path, runs: Sequence[Run]) -> WandbRun:
     """Starts or resumes the W&B run of the study, in the project of its runs."""
-    import wandb
-
-    nodes = [(run.config.get("logger") or {}).get("wandb") or {} for run in runs]
-    online = any(any((run.folder / "wandb").glob("run-*")) for run in runs)
+    nodes = [node_of(run.config) for run in runs]
     name = folder.absolute().name
-    return wandb.init(
-        dir=folder, project=next((node["project"] for node in nodes if node.get("project")), "kleiber"),
+    return start_run(
+        folder, f"study-{name}", f"{name} (study)", name, "study", online=any(was_online(run.folder) for run in runs),
+        project=next((node["project"] for node in nodes if node.get("project")), "kleiber"),
         entity=next((node["entity"] for node in nodes if node.get("entity")), None),
-        group=name, job_type="study", name=f"{name} (study)", id=f"study-{name}", resume="allow",
-        mode="online" if online else "offline",
-        settings=wandb.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True),
     )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "CsvLogger": "loggers",
-    "wandb_logger": "loggers",
+    "TensorBoard": "mirrors",
+    "mlflow_logger": "mirrors",
+    "wandb_logger": "wandb_mirror",
     "DDP": "trainer",
     "FSDP": "trainer",
     "Local": "trainer",

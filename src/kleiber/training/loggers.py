@@ -1,4 +1,4 @@
-"""Loggers: metrics.jsonl, which every run writes, metrics.csv, and W&B, whose failures never end a run.
+"""Loggers that write files into the folder of a run: metrics.jsonl, which every run has, and metrics.csv.
 
 Rows are appended to the files. A run that resumes removes the rows after its checkpoint, so that the files end up like
 those of an uninterrupted run.
@@ -6,15 +6,9 @@ those of an uninterrupted run.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import socket
-import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -24,7 +18,28 @@ from kleiber.records.summary import NAME, parse_row
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
-TIMEOUT = 1.5  # seconds to wait for a server before the run continues without it
+
+
+@dataclass(frozen=True)
+class StageAxis:
+    """Where the steps of a stage lie in its run, from the root of the tree of stages.
+
+    steps_before   optimizer steps before the first step of the stage
+    tokens_before  tokens before it
+    batch_tokens   tokens of a step of the stage
+    """
+
+    steps_before: int = 0
+    tokens_before: int = 0
+    batch_tokens: int = 0
+
+    def steps(self, step: int) -> int:
+        """Returns the optimizer steps since the root, at a step of the stage."""
+        return self.steps_before + step
+
+    def tokens(self, step: int) -> int:
+        """Returns the tokens since the root, at a step of the stage."""
+        return self.tokens_before + step * self.batch_tokens
 
 
 class StageLogger(Logger):
@@ -33,9 +48,18 @@ class StageLogger(Logger):
     stage: str | None = None
     description: str | None = None  # what it writes and where, for the banner of the run
 
-    def begin(self, stage: str | None, step: int) -> None:
-        """Called when a stage begins (`step` 0) or resumes after `step`. `stage` is None in a run of one stage."""
+    def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
+        """Called when a stage begins (`step` 0) or resumes after `step`. `stage` is None in a run of one stage.
+
+        place  where the steps of the stage lie in the run; None: at its beginning
+        """
         self.stage = stage
+
+    def log_stage(self, entry: Json, stage: str | None) -> None:
+        """Called with the entry of a finished stage in summary.json; `stage` as in `begin`."""
+
+    def finish(self, code: int) -> None:
+        """Called once at the end of the run, with its exit code."""
 
     def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
         """Logs a table of text."""
@@ -68,7 +92,7 @@ class Rows(StageLogger):
         with open(self.path, "a") as file:
             file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
 
-    def begin(self, stage: str | None, step: int) -> None:
+    def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Removes the rows of `stage` after `step`, all of them at step 0, and damaged rows. A kill loses no row."""
         self.stage = stage
         if self.path.exists():
@@ -121,81 +145,3 @@ def parse_csv_row(line: str) -> tuple[int, str]:
 def prefixed(stage: str | None, metric: str) -> str:
     """The metric's name after that of its stage, such as `1M/val/docs/loss`; alone in a run of one stage."""
     return metric if stage is None else f"{stage}/{metric}"
-
-
-def wandb_logger(
-    folder: Path,
-    run_id: str,
-    run_name: str,
-    group: str,
-    run_config: Json,
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
-    project: str = "kleiber",
-    entity: str | None = None,
-    tags: list[str] | None = None,
-) -> StageLogger | None:
-    """A W&B logger; None for mode=disabled.
-
-    With `auto` it is online only if there is an API key and the server answers within 1.5 s. Without an answer `online`
-    also records offline and prints why, so that no server can keep a run from starting. W&B gets the id of the run, so
-    a resumed run continues its curves.
-    """
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    offline = mode == "offline"
-    reason = None if offline else _unreachable()
-    if reason:
-        offline = True
-        if mode == "online" or _key():
-            print(f"W&B: {reason}; recording offline in {folder / 'wandb'}", file=sys.stderr)
-    import wandb as client
-    from lightning.pytorch.loggers import WandbLogger
-
-    settings = client.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True)
-    # Not by WandbLogger's own init, which passes settings that make this client warn.
-    run = client.init(
-        dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags, config=run_config,
-        job_type="train", mode="offline" if offline else "online", resume="allow", settings=settings,
-    )  # fmt: skip
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step")
-
-    class StageWandbLogger(WandbLogger, StageLogger):
-        """Prefixes metrics with their stage in a run of several stages, because steps begin again in each."""
-
-        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-            super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)
-
-        def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
-            self.log_text(key, columns=columns, data=rows)
-
-    logger = StageWandbLogger(experiment=run)
-    logger.description = f"W&B {'offline' if offline else 'online'}, in {folder / 'wandb'}"
-    return logger
-
-
-def _key() -> bool:
-    import netrc
-
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        return urlparse(_server()).hostname in netrc.netrc().hosts
-    return False
-
-
-def _server() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def _unreachable() -> str | None:
-    """Why W&B cannot be used now, or None."""
-    if not _key():
-        return "no API key (set WANDB_API_KEY to mirror runs online)"
-    host = urlparse(_server())
-    try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=TIMEOUT).close()
-    except OSError as error:
-        return f"{host.hostname} does not answer ({error})"
-    return None

@@ -42,7 +42,7 @@ def spikes(folder) -> list[dict]:
 def test_a_spike_is_printed_once_with_its_step(launch, leaping, capsys):
     leaping(30, 31)
     folder = launch(*OPTIONS)
-    messages = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    messages = [line for line in capsys.readouterr().err.splitlines() if "samples [" in line]
     assert len(messages) == 1 and "step 30" in messages[0] and "samples [" in messages[0]
     assert spikes(folder) == [{"step": 30, "train/spikes": 1.0}]
 

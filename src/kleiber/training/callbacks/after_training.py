@@ -20,6 +20,7 @@ from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
+from kleiber.records.progress import activity
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -68,7 +69,7 @@ class FinalScore(LeanCallback):
     def add_scores(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Computes the metrics of `score`, writes them to the record of the stage and to all loggers."""
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), activity(f"measuring {type(self).__name__.lower()}"):
             metrics = self.score(trainer, pl_module)
         if not metrics:
             return
@@ -240,7 +241,7 @@ class Samples(LeanCallback):
         """Generates the continuations after the last step, on rank 0."""
         if trainer.global_step != trainer.max_steps:
             return
-        with full_parameters(pl_module.model):
+        with full_parameters(pl_module.model), activity("writing sample continuations"):
             if trainer.is_global_zero:
                 self.write(pl_module.model, trainer.loggers)
 

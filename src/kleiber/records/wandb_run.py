@@ -1,0 +1,117 @@
+"""Runs of W&B: one for each training, evaluation and study, with the same settings. The client is imported when used.
+
+No server can keep kleiber from working: where none answers, a run is recorded offline, and `wandb sync` sends it later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlparse
+
+from kleiber.types import Json
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+TIMEOUT = 1.5  # seconds to wait for a server before the run continues without it
+Mode = Literal["auto", "online", "offline", "disabled"]
+JobType = Literal["train", "eval", "study"]
+
+
+def start_run(
+    folder: Path,
+    run_id: str,
+    name: str,
+    group: str,
+    job_type: JobType,
+    *,
+    online: bool,
+    project: str = "kleiber",
+    entity: str | None = None,
+    tags: Sequence[str] | None = None,
+    config: Json | None = None,
+    console: bool = False,
+    system_metrics: bool = False,
+) -> Run:
+    """Starts a run, or resumes the one of the same id. Its files are in `folder`/wandb.
+
+    console         also send what the process prints
+    system_metrics  also measure CPU, memory and GPU every few seconds
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    settings = wandb.Settings(
+        init_timeout=30, console="wrap" if console else "off", x_disable_stats=not system_metrics, silent=True
+    )
+    return wandb.init(
+        dir=folder, id=run_id, name=name, group=group, project=project, entity=entity, tags=tags, config=config,
+        job_type=job_type, mode="online" if online else "offline", resume="allow", settings=settings,
+    )  # fmt: skip
+
+
+def choose_online(mode: Mode, folder: Path) -> bool:
+    """Returns whether to log online: for `auto` where a key is set and the server answers within 1.5 s.
+
+    Prints why a run with a key, or with mode `online`, is recorded offline.
+    """
+    reason = None if mode == "offline" else unreachable()
+    if reason and (mode == "online" or has_key()):
+        print(f"W&B: {reason}; recording offline in {folder / 'wandb'}", file=sys.stderr)
+    return mode != "offline" and reason is None
+
+
+def node_of(config: Mapping[str, object]) -> Json:
+    """Returns the settings of the W&B logger in the config of a run; {} where it has none."""
+    loggers = config.get("logger")
+    node = loggers.get("wandb") if isinstance(loggers, Mapping) else None
+    return dict(node) if isinstance(node, Mapping) else {}
+
+
+def was_online(folder: Path) -> bool:
+    """Whether the run in `folder` was logged online."""
+    return any((folder / "wandb").glob("run-*"))
+
+
+def log_files(run: Run, name: str, kind: str, files: Mapping[str, Path], metadata: Json, aliases: list[str]) -> None:
+    """Logs files by their names as one artifact of type `kind`, such as model."""
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:120], type=kind, metadata=metadata)
+    for file_name, path in files.items():
+        artifact.add_file(str(path), name=file_name)
+    run.log_artifact(artifact, aliases=aliases)
+
+
+def has_key() -> bool:
+    """Whether the environment or ~/.netrc has a key for the server."""
+    import netrc
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return urlparse(_server()).hostname in netrc.netrc().hosts
+    return False
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def unreachable() -> str | None:
+    """Returns why W&B cannot be used online now; None where it can."""
+    if not has_key():
+        return "no API key (set WANDB_API_KEY to mirror runs online)"
+    host = urlparse(_server())
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=TIMEOUT).close()
+    except OSError as error:
+        return f"{host.hostname} does not answer ({error})"
+    return None
