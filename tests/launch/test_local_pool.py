@@ -56,5 +56,7 @@ def test_more_gpus_than_the_machine_has_are_refused(cell, started, tmp_path):
 
 def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, started, tmp_path):
     cells = [cell(tmp_path / "a"), cell(tmp_path / "b", threads=2), cell(tmp_path / "c", devices=2)]
-    Pool(cells, workers=4, retries=0, stop_after=None).run()
+    pool = Pool(cells, workers=4, retries=0, stop_after=None)
+    pool.run()
+    assert (pool.progress.done, pool.progress.total) == (len(cells), len(cells))
     assert [arguments[1] for arguments in started] == [False, True, True]

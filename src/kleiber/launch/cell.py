@@ -20,6 +20,7 @@ from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
 from kleiber.records.folder import discard_unstarted, status, write_final_status
+from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 
 SCHEDULER_PREFIXES = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -170,12 +171,13 @@ class JobMonitor:
     def __init__(self, cells: Sequence[Cell], jobs: Jobs) -> None:
         self.unfinished, self.total, self.jobs = [cell.folder for cell in cells], len(cells), jobs
         self.codes: dict[Path, int] = {}
+        self.progress = Activity("training", len(cells), "cells")
         self.started, self.deadline = time.monotonic(), math.inf
 
     def run(self) -> dict[Path, int]:
         """Waits for all jobs and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._cancel) as received:
+            with on_preemption(self._cancel) as received, activity(self.progress):
                 self._wait()
         except BaseException:
             self._cancel("interrupted")
@@ -205,6 +207,7 @@ class JobMonitor:
                 continue  # the job never started
             write_final_status(folder, Status.KILLED, "the job ended without writing a status; see log.txt")
             self.codes[folder] = code = status(folder).exit_code
+            self.progress.done = len(self.codes)
             seconds = time.monotonic() - self.started
             print(progress_line(len(self.codes), self.total, folder, code, seconds), flush=True)
             archive_or_discard(folder, code)

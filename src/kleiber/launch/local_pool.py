@@ -25,10 +25,12 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
+from kleiber.config.model_size import available_cores
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
-from kleiber.launch.ranks import cores, redirect_output, run_fresh
+from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.folder import read_config, read_overrides, write_final_status
+from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
@@ -76,11 +78,12 @@ class Pool:
     def __init__(self, cells: Sequence[Cell], workers: int | None, retries: int, stop_after: int | None) -> None:
         self.pending = deque((cell, 0) for cell in cells)
         self.total, self.retries, self.stop_after = len(cells), retries, stop_after
-        self.free = {"cpu": [f"core {i}" for i in range(workers or cores())], "gpu": gpu_ids(workers)}
+        self.free = {"cpu": [f"core {i}" for i in range(workers or available_cores())], "gpu": gpu_ids(workers)}
         self.size = {kind: len(slots) for kind, slots in self.free.items()}
         self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
         self.signals: list[str] = []
+        self.progress = Activity("training", len(cells), "cells")
         for cell in cells:
             if cell.accelerator == "gpu" and cell.devices > self.size["gpu"]:
                 raise ConfigError(
@@ -91,7 +94,7 @@ class Pool:
     def run(self) -> dict[Path, int]:
         """Runs all cells and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._forward, self._kill_all) as self.signals:
+            with on_preemption(self._forward, self._kill_all) as self.signals, activity(self.progress):
                 self._start_cells()
                 while self.running:
                     for sentinel in wait(list(self.running)):
@@ -156,6 +159,7 @@ class Pool:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
+        self.progress.done = len(self.codes)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
         print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)

@@ -119,7 +119,8 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
         folder.write_config(cell.folder, cell.config, cell.overrides)
     minutes = sum(run.summary.get("seconds") or 0.0 for runs in rounds for run in runs) / 60
     number = sum(map(len, planned))
-    print(f"training {number} recorded runs again in {out}; they took {minutes:.1f} minutes in all", flush=True)
+    named = "the recorded run" if number == 1 else f"{number} recorded runs"
+    print(f"training {named} again in {out}; the first time took {minutes:.1f} minutes", flush=True)
     for cells_of_round in planned:
         Process().run(cells_of_round)
     results = [compare_again(run, read_run(out / run.name), noise) for run in chosen]
@@ -267,10 +268,10 @@ def explain(result: Reproduction) -> str:
     if result.diff is None:
         return result.error
     if result.verdict == Verdict.EQUAL:
-        what = (
+        proof = (
             "bit-identical weights" if result.has_equal_weights else "the recorded weights are gone; all metrics equal"
         )
-        return f"{what}; metrics.jsonl: {first_step_line(result.diff)}"
+        return f"{proof}; metrics.jsonl: {first_step_line(result.diff)}"
     shown = [
         f"{gap.metric} was {gap.recorded:.6g} and is {'missing' if gap.again is None else f'{gap.again:.6g}'} "
         f"(noise: {gap.limit:.3g}, {gap.source})"

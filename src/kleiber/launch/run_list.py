@@ -50,7 +50,7 @@ class Selection:
         kept = [run for run in runs if self.status in (None, run.status)]
         key = (self.sort or "").removeprefix("-")
         if kept and (self.where or key):
-            table = as_frame(self._rows(kept, [key] if key else []))
+            table = as_frame(_rows(kept, [key] if key else [], with_config=self.where is not None))
             if self.where:
                 from kleiber.studies.laws.filters import keep
 
@@ -63,20 +63,24 @@ class Selection:
 
     def rows(self, runs: Sequence[Run]) -> list[Json]:
         """Returns a row of plain values for each of the runs: the chosen columns, or all but those of the config."""
-        rows = self._rows(runs, self.columns)
+        rows = _rows(runs, self.columns)
         return [{name: row.get(name) for name in self.columns} if self.columns else row for row in rows]
 
-    def _rows(self, runs: Sequence[Run], asked: Sequence[str]) -> list[Json]:
-        """Returns a row for each run, with the keys of the configs where the filter or an asked column needs them."""
-        rows = [{**run.row(), "folder": str(run.folder)} for run in runs]
-        names = dict.fromkeys(name for row in rows for name in row)
-        if self.where or not names.keys() >= set(asked):
-            rows = [{**config_columns(run), **row} for run, row in zip(runs, rows, strict=True)]
-            order = dict.fromkeys([*Columns.__annotations__, "folder", *names])  # keys of the config come last
-            rows = [{name: row[name] for name in [*order, *row] if name in row} for row in rows]
-        for name in asked:
-            check_column(name, rows)
-        return rows
+
+def _rows(runs: Sequence[Run], asked: Sequence[str], with_config: bool = False) -> list[Json]:
+    """Returns a row for each run, with the keys of the configs where an asked column is none of the others.
+
+    Raises ValueError for an asked column that no run has.
+    """
+    rows = [{**run.row(), "folder": str(run.folder)} for run in runs]
+    names = dict.fromkeys(name for row in rows for name in row)
+    if with_config or not names.keys() >= set(asked):
+        rows = [{**config_columns(run), **row} for run, row in zip(runs, rows, strict=True)]
+        order = dict.fromkeys([*Columns.__annotations__, "folder", *names])  # keys of the config come last
+        rows = [{name: row[name] for name in [*order, *row] if name in row} for row in rows]
+    for name in asked:
+        check_column(name, rows)
+    return rows
 
 
 def config_columns(run: Run) -> Json:

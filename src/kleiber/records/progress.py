@@ -92,7 +92,7 @@ class Display:
         self.activities: list[Activity] = []
         self.copy: IO[str] | None = None
         self.lock = threading.RLock()
-        self.printed = time.monotonic()
+        self.printed, self.line = time.monotonic(), ""  # when and what was printed last
         self._live: Live | None = None
         self._partial = False  # whether the last line on the terminal has no end yet
         self._thread: threading.Thread | None = None
@@ -118,7 +118,7 @@ class Display:
         if not self.activities:
             self._live = None
         closing = activity.closing_text() if activity.shown and not self.activities else None
-        if closing is not None:
+        if closing is not None and closing != self.line:
             self.printed = time.monotonic()
             print(closing, file=sys.stderr, flush=True)
 
@@ -150,9 +150,9 @@ class Display:
             self._draw(activity)
         out = self.copy if terminal else sys.stderr
         if not activity.shown or silence >= max(activity.seconds, SLOWER * age) - REFRESH:
-            self.printed, activity.shown = now, True
+            self.printed, activity.shown, self.line = now, True, activity.text()
             if out is not None:
-                out.write(f"{activity.text()}\n")
+                out.write(f"{self.line}\n")
                 out.flush()
 
     def _draw(self, activity: Activity) -> None:
@@ -166,8 +166,8 @@ class Display:
                 # What is printed meanwhile goes through rich, unless it is copied to log.txt, which calls `write`.
                 through = self.copy is None
                 self._live = Live(
-                    console=Console(file=sys.__stderr__), auto_refresh=False, transient=True, redirect_stdout=through,
-                    redirect_stderr=through,
+                    console=Console(file=sys.__stderr__), auto_refresh=False, transient=True,
+                    redirect_stdout=through and sys.stdout.isatty(), redirect_stderr=through,
                 )  # fmt: skip
             if not self._live.is_started:
                 self._live.start()

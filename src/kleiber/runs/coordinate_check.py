@@ -97,7 +97,7 @@ def activation_sizes(
     rows: list[ActivationSize] = []
     for width in widths:
         sizes: dict[tuple[int, str], list[float]] = {}
-        with activity(f"{parametrization}, width {width}", seeds * steps, "steps") as work:
+        with activity(f"training models of width {width} ({parametrization})", seeds * steps, "steps") as work:
             for seed in range(seeds):
                 torch.manual_seed(seed)
                 scaled = PARAMETRIZATIONS[parametrization]()
@@ -184,10 +184,11 @@ def check_mup(widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr:
         raise ValueError(f"--optimizer {optimizer} must be one of {', '.join(OPTIMIZERS)}")
     if len(set(widths)) < 2 or any(width < HEAD_DIM or width % HEAD_DIM for width in widths):
         raise ValueError(f"--widths {list(widths)} must be at least two different multiples of {HEAD_DIM}")
-    sizes = {
-        name: activation_sizes(name, OPTIMIZERS[optimizer](lr=lr), sorted(widths), steps, seeds)
-        for name in PARAMETRIZATIONS
-    }
+    with activity("checking muP"):
+        sizes = {
+            name: activation_sizes(name, OPTIMIZERS[optimizer](lr=lr), sorted(widths), steps, seeds)
+            for name in PARAMETRIZATIONS
+        }
     ratios = {name: width_ratios(rows) for name, rows in sizes.items()}
     print(f"activation RMS after {steps} steps, largest / smallest among widths {', '.join(map(str, sorted(widths)))}:")
     for name, by_layer in ratios.items():
@@ -199,7 +200,8 @@ def check_mup(widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr:
         f"the limit is {TOLERANCE}"
     )
     try:
-        files = draw_figure([row for rows in sizes.values() for row in rows], folder)
+        with activity("drawing the figure"):
+            files = draw_figure([row for rows in sizes.values() for row in rows], folder)
         print(f"figure: {', '.join(map(str, files))}")
     except ImportError as error:
         print(f"no figure: {error.name} is not installed (pip install 'kleiber[report]')")
