@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.model_size import available_cores
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import SPLITS, Document, Source, SourceText, limit_bytes
 from kleiber.data.splits import split_by_group
@@ -128,7 +129,7 @@ class Docs(InstalledText):
 
     def texts(self, paths: list[str]) -> Iterator[list[str]]:
         few = self.max_bytes is not None and self.max_bytes <= FEW_BYTES
-        return read_docstrings(paths, workers=0 if few else min(2, len(os.sched_getaffinity(0))))
+        return read_docstrings(paths, workers=0 if few else min(2, available_cores()))
 
 
 @dataclass(frozen=True)
