@@ -10,6 +10,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import (
     BYTES_VOCABULARY,
+    available_cores,
     check_memory,
     machine_memory,
     size,
@@ -101,3 +102,11 @@ def test_the_memory_is_a_lower_bound_of_what_training_allocates(overrides):
 
 def test_the_memory_of_this_machine_is_that_of_its_pages():
     assert 2**28 < machine_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin"])
+def test_cores_are_those_that_the_process_may_use_where_the_system_reports_them(monkeypatch, system):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert available_cores() == (3 if system == "linux" else 8)

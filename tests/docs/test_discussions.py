@@ -54,6 +54,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_records():
     recorded = [record for name in IN_README for record in read(STUDIES[name].folder)]
     assert len(quoted(text)) > 10 and [number for number in unrecorded(text, recorded) if number not in NO_RESULT] == []
     assert unrecorded_intervals(text, recorded) == []
+    assert f"{len(STUDIES)} recorded studies" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

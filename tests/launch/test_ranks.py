@@ -92,10 +92,6 @@ def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, 
     assert written == [tmp_path / "ranks" / "2.txt"] and written[0].parent.is_dir()
 
 
-def test_cores_are_those_that_the_process_may_use():
-    assert 1 <= ranks.cores() <= (os.cpu_count() or 1)
-
-
 def test_fresh_processes_are_a_rank_or_an_agent_that_starts_the_ranks(monkeypatch, tmp_path):
     started = []
 

@@ -46,7 +46,7 @@ def test_a_run_writes_all_its_files_and_its_loss_falls(launch, model, capsys):
     assert (folder / "samples.txt").read_text().count("--- ") == 3
     out = capsys.readouterr()
     assert "bits/byte" in out.out and "continuations" in out.out and "tokens/s" in out.out
-    assert "arning" not in out.out + out.err
+    assert "arning:" not in out.out + out.err
 
 
 def test_a_repeated_command_prints_the_table_of_the_finished_run(launch, capsys):

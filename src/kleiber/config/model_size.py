@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,3 +211,8 @@ def machine_memory() -> float:
     except OSError:
         return memory
     return min(memory, float(limit)) if limit.isdigit() else memory
+
+
+def available_cores() -> int:
+    """Returns the number of CPU cores that this process may use; outside Linux, that of all cores."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

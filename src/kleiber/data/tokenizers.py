@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int, Integer
 
+from kleiber.config.model_size import available_cores
 from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.records.progress import Activity, activity
@@ -108,8 +108,8 @@ class BPE(Tokenizer):
         return self._encoding.decode([i for i in ids if self.token_bytes[i]])
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-        threads = len(os.sched_getaffinity(0))
-        return [np.asarray(ids, np.int64) for ids in self._encoding.encode_ordinary_batch(texts, num_threads=threads)]
+        encoded = self._encoding.encode_ordinary_batch(texts, num_threads=available_cores())
+        return [np.asarray(ids, np.int64) for ids in encoded]
 
 
 def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:

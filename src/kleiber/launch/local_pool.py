@@ -25,9 +25,10 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
+from kleiber.config.model_size import available_cores
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
-from kleiber.launch.ranks import cores, redirect_output, run_fresh
+from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Natural
@@ -77,7 +78,7 @@ class Pool:
     def __init__(self, cells: Sequence[Cell], workers: int | None, retries: int, stop_after: int | None) -> None:
         self.pending = deque((cell, 0) for cell in cells)
         self.total, self.retries, self.stop_after = len(cells), retries, stop_after
-        self.free = {"cpu": [f"core {i}" for i in range(workers or cores())], "gpu": gpu_ids(workers)}
+        self.free = {"cpu": [f"core {i}" for i in range(workers or available_cores())], "gpu": gpu_ids(workers)}
         self.size = {kind: len(slots) for kind, slots in self.free.items()}
         self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}

@@ -22,6 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
+from kleiber.config.model_size import available_cores
 from kleiber.records.folder import status, write_final_status
 from kleiber.records.locks import scratch_folder
 
@@ -94,7 +95,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     with scratch_folder("kleiber-ranks-") as failures:
         env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         env |= {CELL: "1", FAILURES: str(failures)}
-        env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
+        env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
         module = (
@@ -204,11 +205,6 @@ def redirect_output(path: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-
-
-def cores() -> int:
-    """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def run_agent(folder: str, devices: str) -> int:

@@ -24,8 +24,8 @@ from typing import Annotated, Literal, Protocol
 from annotated_types import Ge, Le
 
 from kleiber.config.errors import ConfigError, ExitCode
+from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
-from kleiber.launch.ranks import cores
 from kleiber.types import Count, Json, Natural, Positive
 
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
@@ -69,7 +69,7 @@ class Submitit(Launcher):
         if self.cluster == "local":
             executor = submitit.LocalExecutor(home)
             executor.update_parameters(timeout_min=self.timeout_min)
-            at_once = max(1, cores() // max(self._cpus(cell) for cell in cells))
+            at_once = max(1, available_cores() // max(self._cpus(cell) for cell in cells))
             jobs = LocalJobs(executor, cells, self.cpus_per_task, min(at_once, self.array_parallelism))
             return JobMonitor(cells, jobs).run()
         try:

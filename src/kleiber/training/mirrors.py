@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning.pytorch.loggers import Logger
 
 from kleiber.config.errors import ConfigError, ExitCode
+from kleiber.records.locks import wait_for_lock
 from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
 
@@ -178,23 +179,25 @@ def mlflow_logger(
     from lightning.pytorch.loggers import MLFlowLogger
 
     home = folder.absolute().parents[1]
-    place = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    place = server or f"sqlite:///{home / 'mlflow.db'}?timeout=60"  # seconds to wait for other cells that write
     for name in ("alembic", "mlflow", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)  # it reports each table of a new database
     try:
-        logger = MLFlowLogger(
-            experiment_name=group, run_name=run_name, tracking_uri=place,
-            tags={**(tags or {}), "kleiber.run_id": run_id},
-            run_id=_mlflow_run(place, group, run_id),
-            artifact_location=None if tracking_uri or "MLFLOW_TRACKING_URI" in os.environ else f"{home / 'mlruns'}",
-        )  # fmt: skip
-        number = logger.run_id
+        # Cells of a sweep begin at the same time, and only one of them can create the database and the experiment.
+        with wait_for_lock(home / ".mlflow.lock", lambda: None):
+            logger = MLFlowLogger(
+                experiment_name=group, run_name=run_name, tracking_uri=place, run_id=_mlflow_run(place, group, run_id),
+                tags={**(tags or {}), "kleiber.run_id": run_id},
+                artifact_location=None if server else f"{home / 'mlruns'}",
+            )  # fmt: skip
+            number = logger.run_id
     except ModuleNotFoundError:
         raise
     except Exception as error:  # of the network, of the database and of MLflow
         raise ConfigError(f"logger.mlflow.tracking_uri={place} cannot be used: {error}") from error
     mirror = Mirror(logger, "MLflow", run_config, axis)
-    mirror.description = f"MLflow run {number} in {place}"
+    mirror.description = f"MLflow run {number} in {place.partition('?')[0]}"
     mirror.log_config()
     return mirror
 

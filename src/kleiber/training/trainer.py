@@ -277,7 +277,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory in bytes: that of PyTorch's allocator on a GPU, that of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @cache
@@ -286,7 +286,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
-    # Just large enough to keep all threads busy; a larger product takes longer and is not faster per FLOP.
+    # Just large enough to keep all threads busy; a larger product is not faster per FLOP.
     size, best = round(512 * max(1.0, torch.get_num_threads() / 2) ** 0.5), float("inf")
     a, b, product = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     for _ in range(16):
