@@ -54,6 +54,22 @@ def test_claims_are_judged_with_intervals(record):
     assert all(decisions[claim["holds"]] in claim["text"] for claim in by_code.values())
 
 
+def test_the_intervals_of_all_claims_of_a_study_hold_at_once(study, record):
+    """Each further question widens them: a study has a level, not a question."""
+    runs = read_runs(study)
+    further = Forgetting(questions=["matched", "forgets_less"]).compare(runs)
+    widths = [
+        next(claim["hi"] - claim["lo"] for claim in compared["claims"] if claim["code"] == code)
+        for code in ("matched_replay", "fast_forgets")
+        for compared in (record, further)
+    ]
+    assert widths[0] < widths[1] and widths[2] < widths[3]
+    target = frontier.EqualTarget(record["rows"], "none", "reference", 0.02)
+    gap = target.differences("matched", "replay", "none")
+    each = 1 - 0.1 / len(record["claims"])
+    assert widths[0] == pytest.approx(2 * target.half_widths("matched", [gap], each)[0])
+
+
 def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
     write_study(tmp_path / "s", seeds=2)
     for seed in range(2):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 from kleiber.records.catalog import Run
 from kleiber.studies import expert_loads
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import QUESTIONS, Difference
-from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.compare.decision import Estimate, estimate_around, level_of_each
 from kleiber.studies.compare.frontier import (
     CELL,
     EQUAL,
@@ -28,6 +29,7 @@ from kleiber.studies.compare.frontier import (
     seed_noise,
 )
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, adapter_arms, described, label, model_arm, outcomes
+from kleiber.studies.compare.tables import matched_table, settings_table
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Json, NonNegative, Row
 
@@ -93,18 +95,18 @@ class Forgetting(EqualTargetStudy):
         rows = self.rows(runs)
         require_common_base(rows)
         target, points = EqualTarget(rows, self.reference, self.equal, self.tolerance), averaged(rows)
-        differences, chosen = self.differences(target), target.chosen(points)
+        chosen, gaps = target.chosen(points), self.gaps(target)
+        others = len(further_claims(rows, self.level))
+        each = level_of_each(self.level, max(1, len(gaps) + others), 1)
+        differences = self.differences(target, gaps, each)
         noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}
         return {
             "study": self, "rows": rows, "points": points, "order": in_order(rows, self.reference),
             "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
             "differences": differences, "loads": expert_loads.load_table(rows, chosen, self.level),
             "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
-            "complaints": self.complaints(target, points),
-            "claims": [
-                *(entry.verdict for entry in differences), *contrast.claims(rows, self.level),
-                *expert_loads.frozen_load(rows, self.level),
-            ],
+            "complaints": self.complaints(target),
+            "claims": [*(entry.verdict for entry in differences), *further_claims(rows, each)],
         }  # fmt: skip
 
     def rows(self, runs: Sequence[Run]) -> Rows:
@@ -118,18 +120,29 @@ class Forgetting(EqualTargetStudy):
         by_name = {run.name: run for run in runs}
         return rows.assign(shifts=[expert_loads.shifts(by_name[name]) for name in rows["run"]])
 
-    def differences(self, target: EqualTarget) -> list[Difference]:
-        """Returns the differences that are asked for, question by question, without those of no common seed."""
-        arms, results = in_order(target.rows, self.reference), []
+    def gaps(self, target: EqualTarget) -> list[PairGaps]:
+        """Returns the differences that are asked for by seed, question by question, without those of no common seed."""
+        arms = in_order(target.rows, self.reference)
+        asked = [
+            PairGaps(code, question, arm, against, target.differences(question, arm, against))
+            for question in QUESTIONS
+            for code, (arm, against) in self.pairs(question, arms).items()
+            if {arm, against} <= {*arms}
+        ]
+        return [gaps for gaps in asked if len(gaps.by_seed)]
+
+    def differences(self, target: EqualTarget, gaps: Sequence[PairGaps], level: float) -> list[Difference]:
+        """Returns the mean of each of the `gaps`, with an interval of the confidence level `level`."""
+        results = []
         for question in QUESTIONS:
-            pairs = {code: pair for code, pair in self.pairs(question, arms).items() if {*pair} <= {*arms}}
-            gaps = [target.differences(question, *pair) for pair in pairs.values()]
-            margin = self.margin if question == "matched" else 0.0
-            halves = target.half_widths(question, gaps, self.level)
-            for (code, pair), gap, half in zip(pairs.items(), gaps, halves, strict=True):
-                if len(gap):
-                    estimate = estimate_around(float(gap.mean()), half, len(gap), "nats")
-                    results.append(Difference(code, question, *pair, estimate, margin))
+            part = [entry for entry in gaps if entry.question == question]
+            matched = question == "matched"
+            halves = target.half_widths(question, [entry.by_seed for entry in part], level)
+            for (code, _, arm, against, by_seed), half in zip(part, halves, strict=True):
+                estimate = estimate_around(float(by_seed.mean()), half, len(by_seed), "nats")
+                bounds = target.bounds(arm, against) if matched else (False, False)
+                margin = self.margin if matched else 0.0
+                results.append(Difference(code, question, arm, against, estimate, margin, bounds))
         return results
 
     def pairs(self, question: str, arms: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -140,13 +153,13 @@ class Forgetting(EqualTargetStudy):
         claims = {code: claim for code, claim in self.claims.items() if claim.get("question", "matched") == question}
         return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
 
-    def complaints(self, target: EqualTarget, points: Rows) -> list[Json]:
+    def complaints(self, target: EqualTarget) -> list[Json]:
         """Returns verdicts on frontiers that end before the target loss, and on arms that are absent, untuned, unequal.
 
         Tuning matters where arms are compared at their best rates, and sizes where models are compared.
         """
         texts = []
-        for arm, loss in target.bounded(points).items():
+        for arm, loss in target.bounded().items():
             others = ", and so is what others forget less" * (arm == self.reference)
             texts.append(("bound", arm, f"learns more than {loss:.4f} on its whole frontier, so its F is an upper bound"
                           f"{others}; try lower learning rates"))  # fmt: skip
@@ -168,6 +181,21 @@ class Forgetting(EqualTargetStudy):
         return [{"code": code, "level": "warn", "text": f"{label(arm)} {text}"} for code, arm, text in texts]
 
 
+class PairGaps(NamedTuple):
+    """By seed, how much less an arm forgets or learns than another: a question of QUESTIONS."""
+
+    code: str
+    question: str
+    arm: str
+    against: str
+    by_seed: Rows
+
+
+def further_claims(rows: Rows, level: float) -> list[Json]:
+    """Returns the verdicts that need no target loss, each with an interval of the confidence level `level`."""
+    return [*contrast.claims(rows, level), *expert_loads.frozen_load(rows, level)]
+
+
 def in_order(rows: Rows, reference: str) -> list[str]:
     """The reference first, the others by name, with numbers in ascending order."""
 
@@ -175,42 +203,6 @@ def in_order(rows: Rows, reference: str) -> list[str]:
         return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", arm)]
 
     return sorted(set(rows["method"]), key=lambda arm: (arm != reference, key(arm)))
-
-
-def matched_table(record: Json) -> list[Json]:
-    """Returns F of each arm at its target loss, that of the reference there, and a setting that stands for the arm."""
-    chosen = {setting["method"]: setting for setting in record["chosen"].to_dict("records")}
-    reference = f"F of {label(record['study'].reference)}"
-    return [
-        {
-            "arm": label(arm["method"]), "at a target loss of": arm["at"],
-            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
-            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
-            "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
-        }
-        for arm in record["matched"]
-    ]  # fmt: skip
-
-
-def settings_table(record: Json) -> list[Json]:
-    """Returns every setting with its costs, arm by arm, the least forgetful first."""
-    order = record["order"]
-    points = sorted(record["points"].to_dict("records"), key=lambda row: (order.index(row["method"]), row["F"]))
-    return [
-        {
-            "arm": label(point["method"]), "setting": point["setting"], "lr": point["lr"], "seeds": point["n"],
-            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"],
-            "F of what was learned": point["relative"], "target loss": point["target"], "sd": point["target_sd"],
-            "on the frontier": bool(point["best"]), "trained parameters": point["tuned"],
-            "new tokens": point["target_tokens"], "all tokens": float(point["tokens"]), "seconds": point["seconds"],
-            "ms a step": rounded(point["seconds"], 1e3 / point["steps"]), "MiB": rounded(point["memory"], 2.0**-20),
-        }
-        for point in points
-    ]  # fmt: skip
-
-
-def rounded(value: float | None, scale: float) -> float | None:
-    return None if value is None else round(value * scale, 1)
 
 
 def headline(record: Json) -> str:
@@ -251,8 +243,9 @@ METHODS = (
     "tuned over its settings and learning rates; F is read off its own frontier (straight lines between its "
     "undominated points, seed by seed) at {loss} and {tolerance:.1%} more. At its best rate an arm has the setting of "
     "least mean target loss, among those with the most seeds. Intervals are Student's at {level:.0%}: of F with as "
-    "many degrees of freedom as there are bases less one, of differences within seeds with the noise that {noise}, "
-    "for all answers to a question at once (Bonferroni). Seed noise of a run: {spread}. The choice among settings is "
+    "many degrees of freedom as there are bases less one, of differences within seeds with the noise that {noise}. "
+    "Those of the claims hold for all claims of the study at once (Bonferroni). An F that is an upper bound decides no "
+    "claim that a smaller F could turn. Seed noise of a run: {spread}. The choice among settings is "
     "made on the same runs, which favors arms with more of them; the line of WiSE-FT contains the ends of plain "
     "fine-tuning, so it cannot come out behind it. Replayed tokens count as tokens of the budget unless the design "
     "says otherwise. Expert loads are the share of assignments by expert on fixed held-out text; distances are total "

@@ -41,6 +41,20 @@ def test_with_a_margin_two_arms_forget_the_same_where_the_whole_interval_lies_wi
     assert (row["arm"], row["value"], row["lo"], row["n"]) == ("rank 1", value, entry.estimate.lo, 3)
 
 
+@pytest.mark.parametrize(
+    ("value", "margin", "bounds", "holds"),
+    [(1.0, 0.0, (True, False), True), (1.0, 0.0, (False, True), None), (-1.0, 0.0, (False, True), False),
+     (-1.0, 0.0, (True, False), None), (1.0, 0.0, (True, True), None), (0.0, 0.5, (True, False), None),
+     (1.0, 0.5, (True, False), False), (1.0, 0.5, (False, True), None)],
+)  # fmt: skip
+def test_an_f_that_is_an_upper_bound_decides_no_claim_that_a_smaller_f_could_turn(value, margin, bounds, holds):
+    """The arm forgets `value` less than the other: at least that where its own F is the bound, else at most that."""
+    estimate = estimate_around(value, 0.1, 3, "nats")
+    entry = Difference("code", "matched", "replay", "none", estimate, margin, bounds)
+    assert entry.verdict["holds"] is holds and entry.verdict["lo"] == estimate.lo
+    assert entry.bound in entry.verdict["text"] and entry.row()["is"] == entry.bound != ""
+
+
 def rows(points):
     """Of (method, share, lr, seed, tokens, F, target); no line between start and end."""
     names = ["method", "replayed", "lr", "seed", "tokens", "F", "target"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,18 +35,22 @@ def format_level(estimate: Estimate) -> str:
     return f"{estimate.value:.4f} {ends}"
 
 
-def verdict(code: str, text: str, estimate: Estimate, claim: Claim = POSITIVE, test: Estimate | None = None) -> Json:
+def verdict(
+    code: str, text: str, estimate: Estimate, claim: Claim = POSITIVE, test: Estimate | None = None, bound: str = ""
+) -> Json:
     """Returns the verdict of findings.json on a claim.
 
     text      the claim as a sentence without its numbers
     estimate  of the quantity that the claim is about
     claim     what has to hold of the quantity; by default that it is positive
     test      a quantity that decides the claim in place of the estimate
+    bound     what the quantity is if not the estimate, such as "at least "
     """
     decision = claim.decide(test or estimate)
     holds = {Decision.SUPPORTED: True, Decision.CONTRADICTED: False}.get(decision)
     numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
-    return {"code": code, "level": "note", "text": f"{text}: {decision}, {estimate.text()}", **numbers, "holds": holds}
+    sentence = f"{text}: {decision}, {bound}{estimate.text()}"
+    return {"code": code, "level": "note", "text": sentence, **numbers, "holds": holds}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Difference:
 
     question  a key of QUESTIONS
     margin    of the claim that the two differ by less; 0 for the claim that the difference is positive
+    bounds    for both arms, whether their F is an upper bound: then the difference is at least or at most the estimate
     """
 
     code: str
@@ -63,6 +68,14 @@ class Difference:
     against: str
     estimate: Estimate
     margin: float = 0.0
+    bounds: tuple[bool, bool] = (False, False)
+
+    @property
+    def bound(self) -> str:
+        """What the difference is if not the estimate: at least, at most, or not bounded."""
+        return {(True, False): "at least", (False, True): "at most", (True, True): "not bounded by"}.get(
+            self.bounds, ""
+        )
 
     @property
     def measure(self) -> str:
@@ -76,11 +89,17 @@ class Difference:
         text = WITHIN if self.margin else QUESTIONS[self.question]
         text = text.format(arm=label(self.arm), against=label(self.against), margin=self.margin)
         claim = Claim(self.arm, self.against, "within", self.margin) if self.margin else POSITIVE
-        return verdict(self.code, text, self.estimate, claim)
+        least, most = self.bounds
+        test = replace(
+            self.estimate,
+            lo=-math.inf if most and self.estimate.lo is not None else self.estimate.lo,
+            hi=math.inf if least and self.estimate.hi is not None else self.estimate.hi,
+        )
+        return verdict(self.code, text, self.estimate, claim, test, f"{self.bound} ".lstrip())
 
     def row(self) -> Json:
         """The row of the table of differences."""
-        return {"arm": label(self.arm), "difference": self.measure, **asdict(self.estimate)}
+        return {"arm": label(self.arm), "difference": self.measure, "is": self.bound, **asdict(self.estimate)}
 
 
 def claims(rows: Rows, level: float) -> list[Json]:

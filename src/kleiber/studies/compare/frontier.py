@@ -194,7 +194,7 @@ class EqualTarget:
         return ((ours - theirs) if question == "learns_less" else (theirs - ours)).dropna()
 
     def half_widths(self, question: str, differences: Sequence[Rows], level: float) -> list[float]:
-        """Returns the half-width of the interval of each mean difference, simultaneous over all of them (Bonferroni).
+        """Returns the half-width of the interval of each mean difference, at the confidence level of one interval.
 
         The noise is what seeds and arms leave over. Pairs that each have a target loss of their own have no common
         table; there it is the spread of the differences over seeds, pooled over pairs.
@@ -205,8 +205,7 @@ class EqualTarget:
         else:
             table = self.table() if question == "matched" else self.at_best(LESS[question])
             noise, terms = blocked(table.loc[:, ~on_line(table.columns)]), 2
-        each = 1 - (1 - level) / max(len(tested), 1)
-        return [noise.half_width(each, terms / len(gaps)) if len(gaps) else math.nan for gaps in differences]
+        return [noise.half_width(level, terms / len(gaps)) if len(gaps) else math.nan for gaps in differences]
 
     @property
     def common(self) -> float | None:
@@ -236,11 +235,21 @@ class EqualTarget:
             rows.append({"method": arm, **ends, "at": loss, "reference": theirs, "less": less})
         return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
 
-    def bounded(self, points: Rows) -> dict[str, float]:
+    @cached_property
+    def ends(self) -> dict[str, float]:
+        """The largest target loss on the frontier of each arm; at a larger one the F that is read off is a bound."""
+        points: Rows = averaged(self.rows)
+        return {str(arm): float(part["target"].max()) for arm, part in points[points["best"]].groupby("method")}
+
+    def bounded(self) -> dict[str, float]:
         """Arms whose whole frontier has a target loss below the one where F is read off, so that F is at most that."""
-        ends = points[points["best"]].groupby("method")["target"].max()
-        losses = {str(arm): self.loss(str(arm), self.reference) for arm in ends.index}
-        return {arm: loss for arm, loss in losses.items() if ends[arm] < loss}
+        losses = {arm: self.loss(arm, self.reference) for arm in self.ends}
+        return {arm: loss for arm, loss in losses.items() if self.ends[arm] < loss}
+
+    def bounds(self, arm: str, against: str) -> tuple[bool, bool]:
+        """Returns for both arms whether their F, where the two are compared, is an upper bound."""
+        loss = self.loss(arm, against)
+        return self.ends[arm] < loss, self.ends[against] < loss
 
     def chosen(self, points: Rows) -> Rows:
         """One setting of each arm: the least F among those that reach its target loss, else the least target loss."""

@@ -1,5 +1,7 @@
 """Tables that stand beside the claims of a comparison: trends of differences, the size multiplier, and costs.
 
+Of arms that fine-tune, `matched_table` and `settings_table`.
+
 Training speed and latency are the best of an arm's runs, since other work on the machine only slows a run; a best, and
 a ratio of two, has no interval.
 """
@@ -13,6 +15,7 @@ from itertools import pairwise
 from kleiber.studies.compare.arms import LATENCY, Arm
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, label_of, mean_estimate, unit_of
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
+from kleiber.studies.compare.rows import label
 from kleiber.types import Json, Row
 
 Pairs = Sequence[tuple[str, str]]  # names of an arm and of the arm that it is compared with
@@ -182,14 +185,14 @@ def cost_table(facts: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[s
     """
     batches = {int(name.rpartition("/")[2]) for each in facts.values() for name in each if name.startswith(LATENCY)}
     costs = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
-    for label, name in BY_BATCH.items():
-        costs |= {f"{label}, {rows} at once": f"{LATENCY}{name}/{rows}" for rows in sorted(batches)}
+    for cost, name in BY_BATCH.items():
+        costs |= {f"{cost}, {rows} at once": f"{LATENCY}{name}/{rows}" for rows in sorted(batches)}
     table = []
-    for label, name in costs.items():
+    for cost, name in costs.items():
         values = {arm: each[name] for arm, each in facts.items() if name in each}
         ratios = {f"{a} / {b}": values[a] / values[b] for a, b in pairs if a in values and b in values}
         if ratios:
-            table.append({"cost": label, **values, **ratios})
+            table.append({"cost": cost, **values, **ratios})
     return table
 
 
@@ -200,3 +203,39 @@ def arms_without_latency(facts: Mapping[str, Mapping[str, float]]) -> list[dict[
         return []
     text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
     return [{"code": "latency", "level": "note", "text": text}]
+
+
+def matched_table(record: Json) -> list[Json]:
+    """Returns F of each arm at its target loss, that of the reference there, and a setting that stands for the arm."""
+    chosen = {setting["method"]: setting for setting in record["chosen"].to_dict("records")}
+    reference = f"F of {label(record['study'].reference)}"
+    return [
+        {
+            "arm": label(arm["method"]), "at a target loss of": arm["at"],
+            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
+            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
+            "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
+        }
+        for arm in record["matched"]
+    ]  # fmt: skip
+
+
+def settings_table(record: Json) -> list[Json]:
+    """Returns every setting with its costs, arm by arm, the least forgetful first."""
+    order = record["order"]
+    points = sorted(record["points"].to_dict("records"), key=lambda row: (order.index(row["method"]), row["F"]))
+    return [
+        {
+            "arm": label(point["method"]), "setting": point["setting"], "lr": point["lr"], "seeds": point["n"],
+            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"],
+            "F of what was learned": point["relative"], "target loss": point["target"], "sd": point["target_sd"],
+            "on the frontier": bool(point["best"]), "trained parameters": point["tuned"],
+            "new tokens": point["target_tokens"], "all tokens": float(point["tokens"]), "seconds": point["seconds"],
+            "ms a step": rounded(point["seconds"], 1e3 / point["steps"]), "MiB": rounded(point["memory"], 2.0**-20),
+        }
+        for point in points
+    ]  # fmt: skip
+
+
+def rounded(value: float | None, scale: float) -> float | None:
+    return None if value is None else round(value * scale, 1)
