@@ -5,7 +5,7 @@ import yaml
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
-from kleiber.config.provenance import Sources, annotated_yaml, find_sources, note_changes
+from kleiber.config.provenance import Sources, annotated_yaml, find_sources
 from kleiber.launch.cli import main
 
 OVERRIDES = ["model=moe", "model.depth=3", "budget.tokens=1M", "experiment=smoke", "retention=[replay]"]
@@ -73,7 +73,7 @@ def test_a_mapping_is_merged_and_a_value_replaces_what_was_below():
 
 def test_completed_values_have_the_named_source_unless_they_were_overridden():
     sources = Sources({"a.b": "override", "a.c": "file", "d": "file"})
-    note_changes(sources, {"a": {"b": "x", "c": 1}, "d": 1}, {"a": {"b": "/x", "c": 2}, "d": 1}, "start point")
+    sources.set_changes({"a": {"b": "x", "c": 1}, "d": 1}, {"a": {"b": "/x", "c": 2}, "d": 1}, "start point")
     assert sources.by_key == {"a.b": "override", "a.c": "start point", "d": "file"}
 
 

@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2  # a config, file, column or command line that the user can correct
     UNDECIDED = 3  # a law that is not identified or is refused
     PARTLY_FAILED = 4  # a sweep in which some cells did not finish
-    CONTRADICTED = 5  # a claim that the runs contradict
+    CONTRADICTED = 5  # a claim that the runs contradict, or a run that is different when it is reproduced
     PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
     INTERRUPTED = 130  # Ctrl-C: 128 + SIGINT
 

@@ -18,7 +18,7 @@ from kleiber.config.check import PLAIN, SPECIAL
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import SUPPLIED, signature
-from kleiber.types import Config, Json
+from kleiber.types import Config
 
 NESTED = "."  # between the parts of a key
 COMMENT_COLUMN = 44
@@ -51,6 +51,17 @@ class Sources:
             del self.by_key[other]
         has_interpolation = isinstance(value, str) and "${" in value
         self.by_key[key] = f"{source}: {value}" if has_interpolation else source
+
+    def set_changes(self, before: object, after: object, source: str, key: str = "") -> None:
+        """Notes `source` for every value of a config that has changed from `before` to `after`.
+
+        An overridden value keeps its source: only the way in which it is written has changed.
+        """
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            for name, value in after.items():
+                self.set_changes(before.get(name), value, source, f"{key}{NESTED}{name}" if key else str(name))
+        elif before != after and self.of(key) != OVERRIDE:
+            self.set(key, after, source)
 
 
 def find_sources(composer: Composer, overrides: list[str]) -> Sources:
@@ -86,22 +97,6 @@ def find_sources(composer: Composer, overrides: list[str]) -> Sources:
             source = OVERRIDE if key in typed else "cleared by another key of the budget"
             sources.set(key, override.value(), source)
     return sources
-
-
-def note_changes(sources: Sources, composed: Json, completed: Json, source: str) -> None:
-    """Notes `source` for every value that differs between the composed and the completed config.
-
-    An overridden value keeps its source: only the way in which it is written has changed.
-    """
-
-    def walk(before: object, after: object, key: str) -> None:
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            for name, value in after.items():
-                walk(before.get(name), value, f"{key}{NESTED}{name}" if key else str(name))
-        elif before != after and sources.of(key) != OVERRIDE:
-            sources.set(key, after, source)
-
-    walk(composed, completed, "")
 
 
 def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:

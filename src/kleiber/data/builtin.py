@@ -18,14 +18,12 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import logging
 import os
 import platform
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import tokenize
 import warnings
 from collections.abc import Iterator
@@ -44,7 +42,6 @@ from kleiber.types import Json, VocabSize
 if TYPE_CHECKING:  # a worker starts without torch, which they import
     from kleiber.data.corpus import TextCorpus
 
-log = logging.getLogger(__name__)
 
 Domain = Literal["docs", "code", "all"]
 
@@ -116,7 +113,7 @@ class InstalledText:
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Yields the documents by split, with near duplicates in the same split, and the packages' versions."""
-        distinct = ([text] for text in drop_duplicates(self.texts(source_files()), self.name))
+        distinct = ([text] for text in drop_duplicates(self.texts(source_files())))
         texts = ["".join(document) for document in limit_bytes(distinct, self.max_bytes)]
         documents: dict[str, list[Document]] = {name: [] for name in SPLITS}
         for text, name in zip(texts, split_by_group(texts), strict=True):
@@ -177,10 +174,9 @@ def source_files() -> list[str]:
     return [paths[name] for name in sorted(paths, key=lambda name: (hashlib.blake2b(name.encode()).digest(), name))]
 
 
-def drop_duplicates(texts: Iterator[list[str]], name: str) -> Iterator[str]:
-    """Yields the distinct texts without the white space around them, and logs the progress every five seconds."""
+def drop_duplicates(texts: Iterator[list[str]]) -> Iterator[str]:
+    """Yields the distinct texts without the white space around them."""
     hashes: set[bytes] = set()
-    total, reported, began = 0, time.monotonic(), time.monotonic()
     for text in (text for of_file in texts for text in of_file):
         raw = text.strip().encode("utf-8", "replace")
         digest = hashlib.blake2b(raw, digest_size=12).digest()
@@ -188,10 +184,6 @@ def drop_duplicates(texts: Iterator[list[str]], name: str) -> Iterator[str]:
             continue
         hashes.add(digest)
         yield raw.decode()
-        total += len(raw)
-        if time.monotonic() - reported > 5:
-            reported = time.monotonic()
-            log.info("%s: %.0f MB read in %.0f s (once, then cached)", name, total / 1e6, reported - began)
 
 
 def read_source(path: str) -> str | None:
@@ -247,7 +239,7 @@ def read_docstrings(paths: list[str], workers: int) -> Iterator[list[str]]:
         return
     pool = [_start_worker(paths[k::workers]) for k in range(workers)]
     try:
-        with activity("reading docstrings of Python packages", len(paths), "files") as work:
+        with activity("reading docstrings of Python packages (once)", len(paths), "files") as work:
             for i, path in enumerate(work.track(paths)):
                 output = pool[i % workers].stdout
                 assert output is not None

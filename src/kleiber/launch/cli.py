@@ -88,7 +88,7 @@ def config(overrides: Overrides = None) -> None:
     """
     from kleiber.config.check import check
     from kleiber.config.compose import Composer, resolve_config
-    from kleiber.config.provenance import annotated_yaml, find_sources, note_changes
+    from kleiber.config.provenance import annotated_yaml, find_sources
     from kleiber.launch.main import parse_flags
     from kleiber.runs.inherit import complete_config
 
@@ -98,7 +98,7 @@ def config(overrides: Overrides = None) -> None:
     composed, _ = resolve_config(composer.compose(args.overrides))
     completed = complete_config(composed, args.overrides)
     check(completed)
-    note_changes(sources, composed, completed, "follows from the model, the objective or the start point")
+    sources.set_changes(composed, completed, "follows from the model, the objective or the start point")
     typer.echo("\n".join(annotated_yaml(completed, sources)))
 
 

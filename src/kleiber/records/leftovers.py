@@ -51,7 +51,7 @@ class Leftover:
 
 def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
     """Returns what killed processes have left below a folder of runs, and in the folder of temporary files."""
-    found = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
+    leftovers = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
         if NAME in files:
@@ -60,11 +60,11 @@ def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
                     folders.clear()
                     continue
             if is_process_id(place / NAME):
-                found.append(Leftover(place / NAME, "lock", size_of(place / NAME)))
+                leftovers.append(Leftover(place / NAME, "lock", size_of(place / NAME)))
         unfinished = [place / name for name in (*folders, *files) if is_left_over(place / name)]
-        found += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
+        leftovers += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
         folders[:] = sorted(name for name in folders if place / name not in unfinished)
-    return found
+    return leftovers
 
 
 def free_scratch(temporary: Path) -> Iterator[Path]:
