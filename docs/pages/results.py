@@ -160,7 +160,7 @@ def overview(repository: Path) -> str:
             for study in studies(repository)
             if study.group == group
         ]
-        parts.append(f"## {group}\n\n" + table(["question", "answer", "runs, time of processes", "rows"], rows))
+        parts.append(f"## {group}\n\n" + table(["question", "answer", "cost", "rows"], rows))
     return "\n\n".join(parts)
 
 

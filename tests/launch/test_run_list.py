@@ -5,7 +5,7 @@ import json
 import pytest
 from fake_run import fake_run
 
-from kleiber.launch.run_list import Selection, to_json, values
+from kleiber.launch.run_list import Selection, print_columns, print_table, to_json, values
 from kleiber.records.catalog import read_runs
 
 
@@ -82,3 +82,17 @@ def test_a_run_without_a_readable_config_is_listed(tmp_path):
 def test_only_validation_values_of_the_kind_are_shown():
     metrics = {"val/docs/loss": 2.5, "val/code/loss": 1.5, "val/docs/bits_per_byte": 1.0, "train/loss": 9.0}
     assert values(metrics, "loss") == "2.5000 1.5000"
+
+
+def test_the_table_has_a_line_for_each_run_under_the_number_of_runs(runs, capsys):
+    print_table(runs)
+    text = capsys.readouterr().out
+    assert "1 failed, 3 finished" in text
+    assert all(part in text for part in ("run0", "3.0000", "run3", "failed"))
+
+
+def test_asked_columns_are_printed_with_their_names(runs, capsys):
+    rows = Selection(columns=["model.depth", "val/docs/loss"]).rows(runs[:2])
+    print_columns(runs[:2], rows)
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("2 finished", "model.depth", "val/docs/loss", "3", "4")) and "run0" not in text

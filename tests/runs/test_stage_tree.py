@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import kleiber
 from kleiber.config.stages import branch_name
 from kleiber.optimizers.schedules import WSD, Constant, Cosine
-from kleiber.runs.stage_tree import Stage, TrunkAndCooldowns
+from kleiber.runs.stage_tree import Stage, Tree, TrunkAndCooldowns
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
@@ -130,3 +131,16 @@ def test_a_budget_beside_branches_is_refused_with_both_names(launch, capsys):
 
 def test_branches_are_named_by_their_tokens():
     assert [branch_name(tokens) for tokens in ("1M", 2_000_000, 512, 2.5e6)] == ["1M", "2M", "512", "2.5M"]
+
+
+def test_stages_lie_behind_those_before_them_and_branches_beside_their_trunk():
+    def stage(name: str, batch_tokens: int, parent: str | None = None, continues: bool = False) -> Stage:
+        return Stage(name, SimpleNamespace(batch_tokens=batch_tokens), {}, parent, continues, branch_step=3)
+
+    stages = [stage("first", 100), stage("second", 10, "first"), stage("third", 1, "second")]
+    tree = Tree([*stages, stage("branch", 10, "second", True)], Path(), None, [], {"first": {"steps": 5}})
+    tree.done["second"] = {"steps": 20}
+    axes = {stage.name: tree.axis(stage) for stage in tree.stages}
+    assert [axes[name].steps(1) for name in ("first", "second", "third")] == [1, 6, 26]
+    assert [axes[name].tokens(1) for name in ("first", "second", "third")] == [100, 510, 701]
+    assert axes["branch"] == axes["second"], "whose steps it counts on"

@@ -123,6 +123,7 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
     identity = {"format": FORMAT, "bpe": vocab_size, "pattern": PATTERN, "sources": identities}
 
     def build(folder: Path) -> Json:
+        """Trains the tokenizer and writes it; returns what the manifest records."""
         log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
         with activity(f"training a BPE vocabulary of {vocab_size:,}: reading text", unit="characters") as work:
             tokenizer = _train(_counted(_text(sources, root), work), vocab_size)

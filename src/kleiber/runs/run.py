@@ -160,7 +160,8 @@ class RankZeroRun:
     def _print_banner(self) -> None:
         from kleiber.runs.banner import banner_lines
 
-        loggers = [line for logger in self.loggers if (line := logger.description) is not None]
+        descriptions = [logger.description for logger in self.loggers]
+        loggers = [text for text in descriptions if text is not None]
         stages, title = self.tree.stages, f"{self.cfg.name}/{self.folder.name}"
         lines = banner_lines(title, stages, self.hardware, self.folder, loggers, self.overrides)
         print("\n".join(lines), file=sys.stderr)

@@ -24,7 +24,7 @@ from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
 Axis = Literal["steps", "tokens"]
 
@@ -146,9 +146,7 @@ class TensorBoard(Mirror):
         """Writes a table of text."""
         if self.works and self.logger is not None:
             with self.guarded():
-                table = [columns, ["---"] * len(columns), *rows]
-                cells = [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in table]
-                self.logger.experiment.add_text(key, "\n".join(cells))
+                self.logger.experiment.add_text(key, markdown_table(columns, rows))
 
     def log_stage(self, entry: Json, stage: str | None) -> None:
         """Writes config and scores for the page HPARAMS, on which runs are compared."""
@@ -156,6 +154,25 @@ class TensorBoard(Mirror):
             with self.guarded():
                 results = {f"final/{name}": value for name, value in entry["metrics"].items()}
                 self.logger.log_hyperparams(self.run_config, results)
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """Returns a table in Markdown."""
+    table = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in table)
+
+
+class MLflowMirror(Mirror):
+    """MLflow: rows, the config as parameters, and tables of text as artifacts."""
+
+    logger: MLFlowLogger
+
+    def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Sends a table of text as an artifact, such as samples.md."""
+        if self.works and self.logger.run_id is not None:
+            with self.guarded():
+                name = f"{self.prefixed(key)}.md"
+                self.logger.experiment.log_text(self.logger.run_id, markdown_table(columns, rows), name)
 
 
 def mlflow_logger(
@@ -196,7 +213,7 @@ def mlflow_logger(
         raise
     except Exception as error:  # of the network, of the database and of MLflow
         raise ConfigError(f"logger.mlflow.tracking_uri={place} cannot be used: {error}") from error
-    mirror = Mirror(logger, "MLflow", run_config, axis)
+    mirror = MLflowMirror(logger, "MLflow", run_config, axis)
     mirror.description = f"MLflow run {number} in {place.partition('?')[0]}"
     mirror.log_config()
     return mirror

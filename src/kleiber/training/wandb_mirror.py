@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kleiber.records.files import write_json
-from kleiber.records.wandb_run import Mode, choose_online, log_files, start_run
+from kleiber.records.wandb_run import Mode, choose_online, has_key, log_files, start_run
 from kleiber.training.loggers import StageLogger, prefixed
 from kleiber.training.mirrors import Axis, Mirror
 from kleiber.types import Json
@@ -114,5 +114,6 @@ def wandb_logger(
         config=run_config, console=console, system_metrics=system_metrics,
     )  # fmt: skip
     logger = WandbMirror(run, run_config, axis, artifacts or (), folder)
-    logger.description = f"W&B {'online' if online else 'offline'}, in {folder / 'wandb'}"
+    hint = "" if online or mode == "offline" or has_key() else " (`wandb login` sets the key that online needs)"
+    logger.description = f"W&B {'online' if online else 'offline'}, in {folder / 'wandb'}{hint}"
     return logger
