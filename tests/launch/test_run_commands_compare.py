@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from studies.arm_runs import write
 
 from kleiber.launch.cli import main
@@ -37,3 +38,13 @@ def test_the_values_of_any_key_are_arms(folders, capsys):
 def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
     assert main(["compare", *folders, *options]) == 2
     assert options[1] in capsys.readouterr().err
+
+
+def test_an_arm_whose_runs_differ_in_another_key_is_refused_with_the_key(folders, tmp_path, capsys):
+    """One of the arms would be two, and the difference that of what they are mixed with."""
+    for number, config in enumerate(sorted((tmp_path / "a").glob("*/config.yaml"))):
+        content = yaml.safe_load(config.read_text())
+        content["batch"] = {**(content.get("batch") or {}), "tokens": 512 * (1 + number % 2)}
+        config.write_text(yaml.safe_dump(content))
+    assert main(["compare", *folders, "--arm", "optimizer.lr"]) == 2
+    assert "batch.tokens" in capsys.readouterr().err

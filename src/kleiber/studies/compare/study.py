@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
-from kleiber.records.folder import flatten
+from kleiber.records.folder import flatten, identity
 from kleiber.studies.compare.arms import (
     AT_ONE,
     Arm,
@@ -52,6 +52,7 @@ from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, NonNegative, Row
 
 SCHEMA = "kleiber.compare/1"
+MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ METHODS = (
 def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
     """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
 
-    Raises ValueError where the key has fewer than two values.
+    Raises ValueError where the key has fewer than two values, and where runs with one value differ in other keys than
+    those of MAY_VARY, since they would be several arms.
     """
     values = {run.folder: flatten(run.config).get(key) for run in runs}
     distinct = dict.fromkeys(map(str, values.values()))
@@ -195,6 +197,15 @@ def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
         raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
     if key == "study.arm":
         return lambda run: None if values[run.folder] is None else str(values[run.folder])
+    for value in distinct:
+        configs = [flatten(identity(run.config)) for run in runs if str(values[run.folder]) == value]
+        keys = {name for config in configs for name in config if name.partition(".")[0] not in MAY_VARY}
+        varied = sorted(name for name in keys - {"optimizer.lr"} if len({str(c.get(name)) for c in configs}) > 1)
+        if varied:
+            raise ValueError(
+                f"--arm {key}: the runs with the value {value} also differ in {', '.join(varied)}: name folders whose "
+                "runs differ in this key, the learning rate, the seed and the number of tokens alone"
+            )
     last = key.rpartition(".")[2]
     return lambda run: f"{last}={values[run.folder]}"
 
