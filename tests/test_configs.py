@@ -115,8 +115,8 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    fine_tuned = ("forgetting", "forgetting_law", "moe_forgetting", "adapters")
-    gone |= dict.fromkeys(fine_tuned, ("callbacks.samples", "data"))
+    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain")
+    gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))

@@ -31,7 +31,8 @@ def test_forked_cells_write_their_own_logs_and_are_archived(tmp_path):
     )
     runs = read_runs(tmp_path / "s")
     assert done.returncode == 4, done.stdout + done.stderr
-    assert sorted(run.status for run in runs) == ["failed", "failed", "finished", "finished"]
+    assert done.stdout.count("model.num_heads") == 2, "cells that are refused before their first step leave no folder"
+    assert [run.status for run in runs] == ["finished", "finished"]
     assert all((run.folder / "log.txt").exists() for run in runs)
     archived = archived_runs(tmp_path / "s" / "runs.jsonl.gz")
     assert [(run.name, run.status) for run in archived] == [(run.name, run.status) for run in runs]
@@ -52,7 +53,7 @@ def test_failed_cells_are_retried_until_stop_after(tmp_path):
     labels = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
     assert labels == ["again", "again", "failed"]
     errors = [run.summary["error"] for run in read_runs(tmp_path / "root" / "s")]
-    assert len(errors) == 2 and all("model.context=64" in error for error in errors)
+    assert len(errors) == 1 and "model.context=64" in errors[0], "of the cell that was not tried again"
 
 
 @pytest.mark.slow

@@ -253,10 +253,10 @@ def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
 
 def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
     """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
-    own = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
+    of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
     stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
     branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
     if branch_step is None or trunk is None:
-        return own
+        return of_stage
     before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
-    return [path for path in before if path.name <= checkpoint.name(branch_step)] + own
+    return [path for path in before if path.name <= checkpoint.name(branch_step)] + of_stage

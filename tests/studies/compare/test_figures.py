@@ -58,7 +58,7 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
 
 def test_a_scatter_names_every_arm_at_its_place():
     rows = [{"arm": name, "params": arm.facts["params"], "loss": arm.mean} for name, arm in ARMS.items()]
-    chart = figures.scatter(rows, ("params", "parameters"), ("loss", "validation loss (nats per token)"))
+    chart = figures.scatter(rows, list(ARMS), ("params", "parameters"), ("loss", "validation loss (nats per token)"))
     assert drawn(chart, "arm") == set(ARMS) and drawn(chart, "x") == {5.0, 9.0}
     assert "nats per token" in chart.to_json()
 

@@ -281,14 +281,15 @@ def format_pairs(values: Mapping[str, object]) -> str:
 def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     """Why these runs decide nothing yet: some have not finished, or they were looked at too often; "" otherwise.
 
-    Each plan with another number of seeds was a look, because the runs of the plan before had been seen by then.
+    Each plan with another number of seeds was a look, because the runs of the plan before had been seen by then. A
+    plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
     """
     mine = [run for run in runs if arm_of(run) is not None]
     waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
     nodes = [(run.config.get("study") or {}, run.config.get("design") or {}) for run in mine]
-    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None}
+    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None, *range(SEEDS)}
     if len(plans) > looks:
         numbers = ", ".join(sorted(map(str, plans)))
         return (

@@ -112,12 +112,17 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     return lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
 
 
-def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> Chart:
-    """A point for each arm with its name, by two columns of the rows; x and y are a column and its label."""
-    frame = pd.DataFrame([{"arm": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
+def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> Chart:
+    """A point for each arm with its name, by two columns of the rows.
+
+    order  the arms
+    x, y   a column and its label
+    """
+    frame = pd.DataFrame([{"arm": row["arm"], "series": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
     across = alt.X("x:Q", scale=alt.Scale(zero=False, padding=50), title=x[1])
-    dots = alt.Chart(frame).mark_point(filled=True, size=40)
-    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=alt.Scale(zero=False)))
+    dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
+    color = arm_color(list(order), list(order), legend=False)
+    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=alt.Scale(zero=False)), color=color)
     return with_title(dots + named(frame, across), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
 
 

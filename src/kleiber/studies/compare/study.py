@@ -260,12 +260,12 @@ def figures(
         placed = [row for row in rows if row.get(column) is not None]
         title = "parameters" if column == "params" else axis_label(column)
         if placed:
-            charts[name] = partial(scatter, placed, (column, title), (measure, label))
+            charts[name] = partial(scatter, placed, [*arms], (column, title), (measure, label))
     return charts
 
 
-def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> object:
-    return _figures().scatter(rows, x, y)
+def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> object:
+    return _figures().scatter(rows, order, x, y)
 
 
 def shown_differences(claims: Sequence[Claim], table: Sequence[Row]) -> list[Row]:
