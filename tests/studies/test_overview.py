@@ -116,3 +116,9 @@ def test_a_single_run_has_a_report_with_figures(tmp_path):
     assert main(["report", str(folder)]) == 0
     assert json.loads((folder / "findings.json").read_text())["tables"]["Runs"][0]["val/docs/loss"] == 3.0
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "curves.svg"}
+
+
+def test_runs_that_have_logged_nothing_are_refused(tmp_path, capsys):
+    fake_run(tmp_path / "run", status="failed")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "logged" in capsys.readouterr().err and not (tmp_path / "report.html").exists()

@@ -14,7 +14,7 @@ import typer
 
 from kleiber.config.errors import Preempted, Status
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a study or of a single run, such as multirun/first.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
 
 
 def runs(

@@ -35,7 +35,10 @@ class Overview(Study):
     """Shows the runs of a sweep side by side, whatever they have in common."""
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Returns the table of all runs and branches, with figures of those that have logged something."""
+        """Returns the table of all runs and branches, with figures of those that have logged something.
+
+        Raises ValueError where no run has logged or measured anything.
+        """
         by_run, measure = differing_keys(runs), main_metric(runs)
         keys = list(dict.fromkeys(name for values in by_run.values() for name in values))
         rows = [row for run in runs for row in table_rows(run, by_run[run.folder.as_posix()], measure)]
@@ -47,6 +50,8 @@ class Overview(Study):
             rows.sort(key=lambda row: sort_key(row.get(measure), measure))
         figures: Figures = {}
         logged = [run for run in runs if any("/" in name for row in run.rows for name in row)]
+        if measure is None and not logged:
+            raise ValueError("none of these runs has logged anything yet: train one first")
         if logged:
             figures["curves"] = lambda: draw_curves(logged)
         complete = [row for row in rows if measure is not None and is_finite(row.get(measure))]
