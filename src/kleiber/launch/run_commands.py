@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kleiber.config.errors import Preempted, Status
+
+if TYPE_CHECKING:
+    from kleiber.records.catalog import Run
+    from kleiber.studies.compare.arms import ArmOf
 
 Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
 
@@ -187,9 +192,39 @@ def compare(
     check_type("--level", Level, level)
     selected = [run for folder in folders for run in read_runs(folder)]
     options = study.Compare(measure=measure, equal=equal, level=level)
-    findings = study.compare(selected, options, study.arms_by_key(arm, selected))
+    findings = study.compare(selected, options, arms_by_key(arm, selected))
     typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
     content = findings.comparison or {}
     if json is not None:
         write_json(json, content)
     raise typer.Exit(exit_code(content))
+
+
+MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
+
+
+def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
+    """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
+
+    Raises ValueError where the key has fewer than two values, and where runs with one value differ in other keys than
+    those of MAY_VARY, since they would be several arms.
+    """
+    from kleiber.records.folder import flatten, identity
+
+    values = {run.folder: flatten(run.config).get(key) for run in runs}
+    distinct = dict.fromkeys(map(str, values.values()))
+    if len(distinct) < 2:
+        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
+    if key == "study.arm":
+        return lambda run: None if values[run.folder] is None else str(values[run.folder])
+    for value in distinct:
+        configs = [flatten(identity(run.config)) for run in runs if str(values[run.folder]) == value]
+        keys = {name for config in configs for name in config if name.partition(".")[0] not in MAY_VARY}
+        varied = sorted(name for name in keys - {"optimizer.lr"} if len({str(c.get(name)) for c in configs}) > 1)
+        if varied:
+            raise ValueError(
+                f"--arm {key}: the runs with the value {value} also differ in {', '.join(varied)}: name folders whose "
+                "runs differ in this key, the learning rate, the seed and the number of tokens alone"
+            )
+    last = key.rpartition(".")[2]
+    return lambda run: f"{last}={values[run.folder]}"

@@ -180,4 +180,4 @@ def test_a_plan_with_another_number_of_seeds_is_a_look_unless_it_had_too_few_to_
         config.write_text(yaml.safe_dump({**content, "study": {"arm": "a", "seeds": None}, "design": design}))
     runs = read_runs(tmp_path)
     assert (not_ready(runs, 1) == "") is (looks == 1) and not_ready(runs, 2) == ""
-    assert planned_arms(runs) == ["a", "z"]
+    assert planned_arms([run.config for run in runs]) == ["a", "z"]

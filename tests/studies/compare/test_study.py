@@ -128,6 +128,11 @@ def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():
         Compare(sizes=["big"]).check_plan(planned("a", "b"))
     with pytest.raises(ValueError, match="1 arms"):
         Compare().check_plan(planned("a", "a"))
+    points = planned("a", "b")
+    for point in points:
+        point.config["design"] = {"arms": {"a": {}, "b": {}, "merged": {}, "left_out": None}}
+    with pytest.raises(ValueError, match="merged has the same runs"):
+        Compare().check_plan(points)
 
 
 def test_a_claim_has_its_own_measure_and_quantity_and_an_arm_without_runs_is_not_tested(tmp_path):

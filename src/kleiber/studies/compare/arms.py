@@ -88,9 +88,9 @@ def arm_name(run: Run) -> str | None:
     return (run.config.get("study") or {}).get("arm")
 
 
-def planned_arms(runs: Sequence[Run]) -> list[str]:
-    """The names of the arms of the designs that planned the runs, in their order."""
-    designs = [(run.config.get("design") or {}).get("arms") or {} for run in runs]
+def planned_arms(configs: Sequence[Config]) -> list[str]:
+    """The names of the arms of the designs that planned these runs, in their order."""
+    designs = [(config.get("design") or {}).get("arms") or {} for config in configs]
     return list(dict.fromkeys(name for arms in designs for name, arm in arms.items() if arm is not None))
 
 
@@ -140,7 +140,7 @@ def read_ladders(
     """
     rows = leaf_rows(runs, arm_of)
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
-    order = dict.fromkeys([*planned_arms(runs), *(row["arm"] for row in usable)])
+    order = dict.fromkeys([*planned_arms([run.config for run in runs]), *(row["arm"] for row in usable)])
     parts = {name: [row for row in usable if row["arm"] == name] for name in order}
     ladders: dict[str, list[Arm]] = {}
     for name, part in parts.items():

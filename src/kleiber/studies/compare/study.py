@@ -15,7 +15,6 @@ from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
-from kleiber.records.folder import flatten, identity
 from kleiber.studies.compare.arms import (
     AT_ONE,
     Arm,
@@ -52,7 +51,6 @@ from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, NonNegative, Row
 
 SCHEMA = "kleiber.compare/1"
-MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,13 @@ class Compare(IntervalStudy):
         return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for fewer than two planned arms, and for a claim about an arm that is not planned."""
+        """Raises ValueError for fewer than two arms, arms of equal configs, and a claim about an arm without runs."""
         arms = list(dict.fromkeys(str(point.config["study"]["arm"]) for point in points))
+        same_runs = [name for name in planned_arms([point.config for point in points]) if name not in arms]
+        if same_runs:
+            raise ValueError(
+                f"design.arms: {same_runs[0]} has the same runs as another arm; does an override set its key?"
+            )
         if len(arms) < 2:
             raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
         self.require_arms(self.read_claims(arms), arms)
@@ -134,7 +137,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     measure, level = study.measure, study.level
     ladders = read_ladders(runs, measure, arm_of)
     claims = study.read_claims([*ladders])
-    study.require_arms(claims, list(dict.fromkeys([*ladders, *planned_arms(runs), *filter(None, map(arm_of, runs))])))
+    planned = planned_arms([run.config for run in runs])
+    study.require_arms(claims, list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
     why_not = not_ready(runs, study.looks, arm_of)
     results = [judge(claim, ladders, level_of_each(level, len(claims), study.looks), why_not) for claim in claims]
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
@@ -183,31 +187,6 @@ METHODS = (
     "its budgets, on logarithmic scales. Inference memory is that of the weights and of the keys and values of one "
     "context, in fp32."
 )
-
-
-def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
-    """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
-
-    Raises ValueError where the key has fewer than two values, and where runs with one value differ in other keys than
-    those of MAY_VARY, since they would be several arms.
-    """
-    values = {run.folder: flatten(run.config).get(key) for run in runs}
-    distinct = dict.fromkeys(map(str, values.values()))
-    if len(distinct) < 2:
-        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
-    if key == "study.arm":
-        return lambda run: None if values[run.folder] is None else str(values[run.folder])
-    for value in distinct:
-        configs = [flatten(identity(run.config)) for run in runs if str(values[run.folder]) == value]
-        keys = {name for config in configs for name in config if name.partition(".")[0] not in MAY_VARY}
-        varied = sorted(name for name in keys - {"optimizer.lr"} if len({str(c.get(name)) for c in configs}) > 1)
-        if varied:
-            raise ValueError(
-                f"--arm {key}: the runs with the value {value} also differ in {', '.join(varied)}: name folders whose "
-                "runs differ in this key, the learning rate, the seed and the number of tokens alone"
-            )
-    last = key.rpartition(".")[2]
-    return lambda run: f"{last}={values[run.folder]}"
 
 
 def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
