@@ -81,6 +81,7 @@ def test_importing_kleiber_imports_no_other_package():
     assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names == {"kleiber"}
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_script_without_a_guard_can_start_a_sweep(tmp_path):
     """Each cell would import the script again and start the sweep once more."""
