@@ -59,8 +59,11 @@ def run_command(argv: list[str]) -> int:
     return train(argv).code
 
 
-def train(argv: Sequence[str]) -> Trained:
-    """Runs a command line. Raises ConfigError when it is wrong."""
+def train(argv: Sequence[str] = ()) -> Trained:
+    """Trains a run, or a sweep with "-m" among the overrides, as `kleiber train` does.
+
+    Returns (exit code, folder of the run or the sweep). Raises ConfigError, a ValueError, for a wrong override.
+    """
     args = parse_flags(list(argv))
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
@@ -274,8 +277,11 @@ def run_sweep(composer: Composer, overrides: list[str]) -> Trained:
     return Trained(sweep.start(overrides), sweep.folder)
 
 
-def compose_config(overrides: Sequence[str]) -> Json:
-    """Returns the checked config of a run as plain data. Raises ConfigError for wrong overrides, also for a sweep."""
+def compose_config(overrides: Sequence[str] = ()) -> Json:
+    """Returns the checked config of a run as plain data: `compose(["model=moe"])["model"]["depth"]`.
+
+    Raises ConfigError, a ValueError, for wrong overrides, also for those of a sweep.
+    """
     config = complete_config(resolve_config(Composer("train").compose(list(overrides)))[0], list(overrides))
     check(config)
     return config

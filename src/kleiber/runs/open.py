@@ -103,7 +103,8 @@ class TrainedModel:
 def open_model(path: str | Path) -> TrainedModel:
     """Opens RUN, RUN/STAGE or a Hugging Face folder on the CPU. RUN alone means its last finished stage.
 
-    Raises ValueError when the stage does not exist, its config does not pass the check, or no checkpoint is valid.
+    The result has `generate(prompt)`, `metrics`, `config`, `model` and `tokenizer`. Raises ValueError when the stage
+    does not exist, its config does not pass the check, or no checkpoint is valid.
     """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
