@@ -1,0 +1,189 @@
+"""The base class of evaluations, the model and data that they read, and the scores that they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from kleiber.types import Json, Row
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut, Objective, Samples
+from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
+
+LEVEL = 0.9  # of every interval
+RESAMPLES = 2000
+CHUNK = 1 << 22  # resampled numbers in memory at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured number.
+
+    lo, hi  bounds of its 90 % interval; None where the evaluation gives none
+    n       number of items, such as questions or tokens, that it is computed from; None where it has no such number
+    """
+
+    value: float
+    lo: float | None = None
+    hi: float | None = None
+    n: int | None = None
+
+    def to_json(self) -> Json:
+        """The score as `kleiber eval --json` writes it."""
+        return {"value": self.value, "lo": self.lo, "hi": self.hi, "n": self.n}
+
+
+Scores = dict[str, Score]  # by metric
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation returns.
+
+    scores   by name of the data set, then by metric
+    details  plain data that the figures and the page read, such as matrices; kept in RUN/evals/<name>.json
+    """
+
+    scores: dict[str, Scores]
+    details: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Held-out data of one name.
+
+    name     as in the names of metrics: builtin/docs, wikitext, blimp/wh_island
+    columns  of its table; empty for text that is no table, and for the data of a run
+    samples  returns the held-out samples, encoded with the tokenizer of the model
+    table    returns the held-out rows as they are; None where `columns` is empty
+    group    name of the data set that it is a part of, such as blimp; None for one that is whole
+    """
+
+    name: str
+    samples: Callable[[], HeldOut]
+    columns: tuple[str, ...] = ()
+    table: Callable[[], Sequence[Row]] | None = None
+    group: str | None = None
+
+    def rows(self, limit: int | None = None) -> Sequence[Row]:
+        """The first `limit` rows of the table; all of them for None. Raises ValueError where the data is no table."""
+        if self.table is None:
+            raise ValueError(f"{self.name} is not a table of rows")
+        rows = self.table()
+        return rows if limit is None else rows[:limit]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and the data that it is evaluated on.
+
+    data       held-out data sets, those that the evaluation accepts
+    train      training samples of the run; None for a Hugging Face model
+    tokens     number of target tokens to score per data set; None leaves the number to the evaluation
+    limit      number of rows to score per table; None for all of them
+    rows       samples per forward pass
+    objective  of the run; next-token prediction for a Hugging Face model
+    folder     folder of the run; None for a Hugging Face model
+    earlier    returns (step, model) for each earlier checkpoint of the run, oldest first
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    objective: Objective
+    data: Sequence[DataSet]
+    train: Samples | None = None
+    tokens: int | None = None
+    limit: int | None = None
+    rows: int = 16
+    device: torch.device | str = "cpu"
+    folder: Path | None = None
+    earlier: Callable[[], Iterable[tuple[int, Model]]] = tuple
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the data sets, which are scored separately."""
+        return [data.name for data in self.data]
+
+    def samples(self, domain: str, tokens: int | None = None) -> HeldOut:
+        """The first samples of a data set, with about `tokens` targets; all of them for None."""
+        return next(data for data in self.data if data.name == domain).samples().first(tokens)
+
+    def batches(self, domain: str, tokens: int | None = None) -> Iterator[Batch]:
+        """Batches of `samples(domain, tokens)`, the same at every call."""
+        samples = self.samples(domain, tokens)
+        for start in range(0, len(samples), self.rows):
+            index = np.arange(start, min(start + self.rows, len(samples)))
+            yield samples.gather(index).to(self.device)
+
+
+class Evaluation:
+    """Base class of evaluations: each measures one property of a model on held-out data, and does not train it.
+
+    The arguments of a class are the keys of `evals.<name>`. An evaluation has an argument `data` if it may have data of
+    its own: names or paths, as for `kleiber eval --data`; without them it reads those of the command or of the run.
+
+    columns       sets of columns, one of which a table must have to be accepted; empty: the evaluation reads samples of
+                  text, as training does
+    causal        whether the model must predict each token from those before it
+    during        whether it may run during training; otherwise only `kleiber eval` runs it
+    """
+
+    columns: ClassVar[Sequence[Sequence[str]]] = ()
+    causal: ClassVar[bool] = False
+    during: ClassVar[bool] = True
+    data: Sequence[str] | None = None
+
+    def accepts(self, data: DataSet) -> bool:
+        """Whether the evaluation can read a data set."""
+        if self.columns:
+            return any(set(columns) <= set(data.columns) for columns in self.columns)
+        return not data.columns or "text" in data.columns
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError, before anything is measured, for a model that has not what the evaluation measures."""
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Measures the model; the mode and the random state of which the caller restores."""
+        raise NotImplementedError
+
+    def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
+        """Charts of the results, by name.
+
+        results  {"scores": ..., "details": ...} as RUN/evals/<name>.json has them
+        folder   of the run, whose logged metrics a chart may show; None for a Hugging Face model
+        """
+        return {}
+
+    def page(self, results: Json) -> str:
+        """HTML of the results that no chart shows, such as colored text, for `kleiber eval --report`; "" for none."""
+        return ""
+
+
+def mean_score(values: Sequence[float] | np.ndarray) -> Score:
+    """The mean of values, one for each item, with a percentile bootstrap interval over the items.
+
+    Equal numbers of items get equal resamples, so metrics of the same items can be compared.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Score(mean, mean, mean, len(values))
+    random = np.random.default_rng(0)
+    size = max(1, CHUNK // len(values))
+    means = np.concatenate(
+        [
+            values[random.integers(len(values), size=(min(size, RESAMPLES - start), len(values)))].mean(1)
+            for start in range(0, RESAMPLES, size)
+        ]
+    )
+    lo, hi = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Score(mean, float(lo), float(hi), len(values))
