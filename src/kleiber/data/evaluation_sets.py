@@ -67,7 +67,7 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
         if name != "builtin" and name not in domains:
             raise ValueError(f"data.path={name} must be {' or '.join(domains)}")
         kind = "bytes" if tokenizer.name == "bytes" else "other"
-        chosen = domains if name == "builtin" else {name: domains[name]}
+        chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
         sources = {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
     location, config = find(name)
