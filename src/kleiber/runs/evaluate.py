@@ -25,10 +25,9 @@ from kleiber.evals.measure import (
     save_results,
     to_json,
 )
+from kleiber.records.evaluations import add_metrics, missing_evaluations
 from kleiber.records.files import write_json
-from kleiber.records.folder import missing_evaluations
 from kleiber.records.locks import locked
-from kleiber.records.summary import add_metrics
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.evaluation_subject import open_subject
 from kleiber.runs.open import find_stage
