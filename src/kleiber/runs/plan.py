@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
-from kleiber.evals.measure import Measurement
+from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule
