@@ -8,9 +8,10 @@ import torch
 from evals.routing.moe_text import Rows
 from torch import nn
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.recall import Recall
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.evaluation import DataSet, Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.evals.needle import Needle, answer
 from kleiber.models.transformer import LMHead
 from kleiber.objectives.clm import CLM
@@ -41,23 +42,23 @@ class Finder(Model):
 
 def subject(model: Model, **options: object) -> Subject:
     held_out = Recall(**{**vars(RECALL), **options}).prepare(64).validation["recall"]
-    return Subject(model, Bytes(), CLM(), [DataSet("recall", lambda: held_out)], rows=5)
+    return Subject(model, Bytes(), CLM(), CLM(), [DataSet("recall", lambda: held_out)], rows=5)
 
 
 def test_who_looks_it_up_is_always_right():
     results = Needle(rows=12).evaluate(subject(Finder()))
     scores = results.scores["recall"]
-    assert all(score.value == 1 for name, score in scores.items() if name.startswith("accuracy"))
-    assert all(score.value < 1e-6 for name, score in scores.items() if name.startswith("loss"))
-    assert scores["accuracy"].n == scores["loss/length32/depth0.25"].n == 12
+    assert all(score.value == 1 for name, score in scores.items() if name.endswith("accuracy"))
+    assert all(score.value < 1e-6 for name, score in scores.items() if name.endswith("loss"))
+    assert scores["accuracy"].n == scores["length32/depth0.25/loss"].n == 12
     assert len(scores) == 2 * (1 + 2 + 10) and len(results.details["recall"]) == 10
 
 
 def test_who_reads_the_end_alone_finds_only_what_is_there():
     scores = Needle(depths=[0.0, 0.5, 1.0], rows=8).evaluate(subject(Finder(reach=12))).scores["recall"]
-    found = {cell: scores[f"accuracy/{cell}"].value for cell in ("length16/depth0.5", "length32/depth0.5")}
+    found = {cell: scores[f"{cell}/accuracy"].value for cell in ("length16/depth0.5", "length32/depth0.5")}
     assert found == {"length16/depth0.5": 1, "length32/depth0.5": 0}
-    assert scores["accuracy/length32"].value == pytest.approx(1 / 3) and scores["accuracy/length16"].value < 0.7
+    assert scores["length32/accuracy"].value == pytest.approx(1 / 3) and scores["length16/accuracy"].value < 0.7
     assert scores["accuracy"].value == pytest.approx((1 / 3 + 2 / 3) / 2)
 
 
@@ -65,7 +66,7 @@ def test_the_keys_have_their_effect():
     case = subject(Finder())
     scores = Needle(lengths=[9, 40], depths=[0.1], rows=3).evaluate(case).scores["recall"]
     assert [name for name in scores if "depth" in name and "loss" in name] == [
-        "loss/length8/depth0.1", "loss/length40/depth0.1",
+        "length8/depth0.1/loss", "length40/depth0.1/loss",
     ]  # fmt: skip
     assert scores["accuracy"].n == 3
 

@@ -8,11 +8,11 @@ from kleiber.studies.needle import Needle
 
 LENGTHS, DEPTHS, RATES = (32, 96), (0.0, 1.0), (0.0025, 0.005, 0.01, 0.02, 0.04)
 PREFIX = "eval/needle/recall"
-CLAIM = {"arm": "full", "against": "lstm", "direction": "higher", "measure": f"{PREFIX}/accuracy/length96"}
+CLAIM = {"arm": "full", "against": "lstm", "direction": "higher", "measure": f"{PREFIX}/length96/accuracy"}
 ACCURACY = {"full": {32: 1.0, 96: 1.0}, "lstm": {32: 0.8, 96: 0.5}}
 
 
-def write(folder, arm: str, values: int = 8, scored: bool = True) -> None:
+def write(folder, arm: str, pairs: int = 16, scored: bool = True) -> None:
     """Runs with the accuracy of their arm, lower by .1 at every rate but the best, and noise of the seed."""
     for rate in RATES:
         for seed in range(3):
@@ -20,14 +20,14 @@ def write(folder, arm: str, values: int = 8, scored: bool = True) -> None:
             noise = 0.01 * (seed - 1)
             metrics = {"val/recall/loss": 1.0}
             if scored:
-                metrics[f"{PREFIX}/loss"] = 1 - ACCURACY[arm][96] + lost + noise
+                metrics[f"{PREFIX}/loss"] = 1 - ACCURACY[arm.partition("_")[0]][96] + lost + noise
                 for length in LENGTHS:
-                    value = ACCURACY[arm][length] - lost - noise
-                    metrics[f"{PREFIX}/accuracy/length{length}"] = value
-                    metrics |= {f"{PREFIX}/accuracy/length{length}/depth{depth:g}": value for depth in DEPTHS}
+                    value = ACCURACY[arm.partition("_")[0]][length] - lost - noise
+                    metrics[f"{PREFIX}/length{length}/accuracy"] = value
+                    metrics |= {f"{PREFIX}/length{length}/depth{depth:g}/accuracy": value for depth in DEPTHS}
             config = {
                 "seed": seed, "model": {"depth": 2, "width": 32, "context": 128}, "optimizer": {"lr": rate},
-                "study": {"arm": arm}, "data": {"values": values},
+                "study": {"arm": arm}, "data": {"values": 8, "distractors": pairs - 1},
             }  # fmt: skip
             params = {"total": 100, "active": 100, "non_embedding": 50, "embedding": 50}
             stage = {
@@ -68,3 +68,11 @@ def test_runs_without_needles_are_refused(tmp_path):
         write(tmp_path, arm, scored=False)
     with pytest.raises(ValueError, match="evals=needle"):
         Needle(measure="loss", claims=[{"arm": "full", "against": "lstm"}]).analyze(read_runs(tmp_path))
+
+
+def test_arms_are_named_by_their_pairs_where_these_differ(tmp_path):
+    for arm, pairs in (("full", 16), ("lstm", 16), ("lstm_4", 4)):
+        write(tmp_path, arm, pairs)
+    findings = Needle(measure=f"{PREFIX}/loss", claims=[CLAIM]).analyze(read_runs(tmp_path))
+    panels = findings.figures["needle"]().to_dict()["facet"]["sort"]
+    assert panels == ["full attention, 16 pairs", "LSTM, 16 pairs", "LSTM, 4 pairs"]

@@ -3,10 +3,12 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Attention": "attention.attention",
     "Choice": "choice",
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "Needle": "needle",
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Routing": "routing",

@@ -11,8 +11,9 @@ import torch
 from annotated_types import MinLen
 from jaxtyping import Float
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.recall import RecallRows
-from kleiber.evals.evaluation import DataSet, Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
 from kleiber.nn.loss import log_probs
 from kleiber.types import Context, Count, Json, Share
 from kleiber.types.batch import Batch
@@ -30,8 +31,8 @@ class Needle(Evaluation):
     accuracy  share of the rows in which the most probable token after the key is the value of the needle
     loss      -log p(value), in nats
 
-    Both are told for each cell, as `accuracy/length<L>/depth<D>`, for each length over all depths, and over all cells.
-    Intervals are over rows.
+    Both are told for each cell, as `length<L>/depth<D>/accuracy`, for each length over all depths, as
+    `length<L>/accuracy`, and over all cells, as `accuracy`. Intervals are over rows.
 
     lengths  of the haystacks, in tokens; null: those of the training rows
     depths   places of the needle in it, from 0 (the first tokens) to 1 (the last ones)
@@ -122,10 +123,10 @@ def cell_scores(
     """Means over rows of each cell, of each length and of all cells; rows of several cells are averaged first."""
     groups: dict[str, list[Cell]] = {"": [*cells]}
     for length, depth in cells:
-        groups.setdefault(f"/length{length}", []).append((length, depth))
-        groups[f"/length{length}/depth{depth:g}"] = [(length, depth)]
+        groups.setdefault(f"length{length}/", []).append((length, depth))
+        groups[f"length{length}/depth{depth:g}/"] = [(length, depth)]
     return {
-        f"{metric}{suffix}": mean_score(np.mean([cells[cell][which] for cell in members], axis=0))
+        f"{prefix}{metric}": mean_score(np.mean([cells[cell][which] for cell in members], axis=0))
         for which, metric in enumerate(("accuracy", "loss"))
-        for suffix, members in groups.items()
+        for prefix, members in groups.items()
     }

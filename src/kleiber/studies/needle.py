@@ -22,8 +22,13 @@ from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
 from kleiber.types import Json
 
-CELL = re.compile(r"eval/needle/[^/]+/accuracy/length(\d+)(?:/depth([\d.]+))?")
-LABELS = {"full": "full attention", "window": "window attention", "none": "no mixing of positions", "lstm": "LSTM"}
+CELL = re.compile(r"eval/needle/[^/]+/length(\d+)(?:/depth([\d.]+))?/accuracy")
+LABELS = {
+    "full": "full attention",
+    "window": "window attention",
+    "none": "no mixing of positions",
+    "lstm": "LSTM",
+}  # by the arm's name up to _
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,16 @@ class Needle(Compare):
             )
         cells = seed_means(rows[rows["depth"].notna()], ["arm", "length", "depth"], "accuracy", self.level)
         lengths = seed_means(rows[rows["depth"].isna()], ["arm", "length"], "accuracy", self.level)
-        chance = guessing([run for run in runs if run.config.get("data")])
+        chance = guessing(runs)
+        named = labels(runs, [*arms])
+        cells, lengths = (in_order(table, named) for table in (cells, lengths))
         tables = {
             "Accuracy by length of the haystack": listed(lengths),
             "Accuracy by length and depth": listed(cells),
         }
         figures = {
-            "needle": partial(heat_maps, cells, [*arms], chance),
-            "needle_lengths": partial(lines, lengths, [*arms], chance),
+            "needle": partial(heat_maps, cells, chance),
+            "needle_lengths": partial(lines, lengths, chance),
         }
         return replace(
             findings,
@@ -84,6 +91,21 @@ def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "length", "depth", "accuracy"])
 
 
+def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
+    """What each arm is called: its model, and the number of pairs in its haystacks where the arms differ in it."""
+    pairs = {name: 1 + int(run.config["data"].get("distractors") or 0) for run in runs if (name := arm_name(run))}
+    texts = {arm: LABELS.get(arm.partition("_")[0], arm) for arm in arms}
+    if len({pairs[arm] for arm in arms}) > 1:
+        texts = {arm: f"{text}, {pairs[arm]} pairs" for arm, text in texts.items()}
+    return texts
+
+
+def in_order(means: Rows, named: Mapping[str, str]) -> Rows:
+    """The rows of `seed_means` in the order of the arms, with their labels as names."""
+    rows = pd.concat([means[means["arm"] == arm] for arm in named])
+    return rows.assign(arm=rows["arm"].map(named))
+
+
 def guessing(runs: Sequence[Run]) -> float | None:
     """The accuracy of guessing one of the values of a key; None where the runs differ in their number."""
     counts = {run.config["data"].get("values") or 64 for run in runs}
@@ -91,9 +113,8 @@ def guessing(runs: Sequence[Run]) -> float | None:
 
 
 def listed(means: Rows) -> list[Json]:
-    """Rows of a table with the names of arms as in figures."""
-    named = means.assign(arm=[LABELS.get(arm, arm) for arm in means["arm"]])
-    return named.drop(columns="half").rename(columns={"mean": "accuracy"}).to_dict("records")
+    """Rows of a table."""
+    return means.drop(columns="half").rename(columns={"mean": "accuracy"}).to_dict("records")
 
 
 def summary(lengths: Rows) -> str:
@@ -102,31 +123,26 @@ def summary(lengths: Rows) -> str:
     parts = []
     for row in longest.to_dict("records"):
         interval = f" [{row['lo']:.0%}, {row['hi']:.0%}]" if row["seeds"] > 1 else ""
-        parts.append(f"{LABELS.get(row['arm'], row['arm'])} {row['mean']:.0%}{interval}")
+        parts.append(f"{row['arm']} {row['mean']:.0%}{interval}")
     where = f"In haystacks of {longest['length'].max()} tokens the needle is recalled"
     return f"{where} by {', '.join(parts)} (mean over its places)."
 
 
-def heat_maps(cells: Rows, order: Sequence[str], chance: float | None) -> object:
+def heat_maps(cells: Rows, chance: float | None) -> object:
     """Accuracy over depth and length, a panel for each arm."""
     from kleiber.charts.needles import heat_maps
 
-    shown = cells.rename(columns={"mean": "value"})
-    shown = pd.concat([shown[shown["arm"] == arm] for arm in order])
-    shown = shown.assign(panel=[LABELS.get(arm, arm) for arm in shown["arm"]])
     title = "Recall of a needle, by its place and the length of the haystack"
-    return heat_maps(shown, title, guess_text(chance))
+    return heat_maps(cells.rename(columns={"mean": "value", "arm": "panel"}), title, guess_text(chance), columns=3)
 
 
-def lines(lengths: Rows, order: Sequence[str], chance: float | None) -> object:
+def lines(lengths: Rows, chance: float | None) -> object:
     """Accuracy over the length of the haystack, a line for each arm, with intervals over seeds."""
     from kleiber.charts.theme import line_chart
 
-    shown = pd.concat([lengths[lengths["arm"] == arm] for arm in order])
-    shown = shown.assign(arm=[LABELS.get(arm, arm) for arm in shown["arm"]])
     return line_chart(
-        shown, "length", "haystack (tokens)", "arm", "Recall of a needle vs length of the haystack", every=2,
-        value="accuracy (mean over places of the needle)", subtitle=guess_text(chance), zero=True,
+        lengths, "length", "haystack (tokens)", "arm", "Recall of a needle vs length of the haystack",
+        value="accuracy (mean over places of the needle)", subtitle=guess_text(chance),
     )  # fmt: skip
 
 

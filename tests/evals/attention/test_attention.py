@@ -7,9 +7,10 @@ import pytest
 import torch
 from evals.routing.moe_text import CONTEXT, VOCAB, Rows
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.attention.attention import REPEATED, Attention, head_scores, token_text
-from kleiber.evals.evaluation import DataSet, Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing
 from kleiber.objectives.clm import CLM
@@ -22,7 +23,7 @@ def subject(vocab: int = 272, **options: object) -> Subject:
     torch.manual_seed(0)
     model = Transformer(vocab, depth=LAYERS, width=32, context=CONTEXT, num_heads=HEADS, **options).eval()
     data = [DataSet(name, lambda rows=rows: rows) for name, rows in {"low": Rows(0, 15), "high": Rows(15, 30)}.items()]
-    return Subject(model, Bytes(), CLM(), data, rows=5)
+    return Subject(model, Bytes(), CLM(), CLM(), data, rows=5)
 
 
 def test_every_head_has_every_score_for_every_data_set():

@@ -50,7 +50,8 @@ MEASURES = {  # label and unit of measures; those of others are parts of their n
 def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
     place, _, metric = measure.rpartition("/")
-    return MEASURES[measure][0] if measure in MEASURES else f"{metric} ({place.removeprefix('val/')})"
+    where = place.removeprefix("val/").removeprefix("eval/")
+    return MEASURES[measure][0] if measure in MEASURES else f"{metric} ({where})"
 
 
 def unit_of(measure: str) -> str:
