@@ -12,6 +12,7 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.recall import Recall
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Subject
+from kleiber.evals.measure import explain_refusal
 from kleiber.evals.needle import Needle, answer
 from kleiber.models.transformer import LMHead
 from kleiber.objectives.clm import CLM
@@ -87,6 +88,7 @@ def test_only_haystacks_are_accepted():
     plain = DataSet("recall", lambda: Recall().prepare(64).validation["recall"])
     text = DataSet("text", lambda: Rows(0, 15))
     assert [Needle().accepts(data) for data in (*subject(Finder()).data, plain, text)] == [True, False, False]
+    assert "rows with haystacks" in explain_refusal("needle", Needle(), text)
     with pytest.raises(ValueError, match=r"data\.distractors, and text is none"):
         Needle().evaluate(replace(subject(Finder()), data=[text]))
 

@@ -41,6 +41,7 @@ class Needle(Evaluation):
     """
 
     causal = True
+    reads = "rows with haystacks, of data=recall with data.distractors"
 
     def __init__(
         self,

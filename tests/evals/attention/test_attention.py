@@ -93,7 +93,11 @@ class Counted(Rows):
 @pytest.mark.parametrize(
     ("evaluation", "model", "message"),
     [
-        (Attention(), Transformer(VOCAB, 1, 32, context=8, attention=NoMixing), "Transformer with NoMixing has none"),
+        (
+            Attention(),
+            Transformer(VOCAB, 1, 32, context=8, attention=NoMixing),
+            "this model, Transformer with NoMixing, has none",
+        ),
         (Attention(period=4), Transformer(VOCAB, 1, 32, context=8), r"attention\.period=4 must be <= 3"),
     ],
 )
@@ -124,3 +128,10 @@ def test_metrics_without_a_value_are_left_out_and_page_and_figures_are_drawn():
 def test_parts_of_characters_are_shown_by_their_number():
     assert token_text(Bytes(), ord("a")) == "a" and token_text(Bytes(), 200) == "<200>"
     assert token_text(Bytes(), Bytes.eos) == "<256>"
+
+
+def test_a_space_at_the_start_of_a_word_is_kept(shared):
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+
+    llama = load_pretrained(str(shared / "data/models/stories260K"))
+    assert "".join(token_text(llama, i) for i in llama.encode("Once upon a time"))[-11:] == "upon a time"

@@ -81,7 +81,7 @@ class Attention(Evaluation):
             if isinstance(model, Transformer):
                 name += f" with {type(model.blocks[0].attention).__name__}"
             raise ValueError(
-                f"evals.attention reads attention weights, and a {name} has none: evaluate a model with "
+                f"evals.attention reads attention weights, and this model, {name}, has none: evaluate a model with "
                 "model/attention=full or window"
             )
         longest = (model.context - 1) // 2
@@ -231,6 +231,7 @@ def head_matrices(metrics: Mapping[str, ByLayer]) -> Json:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token; <id> for one without text, and for a part of a character."""
-    text = tokenizer.decode([token])
+    """The text of a token within a text, where it may begin with a space; <id> for one that is no whole character."""
+    before = tokenizer.encode("a")[-1:]
+    text = tokenizer.decode([*before, token]).removeprefix(tokenizer.decode(before))
     return f"<{token}>" if not text or "\ufffd" in text else text
