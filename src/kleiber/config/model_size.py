@@ -92,9 +92,14 @@ def _gated(width: int) -> int:
     return -(-8 * width // 48) * 16
 
 
+def width_of(model: Config) -> int:
+    """Returns the width of a `model` node: `width`, or else aspect x depth."""
+    return model.get("width") or model["aspect"] * model["depth"]
+
+
 def cached_values(model: Config) -> float:
     """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm."""
-    width = model.get("width") or model["aspect"] * model["depth"]
+    width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))
     share = 1.0
