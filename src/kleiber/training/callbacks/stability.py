@@ -140,7 +140,7 @@ class Stability(LeanCallback):
         kinds = self.alarms.counts | ({"rollback": len(self.record.rollbacks)} if self.record.rollbacks else {})
         counts = {f"stability/alarms/{kind}": float(count) for kind, count in kinds.items()}
         logit = {"stability/attention_logit": self.largest_logit} if 0 < self.largest_logit < math.inf else {}
-        self.record.add_scores({"stability/alarms": sum(counts.values()), **counts, **logit})
+        self.record.add_scores({"stability/alarms": float(sum(kinds.values())), **counts, **logit})
 
     def refuses(self, loss: float, norm: float) -> bool:
         """Returns whether to skip the update of a step, and counts spikes.
