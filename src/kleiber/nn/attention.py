@@ -99,8 +99,11 @@ class FullAttention(Attention):
         )
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
-    def project(self, x: Tensor, past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim)."""
+    def project(self, x: Float[Tensor, "batch time dim"], past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim).
+
+        past  position of the first of x
+        """
         batch, time, _ = x.shape
         q, k, v = (
             self.qkv(x)

@@ -110,7 +110,7 @@ class Stability(LeanCallback):
         self.spikes = self.skipped = self.in_a_row = 0
         self.inside = self.began = False  # a spike; its first step
         self.reason = ""  # of the latest spike
-        self.largest_logit = 0.0
+        self.largest_logit, self.looks = 0.0, 0
         self.gradients: dict[str, float] = {}  # norm by layer at the latest measurement
         self.before: list[Tensor] | None = None  # entries of the matrices before the step that is measured
         self.module: LitLM | None = None
@@ -119,7 +119,7 @@ class Stability(LeanCallback):
         return {
             "recent": list(self.recent), "norms": list(self.recent_norms), "spikes": self.spikes,
             "skipped": self.skipped, "in_a_row": self.in_a_row, "inside": self.inside,
-            "gradients": self.gradients, "largest_logit": self.largest_logit,
+            "gradients": self.gradients, "largest_logit": self.largest_logit, "looks": self.looks,
             "counts": self.alarms.counts, "active": sorted(self.alarms.active), "rollbacks": self.record.rollbacks,
         }  # fmt: skip
 
@@ -129,18 +129,19 @@ class Stability(LeanCallback):
         self.spikes, self.inside = state_dict["spikes"], state_dict["inside"]
         self.skipped, self.in_a_row = state_dict.get("skipped", 0), state_dict.get("in_a_row", 0)
         self.gradients, self.largest_logit = state_dict.get("gradients", {}), state_dict.get("largest_logit", 0.0)
-        self.record.rollbacks = state_dict.get("rollbacks", [])
+        self.record.rollbacks, self.looks = state_dict.get("rollbacks", []), state_dict.get("looks", 0)
         self.alarms.counts, self.alarms.active = state_dict.get("counts", {}), set(state_dict.get("active", ()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         pl_module.guard, self.module = self, pl_module
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Adds the number of alarms, and the largest attention logit, to the record."""
+        """Adds the number of alarms, and the largest attention logit, to the record; nothing of an unmeasured run."""
         kinds = self.alarms.counts | ({"rollback": len(self.record.rollbacks)} if self.record.rollbacks else {})
         counts = {f"stability/alarms/{kind}": float(count) for kind, count in kinds.items()}
         logit = {"stability/attention_logit": self.largest_logit} if 0 < self.largest_logit < math.inf else {}
-        self.record.add_scores({"stability/alarms": float(sum(kinds.values())), **counts, **logit})
+        if self.looks or kinds:
+            self.record.add_scores({"stability/alarms": float(sum(kinds.values())), **counts, **logit})
 
     def refuses(self, loss: float, norm: float) -> bool:
         """Returns whether to skip the update of a step, and counts spikes.
@@ -226,6 +227,7 @@ class Stability(LeanCallback):
         row |= {f"stability/gradient/{layer}": norm for layer, norm in self.gradients.items()}
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
+        self.looks += 1
         logits = [max(each) for name, each in values.items() if name.startswith("attention_logit")]
         self.largest_logit = max([self.largest_logit, *logits])
         ratios = relative_to_others(self.gradients)
