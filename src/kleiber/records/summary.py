@@ -25,16 +25,8 @@ from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
-    "torch",
-    "lightning",
-    "hydra-core",
-    "torchmetrics",
-    "wandb",
-    "datasets",
-    "transformers",
-    "tokenizers",
-    "numpy",
-)
+    "torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers", "numpy",
+)  # fmt: skip
 
 
 class Summary:
@@ -157,6 +149,12 @@ class StageRecord:
         if step is not None:
             assert self.curve and self.curve[-1]["step"] == step, f"step {step} is not the last row of the curve"
             self.curve[-1].update(scores)
+
+    def add_to_row(self, step: int, scores: Scores) -> None:
+        """Adds scores to the metrics and to the row of `step`, which may be a new one."""
+        if not self.curve or self.curve[-1]["step"] != step:
+            self.add_row(step, {})
+        self.add_scores(scores, step)
 
     def scores_of(self, step: int) -> Scores:
         """The val/... scores of the tasks at `step`, if the last row of the curve is of that step; {} otherwise."""
