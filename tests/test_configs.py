@@ -41,7 +41,7 @@ ELSEWHERE = {
 ELSEWHERE |= {"logger/mlflow": "needs the extra mlflow: tests/training/test_mirrors.py"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
+PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle")
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
@@ -117,7 +117,7 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain")
+    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle")
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
@@ -295,6 +295,6 @@ def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}
-    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill"
+    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel models.LSTM retention. evals. objectives.Distill"
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere.split())
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

@@ -130,10 +130,12 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
     from kleiber.models.hf_config import hf_model_node, model_folder
 
     if (kind := config["model"]["_target_"].rsplit(".", 1)[-1]) != "Transformer":
-        wrapped = ", or remove init and set model.path to the folder" if kind == "HFModel" else ""
+        wrapped = kind == "HFModel"
         raise ConfigError(
-            f"init=hf loads {init['path']} into the native Transformer, but the model is a {kind}: set model=gpt"
-            f"{wrapped}"
+            f"init=hf loads {init['path']} into the native Transformer, but the model is "
+            + ("wrapped by model=hf" if wrapped else f"of the class {kind}")
+            + ": set model=gpt"
+            + (", or remove init and set model.path to the folder" if wrapped else "")
         )
     try:
         folder = model_folder(str(init["path"]), "init.path")
