@@ -227,6 +227,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],
+    "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }
@@ -295,6 +296,6 @@ def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}
-    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel models.LSTM retention. evals. objectives.Distill"
+    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill"
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere.split())
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

@@ -103,7 +103,7 @@ def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
 def in_order(means: Rows, named: Mapping[str, str]) -> Rows:
     """The rows of `seed_means` in the order of the arms, with their labels as names."""
     rows = pd.concat([means[means["arm"] == arm] for arm in named])
-    return rows.assign(arm=rows["arm"].map(named))
+    return rows.assign(arm=[named[arm] for arm in rows["arm"]])
 
 
 def guessing(runs: Sequence[Run]) -> float | None:
