@@ -84,7 +84,7 @@ def test_the_interval_of_mauve_is_the_jackknife_with_the_clusters_kept():
     labels = kmeans(points, 3)
     p, q = np.bincount(labels[:30], minlength=3), np.bincount(labels[30:], minlength=3)
     variance = 0.0
-    for of, part in ((p, 0), (q, 1)):
+    for part in (0, 1):
         areas = []
         for label in labels[30 * part : 30 * part + 30]:
             fewer = [p.copy(), q.copy()]
@@ -92,4 +92,4 @@ def test_the_interval_of_mauve_is_the_jackknife_with_the_clusters_kept():
             areas.append(frontier_area(*fewer))
         variance += 29 / 30 * np.sum((np.array(areas) - np.mean(areas)) ** 2)
     score = mauve(human, other)
-    assert of.sum() == 30 and score.value - score.lo == pytest.approx(1.6448536 * math.sqrt(variance))
+    assert score.value - score.lo == pytest.approx(1.6448536 * math.sqrt(variance))

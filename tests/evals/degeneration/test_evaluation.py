@@ -15,7 +15,8 @@ from kleiber.retention.memory import GeneratedSamples
 from kleiber.types.batch import Batch
 
 SENTENCE = "the same again, "
-WORDS = "the a cat dog sat ran on under mat tree slowly and then home, it was late. she said yes".split(" ")
+TEXT = "the a cat dog sat ran on under mat tree slowly and then home, it was late. she said yes"
+WORDS = TEXT.split()
 
 
 def held_out(rows: int, time: int = 97, seed: int = 0) -> GeneratedSamples:

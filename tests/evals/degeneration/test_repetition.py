@@ -16,7 +16,7 @@ from kleiber.evals.degeneration.repetition import (
     self_bleu,
 )
 
-LOOP = "a b c a b c a b c a b c".split()
+LOOP = ["a", "b", "c", "a", "b", "c", "a", "b", "c", "a", "b", "c"]
 
 
 def sentences(count: int, words: int = 40, seed: int = 0) -> list[list[str]]:

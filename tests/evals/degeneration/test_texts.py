@@ -1,5 +1,7 @@
 """Units are words for bytes and tokens otherwise; pieces of a text join to the text, and repeats are marked."""
 
+from itertools import pairwise
+
 import torch
 
 from kleiber.data.tokenizers import Bytes
@@ -46,7 +48,7 @@ def test_pieces_join_to_the_text():
         pieces = mark_repeats(Bytes(), ids(text))
         assert "".join(piece for piece, _ in pieces) == text
         flags = [flag for _, flag in pieces]
-        assert all(a != b for a, b in zip(flags, flags[1:], strict=False)), "neighbors are joined"
+        assert all(a != b for a, b in pairwise(flags)), "neighbors are joined"
     assert mark_repeats(Bytes(), ids("we go on. we go on.")) == [("we go on. ", False), ("we go on.", True)]
     assert mark_repeats(Letters(), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 5])) == [
         ("a0b0c0d0", False),

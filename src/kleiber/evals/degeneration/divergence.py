@@ -59,8 +59,8 @@ def mauve(texts: Sequence[str], reference: Sequence[str], seed: int = 0) -> Scor
     """The area under the divergence frontier of two sets of texts: 1 where they are the same, towards 0 where they
     have nothing in common (Pillutla et al. 2021, arXiv:2102.01454, equation 3).
 
-    The texts of both sets are clustered by their n-grams, n / 10 clusters for n texts a set. Compare the value with that
-    of two sets of human texts of the same n: it is below 1 for a finite n.
+    The texts of both sets are clustered by their n-grams, n / 10 clusters for n texts a set. Compare the value with
+    that of two sets of human texts of the same n: it is below 1 for a finite n.
     """
     points = principal_components(ngram_features([*texts, *reference]))
     k = max(2, min(len(texts), len(reference)) // PER_CLUSTER)

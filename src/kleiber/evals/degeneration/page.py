@@ -29,8 +29,7 @@ MARK = "background:#e69f00;color:#000"
 def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
     """A figure of small multiples for each data set: a panel for each metric."""
     unit = results["details"]["unit"]
-    charts = {name: measures(name, scores, unit) for name, scores in results["scores"].items()}
-    return charts if len(charts) > 1 else {"degeneration": chart for chart in charts.values()}
+    return {name: measures(name, scores, unit) for name, scores in results["scores"].items()}
 
 
 def measures(name: str, scores: Mapping[str, Mapping[str, float | None]], unit: str) -> alt.TopLevelMixin:

@@ -1,7 +1,7 @@
 """Measures of repetition within samples and of diversity over samples.
 
-A sample is a sequence of units: the tokens of a subword tokenizer, or the words and punctuation marks of a text. Numbers
-of n-grams depend on the lengths and the number of samples, so only sets of equal size may be compared.
+A sample is a sequence of units: the tokens of a subword tokenizer, or the words and punctuation marks of a text.
+Numbers of n-grams depend on the lengths and the number of samples, so only sets of equal size may be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def distinct(samples: Sequence[Units], n: int) -> Score | None:
     """distinct-n: the number of different n-grams of all samples over that of all their n-grams (Li et al. 2016,
     arXiv:1510.03055). None where no sample has n units.
 
-    The interval is a jackknife over samples: samples that are drawn twice, as in a bootstrap, would count as repetition.
+    The interval is a jackknife over samples: one that is drawn twice, as in a bootstrap, would count as repetition.
     """
     sets = [Counter(ngrams(sample, n)) for sample in samples]
     owners = Counter(gram for grams in sets for gram in grams)  # number of samples with an n-gram

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jaxtyping import Int
 from torch import Tensor
@@ -62,7 +63,7 @@ def mark_repeats(tokenizer: Tokenizer, tokens: Int[Tensor, "time"]) -> list[tupl
         matches = list(PARTS.finditer(text))
         flags = repeated_units([match.group() for match in matches])
         starts = [0, *(match.start() for match in matches[1:]), len(text)]
-        pieces = [text[begin:end] for begin, end in zip(starts, starts[1:], strict=False)] if matches else [text]
+        pieces = [text[begin:end] for begin, end in pairwise(starts)] if matches else [text]
         return _join(pieces, flags or [False])
     flags = repeated_units(ids)
     runs: list[tuple[list[int], bool]] = []
