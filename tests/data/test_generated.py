@@ -1,5 +1,6 @@
 """Text that models write: the right shares of it, written once and kept, and known by the weights that wrote it."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kleiber.data.batches import stream
 from kleiber.data.generated import Generated, hash_weights
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import Bytes
+from kleiber.launch.main import main
 from kleiber.models.transformer import Transformer
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -128,3 +130,23 @@ def test_the_hash_of_weights_is_of_every_value():
     with torch.no_grad():
         next(iter(model.blocks.parameters())).view(-1)[0] += 1e-6
     assert hash_weights(model) != first
+
+
+def test_a_run_learns_from_the_text_of_another_and_a_third_from_both(launch, tmp_path):
+    def train(name: str, *models: Path, code: int = 0) -> Path:
+        data = [
+            f"data.data={{_target_:kleiber.data.Text,path:'{FILE}'}}",
+            f"data.models=[{','.join(map(str, models))}]",
+        ]
+        fixed = ["trainer=smoke", "trainer.threads=1", "logger=csv", "batch.tokens=512", "callbacks.samples=null"]
+        options = ["data=generated", "data.tokens=4k", "data.real=0.5", "~data.data", f"+{data[0]}", data[1]]
+        assert main([*fixed, *options, "trainer.max_steps=2", f"root={tmp_path}", f"name={name}"]) == code
+        return next((tmp_path / name).iterdir())
+
+    first = launch("trainer.max_steps=2")
+    second = train("second", first)
+    third = train("third", first, second)
+    inputs = [json.loads((run / "summary.json").read_text())["inputs"] for run in (second, third)]
+    assert inputs[0]["data/generated/0"] == inputs[1]["data/generated/0"] != inputs[1]["data/generated/1"]
+    assert inputs[0]["data/tiny"] == inputs[1]["data/tiny"]
+    assert train("second", first) == second, "a repeated command is a resume"

@@ -38,7 +38,15 @@ def folder(tmp_path):
                     2.0 + steep * generation + wobble,
                     0.7 - 0.1 * generation,
                 )
-                write(tmp_path, "with_real", generation, size, seed, 2.0 + 0.05 * generation + wobble, 0.7)
+                write(
+                    tmp_path,
+                    "with_real",
+                    generation,
+                    size,
+                    seed,
+                    2.0 + 0.05 * generation + wobble,
+                    0.7 + 0.01 * generation,
+                )
             write(tmp_path, "narrow", 0, size, seed, 2.4 + wobble, 0.6)
     return tmp_path
 
