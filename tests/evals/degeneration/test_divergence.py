@@ -24,8 +24,8 @@ def texts(
 
 
 def test_unigram_kl_is_that_of_smoothed_frequencies():
-    score = unigram_kl([["a", "a"], ["b", "a"]], [["a", "b", "c"]])
-    q = np.array([1.5, 1.5, 1.5]) / 4.5
+    score = unigram_kl([["a", "a"], ["b", "a"]], [["a", "b", "c", "a"]])
+    q = np.array([2.5, 1.5, 1.5]) / 5.5
     assert score.value == pytest.approx(0.75 * math.log(0.75 / q[0]) + 0.25 * math.log(0.25 / q[1]))
     assert score.lo < score.value < score.hi and score.n == 2
     assert unigram_kl([[], []], [["a"]]) is None

@@ -85,8 +85,8 @@ def frontier_area(p: Int[np.ndarray, "bands"], q: Int[np.ndarray, "bands"]) -> f
         to_q, to_p = ((of * np.log(of / r)).sum() for of in (q, p))
         curve.append((float(np.exp(-SCALE * to_q)), float(np.exp(-SCALE * to_p))))
     x, y = np.array([*curve, (1.0, 0.0)]).T
-    areas = [np.trapezoid(b[order], a[order]) for a, b in ((x, y), (y, x)) for order in [np.lexsort((-b, a))]]
-    return float(np.mean(areas))
+    order = np.lexsort((-y, x))
+    return float(np.trapezoid(y[order], x[order]))
 
 
 def ngram_features(texts: Sequence[str]) -> Points:
