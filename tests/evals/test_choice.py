@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
+from evals.subjects import subject_on_tables, values
 
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals import Subject
-from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, parse_question
+from kleiber.evals.choice import Choice, Question, choose, ending_log_probs, parse_question
 from kleiber.models.transformer import Transformer
-from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
 
 
@@ -49,31 +44,18 @@ def test_both_scores(net) -> None:
             plain += int(scores.argmax()) == q.label
             per_byte += int((scores / torch.tensor(q.num_bytes)).argmax()) == q.label
     net.train()
-    assert choose(net, questions, rows=5) == {"accuracy": plain / 12, "accuracy_per_byte": per_byte / 12}
+    found = {name: sum(correct) for name, correct in choose(net, questions, rows=5).items()}
+    assert found == {"accuracy": plain, "accuracy_per_byte": per_byte}
     assert net.training
 
 
-def subject(model: Transformer, home: Path | None) -> Subject:
-    names = ("name", "config", "hash", "train", "validation")
-    corpus: object = SimpleNamespace(tokenizer=Bytes(), **dict.fromkeys(names))
-    return Subject(model, corpus, CLM(), task_files=home)  # type: ignore[arg-type]
-
-
-def asked(tmp_path: Path, **files: list[dict]) -> Path:
-    tmp_path.mkdir(exist_ok=True)
-    for name, rows in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return tmp_path
-
-
-def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
+def test_tables_of_questions_are_scored_by_their_columns() -> None:
     torch.manual_seed(0)
     tokenizer, model = Bytes(), Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
     about = [{"ctx": f"the {i} ", "endings": ["a b", "cdef", "g"], "label": str(i % 3)} for i in range(6)]
     pairs = [{"sentence_good": f"who {i}", "sentence_bad": f"{i} whoever", "pair_id": i} for i in range(4)]
-    home = asked(tmp_path, about=about, pairs=pairs)
-    found = evaluate(subject(model, home))
-    first = parse_question(about[0], tokenizer, home)
+    found = Choice().evaluate(subject_on_tables(model, about=about, pairs=pairs)).scores
+    first = parse_question(about[0], tokenizer, "about")
     assert first.endings == [tokenizer.encode(text) for text in (" a b", " cdef", " g")] and first.num_bytes == [
         4,
         5,
@@ -89,27 +71,9 @@ def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
             [slow(model, [tokenizer.eos], tokenizer.encode(r[k])) for k in ("sentence_good", "sentence_bad")]
             for r in pairs
         ]
-    assert found["about"]["accuracy"] == right / 6 and found["about"]["chance"] == pytest.approx(1 / 3)
-    assert found["pairs"]["accuracy"] == sum(a > b for a, b in good) / 4 and found["pairs"]["questions"] == 4
-    one = evaluate(subject(model, home / "pairs.jsonl"))
-    assert one == {"pairs": found["pairs"]}
-
-
-def test_what_is_no_question_is_refused_by_its_columns(tmp_path) -> None:
-    model = Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
-    (tmp_path / "empty").mkdir()
-    for place, value in (
-        (None, "--task-files"),
-        (tmp_path / "missing", "--task-files .*missing"),
-        (tmp_path / "empty", "--task-files .*empty"),
-        (asked(tmp_path / "a", odd=[{"text": "a"}]), "odd.jsonl has the columns text"),
-        (asked(tmp_path / "b", odd=[{"ctx": "a", "endings": ["b"], "label": 1}]), "label=1 "),
-    ):
-        with pytest.raises(ValueError, match=value):
-            evaluate(subject(model, place))
-    bidirectional = Transformer(Bytes().vocab_size, depth=1, width=32, context=24, causal=False)
-    with pytest.raises(ValueError, match="bidirectional"):
-        evaluate(subject(bidirectional, tmp_path))
+    about_scores, pair_scores = values(found["about"]), values(found["pairs"])
+    assert about_scores["accuracy"] == right / 6 and about_scores["chance"] == pytest.approx(1 / 3)
+    assert pair_scores["accuracy"] == sum(a > b for a, b in good) / 4 and found["pairs"]["accuracy"].n == 4
 
 
 class Words(Bytes):
@@ -121,7 +85,7 @@ class Words(Bytes):
 
 def test_an_ending_is_read_as_it_stands_behind_its_context() -> None:
     row = {"ctx": "a little", "endings": ["girl", "b"], "label": 0}
-    asked = parse_question(row, Words(), Path("t"))
+    asked = parse_question(row, Words(), "t")
     assert asked.context == [Words().eos, 7, *b"a little"] and asked.endings == [list(b" girl"), list(b" b")]
 
 
@@ -130,17 +94,11 @@ def test_a_context_begins_as_a_document_of_the_training_text() -> None:
         bos, mask = 257, -1
 
     row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
-    assert parse_question(row, Begun(), Path("t")).context == [256, *b"a"]
-    assert parse_question(row, Begun().with_separator("bos"), Path("t")).context == [257, *b"a"]
+    assert parse_question(row, Begun(), "t").context == [256, *b"a"]
+    assert parse_question(row, Begun().with_separator("bos"), "t").context == [257, *b"a"]
 
 
 @pytest.mark.parametrize("label", ["", "B", None, 2, -1])
 def test_a_label_that_is_no_index_of_an_ending_is_named(label) -> None:
     with pytest.raises(ValueError, match=f"label={label!r} "):
-        parse_question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), Path("t"))
-
-
-def test_a_line_that_is_no_json_is_named(tmp_path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 1}\n{"ctx": \n')
-    with pytest.raises(ValueError, match=r"t.jsonl, line 2: "):
-        evaluate(subject(Transformer(Bytes().vocab_size, depth=1, width=32, context=24), tmp_path))
+        parse_question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), "t")

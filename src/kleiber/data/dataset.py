@@ -114,6 +114,19 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
 
     Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
     """
+    with _opened(location, config, root) as (tables, config):
+        yield standard_splits(tables, location.name), config
+
+
+@contextmanager
+def open_tables(location: Location, config: str | None, root: Path) -> Iterator[dict[str, Dataset]]:
+    """Opens all splits of a data set by their own names; otherwise as `open_splits`."""
+    with _opened(location, config, root) as (tables, _):
+        yield tables
+
+
+@contextmanager
+def _opened(location: Location, config: str | None, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
     import datasets
     from pyarrow import ArrowException
 
@@ -125,7 +138,7 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
             with activity(f"loading {location.name}"):
                 tables, config = _load(location, config, None if location.local is None else str(scratch))
             try:
-                yield standard_splits(tables, location.name), config
+                yield tables, config
             except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
                 raise ValueError(_explain(location, config, error, online=True)) from error
     finally:

@@ -8,23 +8,18 @@ BLiMP.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
 from kleiber.nn.loss import log_probs
-from kleiber.types import Json, Row
+from kleiber.types import Row
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
-
-SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -43,69 +38,38 @@ class Question:
     label: int
 
 
-def evaluate(subject: Subject) -> Json:
-    """Evaluates multiple-choice questions and returns these numbers for each file of questions, by its name.
+class Choice(Evaluation):
+    """Accuracy on multiple-choice questions.
 
-    accuracy           share of questions whose right ending has the highest log-probability
-    accuracy_per_byte  the same, with the log-probability of each ending divided by its number of bytes
-    standard_error     standard error of `accuracy`
-    chance             expected accuracy of a random choice
-    questions          number of questions
-
-    Raises ValueError where `subject.task_files` is not a file or folder of questions, for a bidirectional model, and
-    for rows that do not have the columns of a question (see `parse_question`).
+    data  names or paths of tables of questions; null: those of the command
     """
-    if not subject.model.causal:
-        raise ValueError("--evals choice needs a causal model, such as model=gpt; this model is bidirectional")
-    results = {}
-    for name, path in question_files(subject.task_files).items():
-        questions = [parse_question(row, subject.corpus.tokenizer, path) for row in read_rows(path)]
-        if not questions:
-            raise ValueError(f"--task-files: {path} must contain at least one question, and contains none")
-        scores = choose(subject.model, questions, subject.rows)
-        accuracy, count = scores["accuracy"], len(questions)
-        chance = sum(1 / len(question.endings) for question in questions) / count
-        error = math.sqrt(accuracy * (1 - accuracy) / count)
-        results[name] = {**scores, "standard_error": error, "chance": chance, "questions": count}
-    return results
+
+    columns = (("context", "endings", "label"), ("ctx", "endings", "label"), ("sentence_good", "sentence_bad"))
+    causal = True
+
+    def __init__(self, data: Sequence[str] | None = None) -> None:
+        self.data = data
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Scores of each table.
+
+        accuracy           share of questions whose right ending has the highest log-probability
+        accuracy_per_byte  the same, with the log-probability of each ending divided by its number of bytes
+        chance             expected accuracy of a random choice
+
+        Raises ValueError for rows that do not have the columns of a question (see `parse_question`).
+        """
+        scores: dict[str, Scores] = {}
+        for data in subject.data:
+            questions = [parse_question(row, subject.tokenizer, data.name) for row in data.rows(subject.limit)]
+            correct = choose(subject.model, questions, subject.rows)
+            chance = sum(1 / len(question.endings) for question in questions) / len(questions)
+            scores[data.name] = {name: mean_score(values) for name, values in correct.items()}
+            scores[data.name]["chance"] = Score(chance, n=len(questions))
+        return Results(scores)
 
 
-def question_files(place: Path | None) -> dict[str, Path]:
-    """The files of questions at --task-files, by their path within that folder without the suffix.
-
-    Raises ValueError where there are none.
-    """
-    suffixes = " or ".join(SUFFIXES)
-    if place is None:
-        raise ValueError(f"--evals choice needs --task-files FILE or FOLDER with questions in {suffixes} files")
-    if not place.exists():
-        raise ValueError(f"--task-files {place} does not exist")
-    if place.is_file() and place.suffix in SUFFIXES:
-        return {place.stem: place}
-    files = sorted(path for suffix in SUFFIXES for path in place.rglob(f"*{suffix}"))
-    if not files:
-        raise ValueError(f"--task-files {place} contains no {suffixes} file")
-    return {str(path.relative_to(place).with_suffix("")): path for path in files}
-
-
-def read_rows(path: Path) -> list[Json]:
-    """The rows of a .jsonl or .parquet file, as dictionaries."""
-    if path.suffix == ".jsonl":
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        return [_parse_line(path, number, line) for number, line in lines if line.strip()]
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def _parse_line(path: Path, number: int, line: str) -> Json:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
-
-
-def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
+def parse_question(row: Row, tokenizer: Tokenizer, name: str) -> Question:
     """A row as token ids. The space between a context and an ending belongs to the ending.
 
     The ids of an ending are those that it has after the context, because some tokenizers encode the beginning of a text
@@ -114,7 +78,7 @@ def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
     if {"sentence_good", "sentence_bad"} <= row.keys():
         text, endings, label = "", [row["sentence_good"], row["sentence_bad"]], 0
     else:
-        text, endings, label = _context_and_endings(row, path)
+        text, endings, label = _context_and_endings(row, name)
     context = tokenizer.encode(text)
     return Question(
         context=[tokenizer.begin, *context],
@@ -124,26 +88,28 @@ def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
     )
 
 
-def _context_and_endings(row: Row, path: Path) -> tuple[str, list[str], int]:
+def _context_and_endings(row: Row, name: str) -> tuple[str, list[str], int]:
     text = row.get("context", row.get("ctx"))
     if text is None or not {"endings", "label"} <= row.keys():
         raise ValueError(
-            f"{path} has the columns {', '.join(row)}; a question needs context (or ctx), endings and label, or "
+            f"{name} has the columns {', '.join(row)}; a question needs context (or ctx), endings and label, or "
             "sentence_good and sentence_bad"
         )
     endings = [" " + ending.strip() for ending in row["endings"]]
     label = str(row["label"])
     if not label.isdecimal() or int(label) >= len(endings):
         raise ValueError(
-            f"{path}: label={row['label']!r} must be the index of one of the {len(endings)} endings, from 0 to "
+            f"{name}: label={row['label']!r} must be the index of one of the {len(endings)} endings, from 0 to "
             f"{len(endings) - 1}; questions without a label cannot be scored"
         )
     return text.rstrip(), endings, int(label)
 
 
 @torch.no_grad()
-def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, float]:
-    """accuracy and accuracy_per_byte over the questions. A context that is too long loses its beginning.
+def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, list[bool]]:
+    """Whether each question is answered correctly, as accuracy and accuracy_per_byte.
+
+    A context that is too long loses its beginning.
 
     Raises ValueError for an ending that is longer than model.context.
     """
@@ -158,13 +124,13 @@ def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[
             log_likelihoods[batch] = ending_log_probs(model, [pairs[i] for i in batch]).double().cpu()
     finally:
         model.train(was_training)
-    correct = correct_per_byte = 0
+    correct: dict[str, list[bool]] = {"accuracy": [], "accuracy_per_byte": []}
     by_question = log_likelihoods.split([len(question.endings) for question in questions])
     for question, scores in zip(questions, by_question, strict=True):
         sizes = torch.tensor(question.num_bytes, dtype=torch.float64)
-        correct += int(scores.argmax()) == question.label
-        correct_per_byte += int((scores / sizes).argmax()) == question.label
-    return {"accuracy": correct / len(questions), "accuracy_per_byte": correct_per_byte / len(questions)}
+        correct["accuracy"].append(int(scores.argmax()) == question.label)
+        correct["accuracy_per_byte"].append(int((scores / sizes).argmax()) == question.label)
+    return correct
 
 
 def ending_log_probs(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:

@@ -40,6 +40,7 @@ NOT_IDENTITY = (
     "dry_run",
     "callbacks",
     "evals",
+    "eval.every_tokens",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 UNSTARTED = {

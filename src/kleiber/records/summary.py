@@ -156,6 +156,12 @@ class StageRecord:
             assert self.curve and self.curve[-1]["step"] == step, f"step {step} is not the last row of the curve"
             self.curve[-1].update(scores)
 
+    def add_to_row(self, step: int, scores: Scores) -> None:
+        """Adds scores to the metrics and to the row of `step`, which may be a new one."""
+        if not self.curve or self.curve[-1]["step"] != step:
+            self.add_row(step, {})
+        self.add_scores(scores, step)
+
     def scores_of(self, step: int) -> Scores:
         """The val/... scores of the tasks at `step`, if the last row of the curve is of that step; {} otherwise."""
         row = self.curve[-1] if self.curve else {}

@@ -23,6 +23,7 @@ from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
+from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
@@ -128,25 +129,6 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     return record
 
 
-def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
-    """Builds the callback that scores tasks, with the settings of the config's node `eval`."""
-    settings = stage.config.eval
-    parent = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else {}
-    return Evaluate(
-        record,
-        tasks.current,
-        every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
-        tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
-        rows=max(1, plan.rows),
-        runtime=tree.hardware.runtime,
-        earlier=tasks.earlier,
-        later=tasks.later,
-        from_weights=tree.from_weights,
-        start={name: value for name, value in parent.items() if name.startswith("val/")},  # not the parent's drift
-        watched=round(quantity(settings.watch_tokens)),
-    )
-
-
 def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> list[Callback]:
     """Builds the callbacks of a stage, in the order in which they act after a step.
 
@@ -169,6 +151,8 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> 
     target_loss = cfg.budget.get("stop_at_loss")
     stops = [] if target_loss is None else [StopAtLoss(target_loss, evaluate)]
     others = [callback for callback in built if callback not in clocks and callback not in writers]
+    if plan.measurements:
+        others.append(make_evaluations(tree, stage, plan, evaluate.record))
     return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]
 
 
