@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.degeneration.evaluation import KINDS, Degeneration, next_token_entropy
-from kleiber.evals.evaluation import DataSet, Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.retention.memory import GeneratedSamples
@@ -28,7 +29,7 @@ def held_out(rows: int, time: int = 97, seed: int = 0) -> GeneratedSamples:
 
 def subject(model: Transformer, rows: int = 40, **options) -> Subject:
     samples = held_out(rows)
-    return Subject(model, Bytes(), CLM(), [DataSet("words", lambda: samples)], **options)
+    return Subject(model, Bytes(), CLM(), CLM(), [DataSet("words", lambda: samples)], **options)
 
 
 def new_model(**options) -> Transformer:
@@ -136,9 +137,9 @@ def test_samples_that_are_shorter_are_left_out():
             return replace(batch, real=real)
 
     data = DataSet("words", lambda: Padded(samples.tokens, Bytes().token_bytes))
-    results = Degeneration(prompt_tokens=8).evaluate(Subject(new_model(), Bytes(), CLM(), [data]))
+    results = Degeneration(prompt_tokens=8).evaluate(Subject(new_model(), Bytes(), CLM(), CLM(), [data]))
     assert results.scores["words"]["human/self_bleu_4"].n == 3
-    short = Degeneration(prompt_tokens=8, length=20).evaluate(Subject(new_model(), Bytes(), CLM(), [data]))
+    short = Degeneration(prompt_tokens=8, length=20).evaluate(Subject(new_model(), Bytes(), CLM(), CLM(), [data]))
     assert short.scores["words"]["human/self_bleu_4"].n == 6
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.data.batches import permutation
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.degeneration.divergence import mauve, unigram_kl
 from kleiber.evals.degeneration.repetition import (
     Units,
@@ -23,7 +24,7 @@ from kleiber.evals.degeneration.repetition import (
     self_bleu,
 )
 from kleiber.evals.degeneration.texts import Texts, Tokens, counts_words, decode, mark_repeats, read_texts, split
-from kleiber.evals.evaluation import DataSet, Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
 from kleiber.models.generate import generate
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
