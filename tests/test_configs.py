@@ -46,6 +46,9 @@ CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
 ELSEWHERE |= {"data/recall": "tests/data/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
+ELSEWHERE |= {"data/generated": "needs a trained model: tests/data/test_generated.py"}
+NEEDS |= {"data/generated": ["data.models=[RUN]"]}
+ELSEWHERE |= {"design/generations": "plans a sweep: tests/studies/designs/test_generations.py"}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -60,7 +63,7 @@ ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_disti
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
+RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}

@@ -8,7 +8,7 @@ import torch
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.degeneration.evaluation import KINDS, Degeneration, next_token_entropy
+from kleiber.evals.degeneration.evaluation import KINDS, Degeneration, next_token_entropy, passes
 from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
@@ -68,7 +68,7 @@ def test_a_model_that_learned_one_sentence_is_found_out(parrot):
 
 
 def test_every_metric_has_an_interval_and_the_number_of_samples():
-    result = Degeneration(samples=6, prompt_tokens=8).evaluate(subject(new_model()))
+    result = Degeneration(samples=6, prompt_tokens=8, length=40).evaluate(subject(new_model()))
     names = {name.split("/")[1] for name in result.scores["words"]}
     for kind in KINDS:
         for name in names:
@@ -79,20 +79,26 @@ def test_every_metric_has_an_interval_and_the_number_of_samples():
     assert json.loads(json.dumps(result.details)) == json.loads(json.dumps(result.details, sort_keys=True))
 
 
-def test_the_number_of_rows_per_pass_changes_nothing_and_the_seed_does(parrot):
-    evaluation = Degeneration(samples=7, prompt_tokens=8)
+def test_the_number_of_rows_per_pass_changes_nothing_and_the_seed_does(parrot, monkeypatch):
+    assert passes(100, subject(parrot)) == [slice(0, 64), slice(64, 100)]
+    monkeypatch.setattr("kleiber.evals.degeneration.evaluation.ROWS", 1)
+    evaluation = Degeneration(samples=4, prompt_tokens=8, length=16)
     first = evaluation.evaluate(subject(parrot, rows=40))
-    for rows in (1, 3, 16):
+    for rows in (1, 3):
         again = evaluation.evaluate(replace(subject(parrot), rows=rows))
         assert again.details == first.details
         for name, score in first.scores["words"].items():
             assert again.scores["words"][name].value == pytest.approx(score.value, rel=1e-5), name
-    other = Degeneration(samples=7, prompt_tokens=8, seed=1).evaluate(subject(parrot))
+    other = Degeneration(samples=4, prompt_tokens=8, length=16, seed=1).evaluate(subject(parrot))
     assert other.details["samples"]["words"]["human"] != first.details["samples"]["words"]["human"]
 
 
 def test_the_model_continues_the_prompts_of_the_human_texts(parrot):
-    details = Degeneration(samples=5, prompt_tokens=8, shown=3).evaluate(subject(parrot)).details["samples"]["words"]
+    details = (
+        Degeneration(samples=5, prompt_tokens=8, length=16, shown=3)
+        .evaluate(subject(parrot))
+        .details["samples"]["words"]
+    )
     assert all(len(details[kind]) == 3 for kind in KINDS)
     prompts = [[sample["prompt"] for sample in details[kind]] for kind in KINDS]
     assert prompts[0] == prompts[1] == prompts[2] and all(len(prompt) == 8 for prompt in prompts[0])
@@ -103,11 +109,11 @@ def test_samples_are_as_many_as_the_data_the_tokens_and_the_key_allow():
     def count(evaluation: Degeneration, **options) -> int:
         return evaluation.evaluate(subject(new_model(), **options)).scores["words"]["human/self_bleu_4"].n
 
-    assert count(Degeneration(samples=5, prompt_tokens=8)) == 5
-    assert count(Degeneration(samples=100, prompt_tokens=8), rows=9) == 4, (
+    assert count(Degeneration(samples=5, prompt_tokens=8, length=12)) == 5
+    assert count(Degeneration(samples=100, prompt_tokens=8, length=12), rows=9) == 4, (
         "the other half is what they are compared with"
     )
-    assert count(Degeneration(samples=100, prompt_tokens=8), tokens=89 * 3) == 3
+    assert count(Degeneration(samples=100, prompt_tokens=8, length=12), tokens=12 * 3) == 3
 
 
 def test_the_length_of_prompts_and_texts(parrot):
@@ -137,7 +143,7 @@ def test_samples_that_are_shorter_are_left_out():
             return replace(batch, real=real)
 
     data = DataSet("words", lambda: Padded(samples.tokens, Bytes().token_bytes))
-    results = Degeneration(prompt_tokens=8).evaluate(Subject(new_model(), Bytes(), CLM(), CLM(), [data]))
+    results = Degeneration(prompt_tokens=8, length=40).evaluate(Subject(new_model(), Bytes(), CLM(), CLM(), [data]))
     assert results.scores["words"]["human/self_bleu_4"].n == 3
     short = Degeneration(prompt_tokens=8, length=20).evaluate(Subject(new_model(), Bytes(), CLM(), CLM(), [data]))
     assert short.scores["words"]["human/self_bleu_4"].n == 6
@@ -157,7 +163,7 @@ def test_text_of_spaces_alone_has_no_ngrams_and_still_its_other_scores():
         hidden = blank(Batch(torch.zeros(1, 4, dtype=torch.long))).hidden[0, 0]
         blank.head.weight.zero_()
         blank.head.weight[32] = 10 * hidden
-    scores = Degeneration(samples=4, prompt_tokens=8).evaluate(subject(blank)).scores["words"]
+    scores = Degeneration(samples=4, prompt_tokens=8, length=40).evaluate(subject(blank)).scores["words"]
     assert "greedy/distinct_1" not in scores and "greedy/rep_2" not in scores and "greedy/unigram_kl" not in scores
     assert scores["greedy/loop_rate"].value == 1 and scores["greedy/self_bleu_4"].value == 0
     assert scores["greedy/mauve"].value < scores["human/mauve"].value

@@ -18,20 +18,20 @@ def results(*names: str) -> dict:
 
 
 def test_a_figure_for_each_data_set_with_a_panel_for_each_metric():
-    charts = figures(results("docs", "code"))
-    assert list(charts) == ["docs", "code"]
-    chart = charts["docs"].to_dict()
-    assert len(chart["concat"]) == len(TITLES) and "docs" in chart["title"]["text"]
+    charts = figures(results("builtin/docs", "code"))
+    assert list(charts) == ["degeneration_builtin_docs", "degeneration_code"]
+    chart = charts["degeneration_builtin_docs"].to_dict()
+    assert len(chart["concat"]) == len(TITLES) and "builtin/docs" in chart["title"]["text"]
     titles = [panel["title"] for panel in chart["concat"]]
     assert "longest repeated span (words)" in titles and not any("_" in title for title in titles)
-    assert list(Degeneration().figures(results("docs"), None)) == ["docs"]
+    assert list(Degeneration().figures(results("docs"), None)) == ["degeneration_docs"]
 
 
 def test_a_metric_that_only_some_texts_have_is_drawn_for_those():
     record = results("docs")
     scores = {name: score for name, score in record["scores"]["docs"].items() if name != "greedy/rep_2"}
     charts = figures({**record, "scores": {"docs": {k: v for k, v in scores.items() if not k.endswith("mauve")}}})
-    assert len(charts["docs"].to_dict()["concat"]) == len(TITLES) - 1
+    assert len(charts["degeneration_docs"].to_dict()["concat"]) == len(TITLES) - 1
 
 
 def test_repeats_are_marked_and_every_text_is_escaped():

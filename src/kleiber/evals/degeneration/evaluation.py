@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from altair import TopLevelMixin
 
 KINDS = ("greedy", "sampled", "human")  # greedy decoding, sampling at temperature 1, held-out text
+ROWS = 64  # at least, in a forward pass
 LONGEST = 128  # tokens of a continuation, unless the evaluation sets its length
 CORPUS_ROWS = 2000  # held-out samples whose unigrams are those of the corpus
 LEAST_ROWS = 4  # held-out samples: two of each set
@@ -143,10 +144,7 @@ class Degeneration(Evaluation):
         with activity("generating", 2 * len(rows), "samples") as work:
             for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
                 parts = []
-                for start in work.track(
-                    range(0, len(rows), subject.rows), lambda start: len(rows[start:][: subject.rows])
-                ):
-                    part = slice(start, start + subject.rows)
+                for part in work.track(passes(len(rows), subject), lambda part: part.stop - part.start):
                     ids = prompts[part].to(subject.device)
                     made = generate(subject.model, ids, length, temperature, draws=draws[part].to(subject.device))
                     parts.append(made[:, self.prompt_tokens :].cpu())
@@ -174,13 +172,12 @@ class Degeneration(Evaluation):
 
     def _entropies(self, subject: Subject, texts: Texts) -> Float[Tensor, "rows"]:
         tokens = torch.cat([texts.prompts, texts.tokens], 1)
-        parts = [
-            next_token_entropy(
-                subject.model, tokens[start : start + subject.rows].to(subject.device), self.prompt_tokens
-            )
-            for start in range(0, len(tokens), subject.rows)
-        ]
-        return torch.cat(parts)
+        return torch.cat(
+            [
+                next_token_entropy(subject.model, tokens[part].to(subject.device), self.prompt_tokens)
+                for part in passes(len(tokens), subject)
+            ]
+        )
 
     def _excerpts(self, tokenizer: Tokenizer, texts: Texts) -> list[Json]:
         """The first samples as plain data: the prompt, and the pieces of the text with whether they repeat."""
@@ -200,6 +197,12 @@ class Degeneration(Evaluation):
         from kleiber.evals.degeneration.page import samples_html
 
         return samples_html(results["details"])
+
+
+def passes(count: int, subject: Subject) -> list[slice]:
+    """The rows of each forward pass: those of the subject, and at least `ROWS`, since no gradient is computed."""
+    size = max(subject.rows, ROWS)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @torch.no_grad()

@@ -27,9 +27,10 @@ MARK = "background:#e69f00;color:#000"
 
 
 def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
-    """A figure of small multiples for each data set: a panel for each metric."""
+    """A figure of small multiples for each data set, under a name that can be one of a file."""
     unit = results["details"]["unit"]
-    return {name: measures(name, scores, unit) for name, scores in results["scores"].items()}
+    charts = {name: measures(name, scores, unit) for name, scores in results["scores"].items()}
+    return {f"degeneration_{name.replace('/', '_')}": chart for name, chart in charts.items()}
 
 
 def measures(name: str, scores: Mapping[str, Mapping[str, float | None]], unit: str) -> alt.TopLevelMixin:
