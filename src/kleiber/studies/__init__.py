@@ -19,6 +19,7 @@ EXPORTS = {
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
     "Scaling": "scaling",
+    "Stability": "stability",
     "Transfer": "transfer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
