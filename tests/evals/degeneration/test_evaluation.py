@@ -8,7 +8,8 @@ import torch
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.degeneration.evaluation import KINDS, Degeneration, next_token_entropy, passes
+from kleiber.evals.degeneration.evaluation import Degeneration, next_token_entropy, passes
+from kleiber.evals.degeneration.texts import KINDS
 from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM

@@ -23,7 +23,7 @@ from kleiber.evals.degeneration.repetition import (
     repetition,
     self_bleu,
 )
-from kleiber.evals.degeneration.texts import Texts, Tokens, counts_words, decode, mark_repeats, read_texts, split
+from kleiber.evals.degeneration.texts import KINDS, Texts, Tokens, counts_words, decode, mark_repeats, read_texts, split
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
 from kleiber.models.generate import generate
 from kleiber.records.progress import activity
@@ -35,7 +35,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
-KINDS = ("greedy", "sampled", "human")  # greedy decoding, sampling at temperature 1, held-out text
 ROWS = 64  # at least, in a forward pass
 LONGEST = 128  # tokens of a continuation, unless the evaluation sets its length
 CORPUS_ROWS = 2000  # held-out samples whose unigrams are those of the corpus

@@ -10,8 +10,7 @@ import pandas as pd
 
 from kleiber.charts.theme import KINDS as COLORS
 from kleiber.charts.theme import apply_theme
-from kleiber.evals.degeneration.evaluation import KINDS
-from kleiber.evals.degeneration.texts import MARKED
+from kleiber.evals.degeneration.texts import KINDS, MARKED
 from kleiber.types import Json
 
 LABELS = {"greedy": "greedy", "sampled": "temperature 1", "human": "human text"}

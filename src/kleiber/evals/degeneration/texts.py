@@ -13,6 +13,7 @@ from torch import Tensor
 from kleiber.evals.degeneration.repetition import Units, ngrams
 from kleiber.types.tokenizer import Tokenizer
 
+KINDS = ("greedy", "sampled", "human")  # greedy decoding, sampling at temperature 1, held-out text
 MARKED = 4  # n of the repeated n-grams that a page marks
 PARTS = re.compile(r"\w+|[^\w\s]")  # words and punctuation marks
 
