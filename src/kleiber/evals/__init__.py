@@ -5,6 +5,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Attention": "attention.attention",
     "Choice": "choice",
+    "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
