@@ -1,188 +1,168 @@
 """Multiple choice by likelihood: the model chooses the most likely of several endings of a context.
 
-There are two scores: by the log-probability of an ending, and by its log-probability per byte, which does not favor
-short endings (Brown et al. 2020, arXiv:2005.14165, section 2.4, divide by tokens). No text is generated. A question is
-a row with the columns context (or ctx), endings and label, as in HellaSwag, or sentence_good and sentence_bad, as in
-BLiMP.
+Texts and scores are those of lm-eval for HellaSwag, ARC and PIQA, so numbers can be compared. No text is generated.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float
 
-from kleiber.evals import Subject
-from kleiber.nn.loss import log_probs
+from kleiber.evals.evaluation import DataSet, Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.types import Json, Row
-from kleiber.types.batch import Batch
-from kleiber.types.model import Model
-from kleiber.types.tokenizer import Tokenizer
 
-SUFFIXES = (".jsonl", ".parquet")
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
+
+HELLASWAG = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+CONTEXT_ENDINGS = (("ctx", "endings", "label"), ("context", "endings", "label"))
+ARC = ("question", "choices", "answerKey")
+PIQA = ("goal", "sol1", "sol2", "label")
+COLUMNS = (*CONTEXT_ENDINGS, ARC, PIQA)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context and its possible endings.
+    """A context, its possible endings, and the index of the right one."""
 
-    context    token ids, at least one
-    endings    token ids of each ending
-    num_bytes  size of each ending in bytes
-    label      index of the correct ending
-    """
-
-    context: list[int]
-    endings: list[list[int]]
-    num_bytes: list[int]
+    context: str
+    endings: list[str]
     label: int
 
 
-def evaluate(subject: Subject) -> Json:
-    """Evaluates multiple-choice questions and returns these numbers for each file of questions, by its name.
+class Choice(Evaluation):
+    """Accuracy on multiple-choice questions, and the margin of the right ending.
 
-    accuracy           share of questions whose right ending has the highest log-probability
-    accuracy_per_byte  the same, with the log-probability of each ending divided by its number of bytes
-    standard_error     standard error of `accuracy`
+    data  names or paths of tables of questions; null: those of the command
+    """
+
+    columns = COLUMNS
+    causal = True
+
+    def __init__(self, data: Sequence[str] | None = None) -> None:
+        self.data = data
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Scores of each table, and of each group of tables; see `choice_values`."""
+        return Results(score_groups(subject.data, lambda data: choice_values(subject, data)))
+
+    def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
+        from kleiber.evals.item_figures import figures
+
+        return figures(results["scores"])
+
+
+Values = dict[str, Float[np.ndarray, "items"]]  # a value of each item, by the metric that is their mean
+
+
+def score_groups(sets: Sequence[DataSet], values: Callable[[DataSet], Values]) -> dict[str, Scores]:
+    """Mean values of the items of each data set, and of all items of each group of data sets.
+
+    values  returns the values of the items of a data set
+    """
+    scores: dict[str, Scores] = {}
+    groups: dict[str, list[Values]] = {}
+    for data in sets:
+        of_data = values(data)
+        scores[data.name] = mean_scores(of_data)
+        if data.group is not None:
+            groups.setdefault(data.group, []).append(of_data)
+    for group, parts in groups.items():
+        metrics = [metric for metric in parts[0] if all(metric in part for part in parts)]
+        scores[group] = mean_scores({metric: np.concatenate([part[metric] for part in parts]) for metric in metrics})
+    return scores
+
+
+def mean_scores(values: Values) -> Scores:
+    """The mean of each metric with its interval; that of chance has none."""
+    scores = {metric: mean_score(of_items) for metric, of_items in values.items()}
+    if "chance" in values:
+        scores["chance"] = Score(float(values["chance"].mean()), n=len(values["chance"]))
+    return scores
+
+
+def choice_values(subject: Subject, data: DataSet) -> Values:
+    """Values of each question of a table.
+
+    accuracy           1 where the right ending has the highest log-probability
+    accuracy_per_byte  the same with log-probabilities per byte, which do not favor short endings; lm-eval's acc_bytes,
+                       and its acc_norm where all characters are ASCII
+    margin             log-probability of the right ending less that of the best other one, in nats
+    margin_per_byte    the same per byte, in nats per byte
     chance             expected accuracy of a random choice
-    questions          number of questions
 
-    Raises ValueError where `subject.task_files` is not a file or folder of questions, for a bidirectional model, and
-    for rows that do not have the columns of a question (see `parse_question`).
+    Accuracy of 1 is divided among endings that tie. Raises ValueError for rows without a valid label.
     """
-    if not subject.model.causal:
-        raise ValueError("--evals choice needs a causal model, such as model=gpt; this model is bidirectional")
-    results = {}
-    for name, path in question_files(subject.task_files).items():
-        questions = [parse_question(row, subject.corpus.tokenizer, path) for row in read_rows(path)]
-        if not questions:
-            raise ValueError(f"--task-files: {path} must contain at least one question, and contains none")
-        scores = choose(subject.model, questions, subject.rows)
-        accuracy, count = scores["accuracy"], len(questions)
-        chance = sum(1 / len(question.endings) for question in questions) / count
-        error = math.sqrt(accuracy * (1 - accuracy) / count)
-        results[name] = {**scores, "standard_error": error, "chance": chance, "questions": count}
-    return results
+    questions = [parse_question(row, data.name) for row in data.rows(subject.limit)]
+    pairs = [(question.context, f" {ending}") for question in questions for ending in question.endings]
+    ids = iter(encode_pairs(subject.tokenizer, pairs))
+    items = [[next(ids) for _ in question.endings] for question in questions]
+    scores = log_likelihoods(subject.model, items, pass_tokens(subject.model, subject.rows), f"scoring {data.name}")
+    counts = [len(question.endings) for question in questions]
+    by_question = np.split(scores.log_probs, np.cumsum(counts)[:-1])
+    per_byte = [
+        log_probs / [max(1, len(ending.encode())) for ending in question.endings]
+        for question, log_probs in zip(questions, by_question, strict=True)
+    ]
+    labels = [question.label for question in questions]
+    return {
+        "accuracy": shares_of_best(by_question, labels),
+        "accuracy_per_byte": shares_of_best(per_byte, labels),
+        "margin": margins(by_question, labels),
+        "margin_per_byte": margins(per_byte, labels),
+        "chance": 1 / np.array(counts),
+    }
 
 
-def question_files(place: Path | None) -> dict[str, Path]:
-    """The files of questions at --task-files, by their path within that folder without the suffix.
+def shares_of_best(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "items"]:
+    """1 where the entry of the label is the largest of its item, 1/n where n entries tie for that, and 0 elsewhere."""
+    return np.array([(s[i] == s.max()) / (s == s.max()).sum() for s, i in zip(scores, labels, strict=True)])
 
-    Raises ValueError where there are none.
+
+def margins(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "items"]:
+    """Entry of the label less the largest other entry of its item."""
+    return np.array([s[i] - np.delete(s, i).max() for s, i in zip(scores, labels, strict=True)])
+
+
+def parse_question(row: Row, name: str) -> Question:
+    """The question of a row, in the words of lm-eval's tasks hellaswag, arc_easy and piqa.
+
+    Raises ValueError for columns that are no question, a label that is not the index of an ending, and fewer than two
+    endings; `name` is that of the data set.
     """
-    suffixes = " or ".join(SUFFIXES)
-    if place is None:
-        raise ValueError(f"--evals choice needs --task-files FILE or FOLDER with questions in {suffixes} files")
-    if not place.exists():
-        raise ValueError(f"--task-files {place} does not exist")
-    if place.is_file() and place.suffix in SUFFIXES:
-        return {place.stem: place}
-    files = sorted(path for suffix in SUFFIXES for path in place.rglob(f"*{suffix}"))
-    if not files:
-        raise ValueError(f"--task-files {place} contains no {suffixes} file")
-    return {str(path.relative_to(place).with_suffix("")): path for path in files}
-
-
-def read_rows(path: Path) -> list[Json]:
-    """The rows of a .jsonl or .parquet file, as dictionaries."""
-    if path.suffix == ".jsonl":
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        return [_parse_line(path, number, line) for number, line in lines if line.strip()]
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def _parse_line(path: Path, number: int, line: str) -> Json:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
-
-
-def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
-    """A row as token ids. The space between a context and an ending belongs to the ending.
-
-    The ids of an ending are those that it has after the context, because some tokenizers encode the beginning of a text
-    differently.
-    """
-    if {"sentence_good", "sentence_bad"} <= row.keys():
-        text, endings, label = "", [row["sentence_good"], row["sentence_bad"]], 0
+    columns = row.keys()
+    if set(HELLASWAG) <= columns:
+        context = clean_wikihow(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        endings, label = [clean_wikihow(ending) for ending in row["endings"]], str(row["label"])
+    elif {"endings", "label"} <= columns and {"ctx", "context"} & columns:
+        context = str(row["ctx" if "ctx" in columns else "context"])
+        endings, label = [ending.strip() for ending in row["endings"]], str(row["label"])
+    elif set(ARC) <= columns:
+        context, endings = f"Question: {row['question']}\nAnswer:", list(row["choices"]["text"])
+        labels = list(row["choices"]["label"])
+        label = str(labels.index(row["answerKey"]) if row["answerKey"] in labels else row["answerKey"])
+    elif set(PIQA) <= columns:
+        context, endings, label = f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], str(row["label"])
     else:
-        text, endings, label = _context_and_endings(row, path)
-    context = tokenizer.encode(text)
-    return Question(
-        context=[tokenizer.begin, *context],
-        endings=[tokenizer.encode(text + ending)[len(context) :] for ending in endings],
-        num_bytes=[len(ending.encode()) for ending in endings],
-        label=label,
-    )
-
-
-def _context_and_endings(row: Row, path: Path) -> tuple[str, list[str], int]:
-    text = row.get("context", row.get("ctx"))
-    if text is None or not {"endings", "label"} <= row.keys():
-        raise ValueError(
-            f"{path} has the columns {', '.join(row)}; a question needs context (or ctx), endings and label, or "
-            "sentence_good and sentence_bad"
-        )
-    endings = [" " + ending.strip() for ending in row["endings"]]
-    label = str(row["label"])
+        raise ValueError(f"{name} has the columns {', '.join(columns)}; a question needs one of {COLUMNS}")
+    if len(endings) < 2:
+        raise ValueError(f"{name}: a question must have at least two endings, and {context!r} has {len(endings)}")
     if not label.isdecimal() or int(label) >= len(endings):
         raise ValueError(
-            f"{path}: label={row['label']!r} must be the index of one of the {len(endings)} endings, from 0 to "
-            f"{len(endings) - 1}; questions without a label cannot be scored"
+            f"{name}: label={label!r} must be that of one of the {len(endings)} endings; questions without a label "
+            "cannot be scored"
         )
-    return text.rstrip(), endings, int(label)
+    return Question(context, endings, int(label))
 
 
-@torch.no_grad()
-def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, float]:
-    """accuracy and accuracy_per_byte over the questions. A context that is too long loses its beginning.
-
-    Raises ValueError for an ending that is longer than model.context.
-    """
-    was_training = model.training
-    model.eval()
-    pairs = [(question.context, ending) for question in questions for ending in question.endings]
-    try:
-        longest_first = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-        log_likelihoods = torch.empty(len(pairs), dtype=torch.float64)
-        for start in range(0, len(pairs), rows):
-            batch = longest_first[start : start + rows]
-            log_likelihoods[batch] = ending_log_probs(model, [pairs[i] for i in batch]).double().cpu()
-    finally:
-        model.train(was_training)
-    correct = correct_per_byte = 0
-    by_question = log_likelihoods.split([len(question.endings) for question in questions])
-    for question, scores in zip(questions, by_question, strict=True):
-        sizes = torch.tensor(question.num_bytes, dtype=torch.float64)
-        correct += int(scores.argmax()) == question.label
-        correct_per_byte += int((scores / sizes).argmax()) == question.label
-    return {"accuracy": correct / len(questions), "accuracy_per_byte": correct_per_byte / len(questions)}
-
-
-def ending_log_probs(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(ending | context) of each pair (context, ending) of token ids, in nats, from one forward pass."""
-    longest = max(len(ending) for _, ending in pairs)
-    if longest > model.context:
-        raise ValueError(
-            f"an ending has {longest} tokens, and must have at most model.context={model.context}: remove its question"
-        )
-    device = next(model.parameters()).device
-    texts = [(context + ending)[-model.context - 1 :] for context, ending in pairs]
-    width = max(len(text) for text in texts)
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
-    lengths = torch.tensor([len(text) for text in texts], device=device)[:, None]
-    ending_lengths = torch.tensor([len(ending) for _, ending in pairs], device=device)[:, None]
-    position = torch.arange(width, device=device)
-    real = position < lengths
-    in_ending = (real & (position >= lengths - ending_lengths))[:, 1:]
-    hidden = model(Batch(tokens=ids[:, :-1], real=real[:, :-1])).hidden
-    scores = log_probs(hidden[in_ending], model.head, ids[:, 1:][in_ending])
-    return scores.new_zeros(len(pairs)).index_add(0, in_ending.nonzero()[:, 0], scores)
+def clean_wikihow(text: str) -> str:
+    """A text of HellaSwag without the marks that its source WikiHow left in it."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")

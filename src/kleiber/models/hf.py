@@ -6,6 +6,7 @@ segments are not supported, and mixtures of experts train without a balance loss
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Collection, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
@@ -216,6 +218,14 @@ class HFCache(DecodingCache):
     def tensors(self) -> list[Tensor]:
         pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
         return [tensor for pair in pairs for tensor in pair if tensor is not None]
+
+    def select(self, rows: Int[Tensor, "selected"], length: int) -> HFCache:
+        selected = copy.copy(self)
+        selected.inner = copy.copy(self.inner)
+        selected.inner.layers = [copy.copy(layer) for layer in self.inner.layers]
+        selected.inner.batch_select_indices(rows)
+        selected.real = None if self.real is None else self.real[rows]
+        return selected
 
 
 def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.attention import Cache, FullAttention
@@ -176,6 +176,12 @@ class KeyValueCache(DecodingCache):
 
     def tensors(self) -> list[Tensor]:
         return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
+
+    def select(self, rows: Int[Tensor, "selected"], length: int) -> KeyValueCache:
+        selected = KeyValueCache(0, length)
+        selected.layers = [cache.select(rows, length) for cache in self.layers]
+        selected.real = None if self.real is None else self.real[rows]
+        return selected
 
 
 class Block(nn.Module):

@@ -1,0 +1,176 @@
+"""Minimal pairs and last words: planted log-probabilities, and lm-eval and transformers on the same rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+from evals.planted import planted, subject, table
+
+from kleiber.evals import Pairs
+from kleiber.evals.evaluation import Subject
+from kleiber.evals.pairs import perplexity
+from kleiber.evals.evaluation import Score
+
+PAIRS = [
+    {"sentence_good": "aa", "sentence_bad": "bb"},
+    {"sentence_good": "bbb", "sentence_bad": "aaaaa"},
+    {"sentence_good": "ab", "sentence_bad": "ba"},
+]
+LAMBADA = [{"text": "b a a"}, {"text": "a b"}, {"text": "aa"}]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_are_those_of_planted_log_probabilities(causal):
+    """p(a) = 1/2 and p(b) = 1/4 on their own, so a pseudo-log-likelihood is a log-likelihood."""
+    scores = Pairs(prefix="").evaluate(subject(planted(causal, a=0.5, b=0.25), [table("t", PAIRS)])).scores["t"]
+    difference = [2 * math.log(2), 3 * math.log(0.25) - 5 * math.log(0.5), 0]
+    assert scores["accuracy"].value == pytest.approx(1.5 / 3) and scores["chance"].value == 0.5
+    assert scores["margin"].value == pytest.approx(sum(difference) / 3, abs=1e-5)
+    assert scores["margin_per_byte"].value == pytest.approx((math.log(2) - math.log(2) + 0) / 3, abs=1e-5)
+
+
+def test_the_prefix_stands_in_front_of_each_sentence_of_a_causal_model():
+    model, rows = planted(a=0.5, b=0.25), [table("t", [{"sentence_good": "a", "sentence_bad": "bb"}])]
+    values = [Pairs(prefix=prefix).evaluate(subject(model, rows)).scores["t"] for prefix in ("", "aab")]
+    assert values[0]["margin"].value == pytest.approx(values[1]["margin"].value, abs=1e-5)
+    gap = values[1]["margin_per_byte"].value - values[0]["margin_per_byte"].value
+    assert gap == pytest.approx((2 * math.log(0.5) + math.log(0.25)) / 2, abs=1e-5)
+    masked = planted(False, a=0.5, b=0.25)
+    assert Pairs(prefix="aab").evaluate(subject(masked, rows)).scores["t"]["margin_per_byte"].value == pytest.approx(
+        values[0]["margin_per_byte"].value, abs=1e-5
+    )
+
+
+def test_the_last_word_is_what_greedy_decoding_must_give():
+    """The most probable byte is the space, then a."""
+    model = planted(a=0.3, b=0.2)
+    scores = Pairs().evaluate(subject(model, [table("lambada", LAMBADA)])).scores["lambada"]
+    log_probs = [math.log(0.5 * 0.3), math.log(0.5 * 0.2), math.log(0.5 * 0.3**2)]
+    assert scores["log_prob"].value == pytest.approx(np.mean(log_probs), abs=1e-5)
+    assert scores["perplexity"].value == pytest.approx(math.exp(-np.mean(log_probs)), abs=1e-4)
+    assert scores["perplexity"].lo == pytest.approx(math.exp(-scores["log_prob"].hi))
+    assert scores["accuracy"].value == 0 and "chance" not in scores
+    assert Pairs().evaluate(subject(planted(a=1e-9), [table("lambada", [{"text": "a  "}])])).scores["lambada"][
+        "accuracy"
+    ].value == 1.0
+
+
+def test_perplexity_has_the_bounds_of_the_log_probability_in_reverse():
+    assert perplexity(Score(0.0, -math.log(2), math.log(2), 5)) == Score(1.0, pytest.approx(0.5), pytest.approx(2.0), 5)
+    assert perplexity(Score(0.0)) == Score(1.0)
+
+
+def test_questions_are_scored_as_by_choice():
+    from kleiber.evals import Choice
+
+    rows = [{"ctx": "a", "endings": ["aaaa", "b"], "label": "0"}]
+    model = planted(a=0.5, b=0.25)
+    assert Pairs().evaluate(subject(model, [table("q", rows)])).scores == Choice().evaluate(
+        subject(model, [table("q", rows)])
+    ).scores
+
+
+def test_a_text_has_a_last_word_to_predict_where_its_name_says_so():
+    text, lambada = table("wikitext", LAMBADA), table("lambada_openai", LAMBADA)
+    assert not Pairs().accepts(text) and Pairs().accepts(lambada)
+    assert Pairs(last_word=["wikitext"]).accepts(text) and not Pairs(last_word=["wikitext"]).accepts(lambada)
+    assert Pairs().accepts(table("t", PAIRS))
+
+
+def test_a_masked_model_scores_pairs_alone():
+    with pytest.raises(ValueError, match=r"pairs on lambada needs a causal model"):
+        Pairs().evaluate(subject(planted(False, a=0.5), [table("lambada", LAMBADA)]))
+
+
+def test_parts_and_their_group_are_scored():
+    parts = [table("blimp/x", PAIRS[:1], "blimp"), table("blimp/y", PAIRS[1:], "blimp")]
+    scores = Pairs().evaluate(subject(planted(a=0.5, b=0.25), parts)).scores
+    assert set(scores) == {"blimp/x", "blimp/y", "blimp"} and scores["blimp"]["accuracy"].n == 3
+
+
+def test_figures_show_accuracy_and_margin():
+    parts = [table("blimp/x", PAIRS[:1], "blimp"), table("blimp/y", PAIRS[1:], "blimp")]
+    results = Pairs().evaluate(subject(planted(a=0.5, b=0.25), parts))
+    scores = {data: {name: score.to_json() for name, score in of.items()} for data, of in results.scores.items()}
+    assert set(Pairs().figures({"scores": scores, "details": {}}, None)) == {"accuracy", "margin"}
+
+
+# The reference: lm-eval and transformers on real rows.
+
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def stories(shared) -> Subject:
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+    from kleiber.models.hf_pretrained import read_folder
+    from kleiber.models.hf_twin import from_hf
+    from kleiber.objectives.clm import CLM
+
+    folder = shared / "data/models/stories260K"
+    model = from_hf(read_folder(folder)).eval()
+    tables = [read(shared, "blimp/transitive"), read(shared, "lambada_openai"), read(shared, "hellaswag")]
+    return Subject(model=model, tokenizer=load_pretrained(str(folder)), objective=CLM(), data=tables, limit=LIMIT)
+
+
+def read(shared, name):
+    import pyarrow.parquet
+
+    (path,) = (shared / "data" / name).glob("*.parquet")
+    return table(name, pyarrow.parquet.read_table(path).to_pylist())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra eval (lm-eval)")
+def test_scores_equal_those_of_lm_evals_tasks(stories, shared, tmp_path):
+    """The tasks of lm-eval themselves, on files with the same rows."""
+    import json
+
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    lm = HFLM(pretrained=str(shared / "data/models/stories260K"), dtype="float32", device="cpu", batch_size=8)
+    ours = Pairs().evaluate(stories).scores
+    tasks = {"blimp_transitive": "blimp/transitive", "lambada_openai": "lambada_openai", "hellaswag": "hellaswag"}
+    split = {"hellaswag": "validation", "lambada_openai": "test", "blimp_transitive": "train"}
+    manager = TaskManager()
+    for task, name in tasks.items():
+        path = tmp_path / f"{task}.jsonl"
+        rows = next(data for data in stories.data if data.name == name).rows(LIMIT)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {split[task]: str(path)}}}
+        if task == "hellaswag":
+            files |= {"training_split": None, "validation_split": "validation"}
+        config = {"task": task, **files}
+        found = lm_eval.simple_evaluate(model=lm, tasks=[config], task_manager=manager, bootstrap_iters=0)["results"][task]
+        assert ours[name]["accuracy"].value == pytest.approx(found["acc,none"], abs=1e-4)
+        if task == "hellaswag":
+            assert ours[name]["accuracy_per_byte"].value == pytest.approx(found["acc_norm,none"], abs=1e-4)
+        if task == "lambada_openai":
+            assert ours[name]["log_prob"].value == pytest.approx(-math.log(found["perplexity,none"]), abs=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_scores_equal_a_direct_computation_with_transformers(stories, shared):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "data/models/stories260K"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def log_prob(text: str) -> float:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        log_probs = model(ids).logits[0, :-1].log_softmax(-1)
+        return float(log_probs.gather(1, ids[0, 1:, None]).sum())
+
+    rows = stories.data[0].rows(LIMIT)
+    differences = [log_prob(row["sentence_good"]) - log_prob(row["sentence_bad"]) for row in rows]
+    one = Subject(**{**vars(stories), "data": stories.data[:1]})
+    scores = Pairs(prefix="").evaluate(one).scores["blimp/transitive"]
+    assert scores["margin"].value == pytest.approx(np.mean(differences), abs=1e-4)
+    assert scores["accuracy"].value == np.mean(np.array(differences) > 0)
