@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from evals.subjects import subject_of
 from retention.toys import Language
 from tables import folder
 
 from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals import Subject
 from kleiber.evals import exact_match as exact_match_module
-from kleiber.evals.exact_match import evaluate, exact_match, final_number
+from kleiber.evals.evaluation import Score
+from kleiber.evals.exact_match import ExactMatch, exact_match, final_number
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
 from kleiber.types.batch import Batch
@@ -50,8 +51,7 @@ def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
         optimizer.zero_grad()
     found = exact_match(net, tokenizer, prompts, answers, max_new_tokens=12)
     assert found.texts[:2] == answers[:2]
-    assert (found.correct, found.total) == (2, 3)
-    assert found.standard_error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
+    assert found.correct == [True, True, False]
     with pytest.raises(ValueError, match="of 1 answers 1 contain none"):
         exact_match(net, tokenizer, prompts[:1], ["no"])
 
@@ -62,13 +62,13 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     corpus = Instruct(folder(tmp_path / "t", train=table, validation=table)).prepare(64)
     torch.manual_seed(0)
     net = Transformer(272, depth=1, width=32, context=64)
-    found = evaluate(Subject(net, corpus, SFT(corpus)))
-    assert (found["t"]["questions"], found["t"]["right"]) == (3, 0)
+    subject = subject_of(net, corpus, SFT(corpus))
+    assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == Score(0.0, 0.0, 0.0, 3)
     monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
-    assert evaluate(Subject(net, corpus, SFT(corpus)))["t"]["accuracy"] == 1
+    assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == Score(1.0, 1.0, 1.0, 3)
     corpus.validation = {"text": Language(1, rows=3)}
     with pytest.raises(ValueError, match=r"--evals exact_match.* text "):
-        evaluate(Subject(net, corpus, SFT(corpus)))
+        ExactMatch().evaluate(subject_of(net, corpus, SFT(corpus)))
 
 
 def answers_right(corpus):

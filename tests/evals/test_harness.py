@@ -190,7 +190,7 @@ def test_a_run_is_scored_from_the_command_line(launch, tasks, tmp_path, capsys):
     told = ["--evals", "harness", "--tasks", "own", "--task-files", str(tasks), "--json", str(out)]
     assert main(["eval", str(run), *told]) == 0
     found = json.loads(out.read_text())["evals"]["harness"]
-    assert 0 <= found["own/acc"] <= 1 and "harness/own/acc " in capsys.readouterr().out
+    assert 0 <= found["own"]["acc"]["value"] <= 1 and "harness/own/acc " in capsys.readouterr().out
     assert main(["eval", str(run), "--evals", "perplexity", "--tasks", "own"]) == 2
     assert "--tasks" in capsys.readouterr().err
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from evals.routing.moe_text import moe_subject
+from evals.subjects import values
 from retention.toys import NEW, OLD, Language, learned
 
 from kleiber.data.recall import Recall
 from kleiber.evals.perplexity import (
+    Perplexity,
     Runtime,
     bin_by_position,
     bits_per_byte,
     bytes_per_target,
-    evaluate,
     held_out_loss,
     loss_by_position,
     score_task,
@@ -58,12 +59,11 @@ def test_a_loss_per_byte_has_a_meaning_for_unpadded_likelihoods_alone():
 
 def test_each_domain_has_its_tokens_loss_and_bits_per_byte():
     subject = moe_subject()
-    results = evaluate(subject)
-    assert set(results) == {"low", "high"} and results["low"]["tokens"] == 12 * 16
-    task = Task("low", CLM(), subject.corpus.validation["low"])
-    scores = score_task(subject.model, task, None, 5, Runtime())
-    assert results["low"] == {"tokens": 12 * 16, **scores}
-    unlikely = evaluate(replace(subject, objective=MeanlessCLM()))
+    results = Perplexity().evaluate(subject).scores
+    assert set(results) == {"low", "high"} and results["low"]["loss"].n == 12 * 16
+    task = Task("low", CLM(), subject.samples("low"))
+    assert values(results["low"]) == score_task(subject.model, task, None, 5, Runtime())
+    unlikely = Perplexity().evaluate(replace(subject, objective=MeanlessCLM())).scores
     assert "bits_per_byte" not in unlikely["low"]
 
 

@@ -8,7 +8,7 @@ import torch
 from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
-from kleiber.runs.evaluate import earlier_models, evaluation_names, flatten_numbers, parse_names
+from kleiber.runs.evaluate import earlier_models, parse_names
 from kleiber.runs.open import open_model
 
 RUN = [
@@ -38,19 +38,21 @@ def test_perplexity_equals_the_last_scores_of_the_run(run, cache_dir, tmp_path, 
     assert record["schema"] == "kleiber.eval/1"
     ended = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
     scores = record["evals"]["perplexity"]["tiny"]
-    assert scores["loss"] == pytest.approx(ended["val/tiny/loss"], abs=1e-5)
-    assert scores["bits_per_byte"] == pytest.approx(ended["val/tiny/bits_per_byte"], abs=1e-5)
-    assert json.loads((run / "evals/perplexity.json").read_text()) == record["evals"]["perplexity"]
+    assert scores["loss"]["value"] == pytest.approx(ended["val/tiny/loss"], abs=1e-5)
+    assert scores["bits_per_byte"]["value"] == pytest.approx(ended["val/tiny/bits_per_byte"], abs=1e-5)
+    assert json.loads((run / "evals/perplexity.json").read_text())["scores"] == record["evals"]["perplexity"]
     assert "perplexity/tiny/loss" in capsys.readouterr().out
+    ended = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
+    assert ended["eval/perplexity/tiny/loss"] == scores["loss"]["value"]
 
 
 def test_routing_reads_earlier_checkpoints_and_draws_figures(run, cache_dir, capsys):
     assert main(["eval", str(run), "--evals", "routing", "--tokens", "512"]) == 0
-    results = json.loads((run / "evals/routing.json").read_text())
+    results = json.loads((run / "evals/routing.json").read_text())["details"]
     assert results["settled"]["steps"] == [10, 15] and results["tokens"] == 512
     names = {path.stem for path in (run / "evals/figures").glob("*.png")}
-    assert {"load", "removal", "sensitivity", "saturation", "load_over_time", "specialisation", "similarity"} <= names
-    assert "routing/sensitivity/noise/0.01/flips" in capsys.readouterr().out
+    assert {"load", "removal", "sensitivity", "saturation", "load_over_time", "specialization", "similarity"} <= names
+    assert "routing/all/sensitivity/noise/0.01/flips" in capsys.readouterr().out
 
 
 def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
@@ -81,23 +83,21 @@ def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
         ([str(run), "--evals", "perplexitie"], "'perplexity'"), ([str(run), "--evals", ","], "--evals ','"),
         ([str(run), "--evals", "perplexity", "--tasks", "arc"], "--tasks arc"),
         ([str(run), "--evals", "perplexity", "--task-files", "x"], "--task-files x"),
+        ([str(run), "--evals", "perplexity", "x"], "x must be"),
+        ([str(run), "--evals", "perplexity", "evals.perplexity.stri=1"], "evals.perplexity.stri"),
+        ([str(run), "--evals", "perplexity", "--data", "x.jsonl"], "--data x.jsonl"),
+        ([str(run), "--evals", "choice"], "--evals choice needs a table"),
+        ([str(run), "--evals", "perplexity", "--report", "no/x.html"], "--report no/x.html"),
         ([str(empty), "--evals", "perplexity"], f"{empty} "),
         ([str(tmp_path / "x"), "--evals", "routing"], f"{tmp_path / 'x'} "),
         ([str(run), "--evals", "routing", "--stage", "trunk"], "'trunk'"),
-        ([str(run), "--evals", "routing", "--data", "data=builtin"], "--data data=builtin"),
     ):  # fmt: skip
         assert main(["eval", *arguments]) == 2
         assert value in capsys.readouterr().err
 
 
-def test_evaluations_are_the_modules_with_a_function_evaluate():
-    assert {"perplexity", "routing"} <= set(evaluation_names()) and "drift" not in evaluation_names()
+def test_names_of_evaluations_are_split_at_commas():
     assert parse_names("routing, perplexity") == ["routing", "perplexity"]
-
-
-def test_numbers_of_nested_results_are_listed_by_path():
-    results = {"a": {"loss": 1, "flag": True, "curve": [1, 2]}, "b": 0.5, "name": "x"}
-    assert flatten_numbers(results) == {"a/loss": 1.0, "b": 0.5}
 
 
 def test_a_hugging_face_folder_is_evaluated_whatever_its_name(shared, cache_dir, tmp_path, capsys):

@@ -29,10 +29,11 @@ def render_page(
     title: str, charts: Mapping[str, Chart], *, headline: str = "", notes: Sequence[str] = (),
     verdicts: Sequence[Mapping[str, object]] = (), tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     text: str = "", methods: str = "", details: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> str:  # fmt: skip
     """Returns an HTML page that needs no network, since it contains the scripts that draw its charts (0.9 MB).
 
-    Every text may be hostile: it is escaped, and the data of the charts cannot end their script element.
+    Every text may be hostile: all but `sections` is escaped, and the data of charts cannot end their script element.
 
     title     title and first heading
     headline  the result in a sentence
@@ -42,8 +43,10 @@ def render_page(
     text      lines below the tables, in a fixed-width font
     methods   paragraph on methods
     details   tables that are folded, by heading
+    sections  HTML by heading, whose maker has escaped the texts in it
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -54,6 +57,7 @@ def render_page(
         tables={heading: page_table(rows) for heading, rows in (tables or {}).items() if rows},
         details={heading: page_table(rows) for heading, rows in (details or {}).items()},
         specs={name: chart.to_dict() for name, chart in charts.items()},
+        sections={heading: Markup(html) for heading, html in (sections or {}).items()},
         scripts=chart_scripts(),
     )  # fmt: skip
 

@@ -49,11 +49,13 @@ class Evaluation:
     every_steps   optimizer steps between validations; null: four times a stage, 0: only after the last step
     tokens        validation targets of each task; null: all of them
     watch_tokens  validation targets of each earlier task that a later stage also scores at steps 1, 2, 4, 8, ...
+    every_tokens  training tokens between two runs of the evaluations `evals`; null: after the last step only
     """
 
     every_steps: Natural | None = None
     tokens: Quantity | None = "1M"
     watch_tokens: Quantity = 32768
+    every_tokens: Quantity | None = None
 
 
 PLAIN: dict[str, object] = {
@@ -67,7 +69,7 @@ PLAIN: dict[str, object] = {
     "eval": Evaluation,
 }
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
-OPTIONAL = ("init", "retention", "adapter", "stages", "design", "study", "experiment")
+OPTIONAL = ("init", "retention", "adapter", "evals", "stages", "design", "study", "experiment")
 TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 

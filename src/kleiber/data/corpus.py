@@ -90,6 +90,9 @@ def prepare(
     chosen = choose_tokenizer(tokenizer, vocab_size, sources, root, separator)
     encoded = {source.name: token_files(source, chosen, root) for source in sources}
     files = {domain: splits for domain, (splits, _) in encoded.items()}
+    for domain, splits in files.items():
+        if not len(splits["train"].ids):
+            raise ValueError(f"the training split of {domain} has no text: choose data with text in that split")
     windows: list[Samples] = [TrainWindows(splits["train"], context, domain) for domain, splits in files.items()]
     train_files = [splits["train"] for splits in files.values()]
     return TextCorpus(

@@ -114,6 +114,19 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
 
     Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
     """
+    with _opened(location, config, root) as (tables, config):
+        yield standard_splits(tables, location.name), config
+
+
+@contextmanager
+def open_tables(location: Location, config: str | None, root: Path) -> Iterator[dict[str, Dataset]]:
+    """Opens all splits of a data set by their own names; otherwise as `open_splits`."""
+    with _opened(location, config, root) as (tables, _):
+        yield tables
+
+
+@contextmanager
+def _opened(location: Location, config: str | None, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
     import datasets
     from pyarrow import ArrowException
 
@@ -125,13 +138,26 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
             with activity(f"loading {location.name}"):
                 tables, config = _load(location, config, None if location.local is None else str(scratch))
             try:
-                yield standard_splits(tables, location.name), config
+                yield tables, config
             except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
                 raise ValueError(_explain(location, config, error, online=True)) from error
     finally:
         datasets.logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
+
+
+def config_names(location: Location) -> list[str | None]:
+    """Names of the configs of a data set; [None] for a file, and where the default config is the only one."""
+    if location.kind or (location.local is not None and not (location.local / "README.md").is_file()):
+        return [None]
+    if location.local is None and not hub.reachable():  # opening it fails with an explanation
+        return [None]
+    from datasets import get_dataset_config_names
+
+    with hub.offline() if location.local is not None else nullcontext():
+        names = get_dataset_config_names(location.name if location.local is None else str(location.local))
+    return [None] if names == ["default"] else [*names]
 
 
 def read_text_file(location: Location) -> Iterator[str]:

@@ -101,7 +101,7 @@ class TextSource:
             return
         with open_splits(self.location, self.config, root) as (splits, config):
             rows = {name: len(split) for name, split in splits.items()}
-            texts = {name: _column_reader(split, self.columns, self.location.name) for name, split in splits.items()}
+            texts = {name: column_reader(split, self.columns, self.location.name) for name, split in splits.items()}
             documents = {
                 name: [RereadableDocument(read)] if self.stream else ([text] for text in read())
                 for name, read in texts.items()
@@ -147,7 +147,7 @@ class RereadableDocument:
         return self.read()
 
 
-def _column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
+def column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
     """Returns a function that yields the text of each row. Raises ValueError for a column without text."""
     require_text_columns(split, columns, name)
 

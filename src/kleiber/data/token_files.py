@@ -50,7 +50,7 @@ class TokenFile:
 def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[str, TokenFile], Json]:
     """Returns the token file of each split of `source`, from the cache or newly encoded, and their manifest.
 
-    Raises ValueError for a source without training text, and for a tokenizer that gives ids outside its vocabulary.
+    Raises ValueError for a tokenizer that gives ids outside its vocabulary.
     """
     identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.data_hash}
 
@@ -63,8 +63,6 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
                 split: write_tokens(folder / f"{split}.bin", documents.get(split, ()), tokenizer, dtype)
                 for split in SPLITS
             }
-        if counts["train"]["tokens"] == 0:
-            raise ValueError(f"the training split of {source.name} has no text: choose data with text in that split")
         return {"splits": counts, **text.notes}
 
     folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)

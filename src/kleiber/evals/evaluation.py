@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from kleiber.types import Json, Row
+from kleiber.data.evaluation_sets import DataSet
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples
 from kleiber.types.model import Model
@@ -58,31 +59,6 @@ class Results:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Held-out data of one name.
-
-    name     as in the names of metrics: builtin/docs, wikitext, blimp/wh_island
-    columns  of its table; empty for text that is no table, and for the data of a run
-    samples  returns the held-out samples, encoded with the tokenizer of the model
-    table    returns the held-out rows as they are; None where `columns` is empty
-    group    name of the data set that it is a part of, such as blimp; None for one that is whole
-    """
-
-    name: str
-    samples: Callable[[], HeldOut]
-    columns: tuple[str, ...] = ()
-    table: Callable[[], Sequence[Row]] | None = None
-    group: str | None = None
-
-    def rows(self, limit: int | None = None) -> Sequence[Row]:
-        """The first `limit` rows of the table; all of them for None. Raises ValueError where the data is no table."""
-        if self.table is None:
-            raise ValueError(f"{self.name} is not a table of rows")
-        rows = self.table()
-        return rows if limit is None else rows[:limit]
-
-
-@dataclass(frozen=True)
 class Subject:
     """A model, and the data that it is evaluated on.
 
@@ -91,7 +67,8 @@ class Subject:
     tokens     number of target tokens to score per data set; None leaves the number to the evaluation
     limit      number of rows to score per table; None for all of them
     rows       samples per forward pass
-    objective  of the run; next-token prediction for a Hugging Face model
+    objective  of the run, for its own data; next-token prediction for a Hugging Face model
+    language   objective that reads any text: that of the run if it is one, else next-token or masked prediction
     folder     folder of the run; None for a Hugging Face model
     earlier    returns (step, model) for each earlier checkpoint of the run, oldest first
     """
@@ -99,6 +76,7 @@ class Subject:
     model: Model
     tokenizer: Tokenizer
     objective: Objective
+    language: Objective
     data: Sequence[DataSet]
     train: Samples | None = None
     tokens: int | None = None
@@ -108,6 +86,13 @@ class Subject:
     folder: Path | None = None
     earlier: Callable[[], Iterable[tuple[int, Model]]] = tuple
 
+    def objective_of(self, domain: str) -> Objective:
+        """The objective that reads the samples of a data set."""
+        return self.objective if self[domain].own else self.language
+
+    def __getitem__(self, domain: str) -> DataSet:
+        return next(data for data in self.data if data.name == domain)
+
     @property
     def domains(self) -> list[str]:
         """Names of the data sets, which are scored separately."""
@@ -115,7 +100,7 @@ class Subject:
 
     def samples(self, domain: str, tokens: int | None = None) -> HeldOut:
         """The first samples of a data set, with about `tokens` targets; all of them for None."""
-        return next(data for data in self.data if data.name == domain).samples().first(tokens)
+        return self[domain].samples().first(tokens)
 
     def batches(self, domain: str, tokens: int | None = None) -> Iterator[Batch]:
         """Batches of `samples(domain, tokens)`, the same at every call."""
@@ -133,11 +118,13 @@ class Evaluation:
 
     columns       sets of columns, one of which a table must have to be accepted; empty: the evaluation reads samples of
                   text, as training does
+    reads_data    whether it reads held-out data
     causal        whether the model must predict each token from those before it
     during        whether it may run during training; otherwise only `kleiber eval` runs it
     """
 
     columns: ClassVar[Sequence[Sequence[str]]] = ()
+    reads_data: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     during: ClassVar[bool] = True
     data: Sequence[str] | None = None
@@ -168,7 +155,18 @@ class Evaluation:
         return ""
 
 
-def mean_score(values: Sequence[float] | np.ndarray) -> Score:
+def flatten_numbers(values: Mapping[str, object] | Mapping[int, object], prefix: str = "") -> dict[str, float]:
+    """All numbers of nested dictionaries by their path, such as "sensitivity/noise/0.01/flips"; without lists."""
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = float(value)
+    return flat
+
+
+def mean_score(values: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
     """The mean of values, one for each item, with a percentile bootstrap interval over the items.
 
     Equal numbers of items get equal resamples, so metrics of the same items can be compared.

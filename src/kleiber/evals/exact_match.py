@@ -5,7 +5,6 @@ For chains of thought as in GSM8K, whose answers end in `#### number`. The text 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from decimal import Decimal
 
 import torch
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
 from kleiber.models.generate import generate
-from kleiber.types import Json
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -25,41 +23,35 @@ ANSWER_MARK = "####"
 
 
 @dataclass(frozen=True)
-class ExactMatch:
-    """Number of correct answers of a model to `total` questions, and the texts of all its answers."""
+class Answers:
+    """For each question, whether a model answered it correctly, and the text of its answer."""
 
-    correct: int
-    total: int
+    correct: list[bool]
     texts: list[str]
 
-    @property
-    def accuracy(self) -> float:
-        """Share of the questions that are answered correctly."""
-        return self.correct / self.total
 
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the accuracy."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
+class ExactMatch(Evaluation):
+    """Accuracy of the final numbers of answers, which the model generates greedily.
 
+    The questions are the held-out conversations whose last answer contains a number (the first ones, of `--tokens`
+    tokens together).
 
-def evaluate(subject: Subject) -> Json:
-    """By domain: accuracy, its standard_error, the number of right answers, and that of questions.
-
-    The questions are the held-out conversations (the first ones, of `subject.tokens` tokens together) whose last answer
-    contains a number. Raises ValueError where a domain has no such question.
+    data  names or paths of conversations; null: those of the command or of the run
     """
-    results = {}
-    for domain, samples in subject.corpus.validation.items():
-        prompts, answers = numeric_questions(samples.first(subject.tokens), subject.corpus.tokenizer, domain)
-        match = exact_match(subject.model, subject.corpus.tokenizer, prompts, answers, rows=subject.rows)
-        results[domain] = {
-            "accuracy": match.accuracy,
-            "standard_error": match.standard_error,
-            "right": match.correct,
-            "questions": match.total,
-        }
-    return results
+
+    causal = True
+
+    def __init__(self, data: Sequence[str] | None = None) -> None:
+        self.data = data
+
+    def evaluate(self, subject: Subject) -> Results:
+        """The accuracy on each data set. Raises ValueError for one without such a question."""
+        scores: dict[str, Scores] = {}
+        for domain in subject.domains:
+            prompts, answers = numeric_questions(subject.samples(domain, subject.tokens), subject.tokenizer, domain)
+            match = exact_match(subject.model, subject.tokenizer, prompts, answers, rows=subject.rows)
+            scores[domain] = {"accuracy": mean_score(match.correct)}
+        return Results(scores)
 
 
 def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:
@@ -102,7 +94,7 @@ def exact_match(
     answers: Sequence[str],
     max_new_tokens: int = 256,
     rows: int = 16,
-) -> ExactMatch:
+) -> Answers:
     """Compares the final numbers of greedy continuations of the prompts with those of `answers`.
 
     A continuation ends at the end of text. Prompts of equal length are continued together, `rows` at once. Raises
@@ -127,5 +119,4 @@ def exact_match(
             for i, row in zip(batch, continuations, strict=True):
                 end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
                 texts[i] = tokenizer.decode(row[:end])
-    correct = sum(final_number(text) == number for text, number in zip(texts, numbers, strict=True))
-    return ExactMatch(correct, len(prompts), texts)
+    return Answers([final_number(text) == number for text, number in zip(texts, numbers, strict=True)], texts)

@@ -8,6 +8,7 @@ rows, so a score does not depend on the other requests. Softmax is computed in f
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate, left_padded
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
@@ -28,11 +29,28 @@ else:  # `score_tasks` raises an error that names the missing package
     TemplateLM = object
 
 
-def evaluate(subject: Subject) -> dict[str, float]:
-    """Returns the lm-eval scores of the tasks that --tasks names, some of which --task-files may define; see
-    `score_tasks`.
+class Harness(Evaluation):
+    """Scores of lm-eval tasks.
+
+    tasks       names of the tasks
+    task_files  a folder of task definitions, which replace those that come with lm-eval; null for lm-eval's
     """
-    return score_tasks(subject.model, subject.corpus.tokenizer, subject.tasks, subject.task_files)
+
+    causal = True
+    reads_data = False
+
+    def __init__(self, tasks: Sequence[str], task_files: str | None = None) -> None:
+        self.tasks, self.task_files = tasks, task_files
+
+    def evaluate(self, subject: Subject) -> Results:
+        """The metrics of each task, as lm-eval computes them; see `score_tasks`."""
+        folder = None if self.task_files is None else Path(self.task_files)
+        measured = score_tasks(subject.model, subject.tokenizer, self.tasks, folder, subject.rows, limit=subject.limit)
+        scores: dict[str, Scores] = {}
+        for name, value in measured.items():
+            task, _, metric = name.partition("/")
+            scores.setdefault(task, {})[metric] = Score(value)
+        return Results(scores)
 
 
 def score_tasks(
@@ -56,7 +74,6 @@ def score_tasks(
     if not tasks:
         raise ValueError("--evals harness needs the names of lm-eval tasks: set --tasks a,b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     folder = None if include_path is None else str(include_path)
@@ -65,7 +82,7 @@ def score_tasks(
     if unknown:
         source = "lm-eval" if folder is None else f"--task-files {folder}"
         raise ValueError(f"--tasks {','.join(unknown)}: {source} defines no such task")
-    evaluation = lm_eval.simple_evaluate(
+    evaluation = importlib.import_module("lm_eval").simple_evaluate(
         model=HarnessLM(model, tokenizer, batch_size),
         tasks=list(tasks),
         num_fewshot=num_fewshot,

@@ -8,24 +8,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
+from kleiber.types import Count
 from kleiber.types.batch import Batch
 from kleiber.types.model import DecodingCache, Model
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
 
 
-def evaluate(subject: Subject) -> dict[str, float]:
-    """Measures how fast the model generates text, with prompts and continuations of the `lengths` for its context.
+class Latency(Evaluation):
+    """Speed of generation, with prompts and continuations of the `lengths` for the model's context.
 
-    Returns tokens per second, milliseconds per decode step and memory in bytes, by the names of `latency`.
+    batches  numbers of rows; each is measured separately
     """
-    prompt, new = lengths(subject.model)
-    return latency(subject.model, prompt=prompt, new=new)
+
+    causal = True
+    reads_data = False
+    during = False
+
+    def __init__(self, batches: Annotated[Sequence[Count], MinLen(1)] = (1, 8, 64)) -> None:
+        self.batches = batches
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a context that is too short."""
+        lengths(model)
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Tokens per second, milliseconds per decode step and memory in bytes, by the names of `latency`."""
+        prompt, new = lengths(subject.model)
+        measured = latency(subject.model, self.batches, prompt, new)
+        return Results({"random": {name: Score(value) for name, value in measured.items()}})
 
 
 def lengths(model: Model) -> tuple[int, int]:

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from kleiber.data.batches import evaluation_batches
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.records.progress import activity
-from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Task
 from kleiber.types.model import Model
@@ -58,20 +57,29 @@ def bytes_per_target(objective: Objective, held_out: HeldOut) -> float | None:
     return held_out.num_bytes / held_out.num_tokens
 
 
-def evaluate(subject: Subject) -> Json:
-    """By domain: number of tokens, loss in nats per target token and, for likelihoods of text, bits per byte."""
-    results: Json = {}
-    for domain in subject.domains:
-        held_out = subject.corpus.validation[domain].first(subject.tokens)
-        batches = subject.batches(domain, subject.tokens)
-        with activity(f"scoring {domain}", len(held_out), "samples") as work:
-            sums = held_out_loss(subject.model, subject.objective, work.track(batches, len), subject.device)
-        loss = sums.means()["ce"].item()
-        results[domain] = {"tokens": held_out.num_tokens, "loss": loss}
-        size = bytes_per_target(subject.objective, held_out)
-        if size is not None:
-            results[domain]["bits_per_byte"] = bits_per_byte(loss, size)
-    return results
+class Perplexity(Evaluation):
+    """Loss in nats per target token and, for likelihoods of text, bits per byte.
+
+    data  names or paths of data sets; null: those of the command or of the run
+    """
+
+    def __init__(self, data: Sequence[str] | None = None) -> None:
+        self.data = data
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Scores of each data set: "loss" and, where it has a meaning, "bits_per_byte"."""
+        scores: dict[str, Scores] = {}
+        for domain in subject.domains:
+            held_out, objective = subject.samples(domain, subject.tokens), subject.objective_of(domain)
+            batches = subject.batches(domain, subject.tokens)
+            with activity(f"scoring {domain}", len(held_out), "samples") as work:
+                sums = held_out_loss(subject.model, objective, work.track(batches, len), subject.device)
+            loss = sums.means()["ce"].item()
+            scores[domain] = {"loss": Score(loss, n=held_out.num_tokens)}
+            size = bytes_per_target(objective, held_out)
+            if size is not None:
+                scores[domain]["bits_per_byte"] = Score(bits_per_byte(loss, size), n=held_out.num_tokens)
+        return Results(scores)
 
 
 @dataclass(frozen=True)

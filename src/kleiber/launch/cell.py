@@ -19,7 +19,7 @@ from typing import Protocol
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
-from kleiber.records.folder import discard_unstarted, status, write_final_status
+from kleiber.records.folder import discard_unstarted, is_complete, read_config, status, write_final_status
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 
@@ -100,7 +100,7 @@ class Task:
     threads: int
 
     def __call__(self) -> int:
-        if status(self.folder) == Status.FINISHED:
+        if is_complete(self.folder, read_config(self.folder)):
             return ExitCode.DONE
         with redirect_to_log(self.folder), job_environment(self.threads):
             return run_fresh(self.folder, self.devices)

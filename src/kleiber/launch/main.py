@@ -19,7 +19,7 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
@@ -197,7 +197,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
         raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
-    elif folder.status(where) == Status.FINISHED:
+    elif folder.is_complete(where, config):
         if ranks.rank() == 0:
             print_finished(where, config, overrides)
         return where, True

@@ -15,15 +15,22 @@ import typer
 
 def evaluate(
     subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")],
-    evals: Annotated[str, typer.Option(help="Names of evaluations, separated by commas: perplexity,routing,latency.")],
-    json: Annotated[Path | None, typer.Option(help="Write all results to this JSON file as well.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens to score in each validation domain, such as 64K.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Stage of the run. Default: the last finished one.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Data for HF_FOLDER, such as data=wikitext.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks for --evals harness.")] = None,
-    task_files: Annotated[
-        Path | None, typer.Option(help="Folder of lm-eval tasks for --evals harness, or questions for --evals choice.")
+    evals: Annotated[str, typer.Option(help="Names of evaluations, separated by commas: perplexity,pairs,routing.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]", help="Keys of the evaluations, such as evals.perplexity.stride=64."),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Data by name or path, such as wikitext, blimp or FILE; the default is that of the run."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to score of each table.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Tokens to score of each text, such as 64K.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of the run. Default: the last finished one.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all scores to this JSON file as well.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write scores and figures to this HTML file.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks for --evals harness.")] = None,
+    task_files: Annotated[Path | None, typer.Option(help="Folder of lm-eval tasks for --evals harness.")] = None,
     wandb: Annotated[
         bool, typer.Option("--wandb", help="Also log the results of a run to W&B, as a run of the job type eval.")
     ] = False,
@@ -35,7 +42,16 @@ def evaluate(
         raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
     if wandb and not (subject / "config.yaml").is_file():
         raise ValueError(f"--wandb logs beside the W&B run of a run, and {subject} is none: remove --wandb")
-    results = run_evaluations(subject, evals, tokens, stage, data or (), json, tasks, task_files)
+    for option, value in (("--tasks", tasks), ("--task-files", task_files)):
+        if value is not None and "harness" not in evals.split(","):
+            raise ValueError(f"{option} {value} is only read by --evals harness: add harness, or remove {option}")
+    settings = [text for text in more or () if text.startswith("evals.")]
+    names = [*(data or ()), *(text for text in more or () if not text.startswith("evals."))]  # --data A B C
+    if names and not data:
+        raise ValueError(f"{names[0]} must be evals.NAME.KEY=VALUE, or follow --data as a name or path of data")
+    settings += [] if tasks is None else [f"evals.harness.tasks=[{tasks}]"]
+    settings += [] if task_files is None else [f"evals.harness.task_files='{task_files}'"]
+    results = run_evaluations(subject, evals, names, settings, tokens, limit, stage, json, report)
     if wandb:
         log_to_wandb(subject, results)
     typer.echo("\n".join(result_lines(results)))

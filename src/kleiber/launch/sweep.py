@@ -195,7 +195,7 @@ class Sweep:
             elif cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
                 num_archived += 1
                 continue
-            if folder.status(cell.folder) != Status.FINISHED:
+            if not folder.is_complete(cell.folder, cell.config):
                 todo.append(cell)
                 folder.write_config(cell.folder, cell.config, cell.overrides)
         done = len(unique_cells(cells)) - len(todo)

@@ -156,6 +156,12 @@ class StageRecord:
             assert self.curve and self.curve[-1]["step"] == step, f"step {step} is not the last row of the curve"
             self.curve[-1].update(scores)
 
+    def add_to_row(self, step: int, scores: Scores) -> None:
+        """Adds scores to the metrics and to the row of `step`, which may be a new one."""
+        if not self.curve or self.curve[-1]["step"] != step:
+            self.add_row(step, {})
+        self.add_scores(scores, step)
+
     def scores_of(self, step: int) -> Scores:
         """The val/... scores of the tasks at `step`, if the last row of the curve is of that step; {} otherwise."""
         row = self.curve[-1] if self.curve else {}
@@ -190,6 +196,17 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }
+
+
+def add_metrics(folder: Path, stage: str, scores: Scores) -> None:
+    """Adds scores to the metrics of a finished stage in summary.json, where there is such a file."""
+    values = read_summary(folder)
+    if values is None:
+        return
+    for record in values["stages"]:
+        if record["name"] == stage:
+            record["metrics"] = {**record["metrics"], **scores}
+    write_json(folder / SUMMARY, values)
 
 
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:

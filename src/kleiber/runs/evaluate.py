@@ -1,53 +1,56 @@
 """`kleiber eval`: opens a run or a Hugging Face folder, runs evaluations on it by name, and writes their results.
 
-An evaluation is a module of `kleiber.evals` with a function `evaluate` (see `kleiber.evals.Evaluation`). The results of
-a run go to RUN/evals, with figures beside them if the extra `report` is installed.
+An evaluation is a choice of the config group `evals`. The results of a run go to RUN/evals, with figures beside them if
+the extra `report` is installed, and its scores to the metrics in summary.json.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
-import kleiber.evals
+from omegaconf import OmegaConf
+
+from kleiber.config.check import check_node
+from kleiber.config.compose import Composer, list_choices, resolve_config
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
-from kleiber.evals import Subject
+from kleiber.config.targets import build
+from kleiber.data.evaluation_sets import DataSet
+from kleiber.evals.evaluation import Evaluation, Subject
+from kleiber.evals.measure import (
+    Measurement,
+    build_evaluations,
+    find_sets,
+    make_subject,
+    metrics,
+    own_sets,
+    plan_measurements,
+    save_results,
+    to_json,
+)
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import write_json
-from kleiber.records.progress import activity
+from kleiber.records.folder import TOKENIZER, missing_evaluations
+from kleiber.records.locks import locked
+from kleiber.records.summary import add_metrics
 from kleiber.records.summary_file import read_summary
+from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
 from kleiber.training import checkpoint
-from kleiber.types import Json
+from kleiber.types import Config, Json
+from kleiber.types.contracts import Corpus
 from kleiber.types.model import Model
 
 SCHEMA = "kleiber.eval/1"
 
 
-def evaluation_names() -> list[str]:
-    """Returns the names of all evaluations: modules and packages of `kleiber.evals` with a function `evaluate`."""
-    home = Path(kleiber.evals.__file__).parent
-    files = {path.stem: path for path in home.glob("*.py")} | {p.parent.name: p for p in home.glob("*/__init__.py")}
-    return sorted(name for name, path in files.items() if defines_evaluate(path))
-
-
-def defines_evaluate(path: Path) -> bool:
-    """Whether the file defines a function `evaluate(subject)`."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef) and node.name == "evaluate":
-            return [argument.arg for argument in node.args.args] == ["subject"]
-    return False
-
-
 def parse_names(text: str) -> list[str]:
     """Splits the value of --evals, such as `a,b`. Raises ValueError when a name is not an evaluation."""
-    names, available = [name.strip() for name in text.split(",") if name.strip()], evaluation_names()
+    names, available = [name.strip() for name in text.split(",") if name.strip()], list_choices("evals")
     if not names:
         raise ValueError(f"--evals {text!r} must name at least one evaluation of: {', '.join(available)}")
     for name in names:
@@ -57,48 +60,80 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
+def compose_evaluations(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
+    """Builds evaluations by name, with the keys that `overrides` set, such as evals.perplexity.stride=64.
+
+    Raises ConfigError for a key or value that an evaluation does not have.
+    """
+    config = Composer("train").compose([f"evals=[{','.join(names)}]", *overrides])
+    nodes = resolve_config(config)[0]["evals"]
+    for name, node in nodes.items():
+        check_node(f"evals.{name}", node)
+    return build_evaluations(nodes)
+
+
 def run_evaluations(
     path: Path,
     evals: str,
-    tokens: str | None = None,
-    stage: str | None = None,
     data: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    tokens: str | None = None,
+    limit: int | None = None,
+    stage: str | None = None,
     json: Path | None = None,
-    tasks: str | None = None,
-    task_files: Path | None = None,
+    report: Path | None = None,
 ) -> Json:
     """Runs evaluations one after another, writes their results, and returns them in the form of `kleiber eval --json`.
 
-    The arguments are the options of the command `kleiber eval`. Raises ValueError for options that do not fit together.
+    The arguments are the options of the command `kleiber eval`; `overrides` set keys of the evaluations. Raises
+    ValueError for options that do not fit together.
     """
-    names = parse_names(evals)
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"--json {json} must be in an existing folder: create {json.absolute().parent}")
-    if tasks and "harness" not in names:
-        raise ValueError(f"--tasks {tasks} is only read by --evals harness: add harness, or remove --tasks")
-    if task_files and not {"harness", "choice"} & set(names):
-        raise ValueError(
-            f"--task-files {task_files} is only read by --evals harness and --evals choice: add one of them, or remove "
-            "--task-files"
-        )
-    subject = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
-    task_names = tuple(name for name in (tasks or "").split(",") if name)
-    subject = replace(subject, tasks=task_names, task_files=task_files)
-    results: Json = {}
-    for name in names:
-        module = importlib.import_module(f"kleiber.evals.{name}")
-        with activity(f"evaluation {name}"):
-            results[name] = module.evaluate(subject)
-        home = subject.folder / "evals" if subject.folder else json.parent if json else None
+    names, began = parse_names(evals), time.perf_counter()
+    for option, file in (("--json", json), ("--report", report)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"{option} {file} must be in an existing folder: create {file.absolute().parent}")
+    evaluations = compose_evaluations(names, overrides)
+    subject, own, named = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
+    subject = replace(subject, limit=limit)
+    measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, own, named)
+    home = subject.folder / "evals" if subject.folder else json.parent if json else None
+    results: dict[str, Json] = {}
+    for measurement in measurements:
+        measured = measurement.measure(subject)
+        results[measurement.name] = to_json(measured)
+        if subject.folder is not None:
+            save_results(subject.folder, measurement.name, measured)
         if home is not None:
             home.mkdir(exist_ok=True)
-            if subject.folder:
-                write_json(home / f"{name}.json", results[name])
-            draw_figures(module, results[name], subject.folder, home)
-    record = {"schema": SCHEMA, "subject": str(path), "evals": results}
+            draw_figures(measurement, results[measurement.name], subject.folder, home)
+    scores = {name: result["scores"] for name, result in results.items()}
+    record = {"schema": SCHEMA, "subject": str(path), "evals": scores}
+    record["seconds"] = round(time.perf_counter() - began, 3)
     if json is not None:
         write_json(json, record)
+    if subject.folder is not None:
+        with locked(subject.folder):
+            add_metrics(subject.folder, find_stage_name(path, stage), flat_scores(scores))
+    if report is not None:
+        write_report(report, measurements, results, record, subject.folder)
     return record
+
+
+def find_stage_name(path: Path, stage: str | None) -> str:
+    """The stage of RUN or RUN/STAGE that an evaluation reads."""
+    from kleiber.runs.open import find_stage
+
+    return find_stage(path if stage is None else path / stage)[1]
+
+
+def flat_scores(scores: Mapping[str, Json]) -> dict[str, float]:
+    """The values of scores by their name in summary.json, eval/<name>/<data>/<metric>."""
+    return {
+        f"eval/{name}/{data}/{metric}": score["value"]
+        for name, by_data in scores.items()
+        for data, by_metric in by_data.items()
+        for metric, score in by_metric.items()
+    }
 
 
 def log_to_wandb(folder: Path, record: Json) -> None:
@@ -107,7 +142,6 @@ def log_to_wandb(folder: Path, record: Json) -> None:
     A later evaluation adds its numbers to the same W&B run.
     """
     from kleiber.records.folder import read_config
-    from kleiber.records.summary_file import read_summary
     from kleiber.records.wandb_run import node_of, start_run, was_online
 
     config, summary = read_config(folder), read_summary(folder) or {}
@@ -117,43 +151,66 @@ def log_to_wandb(folder: Path, record: Json) -> None:
         online=was_online(folder), project=node.get("project") or "kleiber", entity=node.get("entity"),
         tags=node.get("tags"), config={"run": summary["run_id"], "overrides": summary["overrides"]},
     )  # fmt: skip
-    run.summary.update({f"eval/{name}": value for name, value in flatten_numbers(record["evals"]).items()})
+    run.summary.update(flat_scores(record["evals"]))
     run.finish()
 
 
-def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int | None) -> Subject:
-    """Opens the model at `path` with its held-out data: a run, RUN/STAGE, or a Hugging Face folder with a tokenizer.
+def open_subject(
+    path: Path, stage: str | None, data: Sequence[str], tokens: int | None
+) -> tuple[Subject, list[DataSet], list[DataSet]]:
+    """Opens the model at `path`, a run, RUN/STAGE or a Hugging Face folder with a tokenizer, and its data.
 
-    data    overrides that choose the data of a Hugging Face folder
-    tokens  targets to score in each validation domain; None leaves the number to the evaluation
+    data    names or paths of data sets; KEY=VALUE among them are the overrides of one more, such as data.path=...
+    tokens  targets to score in each data set; None leaves the number to the evaluation
+
+    Returns the model, the validation data of the run (built-in text for a Hugging Face folder) and that of `data`.
     """
-    if (path / "config.json").is_file() and not (path / "config.yaml").is_file():
+    overrides, names = [text for text in data if "=" in text], [text for text in data if "=" not in text]
+    is_hf = (path / "config.json").is_file() and not (path / "config.yaml").is_file()
+    if is_hf:
         if stage is not None:
             raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
-        return open_hf_subject(path, data, tokens)
-    if data:
-        raise ValueError(f"--data {data[0]}: a run is evaluated on its own data; --data is for Hugging Face folders")
-    from kleiber.runs.open import open_model
+        subject, corpus = open_hf_subject(path, overrides, tokens)
+        own = own_sets(corpus.validation)
+        described = own if overrides else []
+    else:
+        place = path if stage is None else path / stage
+        run = open_model(place)
+        subject = make_subject(run.model, run.corpus, run.objective, tokens)
+        subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
+        own = own_sets(run.corpus.validation)
+        described = own_sets(corpus_for(run, overrides).validation) if overrides else []
+    named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
+    own_names = {part.name for part in own}
+    # The run has held out other text of its own data set than an evaluation of the whole file would.
+    named = [next(part for part in own if part.name == n.name) if n.name in own_names else n for n in named]
+    return move_to_gpu(subject), own, [*described, *named]
 
-    path = path if stage is None else path / stage
-    run = open_model(path)
-    earlier = partial(earlier_models, path)
-    return move_to_gpu(Subject(run.model, run.corpus, run.objective, tokens, folder=run.folder, earlier=earlier))
+
+def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:
+    """Prepares other data with the tokenizer and the context of a run.
+
+    overrides  such as data=text and data.path=..., which choose the data
+
+    Raises ValueError where the data needs a tokenizer of its own.
+    """
+    config, _ = resolve_config(Composer("train").compose(list(overrides)))
+    trained = run.config["data"].get("tokenizer") or "bytes"
+    folder = run.folder / TOKENIZER
+    config["data"]["tokenizer"] = str(folder.absolute()) if folder.is_dir() else trained
+    if config["data"].get("vocab_size") is not None:
+        raise ValueError("--data data.vocab_size: the run has a tokenizer already: remove data.vocab_size")
+    config["model"]["context"] = run.model.context
+    return prepare_corpus(config)
 
 
-def open_hf_subject(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
-    """Opens a Hugging Face folder, with the data of the overrides `data`, or else built-in text.
+def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) -> tuple[Subject, Corpus]:
+    """Opens a Hugging Face folder, with the data of `overrides`, or else built-in text.
 
     The text is cut into the tokens of the folder's own tokenizer. Raises ValueError when it has more than the model.
     """
-    from omegaconf import OmegaConf
-
-    from kleiber.config.compose import Composer, resolve_config
-    from kleiber.config.targets import build
-    from kleiber.runs.open import build_objective, open_hf
-
     model = native_model(path) or open_hf(path).model
-    config, _ = resolve_config(Composer("train").compose(["data=builtin", *data]))
+    config, _ = resolve_config(Composer("train").compose(["data=builtin", *overrides]))
     config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
     cfg = OmegaConf.create(config)
     corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
@@ -162,7 +219,8 @@ def open_hf_subject(path: Path, data: Sequence[str], tokens: int | None) -> Subj
             f"{path}: the tokenizer has {corpus.tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: "
             "put the tokenizer that the model was trained with into the folder"
         )
-    return move_to_gpu(Subject(model, corpus, build_objective(cfg, corpus), tokens))
+    subject = make_subject(model, corpus, build_objective(cfg, corpus), tokens)
+    return replace(subject, train=None), corpus
 
 
 def native_model(path: Path) -> Transformer | None:
@@ -194,40 +252,100 @@ def move_to_gpu(subject: Subject) -> Subject:
     return replace(subject, device=device)
 
 
-def draw_figures(module: ModuleType, results: Json, folder: Path | None, home: Path) -> None:
+def draw_figures(measurement: Measurement, results: Json, folder: Path | None, home: Path) -> None:
     """Draws the figures of an evaluation into `home`/figures, if it has any and the extra `report` is installed.
 
-    module  the evaluation; its attribute FIGURES names the module that draws
-    folder  folder of the run; None for a Hugging Face model
+    folder  of the run; None for a Hugging Face model
     """
-    name = vars(module).get("FIGURES")
-    if name is None:
-        return
     try:
-        charts = importlib.import_module(name).figures(results, folder)
+        charts = measurement.evaluation.figures(results, folder)
     except ImportError as error:
         print(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", file=sys.stderr)
         return
-    (home / "figures").mkdir(exist_ok=True)
+    if charts:
+        (home / "figures").mkdir(exist_ok=True)
     for title, chart in charts.items():
         chart.save(home / "figures" / f"{title}.png", scale_factor=2)
         chart.save(home / "figures" / f"{title}.svg")
 
 
+def write_report(
+    path: Path, measurements: Sequence[Measurement], results: Mapping[str, Json], record: Json, folder: Path | None
+) -> None:
+    """Writes the results as one HTML page: a table of scores, the figures, and the page of each evaluation.
+
+    Raises ValueError without the extra `report`.
+    """
+    try:
+        from kleiber.charts.page import render_page
+
+        charts = {
+            f"{measurement.name}/{title}": chart
+            for measurement in measurements
+            for title, chart in measurement.evaluation.figures(results[measurement.name], folder).items()
+        }
+        pages = {
+            measurement.name: measurement.evaluation.page(results[measurement.name]) for measurement in measurements
+        }
+        page = render_page(
+            f"Evaluations of {record['subject']}",
+            charts,
+            notes=["Intervals are at 90 %."],
+            tables={name: score_rows(by_data) for name, by_data in record["evals"].items()},
+            sections={name: html for name, html in pages.items() if html},
+        )
+    except ImportError as error:
+        raise ValueError(f"--report needs {error.name}: pip install 'kleiber[report]'") from None
+    path.write_text(page, encoding="utf-8")
+
+
+def score_rows(by_data: Mapping[str, Json]) -> list[Json]:
+    """Rows of a table with the scores of each data set."""
+    return [
+        {
+            "data": data,
+            "measure": metric,
+            "value": score["value"],
+            "from": score["lo"],
+            "to": score["hi"],
+            "n": score["n"],
+        }
+        for data, by_metric in by_data.items()
+        for metric, score in by_metric.items()
+    ]
+
+
 def result_lines(record: Json) -> list[str]:
-    """Returns the lines that `kleiber eval` prints: the path and value of each number, without lists."""
-    return [f"{key} {value:.6g}" for key, value in flatten_numbers(record["evals"]).items()]
+    """Returns the lines that `kleiber eval` prints: the path, value and interval of each score."""
+    lines = []
+    for name, by_data in record["evals"].items():
+        for data, by_metric in by_data.items():
+            for metric, score in by_metric.items():
+                interval = "" if score["lo"] is None else f" [{score['lo']:.6g}, {score['hi']:.6g}]"
+                items = "" if score["n"] is None else f" n={score['n']:,}"
+                lines.append(f"{name}/{data}/{metric} {score['value']:.6g}{interval}{items}")
+    return lines
 
 
-def flatten_numbers(results: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Returns all numbers of nested dictionaries by their path, such as "perplexity/docs/loss"."""
-    flat: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
+def complete_evaluations(folder: Path, config: Config) -> None:
+    """Evaluates the last stage of a finished run that was trained without some of the evaluations of `config`."""
+    missing = missing_evaluations(folder, config)
+    if not missing:
+        return
+    tokens = config["eval"]["tokens"]
+    subject, own, _ = open_subject(folder, None, (), None if tokens is None else round(quantity(tokens)))
+    evaluations = build_evaluations({name: config["evals"][name] for name in missing})
+    stage = find_stage_name(folder, None)
+    for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, own, training=True):
+        results = measurement.measure_or_warn(subject)
+        if results is not None:
+            save_results(folder, measurement.name, results)
+            add_metrics(folder, stage, metrics(measurement.name, results))
+
+
+def stages_of(folder: Path) -> list[Json]:
+    """The entries of the stages in summary.json of a run."""
+    return (read_summary(folder) or {}).get("stages", [])
 
 
 def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
@@ -254,7 +372,7 @@ def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
 def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
     """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
     of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
-    stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
+    stages = {record["name"]: record for record in stages_of(folder)}
     branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
     if branch_step is None or trunk is None:
         return of_stage

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
+from kleiber.evals.measure import Measurement, build_evaluations, own_sets, plan_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule
@@ -45,6 +46,7 @@ class Plan:
     outputs          number of outputs of each task head of the model, by name
     sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
     earlier          tasks that the start point was trained for
+    measurements     evaluations during training and after the last step
     """
 
     corpus: Corpus
@@ -64,6 +66,7 @@ class Plan:
     outputs: dict[str, int] = field(default_factory=dict)
     sides: int = 1
     earlier: list[Task] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
 
     @property
     def batch_tokens(self) -> int:
@@ -141,6 +144,9 @@ def make_plan(
         outputs=outputs,
         sides=sides,
         earlier=earlier,
+        measurements=plan_measurements(
+            build_evaluations(cfg.evals), model, corpus.tokenizer, own_sets(corpus.validation), training=True
+        ),
     )
 
 

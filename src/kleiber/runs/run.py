@@ -135,6 +135,7 @@ class RankZeroRun:
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
             self._print_banner()
             run_tree(self.tree, self._write_stage)
+            self._complete_evaluations()
             self.summary.update(status=Status.FINISHED)
         except Diverged as error:
             self.summary.update(status=Status.DIVERGED, error=str(error))
@@ -156,6 +157,13 @@ class RankZeroRun:
 
         closing_table(self.folder)
         return ExitCode.DONE
+
+    def _complete_evaluations(self) -> None:
+        """Runs the evaluations of which a run that was finished before has no scores."""
+        from kleiber.runs.evaluate import complete_evaluations
+
+        complete_evaluations(self.folder, OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
+        self.summary = Summary(self.folder)
 
     def _print_banner(self) -> None:
         from kleiber.runs.banner import banner_lines

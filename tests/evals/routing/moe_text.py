@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from evals.subjects import subject_of
 
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
@@ -44,4 +45,4 @@ def moe_subject(**options: object) -> Subject:
     model = Transformer(VOCAB, depth=2, width=32, context=CONTEXT, num_heads=2, mlp=mlp).eval()
     parts = {"low": Rows(0, 15), "high": Rows(15, 30)}
     corpus = SimpleNamespace(name="", config="", hash="", tokenizer=Bytes(), train=parts["low"], validation=parts)
-    return Subject(model, corpus, CLM(), rows=5)  # type: ignore[arg-type]
+    return subject_of(model, corpus, CLM(), rows=5)  # type: ignore[arg-type]

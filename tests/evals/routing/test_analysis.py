@@ -7,8 +7,8 @@ import pytest
 import torch
 from evals.routing.moe_text import CONTEXT, VOCAB, moe_subject
 
-from kleiber.evals import Subject
-from kleiber.evals.routing import evaluate
+from kleiber.evals.evaluation import Subject
+from kleiber.evals.routing import Routing
 from kleiber.evals.routing.analysis import (
     changed_share,
     coactivation,
@@ -88,7 +88,7 @@ def test_sensitivity_grows_with_the_noise(router):
 
 
 def test_a_router_without_weights_has_no_sensitivity_and_no_removal():
-    result = evaluate(moe_subject(router=Hash, balance=PerSequence(0.0)))
+    result = Routing().evaluate(moe_subject(router=Hash, balance=PerSequence(0.0))).details
     assert result["sensitivity"] is None and result["margin"] == {0: None, 1: None}
     assert result["redundancy"]["removal"] == {0: None, 1: None}
 
@@ -144,4 +144,4 @@ def test_saturation_compares_with_the_last_checkpoint_and_churn_with_the_next():
 def test_a_dense_model_is_refused():
     dense = Transformer(VOCAB, depth=1, width=32, context=CONTEXT, num_heads=2)
     with pytest.raises(ValueError, match="--evals routing"):
-        evaluate(replace(moe_subject(), model=dense))
+        Routing().check(dense)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.evals.routing.trace import (
     RoutingRecord,
     fixed_experts,
@@ -136,7 +136,7 @@ def expert_inputs(subject: Subject, tokens: int) -> dict[int, Tensor]:
     ]
     try:
         for domain in subject.domains:
-            subject.objective(subject.model, next(iter(subject.batches(domain, tokens))))
+            subject.objective_of(domain)(subject.model, next(iter(subject.batches(domain, tokens))))
     finally:
         for handle in handles:
             handle.remove()

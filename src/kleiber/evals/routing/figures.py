@@ -21,7 +21,7 @@ def figures(record: Json, folder: Path | None) -> dict[str, alt.TopLevelMixin]:
     """
     charts: dict[str, alt.TopLevelMixin] = {
         "load": load(record),
-        "specialisation": specialization(record),
+        "specialization": specialization(record),
         "similarity": similarity(record),
     }
     if record["sensitivity"]:
@@ -75,7 +75,7 @@ def removal(record: Json) -> alt.TopLevelMixin:
 
 def specialization(record: Json) -> alt.TopLevelMixin:
     """Mutual information of expert and domain or token, by layer."""
-    special = record["specialisation"]
+    special = record["specialization"]
     rows = pd.DataFrame(
         [
             {"layer": int(layer), "by": label, "share": value}

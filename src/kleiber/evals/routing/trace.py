@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kleiber.evals import Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.topk import TokenChoice
 from kleiber.types.batch import Routing, Sums
@@ -90,7 +90,7 @@ def loss_with(subject: Subject, model: Model, tokens: int, reroute: Reroute) -> 
     with rerouted(model, reroute):
         for domain in subject.domains:
             for batch in subject.batches(domain, tokens):
-                sums.add(subject.objective(model, batch))
+                sums.add(subject.objective_of(domain)(model, batch))
     return sums.means()["ce"].item()
 
 
@@ -112,7 +112,7 @@ def record_routing(subject: Subject, model: Model, tokens: int) -> RoutingRecord
     with rerouted(model, collect):
         for number, domain in enumerate(subject.domains):
             for batch in subject.batches(domain, tokens):
-                sums.add(subject.objective(model, batch))
+                sums.add(subject.objective_of(domain)(model, batch))
                 real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
                 mask = (real[:, :-1] & real[:, 1:]).flatten()
                 masks.append(mask)

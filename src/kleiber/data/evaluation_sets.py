@@ -1,0 +1,167 @@
+"""Held-out data sets of evaluations: text and tables by name or path, encoded with the tokenizer of any model.
+
+A name is builtin/docs, builtin/code, wikitext, tinystories, or a file, a folder or a name on the hub, as in
+data.path=...; NAME/CONFIG is one config of a data set. A data set with several configs and none named has a part for
+each. The held-out split is the validation split, else the test split; a data set with a single split is read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from kleiber.config import hub
+from kleiber.data.builtin import Builtin, Domain
+from kleiber.data.cache import Source, SourceText, cache_root
+from kleiber.data.dataset import Location, config_names, locate, open_tables, read_text_file, rows, table_name
+from kleiber.data.text import RereadableDocument, column_reader
+from kleiber.data.token_files import ValidationWindows, token_files
+from kleiber.types import Json, Row
+from kleiber.types.contracts import HeldOut
+from kleiber.types.tokenizer import Tokenizer
+
+TEXT = "text"  # the column that is read as text
+HELD_OUT = ("validation", "valid", "val", "dev", "test")  # names of splits, the best one first
+# Names with a config of their own, as the config group `data` has them.
+NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Held-out data of one name.
+
+    name     as in the names of metrics: builtin/docs, wikitext, blimp/wh_island
+    samples  returns the held-out samples, encoded with the tokenizer of the model
+    columns  of its table; empty for text that is no table, and for the data of a run
+    table    returns the held-out rows as they are; None where `columns` is empty
+    own      whether it is the validation data of the run itself, which the run's objective reads
+    group    name of the data set that it is a part of, such as blimp; None for one that is whole
+    """
+
+    name: str
+    samples: Callable[[], HeldOut]
+    columns: tuple[str, ...] = ()
+    table: Callable[[], Sequence[Row]] | None = None
+    group: str | None = None
+    own: bool = False
+
+    def rows(self, limit: int | None = None) -> Sequence[Row]:
+        """The first `limit` rows of the table; all of them for None. Raises ValueError where the data is no table."""
+        if self.table is None:
+            raise ValueError(f"{self.name} is not a table of rows")
+        return self.table()[:limit]
+
+
+def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
+    """Finds the data sets of a name or path (see the module), without encoding their text.
+
+    context  tokens of a sample
+
+    Raises ValueError for a name that is nothing of this kind, and for data that cannot be read.
+    """
+    if name == "builtin" or name.startswith("builtin/"):
+        domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
+        if name != "builtin" and name not in domains:
+            raise ValueError(f"data.path={name} must be {' or '.join(domains)}")
+        kind = "bytes" if tokenizer.name == "bytes" else "other"
+        chosen = domains if name == "builtin" else {name: domains[name]}
+        sources = {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
+        return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
+    location, config = find(name)
+    if location.kind == "text":
+        return [from_source(location.stem, HeldOutText(location), tokenizer, context)]
+    names = [config] if config is not None else config_names(location)
+    group = location.stem.lower()
+    if len(names) == 1 or name in NAMED:
+        whole = name in NAMED or config is None
+        return [_table(location, names[0], group if whole else f"{group}/{config}", None, tokenizer, context)]
+    return [_table(location, part, f"{group}/{part}", group, tokenizer, context) for part in names]
+
+
+def find(name: str) -> tuple[Location, str | None]:
+    """Where a data set is, and the config that its name chooses; None where it chooses none.
+
+    Raises ValueError for a path that does not exist and is no name on the hub.
+    """
+    if name in NAMED:
+        path, config = NAMED[name]
+        return locate(path), config
+    whole, part = Path(name).expanduser(), Path(name).name
+    parent = whole.parent if whole.parent.is_dir() and whole.parent != Path(".") else hub.local_copy(str(whole.parent))
+    if part and "/" in name and not whole.is_file() and parent is not None and (parent / "README.md").is_file():
+        location = Location(str(whole.parent), parent, from_local_copy=True)
+        if part in config_names(location):
+            return location, part
+    return locate(name), None
+
+
+def from_source(name: str, source: Source, tokenizer: Tokenizer, context: int) -> DataSet:
+    """The held-out text of a source."""
+
+    @cache
+    def samples() -> HeldOut:
+        splits, _ = token_files(source, tokenizer, cache_root(None))
+        return windows(name, ValidationWindows(splits["validation"], context, tokenizer))
+
+    return DataSet(name, samples)
+
+
+def windows(name: str, samples: ValidationWindows) -> HeldOut:
+    """The samples. Raises ValueError where there are none."""
+    if not len(samples):
+        raise ValueError(f"{name} has no held-out text")
+    return samples
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """The text of a .txt file, or of the column `text` of the held-out split of a table, as a text source.
+
+    stream  whether the rows are pieces of one text, not documents
+    """
+
+    location: Location
+    config: str | None = None
+    stream: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{table_name(self.location, self.config)}-held-out"
+
+    def identity(self) -> Json:
+        return {"held out": self.location.fingerprint(), "config": self.config, "stream": self.stream}
+
+    @contextmanager
+    def open_text(self, root: Path) -> Iterator[SourceText]:
+        """Opens the documents, all of them in the split `validation`."""
+        if self.location.kind == "text":
+            yield SourceText({"validation": [read_text_file(self.location)]}, {})
+            return
+        with open_tables(self.location, self.config, root) as tables:
+            read = column_reader(tables[held_out_split(tables)], (TEXT,), self.location.name)
+            documents = [RereadableDocument(read)] if self.stream else ([text] for text in read())
+            yield SourceText({"validation": documents}, {})
+
+
+def held_out_split(splits: Mapping[str, object]) -> str:
+    """Name of the held-out split: validation, test, or the first one where there is neither."""
+    return next((name for name in HELD_OUT if name in splits), next(iter(splits)))
+
+
+def _table(
+    location: Location, config: str | None, name: str, group: str | None, tokenizer: Tokenizer, context: int
+) -> DataSet:
+    """One config of a data set: its rows, and the samples of its column `text`."""
+    with open_tables(location, config, cache_root(None)) as tables:
+        columns = tuple(tables[held_out_split(tables)].column_names)
+
+    @cache
+    def table() -> Sequence[Row]:
+        with open_tables(location, config, cache_root(None)) as tables:
+            return list(rows(tables[held_out_split(tables)]))
+
+    text = from_source(name, HeldOutText(location, config, config == "wikitext-2-v1"), tokenizer, context)
+    return DataSet(name, text.samples, columns, table, group)

@@ -1,0 +1,175 @@
+"""Runs evaluations: chooses the data of each, measures the model, and names the results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from kleiber.config.targets import build
+from kleiber.data.evaluation_sets import DataSet, open_sets
+from kleiber.evals.evaluation import Evaluation, Results, Subject
+from kleiber.objectives.clm import CLM
+from kleiber.objectives.mlm import MLM
+from kleiber.records.files import write_json
+from kleiber.records.progress import activity
+from kleiber.types import Config, Json
+from kleiber.types.contracts import Corpus, HeldOut, Objective
+from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An evaluation with the data sets that it reads.
+
+    name  of the choice of the config group `evals`
+    """
+
+    name: str
+    evaluation: Evaluation
+    data: Sequence[DataSet]
+
+    def measure(self, subject: Subject) -> Results:
+        """Evaluates the model of `subject` on the data; restores its mode and the random state of PyTorch."""
+        model = subject.model
+        devices = [subject.device] if torch.device(subject.device).type == "cuda" else []
+        was_training = model.training
+        model.eval()
+        # Only training is compiled: each odd batch size would need its own graph.
+        eager = torch.compiler.set_stance("force_eager")
+        try:
+            with torch.random.fork_rng(devices), eager, activity(f"evaluation {self.name}"):
+                return self.evaluation.evaluate(replace(subject, data=self.data))
+        finally:
+            model.train(was_training)
+
+    def measure_or_warn(self, subject: Subject) -> Results | None:
+        """As `measure`; None, with a warning, where the data cannot be scored, which is no reason to end a run."""
+        try:
+            return self.measure(subject)
+        except ValueError as error:
+            log.warning("evaluation %s failed, and the run has no scores of it: %s", self.name, error)
+            return None
+
+
+def build_evaluations(nodes: Config | None) -> dict[str, Evaluation]:
+    """Builds the evaluations of the config node `evals`, by name."""
+    return {name: build(DictConfig(node)) for name, node in (nodes or {}).items() if node is not None}
+
+
+def plan_measurements(
+    evaluations: Mapping[str, Evaluation],
+    model: Model,
+    tokenizer: Tokenizer,
+    own: Sequence[DataSet],
+    named: Sequence[DataSet] = (),
+    training: bool = False,
+) -> list[Measurement]:
+    """Chooses the data of each evaluation: of its key `data`, else `named`, else the validation data of the run.
+
+    own       validation data of the run
+    named     data sets of the command line
+    training  whether the evaluations are for a training run
+
+    Raises ValueError for a model or data that an evaluation cannot read, and for a data set that none of them reads.
+    """
+    measurements = []
+    for name, evaluation in evaluations.items():
+        if training and not evaluation.during:
+            raise ValueError(f"evals={name} does not work during training: use `kleiber eval RUN --evals {name}`")
+        if evaluation.causal and not model.causal:
+            raise ValueError(f"--evals {name} needs a causal model, such as model=gpt; this model is bidirectional")
+        evaluation.check(model)
+        data: Sequence[DataSet] = named or own
+        if evaluation.data is not None:
+            key = f"evals.{name}.data"
+            data = [part for text in evaluation.data for part in find_sets(text, key, tokenizer, model)]
+        accepted = [part for part in data if evaluation.accepts(part)]
+        if evaluation.reads_data and (not accepted or (evaluation.data is not None and len(accepted) < len(data))):
+            refused = next((part for part in data if part not in accepted), None)
+            raise ValueError(explain_refusal(name, evaluation, refused))
+        measurements.append(Measurement(name, evaluation, accepted))
+    read = {part.name for measurement in measurements for part in measurement.data}
+    for part in named:
+        if part.name not in read:
+            names, columns = ", ".join(evaluations), ", ".join(part.columns)
+            raise ValueError(f"--data {part.name} has the columns {columns}, which none of {names} reads")
+    return measurements
+
+
+def find_sets(text: str, key: str, tokenizer: Tokenizer, model: Model) -> list[DataSet]:
+    """The data sets of a name or path. Errors name `key`, where the text stands."""
+    try:
+        return open_sets(text, tokenizer, model.context)
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.path=", f"{key} ", 1)) from error
+
+
+def explain_refusal(name: str, evaluation: Evaluation, data: DataSet | None) -> str:
+    """Why an evaluation cannot read a data set, and what it needs."""
+    what = "no data" if data is None else f"{data.name}, whose columns are {', '.join(data.columns) or 'none'}"
+    if data is not None and data.own:
+        what = f"only {data.name}, the validation data of the run"
+    if not evaluation.columns:
+        return f"--evals {name} reads text, in a column text, and got {what}"
+    needed = "; or ".join(", ".join(columns) for columns in evaluation.columns)
+    return (
+        f"--evals {name} needs a table with the columns {needed}, and got {what}: name such data with --data, or with "
+        f"evals.{name}.data=[...]"
+    )
+
+
+def own_sets(samples: Mapping[str, HeldOut]) -> list[DataSet]:
+    """The validation data of a run as data sets."""
+    return [DataSet(name, lambda held_out=held_out: held_out, own=True) for name, held_out in samples.items()]
+
+
+def language_objective(objective: Objective, model: Model, tokenizer: Tokenizer) -> Objective:
+    """The objective by which a model reads any text: its own if it is one, else prediction of the next token.
+
+    A bidirectional model predicts masked tokens.
+    """
+    if objective.likelihood or isinstance(objective, MLM):
+        return objective
+    return CLM() if model.causal else MLM(tokenizer)
+
+
+def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int | None, rows: int = 16) -> Subject:
+    """A model that trains on `corpus`, as the subject of evaluations.
+
+    tokens  target tokens to score per data set; None leaves the number to the evaluation
+    rows    samples per forward pass
+    """
+    language = language_objective(objective, model, corpus.tokenizer)
+    device = next(model.parameters()).device
+    return Subject(model, corpus.tokenizer, objective, language, (), corpus.train, tokens, rows=rows, device=device)
+
+
+def metrics(name: str, results: Results) -> dict[str, float]:
+    """The scores by their name in summary.json, eval/<name>/<data>/<metric>."""
+    return {
+        f"eval/{name}/{data}/{metric}": score.value
+        for data, scores in results.scores.items()
+        for metric, score in scores.items()
+    }
+
+
+def to_json(results: Results) -> Json:
+    """The results as RUN/evals/<name>.json holds them."""
+    scores = {
+        data: {metric: score.to_json() for metric, score in scores.items()} for data, scores in results.scores.items()
+    }
+    return {"scores": scores, "details": results.details}
+
+
+def save_results(folder: Path, name: str, results: Results) -> None:
+    """Writes the results of an evaluation to evals/<name>.json in the folder of a run."""
+    (folder / "evals").mkdir(exist_ok=True)
+    write_json(folder / "evals" / f"{name}.json", to_json(results))

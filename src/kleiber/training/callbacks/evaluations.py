@@ -1,0 +1,88 @@
+"""Runs the evaluations of the config group `evals` during training and after the last step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kleiber.evals.evaluation import Subject
+from kleiber.evals.measure import Measurement, metrics, save_results
+from kleiber.records.summary import Scores, StageRecord
+from kleiber.training.lightning import LeanCallback, Trainer
+from kleiber.training.lit import LitLM
+from kleiber.training.sharding import full_parameters
+
+
+class Evaluations(LeanCallback):
+    """Evaluates the model every `every` tokens and after the last step, on rank 0.
+
+    The scores are metrics of the stage and rows of its curve, as eval/<name>/<data>/<metric>; the last results are in
+    RUN/evals. They change neither the training nor its random numbers.
+
+    subject       the model and how much of the data is scored
+    every         training tokens between two evaluations; None: after the last step only
+    at_start      whether the model is evaluated before the first step, because it begins with trained weights
+    at_end        whether it is evaluated after the last step
+    """
+
+    def __init__(
+        self,
+        measurements: Sequence[Measurement],
+        subject: Subject,
+        record: StageRecord,
+        folder: Path,
+        batch_tokens: int,
+        every: int | None = None,
+        at_start: bool = False,
+        at_end: bool = True,
+    ) -> None:
+        self.measurements, self.subject, self.record, self.folder = measurements, subject, record, folder
+        self.batch_tokens, self.every, self.at_start, self.at_end = batch_tokens, every, at_start, at_end
+        self.cost_is_told = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Evaluates a model that begins with trained weights."""
+        if self.at_start and not trainer.global_step:
+            scores = self.scores(trainer, pl_module)
+            self.record.start_metrics = {**self.record.start_metrics, **scores}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Evaluates the model where that is due after this step."""
+        step = trainer.global_step
+        if step == trainer.max_steps:
+            due = self.at_end
+        else:
+            due = self.every is not None and step * self.batch_tokens // self.every > (
+                (step - 1) * self.batch_tokens // self.every
+            )
+        if due:
+            scores = self.scores(trainer, pl_module)
+            self.record.add_to_row(step, scores)
+
+    def measure(self, measurement: Measurement) -> Scores:
+        """The scores of one evaluation, and its results in RUN/evals; {} with a warning where it fails."""
+        results = measurement.measure_or_warn(self.subject)
+        if results is None:
+            return {}
+        save_results(self.folder, measurement.name, results)
+        return metrics(measurement.name, results)
+
+    def scores(self, trainer: Trainer, pl_module: LitLM) -> Scores:
+        """Evaluates the model, logs and returns its scores by metric; {} on every other rank than the first."""
+        began, scores = time.perf_counter(), {}
+        with full_parameters(pl_module.model), trainer.precision_plugin.val_step_context():
+            if trainer.is_global_zero:
+                for measurement in self.measurements:
+                    scores |= self.measure(measurement)
+        seconds = time.perf_counter() - began
+        self.record.evaluation_seconds += seconds
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, trainer.global_step)
+        if trainer.is_global_zero and self.every is not None and not self.cost_is_told:
+            self.cost_is_told = True
+            times = trainer.max_steps * self.batch_tokens // self.every
+            names = ", ".join(measurement.name for measurement in self.measurements)
+            print(f"evaluating {names} takes {seconds:.1f} s, about {times} times in this stage", file=sys.stderr)
+        return scores
