@@ -1,4 +1,4 @@
-"""A model that gives each byte a probability of its own, whatever comes before it, and tables to score it on."""
+"""A model that gives each byte a probability of its own, whatever comes before it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.evaluation import DataSet, Subject
+from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
-from kleiber.types import Row
 
 
 def planted(causal: bool = True, **probabilities: float) -> Transformer:
@@ -32,15 +32,6 @@ def planted(causal: bool = True, **probabilities: float) -> Transformer:
     return model
 
 
-def table(name: str, rows: Sequence[Row], group: str | None = None) -> DataSet:
-    """A data set with these rows."""
-
-    def samples():
-        raise AssertionError("a table of items is not read as text")
-
-    return DataSet(name, samples, tuple(rows[0]), lambda: rows, group)
-
-
 def subject(model: Transformer, data: Sequence[DataSet], **options) -> Subject:
-    """The model with these data sets."""
-    return Subject(model=model, tokenizer=Bytes(), objective=CLM(), data=data, **options)
+    """The model with these data sets, and no training text."""
+    return Subject(model, Bytes(), CLM(), CLM(), data, **options)

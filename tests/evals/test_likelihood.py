@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -91,7 +93,7 @@ def test_a_text_longer_than_the_context_is_scored_in_pieces_of_half_a_context():
     model = build().eval()
     whole = draw(62)
     starts = [2, 14, 26, 38, 50, 62]
-    pieces = [slow(model, whole[:a], whole[a:b])[0] for a, b in zip(starts, starts[1:], strict=False)]
+    pieces = [slow(model, whole[:a], whole[a:b])[0] for a, b in pairwise(starts)]
     found = log_likelihoods(model, [[(whole[:2], whole[2:])]], 1000, "scoring")
     assert found.log_probs.tolist() == pytest.approx([sum(pieces)], abs=1e-4)
 
@@ -153,7 +155,7 @@ class Tokens(Bytes):
 def slow_pseudo(model: Transformer, ids: list[int]) -> float:
     row, total = [61, *ids], 0.0
     for at in range(1, len(row)):
-        hidden = row[:at] + [60] + row[at + 1 :]
+        hidden = [*row[:at], 60, *row[at + 1 :]]
         total += float(model.head(model(Batch(torch.tensor([hidden]))).hidden)[0, at].log_softmax(-1)[row[at]])
     return total
 

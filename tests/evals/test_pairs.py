@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from evals.planted import planted, subject, table
+from evals.planted import planted, subject
+from evals.subjects import table
 
 from kleiber.evals import Pairs
-from kleiber.evals.evaluation import Subject
+from kleiber.evals.evaluation import Score, Subject
 from kleiber.evals.pairs import perplexity
-from kleiber.evals.evaluation import Score
 
 PAIRS = [
     {"sentence_good": "aa", "sentence_bad": "bb"},
@@ -29,19 +29,19 @@ def test_scores_are_those_of_planted_log_probabilities(causal):
     scores = Pairs(prefix="").evaluate(subject(planted(causal, a=0.5, b=0.25), [table("t", PAIRS)])).scores["t"]
     difference = [2 * math.log(2), 3 * math.log(0.25) - 5 * math.log(0.5), 0]
     assert scores["accuracy"].value == pytest.approx(1.5 / 3) and scores["chance"].value == 0.5
-    assert scores["margin"].value == pytest.approx(sum(difference) / 3, abs=1e-5)
-    assert scores["margin_per_byte"].value == pytest.approx((math.log(2) - math.log(2) + 0) / 3, abs=1e-5)
+    assert scores["margin"].value == pytest.approx(sum(difference) / 3, abs=5e-4)
+    assert scores["margin_per_byte"].value == pytest.approx((math.log(2) - math.log(2) + 0) / 3, abs=5e-4)
 
 
 def test_the_prefix_stands_in_front_of_each_sentence_of_a_causal_model():
     model, rows = planted(a=0.5, b=0.25), [table("t", [{"sentence_good": "a", "sentence_bad": "bb"}])]
     values = [Pairs(prefix=prefix).evaluate(subject(model, rows)).scores["t"] for prefix in ("", "aab")]
-    assert values[0]["margin"].value == pytest.approx(values[1]["margin"].value, abs=1e-5)
+    assert values[0]["margin"].value == pytest.approx(values[1]["margin"].value, abs=5e-4)
     gap = values[1]["margin_per_byte"].value - values[0]["margin_per_byte"].value
-    assert gap == pytest.approx((2 * math.log(0.5) + math.log(0.25)) / 2, abs=1e-5)
+    assert gap == pytest.approx((2 * math.log(0.5) + math.log(0.25)) / 2, abs=5e-4)
     masked = planted(False, a=0.5, b=0.25)
     assert Pairs(prefix="aab").evaluate(subject(masked, rows)).scores["t"]["margin_per_byte"].value == pytest.approx(
-        values[0]["margin_per_byte"].value, abs=1e-5
+        values[0]["margin_per_byte"].value, abs=5e-4
     )
 
 
@@ -50,17 +50,22 @@ def test_the_last_word_is_what_greedy_decoding_must_give():
     model = planted(a=0.3, b=0.2)
     scores = Pairs().evaluate(subject(model, [table("lambada", LAMBADA)])).scores["lambada"]
     log_probs = [math.log(0.5 * 0.3), math.log(0.5 * 0.2), math.log(0.5 * 0.3**2)]
-    assert scores["log_prob"].value == pytest.approx(np.mean(log_probs), abs=1e-5)
+    assert scores["log_prob"].value == pytest.approx(np.mean(log_probs), abs=5e-4)
     assert scores["perplexity"].value == pytest.approx(math.exp(-np.mean(log_probs)), abs=1e-4)
     assert scores["perplexity"].lo == pytest.approx(math.exp(-scores["log_prob"].hi))
     assert scores["accuracy"].value == 0 and "chance" not in scores
-    assert Pairs().evaluate(subject(planted(a=1e-9), [table("lambada", [{"text": "a  "}])])).scores["lambada"][
-        "accuracy"
-    ].value == 1.0
+    assert (
+        Pairs()
+        .evaluate(subject(planted(a=1e-9), [table("lambada", [{"text": "a  "}])]))
+        .scores["lambada"]["accuracy"]
+        .value
+        == 1.0
+    )
 
 
 def test_perplexity_has_the_bounds_of_the_log_probability_in_reverse():
-    assert perplexity(Score(0.0, -math.log(2), math.log(2), 5)) == Score(1.0, pytest.approx(0.5), pytest.approx(2.0), 5)
+    score = perplexity(Score(0.0, -math.log(2), math.log(4), 5))
+    assert (score.value, score.n) == (1.0, 5) and (score.lo, score.hi) == pytest.approx((0.25, 2.0))
     assert perplexity(Score(0.0)) == Score(1.0)
 
 
@@ -69,9 +74,10 @@ def test_questions_are_scored_as_by_choice():
 
     rows = [{"ctx": "a", "endings": ["aaaa", "b"], "label": "0"}]
     model = planted(a=0.5, b=0.25)
-    assert Pairs().evaluate(subject(model, [table("q", rows)])).scores == Choice().evaluate(
-        subject(model, [table("q", rows)])
-    ).scores
+    assert (
+        Pairs().evaluate(subject(model, [table("q", rows)])).scores
+        == Choice().evaluate(subject(model, [table("q", rows)])).scores
+    )
 
 
 def test_a_text_has_a_last_word_to_predict_where_its_name_says_so():
@@ -82,7 +88,7 @@ def test_a_text_has_a_last_word_to_predict_where_its_name_says_so():
 
 
 def test_a_masked_model_scores_pairs_alone():
-    with pytest.raises(ValueError, match=r"pairs on lambada needs a causal model"):
+    with pytest.raises(ValueError, match=r"--evals pairs on lambada needs a causal model"):
         Pairs().evaluate(subject(planted(False, a=0.5), [table("lambada", LAMBADA)]))
 
 
@@ -114,7 +120,7 @@ def stories(shared) -> Subject:
     folder = shared / "data/models/stories260K"
     model = from_hf(read_folder(folder)).eval()
     tables = [read(shared, "blimp/transitive"), read(shared, "lambada_openai"), read(shared, "hellaswag")]
-    return Subject(model=model, tokenizer=load_pretrained(str(folder)), objective=CLM(), data=tables, limit=LIMIT)
+    return Subject(model, load_pretrained(str(folder)), CLM(), CLM(), tables, limit=LIMIT)
 
 
 def read(shared, name):
@@ -143,11 +149,17 @@ def test_scores_equal_those_of_lm_evals_tasks(stories, shared, tmp_path):
         path = tmp_path / f"{task}.jsonl"
         rows = next(data for data in stories.data if data.name == name).rows(LIMIT)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {split[task]: str(path)}}}
+        files = {
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": {split[task]: str(path)}},
+        }
         if task == "hellaswag":
             files |= {"training_split": None, "validation_split": "validation"}
         config = {"task": task, **files}
-        found = lm_eval.simple_evaluate(model=lm, tasks=[config], task_manager=manager, bootstrap_iters=0)["results"][task]
+        found = lm_eval.simple_evaluate(model=lm, tasks=[config], task_manager=manager, bootstrap_iters=0)["results"][
+            task
+        ]
         assert ours[name]["accuracy"].value == pytest.approx(found["acc,none"], abs=1e-4)
         if task == "hellaswag":
             assert ours[name]["accuracy_per_byte"].value == pytest.approx(found["acc_norm,none"], abs=1e-4)

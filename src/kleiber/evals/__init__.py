@@ -7,6 +7,7 @@ EXPORTS = {
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Routing": "routing",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from kleiber.evals.evaluation import DataSet, Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.data.evaluation_sets import DataSet
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.types import Json, Row
 
@@ -59,7 +60,7 @@ class Choice(Evaluation):
         return figures(results["scores"])
 
 
-Values = dict[str, Float[np.ndarray, "items"]]  # a value of each item, by the metric that is their mean
+Values = dict[str, Float[np.ndarray, "rows"]]  # a value of each item, by the metric that is their mean
 
 
 def score_groups(sets: Sequence[DataSet], values: Callable[[DataSet], Values]) -> dict[str, Scores]:
@@ -121,12 +122,12 @@ def choice_values(subject: Subject, data: DataSet) -> Values:
     }
 
 
-def shares_of_best(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "items"]:
+def shares_of_best(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "rows"]:
     """1 where the entry of the label is the largest of its item, 1/n where n entries tie for that, and 0 elsewhere."""
     return np.array([(s[i] == s.max()) / (s == s.max()).sum() for s, i in zip(scores, labels, strict=True)])
 
 
-def margins(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "items"]:
+def margins(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "rows"]:
     """Entry of the label less the largest other entry of its item."""
     return np.array([s[i] - np.delete(s, i).max() for s, i in zip(scores, labels, strict=True)])
 

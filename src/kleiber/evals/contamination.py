@@ -1,9 +1,9 @@
 """Contamination: how many items of an evaluation have words in common with the text that a model was trained on.
 
 An item is contaminated if N consecutive words of one of its texts stand in the training text. Brown et al. 2020
-(arXiv:2005.14165, appendix C) take 8 to 13 words, depending on the length of the items; N is 8 here, since the items of
-small data sets are short. A text of fewer words, such as a sentence of BLiMP, must stand there as a whole, and a text of
-less than four words is not looked up. Words are compared in lower case and without punctuation.
+(arXiv:2005.14165, appendix C) take 8 to 13 words, fewer the shorter the items are; N is 8 here, because the items that
+small models are scored on are short. A text of fewer words, such as a sentence of BLiMP, must stand there as a whole,
+and a text of less than four words is not looked up. Words are compared in lower case and without punctuation.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from kleiber.evals.evaluation import Score, mean_score
+from kleiber.data.evaluation_sets import DataSet
+from kleiber.evals.evaluation import Score, Scores, Subject, mean_score
 from kleiber.records.progress import activity
 from kleiber.types import Row
 from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
 
+METRIC = "contamination"
 N = 8  # words
 FEWEST = 4  # words of a text that is looked up
 TOKENS = 1 << 20  # decoded at once
@@ -29,6 +31,34 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)  # of the polynomial hash of words
 WORD = re.compile(r"[^\W_]+")
 
 Hashes = UInt64[np.ndarray, "_"]
+
+
+class Contamination:
+    """Contamination of the tables of several evaluations, for which the training text is read once."""
+
+    def __init__(self) -> None:
+        self.sets: list[DataSet] = []
+        self._scores: dict[str, Score] | None = None
+
+    def add_to(self, scores: Mapping[str, Scores], subject: Subject) -> dict[str, Scores]:
+        """The scores of data sets with `contamination`, those of tables and groups of tables of `sets`.
+
+        Unchanged for a model whose training text is not known.
+        """
+        if subject.train is None or not self.sets or not len(subject.train):
+            return dict(scores)
+        if self._scores is None:
+            items: dict[str, list[list[str]]] = {}
+            for data in {data.name: data for data in self.sets}.values():
+                texts = [item_texts(row) for row in data.rows(subject.limit)]
+                items[data.name] = texts
+                if data.group is not None:
+                    items[data.group] = items.get(data.group, []) + texts
+            self._scores = contamination(subject.train, subject.tokenizer, items)
+        return {
+            name: of_data | ({METRIC: self._scores[name]} if name in self._scores else {})
+            for name, of_data in scores.items()
+        }
 
 
 def contamination(
@@ -43,11 +73,14 @@ def contamination(
     wanted = _Wanted([text for of_data in items.values() for texts in of_data for text in texts])
     for text in training_text(train, tokenizer):
         wanted.find(text)
-    numbers = iter(wanted.found())
-    return {
-        name: mean_score(np.array([any([next(numbers) for _ in texts]) for texts in of_data], dtype=np.float64))
-        for name, of_data in items.items()
-    }
+    found, scores, start = wanted.found(), {}, 0
+    for name, of_data in items.items():
+        shares = []
+        for texts in of_data:
+            shares.append(float(any(found[start : start + len(texts)])))
+            start += len(texts)
+        scores[name] = mean_score(shares)
+    return scores
 
 
 def item_texts(row: Row) -> list[str]:

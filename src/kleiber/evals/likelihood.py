@@ -45,8 +45,8 @@ class Likelihoods:
     greedy     whether each token of the text is the most probable one
     """
 
-    log_probs: Float[np.ndarray, "texts"]
-    greedy: Bool[np.ndarray, "texts"]
+    log_probs: Float[np.ndarray, "rows"]
+    greedy: Bool[np.ndarray, "rows"]
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -284,7 +284,7 @@ def target_scores(
 @torch.inference_mode()
 def pseudo_log_likelihoods(
     model: Model, texts: Sequence[Ids], tokenizer: Tokenizer, tokens: int, label: str
-) -> Float[np.ndarray, "texts"]:
+) -> Float[np.ndarray, "rows"]:
     """sum_t log p(x_t | all other tokens of the text) in nats, of each text, under a masked model.
 
     Each token is hidden once, in a copy of its text. The tokens that separate documents stand around a text, and are

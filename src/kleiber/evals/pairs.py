@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.choice import COLUMNS, Values, choice_values, margins, score_groups, shares_of_best
-from kleiber.evals.evaluation import DataSet, Evaluation, Results, Score, Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens, pseudo_log_likelihoods
 from kleiber.types import Json
 
@@ -70,8 +71,8 @@ class Pairs(Evaluation):
             return self._pair_values(subject, data)
         if not subject.model.causal:
             raise ValueError(
-                f"pairs on {data.name} needs a causal model, such as model=gpt: this model is masked, and can only score "
-                f"minimal pairs, with the columns {' and '.join(SENTENCES)}"
+                f"--evals pairs on {data.name} needs a causal model, such as model=gpt; this model is "
+                f"bidirectional, and can only score minimal pairs, with the columns {' and '.join(SENTENCES)}"
             )
         return last_word_values(subject, data) if self._has_last_word(data) else choice_values(subject, data)
 
