@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from evals.planted import planted, subject
 from evals.subjects import table
 
-from kleiber.evals import Pairs
+from kleiber.evals import Pairs, pairs
 from kleiber.evals.evaluation import Score, Subject
 from kleiber.evals.pairs import perplexity
 
@@ -30,19 +32,19 @@ def test_scores_are_those_of_planted_log_probabilities(causal):
     difference = [2 * math.log(2), 3 * math.log(0.25) - 5 * math.log(0.5), 0]
     assert scores["accuracy"].value == pytest.approx(1.5 / 3) and scores["chance"].value == 0.5
     assert scores["margin"].value == pytest.approx(sum(difference) / 3, abs=5e-4)
-    assert scores["margin_per_byte"].value == pytest.approx((math.log(2) - math.log(2) + 0) / 3, abs=5e-4)
+    assert scores["margin_per_byte"].value == pytest.approx((difference[0] / 2 + difference[1] / 4) / 3, abs=5e-4)
 
 
-def test_the_prefix_stands_in_front_of_each_sentence_of_a_causal_model():
+def test_the_prefix_stands_in_front_of_each_sentence_of_a_causal_model(monkeypatch):
     model, rows = planted(a=0.5, b=0.25), [table("t", [{"sentence_good": "a", "sentence_bad": "bb"}])]
-    values = [Pairs(prefix=prefix).evaluate(subject(model, rows)).scores["t"] for prefix in ("", "aab")]
-    assert values[0]["margin"].value == pytest.approx(values[1]["margin"].value, abs=5e-4)
-    gap = values[1]["margin_per_byte"].value - values[0]["margin_per_byte"].value
-    assert gap == pytest.approx((2 * math.log(0.5) + math.log(0.25)) / 2, abs=5e-4)
-    masked = planted(False, a=0.5, b=0.25)
-    assert Pairs(prefix="aab").evaluate(subject(masked, rows)).scores["t"]["margin_per_byte"].value == pytest.approx(
-        values[0]["margin_per_byte"].value, abs=5e-4
+    encoded, encode = [], pairs.encode_pairs
+    monkeypatch.setattr(
+        pairs, "encode_pairs", lambda tokenizer, texts: encoded.append(texts) or encode(tokenizer, texts)
     )
+    for prefix in ("", "ab"):
+        Pairs(prefix=prefix).evaluate(subject(model, rows))
+    Pairs().evaluate(subject(model, rows))
+    assert encoded == [[("", f"{p}a"), ("", f"{p}bb")] for p in ("", "ab", " ")]
 
 
 def test_the_last_word_is_what_greedy_decoding_must_give():
@@ -108,6 +110,11 @@ def test_figures_show_accuracy_and_margin():
 # The reference: lm-eval and transformers on real rows.
 
 LIMIT = 40
+TASKS = {
+    "blimp/transitive": ("blimp/transitive", "train"),
+    "lambada_openai": ("lambada/lambada_openai", "test"),
+    "hellaswag": ("hellaswag/hellaswag", "validation"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -134,36 +141,31 @@ def read(shared, name):
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra eval (lm-eval)")
 def test_scores_equal_those_of_lm_evals_tasks(stories, shared, tmp_path):
     """The tasks of lm-eval themselves, on files with the same rows."""
-    import json
-
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     lm = HFLM(pretrained=str(shared / "data/models/stories260K"), dtype="float32", device="cpu", batch_size=8)
-    ours = Pairs().evaluate(stories).scores
-    tasks = {"blimp_transitive": "blimp/transitive", "lambada_openai": "lambada_openai", "hellaswag": "hellaswag"}
-    split = {"hellaswag": "validation", "lambada_openai": "test", "blimp_transitive": "train"}
-    manager = TaskManager()
-    for task, name in tasks.items():
-        path = tmp_path / f"{task}.jsonl"
+    ours, home = Pairs().evaluate(stories).scores, Path(lm_eval.__file__).parent / "tasks"
+    for name, (task, split) in TASKS.items():
         rows = next(data for data in stories.data if data.name == name).rows(LIMIT)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        files = {
+        (tmp_path / f"{Path(task).name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = {"dataset_kwargs": {"data_files": {split: str(tmp_path / f"{Path(task).name}.jsonl")}}}
+        own = {
+            "include": str(home / f"{task}.yaml"),
+            "task": name,
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split[task]: str(path)}},
+            **files,
         }
-        if task == "hellaswag":
-            files |= {"training_split": None, "validation_split": "validation"}
-        config = {"task": task, **files}
-        found = lm_eval.simple_evaluate(model=lm, tasks=[config], task_manager=manager, bootstrap_iters=0)["results"][
-            task
-        ]
+        (tmp_path / f"{Path(task).name}.yaml").write_text(json.dumps(own))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    results = lm_eval.simple_evaluate(model=lm, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)["results"]
+    for name, found in results.items():
         assert ours[name]["accuracy"].value == pytest.approx(found["acc,none"], abs=1e-4)
-        if task == "hellaswag":
+        if name == "hellaswag":
             assert ours[name]["accuracy_per_byte"].value == pytest.approx(found["acc_norm,none"], abs=1e-4)
-        if task == "lambada_openai":
+        if name == "lambada_openai":
             assert ours[name]["log_prob"].value == pytest.approx(-math.log(found["perplexity,none"]), abs=1e-4)
 
 

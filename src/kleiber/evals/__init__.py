@@ -7,6 +7,7 @@ EXPORTS = {
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "OOD": "ood",
     "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",

@@ -39,6 +39,23 @@ def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelM
     return charts
 
 
+def gap_chart(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelMixin]:
+    """A chart of the gap of each data set to the in-domain data; none without gaps."""
+    rows = pd.DataFrame(
+        [
+            {"data": data, **{key: of_data["gap"][key] for key in ("value", "lo", "hi")}}
+            for data, of_data in scores.items()
+            if "gap" in of_data
+        ]
+    )
+    if not len(rows):
+        return {}
+    rows = rows.sort_values("value")
+    zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(color="#888").encode(x="x:Q")
+    points = _points(rows, "loss less that of the in-domain data (bits per byte, 90 % interval)", None)
+    return {"gap": with_title(alt.layer(zero, points), "Gap out of distribution by data set", _height(rows))}
+
+
 def _names(rows: pd.DataFrame) -> alt.Y:
     return alt.Y("data:N", title=None, sort=list(rows["data"]), axis=alt.Axis(labelLimit=260))
 

@@ -154,7 +154,10 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
     """
     language = language_objective(objective, model, corpus.tokenizer)
     device = next(model.parameters()).device
-    return Subject(model, corpus.tokenizer, objective, language, (), corpus.train, tokens, rows=rows, device=device)
+    own = own_sets(corpus.validation)
+    return Subject(
+        model, corpus.tokenizer, objective, language, (), corpus.train, own, tokens, rows=rows, device=device
+    )
 
 
 def metrics(name: str, results: Results) -> dict[str, float]:

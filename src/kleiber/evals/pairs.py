@@ -81,7 +81,7 @@ class Pairs(Evaluation):
 
         accuracy         1 where the good sentence is more likely, 1/2 where both are equally likely
         margin           log-probability of the good sentence less that of the bad one, in nats
-        margin_per_byte  the same of log-probabilities per byte
+        margin_per_byte  the same divided by the mean bytes of both sentences
         chance           1/2
         """
         pairs = [(str(row[SENTENCES[0]]), str(row[SENTENCES[1]])) for row in data.rows(subject.limit)]
@@ -95,12 +95,13 @@ class Pairs(Evaluation):
             texts = [ids.tolist() for ids in subject.tokenizer.encode_many(sentences)]
             log_probs = pseudo_log_likelihoods(subject.model, texts, subject.tokenizer, tokens, label)
         both = log_probs.reshape(-1, 2)
-        per_byte = both / [[max(1, len(sentence.encode())) for sentence in pair] for pair in pairs]
+        num_bytes = np.array([max(1, len((good + bad).encode())) / 2 for good, bad in pairs])
         labels = [0] * len(pairs)
+        nats = margins(list(both), labels)
         return {
             "accuracy": shares_of_best(list(both), labels),
-            "margin": margins(list(both), labels),
-            "margin_per_byte": margins(list(per_byte), labels),
+            "margin": nats,
+            "margin_per_byte": nats / num_bytes,
             "chance": np.full(len(pairs), 0.5),
         }
 

@@ -219,7 +219,7 @@ class HFCache(DecodingCache):
         pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
         return [tensor for pair in pairs for tensor in pair if tensor is not None]
 
-    def select(self, rows: Int[Tensor, "selected"], length: int) -> HFCache:
+    def select(self, rows: Int[Tensor, "_"], length: int) -> HFCache:
         selected = copy.copy(self)
         selected.inner = copy.copy(self.inner)
         selected.inner.layers = [copy.copy(layer) for layer in self.inner.layers]

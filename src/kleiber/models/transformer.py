@@ -177,7 +177,7 @@ class KeyValueCache(DecodingCache):
     def tensors(self) -> list[Tensor]:
         return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
 
-    def select(self, rows: Int[Tensor, "selected"], length: int) -> KeyValueCache:
+    def select(self, rows: Int[Tensor, "_"], length: int) -> KeyValueCache:
         selected = KeyValueCache(0, length)
         selected.layers = [cache.select(rows, length) for cache in self.layers]
         selected.real = None if self.real is None else self.real[rows]

@@ -283,7 +283,7 @@ class Cache:
         self.values[:, :, start : self.used] = values
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
-    def select(self, rows: Int[Tensor, "selected"], length: int) -> Cache:
+    def select(self, rows: Int[Tensor, "_"], length: int) -> Cache:
         """A cache for `length` positions, with the rows of these numbers, some of which may repeat."""
         selected = Cache(length)
         if self.keys is not None and self.values is not None:

@@ -17,6 +17,7 @@ EXPORTS = {
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
+    "OOD": "ood",
     "Scaling": "scaling",
     "Transfer": "transfer",
 }
