@@ -70,6 +70,8 @@ SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_
 ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
+ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
+NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"]}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -293,7 +295,6 @@ def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}
-    # tests/retention asks each setting of a method for its effect
-    elsewhere = ["data.", "training.", "runs.", "studies.", "launch.", "adapters.", "models.HFModel", "retention."]
-    elsewhere = tuple(f"kleiber.{name}" for name in [*elsewhere, "objectives.Distill"])
+    elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill"
+    elsewhere = tuple(f"kleiber.{name}" for name in elsewhere.split())
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

@@ -120,20 +120,11 @@ def test_a_cached_source_is_read_from_its_token_file_of_bytes(tmp_path: Path) ->
     assert source.read == 1 and CachedSource(source).identity() == source.identity()
 
 
-def test_ids_outside_a_vocabulary_and_sources_without_text_are_refused(tmp_path: Path) -> None:
+def test_ids_outside_a_vocabulary_are_refused(tmp_path: Path) -> None:
     small = Bytes()
     small.vocab_size = 100
     with pytest.raises(ValueError, match="99"):
         token_files(Letters(), small, tmp_path)
-
-    class Silent(Letters):
-        @contextmanager
-        def open_text(self, root: Path) -> Iterator[SourceText]:
-            yield SourceText({"train": []}, {})
-
-    with pytest.raises(ValueError, match="silent"):
-        Silent.name = "silent"
-        token_files(Silent(), Bytes(), tmp_path)
 
 
 @pytest.mark.parametrize(("size", "bits"), [(272, 16), (1 << 16, 16), ((1 << 16) + 1, 32)])

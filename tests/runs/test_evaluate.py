@@ -4,12 +4,10 @@ import json
 import shutil
 
 import pytest
-import torch
 from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
-from kleiber.runs.evaluate import earlier_models, parse_names
-from kleiber.runs.open import open_model
+from kleiber.runs.evaluate import parse_names
 
 RUN = [
     "model=moe",
@@ -53,26 +51,6 @@ def test_routing_reads_earlier_checkpoints_and_draws_figures(run, cache_dir, cap
     names = {path.stem for path in (run / "evals/figures").glob("*.png")}
     assert {"load", "removal", "sensitivity", "saturation", "load_over_time", "specialization", "similarity"} <= names
     assert "routing/all/sensitivity/noise/0.01/flips" in capsys.readouterr().out
-
-
-def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
-    steps, weights = [], []
-    for step, model in earlier_models(run):
-        steps.append(step)
-        weights.append(model.norm.weight.clone())
-    assert steps == [10, 15] and not torch.equal(*weights)
-    last = open_model(run / "main")
-    assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
-
-
-def test_the_checkpoints_of_a_branch_begin_with_those_of_its_trunk(tmp_path, cache_dir):
-    from kleiber.launch.main import main as train
-
-    tree = ["stages=trunk_and_cooldowns", "stages.branches=[5120,8192]", "callbacks.checkpoints.every=3"]
-    assert train([*TINY, *RUN, *tree, "callbacks.checkpoints.keep=9", f"root={tmp_path}", "trainer=cpu"]) == 0
-    (run,) = tmp_path.glob("*/*")
-    steps = {stage: [step for step, _ in earlier_models(run / stage)] for stage in ("5120", "8192")}
-    assert steps == {"5120": [3, 6, 8, 9], "8192": [3, 6, 8, 9, 12, 15]}
 
 
 def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):

@@ -147,19 +147,6 @@ def _opened(location: Location, config: str | None, root: Path) -> Iterator[tupl
             datasets.enable_progress_bars()
 
 
-def config_names(location: Location) -> list[str | None]:
-    """Names of the configs of a data set; [None] for a file, and where the default config is the only one."""
-    if location.kind or (location.local is not None and not (location.local / "README.md").is_file()):
-        return [None]
-    if location.local is None and not hub.reachable():  # opening it fails with an explanation
-        return [None]
-    from datasets import get_dataset_config_names
-
-    with hub.offline() if location.local is not None else nullcontext():
-        names = get_dataset_config_names(location.name if location.local is None else str(location.local))
-    return [None] if names == ["default"] else [*names]
-
-
 def read_text_file(location: Location) -> Iterator[str]:
     """Yields the text of a .txt file in pieces of a million characters, so memory does not depend on its lines.
 

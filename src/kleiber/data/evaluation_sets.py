@@ -8,7 +8,7 @@ each. The held-out split is the validation split, else the test split; a data se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from kleiber.config import hub
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, SourceText, cache_root
-from kleiber.data.dataset import Location, config_names, locate, open_tables, read_text_file, rows, table_name
+from kleiber.data.dataset import Location, locate, open_tables, read_text_file, rows, table_name
 from kleiber.data.text import RereadableDocument, column_reader
 from kleiber.data.token_files import ValidationWindows, token_files
 from kleiber.types import Json, Row
@@ -67,7 +67,7 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
         if name != "builtin" and name not in domains:
             raise ValueError(f"data.path={name} must be {' or '.join(domains)}")
         kind = "bytes" if tokenizer.name == "bytes" else "other"
-        chosen = domains if name == "builtin" else {name: domains[name]}
+        chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
         sources = {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
     location, config = find(name)
@@ -96,6 +96,19 @@ def find(name: str) -> tuple[Location, str | None]:
         if part in config_names(location):
             return location, part
     return locate(name), None
+
+
+def config_names(location: Location) -> list[str | None]:
+    """Names of the configs of a data set; [None] for a file, and where the default config is the only one."""
+    if location.kind or (location.local is not None and not (location.local / "README.md").is_file()):
+        return [None]
+    if location.local is None and not hub.reachable():  # opening it fails with an explanation
+        return [None]
+    from datasets import get_dataset_config_names
+
+    with hub.offline() if location.local is not None else nullcontext():
+        names = get_dataset_config_names(location.name if location.local is None else str(location.local))
+    return [None] if names == ["default"] else [*names]
 
 
 def from_source(name: str, source: Source, tokenizer: Tokenizer, context: int) -> DataSet:

@@ -109,6 +109,12 @@ def plan_measurements(
     return measurements
 
 
+def training_measurements(nodes: Config | None, model: Model, corpus: Corpus) -> list[Measurement]:
+    """The evaluations of a training run: those of the config node `evals`, with the data of each."""
+    own = own_sets(corpus.validation)
+    return plan_measurements(build_evaluations(nodes), model, corpus.tokenizer, own, training=True)
+
+
 def find_sets(text: str, key: str, tokenizer: Tokenizer, model: Model) -> list[DataSet]:
     """The data sets of a name or path. Errors name `key`, where the text stands."""
     try:

@@ -19,7 +19,8 @@ from typing import Protocol
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
-from kleiber.records.folder import discard_unstarted, is_complete, read_config, status, write_final_status
+from kleiber.records.evaluations import is_complete
+from kleiber.records.folder import discard_unstarted, read_config, status, write_final_status
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 

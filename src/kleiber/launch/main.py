@@ -24,6 +24,7 @@ from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.closing_table import closing_table, next_commands
+from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
@@ -197,7 +198,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
         raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
-    elif folder.is_complete(where, config):
+    elif is_complete(where, config):
         if ranks.rank() == 0:
             print_finished(where, config, overrides)
         return where, True

@@ -27,6 +27,7 @@ from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
+from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import complete_config, planned_run
@@ -195,7 +196,7 @@ class Sweep:
             elif cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
                 num_archived += 1
                 continue
-            if not folder.is_complete(cell.folder, cell.config):
+            if not is_complete(cell.folder, cell.config):
                 todo.append(cell)
                 folder.write_config(cell.folder, cell.config, cell.overrides)
         done = len(unique_cells(cells)) - len(todo)

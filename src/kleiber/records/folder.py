@@ -176,21 +176,6 @@ def status(folder: Path, held: bool | None = None) -> Status:
     return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED
 
 
-def is_complete(folder: Path, config: Config) -> bool:
-    """Whether a run is finished and has the scores of all evaluations that `config` asks for."""
-    return status(folder) == Status.FINISHED and not missing_evaluations(folder, config)
-
-
-def missing_evaluations(folder: Path, config: Config) -> list[str]:
-    """Names of the evaluations of a config of which a run's last stage has no scores, because it was trained without.
-
-    The evaluations of a run are no part of its identity, so a run with others is the same run.
-    """
-    metrics = (read_summary(folder) or {"stages": [{"metrics": {}}]})["stages"][-1]["metrics"]
-    names = [name for name, node in (config.get("evals") or {}).items() if node is not None]
-    return [name for name in names if not any(key.startswith(f"eval/{name}/") for key in metrics)]
-
-
 def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
     """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written.
 

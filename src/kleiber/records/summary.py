@@ -198,17 +198,6 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
     }
 
 
-def add_metrics(folder: Path, stage: str, scores: Scores) -> None:
-    """Adds scores to the metrics of a finished stage in summary.json, where there is such a file."""
-    values = read_summary(folder)
-    if values is None:
-        return
-    for record in values["stages"]:
-        if record["name"] == stage:
-            record["metrics"] = {**record["metrics"], **scores}
-    write_json(folder / SUMMARY, values)
-
-
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
     """The config with `fn` applied to every string value in it."""
     return {key: _map_strings(value, fn) for key, value in config.items()}

@@ -8,42 +8,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from kleiber.config.check import check_node
 from kleiber.config.compose import Composer, list_choices, resolve_config
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
-from kleiber.config.targets import build
-from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Evaluation, Subject
+from kleiber.evals.evaluation import Evaluation
 from kleiber.evals.measure import (
     Measurement,
     build_evaluations,
-    find_sets,
-    make_subject,
     metrics,
-    own_sets,
     plan_measurements,
     save_results,
     to_json,
 )
-from kleiber.models.transformer import Transformer
+from kleiber.records.evaluations import add_metrics, missing_evaluations
 from kleiber.records.files import write_json
-from kleiber.records.folder import TOKENIZER, missing_evaluations
 from kleiber.records.locks import locked
-from kleiber.records.summary import add_metrics
 from kleiber.records.summary_file import read_summary
-from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
-from kleiber.training import checkpoint
+from kleiber.runs.evaluation_subject import open_subject
+from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
-from kleiber.types.contracts import Corpus
-from kleiber.types.model import Model
 
 SCHEMA = "kleiber.eval/1"
 
@@ -121,8 +109,6 @@ def run_evaluations(
 
 def find_stage_name(path: Path, stage: str | None) -> str:
     """The stage of RUN or RUN/STAGE that an evaluation reads."""
-    from kleiber.runs.open import find_stage
-
     return find_stage(path if stage is None else path / stage)[1]
 
 
@@ -153,103 +139,6 @@ def log_to_wandb(folder: Path, record: Json) -> None:
     )  # fmt: skip
     run.summary.update(flat_scores(record["evals"]))
     run.finish()
-
-
-def open_subject(
-    path: Path, stage: str | None, data: Sequence[str], tokens: int | None
-) -> tuple[Subject, list[DataSet], list[DataSet]]:
-    """Opens the model at `path`, a run, RUN/STAGE or a Hugging Face folder with a tokenizer, and its data.
-
-    data    names or paths of data sets; KEY=VALUE among them are the overrides of one more, such as data.path=...
-    tokens  targets to score in each data set; None leaves the number to the evaluation
-
-    Returns the model, the validation data of the run (built-in text for a Hugging Face folder) and that of `data`.
-    """
-    overrides, names = [text for text in data if "=" in text], [text for text in data if "=" not in text]
-    is_hf = (path / "config.json").is_file() and not (path / "config.yaml").is_file()
-    if is_hf:
-        if stage is not None:
-            raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
-        subject, corpus = open_hf_subject(path, overrides, tokens)
-        own = own_sets(corpus.validation)
-        described = own if overrides else []
-    else:
-        place = path if stage is None else path / stage
-        run = open_model(place)
-        subject = make_subject(run.model, run.corpus, run.objective, tokens)
-        subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
-        own = own_sets(run.corpus.validation)
-        described = own_sets(corpus_for(run, overrides).validation) if overrides else []
-    named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
-    own_names = {part.name for part in own}
-    # The run has held out other text of its own data set than an evaluation of the whole file would.
-    named = [next(part for part in own if part.name == n.name) if n.name in own_names else n for n in named]
-    return move_to_gpu(subject), own, [*described, *named]
-
-
-def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:
-    """Prepares other data with the tokenizer and the context of a run.
-
-    overrides  such as data=text and data.path=..., which choose the data
-
-    Raises ValueError where the data needs a tokenizer of its own.
-    """
-    config, _ = resolve_config(Composer("train").compose(list(overrides)))
-    trained = run.config["data"].get("tokenizer") or "bytes"
-    folder = run.folder / TOKENIZER
-    config["data"]["tokenizer"] = str(folder.absolute()) if folder.is_dir() else trained
-    if config["data"].get("vocab_size") is not None:
-        raise ValueError("--data data.vocab_size: the run has a tokenizer already: remove data.vocab_size")
-    config["model"]["context"] = run.model.context
-    return prepare_corpus(config)
-
-
-def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) -> tuple[Subject, Corpus]:
-    """Opens a Hugging Face folder, with the data of `overrides`, or else built-in text.
-
-    The text is cut into the tokens of the folder's own tokenizer. Raises ValueError when it has more than the model.
-    """
-    model = native_model(path) or open_hf(path).model
-    config, _ = resolve_config(Composer("train").compose(["data=builtin", *overrides]))
-    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
-    cfg = OmegaConf.create(config)
-    corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
-    if corpus.tokenizer.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {corpus.tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: "
-            "put the tokenizer that the model was trained with into the folder"
-        )
-    subject = make_subject(model, corpus, build_objective(cfg, corpus), tokens)
-    return replace(subject, train=None, own=()), corpus
-
-
-def native_model(path: Path) -> Transformer | None:
-    """Loads a Hugging Face folder into the native model in fp32, so that an evaluation can look into its layers.
-
-    Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
-    """
-    from kleiber.models.hf_config import KINDS, read_config
-    from kleiber.models.hf_pretrained import read_folder
-    from kleiber.models.hf_twin import from_hf
-
-    if read_config(path).get("model_type") not in KINDS:
-        return None
-    twin = read_folder(path)
-    try:
-        return from_hf(twin).eval()
-    except ValueError:
-        return None
-
-
-def move_to_gpu(subject: Subject) -> Subject:
-    """Moves the model of the subject to the GPU if there is one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return subject
-    device = torch.device("cuda")
-    subject.model.to(device)
-    return replace(subject, device=device)
 
 
 def draw_figures(measurement: Measurement, results: Json, folder: Path | None, home: Path) -> None:
@@ -341,40 +230,3 @@ def complete_evaluations(folder: Path, config: Config) -> None:
         if results is not None:
             save_results(folder, measurement.name, results)
             add_metrics(folder, stage, metrics(measurement.name, results))
-
-
-def stages_of(folder: Path) -> list[Json]:
-    """The entries of the stages in summary.json of a run."""
-    return (read_summary(folder) or {}).get("stages", [])
-
-
-def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
-    """Yields (step, model) for every checkpoint before the newest of RUN/STAGE, oldest first.
-
-    A branch continues its trunk, so the trunk's checkpoints up to the branch come first; how many there are is set by
-    `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
-    that trained an adapter, because its checkpoints do not hold a whole model.
-    """
-    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model, recorded_configs
-
-    folder, stage = find_stage(path)
-    config = recorded_configs(folder, stage)[stage]
-    checkpoints = earlier_checkpoints(folder, stage)
-    if config.get("adapter") or not checkpoints:
-        return
-    model = new_model(config, load_tokenizer(folder, config).vocab_size)
-    for saved in map(checkpoint.read, checkpoints):
-        add_saved_heads(model, saved)
-        saved.load_weights(model)
-        yield saved.step, model.eval()
-
-
-def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
-    """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
-    of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
-    stages = {record["name"]: record for record in stages_of(folder)}
-    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
-    if branch_step is None or trunk is None:
-        return of_stage
-    before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
-    return [path for path in before if path.name <= checkpoint.name(branch_step)] + of_stage

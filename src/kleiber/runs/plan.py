@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
-from kleiber.evals.measure import Measurement, build_evaluations, own_sets, plan_measurements
+from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule
@@ -144,9 +144,7 @@ def make_plan(
         outputs=outputs,
         sides=sides,
         earlier=earlier,
-        measurements=plan_measurements(
-            build_evaluations(cfg.evals), model, corpus.tokenizer, own_sets(corpus.validation), training=True
-        ),
+        measurements=training_measurements(cfg.evals, model, corpus),
     )
 
 

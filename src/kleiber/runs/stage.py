@@ -18,16 +18,15 @@ from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
-from kleiber.evals.measure import make_subject
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
+from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
-from kleiber.training.callbacks.evaluations import Evaluations
 from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.lightning import Callback, end_fit, fit
@@ -130,25 +129,6 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     return record
 
 
-def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
-    """Builds the callback that scores tasks, with the settings of the config's node `eval`."""
-    settings = stage.config.eval
-    parent = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else {}
-    return Evaluate(
-        record,
-        tasks.current,
-        every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
-        tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
-        rows=max(1, plan.rows),
-        runtime=tree.hardware.runtime,
-        earlier=tasks.earlier,
-        later=tasks.later,
-        from_weights=tree.from_weights,
-        start={name: value for name, value in parent.items() if name.startswith(("val/", "eval/"))},
-        watched=round(quantity(settings.watch_tokens)),
-    )
-
-
 def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> list[Callback]:
     """Builds the callbacks of a stage, in the order in which they act after a step.
 
@@ -174,23 +154,6 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> 
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
     return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]
-
-
-def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
-    """Builds the callback that runs the evaluations of the config's node `evals`."""
-    settings = stage.config.eval
-    tokens = None if settings.tokens is None else round(quantity(settings.tokens))
-    is_leaf = not branch_steps(tree.stages, stage.name)
-    return Evaluations(
-        plan.measurements,
-        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64))),
-        record,
-        tree.folder,
-        batch_tokens=plan.batch_tokens,
-        every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
-        at_start=tree.from_weights and stage.parent is None,
-        at_end=is_leaf,
-    )
 
 
 def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:

@@ -1,0 +1,152 @@
+"""Opens the subject of evaluations: a run or a Hugging Face folder, and the data that its model is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.targets import build
+from kleiber.data.evaluation_sets import DataSet
+from kleiber.evals.evaluation import Subject
+from kleiber.evals.measure import find_sets, make_subject, own_sets
+from kleiber.models.transformer import Transformer
+from kleiber.records.folder import TOKENIZER
+from kleiber.records.summary_file import read_summary
+from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
+from kleiber.training import checkpoint
+from kleiber.types.contracts import Corpus
+from kleiber.types.model import Model
+
+
+def open_subject(
+    path: Path, stage: str | None, data: Sequence[str], tokens: int | None
+) -> tuple[Subject, list[DataSet], list[DataSet]]:
+    """Opens the model at `path`, a run, RUN/STAGE or a Hugging Face folder with a tokenizer, and its data.
+
+    data    names or paths of data sets; KEY=VALUE among them are the overrides of one more, such as data.path=...
+    tokens  targets to score in each data set; None leaves the number to the evaluation
+
+    Returns the model, the validation data of the run (built-in text for a Hugging Face folder) and that of `data`.
+    """
+    overrides, names = [text for text in data if "=" in text], [text for text in data if "=" not in text]
+    is_hf = (path / "config.json").is_file() and not (path / "config.yaml").is_file()
+    if is_hf:
+        if stage is not None:
+            raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
+        subject, corpus = open_hf_subject(path, overrides, tokens)
+        own = own_sets(corpus.validation)
+        described = own if overrides else []
+    else:
+        place = path if stage is None else path / stage
+        run = open_model(place)
+        subject = make_subject(run.model, run.corpus, run.objective, tokens)
+        subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
+        own = own_sets(run.corpus.validation)
+        described = own_sets(corpus_for(run, overrides).validation) if overrides else []
+    named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
+    own_names = {part.name for part in own}
+    # The run has held out other text of its own data set than an evaluation of the whole file would.
+    named = [next(part for part in own if part.name == n.name) if n.name in own_names else n for n in named]
+    return move_to_gpu(subject), own, [*described, *named]
+
+
+def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:
+    """Prepares other data with the tokenizer and the context of a run.
+
+    overrides  such as data=text and data.path=..., which choose the data
+
+    Raises ValueError where the data needs a tokenizer of its own.
+    """
+    config, _ = resolve_config(Composer("train").compose(list(overrides)))
+    trained = run.config["data"].get("tokenizer") or "bytes"
+    folder = run.folder / TOKENIZER
+    config["data"]["tokenizer"] = str(folder.absolute()) if folder.is_dir() else trained
+    if config["data"].get("vocab_size") is not None:
+        raise ValueError("--data data.vocab_size: the run has a tokenizer already: remove data.vocab_size")
+    config["model"]["context"] = run.model.context
+    return prepare_corpus(config)
+
+
+def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) -> tuple[Subject, Corpus]:
+    """Opens a Hugging Face folder, with the data of `overrides`, or else built-in text.
+
+    The text is cut into the tokens of the folder's own tokenizer. Raises ValueError when it has more than the model.
+    """
+    model = native_model(path) or open_hf(path).model
+    config, _ = resolve_config(Composer("train").compose(["data=builtin", *overrides]))
+    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
+    cfg = OmegaConf.create(config)
+    corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
+    if corpus.tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {corpus.tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: "
+            "put the tokenizer that the model was trained with into the folder"
+        )
+    subject = make_subject(model, corpus, build_objective(cfg, corpus), tokens)
+    return replace(subject, train=None, own=()), corpus
+
+
+def native_model(path: Path) -> Transformer | None:
+    """Loads a Hugging Face folder into the native model in fp32, so that an evaluation can look into its layers.
+
+    Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
+    """
+    from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_pretrained import read_folder
+    from kleiber.models.hf_twin import from_hf
+
+    if read_config(path).get("model_type") not in KINDS:
+        return None
+    twin = read_folder(path)
+    try:
+        return from_hf(twin).eval()
+    except ValueError:
+        return None
+
+
+def move_to_gpu(subject: Subject) -> Subject:
+    """Moves the model of the subject to the GPU if there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return subject
+    device = torch.device("cuda")
+    subject.model.to(device)
+    return replace(subject, device=device)
+
+
+def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
+    """Yields (step, model) for every checkpoint before the newest of RUN/STAGE, oldest first.
+
+    A branch continues its trunk, so the trunk's checkpoints up to the branch come first; how many there are is set by
+    `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
+    that trained an adapter, because its checkpoints do not hold a whole model.
+    """
+    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model, recorded_configs
+
+    folder, stage = find_stage(path)
+    config = recorded_configs(folder, stage)[stage]
+    checkpoints = earlier_checkpoints(folder, stage)
+    if config.get("adapter") or not checkpoints:
+        return
+    model = new_model(config, load_tokenizer(folder, config).vocab_size)
+    for saved in map(checkpoint.read, checkpoints):
+        add_saved_heads(model, saved)
+        saved.load_weights(model)
+        yield saved.step, model.eval()
+
+
+def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
+    """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
+    of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
+    stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
+    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
+    if branch_step is None or trunk is None:
+        return of_stage
+    before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]
+    return [path for path in before if path.name <= checkpoint.name(branch_step)] + of_stage

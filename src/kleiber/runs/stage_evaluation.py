@@ -1,0 +1,47 @@
+"""The callbacks that score a stage: on its tasks, and by the evaluations of the config group `evals`."""
+
+from __future__ import annotations
+
+from kleiber.config.stages import quantity
+from kleiber.evals.measure import make_subject
+from kleiber.records.summary import StageRecord
+from kleiber.runs.plan import Plan
+from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
+from kleiber.training.callbacks.evaluate import Evaluate
+from kleiber.training.callbacks.evaluations import Evaluations
+
+
+def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
+    """Builds the callback that scores tasks, with the settings of the config's node `eval`."""
+    settings = stage.config.eval
+    parent = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else {}
+    return Evaluate(
+        record,
+        tasks.current,
+        every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
+        tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
+        rows=max(1, plan.rows),
+        runtime=tree.hardware.runtime,
+        earlier=tasks.earlier,
+        later=tasks.later,
+        from_weights=tree.from_weights,
+        start={name: value for name, value in parent.items() if name.startswith(("val/", "eval/"))},
+        watched=round(quantity(settings.watch_tokens)),
+    )
+
+
+def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
+    """Builds the callback that runs the evaluations of the config's node `evals`."""
+    settings = stage.config.eval
+    tokens = None if settings.tokens is None else round(quantity(settings.tokens))
+    is_leaf = not branch_steps(tree.stages, stage.name)
+    return Evaluations(
+        plan.measurements,
+        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64))),
+        record,
+        tree.folder,
+        batch_tokens=plan.batch_tokens,
+        every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
+        at_start=tree.from_weights and stage.parent is None,
+        at_end=is_leaf,
+    )
