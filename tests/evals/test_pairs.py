@@ -156,6 +156,7 @@ def test_scores_equal_those_of_lm_evals_tasks(stories, shared, tmp_path):
             "task": name,
             "dataset_path": "json",
             "dataset_name": None,
+            "training_split": split,
             **files,
         }
         (tmp_path / f"{Path(task).name}.yaml").write_text(json.dumps(own))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import KINDS, with_title
+from kleiber.charts.theme import KINDS, Chart, with_title
 from kleiber.types import Json
 
+Rows = Any  # a DataFrame; the stubs of pandas do not type what indexing returns
 MARGIN = "margin per byte of the right text (nats)"
 
 
 def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelMixin]:
     """Charts by name, from the scores of data sets as RUN/evals/<name>.json has them; without those of no numbers."""
-    rows = pd.DataFrame(
+    rows: Rows = pd.DataFrame(
         [
             {"data": data, "metric": metric, **{key: score[key] for key in ("value", "lo", "hi")}}
             for data, of_data in scores.items()
@@ -25,7 +27,7 @@ def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelM
     charts: dict[str, alt.TopLevelMixin] = {}
     if len(accuracy := rows[rows["metric"] == "accuracy"]):
         chance = rows[rows["metric"] == "chance"]
-        layers = [_points(accuracy, "accuracy (share of items, 90 % interval)", [0.0, 1.0])]
+        layers: list[Chart] = [_points(accuracy, "accuracy (share of items, 90 % interval)", [0.0, 1.0])]
         if len(chance):
             marks = alt.Chart(chance).mark_tick(color="#888", thickness=2, size=16)
             layers.insert(0, marks.encode(x="value:Q", y=_names(accuracy), tooltip=["data:N", "value:Q"]))
@@ -41,7 +43,7 @@ def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelM
 
 def gap_chart(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelMixin]:
     """A chart of the gap of each data set to the in-domain data; none without gaps."""
-    rows = pd.DataFrame(
+    rows: Rows = pd.DataFrame(
         [
             {"data": data, **{key: of_data["gap"][key] for key in ("value", "lo", "hi")}}
             for data, of_data in scores.items()
@@ -56,15 +58,15 @@ def gap_chart(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLeve
     return {"gap": with_title(alt.layer(zero, points), "Gap out of distribution by data set", _height(rows))}
 
 
-def _names(rows: pd.DataFrame) -> alt.Y:
+def _names(rows: Rows) -> alt.Y:
     return alt.Y("data:N", title=None, sort=list(rows["data"]), axis=alt.Axis(labelLimit=260))
 
 
-def _height(rows: pd.DataFrame) -> int:
+def _height(rows: Rows) -> int:
     return 40 + 22 * len(rows)
 
 
-def _points(rows: pd.DataFrame, title: str, domain: list[float] | None) -> alt.LayerChart:
+def _points(rows: Rows, title: str, domain: list[float] | None) -> Chart:
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=domain)
     base = alt.Chart(rows).encode(y=_names(rows), color=alt.value(KINDS[1]))
     x = alt.X("value:Q", title=title, scale=scale)

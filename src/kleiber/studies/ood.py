@@ -73,7 +73,7 @@ class OOD(IntervalStudy):
         return Findings(headline(slopes, mean_distance), verdicts, tables, figures, methods=METHODS)
 
 
-def domain_losses(runs: Sequence[Run]) -> pd.DataFrame:
+def domain_losses(runs: Sequence[Run]) -> Rows:
     """A row for each finished run and data set: seed, kind, width, params, data, loss and inside, in bits per byte.
 
     inside  the loss on the validation data of the run, the mean over its domains
@@ -98,7 +98,7 @@ def domain_losses(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(table).sort_values(["data", "kind", "width", "seed"], ignore_index=True)
 
 
-def dense_lines(rows: Rows) -> pd.DataFrame:
+def dense_lines(rows: Rows) -> Rows:
     """Intercept and slope of the line of each data set and seed with dense models of at least two sizes."""
     lines = []
     for (data, seed), part in rows[rows["kind"] == DENSE].groupby(["data", "seed"]):
@@ -108,7 +108,7 @@ def dense_lines(rows: Rows) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def residuals(rows: Rows, lines: Rows) -> pd.DataFrame:
+def residuals(rows: Rows, lines: Rows) -> Rows:
     """Loss of the mixtures less that of the dense line at equal in-domain loss: mean over sizes, by data and seed."""
     mixtures = rows[rows["kind"] == MIXTURE].merge(lines, on=["data", "seed"])
     mixtures["residual"] = mixtures["loss"] - mixtures["intercept"] - mixtures["slope"] * mixtures["inside"]
@@ -166,7 +166,7 @@ def line_figure(rows: Rows, lines: Rows) -> object:
     points = rows.assign(kind=rows["kind"].map(names), name=rows["data"].map(label))
     low, high = float(points["inside"].min()), float(points["inside"].max())
     mean = lines.groupby("data")[["slope", "intercept"]].mean()
-    ends = pd.DataFrame(
+    ends: Rows = pd.DataFrame(
         [
             {"data": data, "inside": x, "loss": line["intercept"] + line["slope"] * x}
             for data, line in mean.iterrows()
@@ -200,7 +200,9 @@ def distance_figure(distances: dict[str, Estimate]) -> object:
 
     from kleiber.charts.theme import KINDS, with_title
 
-    rows = pd.DataFrame([{"data": label(d), "value": e.value, "lo": e.lo, "hi": e.hi} for d, e in distances.items()])
+    rows: Rows = pd.DataFrame(
+        [{"data": label(d), "value": e.value, "lo": e.lo, "hi": e.hi} for d, e in distances.items()]
+    )
     rows = rows.sort_values("value")
     title = "loss less that of the dense line (bits per byte)"
     base = alt.Chart(rows).encode(y=alt.Y("data:N", sort=list(rows["data"]), title=None), color=alt.value(KINDS[1]))
