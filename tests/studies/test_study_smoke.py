@@ -158,6 +158,17 @@ STUDIES = {
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
+    "ood": Expected(
+        [
+            "data=text",
+            "data.path={data}/tiny.txt",
+            "data.tokenizer=bytes",
+            "design.seeds=2",
+            "evals.ood.data=[{data}/labelled.jsonl]",
+        ],
+        12,
+        "robustness slope",
+    ),
     "routers": Expected(
         [
             "design.lrs=[0.03]",

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import KINDS, Chart, with_title
+from kleiber.charts.theme import KINDS, Chart, kind_color, log_axis, loss_axis, with_title
 from kleiber.types import Json
 
 Rows = Any  # a DataFrame; the stubs of pandas do not type what indexing returns
@@ -56,6 +56,26 @@ def gap_chart(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLeve
     zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(color="#888").encode(x="x:Q")
     points = _points(rows, "loss less that of the in-domain data (bits per byte, 90 % interval)", None)
     return {"gap": with_title(alt.layer(zero, points), "Gap out of distribution by data set", _height(rows))}
+
+
+def position_chart(positions: Mapping[str, Mapping[int, float]]) -> dict[str, alt.TopLevelMixin]:
+    """A chart of the loss by position in the row, with a line for each data set; none without positions."""
+    rows = [
+        {"data": data, "position": int(last), "loss": loss}
+        for data, bins in positions.items()
+        for last, loss in bins.items()
+    ]
+    if not rows:
+        return {}
+    table: Rows = pd.DataFrame(rows)
+    base = alt.Chart(table).encode(
+        x=log_axis("position", "tokens before the target (up to)", table["position"]),
+        y=loss_axis("loss", "loss (nats per token)", log=False),
+        color=kind_color(list(positions), "data", alt.Legend(orient="right", title=None, labelLimit=260)),
+    )
+    tips = ["data:N", "position:Q", alt.Tooltip("loss:Q", format=".4f")]
+    layers = [base.mark_line(strokeWidth=1.6), base.mark_point(filled=True, size=40, opacity=1).encode(tooltip=tips)]
+    return {"position": with_title(alt.layer(*layers), "Loss vs position in the row")}
 
 
 def _names(rows: Rows) -> alt.Y:
