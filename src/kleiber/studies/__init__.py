@@ -19,6 +19,7 @@ EXPORTS = {
     "MupTransfer": "mup_transfer",
     "OOD": "ood",
     "Scaling": "scaling",
+    "Stability": "stability",
     "Transfer": "transfer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
