@@ -71,6 +71,14 @@ def test_words_of_an_item_in_the_text_are_found():
     assert share(text, items) == 0.5
 
 
+def test_words_must_stand_there_in_order_and_in_one_document():
+    assert share("one two three four", [["four three two one"]]) == 0
+    documents = Windows("the cat sat down")
+    documents.rows = Windows("the cat|sat down").rows.copy()
+    documents.rows[documents.rows == ord("|")] = Bytes.eos
+    assert next(training_text(documents, Bytes())).split() == ["the", "cat", "sat", "down"]
+
+
 def test_case_and_punctuation_do_not_matter():
     assert share("The cat, which SAT on   the mat\nwas asleep.", [["the Cat which-sat on the mat (was) asleep!"]]) == 1
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of many texts at a time, against one forward pass a text, and pseudo-log-likelihoods."""
+"""Log-probabilities of many texts at a time, against one forward pass a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from kleiber.evals.likelihood import (
     encode_pairs,
     log_likelihoods,
     pass_tokens,
-    pseudo_log_likelihoods,
     target_scores,
 )
 from kleiber.models.transformer import Transformer
@@ -145,38 +144,3 @@ def test_a_context_begins_as_in_lm_eval():
     assert encode_pairs(Bytes(), [("a", "b"), ("", "b")]) == [(list(b"a"), list(b"b")), ([256], list(b"b"))]
     begun = Begun().with_separator("bos")
     assert encode_pairs(begun, [("a", "b"), ("", "b")]) == [([258, *b"a"], list(b"b")), ([258], list(b"b"))]
-
-
-class Tokens(Bytes):
-    mask, eos = 60, 61
-
-
-@torch.no_grad()
-def slow_pseudo(model: Transformer, ids: list[int]) -> float:
-    row, total = [61, *ids], 0.0
-    for at in range(1, len(row)):
-        hidden = [*row[:at], 60, *row[at + 1 :]]
-        total += float(model.head(model(Batch(torch.tensor([hidden]))).hidden)[0, at].log_softmax(-1)[row[at]])
-    return total
-
-
-def test_each_token_is_hidden_once():
-    model = build(causal=False)
-    texts = [draw(5, 1), draw(9, 2), draw(9, 3), draw(1, 4)]
-    wanted = [slow_pseudo(model.eval(), text) for text in texts]
-    for tokens in (1, 40, 1000):
-        assert pseudo_log_likelihoods(model, texts, Tokens(), tokens, "s") == pytest.approx(wanted, abs=1e-4)
-
-
-@torch.no_grad()
-def test_a_long_text_is_read_around_each_hidden_token():
-    model = build(causal=False).eval()
-    text = draw(40)
-    row, total = [61, *text], 0.0
-    for at in range(1, 41):
-        first = min(max(0, at - CONTEXT // 2), 41 - CONTEXT)
-        window = row[first : first + CONTEXT]
-        window[at - first] = 60
-        logits = model.head(model(Batch(torch.tensor([window]))).hidden)[0, at - first]
-        total += float(logits.log_softmax(-1)[row[at]])
-    assert pseudo_log_likelihoods(model, [text], Tokens(), 100, "s").tolist() == pytest.approx([total], abs=1e-4)

@@ -100,13 +100,6 @@ def test_parts_and_their_group_are_scored():
     assert set(scores) == {"blimp/x", "blimp/y", "blimp"} and scores["blimp"]["accuracy"].n == 3
 
 
-def test_figures_show_accuracy_and_margin():
-    parts = [table("blimp/x", PAIRS[:1], "blimp"), table("blimp/y", PAIRS[1:], "blimp")]
-    results = Pairs().evaluate(subject(planted(a=0.5, b=0.25), parts))
-    scores = {data: {name: score.to_json() for name, score in of.items()} for data, of in results.scores.items()}
-    assert set(Pairs().figures({"scores": scores, "details": {}}, None)) == {"accuracy", "margin"}
-
-
 # The reference: lm-eval and transformers on real rows.
 
 LIMIT = 40

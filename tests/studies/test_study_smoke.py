@@ -27,6 +27,12 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+OTHER_TEXT = [
+    "data=text",
+    "data.path={data}/tiny.txt",
+    "data.tokenizer=bytes",
+    "evals.ood.data=[{data}/labelled.jsonl]",
+]
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -158,17 +164,7 @@ STUDIES = {
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
-    "ood": Expected(
-        [
-            "data=text",
-            "data.path={data}/tiny.txt",
-            "data.tokenizer=bytes",
-            "design.seeds=2",
-            "evals.ood.data=[{data}/labelled.jsonl]",
-        ],
-        12,
-        "robustness slope",
-    ),
+    "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
     "routers": Expected(
         [
             "design.lrs=[0.03]",

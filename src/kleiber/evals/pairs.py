@@ -16,7 +16,8 @@ import numpy as np
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.choice import COLUMNS, Values, choice_values, margins, score_groups, shares_of_best
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
-from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens, pseudo_log_likelihoods
+from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
+from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
 from kleiber.types import Json
 
 if TYPE_CHECKING:

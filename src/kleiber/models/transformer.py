@@ -178,8 +178,10 @@ class KeyValueCache(DecodingCache):
         return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
 
     def select(self, rows: Int[Tensor, "_"], length: int) -> KeyValueCache:
-        selected = KeyValueCache(0, length)
-        selected.layers = [cache.select(rows, length) for cache in self.layers]
+        selected = KeyValueCache(len(self.layers), length)
+        for new, old in zip(selected.layers, self.layers, strict=True):
+            if old.keys is not None and old.values is not None:
+                new.extend(old.keys[rows, :, : old.used], old.values[rows, :, : old.used])
         selected.real = None if self.real is None else self.real[rows]
         return selected
 

@@ -286,13 +286,6 @@ class Cache:
         self.values[:, :, start : self.used] = values
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
-    def select(self, rows: Int[Tensor, "_"], length: int) -> Cache:
-        """A cache for `length` positions, with the rows of these numbers, some of which may repeat."""
-        selected = Cache(length)
-        if self.keys is not None and self.values is not None:
-            selected.extend(self.keys[rows, :, : self.used], self.values[rows, :, : self.used])
-        return selected
-
     def _grow(self, like: Tensor, length: int) -> None:
         """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
         self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
