@@ -55,7 +55,7 @@ TESTS: dict[int, list[str]] = {
     6: ["training/test_checkpoint.py::test_a_full_disk_raises_an_error_and_leaves_no_bad_file",
         "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
     7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_with_the_step"],
-    8: ["training/callbacks/test_fault_tolerance.py::test_a_spike_is_printed_once_with_its_step"],
+    8: ["training/callbacks/test_stability.py::test_a_spike_is_printed_once_with_its_step"],
     9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
         "faults/test_preempt.py::test_a_signal_where_no_step_is_trained_is_heeded_too"],
     10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_has_the_status_interrupted"],

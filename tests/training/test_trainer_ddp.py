@@ -16,6 +16,7 @@ from wandb_records import read
 
 from kleiber.launch import ranks
 from kleiber.launch.process import main as run_process
+from kleiber.training.step import accumulate
 
 OPTIONS = [
     "trainer=ddp", "trainer.precision=64", "model.depth=1", "model.context=64", "data.max_bytes=20000",
@@ -106,6 +107,34 @@ def test_shares_over_the_global_batch_are_those_of_all_ranks(launch, process, tm
     halves = rows(launch(*options, "batch.micro=4", "trainer.devices=1", root="halves"))
     last, other = ([row["train/loss"] for row in logged if "train/loss" in row][-1] for logged in (alone, halves))
     assert last != pytest.approx(other, abs=1e-6), "one process that counts 4 rows at a time has another loss"
+
+
+@pytest.mark.slow
+def test_two_ranks_go_back_to_a_checkpoint_together(launch, monkeypatch):
+    """A spike on both ranks, after which they have the losses, the rollback and the alarms of one process."""
+
+    def spiking() -> None:
+        calls: list[int] = []
+
+        def leap(*arguments):
+            calls.append(1)
+            sums = accumulate(*arguments)
+            if len(calls) == 18:
+                sums.values["ce"] = 4 * sums.values["ce"]
+            return sums
+
+        monkeypatch.setattr("kleiber.training.lit.accumulate", leap)
+
+    options = [*OPTIONS, "callbacks.stability.policy=rollback", "callbacks.stability.window=10"]
+    options += ["callbacks.checkpoints.every=5", "callbacks.stability.every=5", "callbacks.stability.rows=4"]
+    spiking()
+    alone = launch(*options, "trainer.devices=1", root="alone")
+    spiking()
+    monkeypatch.setattr(ranks, "run_fresh", in_forked_ranks)
+    pair = launch(*options, "trainer.devices=2", root="pair")
+    ours, theirs = (json.loads((folder / "summary.json").read_text())["stages"][0] for folder in (alone, pair))
+    assert [(entry["step"], entry["to"]) for entry in theirs["rollbacks"]] == [(18, 15)]
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def check_compatibility(config: Config) -> None:
     _l2sp_strength(config)
     _reference(config)
     _packing(config)
+    _rollback(config)
     _loggers(config.get("logger") or {})
 
 
@@ -194,6 +195,20 @@ def _packing(config: Config) -> None:
         raise ConfigError(
             "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
             "data.pack=false"
+        )
+
+
+def _rollback(config: Config) -> None:
+    """A run goes back to a checkpoint only where it saves some before its last step."""
+    callbacks = config.get("callbacks") or {}
+    stability, checkpoints = callbacks.get("stability"), callbacks.get("checkpoints")
+    if stability is None or not _is(stability, "Stability") or argument(stability, "policy") != "rollback":
+        return
+    if checkpoints is None or argument(checkpoints, "every") == 0:
+        wrong = "callbacks.checkpoints=null" if checkpoints is None else "callbacks.checkpoints.every=0"
+        raise ConfigError(
+            f"callbacks.stability.policy=rollback goes back to a checkpoint, and {wrong} saves none before the last "
+            "step: remove it, or set callbacks.stability.policy=skip"
         )
 
 

@@ -33,6 +33,7 @@ MODULES = (
     "kleiber.training.callbacks.after_training",
     "kleiber.training.callbacks.fault_tolerance",
     "kleiber.training.callbacks.log",
+    "kleiber.training.callbacks.stability",
     "kleiber.training.loggers",
     "kleiber.training.trainer",
 )

@@ -85,7 +85,7 @@ class FullAttention(Attention):
         """The output to add to the residual stream. With a cache, `x` contains the positions after the cached ones."""
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
-        q, k, v = self._heads(x, past)
+        q, k, v = self.project(x, past)
         if cache is not None:
             k, v = cache.extend(k, v)
         y = F.scaled_dot_product_attention(
@@ -99,8 +99,11 @@ class FullAttention(Attention):
         )
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
-    def _heads(self, x: Tensor, past: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim)."""
+    def project(self, x: Float[Tensor, "batch time dim"], past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim).
+
+        past  position of the first of x
+        """
         batch, time, _ = x.shape
         q, k, v = (
             self.qkv(x)

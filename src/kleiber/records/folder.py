@@ -70,8 +70,11 @@ def identity(config: Config) -> Json:
             node = node.get(parent) or {}
         node.pop(last, None)
     stability = (config.get("callbacks") or {}).get("stability") or {}
-    if "skip" in (stability.get("policy"), stability.get("nonfinite")):  # the one callback that can change the weights
+    changes = ("skip", "rollback", "halt")  # the one callback that can change the weights
+    if stability.get("policy") in changes or stability.get("nonfinite") == "skip":
         part["stability"] = json.loads(json.dumps(stability, sort_keys=True))
+    if stability.get("policy") == "rollback":  # which depends on when checkpoints are saved
+        part["checkpoints"] = {"every": ((config.get("callbacks") or {}).get("checkpoints") or {}).get("every")}
     return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
 
 

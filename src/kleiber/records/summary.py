@@ -25,16 +25,8 @@ from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
-    "torch",
-    "lightning",
-    "hydra-core",
-    "torchmetrics",
-    "wandb",
-    "datasets",
-    "transformers",
-    "tokenizers",
-    "numpy",
-)
+    "torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers", "numpy",
+)  # fmt: skip
 
 
 class Summary:
@@ -96,6 +88,7 @@ class StageRecord:
     steps             optimizer steps of this stage alone
     seconds           training time without evaluation; None where no callback measures it
     stopped_at_loss   the target loss that ended training early
+    rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
     metrics           the latest scores
     start_metrics     the scores before the first step
     curve             one row of scores, with its "step", for every step at which the model was scored
@@ -118,6 +111,7 @@ class StageRecord:
     batch_tokens: int = 0
     lr: float = 0.0
     stopped_at_loss: float | None = None
+    rollbacks: list[Json] = field(default_factory=list)
     flops: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     device_seconds: float | None = None
@@ -168,6 +162,11 @@ class StageRecord:
         if row.get("step") != step:
             return {}
         return {key: value for key, value in row.items() if key.startswith("val/")}
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps whose data was left out by rollbacks."""
+        return sum(entry["step"] - entry["to"] for entry in self.rollbacks)
 
     def reaches(self, loss: float, step: int) -> bool:
         """Whether every task of the stage has a score at `step` with a loss of at most `loss`."""

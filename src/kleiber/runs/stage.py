@@ -11,19 +11,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
-from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
+from kleiber.runs.stage_record import complete_record
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
@@ -33,7 +31,7 @@ from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.sharding import full_parameters
-from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Retention, Samples
@@ -41,7 +39,7 @@ from kleiber.types.model import Model
 
 
 class Batches:
-    """An infinite stream of this rank's batches, starting at step `start`."""
+    """An infinite stream of this rank's batches, starting at the position of step `start` in the data."""
 
     def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
         self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
@@ -79,7 +77,27 @@ def remove_branch_checkpoints(tree: Tree, branch: Stage, unfinished: Sequence[St
 
 
 def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
-    """Trains a stage to its last step, evaluates the model, and returns the record of the stage."""
+    """Trains a stage to its last step, evaluates the model, and returns the record of the stage.
+
+    A rollback resumes the stage in this process, as a killed run would. The list of rollbacks is in the checkpoints
+    after it; a run that is killed before the next one meets the same alarm again, and does the same.
+    """
+    rollbacks: list[Json] = []
+    while True:
+        try:
+            return train_stage(tree, stage, model, rollbacks)
+        except Rollback as alarm:
+            rollbacks = [*alarm.earlier, {"step": alarm.step, "to": 0, "reason": alarm.reason}]
+            if tree.hardware.rank == 0:
+                print(f"stability at {alarm}; going back, and leaving out the data up to here", file=sys.stderr)
+        model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
+
+
+def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -> StageRecord:
+    """Trains a stage from its newest checkpoint to its last step, and returns its record.
+
+    rollbacks  those so far, where this process trains the stage again after the last of them; else empty
+    """
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
     saved, resumed = tree.newest_checkpoint(stage)
     start = saved.step if saved else 0
@@ -92,6 +110,8 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     state = saved.load_state() if saved else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
+    if rollbacks:
+        record.rollbacks = [*rollbacks[:-1], {**rollbacks[-1], "to": start}]
     methods = build_retention(cfg, plan.corpus)
     # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
@@ -116,7 +136,8 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     target_loss = cfg.budget.get("stop_at_loss")
     if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
         trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
-        fit(trainer, lit, Batches(samples, plan, cfg.seed, start, hardware.rank), start)
+        position = start + record.skipped_steps
+        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.rank), start)
         start = trainer.global_step
     else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
         end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
@@ -245,35 +266,3 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
                 checkpoint.read(path).load_model(model)
                 evaluate.record.add_scores(evaluate.scores(model, evaluate.all, evaluate.tokens, name))
             model.load_state_dict(end)
-
-
-def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model) -> None:
-    """Adds to the record what the stage trained and what it cost.
-
-    Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
-    """
-    plan, cfg = stage.plan, stage.config
-    device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
-    speed = record.tokens_per_s
-    peak = peak_flops(device) if speed else None
-    record.params = dataclasses.asdict(count_parameters(model))
-    before = {"tokens": 0, "samples": 0, "flops": {"model": 0.0, "executed": 0.0, "six_nd": 0.0}}
-    if stage.parent and not stage.continues:
-        before = tree.done.get(stage.parent) or before
-    heads = plan.objective.outputs
-    # `flops` count only what is trained: a step of an adapter costs less.
-    tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
-    executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
-    record.status = "finished"
-    record.tokens, record.unique_tokens = before["tokens"] + tokens, plan.unique_tokens
-    record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step
-    record.flops = {
-        "model": before["flops"]["model"] + flops * tokens,
-        "executed": before["flops"]["executed"] + executed * tokens,
-        "six_nd": before["flops"]["six_nd"] + 6.0 * plan.parameters.active * tokens,
-    }
-    record.device_seconds = None if record.seconds is None else record.seconds * plan.world_size
-    record.mfu = speed * flops / (peak * plan.world_size) if speed and peak else None
-    record.peak_memory_bytes = peak_memory_bytes(device)
-    last = checkpoint.steps(tree.checkpoints(stage.name))
-    record.checkpoint = str(last[0].relative_to(tree.folder)) if last else None

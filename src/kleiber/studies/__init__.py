@@ -8,6 +8,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Accounting": "scaling",
     "ClmVsMlm": "clm_vs_mlm",
+    "Collapse": "collapse",
     "Compare": "compare.study",
     "Context": "context",
     "Continual": "continual",
@@ -18,6 +19,7 @@ EXPORTS = {
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
     "Scaling": "scaling",
+    "Stability": "stability",
     "Transfer": "transfer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -37,7 +37,7 @@ from kleiber.types.model import Model
 
 
 class Guard(Protocol):
-    """Decides whether to skip a step."""
+    """Decides whether to skip a step, or raises Diverged or Rollback."""
 
     def refuses(self, loss: float, norm: float) -> bool:
         """Whether to skip the step with this cross-entropy (nats per token) and gradient norm."""
@@ -104,7 +104,7 @@ class LitLM(LeanModule):
     def training_step(self, batch: Batch, index: int) -> None:
         """Makes one optimizer step, or skips it where the guard refuses.
 
-        Raises Diverged for a loss that is not finite.
+        Raises Diverged for a loss that is not finite, and what the guard raises.
         """
         step = self.global_step
         optimizer: Any = self.optimizers()

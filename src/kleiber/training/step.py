@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
 from kleiber.training.sharding import scalar
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
@@ -30,6 +31,21 @@ class Diverged(RuntimeError):
 
     The step that raises it does not change the weights.
     """
+
+
+class Rollback(RuntimeError):
+    """Raised by a step before it changes the weights, where the stage is to go back to its latest planned checkpoint.
+
+    Training then leaves out the data between that checkpoint and this step, this step included.
+
+    step     number of the step, from 1
+    reason   text of the alarm
+    earlier  rollbacks of the stage before this one
+    """
+
+    def __init__(self, step: int, reason: str, earlier: Sequence[Json]) -> None:
+        super().__init__(f"step {step:,}: {reason}")
+        self.step, self.reason, self.earlier = step, reason, earlier
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,145 +1,38 @@
-"""Spikes of the loss: printed once with their step, skipped on request, and none in a healthy run."""
+"""Which checkpoints are planned, which are kept, and which callbacks take over the state of another stage."""
 
-import json
-from copy import copy
+from types import SimpleNamespace
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from kleiber.records.folder import config_hash
-from kleiber.training.callbacks.fault_tolerance import Stability
-from kleiber.training.step import Diverged, accumulate
-from kleiber.types.batch import Loss
-
-OPTIONS = ["trainer.max_steps=40", "budget.steps=40", "callbacks.stability.window=20"]
+from kleiber.records.summary import StageRecord
+from kleiber.training.callbacks.fault_tolerance import Checkpoints, restore_callbacks
+from kleiber.training.callbacks.log import Throughput
+from kleiber.training.callbacks.stability import Stability
+from kleiber.training.step import Rollback
 
 
-@pytest.fixture
-def leaping(monkeypatch):
-    """Multiplies the reported loss of the given steps by four."""
-
-    def at(*steps: int) -> None:
-        calls = []
-
-        def leap(*arguments):
-            calls.append(1)
-            sums = accumulate(*arguments)
-            if len(calls) in steps:
-                sums.values["ce"] = 4 * sums.values["ce"]
-            return sums
-
-        monkeypatch.setattr("kleiber.training.lit.accumulate", leap)
-
-    return at
+@pytest.mark.parametrize(
+    ("step", "planned", "due"), [(10, True, True), (7, True, True), (26, False, True), (8, False, False)]
+)
+def test_a_checkpoint_is_due_at_planned_steps_and_at_the_last_one(tmp_path, step, planned, due):
+    callback = Checkpoints(tmp_path, "0", every=5, branch_steps=[7])
+    assert callback.is_planned(step) is planned
+    assert callback.due(SimpleNamespace(global_step=step, max_steps=26)) is due  # type: ignore[arg-type]
 
 
-def spikes(folder) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "train/spikes" in row]
+def test_a_rollback_removes_checkpoints_that_an_interruption_saved(tmp_path):
+    callback = Checkpoints(tmp_path, "0", every=5)
+    for step in (5, 10, 12, 13):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    callback.on_exception(SimpleNamespace(is_global_zero=True), None, Rollback(14, "a spike", []))  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
 
 
-def test_a_spike_is_printed_once_with_its_step(launch, leaping, capsys):
-    leaping(30, 31)
-    folder = launch(*OPTIONS)
-    messages = [line for line in capsys.readouterr().err.splitlines() if "samples [" in line]
-    assert len(messages) == 1 and "step 30" in messages[0] and "samples [" in messages[0]
-    assert spikes(folder) == [{"step": 30, "train/spikes": 1.0}]
-
-
-def test_a_healthy_run_says_nothing(launch, capsys):
-    folder = launch(*OPTIONS)
-    assert "spike" not in capsys.readouterr().err
-    assert spikes(folder) == []
-
-
-def test_what_is_usual_is_resumed():
-    before, after = Stability(window=10), Stability(window=10)
-    before.recent.extend([2.0, 2.1, 1.9, 2.0, 2.0, 2.05])
-    after.load_state_dict(before.state_dict())
-    assert after.threshold() == before.threshold() == pytest.approx(2.3)
-    assert Stability(window=10).threshold() is None
-
-
-def test_a_gradient_of_ten_times_the_usual_norm_is_a_spike_too():
-    watch = Stability(window=10, policy="skip")
-    assert not any(watch.refuses(2.0, 1.0 + 0.01 * step) for step in range(6))
-    assert watch.refuses(2.0, 11.0) and not watch.refuses(2.0, 9.0)
-    assert (watch.spikes, watch.skipped) == (1, 1)
-
-
-def test_a_loss_that_has_moved_and_not_leapt_ends_the_run():
-    watch = Stability(window=10, policy="skip")
-    for _ in range(6):
-        watch.refuses(2.0, 1.0)
-    with pytest.raises(Diverged, match=r"10 consecutive.*loss 4"):
-        for _ in range(11):
-            watch.refuses(4.0, 1.0)
-
-
-@pytest.fixture
-def bad(launch, monkeypatch):
-    """`bad(position, factor)` scales the loss of one batch, by its samples, wherever and in whatever run it comes."""
-
-    def at(position: int, factor: float) -> None:
-        order: list[int] = []
-
-        def note(model, objective, batches, *rest):
-            order.append(int(batches[0].samples[0]))
-            return accumulate(model, objective, batches, *rest)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("kleiber.training.lit.accumulate", note)
-            launch(*OPTIONS, root="order")
-
-        def spoil(model, objective, batches, *rest):
-            class Scaled(type(objective)):
-                def __call__(self, model, batch):
-                    loss = objective(model, batch)
-                    return Loss(loss.total * factor, loss.tokens, {**loss.metrics, "ce": loss.metrics["ce"] * factor})
-
-            scaled = copy(objective)
-            scaled.__class__ = Scaled
-            chosen = scaled if int(batches[0].samples[0]) == order[position] else objective
-            return accumulate(model, chosen, batches, *rest)
-
-        monkeypatch.setattr("kleiber.training.lit.accumulate", spoil)
-
-    return at
-
-
-def weights(folder) -> dict:
-    return load_file(max(folder.glob("stages/main/checkpoints/*/model.safetensors")))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("factor, policy", [(1e4, "policy"), (float("nan"), "nonfinite")])
-def test_a_skipped_step_changes_nothing_but_the_position_and_is_resumed(launch, bad, interrupted, factor, policy):
-    options = [*OPTIONS, f"callbacks.stability.{policy}=skip", "callbacks.checkpoints.every=1"]
-    options += ["callbacks.checkpoints.keep=40"]
-    bad(30, factor)
-    folder = launch(*options, root="whole")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["train/skipped"] for row in rows if "train/skipped" in row] == [1.0]
-    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
-    with interrupted(28):
-        launch(*options, root="broken", code=130)
-    again = launch(*options, root="broken")
-    whole, resumed = weights(folder), weights(again)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    before, after = (load_file(folder / f"stages/main/checkpoints/step-000000{n}/model.safetensors") for n in (30, 31))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.slow
-def test_what_is_not_finite_halts_by_default(launch, bad):
-    bad(30, float("nan"))
-    folder = launch(*OPTIONS, code=1)
-    assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
-
-
-def test_a_policy_that_changes_weights_is_part_of_a_runs_identity():
-    plain = {"callbacks": {"stability": {"window": 50}}, "seed": 0}
-    config = {"callbacks": {"stability": {"window": 20, "policy": "tell"}}, "seed": 0}
-    skips = {"callbacks": {"stability": {"window": 50, "policy": "skip"}}, "seed": 0}
-    assert config_hash(plain) == config_hash(config) != config_hash(skips)
+def test_state_of_one_stage_is_not_taken_over_by_another():
+    record = StageRecord("main")
+    clock, watch = Throughput(batch_tokens=1, record=record), Stability(window=10)
+    state = {clock.state_key: {"seconds": 3.0}, watch.state_key: {**watch.state_dict(), "spikes": 2}}
+    restore_callbacks([clock, watch], state, same_stage=False)
+    assert clock.seconds == 0 and watch.spikes == 2
+    restore_callbacks([clock, watch], state)
+    assert clock.seconds == 3

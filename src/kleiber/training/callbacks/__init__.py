@@ -9,7 +9,7 @@ EXPORTS = {
     "Samples": "after_training",
     "EMA": "evaluate",
     "Checkpoints": "fault_tolerance",
-    "Stability": "fault_tolerance",
+    "Stability": "stability",
     "Log": "log",
     "Progress": "progress",
     "RoutingHealth": "log",

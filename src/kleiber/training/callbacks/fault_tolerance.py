@@ -1,4 +1,4 @@
-"""Callbacks for runs that are interrupted or become unstable: checkpoints, preemption, and spikes of the loss.
+"""Callbacks for runs that are interrupted: checkpoints and preemption.
 
 A run that receives SIGTERM or SIGUSR1 finishes its step, saves a checkpoint and ends with exit code 75. A scheduler
 that sees 75 (or the status `preempted`) starts the same command again, which continues bit-identically. SIGINT (Ctrl-C)
@@ -7,18 +7,14 @@ does the same with exit code 130 and the status `interrupted`.
 
 from __future__ import annotations
 
-import math
+import shutil
 import signal
-import statistics
 import sys
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -27,9 +23,8 @@ from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, optimizer_state, sharded_modules
-from kleiber.training.step import Diverged, rank_timeouts
-from kleiber.types import Count, Json, Natural, Positive
-from kleiber.types.batch import Batch
+from kleiber.training.step import Rollback, rank_timeouts
+from kleiber.types import Count, Json, Natural
 
 
 class Checkpoints(LeanCallback):
@@ -65,8 +60,18 @@ class Checkpoints(LeanCallback):
     def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
         """Saves the state after the last step that all ranks completed, where a rank did not answer in the next one.
 
-        Without the other ranks, rank 0 cannot save a sharded model.
+        Without the other ranks, rank 0 cannot save a sharded model. Where the stage goes back to its latest planned
+        checkpoint, removes those that an interruption saved since, from which a resumed run would continue.
         """
+        if isinstance(exception, Rollback):
+            if trainer.is_global_zero:
+                for path in checkpoint.steps(self.folder):
+                    if self.is_planned(int(path.name.rpartition("-")[2])):
+                        break
+                    shutil.rmtree(path)
+            if torch.distributed.is_initialized():
+                trainer.strategy.barrier()
+            return
         if not isinstance(exception, RankTimeout) or not trainer.is_global_zero or sharded_modules(pl_module.model):
             return
         step = trainer.global_step
@@ -76,8 +81,11 @@ class Checkpoints(LeanCallback):
 
     def due(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is saved after the latest step."""
-        step = trainer.global_step
-        return step == trainer.max_steps or step in self.branch_steps or bool(self.every and step % self.every == 0)
+        return trainer.global_step == trainer.max_steps or self.is_planned(trainer.global_step)
+
+    def is_planned(self, step: int) -> bool:
+        """Whether every run of this config saves a checkpoint after that step, if it has further ones."""
+        return step in self.branch_steps or bool(self.every and step % self.every == 0)
 
     def save(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for it."""
@@ -103,7 +111,10 @@ class Checkpoints(LeanCallback):
         model = pl_module.model
         names = checkpoint.trained_names(model) if pl_module.partial else None
         checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
-        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
+        step, kept = trainer.global_step, set(self.branch_steps)
+        if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those
+            kept.add(step - step % self.every)
+        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
 
 
 def method_name(method: nn.Module) -> str:
@@ -166,124 +177,3 @@ class Preempt(LeanCallback):
         number = torch.tensor(self.received, device=trainer.strategy.root_device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
         return int(number)
-
-
-SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-IN_A_ROW = 10  # consecutive skipped steps, beyond which the loss has changed for good and the run ends
-
-
-class Stability(LeanCallback):
-    """Detects and prints spikes of the loss and of the gradient norm, and can skip their steps.
-
-    A spike begins with a step whose cross-entropy is above median + max(`deviations` robust standard deviations,
-    `least` nats), or whose gradient norm is above `norms` medians, both over the last `window` steps. It ends with the
-    first step below both thresholds. It is printed once, with its step and samples. Logs train/spikes and
-    train/skipped, counted from the start. The state is saved and resumed with the run.
-
-    policy     tell: print the spike and continue; skip: also keep weights and optimizer state as before the step
-               (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, also went back 100 steps)
-    nonfinite  halt: a loss or gradient that is not finite ends the run; skip: the step is skipped
-
-    More than ten consecutive skipped steps end the run as diverged.
-    """
-
-    def __init__(
-        self,
-        window: Annotated[int, Ge(10), Le(10**6)] = 50,
-        deviations: Positive = 8.0,
-        least: Positive = 0.3,
-        norms: Annotated[float, Gt(1)] = 10.0,
-        policy: Literal["tell", "skip"] = "tell",
-        nonfinite: Literal["halt", "skip"] = "halt",
-    ) -> None:
-        self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
-        self.policy, self.nonfinite = policy, nonfinite
-        self.recent: deque[float] = deque(maxlen=window)
-        self.recent_norms: deque[float] = deque(maxlen=window)
-        self.spikes = self.skipped = self.in_a_row = 0
-        self.inside = self.began = False  # a spike; its first step
-
-    def state_dict(self) -> Json:
-        return {
-            "recent": list(self.recent), "norms": list(self.recent_norms), "spikes": self.spikes,
-            "skipped": self.skipped, "in_a_row": self.in_a_row, "inside": self.inside,
-        }  # fmt: skip
-
-    def load_state_dict(self, state_dict: Json) -> None:
-        self.recent = deque(state_dict["recent"], maxlen=self.window)
-        self.recent_norms = deque(state_dict.get("norms", ()), maxlen=self.window)
-        self.spikes, self.inside = state_dict["spikes"], state_dict["inside"]
-        self.skipped, self.in_a_row = state_dict.get("skipped", 0), state_dict.get("in_a_row", 0)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        pl_module.guard = self
-
-    def refuses(self, loss: float, norm: float) -> bool:
-        """Returns whether to skip the update of a step, and counts spikes.
-
-        loss, norm  mean loss of the step in nats per token, and norm of its gradient; the same on every rank
-
-        A step is a spike if its loss is above `threshold` or its gradient norm above `norms` times the median norm.
-        `policy` decides whether spikes are skipped, `nonfinite` whether steps with nan or inf are. Raises Diverged
-        after more than IN_A_ROW consecutive skipped steps.
-        """
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        usual = median(self.recent_norms, self.window)
-        leaps = not finite or self.above(loss) or (usual is not None and norm > self.norms * usual)
-        self.began = leaps and not self.inside
-        self.spikes += self.began
-        self.inside = leaps
-        if not leaps:  # spikes do not count for the medians
-            self.recent.append(loss)
-            self.recent_norms.append(norm)
-        refused = leaps and (self.policy if finite else self.nonfinite) == "skip"
-        self.skipped += refused
-        self.in_a_row = self.in_a_row + 1 if refused else 0
-        if self.in_a_row > IN_A_ROW:
-            raise Diverged(
-                f"the run diverged: more than {IN_A_ROW} consecutive steps were skipped as spikes, the last one with "
-                f"loss {loss:g}; lower optimizer.lr or raise schedule.warmup_steps"
-            )
-        return refused
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, outputs: object, batch: Batch, *_: object) -> None:
-        if self.began:
-            self._print_spike(trainer, float(pl_module.last["ce"]), batch)
-        elif self.in_a_row:
-            self._log(trainer)
-
-    def above(self, loss: float) -> bool:
-        """Whether a step with that loss is a spike. Computes the threshold, which is slow, only where it matters."""
-        usual = median(self.recent, self.window)
-        if usual is None or loss <= usual + self.least:
-            return False
-        threshold = self.threshold()
-        return threshold is not None and loss > threshold
-
-    def threshold(self) -> float | None:
-        """The loss in nats above which a step is a spike; None in the first half of the first window."""
-        usual = median(self.recent, self.window)
-        if usual is None:
-            return None
-        spread = SIGMA * statistics.median(abs(value - usual) for value in self.recent)
-        return usual + max(self.deviations * spread, self.least)
-
-    def _log(self, trainer: Trainer) -> None:
-        row = {"train/spikes": float(self.spikes)} | ({"train/skipped": float(self.skipped)} if self.skipped else {})
-        for logger in trainer.loggers:
-            logger.log_metrics(row, trainer.global_step)
-
-    def _print_spike(self, trainer: Trainer, loss: float, batch: Batch) -> None:
-        self._log(trainer)
-        if trainer.is_global_zero:
-            usual = median(self.recent, self.window)
-            before = "" if usual is None else f", median of the last steps {usual:.3f}"
-            samples = "" if batch.samples is None else f"; samples {batch.samples[:4].tolist()}..."
-            done = "; this step was skipped" if self.in_a_row else ""
-            step = f"{trainer.global_step:,}"
-            print(f"loss spike at step {step}: loss {loss:.3f}{before}{samples}{done}", file=sys.stderr)
-
-
-def median(values: Sequence[float], window: int) -> float | None:
-    """The median of the values; None where they fill less than half of the window."""
-    return statistics.median(values) if len(values) >= window // 2 else None

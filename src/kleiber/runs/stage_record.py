@@ -1,0 +1,46 @@
+"""The record of a finished stage: what it trained, and what that cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from kleiber.models.counting import count_parameters, executed_flops, training_flops
+from kleiber.records.summary import StageRecord
+from kleiber.runs.stage_tree import Stage, Tree
+from kleiber.training import checkpoint
+from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.types.model import Model
+
+
+def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model) -> None:
+    """Adds to the record what the stage trained and what it cost.
+
+    Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
+    """
+    plan, cfg = stage.plan, stage.config
+    device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
+    speed = record.tokens_per_s
+    peak = peak_flops(device) if speed else None
+    record.params = dataclasses.asdict(count_parameters(model))
+    before = {"tokens": 0, "samples": 0, "flops": {"model": 0.0, "executed": 0.0, "six_nd": 0.0}}
+    if stage.parent and not stage.continues:
+        before = tree.done.get(stage.parent) or before
+    heads = plan.objective.outputs
+    # `flops` count only what is trained: a step of an adapter costs less.
+    tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
+    executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
+    record.status = "finished"
+    record.tokens, record.unique_tokens = before["tokens"] + tokens, plan.unique_tokens
+    record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step
+    record.flops = {
+        "model": before["flops"]["model"] + flops * tokens,
+        "executed": before["flops"]["executed"] + executed * tokens,
+        "six_nd": before["flops"]["six_nd"] + 6.0 * plan.parameters.active * tokens,
+    }
+    record.device_seconds = None if record.seconds is None else record.seconds * plan.world_size
+    record.mfu = speed * flops / (peak * plan.world_size) if speed and peak else None
+    record.peak_memory_bytes = peak_memory_bytes(device)
+    last = checkpoint.steps(tree.checkpoints(stage.name))
+    record.checkpoint = str(last[0].relative_to(tree.folder)) if last else None

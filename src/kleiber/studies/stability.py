@@ -1,0 +1,239 @@
+"""The study `stability`: the learning-rate sensitivity of arms at several widths, and their attention logits by rate.
+
+The sensitivity is the mean over the learning rates of min(L(rate), L0) - L*, where L* is the loss at the rate of best
+mean and L0 that of uniform predictions, which also stands for a run that diverged. It is 0 where every rate of the grid
+is as good as the best one, and depends on the grid. Wortsman et al. 2023, arXiv:2309.14322, section 2.2; there L0 is
+the loss at initialization.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from kleiber.config.model_size import vocabulary_of
+from kleiber.records.catalog import Run
+from kleiber.records.summary import rows_with
+from kleiber.studies.compare.arms import Arm, arm_name, planned_arms, read_ladders, uneven, width_of
+from kleiber.studies.compare.decision import LOSS, Estimate, as_row, mean_estimate, paired_difference
+from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.types import Json, Row
+
+LOGIT = "stability/attention_logit/"
+UNIT = "nats per token"
+Place = tuple[str, int]  # an arm and its width
+Losses = dict[float, dict[int, float]]  # by learning rate and seed, those of diverged runs replaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stability(IntervalStudy):
+    """The learning-rate sensitivity of arms at several widths; the first arm of the design is the reference."""
+
+    arm: str | None = None
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the sensitivities, and their differences from the first arm.
+
+        Raises ValueError where arms have other learning rates or seeds than the first.
+        """
+        arms = arms_by_width(runs)
+        worst = uniform_loss(runs)
+        losses = {place: capped(arm, worst) for place, arm in arms.items()}
+        check_grids([*arms.values()], losses)
+        by_seed = {place: sensitivities(each) for place, each in losses.items()}
+        rows = [self.row(place, arms[place], losses[place], by_seed[place], worst) for place in arms]
+        differences = self.differences(by_seed)
+        logits = attention_logits(runs)
+        tables = {
+            "Learning-rate sensitivity": rows,
+            "Difference in sensitivity": differences,
+            "Largest attention logit by learning rate": logit_table(logits),
+        }
+        charts: Figures = {"loss": partial(loss_figure, losses, worst)}
+        if logits:
+            charts["logits"] = partial(logit_figure, logits)
+        notes = [{"code": "sensitivity", "level": "note", "text": difference_sentence(row)} for row in differences]
+        return Findings(
+            headline=headline(rows, differences),
+            verdicts=[*notes, *edges(rows)],
+            tables={title: table for title, table in tables.items() if table},
+            figures=charts,
+            methods=METHODS.format(level=f"{self.level:.0%}", worst=f"{worst:.3f}"),
+        )
+
+    def row(self, place: Place, arm: Arm, losses: Losses, by_seed: Mapping[int, float], worst: float) -> Json:
+        """The sensitivity of one arm and width, and how many runs were no better than uniform predictions."""
+        estimate = mean_estimate([*by_seed.values()], self.level, UNIT)
+        assert estimate is not None
+        lost = sum(value >= worst for by_rate in losses.values() for value in by_rate.values())
+        return {
+            "arm": place[0], "width": place[1], **as_row(estimate), "best lr": arm.best_lr, "loss": arm.mean,
+            "rates": len(losses), "diverged or uniform": lost, "runs": sum(map(len, losses.values())),
+        }  # fmt: skip
+
+    def differences(self, by_seed: Mapping[Place, Mapping[int, float]]) -> list[Json]:
+        """The sensitivity of each arm less that of the first arm at its width, and of each width less the narrowest."""
+        rows: list[Json] = []
+        first, narrow = next(iter(by_seed))[0], min(width for _, width in by_seed)
+        for (name, width), ours in by_seed.items():
+            pairs = [(first, width)] if name != first else [(name, narrow)] if width != narrow else []
+            for other in pairs:
+                if other in by_seed:
+                    estimate = paired_difference(ours, by_seed[other], self.level, UNIT)
+                    assert estimate is not None
+                    row = {"arm": name, "width": width, "against": other[0], "against width": other[1]}
+                    rows.append({**row, **as_row(estimate)})
+        return rows
+
+
+METHODS = (
+    "Every arm was trained at every learning rate and seed; runs of the same seed see the same data. The learning-rate "
+    "sensitivity is the mean over the rates of min(L, L0) - L*, with the validation loss L, its value L* at the rate "
+    "of best mean over seeds, and L0 = {worst}, the loss of uniform predictions, for runs that diverged or are worse "
+    "(Wortsman et al. 2023, arXiv:2309.14322, section 2.2). It is computed for each seed; intervals of means and of "
+    "differences that are paired by seed are Student's at {level}. The largest attention logit is that of any head "
+    "while the run trained, as it enters the softmax, on one row of the batch every few steps."
+)
+
+
+def place_of(run: Run) -> Place | None:
+    """The arm and the width of a run; None for a run of no arm."""
+    name = arm_name(run)
+    return None if name is None else (name, width_of(run.config["model"]))
+
+
+def arms_by_width(runs: Sequence[Run]) -> dict[Place, Arm]:
+    """Each arm at each width; arms in the order of the design, widths ascending."""
+
+    def arm_of(run: Run) -> str | None:
+        place = place_of(run)
+        return None if place is None else f"{place[0]}, width {place[1]}"
+
+    names = {f"{place[0]}, width {place[1]}": place for place in filter(None, map(place_of, runs))}
+    ladders = read_ladders(runs, LOSS, arm_of, least=1)
+    planned = planned_arms([run.config for run in runs])
+    found = {names[name]: ladder[-1] for name, ladder in ladders.items()}
+    order = sorted(found, key=lambda place: (planned.index(place[0]) if place[0] in planned else 0, place[1]))
+    return {place: found[place] for place in order}
+
+
+def uniform_loss(runs: Sequence[Run]) -> float:
+    """The loss of uniform predictions over the vocabulary, in nats per token."""
+    return math.log(vocabulary_of(runs[0].config["data"]))
+
+
+def capped(arm: Arm, worst: float) -> Losses:
+    """The losses of an arm, with `worst` in place of those that are higher or not finite."""
+    return {
+        lr: {seed: min(loss, worst) if math.isfinite(loss) else worst for seed, loss in by_seed.items()}
+        for lr, by_seed in sorted(arm.losses.items())
+    }
+
+
+def check_grids(arms: Sequence[Arm], losses: Mapping[Place, Losses]) -> None:
+    """Raises ValueError unless all arms have the same learning rates and seeds: the sensitivity depends on both."""
+    grids = {place: {lr: sorted(by_seed) for lr, by_seed in each.items()} for place, each in losses.items()}
+    first = next(iter(grids.values()))
+    for (name, width), grid in grids.items():
+        if grid != first:
+            reason = uneven(arms) or "some runs are missing or have not finished"
+            raise ValueError(f"{name}, width {width}, has other rates and seeds than the first arm: {reason}")
+
+
+def sensitivities(losses: Losses) -> dict[int, float]:
+    """The learning-rate sensitivity of each seed, in nats per token."""
+    means = {lr: sum(by_seed.values()) / len(by_seed) for lr, by_seed in losses.items()}
+    best = losses[min(means, key=lambda lr: means[lr])]
+    return {seed: sum(by_seed[seed] - best[seed] for by_seed in losses.values()) / len(losses) for seed in best}
+
+
+def attention_logits(runs: Sequence[Run]) -> list[Row]:
+    """The largest attention logit that each run logged: series (the arm), panel (the width), lr, seed and value."""
+    rows: list[Row] = []
+    for run in runs:
+        place = place_of(run)
+        logged = [
+            value for row in rows_with(run.rows, LOGIT) for key, value in row.items() if key.startswith(LOGIT)
+        ]  # of a run that diverged, those before
+        finite = [value for value in logged if math.isfinite(value)]
+        if place is not None and finite:
+            lr, seed = run.config["optimizer"]["lr"], run.config["seed"]
+            rows.append(
+                {"series": place[0], "panel": f"width {place[1]}", "lr": lr, "seed": seed, "value": max(finite)}
+            )
+    return rows
+
+
+def logit_table(logits: Sequence[Row]) -> list[Json]:
+    """The median over seeds of the largest attention logit: a row for each arm and width, a column for each rate."""
+    if not logits:
+        return []
+    table = pd.DataFrame(logits).pivot_table("value", ["series", "panel"], "lr", "median", sort=True)
+    columns = [f"lr {lr:g}" for lr in table.columns]
+    return [
+        {"arm": arm, "width": str(panel).removeprefix("width "), **dict(zip(columns, values, strict=True))}
+        for (arm, panel), values in zip(table.index, table.to_numpy().tolist(), strict=True)
+    ]
+
+
+def difference_sentence(row: Row) -> str:
+    """The sentence on one difference, which says where its interval holds 0."""
+    estimate = Estimate(row["value"], row["lo"], row["hi"], row["n"], UNIT)
+    who = f"{row['arm']} at width {row['width']}"
+    against = f"{row['against']} at width {row['against width']}"
+    text = f"The learning-rate sensitivity of {who} less that of {against} is {estimate.text('+.3f')}"
+    unclear = estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi
+    return f"{text}: it is not determined which is more sensitive." if unclear else f"{text}."
+
+
+def headline(rows: Sequence[Row], differences: Sequence[Row]) -> str:
+    """What each arm does to the sensitivity at the largest width; the sensitivity where there is one arm."""
+    widest = max(row["width"] for row in rows)
+    shown = [row for row in differences if row["width"] == widest and row["against width"] == widest]
+    if shown:
+        return " ".join(map(difference_sentence, shown))
+    row = rows[-1]
+    estimate = Estimate(row["value"], row["lo"], row["hi"], row["n"], UNIT)
+    return f"The learning-rate sensitivity of {row['arm']} at width {row['width']} is {estimate.text('.3f')}."
+
+
+def edges(rows: Sequence[Row]) -> list[Row]:
+    """A warning for each arm whose losses never reach that of uniform predictions: its grid ends before it diverges."""
+    return [
+        {
+            "code": "stable", "level": "note",
+            "text": f"{row['arm']} at width {row['width']}: every run ended below the loss of uniform predictions, "
+            "so larger rates may separate the arms further",
+        }
+        for row in rows
+        if not row["diverged or uniform"]
+    ]  # fmt: skip
+
+
+def loss_figure(losses: Mapping[Place, Losses], worst: float) -> object:
+    """Loss vs learning rate, a line for each arm and a panel for each width."""
+    from kleiber.studies.compare.chart_forms import lines, values_axis
+
+    rows = pd.DataFrame(
+        {"series": name, "panel": f"width {width}", "lr": lr, "seed": seed, "value": value}
+        for (name, width), each in losses.items()
+        for lr, by_seed in each.items()
+        for seed, value in by_seed.items()
+    )
+    x = values_axis("lr", "learning rate", rows["lr"], "~g")
+    title = f"Validation loss vs learning rate; runs that diverged count as {worst:.2f}, uniform predictions"
+    return lines(rows, x, "validation loss (nats per token)", list(dict.fromkeys(rows["series"])), title)
+
+
+def logit_figure(logits: Sequence[Row]) -> object:
+    """The largest attention logit vs learning rate, a line for each arm and a panel for each width."""
+    from kleiber.studies.compare.chart_forms import lines, values_axis
+
+    rows = pd.DataFrame(logits)
+    x = values_axis("lr", "learning rate", rows["lr"], "~g")
+    order = list(dict.fromkeys(rows["series"]))
+    return lines(rows, x, "largest attention logit", order, "Largest attention logit vs learning rate", log=True)
