@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Choice": "choice",
+    "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",

@@ -24,6 +24,8 @@ def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelM
             for metric, score in of_data.items()
         ]
     )
+    if rows.empty:
+        return {}
     charts: dict[str, alt.TopLevelMixin] = {}
     if len(accuracy := rows[rows["metric"] == "accuracy"]):
         chance = rows[rows["metric"] == "chance"]
