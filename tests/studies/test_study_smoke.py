@@ -27,20 +27,12 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
-<<<<<<< HEAD
-OTHER_TEXT = [
-    "data=text",
-    "data.path={data}/tiny.txt",
-    "data.tokenizer=bytes",
-    "evals.ood.data=[{data}/labelled.jsonl]",
-]
-=======
+OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
 ]  # fmt: skip
->>>>>>> main
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
