@@ -9,12 +9,9 @@ EXPORTS = {
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
-<<<<<<< HEAD
     "Needle": "needle",
-=======
     "OOD": "ood",
     "Pairs": "pairs",
->>>>>>> main
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Routing": "routing",

@@ -18,11 +18,8 @@ EXPORTS = {
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
-<<<<<<< HEAD
     "Needle": "needle",
-=======
     "OOD": "ood",
->>>>>>> main
     "Scaling": "scaling",
     "Stability": "stability",
     "Transfer": "transfer",
