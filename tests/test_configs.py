@@ -20,7 +20,7 @@ ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "s
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 STARTS = ("checkpoint", "hf", "upcycle")
-NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS}
+NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS} | {"data/generated": ["data.models=[RUN]"]}
 NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
 TABLES = {
     name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
@@ -38,14 +38,13 @@ ELSEWHERE = {
     "trainer/gpu": "needs a GPU",
     "trainer/smoke": "is in every run here",
 }
-ELSEWHERE |= {"logger/mlflow": "needs the extra mlflow: tests/training/test_mirrors.py"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
-ELSEWHERE |= {"data/recall": "tests/data/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
+ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("recall", "repeat", "generated")}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -60,11 +59,11 @@ ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_disti
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
+RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
-ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations")}
 ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
 SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
 ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")

@@ -12,6 +12,7 @@ from clean_environment import Environment
 from small_run import REPOSITORY, TINY
 
 from kleiber.config.compose import Composer
+from kleiber.launch.cli import main as main_command
 from kleiber.launch.main import main
 from kleiber.runs.open import open_model
 from kleiber.types.batch import Batch
@@ -21,7 +22,7 @@ SOURCE = REPOSITORY / "examples/extension"
 
 def test_the_example_is_short():
     files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".yaml", ".toml", ".md")]
-    assert len(files) > 10 and sum(len(path.read_text().splitlines()) for path in files) <= 300
+    assert len(files) > 10 and sum(len(path.read_text().splitlines()) for path in files) <= 350
 
 
 @pytest.fixture
@@ -77,6 +78,14 @@ def test_a_router_and_a_callback_act_in_a_mixture(mylab, launch):
     assert logged(folder)["train/weight_norm"] > 0
     router = open_model(folder).model.blocks[0].mlp.router
     assert type(router).__name__ == "Tempered" and router.temperature == 2.0
+
+
+def test_an_evaluation_scores_a_run_and_the_curve_of_its_training(mylab, launch, capsys):
+    folder = launch("evals=[confidence]")
+    (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
+    during = stage["metrics"]["eval/confidence/tiny/confidence"]
+    assert main_command(["eval", str(folder), "--evals", "confidence"]) == 0 and 0 < during < 1
+    assert f"confidence/tiny/confidence {during:.6g} [" in capsys.readouterr().out
 
 
 def test_the_study_is_planned_and_its_arms_are_those_of_the_file(mylab):

@@ -1,104 +1,96 @@
-"""The likeliest ending, against log-probabilities that are computed an ending at a time."""
+"""Multiple choice: questions in the words of lm-eval, and scores of planted log-probabilities."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from evals.subjects import subject_on_tables, values
+from evals.planted import planted, subject
+from evals.subjects import table
 
-from kleiber.data.tokenizers import Bytes
-from kleiber.evals.choice import Choice, Question, choose, ending_log_probs, parse_question
-from kleiber.models.transformer import Transformer
-from kleiber.types.batch import Batch
+from kleiber.evals import Choice
+from kleiber.evals.choice import clean_wikihow, margins, parse_question, shares_of_best
 
-
-@pytest.fixture
-def net() -> Transformer:
-    torch.manual_seed(0)
-    return Transformer(64, depth=1, width=32, context=24)
-
-
-def slow(net: Transformer, context: list[int], ending: list[int]) -> float:
-    ids = (context + ending)[-25:]
-    logits = net.head(net(Batch(torch.tensor([ids[:-1]]))).hidden)[0].log_softmax(-1)
-    return sum(logits[-i, ids[-i]].item() for i in range(1, len(ending) + 1))
+ROWS = [
+    {"ctx": "a", "endings": ["aaaa", "b"], "label": "0"},
+    {"ctx": "a", "endings": ["aaaa", "b"], "label": "1"},
+    {"ctx": "a", "endings": ["a", "a"], "label": 1},
+]
 
 
-def test_endings_of_any_length_in_one_pass(net) -> None:
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda n: torch.randint(0, 64, (n,), generator=generator).tolist()  # noqa: E731
-    jobs = [(draw(a), draw(b)) for a, b in ((1, 1), (5, 9), (20, 4), (40, 3), (1, 24))]
-    with torch.no_grad():
-        found = ending_log_probs(net, jobs)
-        assert found.tolist() == pytest.approx([slow(net, *job) for job in jobs], abs=1e-4)
-    with pytest.raises(ValueError, match=r"25 tokens.*model\.context=24"):
-        ending_log_probs(net, [([1], [2] * 25)])
+def test_scores_are_those_of_planted_log_probabilities():
+    """p(a) = 1/2, p(b) = p(space) = 1/4, whatever comes before."""
+    results = Choice().evaluate(subject(planted(a=0.5, b=0.25), [table("t", ROWS)]))
+    scores = results.scores["t"]
+    half, nats = np.log(0.5), {"aaaa": 4 * np.log(0.5), "b": np.log(0.25)}
+    assert scores["accuracy"].value == pytest.approx((0 + 1 + 0.5) / 3)
+    difference = nats["b"] - nats["aaaa"]
+    assert scores["margin"].value == pytest.approx((-difference + difference + 0) / 3, abs=5e-4)
+    per_byte = {ending: (value + np.log(0.25)) / len(ending) for ending, value in nats.items()}
+    assert per_byte["aaaa"] > per_byte["b"] and half < 0
+    assert scores["accuracy_per_byte"].value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert scores["chance"].value == 0.5 and scores["chance"].lo is None
+    assert scores["accuracy"].n == 3 and scores["accuracy"].lo <= scores["accuracy"].value <= scores["accuracy"].hi
 
 
-def test_both_scores(net) -> None:
-    questions = [Question([1, 2, i], [[3], [4, 5, 6], [7, 8]], [1, 9, 2], i % 3) for i in range(12)]
-    plain = per_byte = 0
-    with torch.no_grad():
-        for q in questions:
-            scores = torch.tensor([slow(net, q.context, ending) for ending in q.endings])
-            plain += int(scores.argmax()) == q.label
-            per_byte += int((scores / torch.tensor(q.num_bytes)).argmax()) == q.label
-    net.train()
-    found = {name: sum(correct) for name, correct in choose(net, questions, rows=5).items()}
-    assert found == {"accuracy": plain, "accuracy_per_byte": per_byte}
-    assert net.training
+def test_the_limit_is_a_number_of_rows():
+    scores = Choice().evaluate(subject(planted(a=0.5, b=0.25), [table("t", ROWS)], limit=1)).scores["t"]
+    assert scores["accuracy"].n == 1 and scores["accuracy"].value == 0
 
 
-def test_tables_of_questions_are_scored_by_their_columns() -> None:
-    torch.manual_seed(0)
-    tokenizer, model = Bytes(), Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
-    about = [{"ctx": f"the {i} ", "endings": ["a b", "cdef", "g"], "label": str(i % 3)} for i in range(6)]
-    pairs = [{"sentence_good": f"who {i}", "sentence_bad": f"{i} whoever", "pair_id": i} for i in range(4)]
-    found = Choice().evaluate(subject_on_tables(model, about=about, pairs=pairs)).scores
-    first = parse_question(about[0], tokenizer, "about")
-    assert first.endings == [tokenizer.encode(text) for text in (" a b", " cdef", " g")] and first.num_bytes == [
-        4,
-        5,
-        2,
-    ]
-    right = 0
-    with torch.no_grad():
-        for row in about:
-            context = [tokenizer.eos, *tokenizer.encode(row["ctx"].rstrip())]
-            scores = [slow(model, context, tokenizer.encode(f" {ending}")) for ending in row["endings"]]
-            right += scores.index(max(scores)) == int(row["label"])
-        good = [
-            [slow(model, [tokenizer.eos], tokenizer.encode(r[k])) for k in ("sentence_good", "sentence_bad")]
-            for r in pairs
-        ]
-    about_scores, pair_scores = values(found["about"]), values(found["pairs"])
-    assert about_scores["accuracy"] == right / 6 and about_scores["chance"] == pytest.approx(1 / 3)
-    assert pair_scores["accuracy"] == sum(a > b for a, b in good) / 4 and found["pairs"]["accuracy"].n == 4
+def test_a_group_has_the_scores_of_all_items():
+    parts = [table("g/x", ROWS[:1], "g"), table("g/y", ROWS[1:], "g"), table("h", ROWS)]
+    scores = Choice().evaluate(subject(planted(a=0.5, b=0.25), parts)).scores
+    assert set(scores) == {"g/x", "g/y", "h", "g"} and scores["g"] == scores["h"]
 
 
-class Words(Bytes):
-    """As SentencePiece: what begins a text gets a mark of its own, and a word has its space in front."""
-
-    def encode(self, text: str) -> list[int]:
-        return [7, *super().encode(text)] if text else []
-
-
-def test_an_ending_is_read_as_it_stands_behind_its_context() -> None:
-    row = {"ctx": "a little", "endings": ["girl", "b"], "label": 0}
-    asked = parse_question(row, Words(), "t")
-    assert asked.context == [Words().eos, 7, *b"a little"] and asked.endings == [list(b" girl"), list(b" b")]
-
-
-def test_a_context_begins_as_a_document_of_the_training_text() -> None:
-    class Begun(Bytes):
-        bos, mask = 257, -1
-
-    row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
-    assert parse_question(row, Begun(), "t").context == [256, *b"a"]
-    assert parse_question(row, Begun().with_separator("bos"), "t").context == [257, *b"a"]
+def test_questions_have_the_words_of_lm_eval():
+    hellaswag = {
+        "activity_label": "Dancing",
+        "ctx": "unused",
+        "ctx_a": "A man [header] sings.",
+        "ctx_b": "he  then",
+        "endings": [" dances. [title] End ", "b"],
+        "label": "1",
+    }
+    question = parse_question(hellaswag, "t")
+    assert question.context == "Dancing: A man sings. He then"
+    assert question.endings == ["dances.. End", "b"] and question.label == 1
+    arc = {"question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+    assert parse_question(arc, "t").context == "Question: Why?\nAnswer:" and parse_question(arc, "t").label == 1
+    piqa = {"goal": "Go", "sol1": "x", "sol2": "y", "label": 0}
+    assert parse_question(piqa, "t").context == "Question: Go\nAnswer:"
+    assert parse_question(piqa, "t").endings == ["x", "y"]
+    assert parse_question({"context": "c", "endings": [" x", "y"], "label": 0}, "t").endings == ["x", "y"]
+    assert clean_wikihow("a [step] b") == "a b"
 
 
 @pytest.mark.parametrize("label", ["", "B", None, 2, -1])
-def test_a_label_that_is_no_index_of_an_ending_is_named(label) -> None:
-    with pytest.raises(ValueError, match=f"label={label!r} "):
-        parse_question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), "t")
+def test_a_label_that_is_none_of_an_ending_is_named(label):
+    with pytest.raises(ValueError, match=f"t: label='{label}' must be"):
+        parse_question({"ctx": "a", "endings": ["b", "c"], "label": label}, "t")
+
+
+def test_rows_that_are_no_question_are_refused():
+    with pytest.raises(ValueError, match="t has the columns text"):
+        parse_question({"text": "a"}, "t")
+    with pytest.raises(ValueError, match="at least two endings"):
+        parse_question({"ctx": "a", "endings": ["b"], "label": 0}, "t")
+
+
+def test_columns_decide_which_tables_are_accepted():
+    assert Choice().accepts(table("t", ROWS)) and not Choice().accepts(table("t", [{"text": "a"}]))
+    assert Choice.causal
+
+
+def test_ties_divide_the_accuracy_and_margins_are_to_the_best_other_ending():
+    scores = [np.array([1.0, 1.0, 0.0]), np.array([3.0, 5.0, 4.0]), np.array([-2.0, -2.0])]
+    assert shares_of_best(scores, [0, 2, 1]).tolist() == [0.5, 0, 0.5]
+    assert margins(scores, [0, 1, 1]).tolist() == [0, 1, 0]
+
+
+def test_a_tie_of_an_untrained_model_is_chance():
+    model = planted(a=0.5, b=0.25)
+    torch.nn.init.zeros_(model.head.weight)
+    rows = [{"ctx": "a", "endings": ["ab", "ba"], "label": 0}] * 4
+    assert Choice().evaluate(subject(model, [table("t", rows)])).scores["t"]["accuracy"].value == 0.5

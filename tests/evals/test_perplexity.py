@@ -60,9 +60,9 @@ def test_a_loss_per_byte_has_a_meaning_for_unpadded_likelihoods_alone():
 def test_each_domain_has_its_tokens_loss_and_bits_per_byte():
     subject = moe_subject()
     results = Perplexity().evaluate(subject).scores
-    assert set(results) == {"low", "high"} and results["low"]["loss"].n == 12 * 16
+    assert set(results) == {"low", "high"} and results["low"]["loss"].n == 11 * 16 + 8  # the last row is half padding
     task = Task("low", CLM(), subject.samples("low"))
-    assert values(results["low"]) == score_task(subject.model, task, None, 5, Runtime())
+    assert values(results["low"]) == pytest.approx(score_task(subject.model, task, None, 5, Runtime()), rel=1e-5)
     unlikely = Perplexity().evaluate(replace(subject, objective=MeanlessCLM())).scores
     assert "bits_per_byte" not in unlikely["low"]
 

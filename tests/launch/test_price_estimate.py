@@ -108,3 +108,16 @@ def test_a_chain_is_measured_though_its_second_stage_opens_the_first(launch, tmp
     prices = Prices({str(tmp_path / "planned"): read_config(run)}, tmp_path / "scratch")
     prices.count(False)
     assert prices.measure_run(0).step.keys() == {"a", "b"}
+
+
+def test_text_that_a_planned_run_will_write_is_priced_as_the_real_text_beside_it(tmp_path):
+    base, later, other = tmp_path / "base", tmp_path / "later", tmp_path / "other"
+    real = {"_target_": "kleiber.data.Builtin"}
+    runs = {
+        str(base): small_config(32),
+        str(later): small_config(32) | {"data": {"models": [f"{base}/main"], "data": real}},
+        str(other): small_config(32) | {"data": {"models": ["/trained"], "data": real}},
+    }
+    estimate = Prices(runs, tmp_path / "scratch")
+    assert estimate.configs[1]["data"] == real
+    assert estimate.configs[2]["data"]["models"] == ["/trained"]

@@ -16,6 +16,7 @@ from kleiber.launch.local_pool import Basic, Process
 from kleiber.launch.main import main as train
 from kleiber.launch.reproduce import Verdict, compare_again, in_rounds, seed_noise, weights_hashes
 from kleiber.records.catalog import read_run, read_runs
+from kleiber.records.evaluations import add_metrics
 
 
 def record(folder, loss=2.0, *, weights=None, rows=((10, 3.0),), seed=0, init=None, status="finished", depth=2):
@@ -56,6 +57,15 @@ def test_the_verdict_follows_from_weights_and_losses(tmp_path, changes, noise, v
 def test_without_recorded_weights_all_values_have_to_be_equal(tmp_path, changes, verdict):
     was, now = record(tmp_path / "a"), record(tmp_path / "b", weights="b", **changes)
     assert compare_again(was, now, {}).verdict == verdict
+
+
+def test_scores_that_were_added_after_training_are_no_difference(tmp_path):
+    for name in ("a", "b"):
+        record(tmp_path / name)
+    add_metrics(tmp_path / "a", "main", {"eval/perplexity/code/loss": 2.0})
+    assert compare_again(read_run(tmp_path / "a"), read_run(tmp_path / "b"), {}).verdict == Verdict.EQUAL
+    add_metrics(tmp_path / "b", "main", {"eval/perplexity/code/loss": 3.0})
+    assert compare_again(read_run(tmp_path / "a"), read_run(tmp_path / "b"), {}).verdict != Verdict.EQUAL
 
 
 def test_the_noise_is_that_of_two_seeds_pooled_over_configs(tmp_path):

@@ -125,3 +125,19 @@ def test_senseless_requests_are_refused():
             generate(model, prompt, 1, **options)
     with pytest.raises(ValueError, match="empty"):
         generate(model, prompt[:, :0], 1)
+
+
+def test_draws_decide_each_row_alone_and_follow_the_distribution():
+    model, prompts = build(), torch.randint(40, (6, 3))
+    draws = torch.rand(6, 8)
+    rows = generate(model, prompts, 8, draws=draws)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        assert torch.equal(generate(model, prompts[part], 8, draws=draws[part]), rows[part])
+    assert not torch.equal(generate(model, prompts, 8, draws=1 - draws), rows)
+
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, 2.0]])
+    grid = (torch.arange(10_000) + 0.5) / 10_000
+    tokens = sample(logits.expand(10_000, 4), draws=grid)
+    torch.testing.assert_close(tokens.bincount(minlength=4) / 10_000, logits.softmax(-1)[0], atol=2e-4, rtol=0)
+    ends = sample(torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, 3), draws=torch.tensor([0.0, 1 - 2**-24]))
+    assert ends.tolist() == [1, 1], "a token of probability 0 is never drawn"

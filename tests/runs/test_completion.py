@@ -131,3 +131,14 @@ def test_answers_to_the_same_message_differ_by_seed_and_repeat_with_it():
             chat.turns.clear()
         texts.append(answers)
     assert texts[0] == texts[1] != texts[2] and texts[0][0] != texts[0][1]
+
+
+def test_streams_begin_a_document_go_on_beyond_the_context_and_depend_on_the_seed():
+    run = trained(context=16)
+    ids = run.write(3, 50, 1.0, 4)
+    assert ids.shape == (3, 50) and set(ids[:, 0].tolist()) == {BYTES.begin}
+    again, other = completion.write_streams(run, 3, 50, 1.0, 4), completion.write_streams(run, 3, 50, 1.0, 5)
+    assert torch.equal(again, ids) and not torch.equal(other, ids) and not torch.equal(ids[0], ids[1])
+    assert torch.equal(run.write(2, 9, 1e-6, 0)[0], generate(run.model, ids[:1, :1], 8, temperature=0.0)[0])
+    with pytest.raises(ValueError, match="not causal"):
+        trained(causal=False).write(1, 4, 1.0, 0)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_run import fake_run
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
@@ -126,3 +127,13 @@ def test_a_start_point_may_be_the_name_of_a_local_copy(completed, folder, monkey
     assert config["init"]["path"] == str(folder) and config["data"]["tokenizer"] == str(folder)
     with pytest.raises(ConfigError, match=r"init\.path=nowhere: .* init\.path=FOLDER"):
         completed("init=hf", "init.path=nowhere")
+
+
+def test_runs_that_write_the_data_are_named_by_absolute_paths_of_their_stages(completed, folder, tmp_path, monkeypatch):
+    run = fake_run(tmp_path / "runs" / "writer")
+    monkeypatch.chdir(tmp_path)
+    models = completed("data=generated", f"data.models=[runs/writer,{run}/main,{folder}]")["data"]["models"]
+    assert models == [f"{run}/main", f"{run}/main", str(folder)]
+    for path in ("nowhere", f"{run}/other"):
+        with pytest.raises(ConfigError, match=rf"data\.models={path}"):
+            completed("data=generated", f"data.models=[{path}]")

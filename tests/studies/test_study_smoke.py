@@ -27,6 +27,12 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
+COLLAPSE = [
+    "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
+    "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
+    "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
+]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -73,6 +79,7 @@ STUDIES = {
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
+    "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
         ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
         4,
@@ -158,6 +165,7 @@ STUDIES = {
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
+    "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
     "routers": Expected(
         [
             "design.lrs=[0.03]",

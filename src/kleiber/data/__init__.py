@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Unknown": "corpus",
+    "Generated": "generated",
     "Instruct": "instruct",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",

@@ -4,9 +4,12 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Choice": "choice",
+    "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "OOD": "ood",
+    "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Routing": "routing",

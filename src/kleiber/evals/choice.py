@@ -1,154 +1,169 @@
 """Multiple choice by likelihood: the model chooses the most likely of several endings of a context.
 
-There are two scores: by the log-probability of an ending, and by its log-probability per byte, which does not favor
-short endings (Brown et al. 2020, arXiv:2005.14165, section 2.4, divide by tokens). No text is generated. A question is
-a row with the columns context (or ctx), endings and label, as in HellaSwag, or sentence_good and sentence_bad, as in
-BLiMP.
+Texts and scores are those of lm-eval for HellaSwag, ARC and PIQA, so numbers can be compared. No text is generated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float
 
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
-from kleiber.nn.loss import log_probs
-from kleiber.types import Row
-from kleiber.types.batch import Batch
-from kleiber.types.model import Model
-from kleiber.types.tokenizer import Tokenizer
+from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
+from kleiber.types import Json, Row
+
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
+
+HELLASWAG = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+CONTEXT_ENDINGS = (("ctx", "endings", "label"), ("context", "endings", "label"))
+ARC = ("question", "choices", "answerKey")
+PIQA = ("goal", "sol1", "sol2", "label")
+COLUMNS = (*CONTEXT_ENDINGS, ARC, PIQA)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context and its possible endings.
+    """A context, its possible endings, and the index of the right one."""
 
-    context    token ids, at least one
-    endings    token ids of each ending
-    num_bytes  size of each ending in bytes
-    label      index of the correct ending
-    """
-
-    context: list[int]
-    endings: list[list[int]]
-    num_bytes: list[int]
+    context: str
+    endings: list[str]
     label: int
 
 
 class Choice(Evaluation):
-    """Accuracy on multiple-choice questions.
+    """Accuracy on multiple-choice questions, and the margin of the right ending.
 
     data  names or paths of tables of questions; null: those of the command
     """
 
-    columns = (("context", "endings", "label"), ("ctx", "endings", "label"), ("sentence_good", "sentence_bad"))
+    columns = COLUMNS
     causal = True
 
     def __init__(self, data: Sequence[str] | None = None) -> None:
         self.data = data
 
     def evaluate(self, subject: Subject) -> Results:
-        """Scores of each table.
+        """Scores of each table, and of each group of tables; see `choice_values`."""
+        return Results(score_groups(subject.data, lambda data: choice_values(subject, data)))
 
-        accuracy           share of questions whose right ending has the highest log-probability
-        accuracy_per_byte  the same, with the log-probability of each ending divided by its number of bytes
-        chance             expected accuracy of a random choice
+    def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
+        from kleiber.evals.item_figures import figures
 
-        Raises ValueError for rows that do not have the columns of a question (see `parse_question`).
-        """
-        scores: dict[str, Scores] = {}
-        for data in subject.data:
-            questions = [parse_question(row, subject.tokenizer, data.name) for row in data.rows(subject.limit)]
-            correct = choose(subject.model, questions, subject.rows)
-            chance = sum(1 / len(question.endings) for question in questions) / len(questions)
-            scores[data.name] = {name: mean_score(values) for name, values in correct.items()}
-            scores[data.name]["chance"] = Score(chance, n=len(questions))
-        return Results(scores)
+        return figures(results["scores"])
 
 
-def parse_question(row: Row, tokenizer: Tokenizer, name: str) -> Question:
-    """A row as token ids. The space between a context and an ending belongs to the ending.
+Values = dict[str, Float[np.ndarray, "rows"]]  # a value of each item, by the metric that is their mean
 
-    The ids of an ending are those that it has after the context, because some tokenizers encode the beginning of a text
-    differently.
+
+def score_groups(sets: Sequence[DataSet], values: Callable[[DataSet], Values]) -> dict[str, Scores]:
+    """Mean values of the items of each data set, and of all items of each group of data sets.
+
+    values  returns the values of the items of a data set
     """
-    if {"sentence_good", "sentence_bad"} <= row.keys():
-        text, endings, label = "", [row["sentence_good"], row["sentence_bad"]], 0
+    scores: dict[str, Scores] = {}
+    groups: dict[str, list[Values]] = {}
+    for data in sets:
+        of_data = values(data)
+        scores[data.name] = mean_scores(of_data)
+        if data.group is not None:
+            groups.setdefault(data.group, []).append(of_data)
+    for group, parts in groups.items():
+        metrics = [metric for metric in parts[0] if all(metric in part for part in parts)]
+        scores[group] = mean_scores({metric: np.concatenate([part[metric] for part in parts]) for metric in metrics})
+    return scores
+
+
+def mean_scores(values: Values) -> Scores:
+    """The mean of each metric with its interval; that of chance has none."""
+    scores = {metric: mean_score(of_items) for metric, of_items in values.items()}
+    if "chance" in values:
+        scores["chance"] = Score(float(values["chance"].mean()), n=len(values["chance"]))
+    return scores
+
+
+def choice_values(subject: Subject, data: DataSet) -> Values:
+    """Values of each question of a table.
+
+    accuracy           1 where the right ending has the highest log-probability
+    accuracy_per_byte  the same with log-probabilities per byte, which do not favor short endings; lm-eval's acc_bytes,
+                       and its acc_norm where all characters are ASCII
+    margin             log-probability of the right ending less that of the best other one, in nats
+    margin_per_byte    the same per byte, in nats per byte
+    chance             expected accuracy of a random choice
+
+    Accuracy of 1 is divided among endings that tie. Raises ValueError for rows without a valid label.
+    """
+    questions = [parse_question(row, data.name) for row in data.rows(subject.limit)]
+    pairs = [(question.context, f" {ending}") for question in questions for ending in question.endings]
+    ids = iter(encode_pairs(subject.tokenizer, pairs))
+    items = [[next(ids) for _ in question.endings] for question in questions]
+    scores = log_likelihoods(subject.model, items, pass_tokens(subject.model, subject.rows), f"scoring {data.name}")
+    counts = [len(question.endings) for question in questions]
+    by_question = np.split(scores.log_probs, np.cumsum(counts)[:-1])
+    per_byte = [
+        log_probs / [max(1, len(ending.encode())) for ending in question.endings]
+        for question, log_probs in zip(questions, by_question, strict=True)
+    ]
+    labels = [question.label for question in questions]
+    return {
+        "accuracy": shares_of_best(by_question, labels),
+        "accuracy_per_byte": shares_of_best(per_byte, labels),
+        "margin": margins(by_question, labels),
+        "margin_per_byte": margins(per_byte, labels),
+        "chance": 1 / np.array(counts),
+    }
+
+
+def shares_of_best(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "rows"]:
+    """1 where the entry of the label is the largest of its item, 1/n where n entries tie for that, and 0 elsewhere."""
+    return np.array([(s[i] == s.max()) / (s == s.max()).sum() for s, i in zip(scores, labels, strict=True)])
+
+
+def margins(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "rows"]:
+    """Entry of the label less the largest other entry of its item."""
+    return np.array([s[i] - np.delete(s, i).max() for s, i in zip(scores, labels, strict=True)])
+
+
+def parse_question(row: Row, name: str) -> Question:
+    """The question of a row, in the words of lm-eval's tasks hellaswag, arc_easy and piqa.
+
+    Raises ValueError for columns that are no question, a label that is not the index of an ending, and fewer than two
+    endings; `name` is that of the data set.
+    """
+    columns = row.keys()
+    if set(HELLASWAG) <= columns:
+        context = clean_wikihow(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        endings, label = [clean_wikihow(ending) for ending in row["endings"]], str(row["label"])
+    elif {"endings", "label"} <= columns and {"ctx", "context"} & columns:
+        context = str(row["ctx" if "ctx" in columns else "context"])
+        endings, label = [ending.strip() for ending in row["endings"]], str(row["label"])
+    elif set(ARC) <= columns:
+        context, endings = f"Question: {row['question']}\nAnswer:", list(row["choices"]["text"])
+        labels = list(row["choices"]["label"])
+        label = str(labels.index(row["answerKey"]) if row["answerKey"] in labels else row["answerKey"])
+    elif set(PIQA) <= columns:
+        context, endings, label = f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], str(row["label"])
     else:
-        text, endings, label = _context_and_endings(row, name)
-    context = tokenizer.encode(text)
-    return Question(
-        context=[tokenizer.begin, *context],
-        endings=[tokenizer.encode(text + ending)[len(context) :] for ending in endings],
-        num_bytes=[len(ending.encode()) for ending in endings],
-        label=label,
-    )
-
-
-def _context_and_endings(row: Row, name: str) -> tuple[str, list[str], int]:
-    text = row.get("context", row.get("ctx"))
-    if text is None or not {"endings", "label"} <= row.keys():
-        raise ValueError(
-            f"{name} has the columns {', '.join(row)}; a question needs context (or ctx), endings and label, or "
-            "sentence_good and sentence_bad"
-        )
-    endings = [" " + ending.strip() for ending in row["endings"]]
-    label = str(row["label"])
+        raise ValueError(f"{name} has the columns {', '.join(columns)}; a question needs one of {COLUMNS}")
+    if len(endings) < 2:
+        raise ValueError(f"{name}: a question must have at least two endings, and {context!r} has {len(endings)}")
     if not label.isdecimal() or int(label) >= len(endings):
         raise ValueError(
-            f"{name}: label={row['label']!r} must be the index of one of the {len(endings)} endings, from 0 to "
-            f"{len(endings) - 1}; questions without a label cannot be scored"
+            f"{name}: label={label!r} must be that of one of the {len(endings)} endings; questions without a label "
+            "cannot be scored"
         )
-    return text.rstrip(), endings, int(label)
+    return Question(context, endings, int(label))
 
 
-@torch.no_grad()
-def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, list[bool]]:
-    """Whether each question is answered correctly, as accuracy and accuracy_per_byte.
-
-    A context that is too long loses its beginning.
-
-    Raises ValueError for an ending that is longer than model.context.
-    """
-    was_training = model.training
-    model.eval()
-    pairs = [(question.context, ending) for question in questions for ending in question.endings]
-    try:
-        longest_first = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
-        log_likelihoods = torch.empty(len(pairs), dtype=torch.float64)
-        for start in range(0, len(pairs), rows):
-            batch = longest_first[start : start + rows]
-            log_likelihoods[batch] = ending_log_probs(model, [pairs[i] for i in batch]).double().cpu()
-    finally:
-        model.train(was_training)
-    correct: dict[str, list[bool]] = {"accuracy": [], "accuracy_per_byte": []}
-    by_question = log_likelihoods.split([len(question.endings) for question in questions])
-    for question, scores in zip(questions, by_question, strict=True):
-        sizes = torch.tensor(question.num_bytes, dtype=torch.float64)
-        correct["accuracy"].append(int(scores.argmax()) == question.label)
-        correct["accuracy_per_byte"].append(int((scores / sizes).argmax()) == question.label)
-    return correct
-
-
-def ending_log_probs(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """log p(ending | context) of each pair (context, ending) of token ids, in nats, from one forward pass."""
-    longest = max(len(ending) for _, ending in pairs)
-    if longest > model.context:
-        raise ValueError(
-            f"an ending has {longest} tokens, and must have at most model.context={model.context}: remove its question"
-        )
-    device = next(model.parameters()).device
-    texts = [(context + ending)[-model.context - 1 :] for context, ending in pairs]
-    width = max(len(text) for text in texts)
-    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
-    lengths = torch.tensor([len(text) for text in texts], device=device)[:, None]
-    ending_lengths = torch.tensor([len(ending) for _, ending in pairs], device=device)[:, None]
-    position = torch.arange(width, device=device)
-    real = position < lengths
-    in_ending = (real & (position >= lengths - ending_lengths))[:, 1:]
-    hidden = model(Batch(tokens=ids[:, :-1], real=real[:, :-1])).hidden
-    scores = log_probs(hidden[in_ending], model.head, ids[:, 1:][in_ending])
-    return scores.new_zeros(len(pairs)).index_add(0, in_ending.nonzero()[:, 0], scores)
+def clean_wikihow(text: str) -> str:
+    """A text of HellaSwag without the marks that its source WikiHow left in it."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")

@@ -63,6 +63,7 @@ class Subject:
     """A model, and the data that it is evaluated on.
 
     data       held-out data sets, those that the evaluation accepts
+    own        validation data of the run; empty for a Hugging Face model
     train      training samples of the run; None for a Hugging Face model
     tokens     number of target tokens to score per data set; None leaves the number to the evaluation
     limit      number of rows to score per table; None for all of them
@@ -79,6 +80,7 @@ class Subject:
     language: Objective
     data: Sequence[DataSet]
     train: Samples | None = None
+    own: Sequence[DataSet] = ()
     tokens: int | None = None
     limit: int | None = None
     rows: int = 16
@@ -104,7 +106,10 @@ class Subject:
 
     def batches(self, domain: str, tokens: int | None = None) -> Iterator[Batch]:
         """Batches of `samples(domain, tokens)`, the same at every call."""
-        samples = self.samples(domain, tokens)
+        return self.batches_of(self.samples(domain, tokens))
+
+    def batches_of(self, samples: HeldOut) -> Iterator[Batch]:
+        """Batches of held-out samples, in order."""
         for start in range(0, len(samples), self.rows):
             index = np.arange(start, min(start + self.rows, len(samples)))
             yield samples.gather(index).to(self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from kleiber.config.targets import build
 from kleiber.data.evaluation_sets import DataSet, open_sets
+from kleiber.evals.contamination import Contamination
 from kleiber.evals.evaluation import Evaluation, Results, Subject
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
@@ -29,12 +30,14 @@ log = logging.getLogger(__name__)
 class Measurement:
     """An evaluation with the data sets that it reads.
 
-    name  of the choice of the config group `evals`
+    name           of the choice of the config group `evals`
+    contamination  of the tables of items that all evaluations of one command read
     """
 
     name: str
     evaluation: Evaluation
     data: Sequence[DataSet]
+    contamination: Contamination = field(default_factory=Contamination)
 
     def measure(self, subject: Subject) -> Results:
         """Evaluates the model of `subject` on the data; restores its mode and the random state of PyTorch."""
@@ -46,7 +49,8 @@ class Measurement:
         eager = torch.compiler.set_stance("force_eager")
         try:
             with torch.random.fork_rng(devices), eager, activity(f"evaluation {self.name}"):
-                return self.evaluation.evaluate(replace(subject, data=self.data))
+                results = self.evaluation.evaluate(replace(subject, data=self.data))
+                return replace(results, scores=self.contamination.add_to(results.scores, subject))
         finally:
             model.train(was_training)
 
@@ -80,7 +84,7 @@ def plan_measurements(
 
     Raises ValueError for a model or data that an evaluation cannot read, and for a data set that none of them reads.
     """
-    measurements = []
+    measurements, contamination = [], Contamination()
     for name, evaluation in evaluations.items():
         if training and not evaluation.during:
             raise ValueError(f"evals={name} does not work during training: use `kleiber eval RUN --evals {name}`")
@@ -95,7 +99,8 @@ def plan_measurements(
         if evaluation.reads_data and (not accepted or (evaluation.data is not None and len(accepted) < len(data))):
             refused = next((part for part in data if part not in accepted), None)
             raise ValueError(explain_refusal(name, evaluation, refused))
-        measurements.append(Measurement(name, evaluation, accepted))
+        contamination.sets += [part for part in accepted if evaluation.columns and part.table is not None]
+        measurements.append(Measurement(name, evaluation, accepted, contamination))
     read = {part.name for measurement in measurements for part in measurement.data}
     for part in named:
         if part.name not in read:
@@ -155,7 +160,10 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
     """
     language = language_objective(objective, model, corpus.tokenizer)
     device = next(model.parameters()).device
-    return Subject(model, corpus.tokenizer, objective, language, (), corpus.train, tokens, rows=rows, device=device)
+    own = own_sets(corpus.validation)
+    return Subject(
+        model, corpus.tokenizer, objective, language, (), corpus.train, own, tokens, rows=rows, device=device
+    )
 
 
 def metrics(name: str, results: Results) -> dict[str, float]:

@@ -8,20 +8,36 @@ objective it was trained with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kleiber.data.batches import evaluation_batches
+from kleiber.data.token_files import ValidationWindows
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
+from kleiber.evals.text_loss import (
+    TextLosses,
+    resampled_score,
+    spread_samples,
+    strided_losses,
+    text_losses,
+    training_parts,
+)
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.records.progress import activity
+from kleiber.types import Count, Json
 from kleiber.types.batch import Batch, Loss, Sums
-from kleiber.types.contracts import HeldOut, Objective, Task
+from kleiber.types.contracts import HeldOut, Objective, Samples, Task
 from kleiber.types.model import Model
+
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: each odd batch size would need its own graph
@@ -60,26 +76,82 @@ def bytes_per_target(objective: Objective, held_out: HeldOut) -> float | None:
 class Perplexity(Evaluation):
     """Loss in nats per target token and, for likelihoods of text, bits per byte.
 
-    data  names or paths of data sets; null: those of the command or of the run
+    data    names or paths of data sets; null: those of the command or of the run
+    stride  distance of overlapping windows in tokens; every target has at least model.context - stride tokens before
+            it. null: windows that do not overlap, in which targets have half a context before them on average
     """
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
-        self.data = data
+    def __init__(self, data: Sequence[str] | None = None, stride: Count | None = None) -> None:
+        self.data, self.stride = data, stride
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a stride that the model cannot have."""
+        if self.stride is None:
+            return
+        if not model.causal:
+            raise ValueError(
+                f"evals.perplexity.stride={self.stride} needs a causal model, such as model=gpt; this model is "
+                "bidirectional"
+            )
+        if self.stride > model.context:
+            raise ValueError(f"evals.perplexity.stride={self.stride} must be <= model.context={model.context}")
 
     def evaluate(self, subject: Subject) -> Results:
-        """Scores of each data set: "loss" and, where it has a meaning, "bits_per_byte"."""
+        """Scores of each data set, with intervals from resampling its samples.
+
+        loss           in nats per target token
+        bits_per_byte  where it has a meaning
+        gap            loss on as many tokens of the run's training text less the validation loss: far below 0 where
+                       the model has learned its training text by heart; of the data of a run alone, without `stride`
+
+        The details have the loss by position (see `bin_by_position`) for next-token prediction without `stride`.
+        """
         scores: dict[str, Scores] = {}
+        positions: dict[str, dict[int, float]] = {}
+        own = [data.name for data in subject.own]
+        parts = {} if subject.train is None else dict(zip(own, training_parts(subject.train, len(own)), strict=False))
         for domain in subject.domains:
             held_out, objective = subject.samples(domain, subject.tokens), subject.objective_of(domain)
-            batches = subject.batches(domain, subject.tokens)
-            with activity(f"scoring {domain}", len(held_out), "samples") as work:
-                sums = held_out_loss(subject.model, objective, work.track(batches, len), subject.device)
-            loss = sums.means()["ce"].item()
-            scores[domain] = {"loss": Score(loss, n=held_out.num_tokens)}
+            losses = self._losses(subject, domain, held_out, objective)
+            scores[domain] = {"loss": losses.score()}
             size = bytes_per_target(objective, held_out)
             if size is not None:
-                scores[domain]["bits_per_byte"] = Score(bits_per_byte(loss, size), n=held_out.num_tokens)
-        return Results(scores)
+                scores[domain]["bits_per_byte"] = losses.score(bits_per_byte(1.0, size))
+            if self.stride is None and domain in parts and subject[domain].own:
+                scores[domain]["gap"] = training_gap(subject, parts[domain], objective, losses, f"training of {domain}")
+            if self.stride is None and len(losses.counts):
+                positions[domain] = bin_by_position(losses.by_position.tolist(), losses.counts.tolist())
+        return Results(scores, {"positions": positions})
+
+    def _losses(self, subject: Subject, domain: str, held_out: HeldOut, objective: Objective) -> TextLosses:
+        if self.stride is None:
+            with activity(f"scoring {domain}", len(held_out), "samples") as work:
+                batches = subject.batches_of(held_out)
+                return text_losses(subject.model, objective, work.track(batches, len), subject.device)
+        if not isinstance(held_out, ValidationWindows):
+            raise ValueError(
+                f"evals.perplexity.stride={self.stride} needs text, and {domain} has samples of its own: set it to null"
+            )
+        with activity(f"scoring {domain} with stride {self.stride}"):
+            return strided_losses(subject.model, held_out, self.stride, subject.rows, subject.device)
+
+    def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
+        from kleiber.evals.item_figures import position_chart
+
+        return position_chart(results["details"].get("positions", {}))
+
+
+def training_gap(subject: Subject, train: Samples, objective: Objective, losses: TextLosses, label: str) -> Score:
+    """Loss on training samples at equal distances, with as many targets as `losses`, less the mean of `losses`."""
+    chosen = spread_samples(train, losses.num_targets)
+    with activity(f"scoring {label}", len(chosen), "samples") as work:
+        starts = range(0, len(chosen), subject.rows)
+        batches = (train.gather(chosen[start : start + subject.rows]) for start in starts)
+        found = text_losses(subject.model, objective, work.track(batches, len), subject.device)
+    ours, theirs = found.means(), losses.means()
+    # Resamples of different samples are independent: reversed, they are not paired by number.
+    gaps = np.concatenate([ours[:1] - theirs[:1], ours[1:] - theirs[:0:-1]])
+    return resampled_score(gaps, losses.num_targets, min(len(found.nats), len(losses.nats)))
 
 
 @dataclass(frozen=True)

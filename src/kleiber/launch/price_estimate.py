@@ -11,6 +11,7 @@ from __future__ import annotations
 import kleiber.launch.preload  # noqa: F401  # isort: skip  (first, so that imports do not count as time of a run)
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -72,11 +73,18 @@ class Prices:
                 place = scratch / f"planned{number}"
                 text = text.replace(json.dumps(folder)[:-1], json.dumps(str(place))[:-1])
                 positions[place] = number
-        self.configs: list[Json] = json.loads(text)
+        self.configs: list[Json] = [self._with_written_data(config) for config in json.loads(text)]
         self.planned = {place: self.configs[number] for place, number in positions.items()}
         self.costs: list[list[StageCost]] = []
         self.speeds: dict[int, Speed] = {}
         self.unmeasured: str | None = None
+
+    def _with_written_data(self, config: Json) -> Json:
+        """The config with real text in place of text that planned runs will write: a token of it costs the same."""
+        models = config["data"].get("models") or []
+        if not any(str(path).startswith(f"{self.scratch}{os.sep}") for path in models):
+            return config
+        return {**config, "data": config["data"]["data"]}
 
     def count(self, describing: bool) -> list[str]:
         """Counts parameters, tokens and FLOPs of every run. If `describing`, returns lines on the stages of a run."""

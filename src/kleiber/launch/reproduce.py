@@ -22,7 +22,7 @@ from kleiber.launch.local_pool import Process
 from kleiber.launch.sweep import referenced_runs
 from kleiber.records import folder
 from kleiber.records.catalog import Run, read_run, read_runs
-from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line
+from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.folder import identity
 from kleiber.records.summary import map_strings
@@ -219,7 +219,9 @@ def seed_noise(runs: Sequence[Run]) -> dict[str, float]:
 
 def losses(run: Run) -> dict[str, float]:
     """Returns the final losses of all stages, or all final metrics of a run without one."""
-    metrics = {name: value for name, value in final_metrics(run).items() if value is not None}
+    metrics = {
+        name: value for name, value in final_metrics(run).items() if value is not None and not is_of_evaluation(name)
+    }
     return {name: value for name, value in metrics.items() if name.endswith("/loss")} or metrics
 
 
@@ -232,7 +234,8 @@ def compare_again(recorded: Run, again: Run, noise: Noise) -> Reproduction:
     was, now = weights_hashes(recorded), weights_hashes(again)
     gaps = [gap_of(name, value, losses(again).get(name), noise) for name, value in losses(recorded).items()]
     has_equal_weights = bool(was) and was == now
-    has_equal_values = diff.first is None and all(first == second for first, second in diff.metrics.values())
+    trained = {name: pair for name, pair in diff.metrics.items() if not (is_of_evaluation(name) and None in pair)}
+    has_equal_values = diff.first is None and all(first == second for first, second in trained.values())
     if has_equal_weights or (not was and gaps and has_equal_values):
         verdict = Verdict.EQUAL
     else:

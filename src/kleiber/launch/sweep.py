@@ -33,7 +33,10 @@ from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
-CELL_KEYS = ("arm",)  # keys that a design writes into the node `study` of a cell, and that no analysis reads
+CELL_KEYS = (
+    "arm",
+    "generation",
+)  # keys that a design writes into the node `study` of a cell, and that no analysis reads
 SWEEP_KEYS = ("root", "name", "launcher", "logger", "dry_run")  # keys of an archived run that this sweep sets anew
 
 

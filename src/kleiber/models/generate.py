@@ -12,6 +12,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import DecodingCache, Model
 
 Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
+Draws = Float[Tensor, "batch new"]  # numbers in [0, 1), which decide the tokens in place of a generator
 
 
 def generate(
@@ -24,6 +25,7 @@ def generate(
     generator: torch.Generator | None = None,
     real: Bool[Tensor, "batch time"] | None = None,
     eos: int | None = None,
+    draws: Draws | None = None,
 ) -> Int[Tensor, "batch longer"]:
     """The prompts, each followed by `max_new_tokens` sampled tokens. Raises ValueError for a model that is not causal.
 
@@ -35,9 +37,11 @@ def generate(
     top_p  keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751)
     real   False on padding, which is on the left of shorter prompts (see `left_padded`)
     eos    a row that has sampled this token repeats it; generation ends when all rows have sampled it
+    draws  a number in [0, 1) for each new token, which decides it in place of `generator`; a row then does not depend
+           on the other rows of its batch
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    tokens = list(stream(model, prompt_ids, max_new_tokens, **options, real=real, eos=eos))
+    tokens = list(stream(model, prompt_ids, max_new_tokens, **options, real=real, eos=eos, draws=draws))
     return torch.cat([prompt_ids, *(column[:, None] for column in tokens)], 1)
 
 
@@ -51,14 +55,21 @@ def stream(
     generator: torch.Generator | None = None,
     real: Bool[Tensor, "batch time"] | None = None,
     eos: int | None = None,
+    draws: Draws | None = None,
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Returns the next token of each row as soon as it is sampled; arguments and errors are those of `generate`."""
     _check(model, prompt_ids, max_new_tokens, temperature, top_k, top_p)
-    return _decode(model, prompt_ids, max_new_tokens, (temperature, top_k, top_p, generator), real, eos)
+    return _decode(model, prompt_ids, max_new_tokens, (temperature, top_k, top_p, generator), real, eos, draws)
 
 
 def _decode(
-    model: Model, prompt_ids: Tensor, max_new_tokens: int, settings: Settings, real: Tensor | None, eos: int | None
+    model: Model,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    settings: Settings,
+    real: Tensor | None,
+    eos: int | None,
+    draws: Tensor | None,
 ) -> Iterator[Tensor]:
     context, start = model.context, prompt_ids.shape[1]
     total, rows = start + max_new_tokens, len(prompt_ids)
@@ -77,7 +88,7 @@ def _decode(
             # Sampled tokens are real, and the cache remembers the padding of prompts.
             padding = None if real is None or unread.start >= start else real[:, unread]
             logits = _next_logits(model, Batch(tokens[:, unread], real=padding), caches)
-            token = sample(logits, *settings)
+            token = sample(logits, *settings, draws=None if draws is None else draws[:, at - start])
             if eos is not None:
                 token = torch.where(done, eos, token)
                 done |= token == eos
@@ -111,8 +122,12 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    draws: Float[Tensor, "batch"] | None = None,
 ) -> Int[Tensor, "batch"]:
-    """Samples a token per row from softmax(logits / temperature), cut to the top_k and top_p most probable tokens."""
+    """Samples a token per row from softmax(logits / temperature), cut to the top_k and top_p most probable tokens.
+
+    With `draws` u in [0, 1), the token of a row is the first whose cumulative probability exceeds u.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -123,6 +138,10 @@ def sample(
         # A token is dropped when those before it already reach top_p; the first token never is.
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         logits = logits.masked_fill((before >= top_p).gather(-1, order.argsort(-1)), -torch.inf)
+    if draws is not None:
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        threshold = draws.to(cumulative)[:, None] * cumulative[:, -1:]  # the sum is 1 up to rounding
+        return torch.searchsorted(cumulative, threshold, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
 
 

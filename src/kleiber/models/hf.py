@@ -11,21 +11,20 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
-from kleiber.models.hf_pretrained import HFHead, NoHead, check_finite, find_head, reads_ahead
+from kleiber.models.hf_pretrained import HFCache, HFHead, NoHead, check_finite, find_head, reads_ahead
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
 from kleiber.records.progress import activity
 from kleiber.types import Context, Depth, Json, VocabSize
 from kleiber.types.batch import Batch, Output, Role
-from kleiber.types.model import DecodingCache, Model
+from kleiber.types.model import Model
 
-TransformersCache = Any  # a cache of transformers, imported late; its layers hold keys and values
 SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
 
 
@@ -199,23 +198,6 @@ class HFModel(Model):
 
     def new_caches(self, length: int) -> HFCache:
         return HFCache(self.config)
-
-
-class HFCache(DecodingCache):
-    """A cache of transformers, with the mask of its real positions."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        from transformers import DynamicCache
-
-        super().__init__()
-        self.inner: TransformersCache = DynamicCache(config=config)
-
-    def __len__(self) -> int:
-        return self.inner.get_seq_length()
-
-    def tensors(self) -> list[Tensor]:
-        pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
-        return [tensor for pair in pairs for tensor in pair if tensor is not None]
 
 
 def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:

@@ -1,4 +1,4 @@
-"""A model of transformers as it is read: its weights, and its output layer as a single matrix, which losses read.
+"""A model of transformers as it is read: its weights, its output layer as a single matrix, and its cache.
 
 Weights are read without code and pickles, and what cannot be trained from is refused. `features` are what an encoder
 computes between its hidden states and the matrix. A bias becomes a column of the matrix, multiplied by a constant 1.
@@ -7,24 +7,26 @@ When the head is built, its logits are compared with the model's on a few tokens
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kleiber.config.errors import ConfigError
-from kleiber.models.hf_config import PreTrainedModel, read_config, setting
+from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, read_config, setting
 from kleiber.records.progress import activity
 from kleiber.types import Json
-from kleiber.types.model import Head
+from kleiber.types.model import DecodingCache, Head
 
 ALLOW = "--allow-nonfinite of `kleiber import`, init.allow_nonfinite=true, or model.allow_nonfinite=true"
 Transform = Callable[[Tensor], Tensor]
+TransformersCache = Any  # a cache of transformers, imported late; its layers hold keys and values
 ModelOutput = Any  # an output of transformers, whose fields depend on the type of the model
 
 
@@ -217,3 +219,28 @@ def _agrees(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
         return size > 0 and torch.allclose(head(hidden), logits, atol=1e-4 * size, rtol=1e-4)
     except RuntimeError:  # shapes that do not fit
         return False
+
+
+class HFCache(DecodingCache):
+    """A cache of transformers, with the mask of its real positions."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        from transformers import DynamicCache
+
+        super().__init__()
+        self.inner: TransformersCache = DynamicCache(config=config)
+
+    def __len__(self) -> int:
+        return self.inner.get_seq_length()
+
+    def tensors(self) -> list[Tensor]:
+        pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
+        return [tensor for pair in pairs for tensor in pair if tensor is not None]
+
+    def select(self, rows: Int[Tensor, "_"], length: int) -> HFCache:
+        selected = copy.copy(self)
+        selected.inner = copy.copy(self.inner)
+        selected.inner.layers = [copy.copy(layer) for layer in self.inner.layers]
+        selected.inner.batch_select_indices(rows)
+        selected.real = None if self.real is None else self.real[rows]
+        return selected

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.attention import Cache, FullAttention
@@ -176,6 +176,14 @@ class KeyValueCache(DecodingCache):
 
     def tensors(self) -> list[Tensor]:
         return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
+
+    def select(self, rows: Int[Tensor, "_"], length: int) -> KeyValueCache:
+        selected = KeyValueCache(len(self.layers), length)
+        for new, old in zip(selected.layers, self.layers, strict=True):
+            if old.keys is not None and old.values is not None:
+                new.extend(old.keys[rows, :, : old.used], old.values[rows, :, : old.used])
+        selected.real = None if self.real is None else self.real[rows]
+        return selected
 
 
 class Block(nn.Module):

@@ -17,6 +17,7 @@ from kleiber.types import Json, Row
 
 Pair = tuple[object, object]  # the values of the first and of the second run; None where a run has none
 MEASURED = ("speed/", "latency/")  # beginnings of the names of measured times
+EVALUATION = "eval/"  # beginning of the names of scores of evaluations
 NO_VALUE = "-"
 
 
@@ -124,6 +125,11 @@ def final_metrics(run: Run) -> dict[str, float]:
         for name, value in (stage.get("metrics") or {}).items()
         if not is_measured(name)
     }
+
+
+def is_of_evaluation(name: str) -> bool:
+    """Whether a final metric is a score of an evaluation, which may be added to a run after its training."""
+    return name.startswith(EVALUATION) or f"/{EVALUATION}" in name
 
 
 def is_measured(name: str) -> bool:

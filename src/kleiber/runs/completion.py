@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from kleiber.data.chat import Conversation, Turn, encode_prompt
-from kleiber.models.generate import stream
+from kleiber.models.generate import generate, stream
 from kleiber.records.files import read_json
+from kleiber.records.progress import activity
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed
 
 if TYPE_CHECKING:
@@ -178,3 +181,17 @@ def chat_loop(chat: Chat, read: Callable[[], str], write: Callable[[str], None])
             write(piece)
         write("\n")
         chat.remember(answer)
+
+
+def write_streams(
+    run: TrainedModel, rows: int, tokens: int, temperature: float, seed: int
+) -> Int[Tensor, "rows tokens"]:
+    """Token ids that a model writes from the beginning of a document on, also beyond its context.
+
+    rows, tokens  number of independent streams, and tokens of each, with the begin token
+
+    Raises ValueError for a model that is not causal.
+    """
+    prompts = torch.full((rows, 1), run.tokenizer.begin)
+    with activity(f"{run.folder.name} writes {rows * tokens:,} tokens"):
+        return generate(run.model, prompts, tokens - 1, temperature, generator=torch.Generator().manual_seed(seed))

@@ -193,7 +193,7 @@ def score_rows(by_data: Mapping[str, Json]) -> list[Json]:
     return [
         {
             "data": data,
-            "measure": metric,
+            "measure": metric.replace("_", " "),
             "value": score["value"],
             "from": score["lo"],
             "to": score["hi"],

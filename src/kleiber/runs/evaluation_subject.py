@@ -88,7 +88,7 @@ def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) ->
             "put the tokenizer that the model was trained with into the folder"
         )
     subject = make_subject(model, corpus, build_objective(cfg, corpus), tokens)
-    return replace(subject, train=None), corpus
+    return replace(subject, train=None, own=()), corpus
 
 
 def native_model(path: Path) -> Transformer | None:

@@ -102,7 +102,7 @@ def complete_config(config: Json, overrides: Sequence[str], planned: Planned = M
     planned  runs of a dry run by folder (`planned_run`), from which this run may start
     """
     set_keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    config = _with_start(_with_hf_tokenizer(config, set_keys), set_keys, planned)
+    config = _with_start(_with_hf_tokenizer(_with_writers(config, planned), set_keys), set_keys, planned)
     return config if "optimizer.lr" in set_keys else _with_rate(config)
 
 
@@ -123,6 +123,24 @@ def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
     data = stage_config(run.config, stage)["data"]
     tokenizer = str(run.tokenizer or data.get("tokenizer", "bytes"))
     return _with_tokenizer(config, tokenizer, set_keys, data.get("separator"))
+
+
+def _with_writers(config: Json, planned: Planned) -> Json:
+    """The config with absolute paths of the stages of the runs that write the text of `data=generated`."""
+    paths = config["data"].get("models")
+    if not isinstance(paths, list):
+        return config
+    stages = []
+    for path in map(str, paths):
+        if (Path(path).expanduser() / "config.json").is_file():
+            stages.append(str(Path(path).expanduser().absolute()))
+            continue
+        try:
+            run, stage = find_start(path, planned)
+            stages.append(str(run.folder / finished_stage(run, stage, path)))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("init.path=", "data.models=")) from None
+    return {**config, "data": {**config["data"], "models": stages}}
 
 
 def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:

@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from omegaconf import DictConfig
 from safetensors import safe_open
+from torch import Tensor
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
@@ -89,6 +91,12 @@ class TrainedModel:
         )
         return "".join(continuation)
 
+    def write(self, rows: int, tokens: int, temperature: float, seed: int) -> Int[Tensor, "rows tokens"]:
+        """Returns text that the model writes; see `kleiber.runs.completion.write_streams`."""
+        from kleiber.runs.completion import write_streams
+
+        return write_streams(self, rows, tokens, temperature, seed)
+
     @cached_property
     def corpus(self) -> Corpus:
         """The data of the stage, prepared."""
@@ -156,7 +164,7 @@ def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
 
 def prepare_corpus(config: Config) -> Corpus:
     """Builds and prepares the data of a stage's config."""
-    return build(DictConfig(config["data"])).prepare(config["model"]["context"])
+    return build(DictConfig(config["data"]), open_model=open_model).prepare(config["model"]["context"])
 
 
 def build_objective(config: DictConfig, corpus: Corpus) -> Objective:
@@ -179,8 +187,9 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
-
     data = config["data"]
+    while isinstance(data.get("data"), Mapping):  # a data set made of another one
+        data = data["data"]
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
     if (folder / TOKENIZER).is_dir():

@@ -18,7 +18,7 @@ from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule
-from kleiber.runs.open import add_heads, build_objective
+from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
@@ -105,7 +105,7 @@ def make_plan(
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
     context: int = cfg.model.context
-    corpus: Corpus = build(cfg.data).prepare(context)
+    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)

@@ -8,6 +8,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Accounting": "scaling",
     "ClmVsMlm": "clm_vs_mlm",
+    "Collapse": "collapse",
     "Compare": "compare.study",
     "Context": "context",
     "Continual": "continual",
@@ -17,6 +18,7 @@ EXPORTS = {
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
+    "OOD": "ood",
     "Scaling": "scaling",
     "Stability": "stability",
     "Transfer": "transfer",

@@ -169,6 +169,10 @@ class DecodingCache:
         """The keys and values of all layers; empty before the first step."""
         raise NotImplementedError
 
+    def select(self, rows: Int[Tensor, "_"], length: int) -> DecodingCache:
+        """A cache for rows of up to `length` tokens, with the rows of these numbers, some of which may repeat."""
+        raise NotImplementedError
+
     def remember(
         self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
     ) -> Bool[Tensor, "batch keys"] | None:

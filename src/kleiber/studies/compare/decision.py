@@ -49,8 +49,10 @@ MEASURES = {  # label and unit of measures; those of others are parts of their n
 
 def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
-    place, _, metric = measure.rpartition("/")
-    return MEASURES[measure][0] if measure in MEASURES else f"{metric} ({place.removeprefix('val/')})"
+    if measure in MEASURES:
+        return MEASURES[measure][0]
+    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
+    return f"{metric} ({place})"
 
 
 def unit_of(measure: str) -> str:

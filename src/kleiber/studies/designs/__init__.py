@@ -5,6 +5,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Arms": "grid",
     "Cases": "grid",
+    "Generations": "generations",
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
