@@ -220,7 +220,7 @@ def loss_figure(losses: Mapping[Place, Losses], worst: float) -> object:
     )
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
     title = "Validation loss vs learning rate"
-    if (rows["value"] >= worst).any():
+    if max(value for each in losses.values() for by_seed in each.values() for value in by_seed.values()) >= worst:
         title += f"; runs that diverged count as {worst:.2f}, the loss of uniform predictions"
     return lines(rows, x, "validation loss (nats per token)", list(dict.fromkeys(rows["series"])), title)
 
