@@ -227,9 +227,8 @@ def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[
     names = [f"{format_count(size)} parameters" for size in counts]
     means = means.assign(parameters=means["size"].map(dict(zip(counts, names, strict=True))))
     color = alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=KINDS[1 : len(arms) + 1]))
-    dash = alt.StrokeDash(
-        "parameters:N", title=None, sort=names, scale=alt.Scale(domain=names, range=[[5, 3], [1, 0], [1, 2]])
-    )
+    styles = [*([2 + 2 * n, 3] for n in range(len(names) - 1)), [1, 0]]  # the largest model has the solid line
+    dash = alt.StrokeDash("parameters:N", title=None, sort=names, scale=alt.Scale(domain=names, range=styles))
     ticks = sorted(set(map(int, means["generation"])))
     x = alt.X("generation:Q", title="generation", axis=alt.Axis(values=ticks, format="d", grid=False))
     panels = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.training.callbacks import stability_measures
 from kleiber.training.callbacks.stability_measures import (
@@ -107,7 +107,14 @@ def test_long_rows_are_measured_at_some_positions(monkeypatch):
     assert part["activation/0"] == whole["activation/0"] and part["log_z"] != whole["log_z"]
 
 
-@pytest.mark.parametrize("options", [{"mlp": MoE}, {"dropout": 0.5}, {"attention": NoMixing}])
+class Drawing(FullAttention):
+    """Attention that draws a random number in every forward pass, as a layer of a user's own may."""
+
+    def forward(self, x, mask=None, cache=None):
+        return super().forward(x, mask, cache) + 0 * torch.rand(1)
+
+
+@pytest.mark.parametrize("options", [{"mlp": MoE}, {"dropout": 0.5}, {"attention": NoMixing}, {"attention": Drawing}])
 def test_looking_changes_neither_the_model_nor_the_generators(options):
     heads = {} if options.get("attention") is NoMixing else {"num_heads": 4}
     torch.manual_seed(0)
