@@ -40,7 +40,7 @@ ELSEWHERE = {
 }
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
+PLANNED = ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle")
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
@@ -116,7 +116,7 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain")
+    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle")
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
@@ -226,6 +226,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],
+    "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }

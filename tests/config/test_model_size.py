@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from kleiber.config import model_size
@@ -11,6 +12,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import (
     BYTES_VOCABULARY,
     available_cores,
+    cached_values,
     check_memory,
     machine_memory,
     size,
@@ -21,6 +23,7 @@ from kleiber.config.targets import build
 from kleiber.models.counting import count_parameters, training_flops
 from kleiber.runs.plan import activation_bytes
 from kleiber.types import Json
+from kleiber.types.batch import Batch
 
 CHOICES = [
     [], ["model.depth=3", "model.width=96", "model.num_heads=6"], ["model/mlp=gelu"], ["model/attention=none"],
@@ -29,7 +32,8 @@ CHOICES = [
     ["model=moe", "model.depth=3", "model.mlp.dense_first=1", "model.mlp.granularity=2"],
     ["model=moe", "model.mlp.hidden=48", "model.mlp.granularity=3", "model.mlp.num_shared=2"],
     ["model=moe", "model/mlp=dropping"], ["model.qk_norm=false"],
-    ["model=bert", "objective=mlm", "model/attention=window"],
+    ["model=bert", "objective=mlm", "model/attention=window"], ["model=lstm"],
+    ["model=lstm", "model.depth=3", "model.width=40", "model.hidden=24", "model.tied=false"],
 ]  # fmt: skip
 COMPOSER = Composer()
 
@@ -45,6 +49,15 @@ def test_a_size_is_that_of_the_model(choice):
     real, expected = count_parameters(model), size(node, BYTES_VOCABULARY)
     assert (expected.total, expected.active, expected.non_embedding) == (real.total, real.active, real.non_embedding)
     assert expected.flops_per_token == pytest.approx(training_flops(model, 128), rel=1e-12)
+
+
+def test_decoding_keeps_what_the_caches_of_the_model_hold():
+    for choice in ([], ["model.num_heads=4", "model.num_kv_heads=2"], ["model=lstm"]):
+        node = composed("model.context=16", *choice)["model"]
+        model = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY)
+        caches = model.new_caches(16)
+        model(Batch(torch.zeros(1, 16, dtype=torch.long)), caches)
+        assert cached_values(node) == sum(tensor.numel() for tensor in caches.tensors())
 
 
 def test_what_has_no_formula_is_refused():

@@ -81,7 +81,7 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("model", ["gpt", "moe"])
+@pytest.mark.parametrize("model", ["gpt", "moe", "lstm"])
 def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, tmp_path, model):
     alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
     pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")

@@ -63,7 +63,12 @@ class LoRA(Adapter):
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def check(self, model: Model) -> None:
-        """Raises ValueError for a rank above the width, and for a target that the model does not have."""
+        """Raises ValueError for a rank above the width, a target that the model does not have, and other models."""
+        if not isinstance(model, Transformer | HFModel):
+            raise ValueError(
+                f"adapter=lora and adapter=dora add updates to a Transformer, and this model is a "
+                f"{type(model).__name__}: set adapter=freeze or adapter=null"
+            )
         if self.rank > model.width:
             raise ValueError(f"adapter.rank={self.rank} must be <= {model.width}, the width of the model")
         self.matrices(model)

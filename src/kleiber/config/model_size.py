@@ -25,6 +25,7 @@ ATTENTION = (
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
+RECURRENT = "kleiber.models.LSTM"
 SCHEDULERS = ("kleiber.launch.Submitit", "kleiber.launch.Ray")
 ROW_VALUES = 16  # values that a step keeps for each token, channel and layer; 16 to 28 were measured
 BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
@@ -50,6 +51,8 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     """
     depth = int(model.get("depth") or 2)
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
+    if model.get("_target_") == RECURRENT:
+        return _recurrent(model, vocab_size, depth, width)
     mixing, mixing_flops = _attention(model, width)
     total = active = 0
     forward = float(depth * mixing_flops)
@@ -63,6 +66,46 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     forward += 2.0 * vocab_size * width
     non_embedding = total + width
     return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
+
+
+def _recurrent(model: Config, vocab_size: int, depth: int, width: int) -> Size:
+    """Returns the `Size` of a model=lstm."""
+    hidden = int(model.get("hidden") or lstm_hidden(width))
+    matrices = 4 * hidden * (width + hidden) + hidden * width
+    non_embedding = depth * (matrices + 8 * hidden + width) + width
+    total = non_embedding + vocab_size * width * (1 if model.get("tied", True) else 2)
+    return Size(width, total, total, non_embedding, 6.0 * (depth * matrices + vocab_size * width))
+
+
+def lstm_hidden(width: int) -> int:
+    """Returns the channels of the state at which an LSTM block has the parameters of a Transformer block.
+
+    The even number nearest to the solution h of 4 h (width + h) + h width + 8 h = 4 width^2 + 3 width m, for the
+    matrices and biases of an LSTM with a projection, and those of attention and a SwiGLU of m hidden channels.
+    """
+    linear, target = 5 * width + 8, 4 * width * width + 3 * width * _gated(width)
+    return max(2, 2 * round((math.sqrt(linear * linear + 16 * target) - linear) / 16))
+
+
+def _gated(width: int) -> int:
+    """Returns the hidden channels of a SwiGLU."""
+    return -(-8 * width // 48) * 16
+
+
+def width_of(model: Config) -> int:
+    """Returns the width of a `model` node: `width`, or else aspect x depth."""
+    return model.get("width") or model["aspect"] * model["depth"]
+
+
+def cached_values(model: Config) -> float:
+    """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm."""
+    width = width_of(model)
+    if model.get("_target_") == RECURRENT:
+        return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))
+    share = 1.0
+    if model.get("num_heads") and model.get("num_kv_heads"):
+        share = model["num_kv_heads"] / model["num_heads"]
+    return 2.0 * model["depth"] * model["context"] * width * share
 
 
 def vocabulary_of(data: Config) -> int:
@@ -128,7 +171,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
         raise ValueError(
             f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
         )
-    gated = -(-8 * width // 48) * 16
+    gated = _gated(width)
     if kind.endswith("GELU"):
         count = 2 * width * int(node.get("hidden") or 4 * width)
         return count, count, count
@@ -154,7 +197,7 @@ def check_memory(config: Config) -> None:
     if config["launcher"]["_target_"] in SCHEDULERS:
         return
     for stage in stage_configs(config).values():
-        if stage["model"]["_target_"] == NATIVE:
+        if stage["model"]["_target_"] in (NATIVE, RECURRENT):
             check_fits(size_keys(stage), training_memory(stage))
 
 

@@ -3,11 +3,13 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Attention": "attention.attention",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
     "Perplexity": "perplexity",

@@ -124,12 +124,14 @@ class Evaluation:
     columns       sets of columns, one of which a table must have to be accepted; empty: the evaluation reads samples of
                   text, as training does
     reads_data    whether it reads held-out data
+    reads         what data it reads where `columns` is empty, for errors
     causal        whether the model must predict each token from those before it
     during        whether it may run during training; otherwise only `kleiber eval` runs it
     """
 
     columns: ClassVar[Sequence[Sequence[str]]] = ()
     reads_data: ClassVar[bool] = True
+    reads: ClassVar[str] = "text, in a column text"
     causal: ClassVar[bool] = False
     during: ClassVar[bool] = True
     data: Sequence[str] | None = None

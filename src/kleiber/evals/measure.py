@@ -129,7 +129,7 @@ def explain_refusal(name: str, evaluation: Evaluation, data: DataSet | None) -> 
     if data is not None and data.own:
         what = f"only {data.name}, the validation data of the run"
     if not evaluation.columns:
-        return f"--evals {name} reads text, in a column text, and got {what}"
+        return f"--evals {name} reads {evaluation.reads}, and got {what}"
     needed = "; or ".join(", ".join(columns) for columns in evaluation.columns)
     return (
         f"--evals {name} needs a table with the columns {needed}, and got {what}: name such data with --data, or with "

@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "HFModel": "hf",
+    "LSTM": "lstm",
     "Transformer": "transformer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

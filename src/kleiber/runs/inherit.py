@@ -147,10 +147,13 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
     """The config with the model and tokenizer of the Hugging Face folder that `init=hf` names."""
     from kleiber.models.hf_config import hf_model_node, model_folder
 
-    if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
+    if (kind := config["model"]["_target_"].rsplit(".", 1)[-1]) != "Transformer":
+        wrapped = kind == "HFModel"
         raise ConfigError(
-            f"init=hf loads {init['path']} into the native model, but the model is wrapped by model=hf: set model=gpt, "
-            "or remove init and set model.path to the folder"
+            f"init=hf loads {init['path']} into the native Transformer, but the model is "
+            + ("wrapped by model=hf" if wrapped else f"of the class {kind}")
+            + ": set model=gpt"
+            + (", or remove init and set model.path to the folder" if wrapped else "")
         )
     try:
         folder = model_folder(str(init["path"]), "init.path")

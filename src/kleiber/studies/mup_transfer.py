@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, read_ladders, width_of
+from kleiber.studies.compare.arms import Arm, read_ladders
 from kleiber.studies.compare.decision import LOSS, Estimate, axis_label
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy

@@ -15,10 +15,10 @@ from functools import partial
 
 import pandas as pd
 
-from kleiber.config.model_size import vocabulary_of
+from kleiber.config.model_size import vocabulary_of, width_of
 from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
-from kleiber.studies.compare.arms import Arm, arm_name, planned_arms, read_ladders, uneven, width_of
+from kleiber.studies.compare.arms import Arm, arm_name, planned_arms, read_ladders, uneven
 from kleiber.studies.compare.decision import LOSS, Estimate, as_row, mean_estimate, paired_difference
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from kleiber.config.errors import Status
+from kleiber.config.model_size import cached_values
 from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
 from kleiber.studies.compare.decision import LOSS
@@ -202,21 +203,13 @@ def costs_of_leaf(model: Config, stage: Json) -> Json:
 
 
 def memory_bytes(model: Config, stage: Json) -> float | None:
-    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context.
+    """Bytes for inference at batch size 1 in fp32: the weights, and what decoding keeps of one full context.
 
     None for a model whose config does not tell its depth.
     """
     if not stage.get("params") or not model.get("depth"):
         return None
-    share = 1.0
-    if model.get("num_heads") and model.get("num_kv_heads"):
-        share = model["num_kv_heads"] / model["num_heads"]
-    return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width_of(model) * share)
-
-
-def width_of(model: Config) -> int:
-    """The width of a `model` node: `width`, or else aspect x depth."""
-    return model.get("width") or model["aspect"] * model["depth"]
+    return 4.0 * (stage["params"]["total"] + cached_values(model))
 
 
 def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from kleiber.config.model_size import RECURRENT
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
 from kleiber.studies.laws.catalog import chinchilla
@@ -43,11 +44,12 @@ class Trunk:
 
 def cells(plan: Sequence[Trunk], context: SweepContext) -> list[Cell]:
     """Returns the overrides of each cell, cheap ones first: one for each trunk, or for each point without branches."""
-    mixes = not str((context.model.get("attention") or {}).get("_target_", "")).endswith("NoMixing")
+    mixing = str((context.model.get("attention") or {}).get("_target_", ""))
+    has_heads = context.model.get("_target_") != RECURRENT and not mixing.endswith("NoMixing")
     planned = []
     for trunk in sorted(plan, key=lambda trunk: trunk.cost(context)):
         heads = {}
-        if context.head_dim is not None and mixes:
+        if context.head_dim is not None and has_heads:
             heads = {"model.num_heads": trunk.width // context.head_dim}
         branches = list(trunk.branches)
         lengths = {"stages.branches": [branches]} if context.branched else {"budget.tokens": branches}
