@@ -7,12 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kleiber.config.errors import ConfigError
+from kleiber.models.generate import left_padded
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node
 from kleiber.models.hf_pretrained import check_finite, read_folder
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mup import StandardParametrization
+from kleiber.types.batch import Batch
 
 VOCAB = 32
 KEY = "model.layers.1.mlp.down_proj.weight"
@@ -82,3 +84,23 @@ def test_damaged_weights_are_named(folder: Path) -> None:
             read_folder(folder)
         with pytest.raises(ValueError, match=str(folder)):
             HFModel(VOCAB, str(folder), context=16)
+
+
+@pytest.mark.parametrize("path", ["gpt2", "llama"])
+@torch.no_grad()
+def test_selected_rows_of_a_cache_continue_as_the_whole_rows_do(path: str) -> None:
+    """With learned positions and with rotary ones, from prompts that are padded on the left."""
+    torch.manual_seed(0)
+    sizes = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2}, "llama": {"hidden_size": 32, "num_hidden_layers": 2}}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64} if path == "llama" else {}
+    model = HFModel(VOCAB, path, "random", {**sizes[path], **heads}, context=16).eval()
+    prompts, endings, rows = [[5, 6, 7], [8]], [[1, 2], [3, 4], [9, 10]], [0, 1, 1]
+    ids, real = left_padded(prompts)
+    caches = model.new_caches(3)
+    model(Batch(ids, real=real), caches)
+    selected = caches.select(torch.tensor(rows), 5)
+    found = model(Batch(torch.tensor(endings)), selected).hidden
+    for row, ending, hidden in zip(rows, endings, found, strict=True):
+        whole = model(Batch(torch.tensor([prompts[row] + ending]))).hidden[0, -2:]
+        assert torch.allclose(hidden, whole, atol=1e-5)
+    assert len(caches) == 3  # the selection is a copy

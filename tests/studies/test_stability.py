@@ -57,7 +57,7 @@ def test_arms_are_compared_with_the_first_at_their_width_and_widths_with_the_nar
     assert pairs == [("plain", 64, "plain", 32), ("qk_norm", 32, "plain", 32), ("qk_norm", 64, "plain", 64)]
     assert differences[1]["value"] < 0 and differences[1]["hi"] < 0
     headline = Stability().analyze(runs).headline
-    assert "sensitivity of qk_norm at width 64 less that of plain at width 64 is -" in headline
+    assert "sensitivity of QK-norm at width 64 less that of plain at width 64 is -" in headline
 
 
 def test_attention_logits_are_the_largest_logged_also_of_runs_that_diverged(runs):
@@ -80,4 +80,4 @@ def test_seeds_are_kept_apart():
 def test_the_figures_have_a_panel_for_each_width(runs):
     for chart in Stability().analyze(runs).figures.values():
         text = str(chart().to_dict())  # type: ignore[attr-defined]
-        assert "width 32" in text and "width 64" in text and "learning rate" in text
+        assert "width 32" in text and "width 64" in text and "learning rate" in text and "QK-norm" in text

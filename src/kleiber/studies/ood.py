@@ -130,8 +130,8 @@ def headline(slopes: dict[str, Estimate], distance: Estimate | None) -> str:
     """The result in two sentences."""
     lowest, highest = min(slopes, key=lambda d: slopes[d].value), max(slopes, key=lambda d: slopes[d].value)
     between = (
-        f"A lower in-domain loss lowers the loss on other text {slopes[lowest].value:.2f} ({label(lowest)}) to "
-        f"{slopes[highest].value:.2f} ({label(highest)}) times as much."
+        f"Per bit of loss in domain, the loss on other text falls by {slopes[lowest].value:.2f} ({label(lowest)}) to "
+        f"{slopes[highest].value:.2f} bits ({label(highest)})."
     )
     if distance is None:
         return f"{between} There are no mixtures of experts to compare with the dense models."
@@ -178,7 +178,7 @@ def line_figure(rows: Rows, lines: Rows) -> object:
     right = right.assign(at=at, name=right["data"].map(label))
     room = 0.03 * (high - low)
     span = alt.Scale(domain=[low - room, high + room], nice=False)
-    x = alt.X("inside:Q", title="loss in domain (bits per byte)", scale=span)
+    x = alt.X("inside:Q", title="loss in domain (bits per byte)", scale=span, axis=alt.Axis(tickCount=7))
     y, label_y = (alt.Y(f"{name}:Q", title=OTHER, scale=alt.Scale(zero=False)) for name in ("loss", "at"))
     color = kind_color(list(names.values()), legend=alt.Legend(orient="top", title=None))
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=list(names.values()), range=["circle", "diamond"]), legend=None)

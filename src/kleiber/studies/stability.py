@@ -26,6 +26,7 @@ from kleiber.types import Json, Row
 LOGIT = "stability/attention_logit/"
 UNIT = "nats per token"
 Place = tuple[str, int]  # an arm and its width
+LABELS = {"qk_norm": "QK-norm", "z_loss": "z-loss"}  # of arms, in figures and sentences; others have their names
 Losses = dict[float, dict[int, float]]  # by learning rate and seed, those of diverged runs replaced
 
 
@@ -161,10 +162,8 @@ def attention_logits(runs: Sequence[Run]) -> list[Row]:
         ]  # of a run that diverged, those before
         finite = [value for value in logged if math.isfinite(value)]
         if place is not None and finite:
-            lr, seed = run.config["optimizer"]["lr"], run.config["seed"]
-            rows.append(
-                {"series": place[0], "panel": f"width {place[1]}", "lr": lr, "seed": seed, "value": max(finite)}
-            )
+            names = {"series": LABELS.get(place[0], place[0]), "panel": f"width {place[1]}", "seed": run.config["seed"]}
+            rows.append({**names, "lr": run.config["optimizer"]["lr"], "value": max(finite)})
     return rows
 
 
@@ -183,8 +182,8 @@ def logit_table(logits: Sequence[Row]) -> list[Json]:
 def difference_sentence(row: Row) -> str:
     """The sentence on one difference, which says where its interval holds 0."""
     estimate = Estimate(row["value"], row["lo"], row["hi"], row["n"], UNIT)
-    who = f"{row['arm']} at width {row['width']}"
-    against = f"{row['against']} at width {row['against width']}"
+    who = f"{LABELS.get(row['arm'], row['arm'])} at width {row['width']}"
+    against = f"{LABELS.get(row['against'], row['against'])} at width {row['against width']}"
     text = f"The learning-rate sensitivity of {who} less that of {against} is {estimate.text('+.3f')}"
     unclear = estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi
     return f"{text}: it is not determined which is more sensitive." if unclear else f"{text}."
@@ -202,16 +201,11 @@ def headline(rows: Sequence[Row], differences: Sequence[Row]) -> str:
 
 
 def edges(rows: Sequence[Row]) -> list[Row]:
-    """A warning for each arm whose losses never reach that of uniform predictions: its grid ends before it diverges."""
-    return [
-        {
-            "code": "stable", "level": "note",
-            "text": f"{row['arm']} at width {row['width']}: every run ended below the loss of uniform predictions, "
-            "so larger rates may separate the arms further",
-        }
-        for row in rows
-        if not row["diverged or uniform"]
-    ]  # fmt: skip
+    """A note where every run of every arm is better than uniform predictions: the grid ends before divergence."""
+    if any(row["diverged or uniform"] for row in rows):
+        return []
+    text = "Every run ended below the loss of uniform predictions: larger rates may separate the arms further."
+    return [{"code": "stable", "level": "note", "text": text}]
 
 
 def loss_figure(losses: Mapping[Place, Losses], worst: float) -> object:
@@ -219,13 +213,15 @@ def loss_figure(losses: Mapping[Place, Losses], worst: float) -> object:
     from kleiber.studies.compare.chart_forms import lines, values_axis
 
     rows = pd.DataFrame(
-        {"series": name, "panel": f"width {width}", "lr": lr, "seed": seed, "value": value}
+        {"series": LABELS.get(name, name), "panel": f"width {width}", "lr": lr, "seed": seed, "value": value}
         for (name, width), each in losses.items()
         for lr, by_seed in each.items()
         for seed, value in by_seed.items()
     )
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    title = f"Validation loss vs learning rate; runs that diverged count as {worst:.2f}, uniform predictions"
+    title = "Validation loss vs learning rate"
+    if max(value for each in losses.values() for by_seed in each.values() for value in by_seed.values()) >= worst:
+        title += f"; runs that diverged count as {worst:.2f}, the loss of uniform predictions"
     return lines(rows, x, "validation loss (nats per token)", list(dict.fromkeys(rows["series"])), title)
 
 
