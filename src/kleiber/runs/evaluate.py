@@ -34,6 +34,7 @@ from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.eval/1"
+MOST_ROWS = 40  # of a table that is not folded on the page
 
 
 def parse_names(text: str) -> list[str]:
@@ -176,11 +177,13 @@ def write_report(
         pages = {
             measurement.name: measurement.evaluation.page(results[measurement.name]) for measurement in measurements
         }
+        tables = {name: score_rows(by_data) for name, by_data in record["evals"].items()}
         page = render_page(
             f"Evaluations of {record['subject']}",
             charts,
             notes=["Intervals are at 90 %."],
-            tables={name: score_rows(by_data) for name, by_data in record["evals"].items()},
+            tables={name: rows for name, rows in tables.items() if len(rows) <= MOST_ROWS},
+            details={f"{name}: scores": rows for name, rows in tables.items() if len(rows) > MOST_ROWS},
             sections={name: html for name, html in pages.items() if html},
         )
     except ImportError as error:

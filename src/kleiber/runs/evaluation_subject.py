@@ -11,15 +11,16 @@ from omegaconf import OmegaConf
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.targets import build
-from kleiber.data.evaluation_sets import DataSet
+from kleiber.data.evaluation_sets import DataSet, open_sets
+from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.evals.evaluation import Subject
-from kleiber.evals.measure import find_sets, make_subject, own_sets
+from kleiber.evals.measure import find_sets, language_objective, make_subject, own_sets
 from kleiber.models.transformer import Transformer
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
 from kleiber.training import checkpoint
-from kleiber.types.contracts import Corpus
+from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
 
 
@@ -38,8 +39,7 @@ def open_subject(
     if is_hf:
         if stage is not None:
             raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
-        subject, corpus = open_hf_subject(path, overrides, tokens)
-        own = own_sets(corpus.validation)
+        subject, own = open_hf_subject(path, overrides, tokens)
         described = own if overrides else []
     else:
         place = path if stage is None else path / stage
@@ -72,23 +72,30 @@ def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:
     return prepare_corpus(config)
 
 
-def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) -> tuple[Subject, Corpus]:
-    """Opens a Hugging Face folder, with the data of `overrides`, or else built-in text.
+def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) -> tuple[Subject, list[DataSet]]:
+    """Opens a Hugging Face folder, and the data of `overrides`, or else built-in text, which is encoded on use.
 
     The text is cut into the tokens of the folder's own tokenizer. Raises ValueError when it has more than the model.
     """
-    model = native_model(path) or open_hf(path).model
-    config, _ = resolve_config(Composer("train").compose(["data=builtin", *overrides]))
-    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
-    cfg = OmegaConf.create(config)
-    corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
-    if corpus.tokenizer.vocab_size > model.vocab_size:
+    from kleiber.models.hf_config import hf_tokenizer
+
+    model, tokenizer = native_model(path) or open_hf(path).model, load_pretrained(hf_tokenizer(path))
+    if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
-            f"{path}: the tokenizer has {corpus.tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: "
-            "put the tokenizer that the model was trained with into the folder"
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: put the "
+            "tokenizer that the model was trained with into the folder"
         )
-    subject = make_subject(model, corpus, build_objective(cfg, corpus), tokens)
-    return replace(subject, train=None, own=()), corpus
+    config, _ = resolve_config(Composer("train").compose(["data=builtin", *overrides]))
+    context = min(model.context, config["model"]["context"])
+    objective = language = language_objective(Objective(), model, tokenizer)
+    data = open_sets("builtin/docs", tokenizer, context)
+    if overrides:
+        config["data"]["tokenizer"] = str(path.absolute())  # a path need not fit the grammar of overrides
+        cfg = OmegaConf.create(config)
+        corpus = build(cfg.data).prepare(context)
+        objective, data = build_objective(cfg, corpus), own_sets(corpus.validation)
+    device = next(model.parameters()).device
+    return Subject(model, tokenizer, objective, language, (), tokens=tokens, device=device), data
 
 
 def native_model(path: Path) -> Transformer | None:

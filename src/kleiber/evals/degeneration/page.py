@@ -44,7 +44,9 @@ def measures(name: str, scores: Mapping[str, Mapping[str, float | None]], unit: 
         if rows.empty:
             continue
         base = alt.Chart(rows).encode(y=alt.Y("kind:N", sort=labels, title=None))
-        x, low = (alt.X(f"{key}:Q", title=None, axis=alt.Axis(tickCount=4)) for key in ("value", "lo"))
+        x, low = (
+            alt.X(f"{key}:Q", title=None, axis=alt.Axis(tickCount=4, labelOverlap=True)) for key in ("value", "lo")
+        )
         human = alt.Chart(rows[rows["kind"] == LABELS["human"]])
         layers = [
             human.mark_rule(color="#bbb", strokeDash=[4, 3]).encode(x=x),
