@@ -21,7 +21,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP
 from kleiber.nn.routers.topk import Switch
 from kleiber.objectives.clm import CLM
-from kleiber.runs.evaluate import native_model
+from kleiber.runs.evaluation_subject import native_model
 from kleiber.types.batch import Batch
 
 CASES = {

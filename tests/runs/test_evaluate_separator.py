@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 from tables import folder
 
-from kleiber.evals import Subject, perplexity
-from kleiber.runs.evaluate import open_hf_subject
+from kleiber.evals.evaluation import Subject
+from kleiber.evals.perplexity import Perplexity
+from kleiber.runs.evaluation_subject import open_hf_subject
 
 CONTEXT = 32
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -44,7 +46,12 @@ def random_model(family: str, shared: Path, out: Path) -> Path:
 def subject_of(model: Path, tmp_path: Path, *data: str) -> Subject:
     rows = [{"text": text} for text in STORIES]
     path = folder(tmp_path / "stories", train=rows, validation=rows)
-    return open_hf_subject(model, ["data=text", f"data.path={path}", f"model.context={CONTEXT}", *data], None)
+    subject, sets = open_hf_subject(model, ["data=text", f"data.path={path}", f"model.context={CONTEXT}", *data], None)
+    return replace(subject, data=[replace(part, own=True) for part in sets])
+
+
+def loss_of(subject: Subject) -> float:
+    return Perplexity().evaluate(subject).scores["stories"]["loss"].value
 
 
 def their_rows(model: Path, before: list[int]) -> list[list[int]]:
@@ -66,7 +73,7 @@ def test_causal_models_score_as_in_transformers(
     path = random_model(family, shared, tmp_path / "model")
     subject = subject_of(path, tmp_path)
     rows = their_rows(path, before)
-    held_out = subject.corpus.validation["stories"]
+    held_out = subject.samples("stories")
     ours = held_out.gather(np.arange(len(held_out)))
     weights = torch.ones(ours.tokens.shape) if ours.weights is None else ours.weights
     for tokens, real, row in zip(ours.tokens.tolist(), weights.bool().tolist(), rows, strict=True):
@@ -74,9 +81,9 @@ def test_causal_models_score_as_in_transformers(
     model = AutoModelForCausalLM.from_pretrained(path)
     sums = [model(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in rows]
     expected = float(sum(sums)) / sum(len(row) - 1 for row in rows)
-    assert perplexity.evaluate(subject)["stories"]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert loss_of(subject) == pytest.approx(expected, abs=1e-5)
     other = subject_of(path, tmp_path, "data.separator=eos")
-    same = perplexity.evaluate(other)["stories"]["loss"] == pytest.approx(expected, abs=1e-5)
+    same = loss_of(other) == pytest.approx(expected, abs=1e-5)
     assert same is (family == "gpt2")
 
 
@@ -86,7 +93,7 @@ def test_masked_models_score_as_in_transformers(shared: Path, tmp_path: Path, ca
 
     path = random_model("bert", shared, tmp_path / "model")
     subject = subject_of(path, tmp_path, "objective=mlm")
-    held_out = subject.corpus.validation["stories"]
+    held_out = subject.samples("stories")
     full = held_out.gather(np.arange(len(held_out) - 1))  # without the last row, which is padded
     assert full.tokens.tolist() == their_rows(path, [])[:-1]
     batch = full.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)
@@ -108,5 +115,7 @@ def test_stories_260k_scores_as_its_author_trained_it(shared: Path, tmp_path: Pa
     model = str(shared / "data/models/stories260K")
     assert main(["eval", model, "--evals", "perplexity", *data, "--json", str(out)]) == 0
     scores = json.loads(out.read_text())["evals"]["perplexity"]["tinystories"]
-    assert scores["loss"] == pytest.approx(1.52, abs=0.01)  # transformers, packed rows: 1.5216, and 1.7022 by </s>
+    assert scores["loss"]["value"] == pytest.approx(
+        1.52, abs=0.01
+    )  # transformers, packed rows: 1.5216, and 1.7022 by </s>
     assert main(["eval", model, "--evals", "perplexity", *data, "--data", "data.separator=<unk>x"]) == 2
