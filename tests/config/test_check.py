@@ -18,7 +18,7 @@ def composed(*overrides: str) -> dict:
 
 REFUSED = [
     ("modl=moe", ["modl", "model"]),
-    ("model=gptt", ["'gpt'", "bert, gpt, hf, moe"]),
+    ("model=gptt", ["'gpt'", "bert, gpt, hf, lstm, moe"]),
     ("model/mlp=swiglx", ["'swiglu'", "gelu, moe, swiglu"]),
     ("model/mlpp=moe", ["model/mlpp", "model/mlp"]),
     ("model.dpeth=3", ["model.dpeth", "'depth'"]),

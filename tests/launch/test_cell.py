@@ -40,6 +40,7 @@ def test_a_task_hides_the_variables_of_the_scheduler_and_restores_them(tmp_path,
 
 def test_a_finished_run_is_not_started_again(tmp_path, monkeypatch):
     write_summary(tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
     monkeypatch.setattr(cell_module, "run_fresh", lambda *_: pytest.fail("started"))
     assert cell_module.Task(tmp_path, 1, 1)() == 0
 

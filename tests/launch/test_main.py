@@ -111,7 +111,7 @@ def test_flags_may_stand_anywhere(trainer, capsys):
 def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "bert, gpt, hf, moe" in text and "budget.tokens=20M" in text
+    assert "bert, gpt, hf, lstm, moe" in text and "budget.tokens=20M" in text
 
 
 def test_a_crash_is_1_with_a_traceback_and_a_status(trainer, capsys):

@@ -165,13 +165,12 @@ STUDIES = {
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
+    "needle": Expected(
+        ["data.lengths=[32,48]", "design.lrs=[0.01]", "design.seeds=2"], 36, "claim_not_tested", decision="not tested"
+    ),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
     "routers": Expected(
-        [
-            "design.lrs=[0.03]",
-            "design.seeds=1",
-            "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}",
-        ],
+        ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
         6,
         "claim_not_tested",
         decision="not tested",
@@ -193,6 +192,7 @@ STUDIES = {
         "claim_not_tested multiplier",
         decision="not tested",
     ),
+    "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, "sensitivity stable"),
     "transfer": Expected([*PRETRAINING, "design.seeds=2"], 7, "few_seeds mlm_tiny/20k_scratch_labels_1"),
     "upcycling": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.fill.base=[{dense}]", "budget.flops=2e9", UPCYCLING, *NARROW],
@@ -201,8 +201,21 @@ STUDIES = {
         decision="not tested",
     ),
 }
-FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
-          "not_identified"}  # fmt: skip
+FIELDS = set(
+    [
+        "schema",
+        "study",
+        "headline",
+        "runs",
+        "missing",
+        "seconds",
+        "verdicts",
+        "tables",
+        "laws",
+        "refused",
+        "not_identified",
+    ]
+)
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 

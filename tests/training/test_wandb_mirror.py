@@ -84,7 +84,7 @@ def test_an_evaluation_is_a_run_of_its_own_job_type_beside_its_run(launch):
     record, run_id = read(path), json.loads((folder / "summary.json").read_text())["run_id"]
     assert (record["run"]["type"], record["run"]["group"], record["run"]["tags"]) == ("eval", "group-a", ["small"])
     results = json.loads((folder / "evals" / "perplexity.json").read_text())
-    assert record["summary"]["eval/perplexity/tiny/loss"] == pytest.approx(results["tiny"]["loss"])
+    assert record["summary"]["eval/perplexity/tiny/loss"] == pytest.approx(results["scores"]["tiny"]["loss"]["value"])
     assert record["config"]["run"] == run_id
 
 

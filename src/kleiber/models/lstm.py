@@ -46,7 +46,7 @@ class LSTM(Model):
         aspect: Width = 64,
         hidden: Width | None = None,
         context: Context = 256,
-        forget_bias: float = 1.0,
+        forget_bias: NonNegative = 1.0,
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         soft_cap: Positive | None = None,

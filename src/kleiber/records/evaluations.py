@@ -33,6 +33,7 @@ def missing_evaluations(folder: Path, config: Config) -> list[str]:
 
     The evaluations of a run are no part of its identity, so a run with others is the same run.
     """
-    metrics = (read_summary(folder) or {"stages": [{"metrics": {}}]})["stages"][-1]["metrics"]
     names = [name for name, node in (config.get("evals") or {}).items() if node is not None]
+    stages = (read_summary(folder) or {}).get("stages")
+    metrics = stages[-1]["metrics"] if stages else {}
     return [name for name in names if not any(key.startswith(f"eval/{name}/") for key in metrics)]
