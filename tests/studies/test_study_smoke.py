@@ -27,6 +27,7 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
@@ -165,9 +166,7 @@ STUDIES = {
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
-    "needle": Expected(
-        ["data.lengths=[32,48]", "design.lrs=[0.01]", "design.seeds=2"], 36, "claim_not_tested", decision="not tested"
-    ),
+    "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "claim_not_tested", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
     "routers": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
@@ -201,21 +200,8 @@ STUDIES = {
         decision="not tested",
     ),
 }
-FIELDS = set(
-    [
-        "schema",
-        "study",
-        "headline",
-        "runs",
-        "missing",
-        "seconds",
-        "verdicts",
-        "tables",
-        "laws",
-        "refused",
-        "not_identified",
-    ]
-)
+FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
+          "not_identified"}  # fmt: skip
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 
