@@ -132,6 +132,7 @@ def test_the_hash_of_weights_is_of_every_value():
     assert hash_weights(model) != first
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_the_text_of_another_and_a_third_from_both(launch, tmp_path):
     def train(name: str, *models: Path, code: int = 0) -> Path:
         data = [

@@ -111,6 +111,7 @@ def test_long_rows_and_packed_documents_are_refused():
         small()(Batch(torch.zeros(1, 4, dtype=torch.long), segments=torch.zeros(1, 4, dtype=torch.long)))
 
 
+@pytest.mark.slow
 def test_a_run_trains_is_opened_and_continued_and_what_needs_a_transformer_is_refused(launch, tmp_path, capsys):
     from kleiber.__main__ import main as kleiber
 

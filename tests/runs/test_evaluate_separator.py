@@ -63,7 +63,7 @@ def their_rows(model: Path, before: list[int]) -> list[list[int]]:
     return [ids[start : start + CONTEXT + 1] for start in range(0, len(ids) - 1, CONTEXT)]
 
 
-@pytest.mark.parametrize(("family", "before"), [("llama", []), ("gpt2", [50256])])
+@pytest.mark.parametrize(("family", "before"), [("llama", []), pytest.param("gpt2", [50256], marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_causal_models_score_as_in_transformers(
     family: str, before: list[int], shared: Path, tmp_path: Path, cache_dir: Path

@@ -106,6 +106,7 @@ def test_what_cannot_be_read_is_refused(evaluation, model, message):
         evaluation.check(model)
 
 
+@pytest.mark.slow
 def test_models_of_transformers_are_refused_by_name():
     from kleiber.models.hf import HFModel
 

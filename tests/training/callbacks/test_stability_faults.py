@@ -32,6 +32,7 @@ def planted(monkeypatch):
     return plant
 
 
+@pytest.mark.slow
 def test_a_head_whose_weights_are_20_times_too_large_is_named(launch, planted, capsys):
     def enlarge(model) -> None:  # queries and keys of head 1 of layer 1
         qkv, size = model.blocks[1].attention.qkv.weight, model.blocks[1].attention.head_dim
@@ -47,6 +48,7 @@ def test_a_head_whose_weights_are_20_times_too_large_is_named(launch, planted, c
     ]
 
 
+@pytest.mark.slow
 def test_a_layer_without_a_gradient_is_named(launch, monkeypatch, capsys):
     def vanish(model, *rest):
         sums = accumulate(model, *rest)
