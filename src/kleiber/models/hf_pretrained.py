@@ -238,6 +238,7 @@ class HFCache(DecodingCache):
         return [tensor for pair in pairs for tensor in pair if tensor is not None]
 
     def select(self, rows: Int[Tensor, "_"], length: int) -> HFCache:
+        """Keeps the rows of these numbers, in that order."""
         selected = copy.copy(self)
         selected.inner = copy.copy(self.inner)
         selected.inner.layers = [copy.copy(layer) for layer in self.inner.layers]

@@ -178,6 +178,7 @@ class KeyValueCache(DecodingCache):
         return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
 
     def select(self, rows: Int[Tensor, "_"], length: int) -> KeyValueCache:
+        """Keeps the rows of these numbers, in that order."""
         selected = KeyValueCache(len(self.layers), length)
         for new, old in zip(selected.layers, self.layers, strict=True):
             if old.keys is not None and old.values is not None:

@@ -80,9 +80,9 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
     """
     table = []
     for run in (run for run in runs if run.status == "finished"):
-        found = {m.groups(): value for key, value in run.metrics.items() if (m := METRIC.fullmatch(key))}
-        outside = {data for data, metric in found if metric == "gap"}
-        inside = [value for (data, metric), value in found.items() if data not in outside]
+        scores = {m.groups(): value for key, value in run.metrics.items() if (m := METRIC.fullmatch(key))}
+        outside = {data for data, metric in scores if metric == "gap"}
+        inside = [value for (data, metric), value in scores.items() if data not in outside]
         params = run.stage.get("params") or {}
         setting = {
             "run": run.name, "seed": run.summary.get("seed"), "width": run.config["model"].get("width"),
@@ -90,7 +90,7 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
             "kind": MIXTURE if params.get("total", 0) > params.get("active", 0) else DENSE,
         }  # fmt: skip
         table += [
-            {**setting, "data": data, "loss": found[data, "bits_per_byte"], "inside": float(np.mean(inside))}
+            {**setting, "data": data, "loss": scores[data, "bits_per_byte"], "inside": float(np.mean(inside))}
             for data in outside
         ]
     if not table:

@@ -117,9 +117,9 @@ def arms_by_width(runs: Sequence[Run]) -> dict[Place, Arm]:
     names = {f"{place[0]}, width {place[1]}": place for place in filter(None, map(place_of, runs))}
     ladders = read_ladders(runs, LOSS, arm_of, least=1)
     planned = planned_arms([run.config for run in runs])
-    found = {names[name]: ladder[-1] for name, ladder in ladders.items()}
-    order = sorted(found, key=lambda place: (planned.index(place[0]) if place[0] in planned else 0, place[1]))
-    return {place: found[place] for place in order}
+    largest = {names[name]: ladder[-1] for name, ladder in ladders.items()}
+    order = sorted(largest, key=lambda place: (planned.index(place[0]) if place[0] in planned else 0, place[1]))
+    return {place: largest[place] for place in order}
 
 
 def uniform_loss(runs: Sequence[Run]) -> float:

@@ -116,6 +116,7 @@ class Stability(LeanCallback):
         self.module: LitLM | None = None
 
     def state_dict(self) -> Json:
+        """The windows, counts and alarms so far."""
         return {
             "recent": list(self.recent), "norms": list(self.recent_norms), "spikes": self.spikes,
             "skipped": self.skipped, "in_a_row": self.in_a_row, "inside": self.inside,
@@ -124,6 +125,7 @@ class Stability(LeanCallback):
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: Json) -> None:
+        """Continues with the windows, counts and alarms of `state_dict`."""
         self.recent = deque(state_dict["recent"], maxlen=self.window)
         self.recent_norms = deque(state_dict.get("norms", ()), maxlen=self.window)
         self.spikes, self.inside = state_dict["spikes"], state_dict["inside"]
@@ -203,6 +205,7 @@ class Stability(LeanCallback):
             self.before = sample_entries(matrices_of(module.model).values())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, outputs: object, batch: Batch, *_: object) -> None:
+        """Prints a spike that begins, and measures the inside of the model where that is due."""
         if self.began:
             self._print_spike(trainer, batch)
         elif self.in_a_row:
