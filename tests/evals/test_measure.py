@@ -19,7 +19,7 @@ from kleiber.types.contracts import Objective
 
 PAIRS = table("pairs", [{"good": "a", "bad": "b"}])
 TEXT = table("text", [{"text": "a"}])
-OWN = replace(TEXT, name="own", columns=(), own=True)
+OWN = replace(TEXT, name="own", columns=(), of_run=True)
 
 
 class Draws(Evaluation):

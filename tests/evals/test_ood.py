@@ -22,7 +22,7 @@ def letters(share: float, name: str, own: bool = False) -> DataSet:
     random = np.random.default_rng(hash(share) % 1000)
     ids = np.where(random.random(2001) < share, ord("b"), ord("a")).astype(np.uint16)
     file = TokenFile(ids, 2000, 2000, hashlib.sha256(ids.tobytes()).hexdigest())
-    return DataSet(name, lambda: ValidationWindows(file, 16, Bytes()), own=own)
+    return DataSet(name, lambda: ValidationWindows(file, 16, Bytes()), of_run=own)
 
 
 def bits(data: DataSet) -> float:

@@ -48,7 +48,7 @@ def text(length: int, seed: int = 0) -> ValidationWindows:
 
 
 def own(name: str, samples: ValidationWindows) -> DataSet:
-    return DataSet(name, lambda: samples, own=True)
+    return DataSet(name, lambda: samples, of_run=True)
 
 
 def subject(

@@ -47,7 +47,7 @@ def subject_of(model: Path, tmp_path: Path, *data: str) -> Subject:
     rows = [{"text": text} for text in STORIES]
     path = folder(tmp_path / "stories", train=rows, validation=rows)
     subject, sets = open_hf_subject(model, ["data=text", f"data.path={path}", f"model.context={CONTEXT}", *data], None)
-    return replace(subject, data=[replace(part, own=True) for part in sets])
+    return replace(subject, data=[replace(part, of_run=True) for part in sets])
 
 
 def loss_of(subject: Subject) -> float:

@@ -65,4 +65,4 @@ def subject_batches(subject, named):
 
 def test_the_data_of_the_run_is_its_own_validation_text_also_by_name(run, cache_dir):
     _, own, named = open_subject(run, None, ["builtin/docs"], None)
-    assert named[0].name == "builtin/docs" and not named[0].own and own[0].own
+    assert named[0].name == "builtin/docs" and not named[0].of_run and own[0].of_run

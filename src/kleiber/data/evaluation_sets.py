@@ -37,7 +37,7 @@ class DataSet:
     samples  returns the held-out samples, encoded with the tokenizer of the model
     columns  of its table; empty for text that is no table, and for the data of a run
     table    returns the held-out rows as they are; None where `columns` is empty
-    own      whether it is the validation data of the run itself, which the run's objective reads
+    of_run   whether it is the validation data of the run itself, which the run's objective reads
     group    name of the data set that it is a part of, such as blimp; None for one that is whole
     """
 
@@ -46,7 +46,7 @@ class DataSet:
     columns: tuple[str, ...] = ()
     table: Callable[[], Sequence[Row]] | None = None
     group: str | None = None
-    own: bool = False
+    of_run: bool = False
 
     def rows(self, limit: int | None = None) -> Sequence[Row]:
         """The first `limit` rows of the table; all of them for None. Raises ValueError where the data is no table."""

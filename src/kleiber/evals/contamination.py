@@ -73,11 +73,11 @@ def contamination(
     wanted = _Wanted([text for of_data in items.values() for texts in of_data for text in texts])
     for text in training_text(train, tokenizer):
         wanted.find(text)
-    found, scores, start = wanted.found(), {}, 0
+    flags, scores, start = wanted.flags(), {}, 0
     for name, of_data in items.items():
         shares = []
         for texts in of_data:
-            shares.append(float(any(found[start : start + len(texts)])))
+            shares.append(float(any(flags[start : start + len(texts)])))
             start += len(texts)
         scores[name] = mean_score(shares)
     return scores
@@ -116,7 +116,7 @@ class _Wanted:
         """Looks for the n-grams in the next piece of the text. Pieces may end within a word."""
         text = self.rest + text.lower()
         words = WORD.findall(text)
-        self._look_up(np.array([hash(word) for word in words], dtype=np.int64).astype(np.uint64))
+        self._look_up(np.array([hash(token) for token in words], dtype=np.int64).astype(np.uint64))
         # The last words are read again with the next piece, which may continue them.
         end = text[-OVERLAP:]
         cut = re.search(r"\W", end) if len(text) > OVERLAP else None
@@ -131,7 +131,7 @@ class _Wanted:
             place[place == len(self.hashes)] = 0
             self.hits[place[self.hashes[place] == candidates]] = True
 
-    def found(self) -> list[bool]:
+    def flags(self) -> list[bool]:
         """Whether each text has an n-gram that was found."""
         return [bool(self.hits[places].any()) for places in self.of_texts]
 
@@ -142,7 +142,7 @@ def _index(hashes: Hashes) -> Int[np.ndarray, "_"]:
 
 def word_hashes(text: str) -> Hashes:
     """A hash of each word of a text; equal words have equal hashes in one process."""
-    return np.array([hash(word) for word in WORD.findall(text.lower())], dtype=np.int64).astype(np.uint64)
+    return np.array([hash(token) for token in WORD.findall(text.lower())], dtype=np.int64).astype(np.uint64)
 
 
 def rolling_hashes(words: Hashes, longest: int) -> Iterator[tuple[int, Hashes]]:

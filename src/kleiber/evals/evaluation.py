@@ -63,7 +63,7 @@ class Subject:
     """A model, and the data that it is evaluated on.
 
     data       held-out data sets, those that the evaluation accepts
-    own        validation data of the run; empty for a Hugging Face model
+    validation held-out data of the run; empty for a Hugging Face model
     train      training samples of the run; None for a Hugging Face model
     tokens     number of target tokens to score per data set; None leaves the number to the evaluation
     limit      number of rows to score per table; None for all of them
@@ -80,7 +80,7 @@ class Subject:
     language: Objective
     data: Sequence[DataSet]
     train: Samples | None = None
-    own: Sequence[DataSet] = ()
+    validation: Sequence[DataSet] = ()
     tokens: int | None = None
     limit: int | None = None
     rows: int = 16
@@ -90,7 +90,7 @@ class Subject:
 
     def objective_of(self, domain: str) -> Objective:
         """The objective that reads the samples of a data set."""
-        return self.objective if self[domain].own else self.language
+        return self.objective if self[domain].of_run else self.language
 
     def __getitem__(self, domain: str) -> DataSet:
         return next(data for data in self.data if data.name == domain)

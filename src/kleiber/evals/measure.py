@@ -72,13 +72,13 @@ def plan_measurements(
     evaluations: Mapping[str, Evaluation],
     model: Model,
     tokenizer: Tokenizer,
-    own: Sequence[DataSet],
+    validation_sets: Sequence[DataSet],
     named: Sequence[DataSet] = (),
     training: bool = False,
 ) -> list[Measurement]:
     """Chooses the data of each evaluation: of its key `data`, else `named`, else the validation data of the run.
 
-    own       validation data of the run
+    validation_sets  of the run
     named     data sets of the command line
     training  whether the evaluations are for a training run
 
@@ -91,7 +91,7 @@ def plan_measurements(
         if evaluation.causal and not model.causal:
             raise ValueError(f"--evals {name} needs a causal model, such as model=gpt; this model is bidirectional")
         evaluation.check(model)
-        data: Sequence[DataSet] = named or own
+        data: Sequence[DataSet] = named or validation_sets
         if evaluation.data is not None:
             key = f"evals.{name}.data"
             data = [part for text in evaluation.data for part in find_sets(text, key, tokenizer, model)]
@@ -111,8 +111,8 @@ def plan_measurements(
 
 def training_measurements(nodes: Config | None, model: Model, corpus: Corpus) -> list[Measurement]:
     """The evaluations of a training run: those of the config node `evals`, with the data of each."""
-    own = own_sets(corpus.validation)
-    return plan_measurements(build_evaluations(nodes), model, corpus.tokenizer, own, training=True)
+    validation_sets = own_sets(corpus.validation)
+    return plan_measurements(build_evaluations(nodes), model, corpus.tokenizer, validation_sets, training=True)
 
 
 def find_sets(text: str, key: str, tokenizer: Tokenizer, model: Model) -> list[DataSet]:
@@ -125,21 +125,21 @@ def find_sets(text: str, key: str, tokenizer: Tokenizer, model: Model) -> list[D
 
 def explain_refusal(name: str, evaluation: Evaluation, data: DataSet | None) -> str:
     """Why an evaluation cannot read a data set, and what it needs."""
-    what = "no data" if data is None else f"{data.name}, whose columns are {', '.join(data.columns) or 'none'}"
-    if data is not None and data.own:
-        what = f"only {data.name}, the validation data of the run"
+    got = "no data" if data is None else f"{data.name}, whose columns are {', '.join(data.columns) or 'none'}"
+    if data is not None and data.of_run:
+        got = f"only {data.name}, the validation data of the run"
     if not evaluation.columns:
-        return f"--evals {name} reads {evaluation.reads}, and got {what}"
+        return f"--evals {name} reads {evaluation.reads}, and got {got}"
     needed = "; or ".join(", ".join(columns) for columns in evaluation.columns)
     return (
-        f"--evals {name} needs a table with the columns {needed}, and got {what}: name such data with --data, or with "
+        f"--evals {name} needs a table with the columns {needed}, and got {got}: name such data with --data, or with "
         f"evals.{name}.data=[...]"
     )
 
 
 def own_sets(samples: Mapping[str, HeldOut]) -> list[DataSet]:
     """The validation data of a run as data sets."""
-    return [DataSet(name, lambda held_out=held_out: held_out, own=True) for name, held_out in samples.items()]
+    return [DataSet(name, lambda held_out=held_out: held_out, of_run=True) for name, held_out in samples.items()]
 
 
 def language_objective(objective: Objective, model: Model, tokenizer: Tokenizer) -> Objective:
@@ -160,9 +160,18 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
     """
     language = language_objective(objective, model, corpus.tokenizer)
     device = next(model.parameters()).device
-    own = own_sets(corpus.validation)
+    validation_sets = own_sets(corpus.validation)
     return Subject(
-        model, corpus.tokenizer, objective, language, (), corpus.train, own, tokens, rows=rows, device=device
+        model,
+        corpus.tokenizer,
+        objective,
+        language,
+        (),
+        corpus.train,
+        validation_sets,
+        tokens,
+        rows=rows,
+        device=device,
     )
 
 

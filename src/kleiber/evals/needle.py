@@ -68,8 +68,8 @@ class Needle(Evaluation):
             cells = self.score_cells(subject.model, samples, subject.rows, subject.device)
             scores[data.name] = cell_scores(cells)
             details[data.name] = [
-                {"length": length, "depth": depth, "accuracy": float(found.mean()), "loss": float(losses.mean())}
-                for (length, depth), (found, losses) in cells.items()
+                {"length": length, "depth": depth, "accuracy": float(correct.mean()), "loss": float(losses.mean())}
+                for (length, depth), (correct, losses) in cells.items()
             ]
         return Results(scores, details)
 
@@ -92,8 +92,8 @@ class Needle(Evaluation):
                     answer(model, samples.needles(length, depth, index).to(device))
                     for index in np.array_split(np.arange(self.rows), -(-self.rows // batch_rows))
                 ]
-                found, losses = (np.concatenate(each) for each in zip(*parts, strict=True))
-                cells[length, depth] = (found, losses)
+                correct, losses = (np.concatenate(each) for each in zip(*parts, strict=True))
+                cells[length, depth] = (correct, losses)
         return cells
 
     def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
@@ -113,9 +113,9 @@ class Needle(Evaluation):
 def answer(model: Model, batch: Batch) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """Whether the most probable last token is the row's, as 0 or 1, and its loss in nats."""
     hidden, target = model(Batch(batch.tokens[:, :-1])).hidden[:, -1], batch.tokens[:, -1]
-    found = model.head(hidden).argmax(-1) == target
+    correct = model.head(hidden).argmax(-1) == target
     losses = -log_probs(hidden, model.head, target)
-    return found.double().cpu().numpy(), losses.double().cpu().numpy()
+    return correct.double().cpu().numpy(), losses.double().cpu().numpy()
 
 
 def cell_scores(

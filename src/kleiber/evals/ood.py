@@ -54,8 +54,8 @@ class OOD(Evaluation):
         losses = {name: values for name, (values, _) in means.items()}
         reference = np.mean([losses[name] for name in names], axis=0)
         scores: dict[str, Scores] = {}
-        for name, (values, found) in means.items():
-            sizes = found.num_targets, len(found.nats)
+        for name, (values, domain_losses) in means.items():
+            sizes = domain_losses.num_targets, len(domain_losses.nats)
             scores[name] = {"bits_per_byte": resampled_score(values, *sizes)}
             if name not in names:
                 # Resamples of different samples are independent: reversed, they are not paired by number.
@@ -65,12 +65,12 @@ class OOD(Evaluation):
 
     def _inside(self, subject: Subject) -> list[DataSet]:
         if self.in_domain is None:
-            if not subject.own:
+            if not subject.validation:
                 raise ValueError(
                     "--evals ood compares data with the validation data of a run, and this model has none: set "
                     "evals.ood.in_domain to the name of the one data set of --data that it was trained on"
                 )
-            return list(subject.own)
+            return list(subject.validation)
         inside = [data for data in subject.data if data.name == self.in_domain]
         if not inside:
             names = ", ".join(subject.domains)
@@ -80,7 +80,7 @@ class OOD(Evaluation):
     def _bits(self, subject: Subject, data: DataSet) -> tuple[np.ndarray, TextLosses]:
         """Bits per byte of a data set and of its resamples, and the losses."""
         held_out = data.samples().first(subject.tokens or TOKENS)
-        objective = subject.objective if data.own else subject.language
+        objective = subject.objective if data.of_run else subject.language
         size = bytes_per_target(objective, held_out)
         if size is None:
             raise ValueError(f"--evals ood needs text, and {data.name} has no loss per byte under this objective")

@@ -95,12 +95,12 @@ class Pairs(Evaluation):
         else:
             texts = [ids.tolist() for ids in subject.tokenizer.encode_many(sentences)]
             log_probs = pseudo_log_likelihoods(subject.model, texts, subject.tokenizer, tokens, label)
-        both = log_probs.reshape(-1, 2)
+        by_sentence = log_probs.reshape(-1, 2)
         num_bytes = np.array([max(1, len((good + bad).encode())) / 2 for good, bad in pairs])
         labels = [0] * len(pairs)
-        nats = margins(list(both), labels)
+        nats = margins(list(by_sentence), labels)
         return {
-            "accuracy": shares_of_best(list(both), labels),
+            "accuracy": shares_of_best(list(by_sentence), labels),
             "margin": nats,
             "margin_per_byte": nats / num_bytes,
             "chance": np.full(len(pairs), 0.5),
@@ -119,7 +119,7 @@ def last_word_values(subject: Subject, data: DataSet) -> Values:
     log_prob  log-probability of the last word with the space in front of it, in nats
     """
     splits = [str(row[TEXT]).rpartition(" ") for row in data.rows(subject.limit)]
-    pairs = [(context, f" {word}") for context, _, word in splits]
+    pairs = [(context, f" {target}") for context, _, target in splits]
     items = [[pair] for pair in encode_pairs(subject.tokenizer, pairs)]
     scores = log_likelihoods(subject.model, items, pass_tokens(subject.model, subject.rows), f"scoring {data.name}")
     return {"accuracy": scores.greedy.astype(np.float64), "log_prob": scores.log_probs}

@@ -108,8 +108,12 @@ class Perplexity(Evaluation):
         """
         scores: dict[str, Scores] = {}
         positions: dict[str, dict[int, float]] = {}
-        own = [data.name for data in subject.own]
-        parts = {} if subject.train is None else dict(zip(own, training_parts(subject.train, len(own)), strict=False))
+        validation_sets = [data.name for data in subject.validation]
+        parts = (
+            {}
+            if subject.train is None
+            else dict(zip(validation_sets, training_parts(subject.train, len(validation_sets)), strict=False))
+        )
         for domain in subject.domains:
             held_out, objective = subject.samples(domain, subject.tokens), subject.objective_of(domain)
             losses = self._losses(subject, domain, held_out, objective)
@@ -117,7 +121,7 @@ class Perplexity(Evaluation):
             size = bytes_per_target(objective, held_out)
             if size is not None:
                 scores[domain]["bits_per_byte"] = losses.score(bits_per_byte(1.0, size))
-            if self.stride is None and domain in parts and subject[domain].own:
+            if self.stride is None and domain in parts and subject[domain].of_run:
                 scores[domain]["gap"] = training_gap(subject, parts[domain], objective, losses, f"training of {domain}")
             if self.stride is None and len(losses.counts):
                 positions[domain] = bin_by_position(losses.by_position.tolist(), losses.counts.tolist())
@@ -147,11 +151,11 @@ def training_gap(subject: Subject, train: Samples, objective: Objective, losses:
     with activity(f"scoring {label}", len(chosen), "samples") as work:
         starts = range(0, len(chosen), subject.rows)
         batches = (train.gather(chosen[start : start + subject.rows]) for start in starts)
-        found = text_losses(subject.model, objective, work.track(batches, len), subject.device)
-    ours, theirs = found.means(), losses.means()
+        train_losses = text_losses(subject.model, objective, work.track(batches, len), subject.device)
+    ours, theirs = train_losses.means(), losses.means()
     # Resamples of different samples are independent: reversed, they are not paired by number.
     gaps = np.concatenate([ours[:1] - theirs[:1], ours[1:] - theirs[:0:-1]])
-    return resampled_score(gaps, losses.num_targets, min(len(found.nats), len(losses.nats)))
+    return resampled_score(gaps, losses.num_targets, min(len(train_losses.nats), len(losses.nats)))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Preference(Evaluation):
 
     def accepts(self, data: DataSet) -> bool:
         """Only the data of the run."""
-        return data.own
+        return data.of_run
 
 
 def pair_scores(pairs: Mapping[str, np.ndarray]) -> Scores:

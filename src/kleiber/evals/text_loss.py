@@ -41,9 +41,9 @@ class TextLosses:
         w = torch.ones_like(values) if weights is None else weights.double().cpu()
         self.nats += (values * w).sum(1).tolist()
         self.targets += w.sum(1).tolist()
-        more = max(0, values.shape[1] - len(self.counts))
-        self.by_position = np.pad(self.by_position, (0, more))
-        self.counts = np.pad(self.counts, (0, more))
+        new_positions = max(0, values.shape[1] - len(self.counts))
+        self.by_position = np.pad(self.by_position, (0, new_positions))
+        self.counts = np.pad(self.counts, (0, new_positions))
         self.by_position[: values.shape[1]] += (values * w).sum(0).numpy()
         self.counts[: values.shape[1]] += w.sum(0).numpy()
 

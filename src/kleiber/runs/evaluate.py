@@ -82,9 +82,11 @@ def run_evaluations(
         if file is not None and not file.absolute().parent.is_dir():
             raise ValueError(f"{option} {file} must be in an existing folder: create {file.absolute().parent}")
     evaluations = compose_evaluations(names, overrides)
-    subject, own, named = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
+    subject, validation_sets, named = open_subject(
+        path, stage, data, None if tokens is None else round(quantity(tokens))
+    )
     subject = replace(subject, limit=limit)
-    measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, own, named)
+    measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)
     home = subject.folder / "evals" if subject.folder else json.parent if json else None
     results: dict[str, Json] = {}
     for measurement in measurements:
@@ -225,10 +227,10 @@ def complete_evaluations(folder: Path, config: Config) -> None:
     if not missing:
         return
     tokens = config["eval"]["tokens"]
-    subject, own, _ = open_subject(folder, None, (), None if tokens is None else round(quantity(tokens)))
+    subject, validation_sets, _ = open_subject(folder, None, (), None if tokens is None else round(quantity(tokens)))
     evaluations = build_evaluations({name: config["evals"][name] for name in missing})
     stage = find_stage_name(folder, None)
-    for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, own, training=True):
+    for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, training=True):
         results = measurement.measure_or_warn(subject)
         if results is not None:
             save_results(folder, measurement.name, results)

@@ -39,20 +39,20 @@ def open_subject(
     if is_hf:
         if stage is not None:
             raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
-        subject, own = open_hf_subject(path, overrides, tokens)
-        described = own if overrides else []
+        subject, validation_sets = open_hf_subject(path, overrides, tokens)
+        described = validation_sets if overrides else []
     else:
         place = path if stage is None else path / stage
         run = open_model(place)
         subject = make_subject(run.model, run.corpus, run.objective, tokens)
         subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
-        own = own_sets(run.corpus.validation)
+        validation_sets = own_sets(run.corpus.validation)
         described = own_sets(corpus_for(run, overrides).validation) if overrides else []
     named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
-    own_names = {part.name for part in own}
+    own_names = {part.name for part in validation_sets}
     # The run has held out other text of its own data set than an evaluation of the whole file would.
-    named = [next(part for part in own if part.name == n.name) if n.name in own_names else n for n in named]
-    return move_to_gpu(subject), own, [*described, *named]
+    named = [next(part for part in validation_sets if part.name == n.name) if n.name in own_names else n for n in named]
+    return move_to_gpu(subject), validation_sets, [*described, *named]
 
 
 def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:

@@ -140,9 +140,9 @@ def headline(slopes: dict[str, Estimate], distance: Estimate | None) -> str:
     if distance.lo <= 0 <= distance.hi:
         verdict = "Whether mixtures of experts generalize better than dense models of equal in-domain loss is undecided"
     else:
-        word = "lower" if distance.hi < 0 else "higher"
+        direction = "lower" if distance.hi < 0 else "higher"
         verdict = (
-            f"Mixtures of experts have a {word} loss out of distribution than dense models of equal in-domain loss"
+            f"Mixtures of experts have a {direction} loss out of distribution than dense models of equal in-domain loss"
         )
     return f"{between} {verdict}: {distance.text()}, mean over {len(slopes)} data sets."
 

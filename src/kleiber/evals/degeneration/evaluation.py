@@ -145,8 +145,8 @@ class Degeneration(Evaluation):
                 parts = []
                 for part in work.track(passes(len(rows), subject), lambda part: part.stop - part.start):
                     ids = prompts[part].to(subject.device)
-                    made = generate(subject.model, ids, length, temperature, draws=draws[part].to(subject.device))
-                    parts.append(made[:, self.prompt_tokens :].cpu())
+                    generated = generate(subject.model, ids, length, temperature, draws=draws[part].to(subject.device))
+                    parts.append(generated[:, self.prompt_tokens :].cpu())
                 tokens[kind] = torch.cat(parts)
         return {kind: read_texts(subject.tokenizer, prompts, ids) for kind, ids in tokens.items()}
 

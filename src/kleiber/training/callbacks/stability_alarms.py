@@ -15,12 +15,12 @@ class Bound:
     key    argument of the callback that sets it
     value  None: no alarm
     below  whether values below the bound are beyond it, instead of values above
-    what   what is measured, as an alarm says it
+    measure  what is measured, as an alarm says it
     """
 
     key: str
     value: float | None
-    what: str
+    measure: str
     below: bool = False
 
     def is_crossed(self, value: float) -> bool:
@@ -63,7 +63,7 @@ class Alarms:
                     self.count(kind)
                     side = "below" if bound.below else "above"
                     limit = f"callbacks.stability.{bound.key}={bound.value:g}"
-                    texts.append(f"{bound.what}{place and ' of '}{place} is {value:.3g}, {side} {limit}")
+                    texts.append(f"{bound.measure}{place and ' of '}{place} is {value:.3g}, {side} {limit}")
         return texts
 
 
