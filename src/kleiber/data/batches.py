@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Int, Integer, UInt64
 from torch import Tensor
 
 from kleiber.types.batch import Batch
@@ -36,10 +36,15 @@ def splitmix64(value: Integer[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*sh
 
 def permutation(count: int, *key: int) -> Ids:
     """Returns a permutation of `count` numbers that depends on the key alone, not on the version of a library."""
+    return np.argsort(random_bits(count, *key), kind="stable")
+
+
+def random_bits(count: int, *key: int) -> UInt64[np.ndarray, "_"]:
+    """Returns `count` different random numbers of 64 bits that depend on the key alone."""
     state = np.zeros(1, np.uint64)
     for part in key:
         state = splitmix64(state ^ np.array([part % (1 << 64)], np.uint64))
-    return np.argsort(splitmix64(np.arange(count, dtype=np.uint64) ^ state), kind="stable")
+    return splitmix64(np.arange(count, dtype=np.uint64) ^ state)
 
 
 class Order:
@@ -97,6 +102,25 @@ def stream(
     while True:
         ids, epochs = order.batch(step, batch_samples)
         yield gather(samples, ids[rank_rows], epochs[rank_rows])
+        step += 1
+
+
+POISSON = 0x901550  # part of the key, which differs from those of permutations
+
+
+def poisson_stream(samples: Samples, seed: int, start_step: int, rate: float) -> Iterator[Batch]:
+    """Yields batches in which every sample is with probability `rate`, independently at every step, for one process.
+
+    Each sample is the same at every step, as differential privacy needs: windows of text do not move. The sample
+    numbers count on, so random masks differ. A batch may have no samples.
+    """
+    step, threshold = start_step, np.uint64(min(int(rate * 2.0**64), 2**64 - 1))
+    while True:
+        ids = np.flatnonzero(random_bits(len(samples), seed, POISSON, step) <= threshold)
+        batch = (
+            samples.gather(ids) if len(ids) else samples.gather(np.zeros(1, np.int64)).map(lambda tensor: tensor[:0])
+        )
+        yield replace(batch, samples=sample_numbers(ids, step, len(samples)))
         step += 1
 
 

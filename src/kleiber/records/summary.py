@@ -89,6 +89,7 @@ class StageRecord:
     seconds           training time without evaluation; None where no callback measures it
     stopped_at_loss   the target loss that ended training early
     rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
+    privacy           epsilon, delta and settings of DP-SGD; None without it
     metrics           the latest scores
     start_metrics     the scores before the first step
     curve             one row of scores, with its "step", for every step at which the model was scored
@@ -112,6 +113,7 @@ class StageRecord:
     lr: float = 0.0
     stopped_at_loss: float | None = None
     rollbacks: list[Json] = field(default_factory=list)
+    privacy: Json | None = None
     flops: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     device_seconds: float | None = None

@@ -17,9 +17,11 @@ from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
+from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
+from kleiber.training.private_step import check_private
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
@@ -47,6 +49,7 @@ class Plan:
     sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
     earlier          tasks that the start point was trained for
     measurements     evaluations during training and after the last step
+    privacy          what DP-SGD does in each step; None without it
     """
 
     corpus: Corpus
@@ -67,6 +70,7 @@ class Plan:
     sides: int = 1
     earlier: list[Task] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    privacy: PrivateSteps | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -145,7 +149,21 @@ def make_plan(
         sides=sides,
         earlier=earlier,
         measurements=training_measurements(cfg.evals, model, corpus),
+        privacy=plan_privacy(cfg, model, objective, corpus.train, rows, steps),
     )
+
+
+def plan_privacy(
+    cfg: DictConfig, model: Model, objective: Objective, samples: Samples, rows: int, steps: int
+) -> PrivateSteps | None:
+    """Returns the noise of each step; None without the choice of `privacy`.
+
+    Raises ValueError for what couples samples, and for settings that do not fit the number of samples or steps.
+    """
+    if cfg.get("privacy") is None:
+        return None
+    check_private(model, objective, samples)
+    return build(cfg.privacy).plan(len(samples), rows, steps)
 
 
 def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
@@ -270,6 +288,7 @@ def _plan_lines(plan: Plan, steps: int) -> list[str]:
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
         f"{6 * parameters.active * trained:.3g})",
+        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
         f"{sparkline(plan)}",
     ]
