@@ -42,14 +42,14 @@ def _privacy(config: Config) -> None:
     if not config.get("privacy"):
         return
     stability = (config.get("callbacks") or {}).get("stability")
-    watched = isinstance(stability, Mapping) and _is(stability, "Stability")
+    watch = stability if isinstance(stability, Mapping) and _is(stability, "Stability") else None
     methods = [name for name in (config.get("retention") or {}) if name not in ("l2sp", "wise")]
     refused = {
         f"trainer.devices={argument(config['trainer'], 'devices')}": (argument(config["trainer"], "devices") or 1) > 1,
         f"retention=[{','.join(methods)}]": methods,
         "stages": config.get("stages"),
-        "callbacks.stability.policy": watched and argument(stability, "policy") != "tell",
-        "callbacks.stability.nonfinite=skip": watched and argument(stability, "nonfinite") == "skip",
+        "callbacks.stability.policy": watch is not None and argument(watch, "policy") != "tell",
+        "callbacks.stability.nonfinite=skip": watch is not None and argument(watch, "nonfinite") == "skip",
     }
     for key, chosen in refused.items():
         if chosen:
