@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,9 @@ import pytest
 from kleiber.data.builtin import Builtin
 from kleiber.data.canaries import Canaries
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.duplicates import Deduplicated, first_of_each
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.data.text import Text
 from kleiber.data.token_files import TrainWindows
-
-LINES = [f"Document {n} tells of the number {n * n} and of nothing else at all." for n in range(60)]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    """Sixty documents of one line, and three of them once more, one with another ending."""
-    path = tmp_path_factory.mktemp("text") / "lines.jsonl"
-    lines = [*LINES, LINES[3], LINES[4], f"{LINES[5]} Indeed."]
-    path.write_text("\n".join(json.dumps({"text": line}) for line in lines))
-    return Text(str(path))
 
 
 def training_text(corpus: TextCorpus) -> str:
@@ -88,19 +75,6 @@ def test_exact_copies_of_a_canary_are_removed_and_varied_ones_only_as_near_dupli
     assert max(counts[True, "near"]) <= 4 and min(counts[True, "near"]) >= 1
 
 
-def test_duplicates_of_any_text_are_removed_and_the_first_one_stays(text: Text, tmp_path: Path) -> None:
-    plain = training_text(text.prepare(64, tmp_path))
-    exact = training_text(Deduplicated(text, "exact").prepare(64, tmp_path))
-    near = training_text(Deduplicated(text, "near").prepare(64, tmp_path))
-    assert [plain.count(line) for line in LINES[3:6]] == [2, 2, 2]
-    assert [exact.count(line) for line in LINES[3:6]] == [1, 1, 2] and exact.count("Indeed.") == 1
-    assert near.count("Indeed.") == 0 and len(near) < len(exact) < len(plain)
-    assert first_of_each(["a b", "c", " a b ", "c"], "exact") == [0, 1]
-    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    assert first_of_each([words, "something else", f"{words} more"], "near") == [0, 1]
-    assert first_of_each([words, "something else", f"{words} more"], "exact") == [0, 1, 2]
-
-
 def test_what_the_keys_change(text: Text) -> None:
     data = Canaries(text, template="{name}, {name}: {secret}!", repetitions=[1], count=3, digits=2)
     canaries = data.canaries()
@@ -133,10 +107,6 @@ def test_several_texts_are_refused(text: Text, tmp_path: Path) -> None:
     parts = MixtureCorpus({text.path: 0.5, "tests/data/tiny.txt": 0.5})
     with pytest.raises(ValueError, match="data=canaries needs one text"):
         Canaries(parts).prepare(64, tmp_path)
-    with pytest.raises(ValueError, match="data=deduplicated needs one text"):
-        Deduplicated(parts).prepare(64, tmp_path)
-    with pytest.raises(ValueError, match="this text is a single one"):
-        Deduplicated(Text("tests/data/tiny.txt")).prepare(64, tmp_path)
 
 
 def test_the_defaults_of_the_config_are_those_of_the_class() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,10 @@ from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
-from kleiber.optimizers.schedules import Schedule
+from kleiber.optimizers.schedules import Schedule, sparkline
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
-from kleiber.training.private_step import check_private
+from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
@@ -129,7 +128,7 @@ def make_plan(
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
-    share = -(-rows // hardware.world_size)
+    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
     return Plan(
         corpus=corpus,
         model=model,
@@ -149,21 +148,8 @@ def make_plan(
         sides=sides,
         earlier=earlier,
         measurements=training_measurements(cfg.evals, model, corpus),
-        privacy=plan_privacy(cfg, model, objective, corpus.train, rows, steps),
+        privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
-
-
-def plan_privacy(
-    cfg: DictConfig, model: Model, objective: Objective, samples: Samples, rows: int, steps: int
-) -> PrivateSteps | None:
-    """Returns the noise of each step; None without the choice of `privacy`.
-
-    Raises ValueError for what couples samples, and for settings that do not fit the number of samples or steps.
-    """
-    if cfg.get("privacy") is None:
-        return None
-    check_private(model, objective, samples)
-    return build(cfg.privacy).plan(len(samples), rows, steps)
 
 
 def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
@@ -290,7 +276,7 @@ def _plan_lines(plan: Plan, steps: int) -> list[str]:
         f"{6 * parameters.active * trained:.3g})",
         *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
-        f"{sparkline(plan)}",
+        f"{sparkline(plan.schedule, plan.steps)}",
     ]
 
 
@@ -309,10 +295,3 @@ def _saving_line(stages: Sequence[Stage]) -> str:
     trained = sum(stage.steps for stage in stages)
     separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
     return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"
-
-
-def sparkline(plan: Plan, width: int = 60) -> str:
-    """Draws the schedule as a row of `width` bars."""
-    bars = " ▁▂▃▄▅▆▇█"
-    places = [math.floor(i * (plan.steps - 1) / (width - 1)) for i in range(width)]
-    return "".join(bars[math.ceil(plan.schedule(step, plan.steps) * (len(bars) - 1))] for step in places)

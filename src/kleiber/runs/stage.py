@@ -14,7 +14,8 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
-from kleiber.data.batches import poisson_stream, stream
+from kleiber.data.batches import stream
+from kleiber.data.poisson import poisson_stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kleiber.data.batches import SamplesWithOrder
-from kleiber.optimizers.privacy import PrivateSteps
+from kleiber.optimizers.privacy import DPSGD, PrivateSteps
 from kleiber.training.step import micro_batches
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Samples
@@ -43,6 +43,19 @@ def check_private(model: Model, objective: Objective, samples: Samples) -> None:
             "privacy=dp_sgd draws every sample with equal probability, and data=mixture has fixed fractions: choose "
             "other data"
         )
+
+
+def plan_private_steps(
+    settings: DPSGD | None, model: Model, objective: Objective, samples: Samples, rows: int, steps: int
+) -> PrivateSteps | None:
+    """The noise of each of `steps` steps of about `rows` samples; None without settings.
+
+    Raises ValueError for what couples samples, and for settings that do not fit the number of samples or steps.
+    """
+    if settings is None:
+        return None
+    check_private(model, objective, samples)
+    return settings.plan(len(samples), rows, steps)
 
 
 def private_gradients(

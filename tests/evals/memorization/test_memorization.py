@@ -60,20 +60,13 @@ def test_a_parrot_continues_its_training_text_and_betrays_its_members(corpus: Te
 
 
 def test_an_untrained_model_remembers_nothing(corpus: TextCorpus) -> None:
-    evaluation = Memorization(samples=12, candidates=9)
-    results = evaluation.evaluate(subject_of(untrained(), corpus, CLM()))
+    results = Memorization(samples=12, candidates=9).evaluate(subject_of(untrained(), corpus, CLM()))
     scores = results.scores["words"]
     assert scores["extracted/train"].value == scores["extracted/held_out"].value == 0
     assert scores["membership_auc/loss"].lo < 0.5 < scores["membership_auc/loss"].hi
     canaries = results.scores["canaries"]
     assert set(canaries) == {"exposure/0", "exposure/9", "extracted/0", "extracted/9"}
     assert canaries["exposure/9"].n == 2 and results.details["canaries"][0]["exact"]
-    results_json = {
-        "scores": {name: {m: s.to_json() for m, s in of.items()} for name, of in results.scores.items()},
-        "details": results.details,
-    }
-    charts = evaluation.figures(results_json, None)
-    assert set(charts) == {"exposure", "losses"} and all(chart.to_dict() for chart in charts.values())
 
 
 def test_what_the_keys_change(corpus: TextCorpus) -> None:
