@@ -40,12 +40,12 @@ ELSEWHERE = {
 }
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle", "ood", "stability"]
+PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "memorization", "moe_law", "needle", "ood",
+           "stability"]  # fmt: skip
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
-ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
-ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
-TEXTS = "builtin canaries deduplicated generated mixture recall repeat tinystories wikitext"
-ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in TEXTS.split()}
+ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
+TEXTS = ["builtin", "canaries", "deduplicated", "generated", "mixture", "recall", "repeat", "tinystories", "wikitext"]
+ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in TEXTS}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -116,7 +116,7 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle")
+    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]

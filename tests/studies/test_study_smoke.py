@@ -34,6 +34,11 @@ COLLAPSE = [
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
 ]  # fmt: skip
+CANARIES = [
+    "data.repetitions=[0,1,9]", "data.count=2", "evals.memorization.samples=8", "evals.memorization.candidates=9",
+    "design.arms={plain:{model.width:32},exact:{model.width:32},dp_10:{model.width:32},dp_100:null,dp_1:null}",
+    "design.seeds=2",
+]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -142,6 +147,9 @@ STUDIES = {
         "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested",
         "A B E alpha beta",
         True,
+    ),
+    "memorization": Expected(
+        CANARIES, 6, "chance_dp_10 chance_exact exposure_dp_10 exposure_exact loss_dp_10 loss_exact repetition"
     ),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],

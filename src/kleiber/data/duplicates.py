@@ -55,9 +55,8 @@ class Deduplicated:
         def remove(ids: Ids) -> Ids:
             return without_duplicates(ids, corpus.tokenizer, self.method)
 
-        return rewrite(
-            corpus, context, cache, f"{self.method} duplicates removed", {"remove": self.method}, file, remove
-        )
+        config = f"without {self.method} duplicates"
+        return rewrite(corpus, context, cache, config, {"remove": self.method}, file, remove)
 
 
 def training_file(corpus: TextCorpus, choice: str) -> TokenFile:
