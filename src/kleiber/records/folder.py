@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "callbacks",
     "evals",
     "eval.every_tokens",
+    "cost",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 UNSTARTED = {

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kleiber.config.cost import describe_total
 from kleiber.config.errors import ExitCode
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
@@ -235,6 +236,7 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
     from kleiber.charts.page import render_page
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
+    took += f", {describe_total(findings['cost'])}" if findings.get("cost") else ""
     missing = [f"Not finished: {', '.join(findings['missing'])}"] if findings["missing"] else []
     return render_page(
         findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],

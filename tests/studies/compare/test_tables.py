@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.arms import Arm, costs_of_leaf, facts_of_arm
 from kleiber.studies.compare.tables import (
     arms_without_latency,
     at_common_budget,
@@ -138,6 +138,16 @@ def test_costs_stand_beside_each_other_with_their_ratios_for_the_pairs_that_have
     assert table["decode tokens/s, 1 at once"] == {
         "cost": "decode tokens/s, 1 at once", "moe": 300.0, "dense": 400.0, "moe / dense": 0.75,
     }  # fmt: skip
+
+
+def test_energy_and_price_of_an_arm_are_those_of_its_tokens_at_its_speed():
+    stage = {"seconds": 100.0, "cost": {"joules": 2000.0, "price": 0.5}, "tokens_per_s": 50.0}
+    facts = facts_of_arm([{"tokens": 18e4, **costs_of_leaf({}, stage)}] * 3)
+    assert facts["watts"] == 20.0 and facts["watt_hours"] == 20.0 and facts["price"] == 18.0  # an hour of training
+    table = {
+        row["cost"]: row for row in cost_table({"moe": facts, "dense": {**facts, "price": 9.0}}, [("moe", "dense")])
+    }
+    assert table["price of training"]["moe / dense"] == 2.0 and table["watt-hours of training"]["moe"] == 20.0
 
 
 def test_arms_without_latency_are_named_where_others_have_it():

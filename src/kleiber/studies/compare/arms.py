@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from kleiber.config.cost import SECONDS_PER_HOUR
 from kleiber.config.errors import Status
 from kleiber.config.model_size import cached_values
 from kleiber.records.catalog import Run
@@ -33,7 +34,9 @@ AT_ONE = {  # columns of the table of arms
     "decode p50 (ms)": "latency/decode_p50_ms/1",
     "decode p95 (ms)": "latency/decode_p95_ms/1",
 }
-MEDIANS = ("active", "core", "params", "tokens", "flops", "memory")  # facts that are equal in the runs of an arm
+# Facts that are equal in the runs of an arm.
+MEDIANS = ("active", "core", "params", "tokens", "flops", "memory", "watts", "hourly")
+TOTALS = {"watt_hours": "watts", "price": "hourly"}  # facts of a training run at the speed of the arm
 
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
@@ -196,10 +199,25 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
 
 
 def costs_of_leaf(model: Config, stage: Json) -> Json:
-    """The columns memory, speed and core (active parameters outside the embeddings) of a leaf; None where unknown."""
+    """Columns of a leaf; None where unknown.
+
+    memory  bytes, see `memory_bytes`
+    speed   training tokens per second
+    core    active parameters outside the embeddings
+    watts   power of all devices
+    hourly  price of an hour of all devices
+    """
     params = stage.get("params") or {}
     core = None if params.get("embedding") is None else params["active"] - params["embedding"]
-    return {"memory": memory_bytes(model, stage), "speed": stage.get("tokens_per_s"), "core": core}
+    cost, seconds = stage.get("cost") or {}, stage.get("seconds")
+    watts, price = (cost[key] / seconds if cost.get(key) and seconds else None for key in ("joules", "price"))
+    return {
+        "memory": memory_bytes(model, stage),
+        "speed": stage.get("tokens_per_s"),
+        "core": core,
+        "watts": watts,
+        "hourly": None if price is None else SECONDS_PER_HOUR * price,
+    }
 
 
 def memory_bytes(model: Config, stage: Json) -> float | None:
@@ -223,6 +241,8 @@ def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:
             facts[name] = statistics.median(values) if name in MEDIANS else best(values)
     if "speed" in facts:
         facts["train_s"] = facts["tokens"] / facts["speed"]
+        hours = facts["train_s"] / SECONDS_PER_HOUR
+        facts |= {total: facts[rate] * hours for total, rate in TOTALS.items() if rate in facts}
     return facts
 
 

@@ -184,7 +184,12 @@ def cost_table(facts: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[s
     facts  of each arm, by its name
     """
     batches = {int(name.rpartition("/")[2]) for each in facts.values() for name in each if name.startswith(LATENCY)}
-    costs = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
+    costs = {
+        "training tokens/s": "speed",
+        "watt-hours of training": "watt_hours",
+        "price of training": "price",
+        "bytes of weights and one full context": "memory",
+    }
     for cost, name in BY_BATCH.items():
         costs |= {f"{cost}, {rows} at once": f"{LATENCY}{name}/{rows}" for rows in sorted(batches)}
     table = []
