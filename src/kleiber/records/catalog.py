@@ -19,7 +19,7 @@ from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
-from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
+from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.summary import condense, read_rows
 from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
@@ -190,7 +190,8 @@ def read_runs(place: Path) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder. A damaged summary.json counts as missing, with a warning."""
-    return Run(folder, status(folder), summary_or_warning(folder))
+    summary = summary_or_warning(folder)
+    return Run(folder, status_of(summary, folder), summary)
 
 
 def find_run(folder: Path) -> Run | None:

@@ -223,12 +223,13 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
 
 def write_figures(folder: Path, charts: Row) -> None:
     """Writes every chart as PNG and SVG, after removing the figures of an earlier report."""
+    from kleiber.charts.theme import save_figure
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with activity("drawing figures", len(charts), "figures") as work:
         for name, chart in work.track(charts.items()):
-            chart.save(folder / f"{name}.png", scale_factor=2)
-            chart.save(folder / f"{name}.svg")
+            save_figure(chart, folder / name)
 
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
