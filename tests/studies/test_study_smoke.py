@@ -9,6 +9,7 @@ from small_run import REPOSITORY
 from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
+from studies.canary_runs import MEMORIZATION
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -33,11 +34,6 @@ COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
-]  # fmt: skip
-CANARIES = [
-    "data.repetitions=[0,1,9]", "data.count=2", "evals.memorization.samples=8", "evals.memorization.candidates=9",
-    "design.arms={plain:{model.width:32},exact:{model.width:32},dp_10:{model.width:32},dp_100:null,dp_1:null}",
-    "design.seeds=2",
 ]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
@@ -148,9 +144,7 @@ STUDIES = {
         "A B E alpha beta",
         True,
     ),
-    "memorization": Expected(
-        CANARIES, 6, "chance_dp_10 chance_exact exposure_dp_10 exposure_exact loss_dp_10 loss_exact repetition"
-    ),
+    "memorization": Expected(*MEMORIZATION),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],
         5,

@@ -11,6 +11,7 @@ EXPORTS = {
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",
+    "Occupations": "occupations",
     "Preference": "preference",
     "Builtin": "builtin",
     "Recall": "recall",
