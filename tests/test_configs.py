@@ -44,8 +44,8 @@ PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "mem
            "stability"]  # fmt: skip
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
-TEXTS = ["builtin", "canaries", "deduplicated", "generated", "mixture", "occupations", "recall", "repeat", "tinystories",
-         "wikitext"]  # fmt: skip
+TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
+TEXTS = [path.stem for path in CONF.glob("data/*.yaml") if path.stem not in TABLED]
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in TEXTS}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}

@@ -8,11 +8,11 @@ from fake_run import fake_run
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.memorization import Memorization, epsilon_figure, read_cells, repetition_figure
 
-ARMS = {"plain": None, "exact": None, "dp_8": 7.99}
+ARMS = {"all": None, "dp_8": 7.99, "exact": None}
 EXPOSURE = {  # by arm: at 0, 1, 10 and 100 repetitions
-    "plain": (1.4, 2.0, 6.0, 13.0), "exact": (1.4, 1.9, 1.8, 2.1), "dp_8": (1.4, 1.4, 1.5, 1.4),
+    "all": (1.4, 2.0, 6.0, 13.0), "exact": (1.4, 1.9, 1.8, 2.1), "dp_8": (1.4, 1.4, 1.5, 1.4),
 }  # fmt: skip
-LOSS = {"plain": 2.0, "exact": 2.02, "dp_8": 3.0}
+LOSS = {"all": 2.0, "exact": 2.02, "dp_8": 3.0}
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runs(tmp_path: Path) -> list[Run]:
         for width in (32, 64):
             for seed in (0, 1, 2):
                 noise = 0.1 * (seed - 1) + (0.03 * (width == 64))
-                wider = 1.0 if width == 64 and arm == "plain" else 0.0
+                wider = 1.0 if width == 64 and arm == "all" else 0.0
                 metrics = {"val/docs/loss": LOSS[arm] + noise}
                 for count, bits in zip((0, 1, 10, 100), EXPOSURE[arm], strict=True):
                     at = f"eval/memorization/canaries/exposure/{count}"
@@ -51,7 +51,7 @@ def test_exposure_grows_with_repetitions_and_size_and_falls_with_remedies(runs: 
     assert rows["chance_dp_8", 32]["value"] == pytest.approx(0)
     texts = {verdict["text"] for verdict in findings.verdicts if verdict["code"] == "chance_dp_8"}
     assert all(text.endswith("bits, which may be 0.") for text in texts) and len(texts) == 2
-    assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm plain is +1.000" in findings.headline
+    assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm all is +1.000" in findings.headline
     assert "width 32" not in findings.headline
 
 
@@ -64,7 +64,7 @@ def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:
 
 
 def test_runs_without_canaries_are_refused(tmp_path: Path) -> None:
-    config = {"model": {"width": 32}, "optimizer": {"lr": 0.02}, "seed": 0, "study": {"arm": "plain"}}
+    config = {"model": {"width": 32}, "optimizer": {"lr": 0.02}, "seed": 0, "study": {"arm": "all"}}
     fake_run(tmp_path / "run", [{"metrics": {"val/docs/loss": 1.0}, "lr": 0.02}], config=config)
     with pytest.raises(ValueError, match="no run here was scored on canaries"):
         Memorization().analyze(read_runs(tmp_path))
