@@ -52,7 +52,7 @@ def test_exposure_grows_with_repetitions_and_size_and_falls_with_remedies(runs: 
     texts = {verdict["text"] for verdict in findings.verdicts if verdict["code"] == "chance_dp_8"}
     assert all(text.endswith("bits, which may be 0.") for text in texts) and len(texts) == 2
     assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm all is +1.000" in findings.headline
-    assert "width 32" not in findings.headline
+    assert ", width 32:" not in findings.headline
 
 
 def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:

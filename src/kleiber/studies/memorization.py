@@ -64,7 +64,8 @@ class Memorization(IntervalStudy):
         Raises ValueError where no run was scored on canaries.
         """
         cells = read_cells(runs)
-        repetitions = sorted({int(match[2]) for cell in cells for name in cell.values if (match := of_canary(name))})
+        measures = [name.split("/") for cell in cells for name in cell.values]
+        repetitions = sorted({int(parts[1]) for parts in measures if parts[0] == "exposure"})
         if not repetitions:
             raise ValueError("no run here was scored on canaries: train with data=canaries and evals=memorization")
         differences = [row for row in self.differences(cells, repetitions) if row["value"] is not None]
@@ -159,10 +160,6 @@ METHODS = (
 )
 
 
-def of_canary(metric: str) -> re.Match[str] | None:
-    return re.fullmatch(r"(exposure|extracted)/(\d+)", metric)
-
-
 def read_cells(runs: Sequence[Run]) -> list[Cells]:
     """The cells, arms in the order of the design and widths ascending."""
     rows = [row for run in runs if arm_name(run) for row in finished_rows(run)]
@@ -238,7 +235,9 @@ def epsilon_figure(cells: Sequence[Cells], most: int) -> object:
         )
         private, plain = rows[rows["epsilon"].notna()], rows[rows["epsilon"].isna()]
         x = values_axis("epsilon", "epsilon spent", private["epsilon"].round(1), "~g")
-        y, mean = (alt.Y(f"{name}:Q", title=title, scale=span(rows["value"])) for name in ("value", "mean(value)"))
+        y, mean = (
+            alt.Y(f"{name}:Q", title=title, scale=span(rows["value"].to_numpy())) for name in ("value", "mean(value)")
+        )
         color = arm_color(order, order, legend=not panels)
         base = alt.Chart(private).encode(x=x, color=color)
         rule = alt.Chart(plain).mark_rule(strokeDash=[5, 4], strokeWidth=1.4).encode(y=mean, color=color)
