@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kleiber.evals.retrieval import neighbors
-from kleiber.evals.retrieval.neighbors import Neighbors, merge, nearest, nearest_by_size
+from kleiber.evals.retrieval.neighbors import GROUP, Neighbors, merge, nearest, nearest_by_size, smallest
 
 
 def vectors(rows: int, seed: int, dim: int = 8) -> torch.Tensor:
@@ -66,3 +66,12 @@ def test_faiss_finds_the_same():
     pytest.importorskip("faiss")
     queries, keys = vectors(11, 8), vectors(90, 9)
     assert same(nearest(queries, keys, 6, search="faiss"), nearest(queries, keys, 6))
+
+
+@pytest.mark.parametrize("columns", [3 * GROUP, 8 * GROUP, 8 * GROUP + 5])
+def test_the_smallest_of_groups_are_the_smallest_of_all(columns):
+    values = vectors(6, 10, columns)
+    least, places = smallest(values, 4)
+    expected = values.sort(1)
+    assert torch.equal(least.sort(1).values, expected.values[:, :4])
+    assert torch.equal(places.sort(1).values, expected.indices[:, :4].sort(1).values)

@@ -18,6 +18,7 @@ from kleiber.records.progress import Activity, activity
 
 DISTANCES = 1 << 24  # in memory at once
 ENTRIES = 1 << 16  # keys in one matrix product
+GROUP = 64  # columns whose least value is computed before the smallest are chosen
 
 Vectors = Float[Tensor, "_ dim"]
 Choice = Int[Tensor, "queries neighbors"]
@@ -42,6 +43,7 @@ def torch_nearest(queries: Vectors, keys: Vectors, count: int, device: torch.dev
     """
     squares = keys.square().sum(1)
     rows = max(1, DISTANCES // min(ENTRIES, len(keys)))
+    scores = torch.empty(rows * min(ENTRIES, len(keys)), device=device)
     chosen = []
     for block in queries.split(rows):
         block = block.to(device)
@@ -50,13 +52,29 @@ def torch_nearest(queries: Vectors, keys: Vectors, count: int, device: torch.dev
         for start in range(0, len(keys), ENTRIES):
             part = keys[start : start + ENTRIES].to(device)
             # |query|^2 is the same for all keys, so it does not change the order
-            scores = torch.addmm(squares[start : start + ENTRIES].to(device), block, part.T, alpha=-2)
-            values, at = scores.topk(min(count, len(part)), dim=1, largest=False, sorted=False)
+            out = scores[: len(block) * len(part)].view(len(block), len(part))
+            torch.addmm(squares[start : start + ENTRIES].to(device), block, part.T, alpha=-2, out=out)
+            values, at = smallest(out, min(count, len(part)))
             best, order = torch.cat([best, values], 1).topk(count, dim=1, largest=False, sorted=False)
             places = torch.cat([places, at + start], 1).gather(1, order)
         chosen.append(places.cpu())
         work.done += len(block) * len(keys)
     return torch.cat(chosen)
+
+
+def smallest(values: Float[Tensor, "rows columns"], count: int) -> tuple[Tensor, Tensor]:
+    """The `count` smallest values of each row in any order, and their columns.
+
+    They stand in the `count` groups of columns with the smallest minima, so the other groups are not searched.
+    """
+    columns = values.shape[1]
+    if columns % GROUP or columns // GROUP <= count:
+        return values.topk(count, dim=1, largest=False, sorted=False)
+    groups = values.view(len(values), -1, GROUP)
+    chosen = groups.amin(2).topk(count, dim=1, largest=False, sorted=False).indices
+    candidates = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    least, at = candidates.topk(count, dim=1, largest=False, sorted=False)
+    return least, chosen.gather(1, at // GROUP) * GROUP + at % GROUP
 
 
 def faiss_nearest(queries: Vectors, keys: Vectors, count: int, device: torch.device | str, work: Activity) -> Choice:
