@@ -9,7 +9,7 @@ import torch
 from kleiber.evals.retrieval.datastore import Window
 from kleiber.evals.retrieval.knn import (
     Datastore,
-    Found,
+    Retrieved,
     Setting,
     build_datastore,
     choose_setting,
@@ -21,11 +21,11 @@ from kleiber.models.transformer import LMHead, Transformer
 from kleiber.types.batch import Batch
 
 
-def found(log_probs: list[float], distances: list[list[float]], values: list[list[int]], ids: list[int]) -> Found:
-    return Found(torch.tensor(log_probs).double(), torch.tensor(ids), torch.tensor(distances), torch.tensor(values))
+def targets(log_probs: list[float], distances: list[list[float]], values: list[list[int]], ids: list[int]) -> Retrieved:
+    return Retrieved(torch.tensor(log_probs).double(), torch.tensor(ids), torch.tensor(distances), torch.tensor(values))
 
 
-CASE = found([math.log(0.2), math.log(0.5)], [[0.0, 1.0, 2.0], [1.0, 1.0, 3.0]], [[7, 4, 7], [1, 2, 3]], [7, 9])
+CASE = targets([math.log(0.2), math.log(0.5)], [[0.0, 1.0, 2.0], [1.0, 1.0, 3.0]], [[7, 4, 7], [1, 2, 3]], [7, 9])
 
 
 def test_neighbors_with_the_value_add_up_their_weights():
@@ -46,8 +46,8 @@ def test_interpolation_0_is_the_model_to_the_bit():
 
 
 def test_the_choice_prefers_neighbors_that_know_and_leaves_out_those_that_do_not():
-    right = found([math.log(0.1)] * 4, [[1.0, 2.0]] * 4, [[5, 6]] * 4, [5] * 4)
-    wrong = found([math.log(0.1)] * 4, [[1.0, 2.0]] * 4, [[5, 6]] * 4, [8] * 4)
+    right = targets([math.log(0.1)] * 4, [[1.0, 2.0]] * 4, [[5, 6]] * 4, [5] * 4)
+    wrong = targets([math.log(0.1)] * 4, [[1.0, 2.0]] * 4, [[5, 6]] * 4, [8] * 4)
     assert choose_setting([right], None, None).interpolation == 0.95
     assert choose_setting([right], None, None).temperature < 0.2  # the nearest one is right
     assert choose_setting([wrong], None, None).interpolation == 0
@@ -57,8 +57,8 @@ def test_the_choice_prefers_neighbors_that_know_and_leaves_out_those_that_do_not
 
 
 def test_data_sets_count_alike_in_a_common_choice():
-    right = found([math.log(0.1)] * 400, [[1.0, 1.0]] * 400, [[5, 5]] * 400, [5] * 400)
-    wrong = found([math.log(0.9)] * 4, [[1.0, 1.0]] * 4, [[5, 5]] * 4, [8] * 4)
+    right = targets([math.log(0.1)] * 400, [[1.0, 1.0]] * 400, [[5, 5]] * 400, [5] * 400)
+    wrong = targets([math.log(0.9)] * 4, [[1.0, 1.0]] * 4, [[5, 5]] * 4, [8] * 4)
     losses = {w: -(math.log(0.1 * (1 - w) + w) + math.log(0.9 * (1 - w))) for w in (0.4, 0.5, 0.6)}
     assert choose_setting([right, wrong], None, 1.0).interpolation == min(losses, key=lambda w: losses[w]) == 0.4
 
@@ -77,7 +77,7 @@ def test_an_entry_is_the_state_before_a_token_and_the_token():
 def test_the_most_probable_token_is_that_of_the_whole_mixture():
     head = LMHead(torch.nn.Parameter(torch.eye(4)))
     hidden = torch.tensor([[2.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
-    case = found([0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]], [[3, 3], [3, 2]], [0, 0])
+    case = targets([0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]], [[3, 3], [3, 2]], [0, 0])
     assert most_probable(hidden, head, case, Setting(0.0, 1.0)).tolist() == [0, 0]
     assert most_probable(hidden, head, case, Setting(0.5, 1.0)).tolist() == [3, 0]
 

@@ -8,7 +8,7 @@ from kleiber.evals.evaluation import Score
 from kleiber.evals.retrieval.datastore import StoreText, Window, n_gram_hashes
 from kleiber.evals.retrieval.in_context import answer_pieces
 from kleiber.evals.retrieval.items import Items
-from kleiber.evals.retrieval.knn import Found, Setting
+from kleiber.evals.retrieval.knn import Retrieved, Setting
 from kleiber.evals.retrieval.measured import Measured, add_examples, knn_scores, store_scores
 from kleiber.evals.retrieval.scoring import ScoredRow
 from kleiber.models.transformer import LMHead
@@ -44,7 +44,7 @@ def test_contamination_is_a_share_of_samples():
 
 def test_the_greedy_answer_of_a_table_is_that_of_the_mixture():
     part = measured(is_table=True)
-    found = Found(part.plain.log_probs, torch.tensor([4, 8]), torch.zeros(2, 1), torch.tensor([[4], [4]]))
+    found = Retrieved(part.plain.log_probs, torch.tensor([4, 8]), torch.zeros(2, 1), torch.tensor([[4], [4]]))
     model = Model()
     model.head = LMHead(torch.nn.Parameter(torch.zeros(9, 1)))
     scores = knn_scores(model, part, found, Setting(0.9, 1.0))

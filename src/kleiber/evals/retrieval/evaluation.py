@@ -191,11 +191,12 @@ class Retrieval(Evaluation):
         options = (self.neighbors, self.search, subject.device)
         searches = [nearest_by_size(part.plain.keys, store.keys, store.ends, *options) for part in sets]
         for size in range(len(text.sizes)):
-            found = [
+            retrieved = [
                 knn.with_neighbors(store, search[size].neighbors, part.plain.log_probs, part.plain.ids)
                 for part, search in zip(sets, searches, strict=True)
             ]
-            for part, targets, setting, search in zip(sets, found, self.settings(sets, found), searches, strict=True):
+            settings = self.settings(sets, retrieved)
+            for part, targets, setting, search in zip(sets, retrieved, settings, searches, strict=True):
                 seconds = part.seconds + search[size].seconds / len(targets.ids)
                 scores = knn_scores(subject.model, part, targets, setting)
                 scores["interpolation"] = Score(setting.interpolation)
@@ -206,9 +207,9 @@ class Retrieval(Evaluation):
                     other = knn_scores(subject.model, part, targets, knn.Setting(weight, setting.temperature))
                     part.scores |= {f"knn/interpolation{weight:g}/{name}": score for name, score in other.items()}
 
-    def settings(self, sets: Sequence[Measured], found: Sequence[knn.Found]) -> list[knn.Setting]:
+    def settings(self, sets: Sequence[Measured], retrieved: Sequence[knn.Retrieved]) -> list[knn.Setting]:
         """Interpolation and temperature for each data set; what is open is chosen on items that are not reported."""
-        halves = [targets[~part.reported] for part, targets in zip(sets, found, strict=True)]
+        halves = [targets[~part.reported] for part, targets in zip(sets, retrieved, strict=True)]
         if self.shared_setting:
             return [knn.choose_setting(halves, self.interpolation, self.temperature)] * len(sets)
         return [knn.choose_setting([half], self.interpolation, self.temperature) for half in halves]

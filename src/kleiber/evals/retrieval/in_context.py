@@ -105,14 +105,16 @@ class BM25Index(Index):
         self.num_bytes = sum(matrix[name].nbytes for name in ("data", "indices", "indptr") if name in matrix)
 
     def search(self, queries: Sequence[Ids], count: int) -> Places:
+        """Chunks that have a word of the query; the first of equally good ones comes first."""
         if self.empty:
             return [[] for _ in queries]
         asked = [words(self.tokenizer.decode(query.tolist())) for query in queries]
-        results = self.index.retrieve(asked, k=min(count, self.count), show_progress=False)
-        return [
-            [int(place) for place, score in zip(places, scores, strict=True) if score > 0]
-            for places, scores in zip(results.documents, results.scores, strict=True)
-        ]
+        places: Places = []
+        for terms in asked:
+            scores = np.asarray(self.index.get_scores(terms)) if terms else np.zeros(self.count)
+            best = np.argsort(-scores, kind="stable")[:count]
+            places.append([int(place) for place in best if scores[place] > 0])
+        return places
 
 
 class DenseIndex(Index):
@@ -128,6 +130,7 @@ class DenseIndex(Index):
         self.num_bytes = self.vectors.nbytes
 
     def search(self, queries: Sequence[Ids], count: int) -> Places:
+        """The chunks whose mean state is the nearest one."""
         states = mean_states(self.model, queries, self.tokens, "reading the queries")
         device = next(self.model.parameters()).device
         return nearest(states, self.vectors, count, self.how, device).entries.tolist()

@@ -79,7 +79,7 @@ def build_datastore(
 
 
 @dataclass(frozen=True)
-class Found:
+class Retrieved:
     """Targets with the neighbors of their keys.
 
     log_probs  of the targets under the model, in nats
@@ -93,10 +93,10 @@ class Found:
     distances: Float[Tensor, "tokens neighbors"]
     values: Int[Tensor, "tokens neighbors"]
 
-    def __getitem__(self, chosen: Bool[np.ndarray, "tokens"]) -> Found:
+    def __getitem__(self, chosen: Bool[np.ndarray, "tokens"]) -> Retrieved:
         """Those of some of the targets."""
         at = torch.from_numpy(chosen)
-        return Found(self.log_probs[at], self.ids[at], self.distances[at], self.values[at])
+        return Retrieved(self.log_probs[at], self.ids[at], self.distances[at], self.values[at])
 
     def neighbor_log_probs(self, temperature: float) -> LogProbs:
         """log p_neighbors(target) in nats; minus infinity where no neighbor has the target as its value."""
@@ -108,9 +108,11 @@ class Found:
         return mix(self.log_probs, self.neighbor_log_probs(temperature), interpolation)
 
 
-def with_neighbors(store: Datastore, neighbors: Neighbors, log_probs: LogProbs, ids: Int[Tensor, "tokens"]) -> Found:
+def with_neighbors(
+    store: Datastore, neighbors: Neighbors, log_probs: LogProbs, ids: Int[Tensor, "tokens"]
+) -> Retrieved:
     """Targets with the values of their neighbors in a store."""
-    return Found(log_probs, ids, neighbors.distances, store.values[neighbors.entries])
+    return Retrieved(log_probs, ids, neighbors.distances, store.values[neighbors.entries])
 
 
 def mix(model: LogProbs, neighbors: LogProbs, interpolation: float) -> LogProbs:
@@ -128,7 +130,7 @@ class Setting:
     temperature: float
 
 
-def choose_setting(parts: Sequence[Found], interpolation: float | None, temperature: float | None) -> Setting:
+def choose_setting(parts: Sequence[Retrieved], interpolation: float | None, temperature: float | None) -> Setting:
     """The setting of least loss, the mean over `parts` of the mean loss of each; None is what is to be chosen.
 
     Temperatures are tried in proportion to the mean distance of the neighbors. The best one at some interpolation above
@@ -152,7 +154,7 @@ def choose_setting(parts: Sequence[Found], interpolation: float | None, temperat
 
 @torch.inference_mode()
 def most_probable(
-    hidden: Float[Tensor, "tokens dim"], head: Head, found: Found, setting: Setting
+    hidden: Float[Tensor, "tokens dim"], head: Head, targets: Retrieved, setting: Setting
 ) -> Int[Tensor, "tokens"]:
     """The most probable token of the mixture at each target."""
     size, device = max(1, LOGITS // head.weight.shape[0]), head.weight.device
@@ -160,6 +162,6 @@ def most_probable(
     for start in range(0, len(hidden), size):
         part = slice(start, start + size)
         probabilities = head(hidden[part].to(device)).double().softmax(1) * (1 - setting.interpolation)
-        weights = (-found.distances[part].double() / setting.temperature).softmax(1) * setting.interpolation
-        chosen.append(probabilities.scatter_add(1, found.values[part].to(device), weights.to(device)).argmax(1).cpu())
+        weights = (-targets.distances[part].double() / setting.temperature).softmax(1) * setting.interpolation
+        chosen.append(probabilities.scatter_add(1, targets.values[part].to(device), weights.to(device)).argmax(1).cpu())
     return torch.cat(chosen)

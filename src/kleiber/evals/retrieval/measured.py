@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from kleiber.evals.evaluation import Score, Scores, mean_score
 from kleiber.evals.retrieval.datastore import Hashes, StoreText, n_gram_hashes, overlap
 from kleiber.evals.retrieval.items import Items, scores_of
-from kleiber.evals.retrieval.knn import Found, Setting, most_probable
+from kleiber.evals.retrieval.knn import Retrieved, Setting, most_probable
 from kleiber.evals.retrieval.scoring import Targets
 from kleiber.types import Json
 from kleiber.types.model import Model
@@ -58,11 +58,11 @@ class Measured:
         self.scores["contamination"] = mean_score(flags)
 
 
-def knn_scores(model: Model, part: Measured, found: Found, setting: Setting) -> Scores:
+def knn_scores(model: Model, part: Measured, targets: Retrieved, setting: Setting) -> Scores:
     """The scores of a data set under kNN-LM."""
-    log_probs, greedy = found.mixed(setting.interpolation, setting.temperature), None
+    log_probs, greedy = targets.mixed(setting.interpolation, setting.temperature), None
     if part.items.is_table:
-        greedy = most_probable(part.plain.hidden, model.head, found, setting) == found.ids
+        greedy = most_probable(part.plain.hidden, model.head, targets, setting) == targets.ids
     return scores_of(part.items, part.plain, log_probs, greedy, part.reported, part.plain)
 
 

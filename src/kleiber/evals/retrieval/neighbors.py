@@ -148,8 +148,8 @@ def nearest_by_size(
     start, begin = 0, time.perf_counter()
     with activity("looking for nearest neighbors", len(queries) * int(ends[-1]), "distances") as work:
         for end in ends:
-            found = nearest(queries, keys[start:end], count, search, device, start, work)
-            found = merge(results[-1].neighbors, found, count) if results else found
-            results.append(Search(found, time.perf_counter() - begin))
+            neighbors = nearest(queries, keys[start:end], count, search, device, start, work)
+            neighbors = merge(results[-1].neighbors, neighbors, count) if results else neighbors
+            results.append(Search(neighbors, time.perf_counter() - begin))
             start = end
     return results

@@ -109,8 +109,8 @@ def score_rows(model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, l
     """
     device = next(model.parameters()).device
     counts = [int(row.scored.sum()) for row in rows]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    total = int(starts[-1])
+    starts = np.cumsum([0, *counts]).tolist()
+    total = starts[-1]
     ids, log_probs = torch.zeros(total, dtype=torch.int64), torch.zeros(total, dtype=torch.float64)
     greedy = torch.zeros(total, dtype=torch.bool)
     hidden, keys = torch.zeros(total, model.width), torch.zeros(total, model.width if key == "ffn" else 0)
@@ -120,7 +120,7 @@ def score_rows(model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, l
             states = model(right_padded([row.ids[:-1] for row in part], device)).hidden
             at_row = np.repeat(np.arange(len(part)), [counts[i] for i in chosen])
             at_time = np.concatenate([np.flatnonzero(row.scored) - 1 for row in part])
-            place = torch.from_numpy(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in chosen]))
+            place = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in chosen.tolist()])
             targets = torch.from_numpy(np.concatenate([row.ids[row.scored] for row in part]).astype(np.int64))
             predicting = states[at_row, at_time]
             scores, best = target_scores(predicting, model.head, targets.to(device))
