@@ -3,63 +3,63 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from small_run import TINY
+from safetensors.torch import load_file
 
 from kleiber.launch.main import main
 from kleiber.optimizers.privacy import PrivateSteps
-from kleiber.training import checkpoint
+from kleiber.types import Json
 
 pytestmark = pytest.mark.slow
-PRIVATE = [*TINY, "privacy=dp_sgd", "privacy.noise_multiplier=0.8", "budget.steps=8"]
-
-
-def run(root: Path, *overrides: str) -> Path:
-    assert main([*PRIVATE, *overrides, f"root={root}"]) == 0
-    (folder,) = root.glob("runs/*")
-    return folder
+PRIVATE = ["privacy=dp_sgd", "privacy.noise_multiplier=0.8", "budget.steps=8", "callbacks.checkpoints.every=4"]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(checkpoint.steps(folder / "stages/main/checkpoints")[0] / "model.safetensors")
+    return load_file(folder / stage_of(folder)["checkpoint"] / "model.safetensors")
 
 
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(tmp_path / "whole")
-    saved = ["callbacks.checkpoints.every=4"]
-    broken = tmp_path / "broken"
-    assert main([*PRIVATE, *saved, "trainer.max_steps=5", f"root={broken}"]) == 0
-    (folder,) = broken.glob("runs/*")
-    record = json.loads((folder / "summary.json").read_text())["stages"][0]
-    assert record["privacy"]["steps"] == record["steps"] == 5
-    assert main([*PRIVATE, *saved, f"root={broken}", f"resume={folder}"]) == 0
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(folder).values(), strict=True))
-    assert json.loads((folder / "summary.json").read_text())["stages"][0]["privacy"]["steps"] == 8
+def stage_of(folder: Path) -> Json:
+    return json.loads((folder / "summary.json").read_text())["stages"][0]
+
+
+def test_a_resumed_run_equals_an_unbroken_one(
+    launch: Callable[..., Path], interrupted: Callable[[int], AbstractContextManager]
+) -> None:
+    whole = launch(*PRIVATE, root="whole")
+    with interrupted(1):
+        launch(*PRIVATE, root="broken", code=130)
+    broken = launch(*PRIVATE, root="broken")
+    assert len(weights(whole)) > 3
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(broken).values(), strict=True))
+    assert stage_of(broken)["privacy"] == stage_of(whole)["privacy"]
+    other = launch(*PRIVATE, "seed=1", root="other")
+    assert not torch.equal(weights(other)["embedding.weight"], weights(whole)["embedding.weight"])
 
 
 def test_epsilon_is_told_in_the_summary_the_banner_and_the_log(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    launch: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run(tmp_path)
-    stage = json.loads((folder / "summary.json").read_text())["stages"][0]
-    privacy = stage["privacy"]
+    folder = launch(*PRIVATE)
+    privacy, metrics = stage_of(folder)["privacy"], stage_of(folder)["metrics"]
     steps = PrivateSteps(0.8, privacy["clip"], privacy["delta"], privacy["sample_rate"], privacy["samples"])
-    assert privacy["epsilon"] == stage["metrics"]["privacy/epsilon"] == steps.epsilon(8)
+    assert privacy["epsilon"] == metrics["privacy/epsilon"] == steps.epsilon(8) and privacy["steps"] == 8
     assert steps.describe(8) in capsys.readouterr().err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    told = [row["train/epsilon"] for row in rows if "train/epsilon" in row]
-    assert told[-1] == pytest.approx(steps.epsilon(8), rel=1e-6)
+    logged = [row["train/epsilon"] for row in rows if "train/epsilon" in row]
+    assert logged[-1] == pytest.approx(steps.epsilon(8), rel=1e-6)
+    stopped = launch(*PRIVATE, "trainer.max_steps=5", root="stopped")
+    assert stage_of(stopped)["privacy"]["epsilon"] == steps.epsilon(5)
 
 
 def test_a_small_epsilon_brings_the_exposure_of_canaries_to_chance(tmp_path: Path) -> None:
     overrides = [
-        "data=canaries", "data.max_bytes=150K", "data.repetitions=[0,100]", "data.count=6", "data.digits=3",
-        "model.width=32", "model.context=128", "batch.tokens=4096", "budget.tokens=170K", "evals=[memorization]",
+        "data=canaries", "data.max_bytes=100K", "data.repetitions=[0,100]", "data.count=6", "data.digits=3",
+        "model.width=32", "model.context=128", "batch.tokens=4096", "budget.tokens=250K", "evals=[memorization]",
         "evals.memorization.samples=16", "optimizer.lr=0.02", "trainer.threads=1", "logger=csv", "eval.tokens=2048",
         "callbacks.samples=null", f"root={tmp_path}",
     ]  # fmt: skip

@@ -16,6 +16,7 @@ EXPORTS = {
     "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
