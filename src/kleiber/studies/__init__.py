@@ -20,6 +20,7 @@ EXPORTS = {
     "MupTransfer": "mup_transfer",
     "Needle": "needle",
     "OOD": "ood",
+    "Retrieval": "retrieval",
     "Scaling": "scaling",
     "Stability": "stability",
     "Transfer": "transfer",
