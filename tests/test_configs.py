@@ -40,7 +40,10 @@ ELSEWHERE = {
 }
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle", "ood", "stability"]
+PLANNED = [
+    "isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle", "ood", "retrieval",
+    "stability",
+]  # fmt: skip
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}

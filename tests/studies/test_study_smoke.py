@@ -27,7 +27,12 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+ISOFLOP = [
+    "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64", "study.bootstrap=20",
+    "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
+]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
+SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
@@ -130,14 +135,7 @@ STUDIES = {
         "A B alpha beta c gamma",
     ),
     "isoflop": Expected(
-        [
-            "design.flops=2e10",
-            "design.budgets=3",
-            "design.head_dim=8",
-            "batch.tokens=64",
-            "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
-            "study.bootstrap=20",
-        ],
+        ISOFLOP,
         4,
         "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested",
         "A B E alpha beta",
@@ -168,6 +166,12 @@ STUDIES = {
     ),
     "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "claim_not_tested", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
+    "retrieval": Expected(
+        [f"{BASE}}}", f"design.arms={{{ONE_REPLAY}}}", "design.seeds=1", "design.tokens=5k", *SMALL_STORE],
+        3,
+        "bm25_new bm25_old forgets knn_against_replay_fraction0.2 knn_base knn_new knn_old "
+        "knn_with_replay_fraction0.2 old_replay_fraction0.2",
+    ),
     "routers": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
         6,
