@@ -39,6 +39,10 @@ COLLAPSE = [
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
 ]  # fmt: skip
+SPARSITY = [
+    "design.lrs=[0.03]", "design.seeds=1", "stages.branches=[8192]",
+    "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
+]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -185,12 +189,7 @@ STUDIES = {
         "A E alpha",
     ),
     "sparsity": Expected(
-        [
-            "design.lrs=[0.03]",
-            "design.seeds=1",
-            "stages.branches=[8192]",
-            "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
-        ],
+        SPARSITY,
         4,
         "claim_not_tested multiplier",
         decision="not tested",
