@@ -70,4 +70,4 @@ def test_the_figures_have_a_point_for_each_arm_and_way(losses):
     chart = tradeoff_chart(losses).to_dict()
     assert sorted(len(rows) for rows in chart["datasets"].values()) == [3, 9, 27]
     sizes = sizes_chart(size_table(losses.rows, 0.9)).to_dict()
-    assert any(len(rows) == 6 for rows in sizes["datasets"].values())
+    assert any(len(rows) == 8 for rows in sizes["datasets"].values())

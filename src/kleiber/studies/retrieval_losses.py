@@ -243,9 +243,13 @@ def sizes_chart(sizes: Sequence[Json]) -> object:
     """The change of the loss on the old domain by nearest neighbors vs the tokens of the datastore, by arm."""
     from kleiber.charts.theme import line_chart
 
-    rows = pd.DataFrame([row for row in sizes if row["retrieval"] == WAYS[KNN]])
+    shown = [row for row in sizes if row["retrieval"] == WAYS[KNN]]
+    nothing = {"arm": "without neighbors", "mean": 0.0, "lo": 0.0, "hi": 0.0, "half": np.nan, "seeds": None}
+    rows = pd.DataFrame(
+        [*({**nothing, "tokens": tokens} for tokens in sorted({row["tokens"] for row in shown})), *shown]
+    )
     return line_chart(
         rows, "tokens", "tokens of the old domain in the datastore", "arm",
         "Change of the loss on the old domain vs size of the datastore",
-        value="loss with nearest neighbors less that without (nats per token)", zero=True,
+        value="loss with nearest neighbors less that without (nats per token)",
     )  # fmt: skip
