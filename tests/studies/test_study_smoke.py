@@ -28,12 +28,25 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+ISOFLOP = [
+    "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64", "study.bootstrap=20",
+    "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
+]  # fmt: skip
+CONTINUAL = [
+    "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
+    "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
+]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
+SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
+]  # fmt: skip
+SPARSITY = [
+    "design.lrs=[0.03]", "design.seeds=1", "stages.branches=[8192]",
+    "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
 ]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
@@ -94,13 +107,7 @@ STUDIES = {
         "context",
     ),
     "continual": Expected(
-        [
-            "design.seeds=1",
-            "design.orders=1",
-            "eval.every_steps=10",
-            "budget.tokens=5k",
-            "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
-        ],
+        CONTINUAL,
         4,
         "acc_replay forgetting_replay la_replay savings_replay unbalanced untuned",
     ),
@@ -131,14 +138,7 @@ STUDIES = {
         "A B alpha beta c gamma",
     ),
     "isoflop": Expected(
-        [
-            "design.flops=2e10",
-            "design.budgets=3",
-            "design.head_dim=8",
-            "batch.tokens=64",
-            "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
-            "study.bootstrap=20",
-        ],
+        ISOFLOP,
         4,
         "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested",
         "A B E alpha beta",
@@ -170,6 +170,12 @@ STUDIES = {
     ),
     "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "claim_not_tested", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
+    "retrieval": Expected(
+        [f"{BASE}}}", f"design.arms={{{ONE_REPLAY}}}", "design.seeds=1", "design.tokens=5k", *SMALL_STORE],
+        3,
+        "bm25_new bm25_old forgets knn_against_replay_fraction0.2 knn_base knn_new knn_old "
+        "knn_with_replay_fraction0.2 old_replay_fraction0.2",
+    ),
     "routers": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
         6,
@@ -183,12 +189,7 @@ STUDIES = {
         "A E alpha",
     ),
     "sparsity": Expected(
-        [
-            "design.lrs=[0.03]",
-            "design.seeds=1",
-            "stages.branches=[8192]",
-            "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
-        ],
+        SPARSITY,
         4,
         "claim_not_tested multiplier",
         decision="not tested",
