@@ -32,6 +32,11 @@ ISOFLOP = [
     "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64", "study.bootstrap=20",
     "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
 ]  # fmt: skip
+ADAPTERS = [
+    "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
+    "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
+    "design.base={data.domain:docs,budget.tokens:10k,adapter:null}", "design.seeds=1", "design.tokens=5k", *NARROW,
+]  # fmt: skip
 CONTINUAL = [
     "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
     "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
@@ -82,14 +87,7 @@ STUDIES = {
         True,
     ),
     "adapters": Expected(
-        [
-            "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
-            "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
-            "design.base={data.domain:docs,budget.tokens:10k,adapter:null}",
-            "design.seeds=1",
-            "design.tokens=5k",
-            *NARROW,
-        ],
+        ADAPTERS,
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),

@@ -24,9 +24,7 @@ def test_a_line_for_each_method_over_the_sizes_of_the_store():
     rows = next(rows for rows in chart["datasets"].values() if len(rows) == 6)
     lines = {(row["method"], row["tokens"]) for row in rows}
     assert lines == {
-        (name, tokens)
-        for name in ("without retrieval", "nearest neighbors", "BM25, in front")
-        for tokens in (12, 90)
+        (name, tokens) for name in ("without retrieval", "nearest neighbors", "BM25, in front") for tokens in (12, 90)
     }
 
 
