@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Attention": "attention.attention",
+    "Attribution": "attribution.evaluation",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
