@@ -16,6 +16,7 @@ EXPORTS = {
     "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Probes": "probes.evaluation",
     "Routing": "routing",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
