@@ -122,7 +122,8 @@ def print_table(runs: Sequence[Run]) -> None:
     table.add_column("run", overflow="fold")
     priced = ["price"] if any(run.row()["price"] is not None for run in runs) else []
     costs = ["params", "tokens", "seconds", "watt_hours", *priced]
-    currencies = {cost["currency"] for run in runs if (cost := run.stage.get("cost")) and cost["currency"]}
+    costs_of_runs = [run.stage.get("cost") or {} for run in runs]
+    currencies = {cost["currency"] for cost in costs_of_runs if cost.get("currency")}
     units = ["Wh", *(["/".join(sorted(currencies))] if priced else [])]
     for name in ("status", "loss", "bits/byte", *costs[:3], *units):
         table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
