@@ -14,6 +14,7 @@ EXPORTS = {
     "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
+    "Patching": "patching.evaluation",
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Probes": "probes.evaluation",
