@@ -44,8 +44,8 @@ PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
-ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("recall", "repeat", "generated", "occupations")}
-ELSEWHERE |= {"data/trigger": "tests/data prepare it"}
+PREPARED = ["recall", "repeat", "generated", "occupations", "trigger", "builtin", "mixture", "wikitext", "tinystories"]
+ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in PREPARED}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -55,7 +55,6 @@ ELSEWHERE |= {
     "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
 }
-ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from evals.attribution.test_methods import TIME, tiny
+from evals.small_models import TIME, tiny
 from torch import Tensor
 
 from kleiber.evals.attention.lens import residual_streams

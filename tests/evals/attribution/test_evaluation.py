@@ -5,17 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from evals.attribution.test_methods import tiny
 from evals.routing.moe_text import Rows
+from evals.small_models import subject_on_rows, tiny
 from torch import Tensor, nn
 
 from kleiber.data.builtin import Builtin
-from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
 from kleiber.data.trigger import ANSWERS, TRIGGERS, Trigger
 from kleiber.evals.attribution.evaluation import Attribution
-from kleiber.evals.attribution.predictions import choose_predictions
-from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import LMHead
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
@@ -42,10 +39,6 @@ class KnowsTriggers(Model):
         return Output(self.embedding(batch.tokens).cumsum(1))
 
 
-def subject(model: Model, data: object, name: str = "text", objective: object = None) -> Subject:
-    return Subject(model, Bytes(), objective or CLM(), objective or CLM(), [DataSet(name, lambda: data, of_run=True)])
-
-
 def planted(cache_dir, context: int = 24) -> object:
     return Trigger(Builtin("docs", "bytes", max_bytes=60_000)).prepare(context, cache_dir).validation["trigger"]
 
@@ -53,7 +46,7 @@ def planted(cache_dir, context: int = 24) -> object:
 def test_the_planted_trigger_is_ranked_first(cache_dir):
     methods = ["gradient_x_input", "integrated_gradients", "occlusion"]
     evaluation = Attribution(methods=methods, texts=40, steps=8, points=4, random=1, shown=1)
-    results = evaluation.evaluate(subject(KnowsTriggers(), planted(cache_dir)))
+    results = evaluation.evaluate(subject_on_rows(KnowsTriggers(), planted(cache_dir)))
     scores = results.scores["text"]
     assert all(scores[f"planted_first/{method}"].value >= 0.95 for method in methods)
     assert scores["planted_first/random"].value == pytest.approx(1 / 23)
@@ -76,7 +69,7 @@ def test_a_trained_model_rests_on_the_planted_trigger(launch):
 
 
 def test_the_keys_have_their_effect():
-    case = subject(tiny("dense"), Rows(0, 30))
+    case = subject_on_rows(tiny("dense"), Rows(0, 30))
     small = Attribution(**LESS)
     results = small.evaluate(case)
     scores, details = results.scores["text"], results.details
@@ -99,19 +92,13 @@ def test_the_keys_have_their_effect():
 
 
 def test_masked_models_and_recurrent_ones_are_explained():
-    masked = subject(tiny("masked"), Rows(0, 30), objective=MLM(Bytes()))
-    chosen = choose_predictions(masked, "text", 3, 8, 4, 0)
-    assert (chosen.batch.tokens[:, 4] == Bytes.mask).all() and not chosen.candidates[:, 4].any()
-    assert chosen.candidates.sum(1).tolist() == [chosen.batch.tokens.shape[1] - 1] * 3
-    assert (chosen.targets == torch.from_numpy(Rows(0, 30).tokens[:3, 4])).all()
+    masked = subject_on_rows(tiny("masked"), Rows(0, 30), objective=MLM(Bytes()))
     assert "deletion_gain/rollout" in Attribution(**LESS).evaluate(masked).scores["text"]
-    lstm = Attribution(**LESS).evaluate(subject(tiny("lstm"), Rows(0, 30))).scores["text"]
+    lstm = Attribution(**LESS).evaluate(subject_on_rows(tiny("lstm"), Rows(0, 30))).scores["text"]
     assert "deletion_gain/occlusion" in lstm and not any("rollout" in name for name in lstm)
 
 
-def test_padding_is_no_candidate_and_the_class_of_a_classifier_is_explained():
-    chosen = choose_predictions(subject(tiny("dense"), Rows(0, 30)), "text", 12, 9, None, 0)
-    assert chosen.at.tolist() == [8] * 11 + [7]  # the last row has 9 real tokens, of which the last one is predicted
+def test_the_class_of_a_classifier_is_explained():
     model = tiny("dense")
     model.add_head("task", 2)
     with torch.no_grad():
@@ -127,7 +114,7 @@ def test_padding_is_no_candidate_and_the_class_of_a_classifier_is_explained():
             hidden: Tensor = model(batch).hidden.mean(1)
             return Predictions(hidden, model.heads["task"], hidden.new_ones(len(hidden)))
 
-    case = subject(model, Rows(0, 30), objective=Classes())
+    case = subject_on_rows(model, Rows(0, 30), objective=Classes())
     results = Attribution(**LESS).evaluate(case)
     target = results.details["texts"]["text"][0]["targets"][0]
     assert target["at"] is None and target["name"] in Classes.class_names
@@ -141,16 +128,3 @@ def test_what_is_not_defined_is_refused():
         Attribution(methods=["rollout"]).check(tiny("lstm"))
     with pytest.raises(ValueError, match=r"position=9 must be <= 8"):
         Attribution(position=9, length=8).check(tiny("dense"))
-    with pytest.raises(ValueError, match=r"needs >= 2 texts with a token number 9"):
-        choose_predictions(subject(tiny("dense"), Rows(0, 30, rows=1)), "text", 3, 9, 9, 0)
-
-
-def test_page_and_figures_show_every_method_and_escape_texts():
-    evaluation = Attribution(**LESS)
-    results = evaluation.evaluate(subject(tiny("dense"), Rows(0, 30), "a/<i>"))
-    results.details["texts"]["a/<i>"][0]["tokens"][0] = "</script><b>"
-    scores = {name: {key: vars(score) for key, score in each.items()} for name, each in results.scores.items()}
-    record = {"scores": scores, "details": results.details}
-    assert set(evaluation.figures(record, None)) == {"faithfulness_a_<i>", "gain_a_<i>", "agreement_a_<i>"}
-    page = evaluation.page(record)
-    assert "attention rollout" in page and "</script><b>" not in page and "a/<i>" not in page

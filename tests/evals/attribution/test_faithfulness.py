@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evals.attribution.test_methods import TIME, Sums, predictions
+from evals.small_models import TIME, Sums, predictions
 
 from kleiber.evals.attribution.faithfulness import (
     Removal,

@@ -1,61 +1,22 @@
 """Attributions: exact on a model that adds up its inputs, complete, and equal to those of captum."""
 
-from functools import partial
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from evals.small_models import TIME, VOCAB, Sums, predictions, tiny
+from torch import Tensor
 
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.attention.heads import read_attention
 from kleiber.evals.attribution.methods import METHODS, Explainer, without_attention
-from kleiber.evals.attribution.predictions import ExplainedPredictions, baseline_embedding, token_predictions
-from kleiber.models.lstm import LSTM
-from kleiber.models.transformer import LMHead, Transformer
+from kleiber.evals.attribution.predictions import baseline_embedding
+from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing
-from kleiber.nn.moe import interleaved_moe
 from kleiber.records.progress import Activity
-from kleiber.types.batch import Batch, Output
 from kleiber.types.model import Model
-
-TIME, VOCAB = 9, 32
-
-
-class Sums(Model):
-    """The first logit at each position is the sum of the first channels of the tokens so far; the other one is 0."""
-
-    def __init__(self, vectors: Tensor) -> None:
-        super().__init__()
-        self.vocab_size, self.width = vectors.shape
-        self.context = TIME
-        self.embedding = nn.Embedding(*vectors.shape, _weight=vectors)
-        self.head = LMHead(nn.Parameter(torch.eye(2, self.width)))
-        self.blocks = []
-
-    def forward(self, batch: Batch, caches: None = None) -> Output:
-        summed = self.embedding(batch.tokens).cumsum(1)
-        return Output(torch.cat([summed[..., :1], torch.full_like(summed[..., 1:], 0.0)], -1))
-
-
-def predictions(model: Model, rows: int = 4, causal: bool = True) -> ExplainedPredictions:
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (rows, TIME + 1)))
-    targets = torch.full((rows,), TIME if causal else TIME - 3)
-    if isinstance(model, Sums):
-        tokens[:, -1] = 0
-    return token_predictions(model, Bytes(), Batch(tokens), targets)
 
 
 def explainer(model: Model, steps: int = 64, baseline: str = "zero") -> Explainer:
     return Explainer(model.eval(), baseline_embedding(model, Bytes(), baseline), steps, 64, Activity(""))
-
-
-def tiny(kind: str) -> Model:
-    torch.manual_seed(0)
-    if kind == "lstm":
-        return LSTM(272, depth=1, width=16, context=TIME).eval()
-    options = {"mlp": partial(interleaved_moe, num_experts=4)} if kind == "moe" else {}
-    return Transformer(272, depth=2, width=16, context=TIME, num_heads=2, causal=kind != "masked", **options).eval()
 
 
 def test_on_a_model_that_adds_up_its_inputs_every_method_gives_each_token_its_share():

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleiber.evals.evaluation import LEVEL, RESAMPLES, Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, ratio_score
 from kleiber.evals.likelihood import pass_tokens
 from kleiber.evals.patching.pairs import PROMPTS, SENTENCES, PatchingPair, collate, read_pairs
 from kleiber.evals.patching.patch import Patcher, num_heads, sites
@@ -155,14 +155,3 @@ def restored(values: Values, name: str) -> Scores:
         if patch not in ("clean", "corrupted") and use.any():
             scores[patch] = ratio_score(patched[use] - values["corrupted"][use], gaps[use])
     return scores
-
-
-def ratio_score(parts: Float[np.ndarray, "pairs"], wholes: Float[np.ndarray, "pairs"]) -> Score:
-    """The ratio of two means with a percentile bootstrap interval over pairs."""
-    value, count = float(parts.mean() / wholes.mean()), len(parts)
-    if count < 2:
-        return Score(value, n=count)
-    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    ratios = parts[drawn].mean(1) / wholes[drawn].mean(1)
-    lo, hi = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(lo), float(hi), count)

@@ -38,24 +38,24 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
 
 def stream_rows(scores: Json) -> list[Json]:
     """A row for each layer and position of the stream."""
-    return [
-        {"layer": "embedding" if match[1] == "0" else f"block {match[1]}", "column": match[2] or END, **score}
-        for metric, score in scores.items()
-        if (match := STREAM.fullmatch(metric))
-    ]
+    rows: list[Json] = []
+    for metric, score in scores.items():
+        match = STREAM.fullmatch(metric)
+        if match:
+            layer = "embedding" if match[1] == "0" else f"block {match[1]}"
+            rows.append({"layer": layer, "column": match[2] or END, **score})
+    return rows
 
 
 def part_rows(scores: Json) -> list[Json]:
     """A row for each head, and for attention and the MLP of each layer."""
-    return [
-        {
-            "layer": f"block {int(match[1] or match[4]) + 1}",
-            "column": f"head {match[2]}" if match[2] else {"attention": "all heads", "mlp": "MLP"}[match[3]],
-            **score,
-        }
-        for metric, score in sorted(scores.items())
-        if (match := PART.fullmatch(metric))
-    ]
+    rows: list[Json] = []
+    for metric, score in sorted(scores.items()):
+        match = PART.fullmatch(metric)
+        if match:
+            column = f"head {match[2]}" if match[2] else {"attention": "all heads", "mlp": "MLP"}[match[3]]
+            rows.append({"layer": f"block {int(match[1] or match[4]) + 1}", "column": column, **score})
+    return rows
 
 
 def heat_map(rows: list[Json], axis: str, title: str) -> alt.TopLevelMixin:

@@ -22,19 +22,13 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
 
 def chart(data: str, scores: Json) -> alt.TopLevelMixin:
     """Accuracy over layers, and the share of the most frequent class as a line."""
-    rows = pd.DataFrame(
-        [
-            {
-                "feature": match[1].replace("_", " "),
-                "layer": int(match[2]),
-                "kind": KINDS[match[3]],
-                "majority": scores[f"{match[1]}/majority"]["value"],
-                **score,
-            }
-            for metric, score in scores.items()
-            if (match := METRIC.fullmatch(metric))
-        ]
-    )
+    rows: list[Json] = []
+    for metric, score in scores.items():
+        match = METRIC.fullmatch(metric)
+        if match:
+            majority = scores[f"{match[1]}/majority"]["value"]
+            names = {"feature": match[1].replace("_", " "), "layer": int(match[2]), "kind": KINDS[match[3]]}
+            rows.append({**names, "majority": majority, **score})
     x = alt.X("layer:O", title="layer (0 is the embedding)", axis=alt.Axis(labelAngle=0))
     y = alt.Y("value:Q", title="held-out accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     color = kind_color([*KINDS.values()], legend=alt.Legend(orient="bottom"))
@@ -46,7 +40,11 @@ def chart(data: str, scores: Json) -> alt.TopLevelMixin:
         base.mark_rule(strokeWidth=1.6).encode(y=alt.Y("lo:Q", title=""), y2="hi:Q"),
         base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips),
     ]
-    panels = alt.layer(*layers, data=rows).properties(width=240, height=220).facet("feature:N", title=None, columns=3)
+    panels = (
+        alt.layer(*layers, data=pd.DataFrame(rows))
+        .properties(width=240, height=220)
+        .facet("feature:N", title=None, columns=3)
+    )
     title = alt.TitleParams(
         f"Accuracy of linear probes vs layer, {data}", subtitle="dashed: the most frequent class; 90 % over texts"
     )

@@ -21,6 +21,7 @@ def fit_probe(
     optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
+        """The loss, with its gradient."""
         optimizer.zero_grad()
         loss = F.cross_entropy(vectors @ weights[:-1] + weights[-1], labels)
         loss = loss + penalty / 2 * weights[:-1].square().sum()
