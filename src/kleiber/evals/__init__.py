@@ -11,6 +11,7 @@ EXPORTS = {
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "Memorization": "memorization.memorization",
     "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
