@@ -192,7 +192,7 @@ STUDIES = {
     ),
 }
 FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
-          "not_identified"}  # fmt: skip
+          "not_identified", "cost"}  # fmt: skip
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 
