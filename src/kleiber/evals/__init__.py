@@ -19,6 +19,7 @@ EXPORTS = {
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Probes": "probes.evaluation",
+    "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
