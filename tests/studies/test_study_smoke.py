@@ -10,6 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, PRETRAINING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -20,39 +21,9 @@ LADDER = [
 ]  # fmt: skip
 BASE = "design.base={data.domain:docs,budget.tokens:10k,retention:null"
 ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
-PRETRAINING = [
-    "design.kinds={mlm:{model:['model=bert','model.width=32','model.num_heads=2'],pretrain:['objective=mlm'],"
-    "lrs:[0.003,0.01],scratch:[0.01]}}",
-    "design.sources={tiny:['data=text','data.path={data}/tiny.txt']}", "design.only=[mlm,tiny,labels]",
-    "design.tasks={labels:['data=labelled','data.path={data}/labelled.jsonl','budget.steps=4']}",
-    "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
-    "design.sizes=[20k]", "study.against={}",
-]  # fmt: skip
-ISOFLOP = [
-    "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64", "study.bootstrap=20",
-    "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
-]  # fmt: skip
-ADAPTERS = [
-    "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
-    "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
-    "design.base={data.domain:docs,budget.tokens:10k,adapter:null}", "design.seeds=1", "design.tokens=5k", *NARROW,
-]  # fmt: skip
-CONTINUAL = [
-    "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
-    "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
-]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
-COLLAPSE = [
-    "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
-    "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
-    "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
-]  # fmt: skip
-SPARSITY = [
-    "design.lrs=[0.03]", "design.seeds=1", "stages.branches=[8192]",
-    "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
-]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -87,7 +58,14 @@ STUDIES = {
         True,
     ),
     "adapters": Expected(
-        ADAPTERS,
+        [
+            "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
+            "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
+            "design.base={data.domain:docs,budget.tokens:10k,adapter:null}",
+            "design.seeds=1",
+            "design.tokens=5k",
+            *NARROW,
+        ],
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
@@ -105,13 +83,20 @@ STUDIES = {
         "context",
     ),
     "continual": Expected(
-        CONTINUAL,
+        [
+            "design.seeds=1",
+            "design.orders=1",
+            "eval.every_steps=10",
+            "budget.tokens=5k",
+            "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
+        ],
         4,
         "acc_replay forgetting_replay la_replay savings_replay unbalanced untuned",
     ),
     "data_repeat": Expected(
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "few_epochs no_law"
     ),
+    "explain": Expected(*EXPLAIN),
     "forgetting": Expected(
         [
             f"{BASE}}}",
@@ -136,7 +121,14 @@ STUDIES = {
         "A B alpha beta c gamma",
     ),
     "isoflop": Expected(
-        ISOFLOP,
+        [
+            "design.flops=2e10",
+            "design.budgets=3",
+            "design.head_dim=8",
+            "batch.tokens=64",
+            "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
+            "study.bootstrap=20",
+        ],
         4,
         "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested",
         "A B E alpha beta",
@@ -187,7 +179,12 @@ STUDIES = {
         "A E alpha",
     ),
     "sparsity": Expected(
-        SPARSITY,
+        [
+            "design.lrs=[0.03]",
+            "design.seeds=1",
+            "stages.branches=[8192]",
+            "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
+        ],
         4,
         "claim_not_tested multiplier",
         decision="not tested",
@@ -202,7 +199,7 @@ STUDIES = {
     ),
 }
 FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
-          "not_identified"}  # fmt: skip
+          "not_identified", "cost"}  # fmt: skip
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 
