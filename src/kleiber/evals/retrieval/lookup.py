@@ -47,7 +47,10 @@ class Lookup:
 
     def read(self, tokenizer: Tokenizer, context: int) -> StoreText:
         """The text of the datastore. Raises ValueError for a name or path that cannot be read."""
-        parts = [part for name in self.store for part in open_training_text(name, tokenizer, context)]
+        try:
+            parts = [part for name in self.store for part in open_training_text(name, tokenizer, context)]
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.path=", "datastore ", 1)) from error
         samples = parts[0] if len(parts) == 1 else ConcatSamples(parts)
         return choose_windows(samples, [round(quantity(self.tokens))], None, np.empty(0, np.uint64), False)
 
