@@ -16,6 +16,7 @@ EXPORTS = {
     "Builtin": "builtin",
     "Recall": "recall",
     "Text": "text",
+    "Trigger": "trigger",
     "Unpaired": "unpaired",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
