@@ -49,7 +49,7 @@ class Cells:
     def name(self) -> str:
         """What the arm is called."""
         arm = self.place[0]
-        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {self.epsilon:.2g}"
+        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {self.epsilon:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class Memorization(IntervalStudy):
         for (arm, width), cell in by_place.items():
             at_most = cell.of("exposure", most)
             if arm == first:
-                text = f"Exposure of canaries repeated {most} times less that of those repeated {least} times"
+                text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
                 rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
                 if width != narrow:
                     text = f"Exposure of canaries repeated {middle[0]} times less that at width {narrow}"
@@ -158,6 +158,10 @@ METHODS = (
     "Rényi accountant for Poisson sampling; a canary that is repeated has many windows. The learning rate is the same "
     "in all arms and was not tuned for any."
 )
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def read_cells(runs: Sequence[Run]) -> list[Cells]:
