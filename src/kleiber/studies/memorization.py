@@ -49,7 +49,7 @@ class Cells:
     def name(self) -> str:
         """What the arm is called."""
         arm = self.place[0]
-        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {self.epsilon:.3g}"
+        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {round(self.epsilon, 1):g}"
 
 
 @dataclass(frozen=True, kw_only=True)
