@@ -7,9 +7,10 @@ that was never planted is the control: its exposure is that of chance.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -98,7 +99,7 @@ class Memorization(IntervalStudy):
                     estimate = mean_estimate([*cell.of(measure, count).values()], self.level, unit)
                     if estimate is not None:
                         place = {"arm": cell.name, "width": cell.place[1], "repetitions": count, "measure": measure}
-                        rows.append({**place, **as_row(estimate)})
+                        rows.append({**place, **as_row(within(estimate, 1.0 if unit == "share" else math.inf))})
         return rows
 
     def costs(self, cells: Sequence[Cells]) -> list[Json]:
@@ -158,6 +159,13 @@ METHODS = (
     "Rényi accountant for Poisson sampling; a canary that is repeated has many windows. The learning rate is the same "
     "in all arms and was not tuned for any."
 )
+
+
+def within(estimate: Estimate, largest: float) -> Estimate:
+    """The estimate with its interval between 0 and the largest value, at which the interval of a mean does not end."""
+    if estimate.lo is None or estimate.hi is None:
+        return estimate
+    return replace(estimate, lo=max(0.0, estimate.lo), hi=min(largest, estimate.hi))
 
 
 def times(count: int) -> str:
