@@ -55,7 +55,7 @@ class PrivateSteps:
         orders, divergences = step_divergences(self.noise, self.rate)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the best order is the last: the bound is valid, and not the tightest
-            epsilon, _ = get_privacy_spent(orders=orders, rdp=steps * divergences, delta=self.delta)
+            epsilon, _ = get_privacy_spent(orders=orders, rdp=(steps * divergences).tolist(), delta=self.delta)
         return float(epsilon)
 
     def record(self, steps: int) -> Json:
