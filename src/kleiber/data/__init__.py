@@ -3,9 +3,12 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Variety": "annotators",
+    "WordShare": "annotators",
     "Unknown": "corpus",
     "Generated": "generated",
     "Instruct": "instruct",
+    "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",

@@ -16,5 +16,6 @@ EXPORTS = {
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Routing": "routing",
+    "WinRate": "win_rate",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -32,6 +33,9 @@ from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kleiber.runs.answers import Answers
 
 HARDWARE = {"_target_": "kleiber.training.Local"}
 
@@ -66,14 +70,9 @@ class TrainedModel:
         return dict(self.record.get("metrics") or {})
 
     def generate(
-        self,
-        prompt: str,
-        tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-    ) -> str:
+        self, prompt: str, tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
+        stop: Sequence[str] = (), seed: int = 0,
+    ) -> str:  # fmt: skip
         """Returns the continuation of a prompt, as `kleiber generate` prints it.
 
         tokens       most tokens of the continuation
@@ -96,6 +95,13 @@ class TrainedModel:
         from kleiber.runs.completion import write_streams
 
         return write_streams(self, rows, tokens, temperature, seed)
+
+    @property
+    def answers(self) -> Answers:
+        """Answers of the model to many prompts at a time."""
+        from kleiber.runs.answers import Answers
+
+        return Answers(self.model, self.tokenizer, self.folder.name)
 
     @cached_property
     def corpus(self) -> Corpus:
