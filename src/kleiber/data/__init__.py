@@ -12,6 +12,7 @@ EXPORTS = {
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",
+    "Occupations": "occupations",
     "Preference": "preference",
     "Builtin": "builtin",
     "Recall": "recall",

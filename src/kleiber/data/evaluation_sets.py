@@ -1,8 +1,9 @@
 """Held-out data sets of evaluations: text and tables by name or path, encoded with the tokenizer of any model.
 
-A name is builtin/docs, builtin/code, wikitext, tinystories, or a file, a folder or a name on the hub, as in
-data.path=...; NAME/CONFIG is one config of a data set. A data set with several configs and none named has a part for
-each. The held-out split is the validation split, else the test split; a data set with a single split is read whole.
+A name is builtin/docs, builtin/code, builtin/occupations (pairs of texts about people at work, for `evals=bias`),
+wikitext, tinystories, or a file, a folder or a name on the hub, as in data.path=...; NAME/CONFIG is one config of a
+data set. A data set with several configs and none named has a part for each. The held-out split is the validation
+split, else the test split; a data set with a single split is read whole.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from kleiber.config import hub
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, SourceText, cache_root
 from kleiber.data.dataset import Location, locate, open_tables, read_text_file, rows, table_name
+from kleiber.data.occupations import OccupationText, occupation_pairs
 from kleiber.data.text import RereadableDocument, column_reader
 from kleiber.data.token_files import ValidationWindows, token_files
 from kleiber.types import Json, Row
 from kleiber.types.contracts import HeldOut
 from kleiber.types.tokenizer import Tokenizer
 
+OCCUPATIONS = "builtin/occupations"
 TEXT = "text"  # the column that is read as text
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # names of splits, the best one first
 # Names with a config of their own, as the config group `data` has them.
@@ -62,10 +65,14 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
 
     Raises ValueError for a name that is nothing of this kind, and for data that cannot be read.
     """
+    if name == OCCUPATIONS:
+        pairs = occupation_pairs()
+        text = from_source(name, OccupationText(0.5, 1000, 0), tokenizer, context)
+        return [DataSet(name, text.samples, tuple(pairs[0]), lambda: pairs)]
     if name == "builtin" or name.startswith("builtin/"):
         domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
         if name != "builtin" and name not in domains:
-            raise ValueError(f"data.path={name} must be {' or '.join(domains)}")
+            raise ValueError(f"data.path={name} must be {', '.join(domains)} or {OCCUPATIONS}")
         kind = "bytes" if tokenizer.name == "bytes" else "other"
         chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
         sources = {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}

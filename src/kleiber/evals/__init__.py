@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Attention": "attention.attention",
+    "Bias": "bias.evaluation",
     "Calibration": "calibration.evaluation",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",

@@ -18,20 +18,28 @@ from kleiber.types.tokenizer import Tokenizer
 @torch.compiler.set_stance("force_eager")
 @torch.inference_mode()
 def pseudo_log_likelihoods(
-    model: Model, texts: Sequence[Ids], tokenizer: Tokenizer, tokens: int, label: str
+    model: Model,
+    texts: Sequence[Ids],
+    tokenizer: Tokenizer,
+    tokens: int,
+    label: str,
+    positions: Sequence[Sequence[int]] | None = None,
 ) -> Float[np.ndarray, "rows"]:
     """sum_t log p(x_t | all other tokens of the text) in nats, of each text, under a masked model.
 
     Each token is hidden once, in a copy of its text. The tokens that separate documents stand around a text, and are
     not scored. Of a longer text than model.context, a copy contains what is around the hidden token. Salazar et al.
     2020, arXiv:1910.14659, eq. 1. Arguments are those of `log_likelihoods`.
+
+    positions  of the tokens of each text that are scored; None for all of them
     """
     before, after = tokenizer.separator.before, tokenizer.separator.after
     start, end = ([] if i is None else [i] for i in (before, after))
     device = next(model.parameters()).device
     rows = [start + ids + end for ids in texts]
     widths = [min(len(row), model.context) for row in rows]
-    copies = [(i, at) for i in sorted(range(len(rows)), key=lambda i: -widths[i]) for at in range(len(texts[i]))]
+    scored = [range(len(ids)) for ids in texts] if positions is None else positions
+    copies = [(i, at) for i in sorted(range(len(rows)), key=lambda i: -widths[i]) for at in scored[i]]
     scores, done = np.zeros(len(texts)), 0
     was_training = model.training
     model.eval()

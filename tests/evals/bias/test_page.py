@@ -1,0 +1,31 @@
+"""The figure marks biased groups, and texts of a data set are escaped."""
+
+import numpy as np
+
+from kleiber.evals.bias.evaluation import score_items
+from kleiber.evals.bias.items import Item
+from kleiber.evals.bias.page import figures, groups_html
+from kleiber.types import Json
+
+
+def results(*types: str) -> Json:
+    items = [Item("a", "b", None, bias_type) for bias_type in types for _ in range(20)]
+    by_item = np.array([[1.0 if item.bias_type == types[0] else i % 2, 0.5] for i, item in enumerate(items)])
+    scores, groups = score_items(items, by_item, 0.1)
+    named = {name: score.to_json() for name, score in scores.items()}
+    return {"scores": {"d/e": named}, "details": {"fdr": 0.1, "groups": {"d/e": groups}}}
+
+
+def test_the_figure_has_all_groups_and_fills_the_biased_ones():
+    (name, chart), *rest = figures(results("age", "race")).items()
+    assert name == "bias_d_e" and not rest
+    drawn = next(rows for rows in chart.to_dict()["datasets"].values() if len(rows) > 1)
+    assert [(row["label"], bool(row["biased"])) for row in drawn] == [
+        ("all groups (40)", False), ("age (20)", True), ("race (20)", False),
+    ]  # fmt: skip
+
+
+def test_the_table_escapes_names_and_has_both_values():
+    html = groups_html(results("<script>", "race"))
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert "<td>1.9e-06</td><td>3.8e-06</td><td>yes</td>" in html
