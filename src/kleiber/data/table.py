@@ -74,7 +74,7 @@ class TableData:
         raise NotImplementedError
 
     def prompt_texts(self, row: Row) -> list[str] | None:
-        """Returns the texts of the prompt, whose equals share a split; [] for the whole row, None to keep it in train."""
+        """Returns the texts of the prompt, which decide the split; [] for the whole row, None to not hold it out."""
         return []
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
