@@ -59,6 +59,7 @@ def test_the_number_of_bins_is_that_of_the_diagram(monkeypatch):
 def test_next_tokens_of_text_are_scored_up_to_the_tokens_of_the_command():
     model = planted(a=0.5, b=0.25)
     scores = Calibration().evaluate(subject(model, [letters(0.1, "t")], tokens=320)).scores["t"]
+    assert Calibration(tokens=64).evaluate(subject(model, [letters(0.1, "t")])).scores["t"]["accuracy"].n == 64
     assert scores["accuracy"].n == 320 and scores["accuracy"].value == pytest.approx(0.9, abs=0.06)
     assert scores["confidence"].value == pytest.approx(0.5, abs=1e-3)
     assert scores["ece_excess"].lo > 0.2  # underconfident: it gives .5 to what is right in 9 of 10 cases

@@ -31,7 +31,6 @@ from kleiber.types import Count, Json, Natural
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
-TOKENS = 16_384  # next tokens of each data set, by default
 LEAST_CLUSTERS = 4  # samples, of which half choose a temperature: two of each half
 ANSWERS = "answers"  # of the scores and details of generated answers
 
@@ -59,6 +58,7 @@ class Calibration(Evaluation):
     `scaled/nats_change` and `scaled/brier_change`.
 
     bins       of confidence
+    tokens     most next tokens of each text
     coverages  shares of the items whose accuracy is reported
     scaled     whether a temperature is fitted; data of fewer than four samples has none
     answers    number of questions whose final numbers are answered greedily as in `exact_match`, with the geometric
@@ -71,6 +71,7 @@ class Calibration(Evaluation):
     def __init__(
         self,
         bins: Annotated[int, Ge(2), Le(1000)] = 15,
+        tokens: Count = 16_384,
         coverages: Sequence[Coverage] = (0.5, 0.8),
         scaled: bool = True,
         answers: Natural = 0,
@@ -79,7 +80,8 @@ class Calibration(Evaluation):
         for coverage in coverages:
             if not 0 < coverage <= 1:
                 raise ValueError(f"evals.calibration.coverages={coverage} must lie in (0, 1]: a share of the items")
-        self.bins, self.coverages, self.scaled, self.answers, self.data = bins, coverages, scaled, answers, data
+        self.bins, self.tokens, self.coverages, self.scaled = bins, tokens, coverages, scaled
+        self.answers, self.data = answers, data
 
     def accepts(self, data: DataSet) -> bool:
         """Text, tables of questions, and the data of the run."""
@@ -122,7 +124,7 @@ class Calibration(Evaluation):
                 f"--evals calibration needs classes or next tokens, and objective={type(objective).__name__} predicts "
                 f"neither on {data.name}: name text or questions with --data or evals.calibration.data=[...]"
             )
-        tokens = subject.tokens if objective.class_names else subject.tokens or TOKENS
+        tokens = subject.tokens if objective.class_names else min(self.tokens, subject.tokens or self.tokens)
         return predictions.of_samples(subject.model, objective, subject.batches(data.name, tokens))
 
     def _answers(self, subject: Subject, data: DataSet, count: Count) -> Outcomes:
