@@ -9,6 +9,8 @@ from small_run import REPOSITORY
 from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
+from studies.canary_runs import MEMORIZATION
+from studies.smoke_overrides import COLLAPSE, JUDGED
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -29,11 +31,6 @@ PRETRAINING = [
 ]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
-COLLAPSE = [
-    "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
-    "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
-    "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
-]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -80,6 +77,7 @@ STUDIES = {
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
+    "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
         ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
@@ -143,6 +141,7 @@ STUDIES = {
         "A B E alpha beta",
         True,
     ),
+    "memorization": Expected(*MEMORIZATION),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],
         5,
@@ -208,7 +207,7 @@ DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates",
 def start(name, root):
     """Trains and analyzes a study; returns its folder."""
     overrides = [text.replace("{data}", str(REPOSITORY / "tests/data")) for text in STUDIES[name].overrides]
-    if name == "upcycling":
+    if any("{dense}" in text for text in overrides):
         overrides = [text.replace("{dense}", str(trained_base(root))) for text in overrides]
     assert main([f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]) == (3 if STUDIES[name].decision else 0)
     return root / name

@@ -5,6 +5,8 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Variety": "annotators",
     "WordShare": "annotators",
+    "Canaries": "canaries",
+    "Deduplicated": "duplicates",
     "Unknown": "corpus",
     "Generated": "generated",
     "Instruct": "instruct",
