@@ -7,8 +7,9 @@ COLLAPSE = [
 ]  # fmt: skip
 JUDGED = [
     "init=checkpoint", "init.path={dense}", "data.model={dense}", "data.prompts={data}/tiny.txt", "data.pairs=12",
-    "data.answer_tokens=24", "design.seeds=2", "design.arms={random:{data.judgments:[8,12],data.noise:0.2},noisier:null,"
+    "data.answer_tokens=24", "design.seeds=2",
+    "design.arms={random:{data.judgments:[8,12],data.noise:0.2},noisier:null,"
     "likelihood:{data.judgments:[8,12],data.noise:0.2,data.select:likelihood},clean:null}",
-    "data.utility={_target_:kleiber.data.Variety,n:1}", "evals.win_rate.utility={_target_:kleiber.data.Variety,n:1}",
+    "data.utility.words=[e,t,a,o,i,n,s,r,h,l,d,c,m,u]",
     "evals.calibration.data=[{data}/tiny.txt]", "study.data=tiny",
 ]  # fmt: skip

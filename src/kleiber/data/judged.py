@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Float
 
 from kleiber.config import hub
+from kleiber.config.stages import Quantity
 from kleiber.data.annotators import Annotator, Utility
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
 from kleiber.data.chat import PLAIN, Conversation, Turn
@@ -78,6 +79,7 @@ class Judged:
     temperature    at which the model answers
     seed           of prompts, answers, selection and annotators
     tokenizer, separator  those of the model
+    max_bytes      at most that much text of each split is read
     """
 
     open_model: Callable[[str], AnsweringModel]
@@ -99,6 +101,7 @@ class Judged:
     seed: Seed = 0
     tokenizer: str = "bytes"
     separator: str | list[str] | None = None
+    max_bytes: Quantity | None = None
 
     def __post_init__(self) -> None:
         if self.judgments > self.pairs:
@@ -141,9 +144,8 @@ class Judged:
             return {"judgments": len(judged), "ties": ties, "against_utility": wrong}
 
         folder, _ = cached_folder(root, "judged", identity, build)
-        return Preference(str(folder), name="judged", tokenizer=self.tokenizer, separator=self.separator).prepare(
-            context, cache
-        )
+        options = {"tokenizer": self.tokenizer, "separator": self.separator, "max_bytes": self.max_bytes}
+        return Preference(str(folder), name="judged", **options).prepare(context, cache)
 
     def _settings(self) -> Json:
         """What the judgments depend on beside the answers."""
