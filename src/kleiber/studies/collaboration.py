@@ -27,8 +27,8 @@ CALIBRATION = {  # what is shown of the next-token predictions, by metric of eva
     "nats": "loss (nats per token)",
     "aurc": "area under the risk-coverage curve",
     "temperature": "fitted temperature",
-    "scaled/ece_change": "change of ECE by the temperature",
 }
+SCALED = "scaled/ece_change"  # change of the calibration error by the temperature
 KEYS = ("judgments", "select", "noise")  # of a setting
 
 Setting = tuple[int, str, float]
@@ -91,7 +91,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
                 "run": run.name, "judgments": int(node["judgments"]), "select": str(node.get("select") or "random"),
                 "noise": float(node.get("noise") or 0.0), "seed": int(run.config["seed"]), WIN: win,
                 **{f"before/{name}": start[prefix + name] for name in CALIBRATION if prefix + name in start},
-                **{f"after/{name}": metrics[prefix + name] for name in CALIBRATION if prefix + name in metrics},
+                **{f"after/{name}": metrics[prefix + name] for name in (*CALIBRATION, SCALED) if prefix + name in metrics},
             }
         )  # fmt: skip
     if not rows:
@@ -179,7 +179,7 @@ def claims(rows: Rows, level: float) -> list[Json]:
     shared = sorted(before.keys() & after.keys())
     text = f"the calibration error of next tokens is higher after {most} judgments than before"
     tests.append(("calibration", text, "higher", [after[seed] - before[seed] for seed in shared]))
-    scaled = list(by_seed(rows, best, "after/scaled/ece_change").values())
+    scaled = list(by_seed(rows, best, f"after/{SCALED}").values())
     tests.append(("temperature", "a temperature lowers the calibration error after training", "lower", scaled))
     tests = [test for test in tests if test[-1]]
     verdicts = []
@@ -241,7 +241,7 @@ def win_chart(wins: Sequence[Row]) -> object:
     )
     base = alt.Chart(rows).encode(x=x, color=kind_color(kinds, "kind", alt.Legend(orient="right", labelLimit=260)))
     chance = alt.Chart(pd.DataFrame({"value": [0.5]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(y=y)
-    shape = alt.Shape("kind:N", sort=kinds, title=None)
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     tips = ["kind:N", "judgments:Q", alt.Tooltip("value:Q", format=".1%"), "n:Q"]
     layers = [
         chance, base.mark_line(strokeWidth=1.6).encode(y=y), base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"),
@@ -260,7 +260,12 @@ def calibration_chart(changes: Sequence[Row]) -> object:
     named = [{**row, "setting": label(row)} for row in changes]
     order = list(dict.fromkeys(row["setting"] for row in named))
     rows = [
-        {**row, "series": row["setting"], "panel": row["measure"], "name": f"{row['judgments']}, {row['setting']}"}
+        {
+            **row,
+            "series": row["setting"],
+            "panel": row["measure"],
+            "name": f"{row['judgments']} judgments, {row['setting']}",
+        }
         for row in named
     ]
     return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
