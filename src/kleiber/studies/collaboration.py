@@ -257,15 +257,10 @@ def calibration_chart(changes: Sequence[Row]) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
     from kleiber.studies.compare.chart_forms import estimates
 
-    named = [{**row, "setting": label(row)} for row in changes]
+    named = [{**row, "setting": label(row), "number": f"{row['judgments']} judgments"} for row in changes]
     order = list(dict.fromkeys(row["setting"] for row in named))
     rows = [
-        {
-            **row,
-            "series": row["setting"],
-            "panel": row["measure"],
-            "name": f"{row['judgments']} judgments, {row['setting']}",
-        }
+        {**row, "series": row["setting"], "panel": row["measure"], "name": f"{row['number']}, {row['setting']}"}
         for row in named
     ]
     return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
