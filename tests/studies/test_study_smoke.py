@@ -10,7 +10,11 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
+<<<<<<< HEAD
 from studies.smoke_overrides import COLLAPSE, JUDGED
+=======
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, PRETRAINING
+>>>>>>> main
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -21,15 +25,8 @@ LADDER = [
 ]  # fmt: skip
 BASE = "design.base={data.domain:docs,budget.tokens:10k,retention:null"
 ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
-PRETRAINING = [
-    "design.kinds={mlm:{model:['model=bert','model.width=32','model.num_heads=2'],pretrain:['objective=mlm'],"
-    "lrs:[0.003,0.01],scratch:[0.01]}}",
-    "design.sources={tiny:['data=text','data.path={data}/tiny.txt']}", "design.only=[mlm,tiny,labels]",
-    "design.tasks={labels:['data=labelled','data.path={data}/labelled.jsonl','budget.steps=4']}",
-    "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
-    "design.sizes=[20k]", "study.against={}",
-]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
+SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
@@ -104,6 +101,7 @@ STUDIES = {
     "data_repeat": Expected(
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "few_epochs no_law"
     ),
+    "explain": Expected(*EXPLAIN),
     "forgetting": Expected(
         [
             f"{BASE}}}",
@@ -167,6 +165,12 @@ STUDIES = {
     ),
     "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "claim_not_tested", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
+    "retrieval": Expected(
+        [f"{BASE}}}", f"design.arms={{{ONE_REPLAY}}}", "design.seeds=1", "design.tokens=5k", *SMALL_STORE],
+        3,
+        "bm25_new bm25_old forgets knn_against_replay_fraction0.2 knn_base knn_new knn_old "
+        "knn_with_replay_fraction0.2 old_replay_fraction0.2",
+    ),
     "routers": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
         6,
@@ -200,7 +204,7 @@ STUDIES = {
     ),
 }
 FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
-          "not_identified"}  # fmt: skip
+          "not_identified", "cost"}  # fmt: skip
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 

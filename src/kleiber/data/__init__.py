@@ -19,6 +19,7 @@ EXPORTS = {
     "Builtin": "builtin",
     "Recall": "recall",
     "Text": "text",
+    "Trigger": "trigger",
     "Unpaired": "unpaired",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

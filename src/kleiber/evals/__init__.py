@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Attention": "attention.attention",
+    "Attribution": "attribution.evaluation",
     "Bias": "bias.evaluation",
     "Calibration": "calibration.evaluation",
     "Choice": "choice",
@@ -15,8 +16,10 @@ EXPORTS = {
     "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
+    "Patching": "patching.evaluation",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Probes": "probes.evaluation",
     "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
     "WinRate": "win_rate",

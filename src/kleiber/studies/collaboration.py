@@ -91,7 +91,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
                 "run": run.name, "judgments": int(node["judgments"]), "select": str(node.get("select") or "random"),
                 "noise": float(node.get("noise") or 0.0), "seed": int(run.config["seed"]), WIN: win,
                 **{f"before/{name}": start[prefix + name] for name in CALIBRATION if prefix + name in start},
-                **{f"after/{name}": metrics[prefix + name] for name in (*CALIBRATION, SCALED) if prefix + name in metrics},
+                **{f"after/{m}": metrics[prefix + m] for m in (*CALIBRATION, SCALED) if prefix + m in metrics},
             }
         )  # fmt: skip
     if not rows:
