@@ -1,7 +1,3 @@
-<<<<<<< HEAD
-"""Overrides that make a study small enough for a test of the whole of it."""
-
-=======
 """Overrides that bring studies to smoke size, for test_study_smoke."""
 
 PRETRAINING = [
@@ -12,13 +8,11 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
->>>>>>> main
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
 ]  # fmt: skip
-<<<<<<< HEAD
 JUDGED = [
     "init=checkpoint", "init.path={dense}", "data.model={dense}", "data.prompts={data}/tiny.txt", "data.pairs=12",
     "data.answer_tokens=24", "design.seeds=2",
@@ -27,7 +21,6 @@ JUDGED = [
     "data.utility.words=[e,t,a,o,i,n,s,r,h,l,d,c,m,u]",
     "evals.calibration.data=[{data}/tiny.txt]", "study.data=tiny",
 ]  # fmt: skip
-=======
 EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
     "design.arms={lookup:{data.pairs:4}}", "batch.tokens=480", "model.context=48",
@@ -35,4 +28,3 @@ EXPLAINED = [
 PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
 CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
 EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_occlusion_rollout", ""))
->>>>>>> main

@@ -10,11 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-<<<<<<< HEAD
-from studies.smoke_overrides import COLLAPSE, JUDGED
-=======
-from studies.smoke_overrides import COLLAPSE, EXPLAIN, PRETRAINING
->>>>>>> main
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]

@@ -70,22 +70,9 @@ class TrainedModel:
         return dict(self.record.get("metrics") or {})
 
     def generate(
-<<<<<<< HEAD
-        self, prompt: str, tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
-        stop: Sequence[str] = (), seed: int = 0,
+        self, prompt: str, tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, stop: Sequence[str] = (),
+        seed: int = 0, datastore: Sequence[str] = (), retrieval: str = "bm25",
     ) -> str:  # fmt: skip
-=======
-        self,
-        prompt: str,
-        tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        datastore: Sequence[str] = (),
-        retrieval: str = "bm25",
-    ) -> str:
->>>>>>> main
         """Returns the continuation of a prompt, as `kleiber generate` prints it.
 
         tokens       most tokens of the continuation
@@ -102,9 +89,7 @@ class TrainedModel:
         from kleiber.runs.completion import Sampling, continue_prompt
 
         sampling = Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
-        lookup = Lookup(datastore, retrieval) if datastore else None
-        continuation = continue_prompt(self, prompt, sampling, lookup)
-        return "".join(continuation)
+        return "".join(continue_prompt(self, prompt, sampling, Lookup(datastore, retrieval) if datastore else None))
 
     def write(self, rows: int, tokens: int, temperature: float, seed: int) -> Int[Tensor, "rows tokens"]:
         """Returns text that the model writes; see `kleiber.runs.completion.write_streams`."""
@@ -133,8 +118,7 @@ class TrainedModel:
 def open_model(path: str | Path) -> TrainedModel:
     """Opens RUN, RUN/STAGE or a Hugging Face folder on the CPU. RUN alone means its last finished stage.
 
-    The result has `generate(prompt)`, `metrics`, `config`, `model` and `tokenizer`. Raises ValueError when the stage
-    does not exist, its config does not pass the check, or no checkpoint is valid.
+    Raises ValueError when the stage does not exist, its config does not pass the check, or no checkpoint is valid.
     """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
