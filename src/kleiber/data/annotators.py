@@ -41,8 +41,8 @@ class WordShare:
 
     def utility(self, answer: str) -> float:
         """Occurrences of the words per 10 words; 0 for an answer without words."""
-        words = [word.lower() for word in WORD.findall(answer)]
-        return 10 * sum(word in set(self.words) for word in words) / len(words) if words else 0.0
+        tokens = [token.lower() for token in WORD.findall(answer)]
+        return 10 * sum(token in set(self.words) for token in tokens) / len(tokens) if tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Variety:
 
     def utility(self, answer: str) -> float:
         """10 times the share of different n-grams; 0 for an answer without any."""
-        words = [word.lower() for word in WORD.findall(answer)]
-        grams = [tuple(words[i : i + self.n]) for i in range(len(words) - self.n + 1)]
+        tokens = [token.lower() for token in WORD.findall(answer)]
+        grams = [tuple(tokens[i : i + self.n]) for i in range(len(tokens) - self.n + 1)]
         return 10 * len(set(grams)) / len(grams) if grams else 0.0
 
 

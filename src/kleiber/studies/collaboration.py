@@ -228,7 +228,8 @@ def win_chart(wins: Sequence[Row]) -> object:
 
     rows = pd.DataFrame([{**row, "kind": label(row)} for row in wins])
     rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float).clip(0, 1)
-    kinds = sorted(set(rows["kind"]), key=lambda kind: -float(rows[rows["kind"] == kind]["value"].mean()))
+    values = {kind: [row["value"] for row in wins if label(row) == kind] for kind in map(label, wins)}
+    kinds = sorted(values, key=lambda kind: -sum(values[kind]) / len(values[kind]))
     numbers = sorted(set(rows["judgments"]))
     spread = {kind: 1.06 ** (i - (len(kinds) - 1) / 2) for i, kind in enumerate(kinds)}  # apart, so intervals are seen
     rows["at"] = [n * spread[kind] for n, kind in zip(rows["judgments"], rows["kind"], strict=True)]

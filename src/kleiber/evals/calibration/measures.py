@@ -194,6 +194,7 @@ def selective_scores(outcomes: Outcomes, coverages: Sequence[float]) -> dict[str
     lo, hi = np.quantile(curve[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) if len(curve) > 1 else (None, None)
 
     def score(column: int, shift: float = 0.0, sign: int = 1) -> Score:
+        """shift + sign * the value of a column, with its interval."""
         value = shift + sign * float(curve[0, column])
         if lo is None or hi is None:
             return Score(value, n=len(outcomes))

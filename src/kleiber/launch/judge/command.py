@@ -122,7 +122,7 @@ def parse_utility(text: str) -> Utility:
     if kind == "variety" and not words:
         return Variety()
     if kind == "words" and words:
-        return WordShare([word.strip().lower() for word in words.split(",") if word.strip()])
+        return WordShare([part.strip().lower() for part in words.split(",") if part.strip()])
     raise ValueError(f"--simulate {text} must be variety or words:WORD,WORD,... (the share of these words)")
 
 
