@@ -27,17 +27,27 @@ SCHEMA = "kleiber.judge/1"
 TEMPLATES: tuple[TemplateOption, ...] = get_args(TemplateOption)
 
 
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN|HF_FOLDER RUN|HF_FOLDER]", help="Two runs or model folders.")
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Data by name or path, whose prompts are answered. Default: that of the first run."),
+]
+Prompts = Annotated[Path | None, typer.Option(help="File of prompts: lines, or .jsonl with a column prompt.")]
+Out = Annotated[Path, typer.Option(help="JSONL file of the judgments, which is continued.")]
+Simulate = Annotated[
+    str | None, typer.Option(help="Let a rule judge: variety, or words:happy,friend (share of these words).")
+]
+Disagreement = Annotated[
+    float, typer.Option(min=0, help="Standard deviation of what each annotator of --simulate alone perceives.")
+]
+
+
 def judge(
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN|HF_FOLDER RUN|HF_FOLDER]", help="Two runs or model folders.")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Data by name or path, whose prompts are answered. Default: that of the first run."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts: lines, or .jsonl with a column prompt.")
-    ] = None,
+    models: Models = None,
+    data: Data = None,
+    prompts: Prompts = None,
     template: Annotated[str, typer.Option(help="How prompts are given to the models: auto, chat or plain.")] = "auto",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Most comparisons.")] = 50,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a prompt from a text.")] = 32,
@@ -46,22 +56,16 @@ def judge(
     top_p: Annotated[float, typer.Option(help="Sample from the most probable tokens that reach this share.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the answers and of the sides.")] = 0,
     judge: Annotated[str, typer.Option(help="Name of the judge.")] = "",
-    out: Annotated[Path, typer.Option(help="JSONL file of the judgments, which is continued.")] = Path(
-        "judgments.jsonl"
-    ),
+    out: Out = Path("judgments.jsonl"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 chooses a free one.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Print the result of --out and judge nothing.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write the result to this JSON file as well.")] = None,
-    simulate: Annotated[
-        str | None, typer.Option(help="Let a rule judge: variety, or words:happy,friend (share of these words).")
-    ] = None,
+    simulate: Simulate = None,
     annotators: Annotated[int, typer.Option(min=1, max=1000, help="Simulated judges; each judges all.")] = 1,
     noise: Annotated[float, typer.Option(min=0, max=1, help="Share of opposite choices of --simulate.")] = 0.0,
     longer: Annotated[float, typer.Option(help="Utility of 100 more bytes for --simulate: a bias.")] = 0.0,
     first: Annotated[float, typer.Option(help="Utility of the left side for --simulate: a bias.")] = 0.0,
-    disagreement: Annotated[
-        float, typer.Option(min=0, help="Standard deviation of what each annotator of --simulate alone perceives.")
-    ] = 0.0,
+    disagreement: Disagreement = 0.0,
 ) -> None:
     """Compare the answers of two models blindly, on a page of this machine, and keep the judgments.
 
