@@ -123,7 +123,7 @@ class Judged:
         opened = self._open(self.model, "model")
         answers, weights = self._answers(opened, root)
         identity = {
-            "format": FORMAT, "judged": weights, **self._settings(),
+            "format": FORMAT, "judged": [weights, "ties decided"], **self._settings(),
             "policy": None if self.policy is None else hash_weights(self._open(self.policy, "policy").model),
         }  # fmt: skip
 
