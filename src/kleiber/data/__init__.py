@@ -3,11 +3,14 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Variety": "annotators",
+    "WordShare": "annotators",
     "Canaries": "canaries",
     "Deduplicated": "duplicates",
     "Unknown": "corpus",
     "Generated": "generated",
     "Instruct": "instruct",
+    "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",

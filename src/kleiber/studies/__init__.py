@@ -8,6 +8,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Accounting": "scaling",
     "ClmVsMlm": "clm_vs_mlm",
+    "Collaboration": "collaboration",
     "Collapse": "collapse",
     "Compare": "compare.study",
     "Context": "context",
