@@ -76,7 +76,7 @@ def test_noise_flips_judgments_of_the_training_split_alone(stories):
 
 def test_runs_that_differ_in_judgments_share_answers_and_validation(stories):
     writer = Writer()
-    assert len(judgments(writer, stories, max_bytes=40)[0].train) < len(judgments(writer, stories)[0].train)
+    assert len(judgments(writer, stories, max_bytes=150)[0].train) < len(judgments(writer, stories)[0].train)
     few, _ = judgments(writer, stories, judgments=4)
     more, _ = judgments(writer, stories, judgments=12, noise=0.5)
     assert writer.written == 24 and few.validation["judged"].num_tokens == more.validation["judged"].num_tokens
