@@ -30,7 +30,7 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
 LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
-NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
@@ -44,7 +44,10 @@ PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
-ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("recall", "repeat", "generated", "occupations")}
+ELSEWHERE |= {
+    f"data/{name}": "tests/data prepare it"
+    for name in ("recall", "repeat", "generated", "occupations", "counterfactual", "reweighted")
+}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -56,6 +59,7 @@ ELSEWHERE |= {
 }
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
+ELSEWHERE |= {"objective/equalized": "needs pairs: tests/objectives/test_equalized.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}

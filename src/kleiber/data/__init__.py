@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Unknown": "corpus",
+    "Counterfactual": "counterfactual",
     "Generated": "generated",
     "Instruct": "instruct",
     "Labelled": "labelled",
@@ -13,6 +14,7 @@ EXPORTS = {
     "Preference": "preference",
     "Builtin": "builtin",
     "Recall": "recall",
+    "Reweighted": "reweighted",
     "Text": "text",
     "Unpaired": "unpaired",
 }

@@ -11,7 +11,7 @@ of which WinoBias has more than ordinary text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 WORD = re.compile(r"[^\W\d_]+")
 NEXT = re.compile(r"\s+([^\W\d_]+)")
@@ -196,7 +196,7 @@ class WordSwap:
     """
 
     def __init__(
-        self, pairs: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]] = (), pronouns: bool = True
+        self, pairs: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]] = (), pronouns: bool = True
     ) -> None:
         self.words: dict[str, str] = dict(PRONOUNS) if pronouns else {}
         self.names: dict[str, str] = {}
@@ -215,13 +215,15 @@ class WordSwap:
 
     def counts(self, text: str) -> tuple[int, int]:
         """How many words of the first and of the second group a text has."""
-        members = [token.lower() for token in WORD.findall(text) if self._is_listed(token)]
-        first = sum(token in self.first_group for token in members)
-        return first, len(members) - first
+        groups = [self.group(token) for token in WORD.findall(text)]
+        return groups.count(0), groups.count(1)
 
-    def _is_listed(self, token: str) -> bool:
+    def group(self, token: str) -> int:
+        """0 for a word of the first group, 1 for one of the second, and -1 for any other."""
         lower = token.lower()
-        return lower in self.words or lower in self.ambiguous or (lower in self.names and token[0].isupper())
+        if lower in self.words or lower in self.ambiguous or (lower in self.names and token[0].isupper()):
+            return 0 if lower in self.first_group else 1
+        return -1
 
     def _counterpart(self, token: str, text: str, end: int) -> str:
         lower = token.lower()
