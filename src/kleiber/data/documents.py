@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from kleiber.data.builtin import Builtin
 from kleiber.data.cache import cache_root, limit_bytes
-from kleiber.data.dataset import locate, open_splits, read_text_file, require_text_columns
+from kleiber.data.dataset import locate, open_splits, read_text_file, require_text_columns, rows
 from kleiber.data.occupations import OccupationText
 
 NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
@@ -48,8 +48,7 @@ def open_documents(
     with open_splits(location, config, root) as (splits, _):
         table = splits["train"]
         require_text_columns(table, (column,), location.name)
-        rows = (text or "" for batch in table.select_columns([column]).iter(batch_size=256) for text in batch[column])
-        yield limited(rows, max_bytes)
+        yield limited((str(row[column] or "") for row in rows(table.select_columns([column]))), max_bytes)
 
 
 def limited(texts: Iterator[str], max_bytes: int | None) -> Iterator[str]:

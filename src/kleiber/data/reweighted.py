@@ -88,7 +88,7 @@ class Reweighted:
         if not manifest["of groups"]:
             raise ValueError(f"data.words={self.words}: no document of {corpus.name} has a word of the lists")
         weights = np.minimum(np.load(folder / "weights.npy"), self.max_weight)
-        lengths = np.diff([*starts, len(train.file.ids)])
+        lengths = np.diff(np.append(starts, len(train.file.ids)))
         by_token = np.concatenate([np.ones(starts[0] if len(starts) else 0), np.repeat(weights, lengths)])
         return replace(
             corpus,
@@ -123,7 +123,7 @@ def document_cells(
     starts  places of the separators in front of the documents
     """
     cells = []
-    for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(ids)], strict=True):
         text = tokenizer.decode(ids[begin + 1 : end].tolist())
         first, second = swap.counts(text)
         group = -1 if first == second else int(second > first)

@@ -124,7 +124,7 @@ def bias_page(path: str, notes: list[str], found: list[Association], groups: tup
 METHODS = (
     "A word is near a group if a word of the group stands within the window in the same document. Log-odds ratios "
     "compare the contexts of both groups, with a Dirichlet prior of 500 words in the proportions of the text (Monroe "
-    "et al. 2008, Political Analysis 16, eq. 16 and 19). q-values are corrected for the number of words "
-    "(Benjamini & Hochberg 1995). PMI is log2 of the share of a word near a group over its share in the text. Words that "
-    "are repeated within a document are not independent, so intervals are somewhat too narrow."
+    "et al. 2008, Political Analysis 16, eq. 16 and 19). q-values are corrected for the number of words (Benjamini & "
+    "Hochberg 1995). PMI is log2 of the share of a word near a group over its share in the text. Words that are "
+    "repeated within a document are not independent, so intervals are somewhat too narrow."
 )
