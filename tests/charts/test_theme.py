@@ -6,14 +6,18 @@ import pytest
 
 pytest.importorskip("altair")
 
+import altair as alt
+
 from kleiber.charts.theme import (
     KINDS,
+    apply_theme,
     count_tip,
     format_count,
     kind_color,
     line_chart,
     log_axis,
     log_ticks,
+    save_figure,
     separate_labels,
     sequential_colors,
     size_color,
@@ -80,3 +84,11 @@ def test_a_figure_of_many_rows_is_drawn():
     means = pd.DataFrame({"D": np.geomspace(1, 1e9, 6000), "arm": "a", "mean": 3.0, "lo": 2.9, "hi": 3.1, "half": 0.1})
     chart = line_chart(means.assign(seeds=2), "D", "tokens", "arm", "Loss vs tokens").to_dict()
     assert max(len(rows) for rows in chart["datasets"].values()) == 6000
+
+
+def test_the_files_of_a_figure_are_those_of_altair(tmp_path):
+    chart = apply_theme(alt.Chart(pd.DataFrame({"x": [1, 2], "y": [3, 5]})).mark_line().encode(x="x:Q", y="y:Q"))
+    save_figure(chart, tmp_path / "ours.v2")
+    for ending, options in ((".svg", {}), (".png", {"scale_factor": 2})):
+        chart.save(tmp_path / f"altair{ending}", **options)
+        assert (tmp_path / f"ours.v2{ending}").read_bytes() == (tmp_path / f"altair{ending}").read_bytes(), ending

@@ -50,6 +50,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.slow
 def test_a_compiled_model_is_compiled_no_further(unchecked):
     """Every step of decoding has a length of its own, and would have a graph of its own."""
     model, graphs = Transformer(40, width=32, context=24), []

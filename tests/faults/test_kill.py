@@ -35,6 +35,7 @@ def facts(root: Path) -> tuple[str, list[dict], dict]:
 
 
 @pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.slow), "moe"])
+@pytest.mark.slow
 def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, once, tmp_path, model):
     options = [f"model={model}", *STEPS]
     unbroken = once(*options).parents[1]
@@ -45,6 +46,7 @@ def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, once, tmp_
 
 
 @pytest.mark.parametrize(("function", "file"), [("generate", "samples.txt"), ("evaluation_batches", "classes/*.json")])
+@pytest.mark.slow
 def test_a_kill_after_the_last_checkpoint_leaves_no_finished_run_without_its_files(
     child, once, tmp_path, function, file
 ):

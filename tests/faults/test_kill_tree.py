@@ -29,6 +29,7 @@ def test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical(child, tmp
     assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_score_matrix_is_written_leaves_none_that_lacks_a_stage(child, once, tmp_path):
     (tmp_path / "more.txt").write_text(Path(REPOSITORY / "tests/data/tiny.txt").read_text()[::-1])
     second = f"{{data:{{path:{tmp_path / 'more.txt'}}},budget:{{steps:6}}}}"

@@ -103,6 +103,7 @@ def test_fine_tunes_of_bases_that_are_not_trained_yet_are_priced(tmp_path, cache
     assert trained(tmp_path / "root") == priced
 
 
+@pytest.mark.slow
 def test_a_transfer_study_is_priced_with_all_its_rounds(unmeasured, tmp_path, cache_dir, monkeypatch, capsys):
     labels = "\n".join(json.dumps({"text": f"word {n} here", "label": n % 2}) for n in range(80))
     (tmp_path / "rows.jsonl").write_text(labels)
@@ -134,6 +135,7 @@ def test_a_wrong_value_of_dry_run_is_refused(tmp_path, capsys, value):
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_a_dry_run_imports_no_torch_into_the_process_of_the_command(tmp_path):
     arguments = [*SMALL, "-m", "name=s", "seed=0,1", "budget.steps=4", f"dry_run={tmp_path / 'plan.json'}"]
     script = (

@@ -24,6 +24,7 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_forked_cells_write_their_own_logs_and_are_archived(tmp_path):
     sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "model.num_heads=2,64", *ARGUMENTS]
     done = subprocess.run(
@@ -80,6 +81,7 @@ LONG = ["budget.steps=5000", "trainer.max_steps=5000", "callbacks.checkpoints.ev
     ("number", "code", "becomes"),
     [(signal.SIGTERM, 75, "preempted"), pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_a_sweep_that_is_ended_ends_its_cells_with_a_status(process, tmp_path, number, code, becomes):
     """FAULTS 12: cells that have not started stay missing, and finished cells stay finished."""
     sweep = process("-m", "name=s", "seed=0,1,2", "budget.steps=3,5000", *LONG[1:], "launcher.workers=2")

@@ -165,6 +165,7 @@ def test_switch_at_k_1_teaches_the_router_by_the_task():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.slow
 def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
 
     model = build(depth=1).float()

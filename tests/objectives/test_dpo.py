@@ -218,6 +218,7 @@ def test_scores_of_pairs(corpus, tmp_path) -> None:
     assert wins(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0, 0.5, 1]
 
 
+@pytest.mark.slow
 def test_it_warns_when_the_loss_stays_at_ln_2(corpus, tmp_path, caplog) -> None:
     batch, net = None, model()
     for lr, told in ((0.0, True), (0.1, False)):

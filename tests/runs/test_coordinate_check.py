@@ -17,6 +17,7 @@ def largest_ratio(name: str, optimizer) -> float:
     return max(coordinate_check.width_ratios(rows).values())
 
 
+@pytest.mark.slow
 def test_mup_keeps_activation_sizes_and_the_standard_parametrization_does_not():
     assert largest_ratio("mup", AdamW(lr=0.02)) < 1.25
     assert largest_ratio("standard", AdamW(lr=0.02)) > 3
@@ -44,6 +45,7 @@ def test_sizes_are_those_of_the_outputs_of_the_layers():
 
 
 @pytest.mark.parametrize("scale, code", [pytest.param(1.0, 0, marks=pytest.mark.slow), (1000.0, 1)])
+@pytest.mark.slow
 def test_the_command_draws_a_figure_and_sets_its_exit_code(monkeypatch, tmp_path, capsys, scale, code):
     def sizes(name, *arguments):
         return [

@@ -37,6 +37,7 @@ def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
     assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_a_branch_begin_with_those_of_its_trunk(tmp_path, cache_dir):
     from kleiber.launch.main import main as train
 

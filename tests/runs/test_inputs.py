@@ -121,6 +121,7 @@ HF = {
 
 
 @pytest.mark.parametrize(("kind", "name"), [("model=hf", "model"), ("init=hf", "init"), ("teacher", "teacher")])
+@pytest.mark.slow
 def test_a_foreign_folder_that_was_replaced_is_refused(kind, name, resume, launch, shared, tmp_path):
     place = tmp_path / "stories"
     shutil.copytree(shared / "data/models/stories260K", place)

@@ -189,6 +189,7 @@ def test_wise_scores_models_between_start_and_end_of_a_stage(launch, chain):
     assert second["metrics"]["wise/0.5/tiny/loss"] < second["metrics"]["val/tiny/loss"]
 
 
+@pytest.mark.slow
 def test_retention_memory_of_a_stage_with_an_adapter_is_about_its_own_parameters(launch, other):
     """Low-rank factors of two stages have the same names, but they are different parameters."""
     steps = "budget:{steps:4},optimizer:{lr:0.01}"

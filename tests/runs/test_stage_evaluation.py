@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_trunk_is_evaluated_by_tokens_alone_and_its_branches_at_their_ends(launch) -> None:
     tree = ["stages=trunk_and_cooldowns", "stages.branches=[5120,8192]", "trainer=cpu", "evals=[perplexity]"]
     run = launch(*tree)

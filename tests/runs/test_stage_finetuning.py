@@ -22,6 +22,7 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_dpo_run_equals_an_uninterrupted_one(launch, interrupted):
     options = [*PAIRS, "callbacks.checkpoints.every=5", "callbacks.log.every=1"]
     whole = launch(*options, root="whole")
@@ -116,6 +117,7 @@ def test_a_run_from_a_fine_tuned_run_is_scored_on_its_task(launch, name, data):
     )
 
 
+@pytest.mark.slow
 def test_a_resumed_chain_scores_pairs_against_the_first_reference(launch, interrupted):
     tuned = "{_target_:kleiber.data.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
     pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.DPO}},budget:{{steps:4}}}}"
@@ -158,6 +160,7 @@ def test_a_run_starts_from_a_fine_tuned_wrapped_model(launch):
     assert stage["start_metrics"]["val/labelled/loss"] == pytest.approx(metrics(first)["val/labelled/loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
     rows = [{"text": f"{i} {'ab'[i % 2]}", "a": i % 2, "b": (i // 2) % 3} for i in range(40)]
     path = folder(tmp_path / "both", train=rows, validation=rows[:20])

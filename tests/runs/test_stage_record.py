@@ -11,3 +11,14 @@ def test_tokens_samples_and_flops_follow_from_the_steps(once):
     assert 0 < stage["flops"]["model"] <= stage["flops"]["executed"]
     assert stage["flops"]["six_nd"] == 6 * stage["params"]["active"] * stage["tokens"]
     assert (folder / stage["checkpoint"] / "meta.json").is_file()
+
+
+def test_energy_and_price_are_those_of_the_device_seconds_and_change_no_folder(once, launch):
+    priced = launch("cost.watts=50", "cost.price=2", "cost.currency=EUR", "trainer.max_steps=2")
+    stage = json.loads((priced / "summary.json").read_text())["stages"][0]
+    cost, seconds = stage["cost"], stage["device_seconds"]
+    assert (cost["watts"], cost["source"], cost["joules"]) == (50.0, "cost.watts", 50.0 * seconds)
+    assert (cost["price"], cost["currency"]) == (2 * seconds / 3600, "EUR")
+    assert launch("cost.watts=60", "trainer.max_steps=2") == priced
+    unstated = json.loads((once() / "summary.json").read_text())["stages"][0]["cost"]
+    assert unstated["source"] in ("assumed", "RAPL") and unstated["price"] is None

@@ -1,5 +1,6 @@
 """Retention methods in whole runs: what a branch inherits from its trunk, and which settings are refused."""
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -8,6 +9,7 @@ def last_weights(folder, stage):
     return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_branch_retains_the_same_weights_as_its_trunk(launch, tmp_path):
     """A branch equals a separate run of its length, so it is pulled to the start of the trunk, not of the branch."""
     other = tmp_path / "other.txt"

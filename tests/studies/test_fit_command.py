@@ -129,6 +129,7 @@ def test_missing_files_exit_2(tmp_path):
     assert "must be 'kleiber.law/1'" in run("predict", tmp_path / "other.json", "N=1").output
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(csv, tmp_path):
     for name in ("one", "two"):
         fit(csv, "--json", tmp_path / name, "--seed", 3)
@@ -136,6 +137,7 @@ def test_the_same_seed_gives_the_same_file(csv, tmp_path):
     assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() != (tmp_path / "three").read_text()
 
 
+@pytest.mark.slow
 def test_suspects_show_the_fit_with_and_without(csv, tmp_path):
     rows = pd.read_csv(csv)
     rows.loc[18, "loss"] *= 2

@@ -40,6 +40,7 @@ def test_the_level_reaches_every_interval_and_the_printed_percent(record):
     assert "95%" in text and "90%" not in text
 
 
+@pytest.mark.slow
 def test_a_fixed_parameter_is_held_in_a_law_of_the_others(record):
     free, _, _ = record("--bootstrap", 400)
     held, text, out = record("--fix", "E=1.69", "--predict", "N=2B,D=40B", "--bootstrap", 400)
@@ -97,6 +98,7 @@ def test_an_option_that_cannot_be_honored_exits_2_and_says_why(csv, words, named
     assert done.exit_code == 2 and named in done.output.replace("\n", " "), done.output
 
 
+@pytest.mark.slow
 def test_sigma_weighs_the_rows_of_the_command_and_is_recorded(record, csv):  # noqa: F811
     frame = pd.read_csv(csv)
     frame["loss"] *= np.where(np.arange(20) == 7, 1.05, 1.0)

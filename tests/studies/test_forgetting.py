@@ -89,6 +89,7 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     assert "no interval: 1 seed" in findings.headline
 
 
+@pytest.mark.slow
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     write_study(tmp_path / "s", seeds=2)
     write_arm(tmp_path / "s" / "unlucky", "l2sp", 0.7, 0.01, 0, status="failed")

@@ -169,6 +169,7 @@ def test_bases_that_are_not_there_are_named_and_a_moved_sweep_finds_them(tmp_pat
     assert rows["M"].tolist() == [4e6 / 40_000]
 
 
+@pytest.mark.slow
 def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     assert main(["report", str(study)]) == 0
     first = capsys.readouterr().out.splitlines()[0]

@@ -9,6 +9,7 @@ from kleiber.studies.joint_laws import DataRepeat, MoELaw
 from .trunk_runs import SIZES, stages_of, trees
 
 
+@pytest.mark.slow
 def test_experts_are_compared_at_equal_active_size_and_seed(tmp_path):
     for experts in (2, 4, 8, 16):
         place, X = tmp_path / f"e{experts}", experts / 2
@@ -23,6 +24,7 @@ def test_experts_are_compared_at_equal_active_size_and_seed(tmp_path):
     assert "has X = 1" in MoELaw().analyze(read_runs(tmp_path / "e8")).headline
 
 
+@pytest.mark.slow
 def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     tokens = [1e6, 2e6, 4e6, 8e6]
     for unique in (5e5, 2e6, 1e9):

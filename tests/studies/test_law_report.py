@@ -37,6 +37,7 @@ def test_a_fit_leaves_a_page_with_figures_and_no_network(csv, tmp_path, capsys):
     assert "src=" not in page.split("<script", 1)[0] and "minutes of processes" not in page
 
 
+@pytest.mark.slow
 def test_one_page_holds_a_fit_for_each_value_and_laws_without_compute_too(csv, tmp_path):
     pytest.importorskip("altair")
     out = tmp_path / "fit.html"
@@ -77,6 +78,7 @@ def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path,
     assert "pip install 'kleiber[report]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hostile_groups_columns_and_file_names_add_no_element_to_the_page(csv, tmp_path):
     pytest.importorskip("altair")
     pages = {}

@@ -53,6 +53,7 @@ def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, 
     assert findings["headline"] in report and findings["not_identified"] == ["E"] and not findings["refused"]
 
 
+@pytest.mark.slow
 def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
     write_run(study / "width512-seed0", 0, 6_400_000, status="failed")
     assert main(["report", str(study)]) == 3

@@ -17,6 +17,7 @@ def ladder(tmp_path):
     return tmp_path / "l"
 
 
+@pytest.mark.slow
 def test_a_ladder_says_whether_its_goals_are_met(ladder):
     runs = read_runs(ladder)
     findings = Scaling(bootstrap=60).analyze(runs)
@@ -48,6 +49,7 @@ def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, he
     assert row["in the 95% prediction interval"] == f"{round(4 * coverage)} of 4"
 
 
+@pytest.mark.slow
 def test_a_study_keeps_its_suspects_unless_asked(tmp_path):
     """One of 20 runs trained badly: in the law by default, and left out by study.exclude=suspects."""
     trees(tmp_path / "l", SIZES, [2e6, 4e6, 8e6, 16e6], 1, lambda N, **_: 0.2 if SIZES[2] == N else 0.0)

@@ -82,6 +82,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_report_is_made_of_the_rows_alone(tmp_path, capsys):
     arms(tmp_path / "routers")
     assert main(["report", str(tmp_path / "routers"), "--study", "routers"]) == 5
@@ -108,6 +109,7 @@ def test_out_is_the_only_file_that_is_written(tmp_path, monkeypatch, capsys):
     assert "nowhere/page.html" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_of_another_name_gives_its_name_to_the_study(tmp_path):
     arms(tmp_path / "s")
     archive_runs(tmp_path / "s")

@@ -29,6 +29,7 @@ def run(**environment):
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_extras_stay_out_and_what_we_use_works():
     assert run() == "[]"
 

@@ -64,6 +64,7 @@ print("one graph each")
 """
 
 
+@pytest.mark.slow
 def test_a_dense_model_is_one_graph_with_the_same_gradients():
     done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, timeout=120)
     assert done.stdout == "one graph each\n", done.stderr

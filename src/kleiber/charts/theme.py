@@ -7,11 +7,13 @@ may have any number of rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import altair as alt
 import numpy as np
 import pandas as pd
+from altair.utils._importers import vl_version_for_vl_convert
 from numpy.typing import ArrayLike
 
 alt.data_transformers.disable_max_rows()  # a figure of many sizes is drawn, not refused at 5,000 rows
@@ -130,6 +132,15 @@ def apply_theme(chart: Chart) -> Chart:
         )
         .configure_legend(titleFontWeight="normal", symbolOpacity=1, labelFontSize=11)
     )
+
+
+def save_figure(chart: Chart, path: Path) -> None:
+    """Writes a chart as `path` with the endings .svg and .png, as altair does, and converts it only once for both."""
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vl_version_for_vl_convert())
+    Path(f"{path}.svg").write_text(svg, encoding="utf-8")
+    Path(f"{path}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2, ppi=72))
 
 
 def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:

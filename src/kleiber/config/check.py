@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Le, MaxLen, MinLen, MultipleOf
 
+from kleiber.config.cost import Cost
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.stages import Budget, Quantity, has_pretrained_weights, is_chain, stage_configs, starts_from_weights
@@ -67,6 +68,7 @@ PLAIN: dict[str, object] = {
     "batch": BatchSize,
     "budget": Budget,
     "eval": Evaluation,
+    "cost": Cost,
 }
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
 OPTIONAL = ("init", "retention", "adapter", "evals", "stages", "design", "study", "experiment")
@@ -83,6 +85,8 @@ def check(config: Config, follows: bool = False) -> None:
         if key not in TOP_LEVEL:
             raise ConfigError(unknown_key(key, key))
     for key, kind in PLAIN.items():
+        if key == "cost" and key not in config:
+            continue  # of a run that was recorded before there was this key
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
         _check_plain(key, kind, config[key])

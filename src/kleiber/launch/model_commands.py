@@ -16,7 +16,7 @@ import typer
 def evaluate(
     subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")],
     evals: Annotated[str, typer.Option(help="Names of evaluations, separated by commas: perplexity,pairs,routing.")],
-    more: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]", help="Keys of the evaluations, such as evals.perplexity.stride=64."),
     ] = None,
@@ -45,8 +45,8 @@ def evaluate(
     for option, value in (("--tasks", tasks), ("--task-files", task_files)):
         if value is not None and "harness" not in evals.split(","):
             raise ValueError(f"{option} {value} is only read by --evals harness: add harness, or remove {option}")
-    settings = [text for text in more or () if text.startswith("evals.")]
-    names = [*(data or ()), *(text for text in more or () if not text.startswith("evals."))]  # --data A B C
+    settings = [text for text in overrides or () if text.startswith("evals.")]
+    names = [*(data or ()), *(text for text in overrides or () if not text.startswith("evals."))]  # --data A B C
     if names and not data:
         raise ValueError(f"{names[0]} must be evals.NAME.KEY=VALUE, or follow --data as a name or path of data")
     settings += [] if tasks is None else [f"evals.harness.tasks=[{tasks}]"]

@@ -1,7 +1,8 @@
 """A dry run: estimates what a run, a sweep or a study will cost, without training it.
 
 `dry_run=true` prints the estimate; `dry_run=FILE.json` also writes it. FILE.json is {schema: "kleiber.plan/1", runs,
-params, flops, tokens, seconds, memory_bytes, cells: [{name, params, flops, tokens, seconds}]}:
+params, flops, tokens, seconds, cost, memory_bytes,
+cells: [{name, params, flops, tokens, seconds}]}:
 
 runs          number of runs that will be trained, including fine-tunes of bases that are not trained yet
 params        all parameters of the model of a cell, with task heads and adapter; at the top those of the largest cell
@@ -10,6 +11,8 @@ tokens        training tokens that are computed: in a tree those of the trunk on
 flops         training FLOPs of these tokens, forward and backward, counted as `flops.model` in summary.json
 seconds       of a cell: duration of its process with one CPU thread on a free core, including evaluation; at the top
               the sum over all cells, plus the start of the first process. None when no run can be measured
+cost          energy and price of these seconds, as in summary.json (`kleiber.config.cost.cost_of`); the power is stated
+              (cost.watts) or assumed. None when no run can be measured
 memory_bytes  largest memory of a process, measured in a few steps of the largest cells; None when none can be measured
 
 `estimate_costs` starts the process that counts and measures (`kleiber.launch.price_estimate`), so this module imports
@@ -28,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records import folder
 from kleiber.records.files import write_json
@@ -78,9 +82,24 @@ def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
         "flops": sum(cell["flops"] for cell in cells),
         "tokens": sum(cell["tokens"] for cell in cells),
         "seconds": None if None in seconds else sum(seconds) + estimate["start"],
+        "cost": plan_cost(list(runs.values()), seconds, estimate),
         "memory_bytes": estimate["memory_bytes"],
         "cells": cells,
     }
+
+
+def plan_cost(configs: Sequence[Config], seconds: Sequence[float | None], estimate: Json) -> Json | None:
+    """Returns the sum of what the cells cost, with the settings of the first one.
+
+    seconds  of each cell on each of its devices
+    """
+    cost, trainer = read_cost(configs[0]), configs[0]["trainer"]
+    if None in seconds:
+        return None
+    devices = [config["trainer"].get("devices") or 1 for config in configs]
+    device_seconds = sum(each * number for each, number in zip(seconds, devices, strict=True) if each is not None)
+    power = device_power(cost, trainer.get("accelerator", "cpu"), estimate["threads"])
+    return cost_of(cost, power, device_seconds + estimate["start"])
 
 
 def num_threads(config: Config, single: bool) -> int | None:
@@ -123,6 +142,8 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
         duration = f"{plan['seconds'] / 60:,.1f} minutes, {per_million:.3g} s per 1M tokens"
     lines.append(f"time         {duration} (with evaluation; measured on this machine in a few steps)")
+    if plan["cost"] and (costs := describe_costs([plan["cost"]])):
+        lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:
         lines.append(f"             runs that could not be measured count as similar ones: {estimate['unmeasured']}")
     if plan["memory_bytes"]:
@@ -178,7 +199,8 @@ def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: b
     describe  adds `description`, lines on the stages of a single run
 
     Returns `cells` in the order of `runs`, `memory_bytes`, `unmeasured` (why a run could not be measured, or None),
-    `start` (seconds until a process can compute) and `description`. Raises ConfigError when a run cannot be planned.
+    `start` (seconds until a process can compute), `threads` of a CPU process, and `description`. Raises ConfigError
+    when a run cannot be planned.
     """
     request = {"runs": {str(folder): dict(config) for folder, config in runs.items()}, "describe": describe}
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

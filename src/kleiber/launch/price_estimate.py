@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
@@ -49,6 +50,7 @@ def answer_request(request: Json) -> Json:
             "memory_bytes": max((speed.memory_bytes for speed in prices.speeds.values()), default=None),
             "unmeasured": prices.unmeasured,
             "start": max(0.0, ready - request.get("asked", ready)),
+            "threads": torch.get_num_threads(),
             "description": description,
         }
 

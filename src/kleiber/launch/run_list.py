@@ -120,7 +120,12 @@ def print_table(runs: Sequence[Run]) -> None:
 
     table = Table(title=counts(runs), title_justify="left")
     table.add_column("run", overflow="fold")
-    for name in ("status", "loss", "bits/byte", "params", "tokens", "seconds"):
+    priced = ["price"] if any(run.row()["price"] is not None for run in runs) else []
+    costs = ["params", "tokens", "seconds", "watt_hours", *priced]
+    costs_of_runs = [run.stage.get("cost") or {} for run in runs]
+    currencies = {cost["currency"] for cost in costs_of_runs if cost.get("currency")}
+    units = ["Wh", *(["/".join(sorted(currencies))] if priced else [])]
+    for name in ("status", "loss", "bits/byte", *costs[:3], *units):
         table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for run in runs:
         row = run.row()
@@ -129,7 +134,8 @@ def print_table(runs: Sequence[Run]) -> None:
             f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),
-            *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
+            *("" if row[name] is None else f"{row[name]:,.0f}" for name in costs[:3]),
+            *("" if row[name] is None else f"{row[name]:.3g}" for name in costs[3:]),
         )
     Console(width=max(Console().width, 130)).print(table)
 

@@ -15,10 +15,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
-from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
+from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.summary import condense, read_rows
 from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
@@ -52,6 +53,8 @@ class Columns(TypedDict):
     flops: float | None  # of the model, forward and backward, since the root of the tree
     lr: float | None  # peak learning rate of the optimizer
     seconds: float | None  # of the whole run
+    watt_hours: float | None  # of the training of the whole run, see `kleiber.config.cost`
+    price: float | None  # of its device-hours; None where cost.price is null
     loss: float | None  # validation loss on the leaf's task; None where there are several
 
 
@@ -135,6 +138,7 @@ class Run:
 
     def stage_row(self, stage: Json) -> Json:
         """The row of a stage: `Columns` and every metric."""
+        costs = add_costs([stage.get("cost") for stage in self.stages])
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
         task_losses = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
         losses = [
@@ -157,6 +161,8 @@ class Run:
             "flops": flops.get("model"),
             "lr": stage.get("lr"),
             "seconds": self.summary.get("seconds"),
+            "watt_hours": costs.get("watt_hours"),
+            "price": costs.get("price"),
             "loss": losses[0] if len(losses) == 1 else None,
         }
         return {**columns, **metrics}
@@ -184,7 +190,8 @@ def read_runs(place: Path) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """The run in a folder. A damaged summary.json counts as missing, with a warning."""
-    return Run(folder, status(folder), summary_or_warning(folder))
+    summary = summary_or_warning(folder)
+    return Run(folder, status_of(summary, folder), summary)
 
 
 def find_run(folder: Path) -> Run | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kleiber.config.cost import describe_costs
 from kleiber.config.targets import class_attribute, exports
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Json, Row
@@ -90,6 +91,8 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     if stage["tokens_per_s"]:
         share = "" if stage["mfu"] is None else f", MFU {100 * stage['mfu']:.0f} %"
         rows.append(("speed", f"{stage['tokens_per_s']:,.0f} tokens/s over {stage['seconds']:,.0f} s{share}"))
+    if costs := describe_costs([stage.get("cost")]):
+        rows.append(("energy", costs))
     rows.append(("memory", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB peak"))
     rows.append(("checkpoint", stage["checkpoint"] or "none"))
     return rows
@@ -130,9 +133,11 @@ def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
         rows.append((stage["name"], f"{start}{stage['tokens']:,} tokens: {scores}"))
     tree, separate = tree_costs(stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
+    energy = describe_costs([stage.get("cost") for stage in stages])
     cost = f"{tree:.3g} FLOPs in {seconds:,.0f} s of training; separate runs of each branch would take {separate:.3g}"
     rows += [
         ("cost", cost),
+        *([("energy", energy)] if energy else []),
         ("saving", f"{1 - tree / separate:.0%}"),
         ("checkpoints", "stages/<stage>/checkpoints"),
     ]

@@ -41,6 +41,7 @@ NOT_IDENTITY = (
     "callbacks",
     "evals",
     "eval.every_tokens",
+    "cost",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 UNSTARTED = {
@@ -170,10 +171,14 @@ def status(folder: Path, held: bool | None = None) -> Status:
     held  whether a live process holds the lock; None to look it up
     """
     try:
-        summary = read_summary(folder)
+        return status_of(read_summary(folder) or {}, folder, held)
     except DamagedFile:
         return Status.MISSING
-    recorded = Status.MISSING if summary is None else Status(summary["status"])
+
+
+def status_of(summary: Json, folder: Path, held: bool | None = None) -> Status:
+    """As `status`, of a summary that has been read; {} where there is none."""
+    recorded = Status(summary.get("status", Status.MISSING))
     if recorded != Status.RUNNING:
         return recorded
     return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED

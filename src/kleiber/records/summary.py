@@ -87,6 +87,7 @@ class StageRecord:
     tokens, samples, flops  training so far, counted from the root of the tree of stages
     steps             optimizer steps of this stage alone
     seconds           training time without evaluation; None where no callback measures it
+    cost              energy and price of the device-seconds, see `kleiber.config.cost.cost_of`
     stopped_at_loss   the target loss that ended training early
     rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
     metrics           the latest scores
@@ -119,6 +120,7 @@ class StageRecord:
     tokens_per_s: float | None = None
     mfu: float | None = None
     peak_memory_bytes: int = 0
+    cost: Json | None = None
     metrics: Scores = field(default_factory=dict)
     start_metrics: Scores = field(default_factory=dict)
     curve: list[Scores] = field(default_factory=list)

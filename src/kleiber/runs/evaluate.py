@@ -154,11 +154,13 @@ def draw_figures(measurement: Measurement, results: Json, folder: Path | None, h
     except ImportError as error:
         print(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", file=sys.stderr)
         return
-    if charts:
-        (home / "figures").mkdir(exist_ok=True)
+    if not charts:
+        return
+    from kleiber.charts.theme import save_figure
+
+    (home / "figures").mkdir(exist_ok=True)
     for title, chart in charts.items():
-        chart.save(home / "figures" / f"{title}.png", scale_factor=2)
-        chart.save(home / "figures" / f"{title}.svg")
+        save_figure(chart, home / "figures" / title)
 
 
 def write_report(

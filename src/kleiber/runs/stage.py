@@ -27,6 +27,7 @@ from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
 from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
 from kleiber.training.callbacks.log import Throughput
+from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
@@ -106,7 +107,8 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
-    callbacks = make_callbacks(tree, stage, plan, evaluate)
+    meter = EnergyMeter(hardware.device)
+    callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
     state = saved.load_state() if saved else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
@@ -146,11 +148,11 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     with full_parameters(model):
         end_retention(methods, tree, stage, model, evaluate)
         record.add_scores(stage_drift(tree, stage, model, tasks))
-        complete_record(record, tree, stage, model)
+        complete_record(record, tree, stage, model, meter.power())
     return record
 
 
-def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> list[Callback]:
+def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, meter: EnergyMeter) -> list[Callback]:
     """Builds the callbacks of a stage, in the order in which they act after a step.
 
     Throughput stops its clock before evaluation begins, and checkpoints are written last, with the scores of the step.
@@ -162,6 +164,7 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> 
         "corpus": plan.corpus,
         "config_hash": folder.name.rsplit("-", 1)[-1],
         "evaluate": evaluate,
+        "meter": meter,
         "record": evaluate.record,
     }
     folders = dict.fromkeys(("checkpoints", "ema"), tree.checkpoints(stage.name))  # others: of the run

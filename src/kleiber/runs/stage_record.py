@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from kleiber.config.cost import Power, cost_of, device_power, read_cost
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import StageRecord
 from kleiber.runs.stage_tree import Stage, Tree
@@ -14,10 +15,12 @@ from kleiber.training.trainer import peak_flops, peak_memory_bytes
 from kleiber.types.model import Model
 
 
-def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model) -> None:
+def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model, measured: Power | None = None) -> None:
     """Adds to the record what the stage trained and what it cost.
 
     Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
+
+    measured  power of a device while it trained; None where no counter could be read
     """
     plan, cfg = stage.plan, stage.config
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
@@ -40,6 +43,10 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model)
         "six_nd": before["flops"]["six_nd"] + 6.0 * plan.parameters.active * tokens,
     }
     record.device_seconds = None if record.seconds is None else record.seconds * plan.world_size
+    if record.device_seconds is not None:
+        cost = read_cost(cfg)
+        power = device_power(cost, cfg.trainer.accelerator, torch.get_num_threads(), measured)
+        record.cost = cost_of(cost, power, record.device_seconds)
     record.mfu = speed * flops / (peak * plan.world_size) if speed and peak else None
     record.peak_memory_bytes = peak_memory_bytes(device)
     last = checkpoint.steps(tree.checkpoints(stage.name))

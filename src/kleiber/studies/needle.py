@@ -80,22 +80,23 @@ METHODS = (
 
 def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
     """A row for each arm at its best rate, seed and cell: arm, length, depth (nan: mean over depths), accuracy."""
-    rows = [
-        {
-            "arm": name, "seed": seed, "run": f"{name}-{seed}", "length": int(match[1]),
-            "depth": math.nan if match[2] is None else float(match[2]), "accuracy": value,
-        }
-        for name, arm in arms.items()
-        for metric, by_seed in arm.others.items()
-        if (match := CELL.fullmatch(metric))
-        for seed, value in by_seed.items()
-    ]  # fmt: skip
+    rows = []
+    for name, arm in arms.items():
+        for metric, by_seed in arm.others.items():
+            match = CELL.fullmatch(metric)
+            if match is None:
+                continue
+            cell = {"length": int(match[1]), "depth": math.nan if match[2] is None else float(match[2])}
+            rows += [
+                {"arm": name, "seed": seed, "run": f"{name}-{seed}", **cell, "accuracy": value}
+                for seed, value in by_seed.items()
+            ]
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "length", "depth", "accuracy"])
 
 
 def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
     """What each arm is called: its model, and the number of pairs in its haystacks where the arms differ in it."""
-    pairs = {name: 1 + int(run.config["data"].get("distractors") or 0) for run in runs if (name := arm_name(run))}
+    pairs = {arm_name(run): 1 + int(run.config["data"].get("distractors") or 0) for run in runs}
     texts = {arm: LABELS.get(arm.partition("_")[0], arm) for arm in arms}
     if len({pairs[arm] for arm in arms}) > 1:
         texts = {arm: f"{text}, {pairs[arm]} pairs" for arm, text in texts.items()}

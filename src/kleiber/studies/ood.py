@@ -80,7 +80,8 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
     """
     table = []
     for run in (run for run in runs if run.status == "finished"):
-        scores = {m.groups(): value for key, value in run.metrics.items() if (m := METRIC.fullmatch(key))}
+        matches = {METRIC.fullmatch(key): value for key, value in run.metrics.items()}
+        scores = {match.groups(): value for match, value in matches.items() if match is not None}
         outside = {data for data, metric in scores if metric == "gap"}
         inside = [value for (data, metric), value in scores.items() if data not in outside]
         params = run.stage.get("params") or {}

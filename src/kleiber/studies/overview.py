@@ -24,6 +24,7 @@ MOST_LABELS = 6  # values that an axis names; of more, the least and the largest
 LABEL_LENGTH = 16
 LABEL_GAP = 0.05  # least distance of two labels of an axis, whose length is 1
 BAND = 0.08  # height over which the lines through one value are spread, so that all are visible
+COSTS = ("watt_hours", "price")  # columns of the table where they are known
 LOG_RATIO = 10.0  # an axis is logarithmic if its largest value is at least this many times its least
 RESULTS = ("params", "tokens")  # columns of the table that have an axis where they differ
 MOST_NAMED = 4  # keys that describe a run in a sentence; where more differ, its name does
@@ -108,6 +109,7 @@ def table_rows(run: Run, keys: Row, measure: str | None) -> list[Json]:
         row, metrics = run.stage_row(stage), stage.get("metrics") or {}
         first = {} if measure is None else {measure: metrics.get(measure)}
         results = {name: row[name] for name in (*RESULTS, "flops", "seconds")}
+        results |= {name: row[name] for name in COSTS if row[name] is not None}
         beginning = {"run": run.name, "stage": stage.get("name"), "status": str(run.status)}
         rows.append({**beginning, **keys, **first, **metrics, **results})
     return rows

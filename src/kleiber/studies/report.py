@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kleiber.config.cost import describe_total
 from kleiber.config.errors import ExitCode
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
@@ -222,12 +223,13 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
 
 def write_figures(folder: Path, charts: Row) -> None:
     """Writes every chart as PNG and SVG, after removing the figures of an earlier report."""
+    from kleiber.charts.theme import save_figure
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with activity("drawing figures", len(charts), "figures") as work:
         for name, chart in work.track(charts.items()):
-            chart.save(folder / f"{name}.png", scale_factor=2)
-            chart.save(folder / f"{name}.svg")
+            save_figure(chart, folder / name)
 
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
@@ -235,6 +237,7 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
     from kleiber.charts.page import render_page
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
+    took += f", {describe_total(findings['cost'])}" if findings.get("cost") else ""
     missing = [f"Not finished: {', '.join(findings['missing'])}"] if findings["missing"] else []
     return render_page(
         findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],

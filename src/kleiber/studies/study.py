@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 import pandas as pd
 from annotated_types import Gt, Lt
 
+from kleiber.config.cost import add_costs
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import Budget, quantity
@@ -269,9 +270,11 @@ def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
     """Returns the content of findings.json.
 
     missing         runs that have not finished
+    cost            see `kleiber.config.cost.add_costs`; left out where no run has noted any
     refused         whether some verdict has the level refuse
     not_identified  parameters of the law that the runs do not determine
     """
+    costs = add_costs([stage.get("cost") for run in runs for stage in run.stages])
     return {
         "schema": "kleiber.findings/1",
         "study": study,
@@ -279,6 +282,7 @@ def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
         "runs": counts(runs),
         "missing": missing(runs),
         "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
+        **({"cost": costs} if costs else {}),
         "verdicts": [dict(verdict) for verdict in findings.verdicts],
         "tables": {title: [dict(row) for row in rows] for title, rows in findings.tables.items()},
         "laws": "laws.json" if findings.law is not None else None,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.cost import add_costs
 from kleiber.records.files import write_json
 from kleiber.records.wandb_run import Mode, choose_online, has_key, log_files, start_run
 from kleiber.training.loggers import StageLogger, prefixed
@@ -54,6 +55,7 @@ class WandbMirror(Mirror):
             costs = {f"flops/{name}": value for name, value in entry["flops"].items()}
             names = ("tokens", "unique_tokens", "steps", "seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
             costs |= {name: entry[name] for name in names if entry[name] is not None}
+            costs |= add_costs([entry["cost"]])
             self.run.summary.update({f"stage/{prefixed(stage, key)}": value for key, value in costs.items()})
             # Of the latest stage, under names that all runs share.
             self.run.summary.update({f"total/{name}": value for name, value in costs.items()})

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from kleiber.evals.degeneration.evaluation import Degeneration
 from kleiber.evals.degeneration.page import TITLES, figures, sample_html, samples_html
 
@@ -17,6 +19,7 @@ def results(*names: str) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_a_figure_for_each_data_set_with_a_panel_for_each_metric():
     charts = figures(results("builtin/docs", "code"))
     assert list(charts) == ["degeneration_builtin_docs", "degeneration_code"]

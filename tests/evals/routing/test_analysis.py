@@ -76,6 +76,7 @@ def test_noise_changes_experts_and_loss_and_is_removed_afterwards():
 
 
 @pytest.mark.parametrize("router", [TopK, LossFree])
+@pytest.mark.slow
 def test_sensitivity_grows_with_the_noise(router):
     subject = moe_subject(router=router)
     result = sensitivity(subject, recorded(subject), 99)

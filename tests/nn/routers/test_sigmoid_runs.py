@@ -13,6 +13,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(last)
 
 
+@pytest.mark.slow
 def test_the_bias_moves_once_a_step_whatever_the_micro_batches(launch):
     whole, split = (weights(launch(*RUN, f"batch.micro={rows}", "trainer.precision=64")) for rows in (8, 2))
     bias = whole["blocks.0.mlp.router.bias"]

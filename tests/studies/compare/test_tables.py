@@ -1,4 +1,4 @@
-"""Trends recover planted slopes, the size multiplier a planted one, and costs are those of the best run."""
+"""Trends recover planted slopes, and the size multiplier a planted one."""
 
 import math
 
@@ -7,9 +7,7 @@ import pytest
 
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.tables import (
-    arms_without_latency,
     at_common_budget,
-    cost_table,
     multiplier_sentence,
     multiplier_table,
     tokens_table,
@@ -120,27 +118,3 @@ def test_arms_are_shown_at_the_most_tokens_that_all_have():
     assert {arm.facts["tokens"] for arm in at_common_budget(ladders).values()} == {2e6}
     ladders["c"] = ladder("c", lambda at, seed: 3.0, tokens=(3e6,))
     assert [arm.facts["tokens"] for arm in at_common_budget(ladders).values()] == [8e6, 2e6, 3e6]
-
-
-FACTS = {
-    "moe": {"speed": 5e3, "memory": 9e5, "latency/decode_tokens_per_s/1": 300.0, "latency/decode_tokens_per_s/8": 2e3},
-    "dense": {"speed": 1e4, "memory": 4e5, "latency/decode_tokens_per_s/1": 400.0},
-    "old": {"speed": 1e4},
-}
-
-
-def test_costs_stand_beside_each_other_with_their_ratios_for_the_pairs_that_have_them():
-    table = {row["cost"]: row for row in cost_table(FACTS, [("moe", "dense"), ("moe", "old")])}
-    assert set(table) == {
-        "training tokens/s", "bytes of weights and one full context", "decode tokens/s, 1 at once"
-    }  # fmt: skip
-    assert table["training tokens/s"]["moe / dense"] == table["training tokens/s"]["moe / old"] == 0.5
-    assert table["decode tokens/s, 1 at once"] == {
-        "cost": "decode tokens/s, 1 at once", "moe": 300.0, "dense": 400.0, "moe / dense": 0.75,
-    }  # fmt: skip
-
-
-def test_arms_without_latency_are_named_where_others_have_it():
-    (note,) = arms_without_latency(FACTS)
-    assert (note["code"], note["level"]) == ("latency", "note") and " old;" in note["text"]
-    assert arms_without_latency({"old": FACTS["old"]}) == arms_without_latency({"moe": FACTS["moe"]}) == []

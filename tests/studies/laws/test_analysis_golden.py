@@ -22,6 +22,7 @@ def numbers(node, path=""):
     return {path: node} if isinstance(node, int | float) else {}
 
 
+@pytest.mark.slow
 def test_the_recorded_law_is_rebuilt_from_the_recorded_runs():
     runs = read_runs(GOLDEN)
     recorded = numbers(json.loads((GOLDEN / "laws.json").read_text()))

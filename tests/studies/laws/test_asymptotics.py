@@ -97,6 +97,7 @@ def trunks(seed, seeds, correlation=0.9, sd=0.006, planted=0.0):
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.slow
 def test_noise_that_trunks_share_is_no_transient_in_size(seeds):
     """A trunk's noise is a function of N alone; with it taken for the rows' own, 77 to 90 % of these were refused."""
     refused = [bool(pre_asymptotic_reasons(diagnose(trunks(seed, seeds)))) for seed in range(10)]

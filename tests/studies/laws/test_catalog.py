@@ -164,6 +164,7 @@ def test_a_law_of_an_extension_is_found_by_its_dotted_name(tmp_path, monkeypatch
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_studies_import_neither_torch_nor_lightning():
     import subprocess
     import sys

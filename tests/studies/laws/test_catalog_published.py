@@ -49,6 +49,7 @@ def _measured(fit):
     return big.sort_values("N").loss_c4_val.tolist()
 
 
+@pytest.mark.slow
 def test_porian_exponents_by_convention(fit):
     fitted = fit("porian_opt.csv", "--law", "power", "--map", "C=C,L=N_opt", "--by", "config")
     exponents = [fitted["laws"][str(config)]["params"]["a"]["value"] for config in range(5)]
@@ -66,6 +67,7 @@ def test_clark_without_compute_is_cut_by_size(fit):
     assert cuts and all(1e7 < row["cut"] < 2e9 for row in cuts), "sizes, and no FLOPs"
 
 
+@pytest.mark.slow
 def test_gemstones_objective_and_exponents(fit):
     roles = "N=params_active_precise,D=tokens,L=final_loss"
     published = "E=2.1,A=406.4,B=410.7,alpha=0.34,beta=0.28"

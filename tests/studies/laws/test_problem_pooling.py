@@ -47,6 +47,7 @@ def test_a_squared_fit_of_pooled_rows_is_that_of_all_rows(space, has_sigma):
     assert pooled.fit.values[0] == pytest.approx(least_squares(table, space), rel=1e-7)
 
 
+@pytest.mark.slow
 def test_200_000_rows_of_30_cells_are_fitted_as_the_30_means():
     table = runs(200_000)
     record = analyze(table, LAW, Options(loss_fn="squared", bootstrap=40))
@@ -63,6 +64,7 @@ def test_200_000_rows_of_30_cells_are_fitted_as_the_30_means():
         assert record["params"][name]["lo"] < true < record["params"][name]["hi"]
 
 
+@pytest.mark.slow
 def test_the_intervals_of_pooled_rows_are_those_of_all_rows(monkeypatch):
     table, widths = runs(1200), []
     for limit in (1200, 1199):

@@ -50,6 +50,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["moe", pytest.param("gpt", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_branches_log_their_latency_and_train_bit_identically(launch, model):
     options = [f"model={model}", *TREE]
     plain, timed = launch(*options, root="plain"), launch(*options, *FEW, root="timed")

@@ -193,6 +193,7 @@ def test_alarms_that_are_null_cost_nothing(launch, monkeypatch, capsys):
     assert stage_of(folder)["metrics"]["stability/alarms"] == 0 and "stability at" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_is_bit_identical_without_the_callback(launch):
     watched = launch(*LOOKS, "callbacks.stability.every=2", "model.dropout=0.1", root="watched")
     alone = launch(*LOOKS[:2], "model.dropout=0.1", "callbacks.stability=null", root="alone")

@@ -78,6 +78,7 @@ def read_attention(model: Model, batch: Batch, reader: Reader) -> None:
     """
 
     def read(layer: int, module: nn.Module, inputs: tuple[Tensor, Tensor | None, object], output: Tensor) -> None:
+        """Passes the explicit attention of a layer to `reader`, once it agrees with the output of its forward pass."""
         assert isinstance(module, FullAttention)
         x, mask, _ = inputs
         step = max(1, MATRIX_ENTRIES // (module.num_heads * x.shape[1] ** 2))

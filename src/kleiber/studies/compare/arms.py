@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from kleiber.config.errors import Status
-from kleiber.config.model_size import cached_values
 from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
+from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
 from kleiber.studies.compare.decision import LOSS
 from kleiber.types import Config, Json, Row
 
@@ -26,15 +26,6 @@ LOWER_IS_BETTER = (LOSS, "bits_per_byte", "perplexity", "gap", "rmse", "mae", "e
 SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one budget
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
 LOADS = "moe/"  # prefix of what expert_loads measures
-LATENCY = "latency/"  # prefix of the metrics of callbacks=latency: latency/<quantity>/<rows at once>
-AT_ONE = {  # columns of the table of arms
-    "prefill tokens/s": "latency/prefill_tokens_per_s/1",
-    "decode tokens/s": "latency/decode_tokens_per_s/1",
-    "decode p50 (ms)": "latency/decode_p50_ms/1",
-    "decode p95 (ms)": "latency/decode_p95_ms/1",
-}
-MEDIANS = ("active", "core", "params", "tokens", "flops", "memory")  # facts that are equal in the runs of an arm
-
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
 
@@ -193,49 +184,6 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
             if (key == LOSS or "/" in key) and isinstance(value, float):
                 others.setdefault(key, {})[row["seed"]] = value
     return Arm(name, losses, best, untuned(sorted(means), best, most), facts_of_arm(ended), measure, others)
-
-
-def costs_of_leaf(model: Config, stage: Json) -> Json:
-    """The columns memory, speed and core (active parameters outside the embeddings) of a leaf; None where unknown."""
-    params = stage.get("params") or {}
-    core = None if params.get("embedding") is None else params["active"] - params["embedding"]
-    return {"memory": memory_bytes(model, stage), "speed": stage.get("tokens_per_s"), "core": core}
-
-
-def memory_bytes(model: Config, stage: Json) -> float | None:
-    """Bytes for inference at batch size 1 in fp32: the weights, and what decoding keeps of one full context.
-
-    None for a model whose config does not tell its depth.
-    """
-    if not stage.get("params") or not model.get("depth"):
-        return None
-    return 4.0 * (stage["params"]["total"] + cached_values(model))
-
-
-def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:
-    """Parameters, tokens, FLOPs and memory (medians of the rows of an arm), and the speeds of the fastest run."""
-    latency = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
-    facts: dict[str, float] = {}
-    for name in (*MEDIANS, "speed", *latency):
-        values = measured(rows, name)
-        best = max if name == "speed" or "_per_s" in name else min
-        if values:
-            facts[name] = statistics.median(values) if name in MEDIANS else best(values)
-    if "speed" in facts:
-        facts["train_s"] = facts["tokens"] / facts["speed"]
-    return facts
-
-
-def measured(rows: Sequence[Row], name: str) -> list[float]:
-    """The values of a column, without None and nan."""
-    values = [row.get(name) for row in rows]
-    return [float(value) for value in values if value is not None and value == value]
-
-
-def with_readable_latency(facts: Mapping[str, float]) -> dict[str, float]:
-    """The facts of an arm with the latency at batch size 1 under readable names, and without that of others."""
-    rest = {name: value for name, value in facts.items() if not name.startswith(LATENCY)}
-    return rest | {column: facts[name] for column, name in AT_ONE.items() if name in facts}
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:

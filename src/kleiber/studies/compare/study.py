@@ -16,7 +16,6 @@ from typing import ClassVar
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import (
-    AT_ONE,
     Arm,
     ArmOf,
     arm_name,
@@ -25,6 +24,7 @@ from kleiber.studies.compare.arms import (
     planned_arms,
     read_ladders,
 )
+from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS, arms_without_latency, cost_table
 from kleiber.studies.compare.decision import (
     LOSS,
     QUANTITIES,
@@ -36,11 +36,8 @@ from kleiber.studies.compare.decision import (
 )
 from kleiber.studies.compare.differences import Ladders, judge, other_measures, same, side_by_side
 from kleiber.studies.compare.tables import (
-    LATENCY_METHODS,
     Pairs,
-    arms_without_latency,
     at_common_budget,
-    cost_table,
     multiplier_sentence,
     multiplier_table,
     tokens_table,

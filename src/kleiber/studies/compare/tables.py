@@ -1,9 +1,6 @@
-"""Tables that stand beside the claims of a comparison: trends of differences, the size multiplier, and costs.
+"""Tables that stand beside the claims of a comparison: trends of differences, and the size multiplier.
 
 Of arms that fine-tune, `matched_table` and `settings_table`.
-
-Training speed and latency are the best of an arm's runs, since other work on the machine only slows a run; a best, and
-a ratio of two, has no interval.
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from kleiber.studies.compare.arms import LATENCY, Arm
+from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, label_of, mean_estimate, unit_of
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
 from kleiber.studies.compare.rows import label
@@ -20,20 +17,6 @@ from kleiber.types import Json, Row
 
 Pairs = Sequence[tuple[str, str]]  # names of an arm and of the arm that it is compared with
 Gaps = Mapping[int, Mapping[float, float]]  # differences by seed and training tokens
-
-BY_BATCH = {
-    "prefill tokens/s": "prefill_tokens_per_s",
-    "decode tokens/s": "decode_tokens_per_s",
-    "bytes while decoding": "memory_bytes",
-}
-LATENCY_METHODS = (
-    " Latency (callbacks=latency) was taken of every branch after its last step, in the process that trained it: "
-    "greedy decoding of random tokens with a key-value cache, by the weights that were trained, not compiled; prompts "
-    "of half the context (at most 128 tokens), as many new tokens (at most 64), 1, 8 and 64 rows at once. Prefill is "
-    "the median of three rounds after one that warms up, decode the tokens over the time of all its steps, p50 and p95 "
-    "are of single steps, bytes those of weights and cache. Of each speed and time an arm has the best of its runs, "
-    "since other work on the machine only slows a run; such a best, and a ratio of two, has no interval."
-)
 
 
 def shared_budgets(ours: Ladder, theirs: Ladder) -> list[tuple[Arm, Arm]]:
@@ -176,33 +159,6 @@ def at_common_budget(ladders: Ladders) -> dict[str, Arm]:
         if all(arms.values()):
             return {name: each[-1] for name, each in arms.items()}
     return {name: ladder[-1] for name, ladder in ladders.items()}
-
-
-def cost_table(facts: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str, str]]) -> list[Json]:
-    """A row for each cost: its value for the arms, and its ratio for pairs of arms.
-
-    facts  of each arm, by its name
-    """
-    batches = {int(name.rpartition("/")[2]) for each in facts.values() for name in each if name.startswith(LATENCY)}
-    costs = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
-    for cost, name in BY_BATCH.items():
-        costs |= {f"{cost}, {rows} at once": f"{LATENCY}{name}/{rows}" for rows in sorted(batches)}
-    table = []
-    for cost, name in costs.items():
-        values = {arm: each[name] for arm, each in facts.items() if name in each}
-        ratios = {f"{a} / {b}": values[a] / values[b] for a, b in pairs if a in values and b in values}
-        if ratios:
-            table.append({"cost": cost, **values, **ratios})
-    return table
-
-
-def arms_without_latency(facts: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
-    """A verdict that names the arms whose runs have no latency; none where no arm or every arm has it."""
-    names = [arm for arm, each in facts.items() if not any(name.startswith(LATENCY) for name in each)]
-    if len(names) in (0, len(facts)):
-        return []
-    text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
-    return [{"code": "latency", "level": "note", "text": text}]
 
 
 def matched_table(record: Json) -> list[Json]:

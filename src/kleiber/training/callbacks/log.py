@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kleiber.records.summary import StageRecord
+from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.types import Count, Json, Share
@@ -58,12 +59,16 @@ class Throughput(LeanCallback):
 
     Every `every` steps it logs speed/tokens_per_s and speed/seconds of the stage; the seconds are resumed with the run.
     The first step of a process counts for the seconds but not for the speed, because it allocates and compiles.
+
+    meter  of the energy of the device, read at the same steps
     """
 
     of_one_stage = True
 
-    def __init__(self, batch_tokens: Count, record: StageRecord, every: Count = 10) -> None:
-        self.batch_tokens, self.record, self.every = batch_tokens, record, every
+    def __init__(
+        self, batch_tokens: Count, record: StageRecord, every: Count = 10, meter: EnergyMeter | None = None
+    ) -> None:
+        self.batch_tokens, self.record, self.every, self.meter = batch_tokens, record, every, meter
         self.seconds = record.seconds = 0.0
         self.timed_steps, self.timed_seconds = 0, 0.0
         self._warm, self._started = False, 0.0
@@ -90,6 +95,8 @@ class Throughput(LeanCallback):
             row = {"speed/tokens_per_s": self.record.tokens_per_s, "speed/seconds": self.seconds}
             for logger in trainer.loggers:
                 logger.log_metrics(row, trainer.global_step)
+            if self.meter is not None:
+                self.meter.sample()
 
 
 DEAD = 0.1  # an expert is dead if its share over a window is below this part of the uniform share
