@@ -7,6 +7,7 @@ import torch
 from kleiber.data.counterfactual import Counterfactual
 from kleiber.data.occupations import Occupations
 from kleiber.data.text import Text
+from kleiber.launch.main import main
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.equalized import Equalized
@@ -91,3 +92,24 @@ def test_a_corpus_without_pairs_is_refused(tmp_path):
     late = Counterfactual(Text(str(rain))).prepare(8, tmp_path)
     with pytest.raises(ValueError, match=r"no training document of rain has a word of data\.words within"):
         Equalized(late)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["data=counterfactual", "data.share=0.5", "objective=equalized"],
+        ["data=reweighted", "data.attributes=occupations"],
+    ],
+)
+def test_an_interrupted_run_resumes_bit_identically(method, tmp_path, cache_dir, interrupted):
+    command = ["trainer=smoke", "trainer.threads=1", "logger=csv", "callbacks.checkpoints.every=5", *method]
+    assert main([*command, f"root={tmp_path / 'whole'}"]) == 0
+    with interrupted(2):
+        assert main([*command, f"root={tmp_path / 'again'}"]) == 130
+    assert main([*command, f"root={tmp_path / 'again'}"]) == 0
+    weights = [
+        sorted((tmp_path / place).glob("*/*/stages/main/checkpoints/step-*/model.safetensors"))[-1].read_bytes()
+        for place in ("whole", "again")
+    ]
+    assert weights[0] == weights[1]

@@ -29,6 +29,7 @@ PRETRAINING = [
 ]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
+BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
@@ -79,6 +80,7 @@ STUDIES = {
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
+    "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
