@@ -6,6 +6,7 @@ All runs are scored by `evals=bias` on the same pairs. Changes are within seeds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from kleiber.types import Config, Json, Row
 BASE, PLAIN = "base", "plain"
 SCORE = "stereotype_score"
 METRICS = {  # the label and unit of what is shown, by its column
-    SCORE: ("stereotype score", "share of pairs, .5 is none"),
+    SCORE: ("stereotype score", ""),
     "gap": ("log-likelihood gap of a pair", "nats"),
     "target": ("loss on the biased text", "nats per token"),
     "bits_per_byte": ("loss on unbiased pairs", "bits per byte"),
@@ -96,7 +97,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     Raises ValueError where no run of plain fine-tuning has finished, or none was scored by `bias`.
     """
     prefix = f"eval/bias/{data}/"
-    table = pd.DataFrame(
+    table: Rows = pd.DataFrame(
         [
             {
                 "run": run.name, "arm": named_arm(run.config)[0], "size": int(run.stage["params"]["total"]),
@@ -177,9 +178,9 @@ def headline(means: Rows, gaps: Sequence[Row]) -> str:
     """The score of each arm at the largest size."""
     largest = int(means["parameters"].max())
     part = means[(means["parameters"] == largest) & (means["column"] == SCORE)]
-    values = {row["arm"]: f"{row['mean']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]" for row in part.to_dict("records")}
+    values = {row["arm"]: level_text(row) for row in part.to_dict("records")}
     lowered = [
-        f"{row['arm']} {from_row(row).text()}"
+        " ".join(f"{row['arm']} {from_row(row).text()}".split())
         for row in gaps
         if row["parameters"] == largest and row["metric"] == METRICS[SCORE][0]
     ]
@@ -187,6 +188,11 @@ def headline(means: Rows, gaps: Sequence[Row]) -> str:
     text = f"Plain fine-tuning on biased text moves the stereotype score{before} to {values[label(PLAIN)]}"
     against = f"; relative to it: {', '.join(lowered)}" if lowered else ""
     return f"{text} at {largest:,} parameters{against}."
+
+
+def level_text(row: Row) -> str:
+    """A mean with its interval, if it has one."""
+    return f"{row['mean']:.3f}" if math.isnan(row["lo"]) else f"{row['mean']:.3f} [{row['lo']:.3f}, {row['hi']:.3f}]"
 
 
 def shown_means(rows: Rows, order: Sequence[str], level: float) -> Rows:
@@ -198,9 +204,8 @@ def shown_means(rows: Rows, order: Sequence[str], level: float) -> Rows:
             means = seed_means(present, ("arm", "size"), column, level).drop(columns="half")
             parts.append(means.assign(metric=name, column=column))
     table = pd.concat(parts, ignore_index=True)
-    table = table.assign(rank=table["arm"].map(list(order).index)).sort_values(
-        ["column", "rank", "size"], kind="stable"
-    )
+    table = table.assign(at=table["column"].map([*METRICS].index), rank=table["arm"].map([*order].index))
+    table = table.sort_values(["at", "rank", "size"], kind="stable")
     table = table.assign(arm=table["arm"].map(label)).rename(columns={"size": "parameters"})
     return table[["arm", "parameters", "metric", "mean", "lo", "hi", "seeds", "column"]].reset_index(drop=True)
 
@@ -212,7 +217,7 @@ def arms_chart(means: Rows, order: Sequence[str]) -> object:
 
     rows = [
         {
-            "panel": f"{METRICS[row['column']][0]} ({METRICS[row['column']][1]})", "series": row["arm"],
+            "panel": f"{METRICS[column][0]} ({METRICS[column][1] or 'share of pairs'})", "series": row["arm"],
             "name": f"{row['arm']}, {format_count(row['parameters'])}", "value": row["mean"], "lo": row["lo"],
             "hi": row["hi"],
         }
