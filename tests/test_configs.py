@@ -40,14 +40,12 @@ ELSEWHERE = {
 }
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "needle", "ood", "stability"]
+PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "memorization", "moe_law", "needle", "ood",
+           "stability"]  # fmt: skip
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
-ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
-ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies/compare/test_study.py reads its runs" for name in CLAIMS}
-ELSEWHERE |= {
-    f"data/{name}": "tests/data prepare it"
-    for name in ("recall", "repeat", "generated", "occupations", "counterfactual", "reweighted")
-}
+ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
+TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
+ELSEWHERE |= {f"data/{p.stem}": "tests/data prepare it" for p in CONF.glob("data/*.yaml") if p.stem not in TABLED}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
@@ -56,10 +54,9 @@ ELSEWHERE |= {
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
     "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
+    "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
+    "objective/equalized": "needs pairs: tests/objectives/test_equalized.py",
 }
-ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
-ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
-ELSEWHERE |= {"objective/equalized": "needs pairs: tests/objectives/test_equalized.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
@@ -120,7 +117,16 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("equalized", "forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle")
+    own_data = (
+        "equalized",
+        "forgetting",
+        "forgetting_law",
+        "moe_forgetting",
+        "adapters",
+        "moe_gain",
+        "needle",
+        "memorization",
+    )
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]

@@ -19,7 +19,7 @@ from pages.tables import cell, folded, table
 
 GROUPS = (
     "model", "data", "objective", "optimizer", "schedule", "trainer", "callbacks", "logger", "init", "adapter",
-    "retention", "evals", "stages", "launcher", "design", "study", "experiment",
+    "retention", "privacy", "evals", "stages", "launcher", "design", "study", "experiment",
 )  # fmt: skip
 COMMENT = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):[^#]*(?:#\s*(?P<comment>.*))?$")
 VARIANT = re.compile(r"Variant of \w+ \(([\w/]+)=([\w/]+)\)")

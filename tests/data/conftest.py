@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,17 @@ def tiny() -> str:
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
     source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
     return train_bpe([source], 400, tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="package")
+def lines() -> list[str]:
+    return [f"Document {n} tells of the number {n * n} and of nothing else at all." for n in range(60)]
+
+
+@pytest.fixture(scope="package")
+def text(lines: list[str], tmp_path_factory: pytest.TempPathFactory) -> Text:
+    """Sixty documents of one line, and three of them once more, one with another ending."""
+    path = tmp_path_factory.mktemp("text") / "lines.jsonl"
+    repeated = [*lines, lines[3], lines[4], f"{lines[5]} Indeed."]
+    path.write_text("\n".join(json.dumps({"text": line}) for line in repeated))
+    return Text(str(path))

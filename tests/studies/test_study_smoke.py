@@ -9,6 +9,7 @@ from small_run import REPOSITORY
 from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
+from studies.canary_runs import MEMORIZATION
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -145,6 +146,7 @@ STUDIES = {
         "A B E alpha beta",
         True,
     ),
+    "memorization": Expected(*MEMORIZATION),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],
         5,

@@ -71,7 +71,7 @@ PLAIN: dict[str, object] = {
     "cost": Cost,
 }
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
-OPTIONAL = ("init", "retention", "adapter", "evals", "stages", "design", "study", "experiment")
+OPTIONAL = ("init", "retention", "privacy", "adapter", "evals", "stages", "design", "study", "experiment")
 TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 

@@ -34,7 +34,29 @@ def check_compatibility(config: Config) -> None:
     _packing(config)
     _weights(config)
     _rollback(config)
+    _privacy(config)
     _loggers(config.get("logger") or {})
+
+
+def _privacy(config: Config) -> None:
+    """Refuses with DP-SGD what reads other data, or what makes a step depend on more than its clipped gradients."""
+    if not config.get("privacy"):
+        return
+    stability = (config.get("callbacks") or {}).get("stability")
+    watch = stability if isinstance(stability, Mapping) and _is(stability, "Stability") else None
+    methods = [name for name in (config.get("retention") or {}) if name not in ("l2sp", "wise")]
+    refused = {
+        f"trainer.devices={argument(config['trainer'], 'devices')}": (argument(config["trainer"], "devices") or 1) > 1,
+        f"retention=[{','.join(methods)}]": methods,
+        "stages": config.get("stages"),
+        "callbacks.stability.policy": watch is not None and argument(watch, "policy") != "tell",
+        "callbacks.stability.nonfinite=skip": watch is not None and argument(watch, "nonfinite") == "skip",
+    }
+    for key, chosen in refused.items():
+        if chosen:
+            raise ConfigError(f"{key} does not work with privacy=dp_sgd, whose epsilon would be wrong: remove it")
+    if find_spec("opacus") is None:
+        raise ConfigError("privacy=dp_sgd needs opacus, which is not installed: pip install 'kleiber[privacy]'")
 
 
 def _loggers(loggers: Config) -> None:

@@ -3,6 +3,8 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Canaries": "canaries",
+    "Deduplicated": "duplicates",
     "Unknown": "corpus",
     "Counterfactual": "counterfactual",
     "Generated": "generated",

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Int, Integer, UInt64
 from torch import Tensor
 
 from kleiber.types.batch import Batch
@@ -36,10 +36,15 @@ def splitmix64(value: Integer[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*sh
 
 def permutation(count: int, *key: int) -> Ids:
     """Returns a permutation of `count` numbers that depends on the key alone, not on the version of a library."""
+    return np.argsort(random_bits(count, *key), kind="stable")
+
+
+def random_bits(count: int, *key: int) -> UInt64[np.ndarray, "_"]:
+    """Returns `count` different random numbers of 64 bits that depend on the key alone."""
     state = np.zeros(1, np.uint64)
     for part in key:
         state = splitmix64(state ^ np.array([part % (1 << 64)], np.uint64))
-    return np.argsort(splitmix64(np.arange(count, dtype=np.uint64) ^ state), kind="stable")
+    return splitmix64(np.arange(count, dtype=np.uint64) ^ state)
 
 
 class Order:

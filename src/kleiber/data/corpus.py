@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Integer
@@ -24,6 +24,9 @@ from kleiber.types import Json
 from kleiber.types.contracts import Corpus, HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from kleiber.data.canaries import Canary
+
 log = logging.getLogger(__name__)
 
 DEFAULT_VOCABULARY = 4096  # entries of a trained tokenizer
@@ -36,6 +39,7 @@ class TextCorpus:
     validation, test       held-out samples by domain
     manifest               manifest of the cached files of each domain
     num_tokens, num_bytes  of the unique training text
+    canaries               secrets that were planted in the training text
     """
 
     name: str
@@ -48,6 +52,7 @@ class TextCorpus:
     manifest: Json = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
+    canaries: Sequence[Canary] = ()
 
 
 def content_hashes(corpus: Corpus) -> dict[str, str]:

@@ -4,6 +4,7 @@ A name is builtin/docs, builtin/code, builtin/occupations (pairs of texts about 
 wikitext, tinystories, or a file, a folder or a name on the hub, as in data.path=...; NAME/CONFIG is one config of a
 data set. A data set with several configs and none named has a part for each. The held-out split is the validation
 split, else the test split; a data set with a single split is read whole.
+`open_training_text` reads the training split instead.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from kleiber.types.tokenizer import Tokenizer
 
 OCCUPATIONS = "builtin/occupations"
 TEXT = "text"  # the column that is read as text
+TRAIN = "train"
+STREAM = "wikitext-2-v1"  # the config whose rows are pieces of one text
 HELD_OUT = ("validation", "valid", "val", "dev", "test")  # names of splits, the best one first
 # Names with a config of their own, as the config group `data` has them.
-NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
+NAMED = {"wikitext": ("Salesforce/wikitext", STREAM), "tinystories": ("roneneldan/TinyStories", None)}
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,10 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
     """
     if name == OCCUPATIONS:
         pairs = occupation_pairs()
-        text = from_source(name, OccupationText(0.5, 1000, 0), tokenizer, context)
+        text = from_source(name, builtin_sources(name, tokenizer)[name], tokenizer, context)
         return [DataSet(name, text.samples, tuple(pairs[0]), lambda: pairs)]
-    if name == "builtin" or name.startswith("builtin/"):
-        domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
-        if name != "builtin" and name not in domains:
-            raise ValueError(f"data.path={name} must be {', '.join(domains)} or {OCCUPATIONS}")
-        kind = "bytes" if tokenizer.name == "bytes" else "other"
-        chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
-        sources = {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
+    if is_builtin(name):
+        sources = builtin_sources(name, tokenizer)
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
     location, config = find(name)
     if location.kind == "text":
@@ -86,6 +84,38 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
         whole = name in NAMED or config is None
         return [_table(location, names[0], group if whole else f"{group}/{config}", None, tokenizer, context)]
     return [_table(location, part, f"{group}/{part}", group, tokenizer, context) for part in names]
+
+
+def open_training_text(name: str, tokenizer: Tokenizer, context: int) -> list[HeldOut]:
+    """The text of the training splits of a name or path, as windows; of a data set with a single split, that split.
+
+    Raises ValueError as `open_sets` does, and for a table without the column text.
+    """
+    if is_builtin(name):
+        files = [
+            token_files(source, tokenizer, cache_root(None))[0] for source in builtin_sources(name, tokenizer).values()
+        ]
+        return [windows(name, ValidationWindows(splits["train"], context, tokenizer)) for splits in files]
+    location, config = find(name)
+    configs = [None] if location.kind == "text" else [config] if config is not None else config_names(location)
+    sources = [TrainingText(location, part, part == STREAM) for part in configs]
+    return [from_source(name, source, tokenizer, context).samples() for source in sources]
+
+
+def is_builtin(name: str) -> bool:
+    return name == "builtin" or name.startswith("builtin/")
+
+
+def builtin_sources(name: str, tokenizer: Tokenizer) -> dict[str, Source]:
+    """The built-in text of a name, or of both domains for `builtin`, by name. Raises ValueError for another name."""
+    if name == OCCUPATIONS:
+        return {name: OccupationText(0.5, 1000, 0)}
+    domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
+    if name != "builtin" and name not in domains:
+        raise ValueError(f"data.path={name} must be {', '.join(domains)} or {OCCUPATIONS}")
+    kind = "bytes" if tokenizer.name == "bytes" else "other"
+    chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
+    return {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
 
 
 def find(name: str) -> tuple[Location, str | None]:
@@ -154,6 +184,10 @@ class HeldOutText:
     def identity(self) -> Json:
         return {"held out": self.location.fingerprint(), "config": self.config, "stream": self.stream}
 
+    def split(self, splits: Mapping[str, object]) -> str:
+        """Name of the split that is read."""
+        return held_out_split(splits)
+
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents, all of them in the split `validation`."""
@@ -161,9 +195,26 @@ class HeldOutText:
             yield SourceText({"validation": [read_text_file(self.location)]}, {})
             return
         with open_tables(self.location, self.config, root) as tables:
-            read = column_reader(tables[held_out_split(tables)], (TEXT,), self.location.name)
+            read = column_reader(tables[self.split(tables)], (TEXT,), self.location.name)
             documents = [RereadableDocument(read)] if self.stream else ([text] for text in read())
             yield SourceText({"validation": documents}, {})
+
+
+class TrainingText(HeldOutText):
+    """The text of a .txt file, or of the training split of a table, as a text source.
+
+    Its documents are in the split `validation` too, so that windows of them do not move.
+    """
+
+    @property
+    def name(self) -> str:
+        return f"{table_name(self.location, self.config)}-training"
+
+    def identity(self) -> Json:
+        return {"training": self.location.fingerprint(), "config": self.config, "stream": self.stream}
+
+    def split(self, splits: Mapping[str, object]) -> str:
+        return TRAIN if TRAIN in splits else held_out_split(splits)
 
 
 def held_out_split(splits: Mapping[str, object]) -> str:
@@ -183,5 +234,5 @@ def _table(
         with open_tables(location, config, cache_root(None)) as tables:
             return list(rows(tables[held_out_split(tables)]))
 
-    text = from_source(name, HeldOutText(location, config, config == "wikitext-2-v1"), tokenizer, context)
+    text = from_source(name, HeldOutText(location, config, config == STREAM), tokenizer, context)
     return DataSet(name, text.samples, columns, table, group)

@@ -10,11 +10,13 @@ EXPORTS = {
     "ExactMatch": "exact_match",
     "Harness": "harness",
     "Latency": "latency",
+    "Memorization": "memorization.memorization",
     "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -20,6 +20,8 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
+    from kleiber.data.canaries import Canary
+
 LEVEL = 0.9  # of every interval
 RESAMPLES = 2000
 CHUNK = 1 << 22  # resampled numbers in memory at once
@@ -65,6 +67,7 @@ class Subject:
     data       held-out data sets, those that the evaluation accepts
     validation held-out data of the run; empty for a Hugging Face model
     train      training samples of the run; None for a Hugging Face model
+    canaries   secrets that were planted in the training text of the run
     tokens     number of target tokens to score per data set; None leaves the number to the evaluation
     limit      number of rows to score per table; None for all of them
     rows       samples per forward pass
@@ -87,6 +90,7 @@ class Subject:
     device: torch.device | str = "cpu"
     folder: Path | None = None
     earlier: Callable[[], Iterable[tuple[int, Model]]] = tuple
+    canaries: Sequence[Canary] = ()
 
     def objective_of(self, domain: str) -> Objective:
         """The objective that reads the samples of a data set."""
@@ -192,3 +196,14 @@ def mean_score(values: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
     )
     lo, hi = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(mean, float(lo), float(hi), len(values))
+
+
+def proportion_score(successes: Sequence[bool] | np.ndarray) -> Score:
+    """The share of successes, with the exact interval of a binomial share (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv
+
+    count, hits = len(successes), int(np.sum(successes))
+    tail = (1 - LEVEL) / 2
+    lo = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
+    hi = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
+    return Score(hits / count, lo, hi, count)

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from kleiber.config.targets import build
+from kleiber.data.corpus import TextCorpus
 from kleiber.data.evaluation_sets import DataSet, open_sets
 from kleiber.evals.contamination import Contamination
 from kleiber.evals.evaluation import Evaluation, Results, Subject
@@ -172,6 +173,7 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
         tokens,
         rows=rows,
         device=device,
+        canaries=corpus.canaries if isinstance(corpus, TextCorpus) else (),
     )
 
 

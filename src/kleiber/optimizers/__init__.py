@@ -6,6 +6,7 @@ EXPORTS = {
     "AdamW": "adamw",
     "Constant": "schedules",
     "Cosine": "schedules",
+    "DPSGD": "privacy",
     "WSD": "schedules",
     "Lion": "adamw",
     "Muon": "muon",

@@ -84,3 +84,10 @@ class Cosine(Schedule):
     def __call__(self, step: int, total: int) -> float:
         rise = warmup_factor(step, total, self.warmup_steps)
         return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+def sparkline(schedule: Schedule, steps: int, width: int = 60) -> str:
+    """Draws a schedule over `steps` steps as a row of `width` bars."""
+    bars = " ▁▂▃▄▅▆▇█"
+    places = [math.floor(i * (steps - 1) / (width - 1)) for i in range(width)]
+    return "".join(bars[math.ceil(schedule(step, steps) * (len(bars) - 1))] for step in places)

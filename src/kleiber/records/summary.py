@@ -24,9 +24,8 @@ from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_asid
 from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
-PACKAGES = (
-    "torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers", "numpy",
-)  # fmt: skip
+PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers",
+            "numpy")  # fmt: skip
 
 
 class Summary:
@@ -90,8 +89,8 @@ class StageRecord:
     cost              energy and price of the device-seconds, see `kleiber.config.cost.cost_of`
     stopped_at_loss   the target loss that ended training early
     rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
-    metrics           the latest scores
-    start_metrics     the scores before the first step
+    privacy           epsilon, delta and settings of DP-SGD; None without it
+    metrics, start_metrics  the latest scores, and those before the first step
     curve             one row of scores, with its "step", for every step at which the model was scored
     checkpoint        path of the last step's checkpoint, relative to the run's folder
     """
@@ -113,6 +112,7 @@ class StageRecord:
     lr: float = 0.0
     stopped_at_loss: float | None = None
     rollbacks: list[Json] = field(default_factory=list)
+    privacy: Json | None = None
     flops: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     device_seconds: float | None = None

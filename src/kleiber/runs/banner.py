@@ -25,6 +25,8 @@ def banner_lines(
         rows.append(("training", describe_steps(stages[0])))
     else:
         rows += [(f"stage {stage.name}", describe_steps(stage)) for stage in stages]
+    if first.privacy is not None:
+        rows.append(("privacy", first.privacy.describe(first.stop_step)))
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
     rows += [
         ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),

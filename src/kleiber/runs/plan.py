@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +16,11 @@ from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
-from kleiber.optimizers.schedules import Schedule
+from kleiber.optimizers.privacy import PrivateSteps
+from kleiber.optimizers.schedules import Schedule, sparkline
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
+from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
@@ -47,6 +48,7 @@ class Plan:
     sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
     earlier          tasks that the start point was trained for
     measurements     evaluations during training and after the last step
+    privacy          what DP-SGD does in each step; None without it
     """
 
     corpus: Corpus
@@ -67,6 +69,7 @@ class Plan:
     sides: int = 1
     earlier: list[Task] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    privacy: PrivateSteps | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -125,7 +128,7 @@ def make_plan(
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
-    share = -(-rows // hardware.world_size)
+    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
     return Plan(
         corpus=corpus,
         model=model,
@@ -145,6 +148,7 @@ def make_plan(
         sides=sides,
         earlier=earlier,
         measurements=training_measurements(cfg.evals, model, corpus),
+        privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
 
 
@@ -270,8 +274,9 @@ def _plan_lines(plan: Plan, steps: int) -> list[str]:
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
         f"{6 * parameters.active * trained:.3g})",
+        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
-        f"{sparkline(plan)}",
+        f"{sparkline(plan.schedule, plan.steps)}",
     ]
 
 
@@ -290,10 +295,3 @@ def _saving_line(stages: Sequence[Stage]) -> str:
     trained = sum(stage.steps for stage in stages)
     separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
     return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"
-
-
-def sparkline(plan: Plan, width: int = 60) -> str:
-    """Draws the schedule as a row of `width` bars."""
-    bars = " ▁▂▃▄▅▆▇█"
-    places = [math.floor(i * (plan.steps - 1) / (width - 1)) for i in range(width)]
-    return "".join(bars[math.ceil(plan.schedule(step, plan.steps) * (len(bars) - 1))] for step in places)

@@ -15,6 +15,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
+from kleiber.data.poisson import poisson_stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
@@ -44,8 +45,12 @@ class Batches:
 
     def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
         self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
+        self.privacy = plan.privacy
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.privacy is not None:
+            samples, seed, start, *_ = self.arguments
+            return poisson_stream(samples, seed, start, self.privacy.rate)
         return stream(*self.arguments)
 
 
@@ -133,6 +138,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
         restored=state["optimizer"] if state else None,
         retention=methods,
         partial=cfg.adapter is not None,
+        privacy=plan.privacy,
     )
     hardware.prepare_model(lit.model)
     target_loss = cfg.budget.get("stop_at_loss")

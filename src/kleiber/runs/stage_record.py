@@ -49,5 +49,8 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model,
         record.cost = cost_of(cost, power, record.device_seconds)
     record.mfu = speed * flops / (peak * plan.world_size) if speed and peak else None
     record.peak_memory_bytes = peak_memory_bytes(device)
+    if plan.privacy is not None:
+        record.privacy = plan.privacy.record(plan.stop_step)
+        record.add_scores({"privacy/epsilon": record.privacy["epsilon"]})
     last = checkpoint.steps(tree.checkpoints(stage.name))
     record.checkpoint = str(last[0].relative_to(tree.folder)) if last else None

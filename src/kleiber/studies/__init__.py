@@ -19,6 +19,7 @@ EXPORTS = {
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
+    "Memorization": "memorization",
     "Needle": "needle",
     "OOD": "ood",
     "Scaling": "scaling",

@@ -18,7 +18,9 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import Optimizer
+from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
+from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.sharding import OptimizerState, load_optimizer
 from kleiber.training.step import (
     Diverged,
@@ -53,6 +55,7 @@ class LitLM(LeanModule):
     seed          seeds all random numbers of a step, together with the number of the step
     restored      optimizer state by parameter name, from a checkpoint
     retention     methods against forgetting, each with its memory
+    privacy       clips the gradient of each sample and adds noise (DP-SGD); None trains without
     partial       whether checkpoints contain only the trained weights, such as those of an adapter
 
     `last` contains the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr". A `guard` can skip a
@@ -73,13 +76,14 @@ class LitLM(LeanModule):
         restored: OptimizerState | None = None,
         retention: Sequence[Retention] = (),
         partial: bool = False,
+        privacy: PrivateSteps | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.micro_batch, self.seed, self.restored = micro_batch, seed, restored
         self.retention = nn.ModuleList(retention)
-        self.partial = partial
+        self.partial, self.privacy = partial, privacy
         self.last: dict[str, Tensor | float] = {}
         self.guard: Guard | None = None
 
@@ -124,7 +128,8 @@ class LitLM(LeanModule):
         clip, ranks = self.optimizer.clip, self.trainer.world_size
         loss, failure, norm = means["ce"].item(), None, math.nan
         try:
-            norm = normalize_gradients(parameters, tokens, ranks, clip, change if methods else None)
+            divisor = tokens if self.privacy is None else self.privacy.rows
+            norm = normalize_gradients(parameters, divisor, ranks, clip, change if methods else None)
         except Diverged as error:
             failure = error
         if self.guard is not None and self.guard.refuses(loss, norm):
@@ -141,6 +146,8 @@ class LitLM(LeanModule):
                 method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
         self.model.rebalance(sums.values)
+        if self.privacy is not None:
+            logged["epsilon"] = torch.tensor(self.privacy.epsilon(step + 1))
         self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
@@ -151,6 +158,9 @@ class LitLM(LeanModule):
             # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones.
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
+            if self.privacy is not None:
+                noise = noise_generator(self.seed, step, next(self.model.parameters()).device)
+                return private_gradients(self.model, self.objective, batch, self.manual_backward, self.privacy, noise)
             try:
                 batches = self.objective.prepare_step(self.model, micro_batches(batch, self.micro_batch))
                 return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)

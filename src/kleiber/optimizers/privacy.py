@@ -1,0 +1,134 @@
+"""Differentially private training: the settings of DP-SGD, and the privacy that its steps spend.
+
+A sample is what the data calls one: a window of text, a conversation, a labeled text. The guarantee is about weights of
+a run that differ in one sample (added or removed). `training/private_step.py` clips and adds noise.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt, Lt
+
+from kleiber.types import Json, Positive
+
+DEFAULT_EPSILON = 8.0
+TOLERANCE = 0.01  # by which the epsilon that is spent may be below the one that was asked for
+
+
+@dataclass(frozen=True)
+class PrivateSteps:
+    """DP-SGD for a number of samples and steps.
+
+    noise    standard deviation of the noise over `clip`
+    clip     largest norm of the gradient of a sample's mean loss
+    rate     probability that a sample is in the batch of a step (Poisson sampling)
+    samples  number of training samples
+    """
+
+    noise: float
+    clip: float
+    delta: float
+    rate: float
+    samples: int
+
+    @property
+    def rows(self) -> float:
+        """Expected samples of a batch, by which the sum of the gradients is divided."""
+        return self.rate * self.samples
+
+    def epsilon(self, steps: int) -> float:
+        """The epsilon of `steps` steps, by the Rényi accountant of opacus; 0 for no steps.
+
+        Mironov et al. 2019, arXiv:1908.10530, for the subsampled Gaussian mechanism under Poisson sampling.
+        """
+        if steps == 0:
+            return 0.0
+        from opacus.accountants import RDPAccountant
+
+        accountant = RDPAccountant()
+        accountant.history = [(self.noise, self.rate, steps)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the best order is the last: the bound is valid, and not the tightest
+            return float(accountant.get_epsilon(delta=self.delta))
+
+    def record(self, steps: int) -> Json:
+        """What summary.json says about the privacy of a stage."""
+        return {
+            "epsilon": self.epsilon(steps), "delta": self.delta, "noise_multiplier": self.noise, "clip": self.clip,
+            "sample_rate": self.rate, "samples": self.samples, "steps": steps, "accountant": "rdp",
+            "sampling": "poisson", "neighbors": "add or remove one sample",
+        }  # fmt: skip
+
+    def describe(self, steps: int) -> str:
+        """A line on the privacy of `steps` steps."""
+        return (
+            f"epsilon {self.epsilon(steps):.3g}, delta {self.delta:g} for each of {self.samples:,} samples; noise "
+            f"{self.noise:.3g} x clip {self.clip:g}, about {self.rows:.0f} random samples a step"
+        )
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """DP-SGD (Abadi et al. 2016, arXiv:1607.00133), with any optimizer.
+
+    The gradient of each sample is clipped, and noise is added to their sum, before the optimizer reads it.
+
+    epsilon           to spend until the last step; null: what `noise_multiplier` leads to, or 8 where that is null too
+    noise_multiplier  standard deviation of the noise over `clip`; null: what `epsilon` needs
+    delta             must be below 1 / samples, since a model that prints a random sample has delta = 1 / samples
+    clip              largest norm of the gradient of a sample's mean loss
+    """
+
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
+    clip: Positive = 1.0
+
+    def plan(self, samples: int, rows: int, steps: int) -> PrivateSteps:
+        """The noise for `steps` batches of about `rows` of the `samples` training samples.
+
+        Raises ValueError for two settings of the noise, for batches of more than all samples, and for a delta that
+        protects nothing.
+        """
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                f"privacy.epsilon={self.epsilon:g} and privacy.noise_multiplier={self.noise_multiplier:g} exclude each "
+                "other: remove one"
+            )
+        if rows > samples:
+            raise ValueError(
+                f"privacy=dp_sgd draws about {rows:,} of {samples:,} samples a step: set a smaller batch.tokens"
+            )
+        if self.delta >= 1 / samples:
+            raise ValueError(f"privacy.delta={self.delta:g} must be < 1 / {samples:,} training samples")
+        rate = rows / samples
+        noise = self.noise_multiplier
+        if noise is None:
+            noise = noise_for(DEFAULT_EPSILON if self.epsilon is None else self.epsilon, self.delta, rate, steps)
+        return PrivateSteps(noise, self.clip, self.delta, rate, samples)
+
+
+def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    """The noise multiplier with which `steps` steps spend at most `epsilon`, found by opacus.
+
+    Raises ValueError where no noise that opacus tries is enough.
+    """
+    from opacus.accountants.utils import get_noise_multiplier
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            noise = get_noise_multiplier(
+                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp",
+                epsilon_tolerance=min(TOLERANCE, epsilon / 100),
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(
+                f"privacy.epsilon={epsilon:g} is too small for privacy.delta={delta:g}: raise it"
+            ) from error
+    assert math.isfinite(noise)
+    return float(noise)

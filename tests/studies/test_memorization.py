@@ -1,0 +1,78 @@
+"""Exposures that are known: by repetitions, width and arm, against the first arm and against chance."""
+
+from pathlib import Path
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.records.catalog import Run, read_runs
+from kleiber.studies.memorization import Memorization, epsilon_figure, read_cells, repetition_figure
+
+ARMS = {"all": None, "dp_8": 7.99, "exact": None}
+EXPOSURE = {  # by arm: at 0, 1, 10 and 100 repetitions
+    "all": (1.4, 2.0, 6.0, 13.0), "exact": (1.4, 1.9, 1.8, 2.1), "dp_8": (1.4, 1.4, 1.5, 1.4),
+}  # fmt: skip
+LOSS = {"all": 2.0, "exact": 2.02, "dp_8": 3.0}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    design = {"arms": {arm: {"a": number} for number, arm in enumerate(ARMS)}}
+    for arm, epsilon in ARMS.items():
+        for width in (32, 64):
+            for seed in (0, 1, 2):
+                noise = 0.1 * (seed - 1) + (0.03 * (width == 64))
+                wider = 1.0 if width == 64 and arm == "all" else 0.0
+                metrics = {"val/docs/loss": LOSS[arm] + noise}
+                for count, bits in zip((0, 1, 10, 100), EXPOSURE[arm], strict=True):
+                    at = f"eval/memorization/canaries/exposure/{count}"
+                    metrics[at] = bits + (seed - 1) * 0.05 * (1 + (count == 100)) + wider * (count == 10)
+                    metrics[at.replace("exposure", "extracted")] = float(bits > 12)
+                metrics["eval/memorization/docs/membership_auc/loss"] = 0.6
+                metrics |= {} if epsilon is None else {"privacy/epsilon": epsilon}
+                config = {
+                    "model": {"width": width}, "optimizer": {"lr": 0.02}, "seed": seed, "study": {"arm": arm},
+                    "data": {"tokenizer": "bytes"}, "design": design,
+                }  # fmt: skip
+                folder = tmp_path / f"{arm}{width}-{seed}"
+                fake_run(folder, [{"metrics": metrics, "lr": 0.02}], config=config, seed=seed)
+    return list(read_runs(tmp_path))
+
+
+def test_exposure_grows_with_repetitions_and_size_and_falls_with_remedies(runs: list[Run]) -> None:
+    findings = Memorization().analyze(runs)
+    rows = {(row["code"], row["width"]): row for row in findings.tables["Differences"]}
+    codes = {f"{kind}_{arm}" for kind in ("exposure", "loss", "chance") for arm in ("exact", "dp_8")}
+    assert set(rows) == {("size", 64), *((code, width) for code in (*codes, "repetition") for width in (32, 64))}
+    assert rows["repetition", 64]["value"] == pytest.approx(11) and rows["repetition", 64]["lo"] > 10
+    assert rows["size", 64]["value"] == pytest.approx(1)
+    assert rows["exposure_exact", 32]["value"] == pytest.approx(-10.9)
+    assert rows["loss_dp_8", 64]["value"] == pytest.approx(1) and rows["loss_dp_8", 64]["unit"] == "nats per token"
+    assert rows["chance_dp_8", 32]["value"] == pytest.approx(0)
+    texts = {verdict["text"] for verdict in findings.verdicts if verdict["code"] == "chance_dp_8"}
+    assert all(text.endswith("bits, which may be 0.") for text in texts) and len(texts) == 2
+    assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm all is +1.000" in findings.headline
+    assert ", width 32:" not in findings.headline
+
+
+def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:
+    tables = Memorization().analyze(runs).tables
+    assert len(tables["Exposure and extraction by repetitions"]) == 3 * 2 * 4 * 2
+    assert len(tables["Loss and membership"]) == 3 * 2 * 2
+    private = [row for row in tables["Loss and membership"] if row["epsilon"] is not None]
+    assert {row["arm"] for row in private} == {"DP-SGD, epsilon 8"} and private[0]["n"] == 3
+
+
+def test_runs_without_canaries_are_refused(tmp_path: Path) -> None:
+    config = {"model": {"width": 32}, "optimizer": {"lr": 0.02}, "seed": 0, "study": {"arm": "all"}}
+    fake_run(tmp_path / "run", [{"metrics": {"val/docs/loss": 1.0}, "lr": 0.02}], config=config)
+    with pytest.raises(ValueError, match="no run here was scored on canaries"):
+        Memorization().analyze(read_runs(tmp_path))
+
+
+def test_the_figures_have_a_line_for_each_arm_and_the_loss_beside_the_exposure(runs: list[Run]) -> None:
+    cells = read_cells(runs)
+    drawn = str(repetition_figure(cells, [0, 1, 10, 100], "exposure", "exposure (bits)").to_dict())  # type: ignore[attr-defined]
+    assert "without exact duplicates" in drawn and "repetitions in the training text" in drawn
+    against = str(epsilon_figure(cells, 100).to_dict())  # type: ignore[attr-defined]
+    assert "Validation loss" in against and "Exposure of canaries repeated 100 times" in against
