@@ -117,16 +117,7 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = (
-        "equalized",
-        "forgetting",
-        "forgetting_law",
-        "moe_forgetting",
-        "adapters",
-        "moe_gain",
-        "needle",
-        "memorization",
-    )
+    own_data = "equalized forgetting forgetting_law moe_forgetting adapters moe_gain needle memorization".split()
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]

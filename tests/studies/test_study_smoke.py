@@ -31,6 +31,7 @@ PRETRAINING = [
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
+QK_NORM = ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"]
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
@@ -84,12 +85,7 @@ STUDIES = {
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
-    "compare": Expected(
-        ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
-        4,
-        "claim_not_tested",
-        decision="not tested",
-    ),
+    "compare": Expected(QK_NORM, 4, "claim_not_tested", decision="not tested"),
     "context": Expected(
         ["model.context=32,64", "data=recall", "batch.tokens=256", "callbacks.positions.tokens=2048", "model.width=32"],
         6,
