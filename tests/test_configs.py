@@ -55,7 +55,6 @@ ELSEWHERE |= {
     "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
-    "objective/equalized": "needs pairs: tests/objectives/test_equalized.py",
 }
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
@@ -84,7 +83,7 @@ SAME |= {f"data/{data}": f"objective/{name}" for name, data in LEARNT.items() if
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto")]
+SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
@@ -117,7 +116,7 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = "equalized forgetting forgetting_law moe_forgetting adapters moe_gain needle memorization".split()
+    own_data = ("equalized", "adapters", "moe_gain", "needle", "memorization", *RETAINING[1:4])  # forgetting, ...
     gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]

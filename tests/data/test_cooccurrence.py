@@ -53,11 +53,11 @@ def test_a_planted_bias_is_found_and_none_in_balanced_text():
         certain = [row for row in found if row.q <= 0.1]
         assert least <= len(certain) <= most
         if skew > 0.5:
-            assert all((row.log_odds < 0) == (stereotype(jobs[row.word]) == "female") for row in certain)
+            assert all((row.log_odds < 0) == (stereotype(jobs[row.term]) == "female") for row in certain)
 
 
 def test_without_a_list_frequent_words_are_reported_and_without_contexts_none():
     contexts = count_contexts(TEXTS * 5, SWAP, 10)
-    assert {"cook", "nurse", "was"} <= {row.word for row in associations(contexts, None)}
+    assert {"cook", "nurse", "was"} <= {row.term for row in associations(contexts, None)}
     assert associations(count_contexts(["it rained"], SWAP, 5), None) == []
     assert associations(count_contexts(["he sat"], SWAP, 5), None) == []

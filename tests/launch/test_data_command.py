@@ -37,7 +37,7 @@ def test_associations_are_printed_and_written(tmp_path, cache_dir):
     text = run(tmp_path / "t.jsonl", "--bias", "--window", 1, "--json", out)
     bias = json.loads(out.read_text())["bias"]
     assert bias["groups"] == {"male words": 60, "female words": 30} and bias["window"] == 1
-    words = {row["word"]: row for row in bias["words"]}
+    words = {row["term"]: row for row in bias["words"]}
     assert words["cooks"]["first"] == 30 and words["cooks"]["log_odds"] > 0 > words["sews"]["log_odds"]
     assert "near male words" in text and "cooks" in text
     words_file = tmp_path / "pairs.txt"

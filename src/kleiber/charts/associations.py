@@ -15,7 +15,7 @@ MOST = 40  # words of a figure: those that are most strongly associated with eit
 def association_chart(rows: Sequence[Mapping[str, object]], groups: tuple[str, str], fdr: float) -> Chart:
     """Log-odds ratios of words with their intervals, from those of the first group to those of the second one.
 
-    rows    word, count, log_odds, lo, hi and q, in descending order of log_odds
+    rows    term, count, log_odds, lo, hi and q, in descending order of log_odds
     groups  names of the groups
     fdr     words of q <= fdr are filled
     """
@@ -23,12 +23,12 @@ def association_chart(rows: Sequence[Mapping[str, object]], groups: tuple[str, s
     shown = [*rows] if len(rows) <= MOST else [*rows[:half], *rows[-half:]]
     table = [{**row, "associated": float(str(row["q"])) <= fdr} for row in shown]
     base = alt.Chart(pd.DataFrame(table)).encode(
-        y=alt.Y("word:N", title=None, sort=[str(row["word"]) for row in shown], axis=alt.Axis(labelLimit=200))
+        y=alt.Y("term:N", title=None, sort=[str(row["term"]) for row in shown], axis=alt.Axis(labelLimit=200))
     )
     title = f"log-odds ratio (90 % interval): near {groups[1]} < 0 < near {groups[0]}"
     color = alt.condition("datum.associated", alt.value(KINDS[2]), alt.value(KINDS[1]))
     fill = alt.condition("datum.associated", alt.value(KINDS[2]), alt.value("white"))
-    tips = ["word:N", "count:Q", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("log_odds", "lo", "hi", "q"))]
+    tips = ["term:N", "count:Q", *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("log_odds", "lo", "hi", "q"))]
     layers = [
         alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(x="x:Q"),
         base.mark_rule(strokeWidth=1.6).encode(x=alt.X("lo:Q", title=title), x2="hi:Q", color=color),

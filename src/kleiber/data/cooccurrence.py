@@ -72,7 +72,7 @@ class Association:
     pmi_first, pmi_second    log2 of its share near a group over its share in the text; None where it is never there
     """
 
-    word: str
+    term: str
     count: int
     first: int
     second: int

@@ -229,6 +229,7 @@ def encode_pairs(
     }  # fmt: skip
 
     def build(folder: Path) -> Json:
+        """Writes the rows; returns their number."""
         rows: list[Integer[np.ndarray, "_"]] = []
         for source in sources:
             with source.open_text(root) as text:

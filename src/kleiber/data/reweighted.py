@@ -127,7 +127,8 @@ def document_cells(
         text = tokenizer.decode(ids[begin + 1 : end].tolist())
         first, second = swap.counts(text)
         group = -1 if first == second else int(second > first)
-        attribute = next((word for token in WORD.findall(text) if (word := token.lower()) in attributes), "")
+        tokens = (token.lower() for token in WORD.findall(text))
+        attribute = next((token for token in tokens if token in attributes), "")
         cells.append((attribute, group))
     return cells
 

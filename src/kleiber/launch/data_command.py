@@ -60,14 +60,14 @@ def describe(
     }  # fmt: skip
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
     if bias:
-        groups, found = group_names(chosen), associations(contexts, listed)
+        groups, rows = group_names(chosen), associations(contexts, listed)
         summary["bias"] = {
             "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
-            "words": [row.to_json() for row in found],
+            "words": [row.to_json() for row in rows],
         }  # fmt: skip
-        lines += bias_lines(contexts, found, groups)
+        lines += bias_lines(contexts, rows, groups)
         if report is not None:
-            write_text(report, bias_page(path, lines[:2], found, groups))
+            write_text(report, bias_page(path, lines[:2], rows, groups))
             lines.append(f"wrote {report}")
     if json is not None:
         write_json(json, summary)
@@ -79,42 +79,41 @@ def group_names(words: str) -> tuple[str, str]:
     return ("male words", "female words") if words == "gender" else ("the first words", "the second words")
 
 
-def bias_lines(contexts: Contexts, found: list[Association], groups: tuple[str, str]) -> list[str]:
+def bias_lines(contexts: Contexts, rows: list[Association], groups: tuple[str, str]) -> list[str]:
     """The occurrences of both groups, and the words that are most strongly associated with each."""
     counts = " and ".join(f"{size:,} {name}" for size, name in zip(contexts.group_size, groups, strict=True))
     lines = [
-        f"it has {counts}; {sum(row.q <= FDR for row in found)} of {len(found)} words stand nearer to either, q <= .1"
+        f"it has {counts}; {sum(row.q <= FDR for row in rows)} of {len(rows)} words stand nearer to either, q <= .1"
     ]
     sides = (
-        [row for row in found if row.log_odds > 0][:SHOWN],
-        [row for row in reversed(found) if row.log_odds < 0][:SHOWN],
+        [row for row in rows if row.log_odds > 0][:SHOWN],
+        [row for row in reversed(rows) if row.log_odds < 0][:SHOWN],
     )
-    for name, rows in zip(groups, sides, strict=True):
-        lines += [f"near {name}, log-odds ratio [90 % interval], occurrences near either group:"] if rows else []
+    for name, side in zip(groups, sides, strict=True):
+        lines += [f"near {name}, log-odds ratio [90 % interval], occurrences near either group:"] if side else []
         lines += [
-            f"  {row.word:<16} {row.log_odds:+.2f} [{row.lo:+.2f}, {row.hi:+.2f}]  {row.first:,} and {row.second:,}"
-            for row in rows
+            f"  {row.term:<16} {row.log_odds:+.2f} [{row.lo:+.2f}, {row.hi:+.2f}]  {row.first:,} and {row.second:,}"
+            for row in side
         ]
     return lines
 
 
-def bias_page(path: str, notes: list[str], found: list[Association], groups: tuple[str, str]) -> str:
+def bias_page(path: str, notes: list[str], rows: list[Association], groups: tuple[str, str]) -> str:
     """The page of --report."""
     from kleiber.charts.associations import association_chart
     from kleiber.charts.page import render_page
 
-    rows = [row.to_json() for row in found]
     table = [
         {
-            "word": row.word, "occurrences": row.count, f"near {groups[0]}": row.first, f"near {groups[1]}": row.second,
+            "word": row.term, "occurrences": row.count, f"near {groups[0]}": row.first, f"near {groups[1]}": row.second,
             "log-odds ratio": row.log_odds, "from": row.lo, "to": row.hi, "q": row.q,
             f"PMI, {groups[0]} (bits)": row.pmi_first, f"PMI, {groups[1]} (bits)": row.pmi_second,
         }
-        for row in found
+        for row in rows
     ]  # fmt: skip
     return render_page(
         f"Words near two groups in {path}",
-        {"associations": association_chart(rows, groups, FDR)} if rows else {},
+        {"associations": association_chart([row.to_json() for row in rows], groups, FDR)} if rows else {},
         notes=notes,
         tables={"Words": table},
         methods=METHODS,
