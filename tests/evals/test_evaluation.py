@@ -7,7 +7,7 @@ import pytest
 from evals.subjects import table
 
 from kleiber.evals import evaluation
-from kleiber.evals.evaluation import Evaluation, Score, flatten_numbers, mean_score
+from kleiber.evals.evaluation import Evaluation, Score, flatten_numbers, mean_score, ratio_score
 
 
 def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
@@ -39,3 +39,10 @@ def test_a_table_needs_all_columns_of_one_of_the_sets() -> None:
 def test_numbers_of_nested_results_are_listed_by_path() -> None:
     results = {"a": {"loss": 1, "flag": True, "curve": [1, 2]}, "b": 0.5, "name": "x", "layers": {0: 2}}
     assert flatten_numbers(results) == {"a/loss": 1.0, "b": 0.5, "layers/0": 2.0}
+
+
+def test_the_ratio_of_two_means_has_an_interval_over_items():
+    same = ratio_score(np.ones(5), 2 * np.ones(5))
+    assert (same.lo, same.value, same.hi, same.n) == (0.5, 0.5, 0.5, 5)
+    varied = ratio_score(np.array([1.0, 3.0, 2.0]), np.array([2.0, 2.0, 8.0]))
+    assert varied.value == 0.5 and varied.lo < 0.5 < varied.hi and ratio_score(np.ones(1), np.ones(1)).lo is None

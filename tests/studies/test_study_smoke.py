@@ -10,6 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, PRETRAINING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -20,23 +21,9 @@ LADDER = [
 ]  # fmt: skip
 BASE = "design.base={data.domain:docs,budget.tokens:10k,retention:null"
 ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
-PRETRAINING = [
-    "design.kinds={mlm:{model:['model=bert','model.width=32','model.num_heads=2'],pretrain:['objective=mlm'],"
-    "lrs:[0.003,0.01],scratch:[0.01]}}",
-    "design.sources={tiny:['data=text','data.path={data}/tiny.txt']}", "design.only=[mlm,tiny,labels]",
-    "design.tasks={labels:['data=labelled','data.path={data}/labelled.jsonl','budget.steps=4']}",
-    "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
-    "design.sizes=[20k]", "study.against={}",
-]  # fmt: skip
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
-QK_NORM = ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"]
-COLLAPSE = [
-    "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
-    "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
-    "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
-]  # fmt: skip
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -85,7 +72,12 @@ STUDIES = {
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
-    "compare": Expected(QK_NORM, 4, "claim_not_tested", decision="not tested"),
+    "compare": Expected(
+        ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
+        4,
+        "claim_not_tested",
+        decision="not tested",
+    ),
     "context": Expected(
         ["model.context=32,64", "data=recall", "batch.tokens=256", "callbacks.positions.tokens=2048", "model.width=32"],
         6,
@@ -105,6 +97,7 @@ STUDIES = {
     "data_repeat": Expected(
         ["data.unique=null,2k", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "few_epochs no_law"
     ),
+    "explain": Expected(*EXPLAIN),
     "forgetting": Expected(
         [
             f"{BASE}}}",
@@ -201,7 +194,7 @@ STUDIES = {
     ),
 }
 FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
-          "not_identified"}  # fmt: skip
+          "not_identified", "cost"}  # fmt: skip
 DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 
 

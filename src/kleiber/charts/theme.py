@@ -168,7 +168,12 @@ def line_chart(
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     across = log_axis(x, title, np.array(shown[x], dtype=float), every=every, room=1.8)
-    y, low = (loss_axis(name, value, log) for name in ("value", "lo"))
+    bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
+
+    def axis(name: str) -> Chart:
+        return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
+
+    y, low = axis("value"), axis("lo")
     color = kind_color(kinds)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
@@ -179,7 +184,7 @@ def line_chart(
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
     ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
-    label_y = loss_axis("at", value, log)
+    label_y = axis("at")
     named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
     names = named.encode(x=across, y=label_y, text="kind:N", color=color)
     if zero:

@@ -18,6 +18,7 @@ EXPORTS = {
     "Recall": "recall",
     "Reweighted": "reweighted",
     "Text": "text",
+    "Trigger": "trigger",
     "Unpaired": "unpaired",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -30,7 +30,7 @@ from kleiber.data.corpus import TextCorpus, parse_bytes
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Context, Count, Natural, Seed
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut
+from kleiber.types.contracts import HeldOut, Planted
 
 FIRST_VALUE = 128  # ids 0 to 127 are keys, 128 to 255 values
 FIRST_FILLER = 258  # the ids from here on, which no text has, fill haystacks
@@ -154,6 +154,16 @@ class RecallRows(HeldOut):
             self._ask(pairs[at], order.astype(np.int64), shown, part_tokens, part_weights)
             tokens[at], weights[at] = part_tokens, part_weights
         return Batch(torch.from_numpy(tokens), weights=torch.from_numpy(weights), samples=torch.from_numpy(samples))
+
+    def planted(self, index: Int[np.ndarray, "batch"]) -> Planted:
+        """The last value that is asked for, and the earlier occurrences of its key and value."""
+        batch = self.gather(index)
+        assert batch.weights is not None
+        tokens, weights = batch.tokens.numpy(), batch.weights.numpy()
+        targets = tokens.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
+        keys = np.take_along_axis(tokens, targets[:, None] - 1, 1)
+        shown = (tokens == keys) & (np.arange(tokens.shape[1]) < targets[:, None] - 1)
+        return Planted(targets, shown | np.roll(shown, 1, axis=1))
 
     def needles(self, length: int, depth: float, index: Int[np.ndarray, "batch"]) -> Batch:
         """Returns rows of a haystack and one question, whose value is the only target and the last token.

@@ -4,6 +4,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Attention": "attention.attention",
+    "Attribution": "attribution.evaluation",
     "Bias": "bias.evaluation",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",
@@ -14,8 +15,10 @@ EXPORTS = {
     "Needle": "needle",
     "OOD": "ood",
     "Pairs": "pairs",
+    "Patching": "patching.evaluation",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Probes": "probes.evaluation",
     "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
 }

@@ -198,6 +198,17 @@ def mean_score(values: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
     return Score(mean, float(lo), float(hi), len(values))
 
 
+def ratio_score(parts: np.ndarray, wholes: np.ndarray) -> Score:
+    """The ratio of the means of two values of each item, with a percentile bootstrap interval over the items."""
+    value, count = float(parts.mean() / wholes.mean()), len(parts)
+    if count < 2:
+        return Score(value, n=count)
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    ratios = parts[drawn].mean(1) / wholes[drawn].mean(1)
+    lo, hi = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Score(value, float(lo), float(hi), count)
+
+
 def proportion_score(successes: Sequence[bool] | np.ndarray) -> Score:
     """The share of successes, with the exact interval of a binomial share (Clopper and Pearson 1934)."""
     from scipy.special import betaincinv

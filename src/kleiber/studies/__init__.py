@@ -14,6 +14,7 @@ EXPORTS = {
     "Context": "context",
     "Continual": "continual",
     "DataRepeat": "joint_laws",
+    "Explain": "explain",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
     "IsoFLOP": "scaling",

@@ -133,6 +133,11 @@ def place_of(run: Run) -> tuple[str, int]:
     return target.rsplit(".", 1)[-1].removesuffix("Parametrization"), width_of(model)
 
 
+def label_of(parametrization: str) -> str:
+    """A parametrization, the name of a class, as texts and figures call it."""
+    return {"MuP": "muP", "Standard": "standard parametrization"}.get(parametrization, parametrization)
+
+
 def name_of(place: tuple[str, int]) -> str:
     return f"{place[0]}, width {place[1]}"
 
@@ -184,7 +189,8 @@ def drift_verdict(row: Row) -> dict[str, str]:
     narrow, wide, num = row["widths"][0], row["widths"][-1], len(row["widths"])
     moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, "doublings per doubling of the width")
     cost = Estimate(row["cost"], row["cost_lo"], row["cost_hi"], num, "nats per token")
-    text = f"{row['parametrization']}: from width {narrow} to {wide} the best rate moves by {moves.text('+.2f')}; "
+    name = label_of(row["parametrization"])
+    text = f"{name}: from width {narrow} to {wide} the best rate moves by {moves.text('+.2f')}; "
     text += f"training width {wide} at the best rate of width {narrow} costs {cost.text('.4f')}"
     if max(abs(row["lo"]), abs(row["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}
@@ -212,7 +218,8 @@ def tuning_figure(arms: Arms) -> object:
     from kleiber.studies.compare.figures import losses_of
 
     tables = [
-        pd.DataFrame(losses_of({f"width {width}": arm})).assign(panel=name) for (name, width), arm in arms.items()
+        pd.DataFrame(losses_of({f"width {width}": arm})).assign(panel=label_of(name))
+        for (name, width), arm in arms.items()
     ]
     rows = pd.concat(tables, ignore_index=True)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
@@ -224,6 +231,7 @@ def optimum_figure(optima: Sequence[Row]) -> object:
     from kleiber.charts.theme import line_chart
 
     rows = pd.DataFrame(optima).dropna(subset="lo").rename(columns={"lr": "mean"})
-    rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2)
+    names = [label_of(name) for name in rows["parametrization"]]
+    rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, parametrization=names)
     title = "Optimal learning rate vs width"
     return line_chart(rows, "width", "width", "parametrization", title, 2, "optimal learning rate", log=True)

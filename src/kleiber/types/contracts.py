@@ -10,16 +10,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
+
+
+class Planted(NamedTuple):
+    """The known cause of one token of each sample.
+
+    targets  position of the token that is decided
+    causes   True for the earlier tokens that decide it, without the one in front of it, which asks for it
+    """
+
+    targets: Int[np.ndarray, "batch"]
+    causes: Bool[np.ndarray, "batch time"]
 
 
 class Samples:
@@ -45,6 +56,10 @@ class Samples:
 
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         """Prompt and last answer of conversation i, as token ids; None where samples are not conversations."""
+        return None
+
+    def planted(self, index: Int[np.ndarray, "batch"]) -> Planted | None:
+        """Which tokens of these samples decide a later token, where the data were made so; None for other data."""
         return None
 
 

@@ -190,4 +190,9 @@ def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt
     """Returns a logarithmic axis with a tick at every value that occurs, in the notation of the format `style`."""
     ticks = sorted(set(map(float, values)))
     scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
-    return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, format=style, grid=False))
+    return alt.X(
+        f"{name}:Q",
+        title=title,
+        scale=scale,
+        axis=alt.Axis(values=ticks, format=style, grid=False, labelOverlap="greedy", labelSeparation=4),
+    )

@@ -1,0 +1,22 @@
+"""Overrides that bring studies to smoke size, for test_study_smoke."""
+
+PRETRAINING = [
+    "design.kinds={mlm:{model:['model=bert','model.width=32','model.num_heads=2'],pretrain:['objective=mlm'],"
+    "lrs:[0.003,0.01],scratch:[0.01]}}",
+    "design.sources={tiny:['data=text','data.path={data}/tiny.txt']}", "design.only=[mlm,tiny,labels]",
+    "design.tasks={labels:['data=labelled','data.path={data}/labelled.jsonl','budget.steps=4']}",
+    "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
+    "design.sizes=[20k]", "study.against={}",
+]  # fmt: skip
+COLLAPSE = [
+    "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
+    "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
+    "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
+]  # fmt: skip
+EXPLAINED = [
+    "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
+    "design.arms={lookup:{data.pairs:4}}", "batch.tokens=480", "model.context=48",
+]  # fmt: skip
+PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
+CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
+EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_occlusion_rollout", ""))
