@@ -150,7 +150,7 @@ def test_planted_bias_moves_the_score_and_mitigations_move_it_back(tmp_path, cac
         score("c", "data=counterfactual"),
         score("d", "data=counterfactual", "data.method=substitute"),
         score("e", "data=reweighted", "data.attributes=occupations"),
-        score("f", "data=counterfactual", "data.share=0", "objective=equalized"),
+        score("f", "data=counterfactual", "data.share=0.0", "objective=equalized"),
     ]
     for after in mitigated:
         assert after["hi"] < biased["lo"], "the interval of the difference is clear of zero"
