@@ -56,6 +56,13 @@ def test_a_planted_bias_is_found_and_none_in_balanced_text():
             assert all((row.log_odds < 0) == (stereotype(jobs[row.term]) == "female") for row in certain)
 
 
+def test_words_are_ranked_by_how_certain_their_ratio_is():
+    texts = ["he saw gold"] * 60 + ["she saw gold"] * 10 + ["he saw tin"] * 5 + ["she saw silk"] * 30
+    rows = associations(count_contexts(texts, SWAP, 5), ["gold", "tin", "silk"])
+    assert [row.term for row in rows] == ["gold", "tin", "silk"] and rows[1].log_odds > rows[0].log_odds
+    assert rows[0].z > rows[1].z > 0 > rows[2].z
+
+
 def test_without_a_list_frequent_words_are_reported_and_without_contexts_none():
     contexts = count_contexts(TEXTS * 5, SWAP, 10)
     assert {"cook", "nurse", "was"} <= {row.term for row in associations(contexts, None)}

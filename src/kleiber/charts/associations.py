@@ -15,7 +15,7 @@ MOST = 40  # words of a figure: those that are most strongly associated with eit
 def association_chart(rows: Sequence[Mapping[str, object]], groups: tuple[str, str], fdr: float) -> Chart:
     """Log-odds ratios of words with their intervals, from those of the first group to those of the second one.
 
-    rows    term, count, log_odds, lo, hi and q, in descending order of log_odds
+    rows    term, count, log_odds, lo, hi and q, from the strongest of the first group to that of the second one
     groups  names of the groups
     fdr     words of q <= fdr are filled
     """

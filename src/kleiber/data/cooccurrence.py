@@ -68,6 +68,7 @@ class Association:
 
     count, first, second     its occurrences, and those near words of the first and of the second group
     log_odds, lo, hi         log-odds ratio of the word near the first against the second group, with its interval
+    z                        the ratio over its standard error, by which words are ranked: rare ones do not lead
     q                        p-value of log_odds = 0, corrected for the number of words (Benjamini & Hochberg 1995)
     pmi_first, pmi_second    log2 of its share near a group over its share in the text; None where it is never there
     """
@@ -79,6 +80,7 @@ class Association:
     log_odds: float
     lo: float
     hi: float
+    z: float
     q: float
     pmi_first: float | None
     pmi_second: float | None
@@ -89,7 +91,7 @@ class Association:
 
 
 def associations(contexts: Contexts, words: Sequence[str] | None, prior: float = PRIOR) -> list[Association]:
-    """The associations of words, from those of the first group to those of the second one.
+    """The associations of words, by z: from those of the first group to those of the second one.
 
     words  to report; None for all that stand near either group at least five times
     prior  number of words that the prior is worth
@@ -117,9 +119,9 @@ def associations(contexts: Contexts, words: Sequence[str] | None, prior: float =
     rows = [
         Association(
             token, contexts.words[token], first[token], second[token], float(ratio[at]), float(ratio[at] - half[at]),
-            float(ratio[at] + half[at]), float(q_values[at]),
+            float(ratio[at] + half[at]), float(ratio[at] / error[at]), float(q_values[at]),
             *(float(value) if np.isfinite(value) else None for value in pmi[at]),
         )
         for at, token in enumerate(words)
     ]  # fmt: skip
-    return sorted(rows, key=lambda row: -row.log_odds)
+    return sorted(rows, key=lambda row: -row.z)
