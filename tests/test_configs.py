@@ -41,7 +41,7 @@ ELSEWHERE = {
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "explain", "memorization", "moe_law",
-           "needle", "ood", "stability"]  # fmt: skip
+           "needle", "ood", "retrieval", "stability"]  # fmt: skip
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")

@@ -19,7 +19,14 @@ from pages.headers import Header, read_header
 from pages.tables import FOLDED_ROWS, cell, folded, records_table, table
 
 Json = dict[str, object]
-GROUPS = ("Scaling laws", "Architecture and recipe", "Mixtures of experts", "Forgetting", "Transfer")
+GROUPS = (
+    "Scaling laws",
+    "Architecture and recipe",
+    "Mixtures of experts",
+    "Forgetting",
+    "Transfer",
+    "Interpretability",
+)
 # Links between discussions, and from them to docs/, in the repository and in the site.
 SITE_PATHS = {
     "](../../golden/discussion.md": "](../golden/index.md",
@@ -43,10 +50,12 @@ CAPTIONS = {
     "matched": "Forgetting at equal target loss",
     "matrix": "Score of every task after every stage",
     "pareto": "Forgetting against the loss on the new text",
+    "planted": "Share of texts in which a token that decides the answer is ranked first",
     "position_recall": "Loss by position on associative recall",
     "profile": "Profile likelihood of the irreducible loss",
     "residuals": "Residuals of the law",
     "sizes": "Loss against model size",
+    "tests": "Area under deletion and insertion, relative to random rankings",
     "tokens": "Difference or loss against training tokens",
     "trajectory": "Forgetting while the new text is learned",
     "transfer": "Loss against the learning rate, by width",

@@ -38,6 +38,18 @@ def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys
     assert capsys.readouterr().out == f"one{answer['text']}\n"
 
 
+def test_a_datastore_stands_in_front_of_the_prompt(small_model, capsys, cache_dir):
+    notes, file = small_model / "notes.txt", small_model / "text.json"
+    notes.write_text("one is the answer")
+    options = ["--tokens", "3", "--json", str(file), "--datastore", str(notes)]
+    assert main(["generate", str(small_model), "--prompt", "one", *options]) == 0
+    answer = json.loads(file.read_text())
+    assert answer["prompt_tokens"] == len("one is the answer\none") and capsys.readouterr().out.startswith("one")
+    assert main(["generate", str(small_model), "--prompt", "one", *options, "--retrieval", "x"]) == 2
+    assert main(["generate", str(small_model), "--prompt", "one", "--datastore", "nowhere.txt"]) == 2
+    assert "datastore nowhere.txt" in capsys.readouterr().err
+
+
 def test_a_chat_answers_each_line_until_the_input_ends(small_model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n\nwhy?\n"))
     assert main(["chat", str(small_model), "--tokens", "0"]) == 0

@@ -22,6 +22,7 @@ LADDER = [
 BASE = "design.base={data.domain:docs,budget.tokens:10k,retention:null"
 ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
+SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
 UPCYCLING = (
@@ -161,6 +162,12 @@ STUDIES = {
     ),
     "needle": Expected([*HAYSTACKS, "design.seeds=2"], 36, "claim_not_tested", decision="not tested"),
     "ood": Expected([*OTHER_TEXT, "design.seeds=2"], 12, "robustness slope"),
+    "retrieval": Expected(
+        [f"{BASE}}}", f"design.arms={{{ONE_REPLAY}}}", "design.seeds=1", "design.tokens=5k", *SMALL_STORE],
+        3,
+        "bm25_new bm25_old forgets knn_against_replay_fraction0.2 knn_base knn_new knn_old "
+        "knn_with_replay_fraction0.2 old_replay_fraction0.2",
+    ),
     "routers": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}"],
         6,

@@ -5,6 +5,7 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Attention": "attention.attention",
     "Attribution": "attribution.evaluation",
+    "Autoencoder": "autoencoder.evaluation",
     "Bias": "bias.evaluation",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",

@@ -73,15 +73,23 @@ def generate(
     top_p: TopP = 1.0,
     stop: Stop = None,
     seed: SamplingSeed = 0,
+    datastore: Annotated[
+        list[str] | None, typer.Option(help="Text to look things up in, by name or path; may be repeated.")
+    ] = None,
+    retrieval: Annotated[
+        str, typer.Option(help="bm25, dense: put text of the datastore in front of the prompt; knn: mix neighbors in.")
+    ] = "bm25",
     json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
 ) -> None:
     """Continue a prompt with a run or a Hugging Face model, and print both."""
+    from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
     from kleiber.runs.open import open_model
 
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
-    continuation = continue_prompt(open_model(existing(subject)), prompt, sampling)
+    lookup = Lookup(datastore, retrieval) if datastore else None
+    continuation = continue_prompt(open_model(existing(subject)), prompt, sampling, lookup)
     typer.echo(prompt, nl=False)
     begin = time.perf_counter()
     for piece in continuation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import DecodingCache, Model
 
 Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
+Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
 Draws = Float[Tensor, "batch new"]  # numbers in [0, 1), which decide the tokens in place of a generator
 
 
@@ -56,10 +57,15 @@ def stream(
     real: Bool[Tensor, "batch time"] | None = None,
     eos: int | None = None,
     draws: Draws | None = None,
+    adjust: Adjust | None = None,
 ) -> Iterator[Int[Tensor, "batch"]]:
-    """Returns the next token of each row as soon as it is sampled; arguments and errors are those of `generate`."""
+    """Returns the next token of each row as soon as it is sampled; other arguments and errors are those of `generate`.
+
+    adjust  returns other logits from the last hidden states and logits of the rows, before a token is sampled
+    """
     _check(model, prompt_ids, max_new_tokens, temperature, top_k, top_p)
-    return _decode(model, prompt_ids, max_new_tokens, (temperature, top_k, top_p, generator), real, eos, draws)
+    settings = (temperature, top_k, top_p, generator)
+    return _decode(model, prompt_ids, max_new_tokens, settings, real, eos, draws, adjust)
 
 
 def _decode(
@@ -70,6 +76,7 @@ def _decode(
     real: Tensor | None,
     eos: int | None,
     draws: Tensor | None,
+    adjust: Adjust | None = None,
 ) -> Iterator[Tensor]:
     context, start = model.context, prompt_ids.shape[1]
     total, rows = start + max_new_tokens, len(prompt_ids)
@@ -87,7 +94,7 @@ def _decode(
                 caches, unread = model.new_caches(context), slice(at - max(1, context // 2), at)
             # Sampled tokens are real, and the cache remembers the padding of prompts.
             padding = None if real is None or unread.start >= start else real[:, unread]
-            logits = _next_logits(model, Batch(tokens[:, unread], real=padding), caches)
+            logits = _next_logits(model, Batch(tokens[:, unread], real=padding), caches, adjust)
             token = sample(logits, *settings, draws=None if draws is None else draws[:, at - start])
             if eos is not None:
                 token = torch.where(done, eos, token)
@@ -102,8 +109,12 @@ def _decode(
 
 @torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
 @torch.inference_mode()
-def _next_logits(model: Model, batch: Batch, caches: DecodingCache) -> Float[Tensor, "batch vocab"]:
-    return model.head(model(batch, caches).hidden[:, -1]).float()
+def _next_logits(
+    model: Model, batch: Batch, caches: DecodingCache, adjust: Adjust | None
+) -> Float[Tensor, "batch vocab"]:
+    hidden = model(batch, caches).hidden[:, -1]
+    logits = model.head(hidden).float()
+    return logits if adjust is None else adjust(hidden, logits)
 
 
 def left_padded(

@@ -16,12 +16,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kleiber.data.chat import Conversation, Turn, encode_prompt
-from kleiber.models.generate import generate, stream
+from kleiber.models.generate import Adjust, generate, stream
 from kleiber.records.files import read_json
 from kleiber.records.progress import activity
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed
 
 if TYPE_CHECKING:
+    from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.runs.open import TrainedModel
 
 SCHEMA = "kleiber.generate/1"
@@ -51,18 +52,21 @@ class Continuation:
 
     ids    token ids of the continuation, without the end-of-text token
     ended  why it ended: "eos", "stop" or "length"; None before the end
+    adjust changes the logits of each token (see `stream`)
 
     Raises ValueError for a model that is not causal, and for settings that `generate` refuses.
     """
 
-    def __init__(self, run: TrainedModel, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+    def __init__(
+        self, run: TrainedModel, prompt_ids: Sequence[int], sampling: Sampling, adjust: Adjust | None = None
+    ) -> None:
         self.prompt_ids, self.sampling, self.tokenizer = list(prompt_ids), sampling, run.tokenizer
         self.ids: list[int] = []
         self.text = ""
         self.ended: str | None = None
         self.drawn = stream(
             run.model, torch.tensor([self.prompt_ids]), sampling.tokens, sampling.temperature, top_p=sampling.top_p,
-            generator=torch.Generator().manual_seed(sampling.seed), eos=run.tokenizer.eos,
+            generator=torch.Generator().manual_seed(sampling.seed), eos=run.tokenizer.eos, adjust=adjust,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[str]:
@@ -101,10 +105,19 @@ def certain_length(text: str, stop: Sequence[str]) -> int:
     return length
 
 
-def continue_prompt(run: TrainedModel, prompt: str, sampling: Sampling) -> Continuation:
-    """Returns the continuation of a prompt, which the tokenizer's begin token precedes where documents have one."""
+def continue_prompt(run: TrainedModel, prompt: str, sampling: Sampling, lookup: Lookup | None = None) -> Continuation:
+    """Returns the continuation of a prompt, which the tokenizer's begin token precedes where documents have one.
+
+    lookup  a datastore whose text stands in front of the prompt, or whose neighbors are mixed into the predictions
+    """
     ids = run.tokenizer.encode_prompt(prompt) or [run.tokenizer.begin]
-    return Continuation(run, ids, sampling)
+    if lookup is None:
+        return Continuation(run, ids, sampling)
+    from kleiber.evals.retrieval.lookup import neighbor_mixture, with_retrieved_text
+
+    if lookup.method == "knn":
+        return Continuation(run, ids, sampling, neighbor_mixture(run.model, run.tokenizer, lookup))
+    return Continuation(run, with_retrieved_text(run.model, run.tokenizer, ids, lookup), sampling)
 
 
 def to_json(subject: Path, prompt: str, continuation: Continuation, seconds: float) -> Json:

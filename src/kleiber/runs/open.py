@@ -73,6 +73,8 @@ class TrainedModel:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        datastore: Sequence[str] = (),
+        retrieval: str = "bm25",
     ) -> str:
         """Returns the continuation of a prompt, as `kleiber generate` prints it.
 
@@ -81,14 +83,17 @@ class TrainedModel:
         top_p        samples from the most probable tokens that reach this probability
         stop         texts that end the continuation, and are not part of it
         seed         of the draws
+        datastore    names or paths of text to look things up in
+        retrieval    "bm25" or "dense" puts text of the datastore in front of the prompt, "knn" mixes neighbors in
 
-        Raises ValueError for a model that is not causal.
+        Raises ValueError for a model that is not causal, and for text that cannot be read.
         """
+        from kleiber.evals.retrieval.lookup import Lookup
         from kleiber.runs.completion import Sampling, continue_prompt
 
-        continuation = continue_prompt(
-            self, prompt, Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
-        )
+        sampling = Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
+        lookup = Lookup(datastore, retrieval) if datastore else None
+        continuation = continue_prompt(self, prompt, sampling, lookup)
         return "".join(continuation)
 
     def write(self, rows: int, tokens: int, temperature: float, seed: int) -> Int[Tensor, "rows tokens"]:

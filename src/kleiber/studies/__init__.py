@@ -23,6 +23,7 @@ EXPORTS = {
     "Memorization": "memorization",
     "Needle": "needle",
     "OOD": "ood",
+    "Retrieval": "retrieval",
     "Scaling": "scaling",
     "Stability": "stability",
     "Transfer": "transfer",

@@ -21,13 +21,12 @@ from kleiber.studies.compare.arms import arm_name, planned_arms
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import (
     Claim,
-    Estimate,
     as_row,
     gaps_by_seed,
     level_of_each,
     mean_estimate,
 )
-from kleiber.studies.compare.rows import Rows, seed_means
+from kleiber.studies.compare.rows import Rows
 from kleiber.studies.study import Findings, IntervalStudy
 from kleiber.types import Json
 
@@ -82,7 +81,7 @@ class Explain(IntervalStudy):
         arms = [arm for arm in planned_arms([run.config for run in runs]) if arm in set(rows["arm"])]
         arms = arms or list(dict.fromkeys(rows["arm"]))
         tables = {
-            f"{MEASURES[measure][0].capitalize()} ({MEASURES[measure][1]})": means(rows, measure, self.level)
+            f"{MEASURES[measure][0].capitalize()} ({MEASURES[measure][1]})": means(rows, arms, measure, self.level)
             for measure in MEASURES
             if measure in set(rows["measure"])
         }
@@ -118,13 +117,19 @@ def by_seed(rows: Rows, arm: str, method: str, measure: str) -> dict[int, float]
     return dict(zip(map(int, part["seed"]), map(float, part["value"]), strict=True))
 
 
-def means(rows: Rows, measure: str, level: float) -> list[Json]:
-    """The mean over seeds of a measure of each method and task."""
-    table = seed_means(rows[rows["measure"] == measure], ("arm", "method"), "value", level).drop(columns="half")
-    if measure.startswith("planted"):  # the interval of a mean does not know that shares end at 0 and 1
-        table[["lo", "hi"]] = table[["lo", "hi"]].clip(0, 1)
-    named = table.assign(arm=[ARMS.get(arm, arm) for arm in table["arm"]], method=table["method"].map(METHODS))
-    return named.rename(columns={"arm": "task", "mean": "value"}).to_dict("records")
+def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[Json]:
+    """The mean over seeds of a measure for each task and method, with Student's interval."""
+    table: list[Json] = []
+    for arm in arms:
+        for method, name in METHODS.items():
+            estimate = mean_estimate(list(by_seed(rows, arm, method, measure).values()), level, MEASURES[measure][1])
+            if estimate is None:
+                continue
+            row = {"arm": arm, "task": ARMS.get(arm, arm), "method": name, **as_row(estimate)}
+            if measure.startswith("planted"):  # the interval of a mean does not know that shares end at 0 and 1
+                row |= {end: None if row[end] is None else min(1.0, max(0.0, row[end])) for end in ("lo", "hi")}
+            table.append(row)
+    return table
 
 
 def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
@@ -172,22 +177,12 @@ def agreements(rows: Rows, arm: str) -> list[float]:
 
 def headline(rows: Rows, arms: Sequence[str], level: float) -> str:
     """How often each method ranks a cause first, on each task."""
-    parts = []
-    for arm in arms:
-        texts = []
-        for method, name in METHODS.items():
-            estimate = mean_estimate(list(by_seed(rows, arm, method, TRUTH).values()), level, "")
-            if estimate is not None:
-                texts.append(f"{name} {share_text(estimate)}")
-        parts.append(f"{ARMS.get(arm, arm)}: {', '.join(texts)}")
-    return f"A token that decides the answer is ranked first in this share of texts. {'; '.join(parts)}."
-
-
-def share_text(estimate: Estimate) -> str:
-    """A share with its interval, cut to what a share can be, such as 97% [94%, 100%]."""
-    if estimate.lo is None or estimate.hi is None:
-        return f"{estimate.value:.0%}"
-    return f"{estimate.value:.0%} [{max(0.0, estimate.lo):.0%}, {min(1.0, estimate.hi):.0%}]"
+    parts: dict[str, list[str]] = {}
+    for row in means(rows, arms, TRUTH, level):
+        interval = "" if row["lo"] is None else f" [{row['lo']:.0%}, {row['hi']:.0%}]"
+        parts.setdefault(row["task"], []).append(f"{row['method']} {row['value']:.0%}{interval}")
+    tasks = "; ".join(f"{task}: {', '.join(texts)}" for task, texts in parts.items())
+    return f"A token that decides the answer is ranked first in this share of texts. {tasks}."
 
 
 def chart(rows: Rows, arms: Sequence[str], measures: Sequence[str], level: float) -> object:
@@ -196,15 +191,11 @@ def chart(rows: Rows, arms: Sequence[str], measures: Sequence[str], level: float
 
     shown: list[Json] = []
     for measure in measures:
-        for arm in arms:
-            for method, name in METHODS.items():
-                estimate = mean_estimate(list(by_seed(rows, arm, method, measure).values()), level, "")
-                if estimate is not None:
-                    task = ARMS.get(arm, arm)
-                    panel = task if len(measures) == 1 else f"{task}: {measure.partition('_')[0]}"
-                    shown.append({"series": name, "panel": panel, **as_row(estimate)})
+        for row in means(rows, arms, measure, level):
+            panel = row["task"] if len(measures) == 1 else f"{row['task']}: {measure.partition('_')[0]}"
+            shown.append({"series": row["method"], "panel": panel, **{key: row[key] for key in ("value", "lo", "hi")}})
     order = ["", *METHODS.values()]
     if len(measures) == 1:
         label, unit = MEASURES[measures[0]]
-        return estimates(shown, order, unit, f"Attributions by how often {label}", zero=True)
+        return estimates(shown, order, unit, f"Attributions by how often {label}")
     return estimates(shown, order, "nats", "Area under deletion and insertion, relative to random rankings", zero=True)

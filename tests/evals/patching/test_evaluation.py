@@ -43,12 +43,12 @@ def test_the_restored_share_is_a_ratio_over_pairs_that_the_model_knows():
         "clean": np.array([3.0, 1.0, 0.0]), "corrupted": np.array([1.0, 0.0, 5.0]),
         "stream/layer0/offset0": np.array([2.0, 1.0, 9.0]), "stream/layer0/offset1": np.array([np.nan, 0.5, 9.0]),
     }  # fmt: skip
-    scores = restored(values, "x")
+    scores = restored(values)
     assert scores["stream/layer0/offset0"].value == pytest.approx(2 / 3)
     assert scores["stream/layer0/offset1"].value == 0.5 and scores["stream/layer0/offset1"].n == 1
     assert scores["clean_is_likelier"].value == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="no pair of x"):
-        restored({"clean": np.zeros(2), "corrupted": np.ones(2)}, "x")
+    unknown = restored({"clean": np.zeros(2), "corrupted": np.ones(2), "stream/layer0/end": np.ones(2)})
+    assert set(unknown) == {"difference", "clean_is_likelier"} and unknown["clean_is_likelier"].value == 0
 
 
 def test_the_keys_have_their_effect():

@@ -17,9 +17,18 @@ from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import LMHead, Transformer
 from kleiber.types import Row
 from kleiber.types.batch import Batch, Output
-from kleiber.types.model import Model
+from kleiber.types.model import DecodingCache, Model
 
 CONTEXT = 32
+
+
+class TokenCache(DecodingCache):
+    """The tokens that have been read."""
+
+    tokens: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.tokens is None else self.tokens.shape[1]
 
 
 class Copier(Model):
@@ -32,9 +41,15 @@ class Copier(Model):
         super().__init__()
         self.head = LMHead(nn.Parameter(torch.eye(272)), multiplier=50.0)
 
-    def forward(self, batch: Batch, caches: object = None) -> Output:
-        guesses = [[self.after(row[: t + 1]) for t in range(len(row))] for row in batch.tokens.tolist()]
+    def forward(self, batch: Batch, caches: TokenCache | None = None) -> Output:
+        read, new = batch.tokens, batch.tokens.shape[1]
+        if caches is not None:
+            read = caches.tokens = torch.cat([*([] if caches.tokens is None else [caches.tokens]), read], 1)
+        guesses = [[self.after(row[: t + 1]) for t in range(len(row) - new, len(row))] for row in read.tolist()]
         return Output(nn.functional.one_hot(torch.tensor(guesses), 272).float())
+
+    def new_caches(self, length: int) -> TokenCache:
+        return TokenCache()
 
     def after(self, row: list[int]) -> int:
         places = [i for i in range(len(row) - 1) if row[i] == row[-1]]

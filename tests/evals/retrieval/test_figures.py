@@ -21,10 +21,11 @@ def test_a_line_for_each_method_over_the_sizes_of_the_store():
     scores = {f"{method}/tokens{size}/difference": score for method in ("knn", "bm25") for size in (10, 100)}
     sizes = [{"asked": 10, "tokens": 12}, {"asked": 100, "tokens": 90}]
     chart = changes("text", {"loss": {"value": 2.0}, **scores}, sizes).to_dict()
-    rows = next(rows for rows in chart["datasets"].values() if len(rows) == 4)
-    assert {(row["method"], row["tokens"]) for row in rows} == {
-        ("nearest neighbors", 12), ("nearest neighbors", 90), ("BM25, in front", 12), ("BM25, in front", 90),
-    }  # fmt: skip
+    rows = next(rows for rows in chart["datasets"].values() if len(rows) == 6)
+    lines = {(row["method"], row["tokens"]) for row in rows}
+    assert lines == {
+        (name, tokens) for name in ("without retrieval", "nearest neighbors", "BM25, in front") for tokens in (12, 90)
+    }
 
 
 def test_no_page_without_retrieved_text():

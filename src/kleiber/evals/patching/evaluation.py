@@ -65,22 +65,20 @@ class Patching(Evaluation):
         self.pairs, self.offsets, self.heads, self.prefix, self.data = pairs, offsets, heads, prefix, data
 
     def evaluate(self, subject: Subject) -> Results:
-        """Patches the pairs of each table. Raises ValueError for one without a pair whose clean text is likelier."""
+        """Patches the pairs of each table. Raises ValueError where no table has a pair of equal length."""
         scores: dict[str, Scores] = {}
         for data in subject.data:
             rows = data.rows(subject.limit)
             read = read_pairs(subject.tokenizer, rows, self.prefix, subject.model.context)
             usable = [pair for pair in read if pair is not None]
-            if not usable:
-                raise ValueError(
-                    f"evals.patching needs pairs of equal length with a common ending, and none of the {len(rows)} of "
-                    f"{data.name} is one in the tokens of {subject.tokenizer.name}"
-                )
-            values = self.values(subject, usable[: self.pairs], data.name)
-            scores[data.name] = {
-                "equal_length": mean_score([pair is not None for pair in read]),
-                **restored(values, data.name),
-            }
+            scores[data.name] = {"equal_length": mean_score([pair is not None for pair in read])}
+            if usable:
+                scores[data.name] |= restored(self.values(subject, usable[: self.pairs], data.name))
+        if all(of_data["equal_length"].value == 0 for of_data in scores.values()):
+            raise ValueError(
+                "evals.patching needs pairs of equal length with a common ending, and no row of "
+                f"{', '.join(scores)} is one in the tokens of {subject.tokenizer.name}"
+            )
         return Results(scores)
 
     @torch.no_grad()
@@ -137,18 +135,10 @@ def with_place(values: Float[Tensor, "pairs"], places: Bool[Tensor, "pairs time"
     return values.masked_fill(~places.any(1), torch.nan)
 
 
-def restored(values: Values, name: str) -> Scores:
-    """The restored share of each patch, over the pairs whose clean text is likelier.
-
-    Raises ValueError where there is no such pair.
-    """
+def restored(values: Values) -> Scores:
+    """The restored share of each patch, over the pairs whose clean text is likelier; no patch without such a pair."""
     gaps = values["clean"] - values["corrupted"]
     kept = gaps > 0
-    if not kept.any():
-        raise ValueError(
-            f"evals.patching: no pair of {name} has an answer that is likelier after its clean text than after the "
-            "corrupted one, so there is nothing to restore: use a model that has learned the difference"
-        )
     scores = {"difference": mean_score(gaps), "clean_is_likelier": mean_score(kept)}
     for patch, patched in values.items():
         use = kept & ~np.isnan(patched)

@@ -23,8 +23,11 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
     charts: dict[str, alt.TopLevelMixin] = {}
     for data, scores in results["scores"].items():
         name = data.replace("/", "_")
+        positions = stream_rows(scores)
+        if not positions:  # no pair to patch
+            continue
         charts[f"positions_{name}"] = heat_map(
-            stream_rows(scores),
+            positions,
             "tokens behind the first difference",
             f"Share of the prediction restored by the stream, {data}",
         )

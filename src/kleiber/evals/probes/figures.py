@@ -43,7 +43,7 @@ def chart(data: str, scores: Json) -> alt.TopLevelMixin:
     panels = (
         alt.layer(*layers, data=pd.DataFrame(rows))
         .properties(width=240, height=220)
-        .facet("feature:N", title=None, columns=3)
+        .facet(alt.Facet("feature:N", title=None), columns=3)
     )
     title = alt.TitleParams(
         f"Accuracy of linear probes vs layer, {data}", subtitle="dashed: the most frequent class; 90 % over texts"

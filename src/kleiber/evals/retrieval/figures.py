@@ -17,6 +17,7 @@ CHANGES = {
     "loss": ("loss", "loss less that without retrieval (nats per token)"),
     "exact_match": ("exact match", "exact match less that without retrieval"),
 }
+WITHOUT, NOTHING = "without retrieval", {"mean": 0.0, "lo": 0.0, "hi": 0.0, "half": np.nan}
 BOX = "white-space:pre-wrap;border-left:3px solid #ccc;padding-left:.8em;margin:.4em 0"
 
 
@@ -30,7 +31,7 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
 def changes(name: str, scores: Mapping[str, Json], sizes: Sequence[Json]) -> alt.TopLevelMixin:
     """The change of loss or exact match by each method vs the tokens of the datastore, with 90 % intervals."""
     metric = "exact_match" if "exact_match" in scores else "loss"
-    rows = []
+    rows = [{"tokens": size["tokens"], "method": WITHOUT, "seeds": None, **NOTHING} for size in sizes]
     for method, label in LABELS.items():
         for size in sizes:
             place = f"{method}/tokens{size['asked']}" if len(sizes) > 1 else method
@@ -42,7 +43,7 @@ def changes(name: str, scores: Mapping[str, Json], sizes: Sequence[Json]) -> alt
     title, axis = CHANGES[metric]
     return line_chart(
         pd.DataFrame(rows), "tokens", "tokens in the datastore", "method", f"Change of {title} by retrieval: {name}",
-        value=axis, subtitle=f"without retrieval: {scores[metric]['value']:.3f}; intervals over samples", zero=True,
+        value=axis, subtitle=f"without retrieval: {scores[metric]['value']:.3f}; intervals over samples",
     )  # fmt: skip
 
 

@@ -1,0 +1,139 @@
+"""The study `retrieval`: a datastore of the old domain at evaluation as a remedy for forgetting, beside replay.
+
+Runs go on from common bases on another domain, plain or with replay, and are evaluated by `evals=[retrieval]` on both
+domains with a datastore of the old one. Each run so has several ways to be used: alone, with nearest neighbors
+(kNN-LM), or with retrieved text in front. Losses are compared within seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.contrast import verdict
+from kleiber.studies.compare.decision import Claim, level_of_each, mean_estimate
+from kleiber.studies.compare.rows import PLAIN
+from kleiber.studies.retrieval_losses import (
+    ALONE,
+    BASE,
+    KNN,
+    UNIT,
+    WAYS,
+    Losses,
+    arm_table,
+    change,
+    evaluated,
+    label,
+    matched_table,
+    size_table,
+    sizes_chart,
+    tradeoff_chart,
+    used,
+)
+from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.types import NonNegative
+
+
+class Test(NamedTuple):
+    """A claim that the mean of values, one for each seed, is below 0, above 0, or nearer to 0 than `margin`."""
+
+    code: str
+    text: str
+    values: list[float]
+    direction: str = "lower"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(IntervalStudy):
+    """Losses on the old and on the new domain, by arm and way of retrieval.
+
+    old, new   names of the data of both domains in the evaluation
+    tolerance  nats within which the loss on the new domain counts as unchanged by the datastore of the old one
+    """
+
+    old: str = "builtin/docs"
+    new: str = "builtin/code"
+    tolerance: NonNegative = 0.01
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Compares all arms and ways. Raises ValueError without evaluated runs of plain fine-tuning and of bases."""
+        losses = Losses(evaluated(runs, self.old, self.new))
+        tests = self.tests(losses)
+        each = level_of_each(self.level, max(1, len(tests)), 1)
+        verdicts = []
+        for test in tests:
+            estimate = mean_estimate(test.values, each, UNIT)
+            assert estimate is not None
+            claim = Claim("", "", test.direction, test.margin)
+            verdicts.append(verdict(test.code, test.text, estimate, claim))
+        sizes = size_table(losses.rows, self.level)
+        tables = {
+            "Losses by arm and way of retrieval": arm_table(losses, self.level),
+            "Change by retrieval on the old domain": sizes,
+            "At equal loss on the new domain": matched_table(losses, self.level),
+        }
+        charts: Figures = {"tradeoff": partial(tradeoff_chart, losses)}
+        if len(sizes) > 1:
+            charts["sizes"] = partial(sizes_chart, sizes)
+        tables = {title: rows for title, rows in tables.items() if rows}
+        return Findings(headline(losses, self.level), verdicts, tables, charts, methods=METHODS)
+
+    def tests(self, losses: Losses) -> list[Test]:
+        """The claims that these runs can test."""
+        plain, base = losses.of(PLAIN), losses.of(BASE)
+        tests = [
+            Test("forgets", "plain fine-tuning raises the loss on the old domain", change(plain, base, "old"), "higher")
+        ]
+        for way in (way for way in WAYS if way != ALONE and losses.has(PLAIN, way)):
+            name, helped = used(PLAIN, way), losses.of(PLAIN, way)
+            text = f"{name} has a lower loss on the old domain than without"
+            tests.append(Test(f"{way}_old", text, change(helped, plain, "old")))
+            if self.tolerance:
+                text = f"{name} differs in loss on the new domain by less than {self.tolerance:g} from without"
+                tests.append(Test(f"{way}_new", text, change(helped, plain, "new"), "within", self.tolerance))
+        neighbors = losses.of(PLAIN, KNN)
+        if losses.has(BASE, KNN):
+            text = f"{used(BASE, KNN)} the loss on the old domain is lower than without"
+            tests.append(Test("knn_base", text, change(losses.of(BASE, KNN), base, "old")))
+        for arm in losses.arms():
+            if arm in (BASE, PLAIN):
+                continue
+            name, code = label(arm), arm.replace(" ", "_").replace("=", "")
+            text = f"{name} has a lower loss on the old domain than plain fine-tuning"
+            tests.append(Test(f"old_{code}", text, change(losses.of(arm), plain, "old")))
+            text = f"{used(PLAIN, KNN)} has a lower loss on the old domain than {name}"
+            tests.append(Test(f"knn_against_{code}", text, change(neighbors, losses.of(arm), "old")))
+            text = f"{used(arm, KNN)} has a lower loss on the old domain than without"
+            tests.append(Test(f"knn_with_{code}", text, change(losses.of(arm, KNN), losses.of(arm), "old")))
+        return [test for test in tests if test.values]
+
+
+METHODS = (
+    "All arms of a seed go on from the base run of that seed, at one learning rate and for equally many tokens, of "
+    "which replay takes its share from the training text of the old domain. Every run was then scored on held-out text "
+    "of both domains with a datastore of the old one (kNN-LM: Khandelwal et al. 2020, arXiv:1911.00172; text in front: "
+    "Ram et al. 2023, arXiv:2302.00083), from which windows with text of the evaluated samples were left out. The "
+    "weight of the neighbors and their temperature are the same on both domains; they were chosen on the first half of "
+    "the samples of both, and all losses are those of the other half. Differences are paired by seed, with Student's "
+    "intervals; those of the claims hold for all claims together (Bonferroni). Seconds and bytes are those "
+    "of the machine that evaluated."
+)
+
+
+def headline(losses: Losses, level: float) -> str:
+    """What fine-tuning cost the old domain, and how much of it each remedy takes back."""
+    base, plain = losses.of(BASE), losses.of(PLAIN)
+    lost = mean_estimate(change(plain, base, "old"), level, UNIT)
+    if lost is None:
+        return "What fine-tuning costs the old domain is not determined: no seed has a base and a fine-tuned run."
+    parts = []
+    for arm, way in [(PLAIN, KNN), *((arm, ALONE) for arm in losses.arms() if arm not in (BASE, PLAIN))]:
+        sides = [mean_estimate(change(losses.of(arm, way), plain, domain), level, UNIT) for domain in ("old", "new")]
+        if None not in sides:
+            old, new = (side.text("+.3f") for side in sides if side is not None)
+            parts.append(f"{used(arm, way)} changes the loss on the old domain by {old} and on the new one by {new}")
+    return f"Fine-tuning costs the old domain {lost.text('+.3f')}. Relative to it, {'; '.join(parts)}."
