@@ -107,3 +107,15 @@ def test_unknown_forms_and_roles_are_named() -> None:
             parse_row(row)
     with pytest.raises(ValueError, match="role 'narrator'"):
         parse_messages([{"role": "narrator", "content": "once"}])
+
+
+def test_a_plain_text_has_no_template_and_no_end():
+    """Its tokens are those of prompt and answer as one text, of which those after the prompt are the answer."""
+    from kleiber.data.chat import PLAIN
+
+    dialog = [Turn(PLAIN, "Once upon "), Turn("assistant", " a time")]
+    (encoded,) = encode_conversations([dialog], Bytes())
+    assert bytes(encoded.ids.tolist()) == b"Once upon  a time" and encoded.answers.sum() == len(b"  a time")
+    assert encode_prompt(dialog[:1], Bytes()) == list(b"Once upon") and encode_prompt([Turn(PLAIN, "")], Bytes()) == [
+        256
+    ]

@@ -51,7 +51,7 @@ def test_a_change_reaches_the_output_and_ends_with_its_context():
 def test_models_of_transformers_have_streams(kind):
     from kleiber.models.hf import HFModel
 
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     model, batch = HFModel(64, kind, weights="random", config=sizes, context=16).eval(), Batch(TOKENS)
     other = read_streams(model, Batch(TOKENS + 30))
     assert len(other) == 3

@@ -10,7 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-from studies.smoke_overrides import COLLAPSE, EXPLAIN, PRETRAINING
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -72,6 +72,7 @@ STUDIES = {
     ),
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
+    "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
         ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
@@ -208,7 +209,7 @@ DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates",
 def start(name, root):
     """Trains and analyzes a study; returns its folder."""
     overrides = [text.replace("{data}", str(REPOSITORY / "tests/data")) for text in STUDIES[name].overrides]
-    if name == "upcycling":
+    if any("{dense}" in text for text in overrides):
         overrides = [text.replace("{dense}", str(trained_base(root))) for text in overrides]
     assert main([f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]) == (3 if STUDIES[name].decision else 0)
     return root / name

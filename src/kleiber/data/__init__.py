@@ -3,12 +3,15 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Variety": "annotators",
+    "WordShare": "annotators",
     "Canaries": "canaries",
     "Deduplicated": "duplicates",
     "Unknown": "corpus",
     "Counterfactual": "counterfactual",
     "Generated": "generated",
     "Instruct": "instruct",
+    "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",

@@ -37,13 +37,14 @@ FORMS = "messages; prompt, response; prompt, completion; instruction, input, out
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `role` is system, user or assistant."""
+    """One message. `role` is system, user or assistant; or text, for a prompt that the answer continues as it is."""
 
     role: str
     content: str
 
 
 Conversation = list[Turn]
+PLAIN = "text"  # role of the first of two turns that are one text, in no template
 
 
 def parse_messages(messages: object, column: str = "messages") -> Conversation:
@@ -120,15 +121,39 @@ def encode_conversations(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False
 ) -> list[EncodedConversation]:
     """Encodes conversations by the template; `last_only` marks only the last of several answers."""
-    texts = [text for dialog in conversations for turn in dialog for text in _texts(turn)]
+    texts = [text for dialog in conversations for text in _dialog_texts(dialog)]
     ids = iter(tokenizer.encode_many(texts))
-    return [_assemble(dialog, ids, tokenizer, last_only) for dialog in conversations]
+    return [
+        _continuation(ids, tokenizer) if _is_plain(dialog) else _assemble(dialog, ids, tokenizer, last_only)
+        for dialog in conversations
+    ]
 
 
 def encode_prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
     """Returns the ids of a conversation up to where the assistant's next answer begins."""
+    if _is_plain(dialog):
+        return tokenizer.encode_prompt(dialog[0].content.rstrip()) or [tokenizer.begin]
     before = encode_conversations([dialog], tokenizer)[0].ids.tolist()
     return [*before, *tokenizer.encode(_texts(Turn("assistant", ""))[0])]
+
+
+def _is_plain(dialog: Conversation) -> bool:
+    return bool(dialog) and dialog[0].role == PLAIN
+
+
+def _dialog_texts(dialog: Conversation) -> list[str]:
+    """Returns the texts of a conversation to encode separately; of a plain text, the prompt and all of it."""
+    if _is_plain(dialog):
+        return [dialog[0].content.rstrip(), "".join(turn.content for turn in dialog)]
+    return [text for turn in dialog for text in _texts(turn)]
+
+
+def _continuation(ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer) -> EncodedConversation:
+    """A plain text, whose tokens after those of the prompt are the answer; it has no end, since it may be cut."""
+    prompt, whole = next(ids), next(ids)
+    begin = np.array(tokenizer.encode_prompt("") or ([] if len(prompt) else [tokenizer.begin]), np.int64)
+    marks = np.arange(len(begin) + len(whole)) >= len(begin) + len(prompt)
+    return EncodedConversation(np.concatenate([begin, whole]).astype(np.int64), marks)
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Pairs of answers to one prompt, one of which is preferred.
 
-A table has the columns prompt, chosen and rejected, or two whole transcripts in the columns chosen and rejected.
+A table has the columns prompt, chosen and rejected, or two whole transcripts in the columns chosen and rejected. In a
+row with `template: plain`, as `kleiber judge` writes it, the answers continue the prompt as one text.
 
 A sample is a pair: `tokens` contain the chosen conversation, `counterpart` the rejected one. Where model.context is
 short, both keep the same end of the prompt, and answers are cut at their end. Pairs of equal answers, and pairs that
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int, Integer
 
 from kleiber.data.batches import HeldOutRows, pad, sample_numbers, text_bytes
 from kleiber.data.cache import cached_folder
-from kleiber.data.chat import TEMPLATE, Conversation, Turn, encode_conversations, parse_column, parse_messages
+from kleiber.data.chat import PLAIN, TEMPLATE, Conversation, Turn, encode_conversations, parse_column, parse_messages
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.table import TableData
@@ -61,6 +62,8 @@ def parse_answer(row: Row, column: str) -> Conversation:
         return (
             parse_transcript(value or "") if value is None or isinstance(value, str) else parse_messages(value, column)
         )
+    if row.get("template") == "plain":
+        return [Turn(PLAIN, row["prompt"] or ""), Turn("assistant", value or "")]
     prompt, answer = parse_column(row["prompt"], "user", "prompt"), parse_column(value, "assistant", column)
     # Some tables repeat the prompt's messages before each answer, after a system message that the prompt lacks.
     first = 1 if answer and answer[0].role == "system" and prompt and prompt[0].role != "system" else 0
@@ -70,6 +73,11 @@ def parse_answer(row: Row, column: str) -> Conversation:
 def parse_pair(row: Row) -> tuple[Conversation, Conversation]:
     """Returns the chosen and the rejected conversation of a row, each up to its last answer."""
     return parse_answer(row, "chosen"), parse_answer(row, "rejected")
+
+
+def is_usable(pair: tuple[Conversation, Conversation]) -> bool:
+    """Whether both conversations of a pair end with an answer, and the answers differ."""
+    return all(map(ends_with_answer, pair)) and pair[0] != pair[1]
 
 
 def ends_with_answer(dialog: Conversation) -> bool:
@@ -112,8 +120,8 @@ def _samples(held_out: HeldOut) -> TableRows:
 class AnswerTable(TableData):
     """A table of answers, each of which is paired with another answer to the same prompt."""
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        """Returns both conversations and the label of each row that can be used."""
+    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
+        """Returns both conversations and the label of each sample, and the number of rows without any."""
         raise NotImplementedError
 
     def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
@@ -122,14 +130,16 @@ class AnswerTable(TableData):
         ids: list[Integer[np.ndarray, "_"]] = []
         answers: list[int] = []
         labels: list[float] = []
+        useless = 0
         for batch in row_batches(rows):
-            pairs, batch_labels = self.read(batch)
+            pairs, batch_labels, left_out = self.read(batch)
             labels += batch_labels
+            useless += left_out
             for dialog in encode_conversations([d for pair in pairs for d in pair], tokenizer, last_only=True):
                 ids.append(dialog.ids.astype(dtype))
                 answers.append(int(dialog.answers.sum()))
         share = float(np.mean(labels)) if labels else None
-        counts = {"rows": len(labels), "useless": len(rows) - len(labels), "share": share}
+        counts = {"rows": len(labels), "useless": useless, "share": share}
         arrays = {"answers": np.array(answers, np.int64), "labels": np.array(labels, np.float32)}
         return EncodedSplit(ids, counts, arrays=arrays)
 
@@ -156,14 +166,16 @@ class Preference(AnswerTable):
         chosen, rejected = parse_pair(row)
         return [turn.content for turn in [*chosen, *rejected[-1:]]]
 
-    def prompt_texts(self, row: Row) -> list[str]:
-        return [turn.content for turn in parse_answer(row, "chosen")[:-1]]
+    def prompt_texts(self, row: Row) -> list[str] | None:
+        pair = parse_pair(row)
+        return [turn.content for turn in pair[0][:-1]] if is_usable(pair) else None
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
+    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
         """Returns the pairs, and 1 where the chosen answer is the longer one, 1/2 where both are equally long."""
-        pairs = [pair for pair in map(parse_pair, rows) if all(map(ends_with_answer, pair)) and pair[0] != pair[1]]
+        pairs = [pair for pair in map(parse_pair, rows) if is_usable(pair)]
         lengths = [(len(chosen[-1].content), len(rejected[-1].content)) for chosen, rejected in pairs]
-        return pairs, [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
+        labels = [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
+        return pairs, labels, len(rows) - len(pairs)
 
     def prepare(self, context: int, cache: Path | None = None) -> PreferenceCorpus:
         """Encodes the rows that are not in the cache. Raises ValueError for a split without usable pairs."""

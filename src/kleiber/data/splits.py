@@ -20,6 +20,7 @@ from jaxtyping import Int, Integer
 
 HELD_OUT_SHARE = 0.05  # of the distinct texts, for each split that a data set lacks
 GROUP_SHARE = 0.04  # of the groups of near duplicates, for validation and test each
+NO_TEXT = 2**64 - 1  # the hash of None, above all others
 SHINGLE, BANDS, ROWS = 5, 8, 3
 WORD = re.compile(r"\w+")
 PRIMES = np.array([1, 0x100000001B3, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint64)
@@ -31,14 +32,15 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def split_by_hash(texts: Iterable[str], held_out: int) -> Int[np.ndarray, "_"] | None:
+def split_by_hash(texts: Iterable[str | None], held_out: int) -> Int[np.ndarray, "_"] | None:
     """Returns the number of the held-out split that each text goes to, or `held_out` for the training split.
 
     Each of the `held_out` splits gets 5 % of the distinct texts, those of the lowest hashes, and at least one. Equal
-    texts go to the same split. Returns None where there are too few distinct texts to leave one for training.
+    texts go to the same split, and None to the training split. Returns None where there are too few distinct texts to
+    leave one for training.
     """
-    hashes = np.fromiter((text_hash(text) for text in texts), np.uint64)
-    distinct = np.unique(hashes)
+    hashes = np.fromiter((NO_TEXT if text is None else text_hash(text) for text in texts), np.uint64)
+    distinct = np.unique(hashes[hashes < NO_TEXT])
     if len(distinct) <= held_out:
         return None
     count = max(1, round(HELD_OUT_SHARE * len(distinct)))

@@ -73,8 +73,8 @@ class TableData:
         """Returns the texts of a row, which a vocabulary may be trained on. Raises ValueError for an invalid row."""
         raise NotImplementedError
 
-    def prompt_texts(self, row: Row) -> list[str]:
-        """Returns the texts of the prompt; rows with equal prompts share a split. Without any, equal rows share one."""
+    def prompt_texts(self, row: Row) -> list[str] | None:
+        """Returns the texts of the prompt, which decide the split; [] for the whole row, None to not hold it out."""
         return []
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
@@ -171,10 +171,11 @@ class Table:
         log.info("%s: %d of %d rows held out for validation by their hash", self.name, len(validation), len(table))
         return {"train": table.select(train), "validation": table.select(validation)}
 
-    def _shared_text(self, row: Row) -> str:
+    def _shared_text(self, row: Row) -> str | None:
         """Returns the text whose hash determines the split of a row: its prompt, or the whole row if that is empty."""
         prompt = self.data.prompt_texts(row)
-        return "\x1f".join(prompt if any(text.strip() for text in prompt) else self.data.texts(row))
+        texts = prompt if prompt is None or any(text.strip() for text in prompt) else self.data.texts(row)
+        return None if texts is None else "\x1f".join(texts)
 
     def _limit(self, table: Dataset) -> Dataset:
         """Returns at most `max_bytes` of text, of rows in a fixed random order, so that a sorted table stays mixed."""
@@ -221,8 +222,7 @@ class Labels:
 
     def count_classes(self, values: Shaped[np.ndarray, "rows *classes"]) -> list[int]:
         """Returns the number of rows of each class, from labels as `encode` returns them."""
-        counts = np.bincount(values, minlength=len(self.names)) if values.ndim == 1 else values.sum(0)
-        return [int(count) for count in counts]
+        return [int(n) for n in (np.bincount(values, minlength=len(self.names)) if values.ndim == 1 else values.sum(0))]
 
     def describe(self, train: Shaped[np.ndarray, "rows *classes"]) -> Json:
         """Returns what the manifest records about the labels, given those of the training rows."""

@@ -1,4 +1,7 @@
-"""Single answers labeled as desirable or not. A table has the columns prompt, completion and label.
+"""Single answers labeled as desirable or not. A table has the columns prompt, completion and label, or pairs.
+
+Each pair of a table with the columns prompt, chosen and rejected is a desirable and an undesirable answer. Where both
+answers were judged bad (`choice: both bad` of `kleiber judge`), both are undesirable.
 
 The `tokens` of a sample contain its conversation. `counterpart` contains the same prompt with the answer of another
 row, always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
@@ -33,6 +36,8 @@ class UnpairedCorpus(AnswerCorpus):
 class Unpaired(AnswerTable):
     """Labeled answers at `path`: columns prompt, completion (text or messages), label (true where it is desirable).
 
+    Or pairs, with the columns prompt, chosen and rejected.
+
     max_bytes  at most that much text of each split
     """
 
@@ -40,26 +45,28 @@ class Unpaired(AnswerTable):
         return ["unpaired", TEMPLATE, "by prompt"]
 
     def check_columns(self, table: Dataset, name: str) -> None:
-        require_columns(table, ["prompt", "completion", "label"], name)
+        names = set(table.column_names)
+        pairs = {"prompt", "chosen", "rejected"} <= names and "completion" not in names
+        require_columns(table, ["prompt", *(["chosen", "rejected"] if pairs else ["completion", "label"])], name)
 
     def texts(self, row: Row) -> list[str]:
-        parse_label(row["label"])
-        return [turn.content for turn in parse_answer(row, "completion")]
+        return list(dict.fromkeys(turn.content for dialog, _ in labeled_answers(row) for turn in dialog))
 
-    def prompt_texts(self, row: Row) -> list[str]:
-        return [turn.content for turn in parse_answer(row, "completion")[:-1]]
+    def prompt_texts(self, row: Row) -> list[str] | None:
+        answered = [dialog for dialog, _ in labeled_answers(row) if ends_with_answer(dialog)]
+        return [turn.content for turn in answered[0][:-1]] if answered else None
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        """Returns each conversation, paired with its prompt and the answer of another row; and the labels."""
-        dialogs = [(parse_answer(row, "completion"), parse_label(row["label"])) for row in rows]
-        answered = [(dialog, label) for dialog, label in dialogs if ends_with_answer(dialog)]
+    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
+        """Returns each conversation, paired with its prompt and the answer of another one; and the labels."""
+        by_row = [[(d, label) for d, label in labeled_answers(row) if ends_with_answer(d)] for row in rows]
+        answered = [answer for of_row in by_row for answer in of_row]
         # In a random order, since neighbors are often answers to one prompt.
         order = permutation(len(answered), 0)
         other = np.empty_like(order)
         other[order] = np.roll(order, -1)
         mismatched = [[*dialog[:-1], answered[int(j)][0][-1]] for (dialog, _), j in zip(answered, other, strict=True)]
         pairs = [(dialog, other_answer) for (dialog, _), other_answer in zip(answered, mismatched, strict=True)]
-        return pairs, [label for _, label in answered]
+        return pairs, [label for _, label in answered], by_row.count([])
 
     def prepare(self, context: int, cache: Path | None = None) -> UnpairedCorpus:
         """Encodes the rows that are not in the cache. Raises ValueError for a split without answers."""
@@ -67,6 +74,15 @@ class Unpaired(AnswerTable):
         samples = encoded.samples(lambda path: UnpairedRows(path, context, encoded.tokenizer))
         identity = [TEMPLATE, context, encoded.checksums]
         return encoded.corpus(UnpairedCorpus, samples, identity, folder=encoded.root)
+
+
+def labeled_answers(row: Row) -> list[tuple[Conversation, float]]:
+    """Returns the conversations of a row, each with 1 where its answer is desirable and 0 where it is not."""
+    if "completion" in row:
+        return [(parse_answer(row, "completion"), parse_label(row["label"]))]
+    if row.get("choice") == "both bad":
+        return [(parse_answer(row, side), 0.0) for side in ("left", "right")]
+    return [(parse_answer(row, "chosen"), 1.0), (parse_answer(row, "rejected"), 0.0)]
 
 
 def parse_label(label: object) -> float:

@@ -7,6 +7,7 @@ EXPORTS = {
     "Attribution": "attribution.evaluation",
     "Autoencoder": "autoencoder.evaluation",
     "Bias": "bias.evaluation",
+    "Calibration": "calibration.evaluation",
     "Choice": "choice",
     "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
@@ -22,5 +23,6 @@ EXPORTS = {
     "Probes": "probes.evaluation",
     "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
+    "WinRate": "win_rate",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -101,13 +101,7 @@ def choice_values(subject: Subject, data: DataSet) -> Values:
 
     Accuracy of 1 is divided among endings that tie. Raises ValueError for rows without a valid label.
     """
-    questions = [parse_question(row, data.name) for row in data.rows(subject.limit)]
-    pairs = [(question.context, f" {ending}") for question in questions for ending in question.endings]
-    ids = iter(encode_pairs(subject.tokenizer, pairs))
-    items = [[next(ids) for _ in question.endings] for question in questions]
-    scores = log_likelihoods(subject.model, items, pass_tokens(subject.model, subject.rows), f"scoring {data.name}")
-    counts = [len(question.endings) for question in questions]
-    by_question = np.split(scores.log_probs, np.cumsum(counts)[:-1])
+    questions, by_question = score_questions(subject, data)
     per_byte = [
         log_probs / [max(1, len(ending.encode())) for ending in question.endings]
         for question, log_probs in zip(questions, by_question, strict=True)
@@ -118,8 +112,19 @@ def choice_values(subject: Subject, data: DataSet) -> Values:
         "accuracy_per_byte": shares_of_best(per_byte, labels),
         "margin": margins(by_question, labels),
         "margin_per_byte": margins(per_byte, labels),
-        "chance": 1 / np.array(counts),
+        "chance": 1 / np.array([len(question.endings) for question in questions]),
     }
+
+
+def score_questions(subject: Subject, data: DataSet) -> tuple[list[Question], list[Float[np.ndarray, "_"]]]:
+    """The questions of a table, and the log-probability of each of their endings in nats."""
+    questions = [parse_question(row, data.name) for row in data.rows(subject.limit)]
+    pairs = [(question.context, f" {ending}") for question in questions for ending in question.endings]
+    ids = iter(encode_pairs(subject.tokenizer, pairs))
+    items = [[next(ids) for _ in question.endings] for question in questions]
+    scores = log_likelihoods(subject.model, items, pass_tokens(subject.model, subject.rows), f"scoring {data.name}")
+    counts = [len(question.endings) for question in questions]
+    return questions, np.split(scores.log_probs, np.cumsum(counts)[:-1])
 
 
 def shares_of_best(scores: Sequence[Float[np.ndarray, "_"]], labels: Sequence[int]) -> Float[np.ndarray, "rows"]:

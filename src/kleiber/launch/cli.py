@@ -15,6 +15,7 @@ import typer
 from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
 from kleiber.launch import data_command, model_commands, run_commands
+from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -147,6 +148,7 @@ for name, command in {
     "eval": model_commands.evaluate,
     "generate": model_commands.generate,
     "chat": model_commands.chat,
+    "judge": judge,
     "export": model_commands.export_run,
     "push": model_commands.push,
     "import": model_commands.import_folder,

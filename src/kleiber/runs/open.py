@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -32,6 +33,9 @@ from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from kleiber.runs.answers import Answers
 
 HARDWARE = {"_target_": "kleiber.training.Local"}
 
@@ -66,16 +70,9 @@ class TrainedModel:
         return dict(self.record.get("metrics") or {})
 
     def generate(
-        self,
-        prompt: str,
-        tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        datastore: Sequence[str] = (),
-        retrieval: str = "bm25",
-    ) -> str:
+        self, prompt: str, tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, stop: Sequence[str] = (),
+        seed: int = 0, datastore: Sequence[str] = (), retrieval: str = "bm25",
+    ) -> str:  # fmt: skip
         """Returns the continuation of a prompt, as `kleiber generate` prints it.
 
         tokens       most tokens of the continuation
@@ -92,15 +89,20 @@ class TrainedModel:
         from kleiber.runs.completion import Sampling, continue_prompt
 
         sampling = Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
-        lookup = Lookup(datastore, retrieval) if datastore else None
-        continuation = continue_prompt(self, prompt, sampling, lookup)
-        return "".join(continuation)
+        return "".join(continue_prompt(self, prompt, sampling, Lookup(datastore, retrieval) if datastore else None))
 
     def write(self, rows: int, tokens: int, temperature: float, seed: int) -> Int[Tensor, "rows tokens"]:
         """Returns text that the model writes; see `kleiber.runs.completion.write_streams`."""
         from kleiber.runs.completion import write_streams
 
         return write_streams(self, rows, tokens, temperature, seed)
+
+    @property
+    def answers(self) -> Answers:
+        """Answers of the model to many prompts at a time."""
+        from kleiber.runs.answers import Answers
+
+        return Answers(self.model, self.tokenizer, self.folder.name)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -116,8 +118,7 @@ class TrainedModel:
 def open_model(path: str | Path) -> TrainedModel:
     """Opens RUN, RUN/STAGE or a Hugging Face folder on the CPU. RUN alone means its last finished stage.
 
-    The result has `generate(prompt)`, `metrics`, `config`, `model` and `tokenizer`. Raises ValueError when the stage
-    does not exist, its config does not pass the check, or no checkpoint is valid.
+    Raises ValueError when the stage does not exist, its config does not pass the check, or no checkpoint is valid.
     """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():

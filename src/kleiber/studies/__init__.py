@@ -9,6 +9,7 @@ EXPORTS = {
     "Accounting": "scaling",
     "Bias": "bias",
     "ClmVsMlm": "clm_vs_mlm",
+    "Collaboration": "collaboration",
     "Collapse": "collapse",
     "Compare": "compare.study",
     "Context": "context",

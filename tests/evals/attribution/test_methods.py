@@ -104,7 +104,7 @@ def test_rollout_needs_attention_in_every_layer():
 def test_models_of_transformers_have_all_methods(kind):
     from kleiber.models.hf import HFModel
 
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     model = HFModel(272, kind, weights="random", config=sizes, context=16).eval()
     chosen = predictions(model, causal=model.causal)
     explain = explainer(model, baseline="mean")

@@ -36,8 +36,20 @@ def exact(width: int) -> SparseAutoencoder:
     return autoencoder
 
 
-def test_an_exact_reconstruction_recovers_the_loss():
+def taught() -> Subject:
+    """A model that has learned which tokens occur, so that zeros predict worse than its stream."""
     case = subject()
+    optimizer = torch.optim.Adam(case.model.parameters(), lr=0.02)
+    for _ in range(8):
+        for batch in case.batches("text"):
+            optimizer.zero_grad()
+            CLM()(case.model, batch).total.backward()
+            optimizer.step()
+    return case
+
+
+def test_an_exact_reconstruction_recovers_the_loss():
+    case = taught()
     batches = list(case.batches("text"))
     scores = Autoencoder().losses(case.model, CLM(), batches, 1, exact(16))
     assert scores["loss_recovered"].value == pytest.approx(1, abs=1e-4)
@@ -87,3 +99,11 @@ def test_what_does_not_fit_is_refused():
         Autoencoder(layer=3).check(tiny("dense"))
     with pytest.raises(ValueError, match=r"k=200 must be <= 128"):
         Autoencoder(k=200).check(tiny("dense"))
+
+
+def test_nothing_is_recovered_where_zeros_predict_better():
+    case = taught()
+    with torch.no_grad():
+        case.model.norm.weight.neg_()  # what it learned now makes the text unlikely
+    scores = Autoencoder().losses(case.model, CLM(), list(case.batches("text")), 1, exact(16))
+    assert scores["loss"].value > scores["loss_zero"].value and "loss_recovered" not in scores

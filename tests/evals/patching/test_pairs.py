@@ -27,6 +27,7 @@ def test_the_value_is_the_log_probability_of_the_common_ending():
     pairs = [pair for pair in read_pairs(Bytes(), rows, "", 9) if pair]
     batch = collate(pairs, "cpu")
     assert batch.offsets[1].tolist()[:3] == [-1, 0, 1] and (batch.offsets[1, 3:] == -1).all()
+    assert batch.ends[0].tolist() == [False] * 3 + [True] * 5, "the differing token is no end"
     with torch.no_grad():
         values = batch.values(model, batch.clean)
         ids = torch.tensor([[Bytes.eos, *b"cats eat"]])

@@ -35,7 +35,8 @@ class Autoencoder(Evaluation):
     arXiv:2406.04093), trained by the evaluation and not kept.
 
     loss_recovered          (loss with zeros - loss with the reconstruction) / (loss with zeros - loss): 1 keeps all of
-                            what the layer does for the prediction, 0 no more than a stream of zeros
+                            what the layer does for the prediction, 0 no more than a stream of zeros. There is none
+                            for a model that predicts better with zeros, as on text that is foreign to it
     loss, loss_reconstructed, loss_zero  of the model, in nats per target token
     explained_variance      1 - squared error over the variance of the vectors
     l0                      mean number of features of a token that are not 0
@@ -160,8 +161,8 @@ class Autoencoder(Evaluation):
         kept, counts = np.array(tokens) > 0, np.array(tokens)
         by_kind = {name: np.array(values)[kept] for name, values in totals.items()}
         scores = {name: ratio_score(values, counts[kept]) for name, values in by_kind.items()}
-        gained = by_kind["loss_zero"] - by_kind["loss_reconstructed"]
-        return {"loss_recovered": ratio_score(gained, by_kind["loss_zero"] - by_kind["loss"]), **scores}
+        gained, whole = (by_kind["loss_zero"] - by_kind[name] for name in ("loss_reconstructed", "loss"))
+        return {"loss_recovered": ratio_score(gained, whole), **scores} if whole.mean() > 0 else scores
 
     def shown_features(
         self, subject: Subject, batches: Sequence[Batch], layer: int, autoencoder: SparseAutoencoder

@@ -34,7 +34,7 @@ class Patching(Evaluation):
     whose clean text makes the answer likelier, with a bootstrap interval over pairs.
 
     stream/layer<L>/offset<K>  the residual stream K tokens behind the first difference; layer 0 is the embedding
-    stream/layer<L>/end        the stream at the positions that predict the answer
+    stream/layer<L>/end        the stream at the positions that predict the answer, without the differing tokens
     attention/layer<L>, mlp/layer<L>, head/layer<L>/head<H>  what these add, at all positions; of kleiber's Transformer
     difference                 log-probability of the answer after the clean text less that after the corrupted one
     equal_length               share of the pairs of equal length that can be patched
@@ -103,7 +103,7 @@ class Patching(Evaluation):
 
     def patches(self, model: Model, patcher: Patcher) -> Iterator[tuple[str, Float[Tensor, "pairs"]]]:
         """The name and the values of each patch."""
-        offsets, reads = patcher.pairs.offsets, patcher.pairs.reads
+        offsets, ends = patcher.pairs.offsets, patcher.pairs.ends
         everywhere = offsets >= 0
         heads = num_heads(model)
         for name, activation in patcher.activations.items():
@@ -114,7 +114,7 @@ class Patching(Evaluation):
                         f"{name}/offset{offset}",
                         with_place(patcher.patched(name, offsets == offset), offsets == offset),
                     )
-                yield f"{name}/end", patcher.patched(name, reads)
+                yield f"{name}/end", with_place(patcher.patched(name, ends), ends)
             elif kind == "head":
                 width = activation.shape[2] // heads[int(layer)]
                 for head in range(heads[int(layer)]):

@@ -112,6 +112,11 @@ class PairBatch:
         return (values * self.reads).sum(1)
 
     @property
+    def ends(self) -> Bool[Tensor, "rows time"]:
+        """The positions that predict targets and have the same token in both texts."""
+        return self.reads & (self.clean.tokens == self.corrupted.tokens)
+
+    @property
     def offsets(self) -> Int[Tensor, "rows time"]:
         """Tokens since the first difference; a number below 0 in front of it, and for padding."""
         places = torch.arange(self.reads.shape[1], device=self.first.device)

@@ -1,0 +1,267 @@
+"""The study `collaboration`: what a model learns from judgments of its answers, and what that does to its calibration.
+
+A model answers prompts, simulated annotators judge pairs of its answers, and it is fine-tuned on the judgments. The
+measure is the win rate of its new answers against those of the start, by a judge with the planted taste and no noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.contrast import verdict
+from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.rows import Rows
+from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.types import Json, Row
+
+WIN = "win_rate"
+CALIBRATION = {  # what is shown of the next-token predictions, by metric of eval/calibration/<data>/
+    "ece": "calibration error (ECE)",
+    "overconfidence": "confidence less accuracy",
+    "accuracy": "accuracy of the next token",
+    "nats": "loss (nats per token)",
+    "aurc": "area under the risk-coverage curve",
+    "temperature": "fitted temperature",
+}
+SCALED = "scaled/ece_change"  # change of the calibration error by the temperature
+KEYS = ("judgments", "select", "noise")  # of a setting
+
+Setting = tuple[int, str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collaboration(IntervalStudy):
+    """Win rates by number, selection and noise of judgments, and calibration before and after training on them.
+
+    arm   of a cell: set by the design
+    data  name of the text whose next tokens are predicted for calibration
+    """
+
+    data: str = "tinystories"
+    arm: str | None = None
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Estimates win rates and changes of calibration, and decides the claims. Raises ValueError without any."""
+        rows = scored(runs, self.data)
+        wins = win_rates(rows, self.level)
+        changes = calibration_changes(rows, self.level)
+        charts: Figures = {"win_rate": partial(win_chart, wins)}
+        if changes:
+            charts["calibration"] = partial(calibration_chart, changes)
+        tables = {
+            "Win rate against the start": wins,
+            "Calibration before and after": changes,
+        }
+        verdicts = claims(rows, self.level)
+        return Findings(headline(wins, self.level), verdicts, tables, charts, methods=METHODS)
+
+
+METHODS = (
+    "A start model answered each prompt twice, and simulated annotators judged pairs of these answers by a planted "
+    "utility, the share of words of a class; with the probability of the noise they said the opposite. Ties were no "
+    "pairs. The start was fine-tuned on the pairs by DPO (Rafailov et al. 2023, arXiv:2305.18290) with the same number "
+    "of steps in every cell, at one learning rate. Then start and fine-tuned model were compared blindly on held-out "
+    "prompts by a judge with the same utility and no noise; a tie counts 1/2. Pairs were chosen at random, or those of "
+    "the greatest difference in likelihood per token under the start. Cells of a seed share prompts, answers and "
+    "validation. Intervals are Student's over seeds, and those of the claims hold together (Bonferroni)."
+)
+
+
+def scored(runs: Sequence[Run], data: str) -> Rows:
+    """A row for each finished run: judgments, select, noise, seed, win_rate, and calibration before and after.
+
+    Raises ValueError where no run was fine-tuned on judgments and evaluated by `win_rate`.
+    """
+    rows = []
+    for run in (run for run in runs if run.status == "finished"):
+        node, metrics = run.config["data"], run.metrics
+        wins = {name: value for name, value in metrics.items() if name.startswith("eval/win_rate/")}
+        win = next((value for name, value in wins.items() if name.endswith(f"/{WIN}")), None)
+        if win is None or "judgments" not in node:
+            continue
+        start = run.stage.get("start_metrics") or {}
+        prefix = f"eval/calibration/{data}/"
+        rows.append(
+            {
+                "run": run.name, "judgments": int(node["judgments"]), "select": str(node.get("select") or "random"),
+                "noise": float(node.get("noise") or 0.0), "seed": int(run.config["seed"]), WIN: win,
+                **{f"before/{name}": start[prefix + name] for name in CALIBRATION if prefix + name in start},
+                **{f"after/{m}": metrics[prefix + m] for m in (*CALIBRATION, SCALED) if prefix + m in metrics},
+            }
+        )  # fmt: skip
+    if not rows:
+        raise ValueError(
+            "no run here was fine-tuned on judgments and compared with its start: train with data=judged and "
+            "evals=win_rate"
+        )
+    return pd.DataFrame(rows)
+
+
+def settings(rows: Rows) -> list[Setting]:
+    """The distinct settings, in order."""
+    distinct = rows[list(KEYS)].drop_duplicates().itertuples(index=False)
+    return sorted((int(row[0]), str(row[1]), float(row[2])) for row in distinct)
+
+
+def by_seed(rows: Rows, setting: Setting, column: str) -> dict[int, float]:
+    """A column of a setting by seed; empty where no run has it."""
+    if column not in rows:
+        return {}
+    chosen = rows[column].notna()
+    for key, value in zip(KEYS, setting, strict=True):
+        chosen &= rows[key] == value
+    part = rows[chosen]
+    return dict(zip(map(int, part["seed"]), map(float, part[column]), strict=True))
+
+
+def win_rates(rows: Rows, level: float) -> list[Json]:
+    """The win rate of every setting, as a mean over seeds with an interval."""
+    table = []
+    for setting in settings(rows):
+        estimate = mean_estimate(list(by_seed(rows, setting, WIN).values()), level, "of the prompts")
+        table.append({**dict(zip(KEYS, setting, strict=True)), **as_row(estimate)})
+    return table
+
+
+def calibration_changes(rows: Rows, level: float) -> list[Json]:
+    """Calibration before training and its change by training, by number of judgments, selection and noise."""
+    table = []
+    for setting in settings(rows):
+        for metric, label in CALIBRATION.items():
+            before, after = (by_seed(rows, setting, f"{when}/{metric}") for when in ("before", "after"))
+            seeds = sorted(before.keys() & after.keys())
+            estimate = mean_estimate([after[seed] - before[seed] for seed in seeds], level, "")
+            if estimate is not None:
+                mean = sum(before[seed] for seed in seeds) / len(seeds)
+                named = dict(zip(KEYS, setting, strict=True))
+                table.append({**named, "measure": label, "before": mean, **as_row(estimate)})
+    return table
+
+
+def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str = WIN) -> list[float]:
+    """For each seed, the mean over pairs of settings of a column of the first less that of the second."""
+    gaps: dict[int, list[float]] = {}
+    for ours, theirs in pairs:
+        first, second = by_seed(rows, ours, column), by_seed(rows, theirs, column)
+        for seed in first.keys() & second.keys():
+            gaps.setdefault(seed, []).append(first[seed] - second[seed])
+    return [sum(values) / len(values) for _, values in sorted(gaps.items())]
+
+
+def claims(rows: Rows, level: float) -> list[Json]:
+    """Verdicts on number, noise and selection of judgments and on calibration, all at once (Bonferroni)."""
+    present = settings(rows)
+    least, most = present[0][0], present[-1][0]
+    usual = usual_noise(rows)
+    noises = sorted({noise for *_, noise in present})
+    tests: list[tuple[str, str, str, list[float]]] = []  # code, text, direction, a value for each seed
+    best = (most, "random", usual)
+    wins = [value - 0.5 for value in by_seed(rows, best, WIN).values()]
+    text = f"after {most} judgments, {usual:.0%} of them wrong, the model wins against its start on more than half of"
+    tests.append(("wins", f"{text} the prompts", "higher", wins))
+    pairs = [((most, select, noise), (least, select, noise)) for n, select, noise in present if n == most > least]
+    text = f"the win rate is higher after {most} judgments than after {least}"
+    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs)))
+    if len(noises) > 1:
+        pairs = [((n, "random", noises[-1]), (n, "random", noises[0])) for n in sorted({n for n, *_ in present})]
+        text = f"the win rate is lower with {noises[-1]:.0%} than with {noises[0]:.0%} wrong judgments"
+        tests.append(("noise", text, "lower", mean_gaps(rows, pairs)))
+    for select in sorted({select for _, select, _ in present} - {"random"}):
+        pairs = [((n, select, noise), (n, "random", noise)) for n, s, noise in present if s == select and n < most]
+        text = f"the win rate is higher where pairs are chosen by {select} than at random, below {most} judgments"
+        tests.append((f"active_{select}", text, "higher", mean_gaps(rows, pairs)))
+    before, after = by_seed(rows, best, "before/ece"), by_seed(rows, best, "after/ece")
+    shared = sorted(before.keys() & after.keys())
+    text = f"the calibration error of next tokens is higher after {most} judgments than before"
+    tests.append(("calibration", text, "higher", [after[seed] - before[seed] for seed in shared]))
+    scaled = list(by_seed(rows, best, f"after/{SCALED}").values())
+    tests.append(("temperature", "a temperature lowers the calibration error after training", "lower", scaled))
+    tests = [test for test in tests if test[-1]]
+    verdicts = []
+    for code, text, direction, values in tests:
+        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), "")
+        assert estimate is not None
+        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
+    return verdicts
+
+
+def usual_noise(rows: Rows) -> float:
+    """The noise of most runs whose pairs were chosen at random, which selections are compared at."""
+    others = rows[rows["select"] != "random"]
+    return float((others if len(others) else rows)["noise"].mode()[0])
+
+
+def headline(wins: Sequence[Row], level: float) -> str:
+    """The win rate at the most judgments of each selection and noise."""
+    most = max(row["judgments"] for row in wins)
+    parts = []
+    for row in wins:
+        if row["judgments"] == most:
+            kind = "" if row["select"] == "random" else f", chosen by {row['select']}"
+            parts.append(f"{share(from_row(row))} with {row['noise']:.0%} wrong{kind}")
+    return f"After {most} judgments the model wins against its start on {'; '.join(parts)} (share of prompts)."
+
+
+def share(estimate: Estimate) -> str:
+    """A share with its interval, which is cut at 0 and 1."""
+    if estimate.lo is None or estimate.hi is None:
+        return f"{estimate.value:.0%}"
+    return f"{estimate.value:.0%} [{max(0.0, estimate.lo):.0%}, {min(1.0, estimate.hi):.0%}]"
+
+
+def label(row: Mapping[str, object]) -> str:
+    """The name of a selection and noise in figures."""
+    kind = "pairs at random" if row["select"] == "random" else f"pairs by {row['select']}"
+    return f"{kind}, {row['noise']:.0%} wrong"
+
+
+def win_chart(wins: Sequence[Row]) -> object:
+    """Win rate vs number of judgments, a line for each selection and noise, and a line at chance."""
+    import altair as alt
+
+    from kleiber.charts.theme import kind_color, log_axis, with_title
+
+    rows = pd.DataFrame([{**row, "kind": label(row)} for row in wins])
+    rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float).clip(0, 1)
+    values = {kind: [row["value"] for row in wins if label(row) == kind] for kind in map(label, wins)}
+    kinds = sorted(values, key=lambda kind: -sum(values[kind]) / len(values[kind]))
+    numbers = sorted(set(rows["judgments"]))
+    spread = {kind: 1.06 ** (i - (len(kinds) - 1) / 2) for i, kind in enumerate(kinds)}  # apart, so intervals are seen
+    rows["at"] = [n * spread[kind] for n, kind in zip(rows["judgments"], rows["kind"], strict=True)]
+    x = log_axis("at", "judgments", numbers, every=None, room=1.3)
+    x.axis = alt.Axis(values=numbers, format="d", grid=False)
+    scale = alt.Scale(domain=[0, 1])
+    y, low = (
+        alt.Y(f"{name}:Q", title="win rate against the start", scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
+        for name in ("value", "lo")
+    )
+    base = alt.Chart(rows).encode(x=x, color=kind_color(kinds, "kind", alt.Legend(orient="right", labelLimit=260)))
+    chance = alt.Chart(pd.DataFrame({"value": [0.5]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(y=y)
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
+    tips = ["kind:N", "judgments:Q", alt.Tooltip("value:Q", format=".1%"), "n:Q"]
+    layers = [
+        chance, base.mark_line(strokeWidth=1.6).encode(y=y), base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"),
+        base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips),
+    ]  # fmt: skip
+    return with_title(
+        alt.layer(*layers), "Win rate against the start vs number of judgments",
+        subtitle="means over seeds with intervals; dashed: no difference",
+    )  # fmt: skip
+
+
+def calibration_chart(changes: Sequence[Row]) -> object:
+    """The change of each measure of calibration by training, by number of judgments."""
+    from kleiber.studies.compare.chart_forms import estimates
+
+    named = [{**row, "setting": label(row), "number": f"{row['judgments']} judgments"} for row in changes]
+    order = list(dict.fromkeys(row["setting"] for row in named))
+    rows = [
+        {**row, "series": row["setting"], "panel": row["measure"], "name": f"{row['number']}, {row['setting']}"}
+        for row in named
+    ]
+    return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
