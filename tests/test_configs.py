@@ -70,7 +70,7 @@ ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequenc
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
-NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"]}
+NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "study/explain": ["batch.tokens=480"]}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),

@@ -89,6 +89,7 @@ def mixture(store: Datastore, setting: Setting) -> Adjust:
     """Logits of the mixture of a model and the neighbors in a store."""
 
     def adjust(hidden: Tensor, logits: Tensor) -> Tensor:
+        """Log-probabilities of the mixture, which are logits too."""
         near = nearest(hidden.float().cpu(), store.keys, NEIGHBORS)
         weights = (-near.distances.double() / setting.temperature).softmax(1) * setting.interpolation
         probabilities = logits.double().softmax(1) * (1 - setting.interpolation)
