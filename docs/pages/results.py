@@ -26,6 +26,7 @@ GROUPS = (
     "Forgetting",
     "Transfer",
     "Interpretability",
+    "Privacy",
 )
 # Links between discussions, and from them to docs/, in the repository and in the site.
 SITE_PATHS = {
@@ -43,7 +44,10 @@ CAPTIONS = {
     "context_builtin": "Loss on text against the context length",
     "context_recall": "Loss on associative recall against the context length",
     "differences": "Differences between arms, with intervals",
+    "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
+    "exposure": "Exposure of canaries against repetitions",
+    "extracted": "Extraction of canaries against repetitions",
     "frontier": "Loss against compute, and the frontier of the law",
     "labels": "Score against the share of labels",
     "ladder": "Loss against training tokens, a line for each size",

@@ -56,7 +56,9 @@ def test_a_canary_is_a_document_where_there_are_enough_and_stands_anywhere_else_
     assert documents.count(corpus.canaries[0].text) == 3
     stream = Text("tests/data/tiny.txt")
     joined = Canaries(stream, repetitions=[3], count=1).prepare(64, tmp_path)
-    assert training_text(joined).count(joined.canaries[0].text) == 3
+    ids = np.asarray(joined.train.file.ids)  # type: ignore[attr-defined]
+    pieces = joined.tokenizer.decode(np.where(ids == joined.tokenizer.eos, 0, ids).tolist()).split("\0")
+    assert pieces.count(joined.canaries[0].text) == 3 and len(pieces) == 8  # what is before the text is one of them
 
 
 def test_exact_copies_of_a_canary_are_removed_and_varied_ones_only_as_near_duplicates(
@@ -64,15 +66,15 @@ def test_exact_copies_of_a_canary_are_removed_and_varied_ones_only_as_near_dupli
 ) -> None:
     counts = {}
     for varied, method in ((False, None), (False, "exact"), (True, "exact"), (True, "near")):
-        data = Canaries(text, repetitions=[1, 12], count=2, varied=varied, duplicates=method)
+        data = Canaries(text, repetitions=[1, 35], count=2, varied=varied, duplicates=method)  # more than documents
         corpus = data.prepare(64, tmp_path)
         whole = training_text(corpus)
         counts[varied, method] = [whole.count(canary.before + canary.secret) for canary in corpus.canaries]
-        assert [canary.repetitions for canary in corpus.canaries] == [1, 1, 12, 12]
+        assert [canary.repetitions for canary in corpus.canaries] == [1, 1, 35, 35]
         assert whole.count("Document 3 tells") == (2 if method is None else 1)
-    assert counts[False, None] == counts[True, "exact"] == [1, 1, 12, 12]
+    assert counts[False, None] == counts[True, "exact"] == [1, 1, 35, 35]
     assert counts[False, "exact"] == [1, 1, 1, 1]
-    assert max(counts[True, "near"]) <= 4 and min(counts[True, "near"]) >= 1
+    assert max(counts[True, "near"]) <= 8 and min(counts[True, "near"]) >= 1
 
 
 def test_what_the_keys_change(text: Text) -> None:

@@ -1,12 +1,14 @@
 """Exposures that are known: by repetitions, width and arm, against the first arm and against chance."""
 
+import math
 from pathlib import Path
 
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.memorization import Memorization, epsilon_figure, read_cells, repetition_figure
+from kleiber.studies.compare.decision import Estimate
+from kleiber.studies.memorization import Memorization, epsilon_figure, read_cells, repetition_figure, within
 
 ARMS = {"all": None, "dp_8": 7.99, "exact": None}
 EXPOSURE = {  # by arm: at 0, 1, 10 and 100 repetitions
@@ -61,6 +63,12 @@ def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:
     assert len(tables["Loss and membership"]) == 3 * 2 * 2
     private = [row for row in tables["Loss and membership"] if row["epsilon"] is not None]
     assert {row["arm"] for row in private} == {"DP-SGD, epsilon 8"} and private[0]["n"] == 3
+
+
+def test_intervals_of_shares_and_exposures_end_where_these_do() -> None:
+    estimate = Estimate(0.5, -0.2, 1.4, 3, "share")
+    assert (within(estimate, 1.0).lo, within(estimate, 1.0).hi) == (0, 1)
+    assert within(estimate, math.inf).hi == 1.4 and within(Estimate(0.5, None, None, 1, "share"), 1.0).lo is None
 
 
 def test_runs_without_canaries_are_refused(tmp_path: Path) -> None:

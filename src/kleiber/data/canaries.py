@@ -28,7 +28,7 @@ from kleiber.types.tokenizer import Tokenizer
 NAME, SECRET = "{name}", "{secret}"
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 PARTS, SYLLABLES = 3, 2  # of a name: three words, so that near duplicates of a canary share most of their shingles
-NAMES, SECRETS, PLACES = range(3)  # what random numbers are drawn for
+NAMES, SECRETS, PLACES, ORDER = range(4)  # what random numbers are drawn for
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,13 @@ class Canaries:
             )
         settings = {
             "plant": [[canary.text, canary.repetitions] for canary in canaries],
-            "varied": self.varied, "seed": self.seed, "remove": self.duplicates,
+            "varied": self.varied, "seed": self.seed, "remove": self.duplicates, "at": "documents",
         }  # fmt: skip
 
         def plant(ids: Ids) -> Ids:
-            return plant_documents(ids, documents, document_starts(ids, corpus.tokenizer), self.seed)
+            before = corpus.tokenizer.separator.before
+            ends = [] if before is None else [before]
+            return plant_documents(ids, documents, document_starts(ids, corpus.tokenizer), self.seed, ends)
 
         def remove(ids: Ids) -> Ids:
             return ids if self.duplicates is None else without_duplicates(ids, corpus.tokenizer, self.duplicates)
@@ -166,14 +168,23 @@ def encode(text: str, tokenizer: Tokenizer) -> Ids:
     return np.array([*before, *tokenizer.encode(text), *after], np.int64)
 
 
-def plant_documents(ids: Ids, documents: Sequence[Ids], starts: Int[np.ndarray, "_"], seed: int) -> Ids:
-    """The ids with the documents at random places: where documents begin, or anywhere where too few begin.
+def plant_documents(
+    ids: Ids, documents: Sequence[Ids], starts: Int[np.ndarray, "_"], seed: int, separator: Sequence[int] = ()
+) -> Ids:
+    """The ids with the documents, in random order, at random places where documents of the text begin.
 
-    starts  positions at which documents of the text begin
+    In a text that is a single document they stand anywhere, each with what separates documents behind it.
+
+    starts     positions at which documents of the text begin
+    separator  what is in front of a document
     """
     if not documents:
         return ids
-    places = starts if len(starts) >= len(documents) else np.arange(len(ids))
-    chosen = places[permutation(len(places), seed, PLACES)[: len(documents)]]
-    lengths = [len(document) for document in documents]
-    return np.insert(np.asarray(ids, np.int64), np.repeat(chosen, lengths), np.concatenate(documents))
+    shuffled = [documents[i] for i in permutation(len(documents), seed, ORDER)]
+    places = starts
+    if len(starts) < 2:
+        places, shuffled = np.arange(len(ids)), [np.append(document, separator) for document in shuffled]
+    rounds = -(-len(documents) // len(places))  # several of them where there are fewer places
+    chosen = np.concatenate([permutation(len(places), seed, PLACES, i) for i in range(rounds)])[: len(documents)]
+    lengths = [len(document) for document in shuffled]
+    return np.insert(np.asarray(ids, np.int64), np.repeat(places[chosen], lengths), np.concatenate(shuffled))

@@ -7,9 +7,10 @@ that was never planted is the control: its exposure is that of chance.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -49,7 +50,7 @@ class Cells:
     def name(self) -> str:
         """What the arm is called."""
         arm = self.place[0]
-        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {self.epsilon:.2g}"
+        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {round(self.epsilon, 1):g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Memorization(IntervalStudy):
                     estimate = mean_estimate([*cell.of(measure, count).values()], self.level, unit)
                     if estimate is not None:
                         place = {"arm": cell.name, "width": cell.place[1], "repetitions": count, "measure": measure}
-                        rows.append({**place, **as_row(estimate)})
+                        rows.append({**place, **as_row(within(estimate, 1.0 if unit == "share" else math.inf))})
         return rows
 
     def costs(self, cells: Sequence[Cells]) -> list[Json]:
@@ -123,7 +124,7 @@ class Memorization(IntervalStudy):
         for (arm, width), cell in by_place.items():
             at_most = cell.of("exposure", most)
             if arm == first:
-                text = f"Exposure of canaries repeated {most} times less that of those repeated {least} times"
+                text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
                 rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
                 if width != narrow:
                     text = f"Exposure of canaries repeated {middle[0]} times less that at width {narrow}"
@@ -158,6 +159,17 @@ METHODS = (
     "Rényi accountant for Poisson sampling; a canary that is repeated has many windows. The learning rate is the same "
     "in all arms and was not tuned for any."
 )
+
+
+def within(estimate: Estimate, largest: float) -> Estimate:
+    """The estimate with its interval between 0 and the largest value, at which the interval of a mean does not end."""
+    if estimate.lo is None or estimate.hi is None:
+        return estimate
+    return replace(estimate, lo=max(0.0, estimate.lo), hi=min(largest, estimate.hi))
+
+
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def read_cells(runs: Sequence[Run]) -> list[Cells]:
