@@ -30,7 +30,7 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
 LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
-NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
@@ -59,7 +59,7 @@ ELSEWHERE |= {
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
+RETAINING = ("bias", "forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
@@ -84,7 +84,7 @@ SAME |= {f"data/{data}": f"objective/{name}" for name, data in LEARNT.items() if
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto")]
+SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
@@ -118,7 +118,7 @@ def alone(choice: str) -> dict:
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
     own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
-    gone |= dict.fromkeys((*own_data, "collaboration"), ("callbacks.samples", "data"))
+    gone |= dict.fromkeys((*own_data, "collaboration", "equalized"), ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))

@@ -22,6 +22,8 @@ CONTRADICTIONS = [
     ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
     ("model=bert", ["objective=clm", "model.causal=false"]),
+    ("model=bert objective=mlm data=reweighted", ["data=reweighted", "objective=mlm", "data=counterfactual"]),
+    ("model=bert data=counterfactual objective=equalized", ["objective=equalized", "model.causal=false"]),
     ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),
     ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),

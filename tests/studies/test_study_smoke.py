@@ -24,6 +24,7 @@ ONE_REPLAY = "replay:{retention.replay.fraction:[0.2]}"
 HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
+BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
@@ -69,6 +70,7 @@ STUDIES = {
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
+    "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),

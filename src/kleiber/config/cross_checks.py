@@ -32,6 +32,7 @@ def check_compatibility(config: Config) -> None:
     _l2sp_strength(config)
     _reference(config)
     _packing(config)
+    _weights(config)
     _rollback(config)
     _privacy(config)
     _loggers(config.get("logger") or {})
@@ -170,7 +171,9 @@ def _stages(config: Config) -> None:
 
 def _next_token(config: Config) -> None:
     objective = config["objective"]
-    if argument(config["model"], "causal") is False and any(_is(objective, kind) for kind in ("CLM", "Distill")):
+    if argument(config["model"], "causal") is False and any(
+        _is(objective, kind) for kind in ("CLM", "Distill", "Equalized")
+    ):
         name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
             f"objective={name} predicts the next token, which a model with model.causal=false can read: "
@@ -217,6 +220,15 @@ def _packing(config: Config) -> None:
         raise ConfigError(
             "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
             "data.pack=false"
+        )
+
+
+def _weights(config: Config) -> None:
+    """Masked prediction chooses its targets among the tokens with a weight, and counts all of them the same."""
+    if _is(config["data"], "Reweighted") and _is(config["objective"], "MLM"):
+        raise ConfigError(
+            "data=reweighted weighs the tokens of the loss, which objective=mlm does not: set objective=clm, or "
+            "data=counterfactual, which works with both"
         )
 
 

@@ -24,6 +24,7 @@ from kleiber.data.batches import ConcatSamples, Order, permutation
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
+from kleiber.data.occupations import Occupations
 from kleiber.data.text import Text
 from kleiber.types import Share, VocabSize
 from kleiber.types.batch import Batch
@@ -115,8 +116,8 @@ class MixtureOrder(Order):
 class MixtureCorpus:
     """A mixture of texts by fractions of tokens.
 
-    parts      fraction of each part by name: builtin/docs, builtin/code, wikitext, tinystories, or any data.path;
-               null: 0.9 of builtin/docs and 0.1 of builtin/code
+    parts      fraction of each part by name: builtin/docs, builtin/code, builtin/occupations (without bias), wikitext,
+               tinystories, or any data.path; null: 0.9 of builtin/docs and 0.1 of builtin/code
     tokenizer  of all parts; bpe is trained on all of them
     max_bytes  at most that much text of each part
     separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
@@ -145,12 +146,18 @@ class MixtureCorpus:
         if part in (f"builtin/{domain}" for domain in get_args(Domain) if domain != "all"):
             domain: Domain = "docs" if part == "builtin/docs" else "code"
             return Builtin(domain, self.tokenizer, None, self.max_bytes).sources()[0]
+        if part == "builtin/occupations":
+            return Occupations(skew=0.5, max_bytes=self.max_bytes).sources()[0]
         if part == "builtin" or part.startswith("builtin/"):
-            raise ValueError(f"data.parts: {part} must be builtin/docs or builtin/code")
+            raise ValueError(f"data.parts: {part} must be builtin/docs, builtin/code or builtin/occupations")
         if part == "wikitext":
             return Text("Salesforce/wikitext", "wikitext-2-v1", rows="stream", max_bytes=self.max_bytes).source()
         path = "roneneldan/TinyStories" if part == "tinystories" else part
         return Text(path, max_bytes=self.max_bytes).source()
+
+    def combine(self, windows: list[Samples]) -> Samples:
+        """The mixture of the samples of the parts."""
+        return Mixture(windows, list(self.fractions().values()))
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Encodes the text that is not in the cache. Raises ValueError for unknown parts and invalid fractions."""
@@ -158,13 +165,9 @@ class MixtureCorpus:
         if not fractions:
             raise ValueError("data.parts={} must have at least one part, such as {builtin/docs:0.9,builtin/code:0.1}")
         config = "+".join(f"{name}:{fraction:g}" for name, fraction in fractions.items())
-
-        def mix(windows: list[Samples]) -> Samples:
-            return Mixture(windows, list(fractions.values()))
-
         sources = self.sources()
         settings = (self.tokenizer, self.vocab_size, context, cache)
-        return prepare("mixture", config, sources, *settings, combine=mix, separator=self.separator)
+        return prepare("mixture", config, sources, *settings, combine=self.combine, separator=self.separator)
 
 
 @runtime_checkable

@@ -105,6 +105,7 @@ class OccupationText:
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
+        """Opens the documents of each split."""
         texts = list(self.texts())
         held_out = max(1, round(HELD_OUT * len(texts)))
         splits = {

@@ -164,10 +164,13 @@ class TrainWindows(Samples):
     def __len__(self) -> int:
         return self._count
 
-    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+    def starts(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Int[np.ndarray, "batch"]:
+        """The places in the file at which the windows of these numbers begin in that epoch."""
         shift = int(epoch * GOLDEN_RATIO % 1 * self.context)
-        starts = np.minimum(index * self.context + shift, len(self._windows) - 1)
-        tokens = torch.from_numpy(self._windows[starts].astype(np.int64))
+        return np.minimum(index * self.context + shift, len(self._windows) - 1)
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        tokens = torch.from_numpy(self._windows[self.starts(index, epoch)].astype(np.int64))
         return Batch(tokens=tokens, samples=sample_numbers(index, epoch, len(self)))
 
 

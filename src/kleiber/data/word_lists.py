@@ -13,7 +13,6 @@ FOLDER = Path(__file__).parent / "words"
 PACKAGED = ("gender", "names", "occupations")
 
 
-@cache
 def read_entries(name: str, key: str) -> tuple[tuple[str, ...], ...]:
     """The entries of a list, each as its parts.
 
@@ -55,6 +54,13 @@ def read_words(name: str, key: str) -> list[str]:
     return [entry[0].lower() for entry in read_entries(name, key)]
 
 
+@cache
 def occupations() -> dict[str, float]:
     """The share of women in each occupation of the package's list."""
-    return {word: int(percent) / 100 for word, percent in read_entries("occupations", "")}
+    return {job: int(percent) / 100 for job, percent in read_entries("occupations", "")}
+
+
+def function_words() -> frozenset[str]:
+    """Words that begin no noun phrase."""
+    lines = (FOLDER / "function_words.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(token for line in lines if not line.startswith("#") for token in line.split())

@@ -11,7 +11,9 @@ of which WinoBias has more than ordinary text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+from kleiber.data.word_lists import function_words
 
 WORD = re.compile(r"[^\W\d_]+")
 NEXT = re.compile(r"\s+([^\W\d_]+)")
@@ -20,171 +22,7 @@ PRONOUNS = {
 }  # fmt: skip
 # By pronoun: its counterpart in front of a noun, and elsewhere.
 AMBIGUOUS = {"her": ("his", "him"), "his": ("her", "hers")}
-FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "across",
-        "after",
-        "again",
-        "against",
-        "ago",
-        "all",
-        "along",
-        "already",
-        "also",
-        "always",
-        "am",
-        "among",
-        "an",
-        "and",
-        "any",
-        "anything",
-        "are",
-        "around",
-        "as",
-        "at",
-        "away",
-        "back",
-        "be",
-        "because",
-        "been",
-        "before",
-        "behind",
-        "being",
-        "below",
-        "beside",
-        "besides",
-        "between",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "down",
-        "during",
-        "each",
-        "either",
-        "else",
-        "enough",
-        "ever",
-        "every",
-        "everything",
-        "except",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "here",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "inside",
-        "instead",
-        "into",
-        "is",
-        "it",
-        "its",
-        "just",
-        "last",
-        "later",
-        "like",
-        "may",
-        "me",
-        "might",
-        "must",
-        "my",
-        "near",
-        "never",
-        "next",
-        "no",
-        "nor",
-        "not",
-        "nothing",
-        "now",
-        "of",
-        "off",
-        "often",
-        "on",
-        "once",
-        "onto",
-        "or",
-        "our",
-        "out",
-        "outside",
-        "over",
-        "past",
-        "quickly",
-        "really",
-        "she",
-        "should",
-        "since",
-        "so",
-        "some",
-        "something",
-        "soon",
-        "still",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "though",
-        "through",
-        "till",
-        "to",
-        "today",
-        "together",
-        "tomorrow",
-        "tonight",
-        "too",
-        "toward",
-        "towards",
-        "twice",
-        "under",
-        "until",
-        "up",
-        "upon",
-        "us",
-        "very",
-        "was",
-        "we",
-        "well",
-        "were",
-        "what",
-        "when",
-        "where",
-        "whether",
-        "which",
-        "while",
-        "who",
-        "why",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "yesterday",
-        "yet",
-        "you",
-        "your",
-    ]
-)
+FUNCTION_WORDS = function_words()
 
 
 class WordSwap:
@@ -196,7 +34,7 @@ class WordSwap:
     """
 
     def __init__(
-        self, pairs: Iterable[tuple[str, str]], names: Iterable[tuple[str, str]] = (), pronouns: bool = True
+        self, pairs: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]] = (), pronouns: bool = True
     ) -> None:
         self.words: dict[str, str] = dict(PRONOUNS) if pronouns else {}
         self.names: dict[str, str] = {}
@@ -215,13 +53,15 @@ class WordSwap:
 
     def counts(self, text: str) -> tuple[int, int]:
         """How many words of the first and of the second group a text has."""
-        members = [token.lower() for token in WORD.findall(text) if self._is_listed(token)]
-        first = sum(token in self.first_group for token in members)
-        return first, len(members) - first
+        groups = [self.group(token) for token in WORD.findall(text)]
+        return groups.count(0), groups.count(1)
 
-    def _is_listed(self, token: str) -> bool:
+    def group(self, token: str) -> int:
+        """0 for a word of the first group, 1 for one of the second, and -1 for any other."""
         lower = token.lower()
-        return lower in self.words or lower in self.ambiguous or (lower in self.names and token[0].isupper())
+        if lower in self.words or lower in self.ambiguous or (lower in self.names and token[0].isupper()):
+            return 0 if lower in self.first_group else 1
+        return -1
 
     def _counterpart(self, token: str, text: str, end: int) -> str:
         lower = token.lower()
@@ -241,8 +81,8 @@ def precedes_noun(text: str, end: int) -> bool:
     return following is not None and following[1].lower() not in FUNCTION_WORDS
 
 
-def match_case(original: str, word: str) -> str:
+def match_case(original: str, counterpart: str) -> str:
     """A word in the case of the original: UPPER, Capitalized or lower."""
     if len(original) > 1 and original.isupper():
-        return word.upper()
-    return word.capitalize() if original[0].isupper() else word
+        return counterpart.upper()
+    return counterpart.capitalize() if original[0].isupper() else counterpart

@@ -14,7 +14,7 @@ import typer
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
-from kleiber.launch import model_commands, run_commands
+from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
 
@@ -140,6 +140,7 @@ for name, command in {
     "diff": run_commands.diff,
     "reproduce": run_commands.reproduce,
     "compare": run_commands.compare,
+    "data": data_command.describe,
     "report": fit_command.report,
     "clean": run_commands.clean,
     "fit": fit_command.fit,

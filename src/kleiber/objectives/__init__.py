@@ -7,6 +7,7 @@ EXPORTS = {
     "CLM": "clm",
     "SFT": "clm",
     "Distill": "clm",
+    "Equalized": "equalized",
     "CDPO": "dpo",
     "DPO": "dpo",
     "IPO": "dpo",

@@ -14,6 +14,7 @@ from evals.subjects import table, values
 
 from kleiber.evals.bias.evaluation import Bias, icat, preferences
 from kleiber.evals.measure import explain_refusal, find_sets
+from kleiber.launch.main import main
 
 
 def crows(stereotype: str, other: str, bias_type: str, count: int = 1) -> list[dict]:
@@ -124,3 +125,32 @@ def test_the_evaluation_runs_during_training(launch):
     measured = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     key = "eval/bias/builtin/occupations/stereotype_score"
     assert sum(key in row for row in measured) >= 2
+
+
+PLANTED = [
+    "data.tokenizer=bpe", "data.vocab_size=512", "model.width=64", "model.num_heads=4", "model.depth=2",
+    "model.context=64", "batch.tokens=1024", "budget.tokens=300K", "optimizer.lr=0.02", "eval.tokens=16K",
+    "evals=[bias]", "evals.bias.data=[builtin/occupations]", "callbacks.samples=null", "logger=csv",
+    "trainer.threads=1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_planted_bias_moves_the_score_and_mitigations_move_it_back(tmp_path, cache_dir):
+    """Text that agrees, or disagrees, with stereotypes; then the first with each mitigation. Intervals are disjoint."""
+
+    def score(name: str, *overrides: str) -> dict:
+        assert main([*PLANTED, f"root={tmp_path}", f"name={name}", *overrides]) == 0
+        (file,) = tmp_path.glob(f"{name}/*/evals/bias.json")
+        return json.loads(file.read_text())["scores"]["builtin/occupations"]["stereotype_score"]
+
+    biased, opposed = score("a", "data=occupations"), score("b", "data=occupations", "data.skew=0.1")
+    assert biased["lo"] > 0.6 and opposed["hi"] < 0.4
+    mitigated = [
+        score("c", "data=counterfactual"),
+        score("d", "data=counterfactual", "data.method=substitute"),
+        score("e", "data=reweighted", "data.attributes=occupations"),
+        score("f", "data=counterfactual", "data.share=0.0", "objective=equalized"),
+    ]
+    for after in mitigated:
+        assert after["hi"] < biased["lo"], "the interval of the difference is clear of zero"

@@ -68,12 +68,12 @@ def read_items(sets: Sequence[DataSet], limit: int | None) -> dict[str, list[Ite
         else:
             winobias[data.name] = data
     for name, pairs in winobias_pairs(winobias).items():
-        found = [item for kind, (pro, anti) in pairs.items() for item in winobias_items(pro, anti, kind, limit)]
-        if not found:
+        paired = [item for kind, (pro, anti) in pairs.items() for item in winobias_items(pro, anti, kind, limit)]
+        if not paired:
             raise ValueError(
                 f"{name}: no row of the pro-stereotypical table has the sentence of its anti-stereotypical one"
             )
-        items[name] = found
+        items[name] = paired
     return items
 
 

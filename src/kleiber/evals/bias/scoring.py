@@ -60,10 +60,10 @@ def triple_scores(subject: Subject, items: Sequence[Item], label: str) -> ItemSc
     for item in items:
         assert item.blank is not None
         for text in (item.stereotype, item.other, str(item.unrelated)):
-            before, word, after = encode(subject, split_at_blank(text, item.blank))
-            counts.append(len(word))
-            for length in range(1, len(word) + 1):
-                rows.append([*before, *word[:length], *after])
+            before, blank, after = encode(subject, split_at_blank(text, item.blank))
+            counts.append(len(blank))
+            for length in range(1, len(blank) + 1):
+                rows.append([*before, *blank[:length], *after])
                 positions.append([len(before) + length - 1])
     tokens = pass_tokens(subject.model, subject.rows)
     probs = np.exp(pseudo_log_likelihoods(subject.model, rows, subject.tokenizer, tokens, label, positions))
@@ -94,11 +94,11 @@ def split_at_blank(text: str, blank: tuple[str, str]) -> list[str]:
         match = difflib.SequenceMatcher(None, before + after, text, autojunk=False).get_opcodes()
         inserted = [(start, end) for kind, _, _, start, end in match if kind != "equal" and end > start]
         start, end = (inserted[0][0], inserted[-1][1]) if inserted else (0, len(text))
-        before, word, after = text[:start], text[start:end], text[end:]
+        before, inserted_text, after = text[:start], text[start:end], text[end:]
     else:
-        word = text[len(before) : len(text) - len(after)]
+        inserted_text = text[len(before) : len(text) - len(after)]
     space = before[len(before.rstrip()) :]
-    return [before.rstrip(), space + word, after]
+    return [before.rstrip(), space + inserted_text, after]
 
 
 def shared_positions(first: Ids, second: Ids) -> tuple[list[int], list[int]]:

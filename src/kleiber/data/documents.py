@@ -1,0 +1,56 @@
+"""The documents of a text by name or path, read as they are, for descriptions of data. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kleiber.data.builtin import Builtin
+from kleiber.data.cache import cache_root, limit_bytes
+from kleiber.data.dataset import locate, open_splits, read_text_file, require_text_columns, rows
+from kleiber.data.occupations import OccupationText
+
+NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
+
+
+@contextmanager
+def open_documents(
+    path: str, config: str | None = None, column: str = "text", max_bytes: int | None = None
+) -> Iterator[Iterator[str]]:
+    """Opens the training documents at a path.
+
+    path       builtin/docs, builtin/code, builtin/occupations (without bias), wikitext, tinystories, a file, a folder
+               or a name on the hub
+    config     of the data set; None for the default one
+    column     of a table
+    max_bytes  at most that much text; None for all of it
+
+    Raises ValueError for a path that is nothing of this kind, and for a table without that column.
+    """
+    root = cache_root()
+    if path.startswith("builtin/"):
+        domain = path.removeprefix("builtin/")
+        if domain not in ("docs", "code", "occupations"):
+            raise ValueError(f"{path} must be builtin/docs, builtin/code or builtin/occupations")
+        if domain == "occupations":
+            source = OccupationText(0.5, 10_000, 0, max_bytes)
+        else:
+            source = Builtin("docs" if domain == "docs" else "code", max_bytes=max_bytes).sources()[0]
+        with source.open_text(root) as text:
+            yield ("".join(document) for document in text.documents["train"])
+        return
+    if path in NAMED and config is None:
+        path, config = NAMED[path]
+    location = locate(path)
+    if location.kind == "text":
+        yield limited(read_text_file(location), max_bytes)
+        return
+    with open_splits(location, config, root) as (splits, _):
+        table = splits["train"]
+        require_text_columns(table, (column,), location.name)
+        yield limited((str(row[column] or "") for row in rows(table.select_columns([column]))), max_bytes)
+
+
+def limited(texts: Iterator[str], max_bytes: int | None) -> Iterator[str]:
+    """Yields texts up to a number of bytes, and cuts the last one."""
+    return ("".join(document) for document in limit_bytes(([text] for text in texts), max_bytes))

@@ -1,0 +1,129 @@
+"""The command `kleiber data`, which describes the text at a path without training. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kleiber.types import Json
+
+if TYPE_CHECKING:
+    from kleiber.data.cooccurrence import Association, Contexts
+
+SCHEMA = "kleiber.data/1"
+FDR = 0.1
+SHOWN = 10  # words of each group in the terminal
+
+
+def describe(
+    path: Annotated[str, typer.Argument(help="builtin/docs, wikitext, tinystories, a file, a folder or a hub name.")],
+    bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
+    config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
+    text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
+    max_bytes: Annotated[str | None, typer.Option(help="Read at most this much text, such as 20M.")] = None,
+    words: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Pairs of words of the groups: gender, or a file. [gender]")
+    ] = None,
+    attributes: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Words to report: occupations, or a file. Default: all frequent words."),
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Largest distance to a word of a group. [10]")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report to this JSON file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
+    ] = None,
+) -> None:
+    """Describe the training text at a path: documents, bytes, words, and with --bias which words stand near which."""
+    from kleiber.config.stages import quantity
+    from kleiber.data.cooccurrence import associations, count_contexts
+    from kleiber.data.documents import open_documents
+    from kleiber.data.word_lists import read_pairs, read_words
+    from kleiber.data.word_swap import WordSwap
+    from kleiber.records.files import write_json, write_text
+
+    for option, value in (("--words", words), ("--attributes", attributes), ("--window", window), ("--report", report)):
+        if value is not None and not bias:
+            raise ValueError(f"{option} {value} belongs to the report of --bias: add --bias, or remove {option}")
+    chosen = words or "gender"
+    names = read_pairs("names", "names") if chosen == "gender" else []
+    swap = WordSwap(read_pairs(chosen, "--words"), names, chosen == "gender")
+    listed = None if attributes is None else read_words(attributes, "--attributes")
+    limit = None if max_bytes is None else round(quantity(max_bytes))
+    with open_documents(path, config, text, limit) as documents:
+        contexts = count_contexts(documents, swap, window or 10)
+    summary: Json = {
+        "schema": SCHEMA, "path": path, "documents": contexts.documents, "bytes": contexts.num_bytes,
+        "words": sum(contexts.words.values()) + sum(contexts.group_size),
+    }  # fmt: skip
+    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    if bias:
+        groups, rows = group_names(chosen), associations(contexts, listed)
+        summary["bias"] = {
+            "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
+            "words": [row.to_json() for row in rows],
+        }  # fmt: skip
+        lines += bias_lines(contexts, rows, groups)
+        if report is not None:
+            write_text(report, bias_page(path, lines[:2], rows, groups))
+            lines.append(f"wrote {report}")
+    if json is not None:
+        write_json(json, summary)
+    typer.echo("\n".join(lines))
+
+
+def group_names(words: str) -> tuple[str, str]:
+    """What the two groups of a list are called."""
+    return ("male words", "female words") if words == "gender" else ("the first words", "the second words")
+
+
+def bias_lines(contexts: Contexts, rows: list[Association], groups: tuple[str, str]) -> list[str]:
+    """The occurrences of both groups, and the words that are most strongly associated with each."""
+    counts = " and ".join(f"{size:,} {name}" for size, name in zip(contexts.group_size, groups, strict=True))
+    lines = [
+        f"it has {counts}; {sum(row.q <= FDR for row in rows)} of {len(rows)} words stand nearer to either, q <= .1"
+    ]
+    sides = (
+        [row for row in rows if row.log_odds > 0][:SHOWN],
+        [row for row in reversed(rows) if row.log_odds < 0][:SHOWN],
+    )
+    for name, side in zip(groups, sides, strict=True):
+        lines += [f"near {name}, log-odds ratio [90 % interval], occurrences near either group:"] if side else []
+        lines += [
+            f"  {row.term:<16} {row.log_odds:+.2f} [{row.lo:+.2f}, {row.hi:+.2f}]  {row.first:,} and {row.second:,}"
+            for row in side
+        ]
+    return lines
+
+
+def bias_page(path: str, notes: list[str], rows: list[Association], groups: tuple[str, str]) -> str:
+    """The page of --report."""
+    from kleiber.charts.associations import association_chart
+    from kleiber.charts.page import render_page
+
+    table = [
+        {
+            "word": row.term, "occurrences": row.count, f"near {groups[0]}": row.first, f"near {groups[1]}": row.second,
+            "log-odds ratio": row.log_odds, "from": row.lo, "to": row.hi, "q": row.q,
+            f"PMI, {groups[0]} (bits)": row.pmi_first, f"PMI, {groups[1]} (bits)": row.pmi_second,
+        }
+        for row in rows
+    ]  # fmt: skip
+    return render_page(
+        f"Words near two groups in {path}",
+        {"associations": association_chart([row.to_json() for row in rows], groups, FDR)} if rows else {},
+        notes=notes,
+        tables={"Words": table},
+        methods=METHODS,
+    )
+
+
+METHODS = (
+    "A word is near a group if a word of the group stands within the window in the same document. Log-odds ratios "
+    "compare the contexts of both groups, with a Dirichlet prior of 500 words in the proportions of the text (Monroe "
+    "et al. 2008, Political Analysis 16, eq. 16 and 19). q-values are corrected for the number of words (Benjamini & "
+    "Hochberg 1995). PMI is log2 of the share of a word near a group over its share in the text. Words that are "
+    "repeated within a document are not independent, so intervals are somewhat too narrow."
+)

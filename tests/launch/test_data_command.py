@@ -1,0 +1,68 @@
+"""`kleiber data` describes text, reports planted associations, escapes what it shows, and imports no torch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from kleiber.launch.cli import app
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+    if code:
+        assert result.exception is not None
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_text_is_described(tmp_path, cache_dir):
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')
+    assert "2 documents, 20 bytes, 6 words" in run(file, "--json", tmp_path / "d.json")
+    assert json.loads((tmp_path / "d.json").read_text()) == {
+        "schema": "kleiber.data/1", "path": str(file), "documents": 2, "bytes": 20, "words": 6,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
+        run(file, "--window", 3, code=2)
+
+
+def test_associations_are_printed_and_written(tmp_path, cache_dir):
+    rows = [{"text": "<b>cook</b> he cooks"}] * 30 + [{"text": "she sews, he saw"}] * 30
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "d.json"
+    text = run(tmp_path / "t.jsonl", "--bias", "--window", 1, "--json", out)
+    bias = json.loads(out.read_text())["bias"]
+    assert bias["groups"] == {"male words": 60, "female words": 30} and bias["window"] == 1
+    words = {row["term"]: row for row in bias["words"]}
+    assert words["cooks"]["first"] == 30 and words["cooks"]["log_odds"] > 0 > words["sews"]["log_odds"]
+    assert "near male words" in text and "cooks" in text
+    words_file = tmp_path / "pairs.txt"
+    words_file.write_text("cook,sews\n")
+    listed = tmp_path / "listed.txt"
+    listed.write_text("he\nshe\n")
+    text = run(tmp_path / "t.jsonl", "--bias", "--words", words_file, "--attributes", listed)
+    assert "30 the first words and 30 the second words" in text and "of 2 words" in text
+
+
+@pytest.mark.slow
+def test_the_page_escapes_what_it_shows(tmp_path, cache_dir):
+    file, page = tmp_path / "<b>t.jsonl", tmp_path / "p.html"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in ["he cooks"] * 20 + ["she sews"] * 20))
+    assert f"wrote {page}" in run(file, "--bias", "--report", page)
+    assert "log-odds ratio" in page.read_text() and "<b>t.jsonl" not in page.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_no_torch_is_imported(tmp_path, cache_dir):
+    (tmp_path / "t.jsonl").write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')
+    code = (
+        "import sys; from kleiber.launch.cli import app\n"
+        f"app(['data', {str(tmp_path / 't.jsonl')!r}, '--bias'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

@@ -1,0 +1,74 @@
+"""The study of bias on planted runs: differences are paired, claims are decided, and figures name arms and sizes."""
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.bias import METRICS, Bias, arms_chart, claims, scored, shown_means, sizes_chart, trade_off
+
+PREFIX = "eval/bias/builtin/occupations"
+SCORES = {"base": 0.5, "plain": 0.9, "augmentation": 0.55, "useless": 0.9}
+NOISE = [0.02, 0.0, -0.02]
+
+
+def write(folder, arm, size, seed):
+    wobble = NOISE[seed] + (0.005 * (seed - 1) if arm == "augmentation" else 0.0)
+    metrics = {
+        f"{PREFIX}/stereotype_score": SCORES[arm] + wobble, f"{PREFIX}/gap": (SCORES[arm] - 0.5) * size / 1000 + wobble,
+        f"{PREFIX}/bits_per_byte": 0.3, "val/biased/loss": 1.0 + wobble, "val/docs/loss": 2.0 + 0.1 * (arm != "base"),
+    }  # fmt: skip
+    stage = {"metrics": metrics, "params": {"total": size, "active": size}}
+    matrix = {}
+    if arm != "base":
+        stage |= {"start_metrics": {"val/docs/loss": 2.0, "val/biased/loss": 3.0}, "tasks": ["biased"]}
+        matrix = {"R": {"tasks": ["docs", "biased"]}}
+    config = {"seed": seed, "study": {"arm": arm}}
+    fake_run(folder / f"{arm}-{size}-{seed}", [stage], config=config, seed=seed, **matrix)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bias")
+    for arm in SCORES:
+        for size in (1000, 4000):
+            for seed in range(3):
+                write(place, arm, size, seed)
+    return place
+
+
+def test_differences_are_within_seeds_and_claims_are_decided(folder):
+    findings = Bias().analyze(read_runs(folder))
+    gaps = {
+        (row["arm"], row["parameters"], row["metric"]): row
+        for row in findings.tables["Difference from plain fine-tuning"]
+    }
+    row = gaps["augmentation", 4000, METRICS["stereotype_score"][0]]
+    assert row["value"] == pytest.approx(-0.35) and row["n"] == 3 and -0.36 < row["lo"] < row["hi"] < -0.34
+    holds = {verdict["code"]: verdict["holds"] for verdict in findings.verdicts}
+    assert holds == {"learned": True, "augmentation_lowers": True, "useless_lowers": None, "size": True}
+    assert "from 0.500" in findings.headline and "4,000 parameters" in findings.headline
+    forgetting = [row for row in findings.tables["Means"] if row["metric"] == METRICS["F"][0]]
+    assert {round(row["mean"], 6) for row in forgetting} == {0.1} and "before" not in str(forgetting)
+    assert list(findings.figures) == ["arms", "trade_off", "sizes"]
+
+
+def test_what_was_not_measured_is_refused_or_left_out(folder, tmp_path):
+    runs = read_runs(folder)
+    with pytest.raises(ValueError, match=r"no run has a metric eval/bias/other/stereotype_score"):
+        scored(runs, "other")
+    with pytest.raises(ValueError, match=r"no run of the arm `plain`"):
+        scored([run for run in runs if run.config["study"]["arm"] != "plain"], "builtin/occupations")
+    one = [run for run in runs if run.stage["params"]["total"] == 1000]
+    rows = scored(one, "builtin/occupations")
+    assert "size" not in {verdict["code"] for verdict in claims(rows, ["augmentation"], 0.9)}
+    assert "sizes" not in Bias().analyze(one).figures
+
+
+def test_figures_name_arms_and_sizes(folder):
+    rows = scored(read_runs(folder), "builtin/occupations")
+    order = ["base", "plain", "augmentation", "useless"]
+    means = shown_means(rows, order, 0.9)
+    texts = [str(chart(means, order).to_dict()) for chart in (arms_chart, trade_off, sizes_chart)]
+    assert all("plain fine-tuning" in text for text in texts)
+    assert "before fine-tuning, 1k" in texts[0] and "before fine-tuning" not in texts[1]
+    assert "forgetting of the earlier text (nats per token)" in texts[0]
