@@ -27,6 +27,7 @@ GROUPS = (
     "Transfer",
     "Interpretability",
     "Privacy",
+    "Human-AI collaboration",
 )
 # Links between discussions, and from them to docs/, in the repository and in the site.
 SITE_PATHS = {
