@@ -92,7 +92,7 @@ def test_figures_name_arms_sizes_and_the_human_text(folder):
     chart, stages = (make().to_dict() for make in findings.figures.values())
     assert [panel["title"] for panel in chart["concat"]] == ["loss on real text", "different 2-grams (distinct-2)"]
     assert "human text" in str(chart) and "1k parameters" in str(chart)
-    assert "narrow, 4k parameters" in str(stages)
+    assert "narrow fine-tuning, 4k parameters" in str(stages)
     assert generations_chart and stages_chart
 
 

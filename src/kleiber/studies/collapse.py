@@ -117,6 +117,12 @@ def sizes(rows: Rows) -> list[int]:
     return sorted(set(rows["size"]))
 
 
+def label_of(arm: str) -> str:
+    """What an arm of the study's own design is called in texts and figures."""
+    labels = {"replace": "generated text alone", "accumulate": "the real text kept"}
+    return (labels | {"narrow": "narrow fine-tuning", "dpo": "DPO"}).get(arm, arm)
+
+
 def by_run(rows: Rows, arm: str, metric: str, generation: int, size: int | None = None) -> dict[Key, float]:
     """A metric of an arm in a generation by (size, seed), of one size or of all; empty where no run has it."""
     if metric not in rows:
@@ -156,20 +162,20 @@ def claims(rows: Rows, arms: Sequence[str], last: int, level: float) -> list[Jso
     for arm in arms:
         for metric in TESTED:
             label, _, direction = METRICS[metric]
-            text = f"{arm}: {label} is {direction} in generation {last} than in generation 0"
+            text = f"{label_of(arm)}: {label} is {direction} in generation {last} than in generation 0"
             name = f"{arm}_{metric.rpartition('/')[2]}"
             tests.append((name, text, metric, direction, list(rises(rows, arm, metric, last).values())))
         of = {
             size: {seed: rise for (_, seed), rise in rises(rows, arm, LOSS, last, size).items()}
             for size in (small, large)
         }
-        text = f"{arm}: loss on real text rises more at {large:,} than at {small:,} parameters"
+        text = f"{label_of(arm)}: loss on real text rises more at {large:,} than at {small:,} parameters"
         seeds = sorted(of[small].keys() & of[large].keys()) if small < large else []
         tests.append((f"{arm}_size", text, LOSS, "higher", [of[large][seed] - of[small][seed] for seed in seeds]))
     for other in arms[1:]:
         ours, theirs = (by_run(rows, arm, LOSS, last) for arm in (arms[0], other))
         gaps = [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
-        text = f"loss on real text is higher with {arms[0]} than with {other} in generation {last}"
+        text = f"loss on real text is higher with {label_of(arms[0])} than with {label_of(other)} in generation {last}"
         tests.append((f"{arms[0]}_against_{other}", text, LOSS, "higher", gaps))
     tests = [test for test in tests if test[-1]]
     verdicts = []
@@ -184,7 +190,7 @@ def headline(table: Sequence[Row], last: int) -> str:
     """How much the loss on real text changed over the generations of each arm, at the largest size."""
     largest = max((row["parameters"] for row in table), default=0)
     parts = [
-        f"{from_row(row).text()} with {row['arm']}"
+        f"{from_row(row).text()} with {label_of(row['arm'])}"
         for row in table
         if row["parameters"] == largest and row["metric"] == METRICS[LOSS][0]
     ]
@@ -226,7 +232,8 @@ def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[
     counts = sorted(set(means["size"]))
     names = [f"{format_count(size)} parameters" for size in counts]
     means = means.assign(parameters=means["size"].map(dict(zip(counts, names, strict=True))))
-    color = alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=KINDS[1 : len(arms) + 1]))
+    colors = alt.Scale(domain=[label_of(arm) for arm in arms], range=KINDS[1 : len(arms) + 1])
+    color = alt.Color("arm:N", title=None, scale=colors)
     styles = [*([2 + 2 * n, 3] for n in range(len(names) - 1)), [1, 0]]  # the largest model has the solid line
     dash = alt.StrokeDash("parameters:N", title=None, sort=names, scale=alt.Scale(domain=names, range=styles))
     ticks = sorted(set(map(int, means["generation"])))
@@ -236,7 +243,7 @@ def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[
         label, unit, _ = METRICS[str(metric)]
         scale, axis = alt.Scale(zero=False, padding=10), alt.Axis(tickCount=5)
         y, low = (alt.Y(f"{name}:Q", title=unit or None, scale=scale, axis=axis) for name in ("mean", "lo"))
-        base = alt.Chart(part).encode(x=x, color=color)
+        base = alt.Chart(part.assign(arm=part["arm"].map(label_of))).encode(x=x, color=color)
         layers = [
             base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash),
             base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q"),
@@ -260,7 +267,7 @@ def stages_chart(table: Sequence[Row]) -> object:
     order = list(dict.fromkeys(row["arm"] for row in table))
     rows = [
         {**row, "series": row["arm"], "panel": row["metric"],
-         "name": f"{row['arm']}, {format_count(row['parameters'])} parameters"}
+         "name": f"{label_of(row['arm'])}, {format_count(row['parameters'])} parameters"}
         for row in table
     ]  # fmt: skip
     return estimates(
