@@ -30,7 +30,8 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
 LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
-NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
+NEEDS |= {"objective/equalized": ["data=counterfactual"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
@@ -70,8 +71,7 @@ ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequenc
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
-NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "study/explain": ["batch.tokens=480"]}
-NEEDS |= {"data/judged": ["data.model=start"]}
+NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -127,8 +127,7 @@ def alone(choice: str) -> dict:
 
 @cache
 def twin_hash(choice: str) -> str:
-    group, name = split(choice)
-    return config_hash(compose(*NEEDS.get(choice, []), f"{group}={name}"))
+    return config_hash(compose(*NEEDS.get(choice, []), "=".join(split(choice))))
 
 
 def test_every_choice_composes_and_passes_the_check():

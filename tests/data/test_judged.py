@@ -74,6 +74,7 @@ def test_noise_flips_judgments_of_the_training_split_alone(stories):
     assert all(row.choice != "tie" for row in held_out)  # decided by a coin
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_judgments_share_answers_and_validation(stories):
     writer = Writer()
     assert len(judgments(writer, stories, max_bytes=150)[0].train) < len(judgments(writer, stories)[0].train)

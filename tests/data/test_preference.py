@@ -114,6 +114,7 @@ def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, 
     assert len(Preference(jsonl(tmp_path / "q.jsonl", alone)).prepare(64).train) == 95
 
 
+@pytest.mark.slow
 def test_known_tables(shared: Path, cache: Path) -> None:
     corpus = Preference(str(shared / "data/hh_rlhf")).prepare(256)
     held = corpus.validation["hh_rlhf"]

@@ -110,6 +110,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+@pytest.mark.slow
 def test_a_full_disk_under_the_cache_is_named(name: str, tmp_path: Path, cache: Path) -> None:
     path = tmp_path / name
     path.write_bytes((TEXT if name == "x.txt" else ROWS) * 40)

@@ -7,7 +7,7 @@ from kleiber.launch.cli import app, main, parse_widths
 
 COMMANDS = {
     "train", "config", "check", "runs", "plot", "diff", "reproduce", "compare", "report", "clean", "fit", "predict",
-    "eval", "generate", "chat", "export", "push", "import",
+    "eval", "generate", "chat", "judge", "data", "export", "push", "import",
 }  # fmt: skip
 
 

@@ -49,7 +49,14 @@ def priced(monkeypatch):
     def estimate_costs(runs, threads, describe=False):
         configs.extend(runs.values())
         cells = [{**cell, "ends": ends} for _ in runs]
-        return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "description": []}
+        return {
+            "cells": cells,
+            "memory_bytes": 2**30,
+            "unmeasured": None,
+            "start": 0.0,
+            "threads": 1,
+            "description": [],
+        }
 
     monkeypatch.setattr("kleiber.launch.price.estimate_costs", estimate_costs)
     return configs
@@ -67,6 +74,7 @@ def test_a_dry_run_of_a_design_prices_its_cells(seeds, priced, tmp_path, capsys)
     assert "design.flops" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_continual_study_predicts_no_interval(priced, capsys):
     assert main(["study=continual", "design.seeds=1", "budget.tokens=100K", "dry_run=true"]) == 0
     assert "interval" not in capsys.readouterr().out and len(priced) == 12 + 2

@@ -28,6 +28,7 @@ def test_epsilon_of_all_samples_in_one_step_is_that_of_the_gaussian_mechanism():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_noise_reaches_the_epsilon_that_was_asked_for():
     for epsilon in (0.5, 3.0):
         plan = DPSGD(epsilon=epsilon).plan(5000, 50, 400)

@@ -69,6 +69,7 @@ class Features(Samples):
         return Batch(torch.zeros(rows.shape[:2], dtype=torch.long), labels=rows)
 
 
+@pytest.mark.slow
 def test_it_equals_the_analytic_one_of_softmax_regression():
     """F_ij = mean over sequences of sum_t p_ti (1 - p_ti) x_tj^2: labels of a sequence are drawn independently."""
     torch.manual_seed(0)

@@ -77,6 +77,7 @@ KEEPING = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in METH
 
 
 @pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.slow
 def test_less_is_forgotten_than_without(name, forgetful):
     kept = learned()
     assert forgetful - loss(kept, OLD) > 0.3, "there is something to forget"
@@ -86,6 +87,7 @@ def test_less_is_forgotten_than_without(name, forgetful):
     assert loss(kept, NEW) < loss(learned(), NEW), "and something is learned"
 
 
+@pytest.mark.slow
 def test_methods_compose():
     net = learned()
     pairs = [begun(name, net) for name in ("replay", "l2sp", "lwf-new", "ewc")]

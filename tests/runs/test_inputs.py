@@ -63,6 +63,7 @@ def edit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on(kind, resume, launch, tmp_path):
     name, options = KINDS[kind]
     place = tmp_path / f"mine{Path(name).suffix}"
@@ -78,6 +79,7 @@ def test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on
     assert read_summary(folder)["status"] == "finished" and read_summary(folder)["inputs"] == recorded
 
 
+@pytest.mark.slow
 def test_a_new_run_on_the_changed_data_notes_its_own_hash(resume, launch, tmp_path):
     place = tmp_path / "mine.txt"
     shutil.copy(DATA / "tiny.txt", place)
@@ -97,6 +99,7 @@ def test_text_of_another_stage_and_a_trained_tokenizer_are_inputs_of_a_chain(res
     assert "tokenizer was bpe" not in error and "tokenizer was" in error and "data/mine was" in error
 
 
+@pytest.mark.slow
 def test_the_data_of_a_start_point_that_replay_reads_again_is_an_input(resume, launch, tmp_path):
     place = tmp_path / "old.txt"
     shutil.copy(DATA / "tiny.txt", place)

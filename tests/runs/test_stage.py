@@ -181,6 +181,7 @@ def test_retention_applies_to_later_stages_and_resumes_bit_identically(launch, o
     assert forgotten[1] < forgotten[0]
 
 
+@pytest.mark.slow
 def test_wise_scores_models_between_start_and_end_of_a_stage(launch, chain):
     first, second = summary(launch(*chain, "retention=wise", "retention.wise.alphas=[0,0.5,1]"))["stages"]
     for task in ("tiny", "other"):

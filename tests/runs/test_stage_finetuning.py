@@ -150,6 +150,7 @@ def test_ewc_and_lwf_retain_a_classification_task(launch):
         assert any(value > 0 for row in rows for key, value in row.items() if key.endswith(f"train/retention/{name}"))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_fine_tuned_wrapped_model(launch):
     sizes = "{hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
     wrapped = ["model=hf", "model.path=bert", "model.weights=random", f"model.config={sizes}", "model.depth=1"]

@@ -64,6 +64,7 @@ def test_summary_has_trunk_parent_and_branch_step_of_every_stage(tree, capsys):
     assert "step-00000024" in kept and "step-00000008" not in kept  # its child is finished
 
 
+@pytest.mark.slow
 def test_the_table_shows_how_many_steps_the_shared_trunk_saves(launch, capsys):
     launch(*TREE, root="tree")
     out = capsys.readouterr().out

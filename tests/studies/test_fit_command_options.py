@@ -58,6 +58,7 @@ def test_a_fixed_parameter_is_held_in_a_law_of_the_others(record):
     assert combined["derived"]["a_opt"]["value"] == pytest.approx(0.28 / 0.62) and len(combined["cov"]) == 3
 
 
+@pytest.mark.slow
 def test_the_objective_at_given_parameters_is_the_fits_own(record, csv):  # noqa: F811
     result, text, _ = record("--at", POINT)
     rows = pd.read_csv(csv)

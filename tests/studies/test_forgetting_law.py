@@ -80,6 +80,7 @@ def test_cells_of_the_same_bases_are_no_independent_samples(study):
     assert record["bootstrap"]["method"] == "cluster t" and record["noise"]["between"] > 0
 
 
+@pytest.mark.slow
 def test_no_cell_is_left_out_for_a_base_of_less_pretraining(tmp_path):
     """Of two sizes the larger had less of it, and a worse loss: it has not diverged."""
     write_grid(tmp_path / "s", sizes=SIZES[:2], seeds=1)

@@ -24,6 +24,7 @@ def csv(tmp_path):
     return str(tmp_path / "t.csv")
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_a_page_with_figures_and_no_network(csv, tmp_path, capsys):
     pytest.importorskip("altair")
     out = tmp_path / "new" / "fit.html"

@@ -92,8 +92,8 @@ class Judged:
     policy: str | None = None
     annotators: Annotated[int, Ge(1), Le(1000)] = 1
     noise: Annotated[float, Ge(0), Le(1)] = 0.0
-    longer: float = 0.0
-    first: float = 0.0
+    longer: Annotated[float, Ge(-1000), Le(1000)] = 0.0
+    first: Annotated[float, Ge(-1000), Le(1000)] = 0.0
     disagreement: NonNegative = 0.0
     prompt_tokens: Count = 16
     answer_tokens: Count = 48

@@ -68,6 +68,7 @@ def test_a_trained_model_rests_on_the_planted_trigger(launch):
     assert metrics["eval/attribution/trigger/planted_first/occlusion"] >= 0.95
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect():
     case = subject_on_rows(tiny("dense"), Rows(0, 30))
     small = Attribution(**LESS)

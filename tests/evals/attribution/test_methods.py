@@ -80,6 +80,7 @@ def test_rollout_is_the_product_of_the_weights_with_the_residual():
     assert torch.allclose(values, expected, atol=1e-6) and torch.allclose(values.sum(1), torch.ones(4))
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_and_experts_have_all_methods():
     model = tiny("moe")
     chosen = predictions(model, 3)

@@ -48,6 +48,7 @@ def taught() -> Subject:
     return case
 
 
+@pytest.mark.slow
 def test_an_exact_reconstruction_recovers_the_loss():
     case = taught()
     batches = list(case.batches("text"))
@@ -66,6 +67,7 @@ def test_an_exact_reconstruction_recovers_the_loss():
     assert lost["loss_recovered"].value == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect():
     case = subject()
     results = Autoencoder(**SMALL).evaluate(case)

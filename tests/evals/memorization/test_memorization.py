@@ -69,6 +69,7 @@ def test_an_untrained_model_remembers_nothing(corpus: TextCorpus) -> None:
     assert canaries["exposure/9"].n == 2 and results.details["canaries"][0]["exact"]
 
 
+@pytest.mark.slow
 def test_what_the_keys_change(corpus: TextCorpus) -> None:
     subject = parrot(corpus)
     short = Memorization(samples=6, prefix=4, continuation=2).evaluate(subject).scores["words"]

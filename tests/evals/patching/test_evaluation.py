@@ -51,6 +51,7 @@ def test_the_restored_share_is_a_ratio_over_pairs_that_the_model_knows():
     assert set(unknown) == {"difference", "clean_is_likelier"} and unknown["clean_is_likelier"].value == 0
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect():
     rows = [{"sentence_good": f"{a} cat is", "sentence_bad": f"{b} cat is"} for a, b in ["ab", "ba", "cd", "dc", "ac"]]
     rows += [{"sentence_good": "longer", "sentence_bad": "long"}]

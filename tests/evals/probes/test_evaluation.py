@@ -75,6 +75,7 @@ def test_means_of_texts():
     assert means_of_texts(np.array([True, False, True]), np.array([0, 0, 3])).tolist() == [0.5, 1.0]
 
 
+@pytest.mark.slow
 def test_the_keys_have_their_effect(monkeypatch):
     monkeypatch.setattr("kleiber.evals.probes.probe.ITERATIONS", 3)
     case = subject_on_rows(tiny("dense"), Rows(0, 250, rows=24))

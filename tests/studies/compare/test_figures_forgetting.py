@@ -50,6 +50,7 @@ def test_the_figures_of_a_comparison_show_every_method(tmp_path):
         assert arms <= set(json.dumps(draw().to_dict()).split('"')), name
 
 
+@pytest.mark.slow
 def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     write_grid(tmp_path, sizes=SIZES[:2], ratios=RATIOS[:1], seeds=1)
     record = ForgettingLaw(tolerate=0.1, bootstrap=0).fitted(read_runs(tmp_path))

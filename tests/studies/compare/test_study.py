@@ -172,6 +172,7 @@ DECISIONS = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.slow
 def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
     """sparsity has a dense model of other memory, routers no more dead experts without balance."""
     for arm, loss in LOSSES[name].items():

@@ -118,6 +118,7 @@ def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
     assert len(arms) == 2 * 7 and {cell[-1] for cell in arms} == {f"init.path={row.folder}" for row in planned}
 
 
+@pytest.mark.slow
 def test_the_shipped_studies_have_the_size_they_tell():
     """As the line `Cost` of their files has it; and every retention method is tried at the same learning rates."""
     from hydra.utils import get_class

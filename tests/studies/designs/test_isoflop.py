@@ -32,6 +32,7 @@ def test_an_isoflop_design_is_matched_centred_and_within_its_budget(context):
         assert min(here) < best < max(here)
 
 
+@pytest.mark.slow
 def test_without_branches_every_point_is_a_run_of_its_own(context):
     plain = replace(context, branched=False)
     cells = IsoFLOP(flops=3e14).cells(plain)
@@ -70,6 +71,7 @@ def test_the_models_of_a_design_are_as_large_as_it_believes(context):
         assert heads >= 2
 
 
+@pytest.mark.slow
 def test_a_law_of_ones_own_is_planned_with(context, tmp_path):
     small = IsoFLOP(flops=3e14, law={"E": 1.0, "A": 20.0, "B": 400.0, "alpha": 0.5, "beta": 0.5}).plan(context)
     large = IsoFLOP(flops=3e14).plan(context)

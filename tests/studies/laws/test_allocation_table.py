@@ -31,6 +31,7 @@ def test_envelope_on_a_grid_of_sizes():
     assert exponent.a == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
     """D on a grid of doublings, no two sizes at one budget: the truth is found.
 

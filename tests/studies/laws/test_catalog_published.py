@@ -57,6 +57,7 @@ def test_porian_exponents_by_convention(fit):
     assert all(law["params"]["a"]["identified"] for law in fitted["laws"].values())
 
 
+@pytest.mark.slow
 def test_clark_without_compute_is_cut_by_size(fit):
     roles = "N=dense_parameter_count,X=num_experts,L=loss_validation"
     fitted = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e9", bootstrap=20)

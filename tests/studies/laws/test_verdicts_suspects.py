@@ -54,6 +54,7 @@ def test_a_row_known_to_be_noisy_is_not_undertuned():
     assert not undertuned(rows, LAW)[5]
 
 
+@pytest.mark.slow
 def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
     every = table({5: 1.04, 18: 2.0})
     kept, left = record(every), record(every, exclude="suspects")
