@@ -26,6 +26,7 @@ GROUPS = (
     "Forgetting",
     "Transfer",
     "Interpretability",
+    "Bias",
     "Privacy",
     "Human-AI collaboration",
 )
