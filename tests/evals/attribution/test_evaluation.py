@@ -58,12 +58,15 @@ def test_the_planted_trigger_is_ranked_first(cache_dir):
 
 
 @pytest.mark.slow
-def test_a_trained_model_rests_on_the_planted_trigger(launch):
+def test_a_trained_model_rests_on_the_planted_trigger(tmp_path, cache_dir):
+    from kleiber.launch.main import main
     from kleiber.records.summary_file import read_summary
 
-    options = ["model.depth=2", "model.width=32", "model.context=48", "batch.tokens=1536", "budget.tokens=600K"]
+    plan = ["model.depth=2", "model.width=32", "model.num_heads=2", "model.context=48", "batch.tokens=1536"]
+    plan += ["budget.tokens=600K", "optimizer.lr=0.02", "trainer.threads=1", "logger=csv", "callbacks.samples=null"]
     evaluation = ["evals=[attribution]", "evals.attribution.shown=0"]
-    folder = launch("data=trigger", *options, "trainer.max_steps=null", "optimizer.lr=0.02", *evaluation)
+    assert main(["data=trigger", *plan, *evaluation, f"root={tmp_path}"]) == 0
+    (folder,) = tmp_path.glob("*/*")
     metrics = read_summary(folder)["stages"][0]["metrics"]
     assert metrics["eval/attribution/trigger/planted_first/occlusion"] >= 0.95
 
