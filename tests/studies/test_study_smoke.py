@@ -10,7 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING
+from studies.smoke_overrides import BASELINES, COLLAPSE, EXPLAIN, JUDGED, PRETRAINING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -70,6 +70,7 @@ STUDIES = {
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
+    "baselines": Expected(BASELINES, 6, "claim_not_tested few_seeds", decision="not tested"),
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
