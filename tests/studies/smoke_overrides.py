@@ -14,7 +14,7 @@ KIND = (
 )
 BASELINES = [
     *PRETRAINING, f"design.kinds={{two:{KIND.format(2)},one:{KIND.format(1)}}}",
-    "design.only=[]", "design.finetune=['objective=classify','evals=[reference]']", "design.seeds=1",
+    "design.only=[one,two,tiny,labels]", "design.finetune=['objective=classify','evals=[reference]']", "design.seeds=1",
     "study.against={two:[one]}", "study.claims=[{arm:two,against:one}]",
 ]  # fmt: skip
 COLLAPSE = [
