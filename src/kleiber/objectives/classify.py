@@ -123,6 +123,7 @@ class Classify(Objective):
     """
 
     unit = "loss/sample"
+    default_epochs = 3.0
 
     def __init__(self, corpus: Corpus, pooling: Pooling = "mean") -> None:
         if not isinstance(corpus, LabelledCorpus):
