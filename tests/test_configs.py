@@ -162,11 +162,10 @@ def leaves(node: dict, path: str = "") -> dict[str, object]:
 
 OTHER = {  # another valid value, where doubling a number or turning a switch gives none
     "model.depth": 3, "model.width": 192, "model.hidden": 24, "model.mlp.hidden": 48, "budget.tokens": 4096,
-    "budget.flops": 1e9, "budget.ratio": 1, "budget.steps": 7, "budget.epochs": 2,
-    "batch.tokens": 1024, "batch.micro": 3,
+    "budget.flops": 1e9, "budget.ratio": 1, "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3,
     "eval.every_steps": 2, "eval.tokens": 256, "data.vocab_size": 512, "data.max_bytes": 2000, "data.tokenizer": "bpe",
     "data.config": "default", "seed": 1, "data.separator": "none", "trainer.precision": 64, "trainer.max_steps": 2,
-    "trainer.compile": True, "trainer.accelerator": "gpu",
+    "trainer.compile": True, "trainer.accelerator": "gpu", "budget.epochs": 2,
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
