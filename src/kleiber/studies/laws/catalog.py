@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
+from kleiber.studies.laws.hyperparameters import NAME, of_axes
 from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_extension, law
 
 Slow = Annotated[Array, Shape(0.02, 1.0)]
@@ -292,9 +293,11 @@ def find(name: str) -> Law:
     if "." in name:
         return from_extension(name)
     wanted = name.replace("-", "_").lower()
+    if wanted == NAME:
+        return of_axes(("lr", "batch"))
     names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:
         return names[wanted]
-    near = difflib.get_close_matches(wanted, names, n=1)
+    near = difflib.get_close_matches(wanted, [*names, NAME], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "only --law of `kleiber fit` and `predict` runs FILE.py:FUNCTION"
-    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}; {hint}")
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted([*LAWS, NAME]))}; {hint}")
