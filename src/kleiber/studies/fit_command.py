@@ -12,6 +12,10 @@ import typer
 
 from kleiber.config.errors import ExitCode
 
+ColumnMap = Annotated[
+    str | None,
+    typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]"),
+]
 ParamsColumn = Annotated[
     str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
 ]
@@ -75,12 +79,7 @@ HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a
 def fit(
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
-    map: Annotated[
-        str | None,
-        typer.Option(
-            help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]"
-        ),
-    ] = None,
+    map: ColumnMap = None,
     params: ParamsColumn = None,
     data: DataColumn = None,
     loss: LossColumn = None,

@@ -230,10 +230,10 @@ def check_options(form: Law, options: analysis.Options, delta: float | None, sig
         "--space": options.space, "--exclude": options.exclude != "none",
         "--cluster": options.cluster not in (None, "trunk"),
     }  # fmt: skip
-    given = [name for name, value in refused.items() if value]
-    if given:
+    without_effect = [name for name, value in refused.items() if value]
+    if without_effect:
         raise ValueError(
-            f"{', '.join(given)} has no effect on the law {form.name}, which is a least-squares fit of log losses by "
+            f"{', '.join(without_effect)} has no effect on the law {form.name}, which is a least-squares fit of log losses by "
             "groups of equal N and D: remove it"
         )
 
@@ -259,9 +259,9 @@ def comparison_lines(record: Row, form: Law, rows: table.Table, max_decades: flo
     """
     if isinstance(form, HyperparameterLaw):
         _, groups, _ = hyperparameter_record.read_groups(rows, form)
-        found = optimum_prediction.compare_with_sweep(record, form, groups)
-        lines = [optimum_prediction.group_line(row) for row in found["groups"]]
-        return [*lines, optimum_prediction.summary_line(found, len(groups))]
+        comparison = optimum_prediction.compare_with_sweep(record, form, groups)
+        lines = [optimum_prediction.group_line(row) for row in comparison["groups"]]
+        return [*lines, optimum_prediction.summary_line(comparison, len(groups))]
     return prediction.comparison_lines(prediction.compare_with_rows(record, form, rows, max_decades), record["level"])
 
 

@@ -148,18 +148,9 @@ def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_
 
 @law(aliases=("krajewski",))
 def granularity(
-    N: Array,
-    D: Array,
-    G: Array,
-    *,
-    c: Part,
-    g: Part,
-    a: Part,
-    b: Part,
-    alpha: Exponent,
-    beta: Exponent,
-    gamma: Exponent,
-) -> Array:
+    N: Array, D: Array, G: Array, *, c: Part, g: Part, a: Part, b: Part,
+    alpha: Exponent, beta: Exponent, gamma: Exponent,
+) -> Array:  # fmt: skip
     """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
 
     G = d_ff / d_expert; N is the active non-embedding parameters without the router; the number of experts is constant.

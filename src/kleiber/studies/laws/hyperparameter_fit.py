@@ -81,6 +81,7 @@ def _scatter(design: Array, log: Array, variance: Array) -> float:
     """Returns the variance of the optima around the law beyond `variance`, by restricted maximum likelihood."""
 
     def restricted(log_scatter: float) -> float:
+        """Returns minus twice the restricted log likelihood at the logarithm of a scatter."""
         total = variance + np.exp(log_scatter)
         information = (design / total[:, None]).T @ design
         theta = np.linalg.pinv(information, rcond=1e-9) @ (design.T @ (log / total))

@@ -174,9 +174,9 @@ def _optimum_row(fit: Optimum, form: HyperparameterLaw, level: float) -> Json:
                  "place": fit.place, "loss": float(np.exp(group.losses.min()))}  # fmt: skip
     for j, axis in enumerate(form.axes):
         half = quantile * float(np.sqrt(fit.cov[j, j])) if fit.place == INSIDE else np.nan
-        known = np.isfinite(half)
+        finite = np.isfinite(half)
         row[axis] = float(np.exp(fit.log[j])) if fit.place == INSIDE else None
-        row |= {f"{axis}_{end}": float(np.exp(fit.log[j] + sign * half)) if known else None
+        row |= {f"{axis}_{end}": float(np.exp(fit.log[j] + sign * half)) if finite else None
                 for end, sign in (("lo", -1), ("hi", 1))}  # fmt: skip
         row[f"{axis}_best_run"] = float(np.exp(group.points[group.best, j]))
     return row | {"curvature": fit.curvature.tolist() if fit.place == INSIDE else None}

@@ -89,7 +89,7 @@ def num_coefficients(axes: int) -> int:
 
 def groups_of(N: Array, D: Array, axes: Sequence[Array], loss: Array) -> list[Group]:
     """Returns the groups of rows with equal N and D, in order of size and tokens; replicates are averaged."""
-    found = []
+    groups = []
     member = cells({"N": N, "D": D})
     for number in np.unique(member):
         rows = member == number
@@ -98,8 +98,8 @@ def groups_of(N: Array, D: Array, axes: Sequence[Array], loss: Array) -> list[Gr
         count = np.bincount(cell).astype(np.float64)
         _, first = np.unique(cell, return_index=True)
         mean = np.bincount(cell, np.log(loss[rows])) / count
-        found.append(Group(float(N[rows][0]), float(D[rows][0]), points[first], mean, count))
-    return found
+        groups.append(Group(float(N[rows][0]), float(D[rows][0]), points[first], mean, count))
+    return groups
 
 
 def quadratic(u: Array) -> Array:

@@ -56,8 +56,8 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
         full["D"] = full["N"] * full["M"]
     if missing := [name for name in ("N", "D") if name not in full]:
         raise ValueError(f"predict {dict(at)} must set N, D for law {form.name!r}; it lacks {', '.join(missing)}")
-    given = [axis for axis in form.axes if axis in at]
-    if given and len(given) < len(form.axes):
+    chosen = [axis for axis in form.axes if axis in at]
+    if chosen and len(chosen) < len(form.axes):
         missing = [axis for axis in form.axes if axis not in at]
         raise ValueError(f"predict {dict(at)}: the excess loss needs every hyperparameter; add {', '.join(missing)}")
     decades = float(decades_outside(record["domain"], full))
@@ -69,7 +69,7 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
     for axis in form.axes:
         answer[axis] = _optimum(form, axis, inputs, values, draws, record)
     answer |= answer["lr"]
-    if given:
+    if chosen:
         answer["excess"] = _excess(record, form, inputs, [at[axis] for axis in form.axes], values, draws)
     return answer | ({"method": record["bootstrap"]["method"]} if len(draws) else {})
 
