@@ -233,7 +233,7 @@ def check_options(form: Law, options: analysis.Options, delta: float | None, sig
     without_effect = [name for name, value in refused.items() if value]
     if without_effect:
         raise ValueError(
-            f"{', '.join(without_effect)} has no effect on the law {form.name}, which is a least-squares fit of log losses by "
+            f"{', '.join(without_effect)} has no effect on the law {form.name}, a least-squares fit of log losses by "
             "groups of equal N and D: remove it"
         )
 
