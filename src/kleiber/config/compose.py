@@ -183,6 +183,8 @@ class Composer:
         for choice in chosen_names(override):
             if choice not in options:
                 near = did_you_mean(choice, options)
+                if group == "data" and Path(choice).exists():
+                    near = f" A table of labeled texts is data=labelled data.path={choice}, plain text data=text."
                 raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:
