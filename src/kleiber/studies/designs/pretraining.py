@@ -180,7 +180,7 @@ class Pretraining:
         if not self.chosen[start.kind].pretrain_lrs:
             return {}
         arm = (start.kind, start.base.values["study.start"])
-        ended = [run for run in runs if run.stages and pretrained_arm(run) == arm]
+        ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
         if not ended:
             return {LR: start.base.values[LR][0]}
         ((*_, longest),) = read_ladders(ended, arm_of=lambda run: start.kind, least=1).values()
