@@ -1,9 +1,10 @@
 """The study `search`: the best trial of a search, what it would gain from more trials, and whether it is tuned.
 
 Only held-out seeds decide: the finalists are trained with seeds that the search has not seen, so neither the luck of a
-seed nor an early lead in successive halving counts. The expected regret has two parts: that of choosing among the
-finalists, by their means over these seeds; and what a search of twice as many trials would gain, which is at most what
-the second half of the trials has gained.
+seed nor an early lead in successive halving counts. The expected regret has three parts: that of choosing among the
+finalists, by their means over these seeds; that of the trials that halving stopped, whose last loss is predicted from
+their first by the trials that have both, with the controls among them; and what a search of twice as many trials would
+gain, which is at most what the second half of the trials has gained.
 """
 
 from __future__ import annotations
@@ -84,13 +85,17 @@ class Search(IntervalStudy):
         }
 
     def regret(self, trials: Trials, best: str | None) -> dict[str, float] | None:
-        """The expected regret in nats: of choosing among the finalists, and what twice as many trials would gain."""
+        """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long."""
         first = list(next(iter(trials.searched.values())).values())
         if best is None or len(first) < 4:
             return None
         half = expected_best(first, len(first) // 2)
         longer = half - expected_best(first, len(first))
-        return {"selection": selection_regret(trials.finalists, best), "search": longer}
+        return {
+            "selection": selection_regret(trials.finalists, best),
+            "halving": halving_regret(trials),
+            "search": longer,
+        }
 
     def _verdict(self, best: str | None, regret: Mapping[str, float] | None) -> Json:
         """The verdict `tuned`, or why the search is not."""
@@ -129,10 +134,10 @@ METHODS = (
 
 
 def regret_text(regret: Mapping[str, float]) -> str:
-    """Formats the two parts of the expected regret."""
+    """Formats the three parts of the expected regret."""
     return (
-        f"{regret['selection']:.4f} from choosing among the finalists, and at most {regret['search']:.4f} that twice "
-        "as many trials would gain"
+        f"{regret['selection']:.4f} from choosing among the finalists, {regret['halving']:.4f} from stopped trials "
+        f"that might have become better, and at most {regret['search']:.4f} that twice as many trials would gain"
     )
 
 
@@ -154,6 +159,40 @@ def selection_regret(finalists: Mapping[str, Mapping[int, float]], best: str) ->
     width = np.sqrt(noise / losses.shape[1] * df / rng.chisquare(df, size=(DRAWS, 1)))
     means = losses.mean(axis=1) + width * rng.normal(size=(DRAWS, len(names)))
     return float((means[:, names.index(best)] - means.min(axis=1)).mean())
+
+
+def halving_regret(trials: Trials) -> float:
+    """Returns the expected loss of the best finalist above the best stopped trial, had all been trained to the end.
+
+    The last loss of a stopped trial is predicted from its first by a line through the trials that have both, with their
+    scatter beyond the noise of a run; inf if fewer than four have both, so that nothing is learned about halving.
+    """
+    lengths, finalists = list(trials.searched.values()), trials.finalists
+    first, last = (finite(losses) for losses in (lengths[0], lengths[-1]))
+    stopped = [name for name in first if name not in last]
+    if len(lengths) < 2 or not stopped:
+        return 0.0
+    common = [name for name in last if name in first]
+    if len(common) < 4:
+        return math.inf
+    center = float(np.mean([first[name] for name in common]))
+    x, y = np.array([first[name] - center for name in common]), np.array([last[name] for name in common])
+    design = np.column_stack([np.ones(len(x)), x])
+    unit = np.linalg.pinv(design.T @ design)
+    line = unit @ design.T @ y
+    squares, df = float(((y - design @ line) ** 2).sum()), len(x) - 2
+    rng = np.random.default_rng(0)
+    variance = squares / rng.chisquare(df, size=DRAWS)
+    lines = line + np.sqrt(variance)[:, None] * rng.multivariate_normal(np.zeros(2), unit, size=DRAWS)
+    scatter = np.sqrt(np.maximum(variance - paired_noise(finalists)[0], 0.0))
+    at = np.array([first[name] - center for name in stopped])
+    drawn = lines[:, :1] + lines[:, 1:] * at + scatter[:, None] * rng.normal(size=(DRAWS, len(at)))
+    return float(np.maximum(min(last.values()) - drawn.min(axis=1), 0.0).mean())
+
+
+def finite(losses: Mapping[str, float]) -> dict[str, float]:
+    """Returns the losses of the trials that did not diverge."""
+    return {name: loss for name, loss in losses.items() if math.isfinite(loss)}
 
 
 def agreement(trials: Trials) -> list[Json]:

@@ -8,6 +8,7 @@ arXiv:2311.09480). It holds for trials that are drawn independently; Sobol point
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.special import betainc, betaincinv, gammaln
@@ -36,6 +37,7 @@ def _log_choose(n: Array, k: int) -> Array:
     return np.asarray(gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0), dtype=np.float64)
 
 
+@cache
 def distribution_band(n: int, level: float) -> tuple[Array, Array]:
     """Returns simultaneous bounds of the distribution function at the n ordered losses, (n,) each.
 

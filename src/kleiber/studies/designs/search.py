@@ -51,15 +51,18 @@ class Search:
     """Trains trials, sampled values of some keys, and the best of them again with new seeds.
 
     The trials are trained for each number of `tokens` in turn; a fraction 1/`eta` of them, the best by validation loss,
-    goes on to the next number (successive halving), from scratch. The `finalists` of the last number are trained with
-    `seeds` further seeds, so that neither the luck of a seed nor an early lead decides. Trials keep their values when
-    their number is raised, so that a repeated command continues the search. Every run records its trial in `study.arm`.
+    goes on to the next number (successive halving), from scratch. Some of the others, drawn at random, are trained for
+    the last number all the same, so that the study sees what halving has missed. The `finalists` of the last number are
+    trained with `seeds` further seeds, so that neither the luck of a seed nor an early lead decides. Trials keep their
+    values when their number is raised, so that a repeated command continues the search. Every run records its trial in
+    `study.arm`.
 
     keys       space by key: a list of choices, {log: [LOW, HIGH]} or {linear: [LOW, HIGH]}; `round: 1` beside a range
                rounds its values to multiples of 1; null removes a key
     trials     largest number of trials
     tokens     training tokens of a trial, or an ascending list of them for successive halving
     eta        factor by which the number of trials falls from one number of tokens to the next
+    controls   number of stopped trials that are trained for the last number of tokens
     sampler    sobol (scrambled Sobol points, which fill the space evenly) or random
     finalists  number of trials that are trained with new seeds
     seeds      number of these seeds; the search itself has seed 0
@@ -74,6 +77,7 @@ class Search:
         trials: Count = 32,
         tokens: Quantity | Sequence[Quantity] = "1M",
         eta: Annotated[float, Gt(1)] = 3.0,
+        controls: Natural = 3,
         sampler: str = "sobol",
         finalists: Count = 3,
         seeds: Count = 3,
@@ -97,6 +101,7 @@ class Search:
             raise ValueError(f"design.finalists={finalists} must be <= design.trials={trials}")
         self.trials, self.eta, self.sampler, self.sampler_seed = trials, eta, sampler, sampler_seed
         self.finalists, self.seeds = finalists, seeds
+        self.controls = controls if len(self.tokens) > 1 else 0
         self.flops, self.hours = None if flops is None else quantity(flops), hours
 
     def points(self, count: int) -> Array:
@@ -124,9 +129,10 @@ class Search:
         return counts
 
     def cost(self, trials: int) -> float:
-        """Returns the training tokens of a search of `trials` trials, held-out seeds included."""
-        held_out = min(self.finalists, trials) * self.seeds * self.tokens[-1]
-        return held_out + sum(count * tokens for count, tokens in zip(self.rungs(trials), self.tokens, strict=True))
+        """Returns the training tokens of a search of `trials` trials, with controls and held-out seeds."""
+        controls = min(self.controls, trials - self.rungs(trials)[-1])
+        last = (controls + min(self.finalists, trials) * self.seeds) * self.tokens[-1]
+        return last + sum(count * tokens for count, tokens in zip(self.rungs(trials), self.tokens, strict=True))
 
     def affordable(self, context: SweepContext) -> int:
         """Returns the largest number of trials within the budget.
@@ -167,13 +173,18 @@ class Search:
         """Yields the trials for each number of tokens, then the held-out seeds of the finalists."""
         levels = self.levels(self.affordable(context))
         counts, alive = self.rungs(len(levels)), list(range(len(levels)))
+        stopped: list[int] = []
         for number, tokens in enumerate(self.tokens):
+            if number == len(self.tokens) - 1 and stopped:
+                drawn = np.random.default_rng(self.sampler_seed).permutation(sorted(stopped))[: self.controls]
+                alive = [*alive, *map(int, drawn)]
             cells = {trial: cell_of(levels[trial], 0, tokens) for trial in alive}
             yield list(cells.values())
             losses = losses_of(context, cells)
             best = sorted(alive, key=lambda trial: (losses[trial], trial))
             kept = counts[number + 1] if number + 1 < len(counts) else self.finalists
-            alive = [trial for trial in best if losses[trial] < math.inf][:kept]
+            finite = [trial for trial in best if losses[trial] < math.inf]
+            alive, stopped = finite[:kept], [*stopped, *finite[kept:]]
             if not alive:
                 print("no trial has finished with a finite loss: the search ends", flush=True)
                 return
