@@ -31,6 +31,7 @@ EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_o
 SEARCHED = [
     "design.keys={optimizer.lr:[0.003,0.01,0.02,0.03],batch.tokens:null,optimizer.weight_decay:null,"
     "schedule.decay:null,schedule.warmup_steps:null}",
-    "design.controls=0", "design.trials=4", "design.tokens=[4k,8k]", "design.finalists=2", "design.seeds=2", "study.tolerance=9",
+    "design.controls=2", "design.trials=4", "design.tokens=[4k,8k]", "design.finalists=2", "design.seeds=2",
+    "study.tolerance=9",
 ]  # fmt: skip
-SEARCH = (SEARCHED, 10, "optimism tuned")
+SEARCH = (SEARCHED, 12, "halving optimism tuned")

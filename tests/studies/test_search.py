@@ -7,7 +7,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.designs.search import Search as Design
-from kleiber.studies.search import Search, selection_regret
+from kleiber.studies.search import Search
 from tests.studies.search_runs import KEYS, planted_loss, train
 
 
@@ -52,17 +52,6 @@ def test_an_early_lead_that_does_not_last_is_said(tmp_path):
     (text,) = [verdict["text"] for verdict in found.verdicts if verdict["code"] == "halving"]
     assert "is -1.00 over 8 trials: the early losses are a poor guide" in text
     assert "untuned" in codes(found)
-
-
-def test_the_regret_of_a_clear_choice_is_nothing_and_of_equal_finalists_that_of_a_guess():
-    rng = np.random.default_rng(0)
-    shared = rng.normal(size=4)
-    clear = {"a": dict(enumerate(1 + shared)), "b": dict(enumerate(2 + shared + 0.01 * rng.normal(size=4)))}
-    assert selection_regret(clear, "a") == pytest.approx(0, abs=1e-6)
-    assert selection_regret(clear, "b") == pytest.approx(1, abs=0.05)
-    equal = {name: dict(enumerate(shared + 0.1 * rng.normal(size=4))) for name in "abc"}
-    best = min(equal, key=lambda name: np.mean(list(equal[name].values())))
-    assert 0 < selection_regret(equal, best) < 0.1
 
 
 def test_a_search_that_has_not_ended_decides_nothing(folder):

@@ -21,13 +21,13 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.designs.search import read_space
 from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
 from kleiber.studies.search_trials import Trials, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.studies.tuning_curves import curve, expected_best
 from kleiber.types import Json, Positive
 
 NATS = "nats per token"
-DRAWS = 4000  # of the means of the finalists
 AGREES = 0.5  # least rank correlation of the losses at two numbers of tokens
 EDGE = 0.05  # share of a range that counts as its edge
 
@@ -103,7 +103,7 @@ class Search(IntervalStudy):
             text = "no trial was trained with held-out seeds, so the search decides nothing: run the same command again"
             return {"code": "not_tested", "level": "warn", "text": text}
         total = sum(regret.values())
-        text = f"the expected regret of {best} is {total:.4f} nats per token: {regret_text(regret)}"
+        text = f"the expected regret of {best} is {format_total(regret)} nats per token: {regret_text(regret)}"
         if total <= self.tolerance:
             return {"code": "tuned", "level": "note", "text": f"{text}; at most the tolerance of {self.tolerance:g}"}
         text += f"; above the tolerance of {self.tolerance:g}: raise design.trials or design.seeds"
@@ -119,7 +119,7 @@ class Search(IntervalStudy):
         tuned = "tuned" if sum(regret.values()) <= self.tolerance else "not tuned"
         return (
             f"The best of {count} trials is {values}, with a loss of {means[best].text('.4f')} on held-out seeds; its "
-            f"expected regret is {sum(regret.values()):.4f} nats, so the search is {tuned} to {self.tolerance:g} nats."
+            f"expected regret is {format_total(regret)} nats, so the search is {tuned} to {self.tolerance:g} nats."
         )
 
 
@@ -133,68 +133,6 @@ METHODS = (
 )
 
 
-def regret_text(regret: Mapping[str, float]) -> str:
-    """Formats the three parts of the expected regret."""
-    return (
-        f"{regret['selection']:.4f} from choosing among the finalists, {regret['halving']:.4f} from stopped trials "
-        f"that might have become better, and at most {regret['search']:.4f} that twice as many trials would gain"
-    )
-
-
-def paired_noise(finalists: Mapping[str, Mapping[int, float]]) -> tuple[float, int]:
-    """Returns the variance of a loss less the effects of its trial and its seed, and its degrees of freedom."""
-    losses = np.array([list(by_seed.values()) for by_seed in finalists.values()])
-    rest = losses - losses.mean(axis=1, keepdims=True) - losses.mean(axis=0) + losses.mean()
-    df = (losses.shape[0] - 1) * (losses.shape[1] - 1)
-    return (float((rest**2).sum() / df), df) if df else (0.0, 0)
-
-
-def selection_regret(finalists: Mapping[str, Mapping[int, float]], best: str) -> float:
-    """Returns the expected loss of the chosen finalist above the truly best one, by draws of their means."""
-    noise, df = paired_noise(finalists)
-    if not df:
-        return 0.0
-    names, losses = list(finalists), np.array([list(by_seed.values()) for by_seed in finalists.values()])
-    rng = np.random.default_rng(0)
-    width = np.sqrt(noise / losses.shape[1] * df / rng.chisquare(df, size=(DRAWS, 1)))
-    means = losses.mean(axis=1) + width * rng.normal(size=(DRAWS, len(names)))
-    return float((means[:, names.index(best)] - means.min(axis=1)).mean())
-
-
-def halving_regret(trials: Trials) -> float:
-    """Returns the expected loss of the best finalist above the best stopped trial, had all been trained to the end.
-
-    The last loss of a stopped trial is predicted from its first by a line through the trials that have both, with their
-    scatter beyond the noise of a run; inf if fewer than four have both, so that nothing is learned about halving.
-    """
-    lengths, finalists = list(trials.searched.values()), trials.finalists
-    first, last = (finite(losses) for losses in (lengths[0], lengths[-1]))
-    stopped = [name for name in first if name not in last]
-    if len(lengths) < 2 or not stopped:
-        return 0.0
-    common = [name for name in last if name in first]
-    if len(common) < 4:
-        return math.inf
-    center = float(np.mean([first[name] for name in common]))
-    x, y = np.array([first[name] - center for name in common]), np.array([last[name] for name in common])
-    design = np.column_stack([np.ones(len(x)), x])
-    unit = np.linalg.pinv(design.T @ design)
-    line = unit @ design.T @ y
-    squares, df = float(((y - design @ line) ** 2).sum()), len(x) - 2
-    rng = np.random.default_rng(0)
-    variance = squares / rng.chisquare(df, size=DRAWS)
-    lines = line + np.sqrt(variance)[:, None] * rng.multivariate_normal(np.zeros(2), unit, size=DRAWS)
-    scatter = np.sqrt(np.maximum(variance - paired_noise(finalists)[0], 0.0))
-    at = np.array([first[name] - center for name in stopped])
-    drawn = lines[:, :1] + lines[:, 1:] * at + scatter[:, None] * rng.normal(size=(DRAWS, len(at)))
-    return float(np.maximum(min(last.values()) - drawn.min(axis=1), 0.0).mean())
-
-
-def finite(losses: Mapping[str, float]) -> dict[str, float]:
-    """Returns the losses of the trials that did not diverge."""
-    return {name: loss for name, loss in losses.items() if math.isfinite(loss)}
-
-
 def agreement(trials: Trials) -> list[Json]:
     """Verdicts on the rank correlation of the losses of trials at successive numbers of tokens."""
     from scipy.stats import spearmanr
@@ -206,7 +144,7 @@ def agreement(trials: Trials) -> list[Json]:
         pairs = np.array([[trials.searched[length][name] for name in common] for length in (short, long)])
         if len(common) < 4:
             continue
-        rank = float(spearmanr(pairs[0], pairs[1]).statistic)
+        rank = float(np.asarray(spearmanr(pairs[0], pairs[1]))[0])
         lengths_text = f"{short:,.0f} and {long:,.0f} tokens"
         text = f"the rank correlation of the losses at {lengths_text} is {rank:.2f} over {len(common)} trials"
         if rank < AGREES:

@@ -71,12 +71,12 @@ def loss_by_key(trials: Trials) -> Chart:
             for name, loss in finite.items()
         ])  # fmt: skip
         x = alt.X("value:N", title=key, sort=list(dict.fromkeys(rows["value"])))
-        numbers = pd.to_numeric(rows["value"], errors="coerce")
-        if not numbers.isna().any():
-            rows = rows.assign(value=numbers.astype(float))
+        numbers = as_numbers(list(rows["value"]))
+        if numbers is not None:
+            rows = rows.assign(value=numbers)
             x = alt.X("value:Q", title=key, scale=alt.Scale(zero=False, padding=12))
-            if (rows["value"] > 0).all() and rows["value"].max() > 4 * rows["value"].min():
-                x = log_axis("value", key, rows["value"])
+            if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
+                x = log_axis("value", key, numbers)
         y = alt.Y("loss:Q", title=axis_label(LOSS), scale=alt.Scale(zero=False, padding=10))
         kinds = ["trial", "finalist", "above the axis"]
         color = alt.Color(
@@ -89,6 +89,14 @@ def loss_by_key(trials: Trials) -> Chart:
         panels.append(points.properties(width=240, height=180))
     length = next(iter(trials.searched))
     return in_rows(panels, f"Validation loss vs each key, after {length:,.0f} tokens", "a point for each trial")
+
+
+def as_numbers(values: Sequence[str]) -> list[float] | None:
+    """Returns the values of a key as numbers; None if one is none."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
 
 
 def finalists(trials: Trials, means: Mapping[str, Estimate], level: float) -> Chart:

@@ -28,7 +28,9 @@ def expected_best(losses: Sequence[float], count: int) -> float:
     later = n - 1 - np.arange(n)  # trials that are no better than the i-th best
     possible = later >= count - 1
     log = np.full(n, -np.inf)
-    log[possible] = _log_choose(later[possible], count - 1) - _log_choose(np.array([n]), count)
+    log[possible] = _log_choose(later[possible].astype(np.float64), count - 1) - _log_choose(
+        np.array([float(n)]), count
+    )
     weights = np.exp(log)
     return float((weights[weights > 0] * ordered[weights > 0]).sum())
 
