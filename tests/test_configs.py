@@ -165,7 +165,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "budget.flops": 1e9, "budget.ratio": 1, "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3,
     "eval.every_steps": 2, "eval.tokens": 256, "data.vocab_size": 512, "data.max_bytes": 2000, "data.tokenizer": "bpe",
     "data.config": "default", "seed": 1, "data.separator": "none", "trainer.precision": 64, "trainer.max_steps": 2,
-    "trainer.compile": True, "trainer.accelerator": "gpu",
+    "trainer.compile": True, "trainer.accelerator": "gpu", "budget.epochs": 2,
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
@@ -191,7 +191,7 @@ NO_EFFECT = {
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: optimizers/test_schedules.py",
-    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_stages_budget.py"),
+    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens", "budget.epochs"), "config/test_stages_budget.py"),
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
 CONFIG = compose("model=moe")

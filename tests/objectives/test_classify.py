@@ -226,6 +226,22 @@ def test_it_learns_what_the_first_token_says() -> None:
     assert loss.metrics["accuracy"] / loss.tokens > 0.8
 
 
+def test_the_output_layer_learns_faster_by_its_rate() -> None:
+    """A step of Adam from zero weights: four times the rate of the layer equals a layer at rate 4."""
+    scores = []
+    for head_rate, lr in ((4.0, 0.01), (1.0, 0.04)):
+        objective, batch = Classify(corpus(), head_rate=head_rate), samples()
+        net = model(objective)
+        head = net.heads[objective.head]
+        torch.nn.init.zeros_(head.weight)
+        objective(net, batch).total.backward()
+        torch.optim.Adam([head.weight], lr=lr).step()
+        scores.append(objective.score(net, batch)[0])
+        predicted = objective.predictions(net, batch)
+        assert torch.allclose(predicted.head(predicted.hidden), scores[-1])
+    assert torch.allclose(scores[0], scores[1], atol=1e-4) and not torch.allclose(scores[0], torch.zeros(1), atol=1e-2)
+
+
 def test_the_distribution_over_classes_is_the_one_that_the_loss_is_of() -> None:
     objective, batch = Classify(corpus()), samples()
     net = model(objective)
