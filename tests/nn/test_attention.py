@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from kleiber.models.transformer import Cache
 from kleiber.nn import attention
-from kleiber.nn.attention import Cache, FullAttention, NoMixing, WindowAttention, heads
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
 from kleiber.nn.mup import Site, StandardParametrization
 
 TIME, WIDTH = 12, 16

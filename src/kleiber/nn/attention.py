@@ -1,4 +1,4 @@
-"""Mixing across positions: full attention, a sliding window, or none, with rotary positions and a key-value cache.
+"""Mixing across positions: full attention, a sliding window, or none, with rotary positions.
 
 A model builds the mask once per forward pass for all layers, and only where the kernel's causal flag is not enough.
 """
@@ -284,39 +284,3 @@ def _is_right_padded(real: Bool[Tensor, "batch keys"]) -> bool:
     if real.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return not bool((real[:, 1:] > real[:, :-1]).any())
-
-
-class Cache:
-    """Keys and values of one layer while decoding, in buffers for `length` positions.
-
-    A step writes only its new positions. Buffers that are full are replaced by ones of twice the size.
-    """
-
-    def __init__(self, length: int = 0) -> None:
-        self.capacity, self.used = length, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.used
-
-    def extend(
-        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
-    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
-        """Adds the keys and values of new positions; returns those of all positions, as views."""
-        start, self.used = self.used, self.used + keys.shape[2]
-        if self.keys is None or self.values is None or self.used > self.capacity:
-            self._grow(keys, start)
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, start : self.used] = keys
-        self.values[:, :, start : self.used] = values
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
-
-    def _grow(self, like: Tensor, length: int) -> None:
-        """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
-        self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
-        old, shape = (self.keys, self.values), (*like.shape[:2], self.capacity, like.shape[3])
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        for new, previous in zip((self.keys, self.values), old, strict=True):
-            if previous is not None:
-                new[:, :, :length] = previous[:, :, :length]
