@@ -28,3 +28,10 @@ EXPLAINED = [
 PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
 CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
 EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_occlusion_rollout", ""))
+SEARCHED = [
+    "design.keys={optimizer.lr:[0.003,0.01,0.02,0.03],batch.tokens:null,optimizer.weight_decay:null,"
+    "schedule.decay:null,schedule.warmup_steps:null}",
+    "design.controls=2", "design.trials=4", "design.tokens=[4k,8k]", "design.finalists=2", "design.seeds=2",
+    "study.tolerance=9",
+]  # fmt: skip
+SEARCH = (SEARCHED, 12, "halving optimism tuned")

@@ -10,7 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING
+from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING, SEARCH
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -181,6 +181,7 @@ STUDIES = {
         "detectable fits_within_noise narrow_input not_identified not_settled suspects transient_not_tested",
         "A E alpha",
     ),
+    "search": Expected(*SEARCH),
     "sparsity": Expected(
         [
             "design.lrs=[0.03]",

@@ -26,6 +26,7 @@ EXPORTS = {
     "OOD": "ood",
     "Retrieval": "retrieval",
     "Scaling": "scaling",
+    "Search": "search",
     "Stability": "stability",
     "Transfer": "transfer",
 }
