@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.objectives.classify import Classify, regression_metrics, single_label_metrics
@@ -14,12 +14,11 @@ from kleiber.types import Count, Positive
 from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
 BATCH = 1024  # rows read at once
+TINY = 1e-12  # probability of a class that was not in the training rows
 
 Labels = Shaped[np.ndarray, "_"]
+Features = Any  # a sparse matrix of scipy, of a class that depends on the version of scikit-learn
 
 
 class Reference(Evaluation):
@@ -52,32 +51,17 @@ class Reference(Evaluation):
             from sklearn.feature_extraction.text import TfidfVectorizer
         except ImportError:
             raise ValueError("--evals reference needs scikit-learn: pip install 'kleiber[reference]'") from None
-        texts, labels = texts_and_labels(subject.train, subject.tokenizer)
         vectorizer = TfidfVectorizer(ngram_range=(1, self.ngrams), sublinear_tf=True, token_pattern=r"\S+")
+        texts, labels = texts_and_labels(subject.train, subject.tokenizer)
         features = vectorizer.fit_transform(texts)
         scores: dict[str, dict[str, Score]] = {}
         for data in subject.data:
             held_out, truth = texts_and_labels(subject.samples(data.name), subject.tokenizer)
-            unknown = vectorizer.transform(held_out)
+            unlabelled = vectorizer.transform(held_out)
             if objective.kind == "regression":
-                predicted = {
-                    "majority": np.full(len(truth), labels.mean()),
-                    "tfidf": ridge_predictions(features, labels, unknown, 1 / self.inverse),
-                }
-                measured = {
-                    name: regression_metrics(torch.from_numpy(values), torch.from_numpy(truth).double())
-                    for name, values in predicted.items()
-                }
+                measured = quantity_metrics(features, labels, unlabelled, truth, 1 / self.inverse)
             else:
-                classes = len(objective.names)
-                logits = {
-                    "majority": np.tile(np.bincount(labels, minlength=classes) / len(labels), (len(truth), 1)),
-                    "tfidf": class_probabilities(features, labels, unknown, classes, self.inverse),
-                }
-                measured = {
-                    name: single_label_metrics(torch.from_numpy(np.log(values + 1e-12)), torch.from_numpy(truth))
-                    for name, values in logits.items()
-                }
+                measured = class_metrics(features, labels, unlabelled, truth, len(objective.names), self.inverse)
             scores[data.name] = {
                 f"{name}/{metric}": Score(value, n=len(truth))
                 for name, metrics in measured.items()
@@ -93,7 +77,7 @@ def texts_and_labels(samples: Samples, tokenizer: Tokenizer) -> tuple[list[str],
     special = {tokenizer.eos, tokenizer.cls, tokenizer.begin}
     for start in range(0, len(samples), BATCH):
         batch = samples.gather(np.arange(start, min(start + BATCH, len(samples))))
-        assert batch.labels is not None and batch.real is not None
+        assert batch.tokens is not None and batch.real is not None and batch.labels is not None
         for ids, real in zip(batch.tokens, batch.real, strict=True):
             pieces: list[list[int]] = [[]]
             for token in ids[real].tolist():
@@ -106,26 +90,35 @@ def texts_and_labels(samples: Samples, tokenizer: Tokenizer) -> tuple[list[str],
     return texts, np.concatenate(labels)
 
 
-def class_probabilities(
-    features: csr_matrix, labels: Labels, unknown: csr_matrix, classes: int, inverse: float
-) -> Float[np.ndarray, "held_out classes"]:
-    """Probabilities of classes by logistic regression; 0 for a class without training rows."""
+def class_metrics(
+    features: Features, labels: Labels, unlabelled: Features, truth: Labels, classes: int, inverse: float
+) -> dict[str, dict[str, float]]:
+    """Metrics of the largest class and of logistic regression, in which a class without training rows has
+    probability 0."""
     from sklearn.linear_model import LogisticRegression
 
-    probabilities = np.zeros((unknown.shape[0], classes))
-    there = np.unique(labels)
-    if len(there) == 1:
-        probabilities[:, there] = 1.0
-        return probabilities
-    fitted = LogisticRegression(C=inverse, max_iter=1000).fit(features, labels)
-    probabilities[:, fitted.classes_] = fitted.predict_proba(unknown)
-    return probabilities
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    largest = np.tile(shares, (len(truth), 1))
+    fitted = largest.copy()
+    if np.count_nonzero(shares) > 1:
+        regression = LogisticRegression(C=inverse, max_iter=1000).fit(features, labels)
+        fitted = np.zeros_like(largest)
+        fitted[:, regression.classes_] = regression.predict_proba(unlabelled)
+    return {
+        name: single_label_metrics(torch.from_numpy(np.log(values + TINY)), torch.from_numpy(truth))
+        for name, values in (("majority", largest), ("tfidf", fitted))
+    }
 
 
-def ridge_predictions(
-    features: csr_matrix, labels: Labels, unknown: csr_matrix, strength: float
-) -> Float[np.ndarray, "_"]:
-    """Predictions of a quantity by ridge regression."""
+def quantity_metrics(
+    features: Features, labels: Labels, unlabelled: Features, truth: Labels, strength: float
+) -> dict[str, dict[str, float]]:
+    """Metrics of the mean of the training labels and of ridge regression."""
     from sklearn.linear_model import Ridge
 
-    return np.asarray(Ridge(alpha=strength).fit(features, labels).predict(unknown), dtype=np.float64)
+    mean = np.full(len(truth), labels.mean(), dtype=np.float64)
+    fitted = np.asarray(Ridge(alpha=strength).fit(features, labels).predict(unlabelled), dtype=np.float64)
+    return {
+        name: regression_metrics(torch.from_numpy(values), torch.from_numpy(truth.astype(np.float64)))
+        for name, values in (("majority", mean), ("tfidf", fitted))
+    }
