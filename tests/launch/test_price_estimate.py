@@ -1,12 +1,14 @@
 """Estimates for planned runs: which runs are measured, and how seconds of the others follow from their speeds."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
 from small_run import TINY
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.launch import price_estimate
 from kleiber.launch.price_estimate import Prices, main, step_seconds, without_numbers
 from kleiber.launch.run_cost import Speed, StageCost
 from kleiber.models.counting import Parameters
@@ -74,6 +76,21 @@ def test_seconds_of_a_run_are_steps_evaluation_and_what_happens_once(tmp_path):
     training, evaluation = 10 * 0.2, 500 * 0.5 * 0.2 / 100
     assert estimate.seconds(0)["seconds"] == pytest.approx(training + evaluation + 3.0)
     assert estimate.seconds(0)["seconds_per_token"] == pytest.approx(training / 1000)
+
+
+def test_a_private_run_is_measured_although_the_time_is_over_and_has_no_other_speed(tmp_path, monkeypatch):
+    """Steps of DP-SGD are slow, so the plain speed would be wrong for them; further kinds of data are not measured."""
+    plain, private = small_config(32), small_config(16) | {"privacy": {"_target_": "kleiber.optimizers.DPSGD"}}
+    configs = [plain, plain | {"data": {"files": "y"}}, private, private | {"data": {"files": "y"}}]
+    estimate = Prices({str(tmp_path / str(number)): config for number, config in enumerate(configs)}, tmp_path / "new")
+    estimate.costs = [[replace(stage_cost(float(width**2)), full_rows=False)] for width in (32, 32, 16, 16)]
+    monkeypatch.setattr(price_estimate, "MEASURING_SECONDS", -1.0)
+    steps = {0: 0.1, 2: 0.3}
+    speed = {n: Speed({"": estimate.size(n)}, {"": step}, 0.5, 0.0, 1) for n, step in steps.items()}
+    monkeypatch.setattr(estimate, "measure_run", speed.__getitem__)
+    estimate.measure()
+    assert estimate.speeds == speed
+    assert [estimate.seconds(n)["seconds_per_token"] for n in range(4)] == pytest.approx([1e-3, 1e-3, 3e-3, 3e-3])
 
 
 def test_a_start_point_that_is_not_trained_is_replaced_by_a_folder_in_scratch(tmp_path):

@@ -2,8 +2,9 @@
 
 `python -m kleiber.launch.price_estimate` reads a request from standard input and prints its answer as the last line.
 Parameters, tokens and FLOPs are counted for every run. Training speed is measured for the smallest, a middle and the
-largest run of each kind, and interpolated for the other runs. `kleiber.launch.run_cost` counts and measures a single
-run. All files are written to a temporary folder.
+largest run of each kind, and interpolated for the other runs; where time runs out, a run has the speed of others with
+its class of model and of privacy. `kleiber.launch.run_cost` counts and measures a single run. All files are written to
+a temporary folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json
 
-MEASURING_SECONDS = 40.0  # after which no further run is measured
+MEASURING_SECONDS = 40.0  # after which no further run is measured, but for the first of a class of models or privacy
 # Keys that do not change what a run costs.
 WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launcher", "logger", "resume", "dry_run")
 
@@ -131,11 +132,15 @@ class Prices:
         return text
 
     def measure(self) -> None:
-        """Measures the largest run of every kind, then the smallest and a middle one, while there is time."""
+        """Measures the largest run of every kind, then the smallest and a middle one, while there is time.
+
+        Of each `model_kind` a run is measured in any case, since no other run has its speed.
+        """
         started = time.monotonic()
         for number in self.runs_to_measure():
-            if self.speeds and time.monotonic() - started > MEASURING_SECONDS:
-                break
+            measured = {self.model_kind(other) for other in self.speeds}
+            if time.monotonic() - started > MEASURING_SECONDS and self.model_kind(number) in measured:
+                continue
             try:
                 self.speeds[number] = self.measure_run(number)
             except (ValueError, RuntimeError) as error:
@@ -239,9 +244,14 @@ class Prices:
         same_model = [other for other in self.speeds if self.model_kind(other) == model]
         return [self.speeds[other] for other in same_kind or same_model or self.speeds]
 
-    def model_kind(self, number: int) -> tuple[str, bool]:
-        """Returns the class of a run's model, and whether the run starts from trained weights."""
-        return self.configs[number]["model"]["_target_"], starts_from_weights(self.configs[number])
+    def model_kind(self, number: int) -> tuple[str, bool, str | None]:
+        """Returns the class of a run's model, whether the run starts from trained weights, and the class of its privacy.
+
+        DP-SGD has a pass for each sample of a step, so a step takes longer at the same FLOPs.
+        """
+        config = self.configs[number]
+        privacy = (config.get("privacy") or {}).get("_target_")
+        return config["model"]["_target_"], starts_from_weights(config), privacy
 
 
 def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
