@@ -19,6 +19,7 @@ from jaxtyping import Float
 from kleiber.types import Json, Positive
 
 DEFAULT_EPSILON = 8.0
+LARGE_ORDERS = (80, 96, 128, 192, 256, 512)  # of Rényi divergences: with those of opacus alone, epsilon is above .1
 TOLERANCE = 0.01  # by which the epsilon that is spent may be below the one that was asked for
 
 
@@ -74,13 +75,19 @@ class PrivateSteps:
         )
 
 
+def divergence_orders() -> list[float]:
+    """The orders of Rényi divergences among which the accountant takes the best."""
+    from opacus.accountants import RDPAccountant
+
+    return [*RDPAccountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
+
+
 @cache
 def step_divergences(noise: float, rate: float) -> tuple[list[float], Float[np.ndarray, "_"]]:
     """The Rényi divergence of a step for each order, as opacus computes it; those of several steps add up."""
-    from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    orders = list(RDPAccountant.DEFAULT_ALPHAS)
+    orders = divergence_orders()
     return orders, np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders))
 
 
@@ -137,7 +144,7 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
         try:
             noise = get_noise_multiplier(
                 target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp",
-                epsilon_tolerance=min(TOLERANCE, epsilon / 100),
+                epsilon_tolerance=min(TOLERANCE, epsilon / 100), alphas=divergence_orders(),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(
