@@ -244,14 +244,14 @@ class Prices:
         same_model = [other for other in self.speeds if self.model_kind(other) == model]
         return [self.speeds[other] for other in same_kind or same_model or self.speeds]
 
-    def model_kind(self, number: int) -> tuple[str, bool, str | None]:
-        """Returns the class of a run's model, whether the run starts from trained weights, and the class of its privacy.
+    def model_kind(self, number: int) -> tuple[str, str | None, bool]:
+        """Returns the classes of a run's model and of its privacy, and whether it starts from trained weights.
 
         DP-SGD has a pass for each sample of a step, so a step takes longer at the same FLOPs.
         """
         config = self.configs[number]
         privacy = (config.get("privacy") or {}).get("_target_")
-        return config["model"]["_target_"], starts_from_weights(config), privacy
+        return config["model"]["_target_"], privacy, starts_from_weights(config)
 
 
 def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
