@@ -25,7 +25,7 @@ JUDGING = [
 JUDGED = (JUDGING, 8, "active_likelihood annotators_disagree calibration judgments language temperature wins")
 EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
-    "design.arms={lookup:{data.pairs:4}}", "batch.tokens=480", "model.context=48",
+    "design.arms={lookup:{data.pairs:4},induction:null,stories:null}", "batch.tokens=480", "model.context=48",
 ]  # fmt: skip
 PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
 CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
