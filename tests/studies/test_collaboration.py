@@ -84,7 +84,7 @@ def test_figures_and_labels(folder):
     assert calibration_chart(findings.tables["Calibration before and after"]).to_dict()
     assert label({"select": "likelihood", "noise": 0.2}) == "pairs by likelihood, 20% wrong"
     row = {"select": "random", "noise": 0.4, "annotators": "disagree"}
-    assert label(row) == "pairs at random, 40% wrong, annotators disagree"
+    assert label(row) == "pairs at random, 40% wrong, disagree"
 
 
 def test_runs_without_judgments_are_refused(tmp_path):

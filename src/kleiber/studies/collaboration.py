@@ -221,7 +221,7 @@ def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
         if row["judgments"] == most:
             parts.append(f"{share(from_row(row))} ({label(row)})")
     losses = [row for row in changes if row["judgments"] == most and row["measure"] == CALIBRATION["nats"]]
-    text = "; ".join(f"{from_row(row).text('+.3f')} nats per token ({label(row)})" for row in losses)
+    text = "; ".join(f"{from_row(row).text('+.3f').strip()} nats per token ({label(row)})" for row in losses)
     cost = f" The loss on other text changes by {text}." if losses else ""
     return f"After {most} judgments the model wins against its start on {'; '.join(parts)} (share of prompts).{cost}"
 
@@ -234,9 +234,9 @@ def share(estimate: Estimate) -> str:
 
 
 def label(row: Mapping[str, object]) -> str:
-    """The name of a selection and noise in figures."""
+    """The name of a selection and of annotators in figures."""
     kind = "pairs at random" if row["select"] == "random" else f"pairs by {row['select']}"
-    fault = f", annotators {row['annotators']}" if row.get("annotators") else ""
+    fault = f", {row['annotators']}" if row.get("annotators") else ""
     return f"{kind}, {row['noise']:.0%} wrong{fault}"
 
 
@@ -290,10 +290,7 @@ def calibration_chart(changes: Sequence[Row]) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
     from kleiber.studies.compare.chart_forms import estimates
 
-    named = [{**row, "setting": label(row), "number": f"{row['judgments']} judgments"} for row in changes]
+    named = [{**row, "setting": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
     order = list(dict.fromkeys(row["setting"] for row in named))
-    rows = [
-        {**row, "series": row["setting"], "panel": row["measure"], "name": f"{row['number']}, {row['setting']}"}
-        for row in named
-    ]
+    rows = [{**row, "series": row["setting"], "panel": row["measure"]} for row in named]
     return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
