@@ -79,34 +79,6 @@ def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def looked_up_once() -> Iterator[None]:
-    """What our own config folder holds does not change in a session; Hydra takes half a composition to look it up."""
-    from kleiber.config.compose import Composer
-
-    known: dict[str, list[str]] = {}
-    build = Composer.__init__
-
-    def with_known(self: Composer, config_name: str = "train", config_dir: str | None = None) -> None:
-        build(self, config_name, config_dir)
-        if config_dir is None and "KLEIBER_EXTENSIONS" not in os.environ:
-            self._choices = known
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Composer, "__init__", with_known)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def composed_sooner() -> Iterator[None]:
-    """Most tests of runs choose the same files and set other values: the files are read and merged once."""
-    from shared_compositions import share
-
-    with pytest.MonkeyPatch.context() as patch:
-        share(patch)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def no_power_cut() -> Iterator[None]:
     """No test cuts the power, which is all that waiting for the disk is for; a killed process loses nothing written."""
     with pytest.MonkeyPatch.context() as patch:

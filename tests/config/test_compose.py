@@ -28,14 +28,6 @@ def test_a_budget_key_on_the_command_line_clears_those_of_files(tmp_path):
         budget("experiment=two")
 
 
-def test_compositions_of_these_tests_share_files_and_are_those_of_hydra_itself(tmp_path):
-    """Hydra alone composes where there is a folder of a user (tests/shared_compositions.py)."""
-    alone = Composer(config_dir=str(tmp_path))
-    for choices in (["model=moe", "seed=1"], ["model=moe", "seed=2"], ["study=scaling", "model.depth=3"]):
-        (shared, _), (expected, _) = (resolve_config(composer.compose(choices)) for composer in (COMPOSER, alone))
-        assert shared == expected
-
-
 def test_prepared_overrides_are_prepared_already():
     overrides = [
         "model=moe",
@@ -64,6 +56,7 @@ def test_groups_and_choices_are_those_of_the_folder():
     [
         ("callbacks=[ema,null]", ["callbacks=null"]),
         ("modl=moe", ["modl", "'model'"]),
+        ("data=/", ["data=labelled data.path=/"]),
         ("model=moee", ["model=moee", "'moe'"]),
         ("model/mlpp=moe", ["'model/mlp'"]),
     ],

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -28,9 +25,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
+from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
+from kleiber.config.stages import LIMITS
 from kleiber.types import Json
 
-BUDGET = ("tokens", "flops", "ratio", "steps")
 Composed = TypeVar("Composed")
 FIXED_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
@@ -73,10 +71,9 @@ class Composer:
             search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="main"))
         for folder in extension_folders():
             search.append(provider="extension", path=f"file://{folder}", anchor=SearchPathQuery(provider="main"))
-        GlobalHydra.instance().clear()
-        self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search)
-        assert isinstance(self.hydra.config_loader, ConfigLoaderImpl)
-        self.loader = self.hydra.config_loader
+        self.loader = Loader(search)
+        self.hydra = Hydra("train", self.loader)
+        GlobalHydra.instance().hydra = self.hydra
         self.use_search_path([])
 
     def use_search_path(self, overrides: list[Override]) -> None:
@@ -84,7 +81,7 @@ class Composer:
 
         Raises ConfigError for a folder that does not exist.
         """
-        repository = CachingConfigRepository(self.loader.repository)
+        repository = FilesReadOnce(self.loader.repository, self.loader.memory.files)
         try:
             with warnings.catch_warnings(action="ignore"):
                 self.loader._process_config_searchpath(self.config_name, overrides, repository)
@@ -93,7 +90,8 @@ class Composer:
         missing = [source.path for source in repository.get_sources() if not source.available()]
         if missing:
             raise ConfigError(f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://conf]")
-        self.repository, self._choices = repository, {}
+        known = self.loader.memory.choices.setdefault(self.config_name, {})
+        self.repository, self._choices = repository, {} if overrides else known
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""
@@ -131,7 +129,7 @@ class Composer:
     def parse(self, overrides: list[str]) -> list[Override]:
         """Parses overrides. Raises ConfigError for one that is not GROUP=CHOICE or KEY=VALUE."""
         try:
-            return OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
+            return parse_overrides(overrides, self.loader)
         except HydraException as error:
             raise ConfigError(explain(error)) from error
 
@@ -185,6 +183,8 @@ class Composer:
         for choice in chosen_names(override):
             if choice not in options:
                 near = did_you_mean(choice, options)
+                if group == "data" and Path(choice).exists():
+                    near = f" A table of labeled texts is data=labelled data.path={choice}, plain text data=text."
                 raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:
@@ -222,15 +222,15 @@ class Composer:
 
 
 def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
-    """Returns the config as plain data, without the node `hydra`, and the name of the chosen model.
+    """Returns the config as plain data, without the node `hydra`, which is removed, and the name of the chosen model.
 
     Raises ConfigError for a key that has no value.
     """
     model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
     with open_dict(cfg):
-        job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        cfg.pop("hydra")  # a copy of the other keys would take longer than all else here
     try:
-        config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+        config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} must be set: there is no default for it") from error
     except OmegaConfBaseException as error:
@@ -259,14 +259,14 @@ def chosen_names(override: Override) -> Iterator[str]:
 
 def budget_nulls(overrides: list[Override]) -> list[str]:
     """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
-    names = {f"budget.{name}" for name in BUDGET}
+    names = {f"budget.{name}" for name in LIMITS}
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
     if len(limits) > 1:
         raise ConfigError(f"{' and '.join(limits.values())} exclude each other: set only one")
     if not limits:
         return []
-    return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
+    return [f"++budget.{name}=null" for name in LIMITS if f"budget.{name}" not in lines]
 
 
 def null_first(prepared: list[str], message: str) -> list[str] | None:

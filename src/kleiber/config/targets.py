@@ -92,6 +92,7 @@ def _signature(target: str, extra: tuple[str, ...]) -> Signature:
     return _of_class(where, node)
 
 
+@cache
 def runtime_signature(target: Callable[..., object], name: str) -> Signature:
     """Returns the signature of an imported class or function."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)

@@ -45,6 +45,7 @@ class Sweep:
 
     codes         exit codes of the cells
     planned       cells of a dry run by folder, in all rounds of a design
+    starts        runs of the rounds before, by folder, from which planned cells may start
     composed      cells by their overrides, so that none is composed twice
     checked       whether the study has accepted the plan
     folder        folder of the cells; None before the first is composed, and in a dry run
@@ -56,6 +57,7 @@ class Sweep:
         self.composer = composer
         self.codes: list[int] = []
         self.planned: dict[Path, Cell] = {}
+        self.starts: dict[Path, Run] = {}
         self.composed: dict[tuple[str, ...], Cell] = {}
         self.checked = False
         self.folder: Path | None = None
@@ -99,6 +101,7 @@ class Sweep:
         overrides  of each cell
         compose    composes the config of a cell from its overrides
         """
+        self.starts = {run.folder.absolute(): run for run in self.planned_runs()}
         first = self._cell(overrides[0], compose)
         self.folder = None if first.config["dry_run"] else first.folder.parent
         if first.config["study"] and not first.config["dry_run"]:
@@ -127,6 +130,7 @@ class Sweep:
 
     def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks the cells of a dry run; returns exit code 0 for each."""
+        self.starts = {run.folder.absolute(): run for run in self.planned_runs()}
         cells = [self._cell(lines, compose) for lines in overrides]
         self.planned |= unique_cells(cells, self.planned)
         return [0] * len(cells)
@@ -178,7 +182,7 @@ class Sweep:
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
-        config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
+        config = complete_config(config, overrides, self.starts)
         check(config)
         check_memory(config)
         if config["resume"] not in ("auto", "never"):

@@ -52,6 +52,7 @@ class Columns(TypedDict):
     tokens: int | None  # training tokens since the root of the tree
     flops: float | None  # of the model, forward and backward, since the root of the tree
     lr: float | None  # peak learning rate of the optimizer
+    batch_tokens: int | None  # of one optimizer step
     seconds: float | None  # of the whole run
     watt_hours: float | None  # of the training of the whole run, see `kleiber.config.cost`
     price: float | None  # of its device-hours; None where cost.price is null
@@ -160,6 +161,7 @@ class Run:
             "tokens": stage.get("tokens"),
             "flops": flops.get("model"),
             "lr": stage.get("lr"),
+            "batch_tokens": stage.get("batch_tokens"),
             "seconds": self.summary.get("seconds"),
             "watt_hours": costs.get("watt_hours"),
             "price": costs.get("price"),

@@ -144,9 +144,10 @@ def cell_name(config: Config, overrides: Iterable[str], model: str) -> str:
 
 def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
     """`root/name/<cell>`, or the folder there that ends in the same hash."""
-    home = study_folder(config)
-    existing = sorted(home.glob(f"*-{config_hash(config)[:8]}"))
-    return existing[0] if existing else home / cell_name(config, overrides, model)
+    home, new = study_folder(config), cell_name(config, overrides, model)
+    ending = new[new.rindex("-") :]
+    names = os.listdir(home) if home.is_dir() else []
+    return home / min((name for name in names if name.endswith(ending)), default=new)
 
 
 def study_folder(config: Config) -> Path:

@@ -12,6 +12,10 @@ import typer
 
 from kleiber.config.errors import ExitCode
 
+ColumnMap = Annotated[
+    str | None,
+    typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]"),
+]
 ParamsColumn = Annotated[
     str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
 ]
@@ -75,7 +79,7 @@ HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a
 def fit(
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
-    map: Annotated[str | None, typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]")] = None,
+    map: ColumnMap = None,
     params: ParamsColumn = None,
     data: DataColumn = None,
     loss: LossColumn = None,
@@ -102,7 +106,7 @@ def fit(
     report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.fitted_law import fit_groups, select_rows
+    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows
     from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
@@ -120,7 +124,7 @@ def fit(
             predict=[parse_point(text) for text in predict or ()], max_decades=float("inf") if force else max_decades,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
-        analysis.check_options(form, options, delta)
+        check_options(form, options, delta, sigma)
         laws = fit_groups(rows, by, form, law, options)
         records = {group: fitted.record for group, fitted in laws.items()}
         if json:
@@ -157,31 +161,29 @@ def predict(
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses.
     """
-    from kleiber.studies.fitted_law import select_group, select_rows
-    from kleiber.studies.laws import prediction
+    from kleiber.studies import fitted_law
     from kleiber.studies.laws.filters import parse_map, parse_point
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
         entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
-            entry, words = select_group(entry, words)
+            entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
-            rows = select_rows(on, parse_map(map, {}), where or (), form)
-            comparison = prediction.compare_with_rows(entry, form, rows, most)
-            typer.echo("\n".join(prediction.comparison_lines(comparison, entry["level"])))
+            rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
+            typer.echo("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
         if map or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
-        answer = prediction.predict(entry, form, parse_point(",".join(words)), most)
+        answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     except ValueError as error:
         _refuse(error)
-    typer.echo(prediction.prediction_line(answer, entry["level"]))
+    typer.echo(fitted_law.prediction_line(form, answer, entry["level"]))
 
 
 def report(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kleiber.records.files import read_json
-from kleiber.studies.laws import analysis, laws_json, prediction, table
+from kleiber.studies.laws import analysis, hyperparameter_record, laws_json, optimum_prediction, prediction, table
+from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
 from kleiber.studies.laws.noise_model import EXTRA
 from kleiber.types import Json, Row
@@ -58,11 +59,12 @@ class FittedLaw:
     def predict(self, max_decades: float = prediction.MAX_DECADES, **inputs: float) -> Json:
         """Predicts the target at one point, such as `predict(N=1e8, D=2e9)`.
 
-        Returns value, lo and hi (confidence interval of the law), decades (distance from the fitted rows, in factors of
+        For law="hyperparameter" these are the optimal hyperparameters, see `laws.optimum_prediction.predict`. Otherwise
+        returns value, lo and hi (confidence interval of the law), decades (distance from the fitted rows, in factors of
         10) and, unless the law was fitted with bootstrap=0, run_lo and run_hi (prediction interval of a new run).
         Raises ValueError for other inputs than the law has, and for a point that is farther than `max_decades`.
         """
-        answer = prediction.predict(self.record, self.form, inputs, max_decades)
+        answer = predict(self.record, self.form, inputs, max_decades)
         if "refused" in answer:
             raise ValueError(f"{inputs}: {answer['refused']}; a larger max_decades predicts anyway")
         return answer
@@ -74,10 +76,7 @@ class FittedLaw:
         """
         from kleiber.studies import law_report
 
-        if self.rows is None:
-            return law_report.record_figures(self.record)
-        rows = law_report.fitted_rows(self.rows, self.form, self.record)
-        return law_report.figures(rows, self.form, self.record, "")
+        return law_report.charts_of(self.rows, self.form, self.record, "")
 
     def plot(self, figure: str | None = None) -> Chart:
         """Draws one of `figures()`; None: the first, which shows observed and predicted values where there are rows.
@@ -155,7 +154,7 @@ def fit(
     if isinstance(source, Path) and source.is_dir():
         options.setdefault("cluster", "trunk")
     settings = analysis.Options(**{"delta": 1e-3 if delta is None else delta, **options})  # type: ignore[arg-type]
-    analysis.check_options(form, settings, delta)
+    check_options(form, settings, delta, sigma)
     selected = select_rows(source, map or {}, where, form, sigma)
     return fit_table(selected, form, law if isinstance(law, str) else form.name, settings)
 
@@ -170,7 +169,7 @@ def select_rows(
 
     Raises ValueError for an unknown role, a missing column and unusable rows.
     """
-    roles = dict.fromkeys([*law.inputs, "N", "D", "C", "L", *EXTRA])
+    roles = dict.fromkeys([*law.inputs, *law.swept, "N", "D", "C", "L", *EXTRA])
     for role, column in columns.items():
         if role not in roles:
             raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(roles)}")
@@ -178,7 +177,11 @@ def select_rows(
     usual, finished = (table.OF_RUNS, ("status = finished",)) if from_runs else ({}, ())
     frame = source if isinstance(source, pd.DataFrame) else table.read(source)
     errors = {"sigma": sigma} if sigma else {}
-    return table.load(frame, {**usual, **columns, **errors}, (*finished, *where), law.inputs)
+    swept = [role for role in law.swept if role in columns or role in frame.columns]
+    if from_runs and law.swept:
+        usual = {**usual, **table.SWEPT_OF_RUNS}
+        swept = list(dict.fromkeys([*swept, *table.SWEPT_OF_RUNS]))
+    return table.load(frame, {**usual, **columns, **errors}, (*finished, *where), (*law.inputs, *swept))
 
 
 def fit_table(rows: table.Table, form: Law, name: str, options: analysis.Options) -> FittedLaw:
@@ -186,6 +189,9 @@ def fit_table(rows: table.Table, form: Law, name: str, options: analysis.Options
 
     Raises ValueError for unusable rows, and if laws are to be ranked that cannot be.
     """
+    if isinstance(form, HyperparameterLaw):
+        form, record = hyperparameter_record.analyze(rows, form, options)
+        return FittedLaw(laws_json.without_nonfinite(record), form, rows)
     record = analysis.analyze(rows, replace(form, name=name) if ".py:" in name else form, options)
     if options.rank and not record.get("ranking"):
         raise ValueError(
@@ -209,6 +215,54 @@ def fit_groups(
         except ValueError as error:
             raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
     return laws
+
+
+def check_options(form: Law, options: analysis.Options, delta: float | None, sigma: str | None) -> None:
+    """Raises ValueError for options that contradict each other or have no effect on this law.
+
+    delta, sigma  the values of --delta and --sigma, if they were given
+    """
+    analysis.check_options(form, options, delta)
+    if not isinstance(form, HyperparameterLaw):
+        return
+    refused = {
+        "--fix": form.fixed, "--sigma": sigma, "--at": options.at, "--rank": options.rank, "--loss-fn": options.loss_fn,
+        "--space": options.space, "--exclude": options.exclude != "none",
+        "--cluster": options.cluster not in (None, "trunk"),
+    }  # fmt: skip
+    without_effect = [name for name, value in refused.items() if value]
+    if without_effect:
+        raise ValueError(
+            f"{', '.join(without_effect)} has no effect on the law {form.name}, a least-squares fit of log losses by "
+            "groups of equal N and D: remove it"
+        )
+
+
+def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float = prediction.MAX_DECADES) -> Json:
+    """Predicts at one point from an entry of laws.json: the target of the law, or the optimal hyperparameters."""
+    if isinstance(form, HyperparameterLaw):
+        return optimum_prediction.predict(record, form, at, max_decades)
+    return prediction.predict(record, form, at, max_decades)
+
+
+def prediction_line(form: Law, answer: Row, level: float) -> str:
+    """Formats what `predict` returns as a line."""
+    if isinstance(form, HyperparameterLaw):
+        return optimum_prediction.prediction_line(answer, level)
+    return prediction.prediction_line(answer, level)
+
+
+def comparison_lines(record: Row, form: Law, rows: table.Table, max_decades: float) -> list[str]:
+    """Compares a recorded law with a table that it was not fitted to, as printed lines.
+
+    Raises ValueError for rows more than `max_decades` outside the fitted rows.
+    """
+    if isinstance(form, HyperparameterLaw):
+        _, groups, _ = hyperparameter_record.read_groups(rows, form)
+        comparison = optimum_prediction.compare_with_sweep(record, form, groups)
+        lines = [optimum_prediction.group_line(row) for row in comparison["groups"]]
+        return [*lines, optimum_prediction.summary_line(comparison, len(groups))]
+    return prediction.comparison_lines(prediction.compare_with_rows(record, form, rows, max_decades), record["level"])
 
 
 def select_group(collection: Row, words: Sequence[str]) -> tuple[Json, list[str]]:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
+from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import fitted_values, prediction_line
 from kleiber.studies.laws.problem import pool
@@ -59,6 +61,8 @@ def lines(entry: Row) -> list[str]:
         shift = f", shift {exponent['shift']:+.4f}" if "shift" in exponent else ""
         ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
+    if "optima" in entry:
+        return [*out, *optimum_report.lines(entry), *_verdict_lines(entry)]
     out += [_backtest_line(test, level) for test in entry["backtests"]]
     for rank in entry.get("ranking", ()):
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
@@ -69,7 +73,12 @@ def lines(entry: Row) -> list[str]:
         )
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
-    return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+    return out + _verdict_lines(entry)
+
+
+def _verdict_lines(entry: Row) -> list[str]:
+    """Returns the printed lines of the verdicts."""
+    return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
 
 
 def rows_fitted(entry: Row) -> str:
@@ -191,8 +200,9 @@ def write(
     charts, verdicts, tables_by_title, text, kept = {}, [], {}, [], []
     for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
+        form = form.for_params(entry["params"])
         rows = fitted_rows(tables[group], form, entry)
-        charts |= {f"g{number}-{kind}": make() for kind, make in figures(rows, form, entry, name).items()}
+        charts |= {f"g{number}-{kind}": make() for kind, make in charts_of(tables[group], form, entry, name).items()}
         verdicts += [
             {**verdict, "text": f"{name}: {verdict['text']}" if by else verdict["text"]}
             for verdict in entry["verdicts"]
@@ -200,9 +210,10 @@ def write(
         tail = f", {name}" if by else ""
         tables_by_title[f"Parameters{tail}"] = parameters(entry)
         tables_by_title[f"Sensitivity to suspects{tail}"] = suspects_table(entry)
+        tables_by_title[f"Optima{tail}"] = optimum_report.table(entry, form)
         text += [*([name] if by else []), *lines(entry), ""]
         kept += rows.to_dict("records")
-    headlines = [f"{by} = {group}: {headline(entry)}" if by else headline(entry) for group, entry in records.items()]
+    headlines = [f"{by} = {group}: " * bool(by) + headline_of(entry) for group, entry in records.items()]
     excluded = sum(len(entry["excluded"]) for entry in records.values())
     content = render_page(
         f"{form.name} on {source.name}", charts, headline="; ".join(headlines),
@@ -220,6 +231,8 @@ def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
     """
     gone = {exclusion["row"] for exclusion in entry["excluded"]}
     rows = rows.drop(np.array([label(i) in gone for i in rows.frame.index]), "not fitted")
+    if isinstance(form, HyperparameterLaw):
+        return optimum_report.swept_rows(rows, form)
     pooled = pool(rows, form, entry["objective"]["space"])
     rows = rows if pooled is None else pooled.table
     inputs = rows.inputs(form)
@@ -234,6 +247,20 @@ def _rows_fitted(records: Mapping[str, Row]) -> str:
     if any(entry.get("pooled") for entry in records.values()):
         return "; ".join(rows_fitted(entry) for entry in records.values())
     return f"{sum(entry['n'] for entry in records.values()):,} rows fitted"
+
+
+def headline_of(entry: Row) -> str:
+    """Returns the result of a fit in a sentence or two."""
+    return optimum_report.headline(entry) if "optima" in entry else headline(entry)
+
+
+def charts_of(rows: Table | None, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
+    """Returns functions that draw the figures of a fit, by name; without its table, those of the record alone."""
+    if isinstance(form, HyperparameterLaw):
+        return optimum_report.figures(entry, form, rows)
+    if rows is None:
+        return record_figures(entry)
+    return figures(fitted_rows(rows, form, entry), form, entry, name)
 
 
 def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
@@ -261,6 +288,8 @@ def parameters(entry: Row) -> list[Json]:
 def methods(records: Mapping[str, Row]) -> str:
     """Returns the paragraph on methods, which describes the first fit."""
     entry = next(iter(records.values()))
+    if "optima" in entry:
+        return optimum_report.methods(entry)
     goal = entry["objective"]
     return (
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection with a {goal['kind']} loss in "

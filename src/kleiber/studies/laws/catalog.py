@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 
+from kleiber.studies.laws.hyperparameters import NAME, of_axes
 from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_extension, law
 
 Slow = Annotated[Array, Shape(0.02, 1.0)]
@@ -147,18 +148,9 @@ def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_
 
 @law(aliases=("krajewski",))
 def granularity(
-    N: Array,
-    D: Array,
-    G: Array,
-    *,
-    c: Part,
-    g: Part,
-    a: Part,
-    b: Part,
-    alpha: Exponent,
-    beta: Exponent,
-    gamma: Exponent,
-) -> Array:
+    N: Array, D: Array, G: Array, *, c: Part, g: Part, a: Part, b: Part,
+    alpha: Exponent, beta: Exponent, gamma: Exponent,
+) -> Array:  # fmt: skip
     """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
 
     G = d_ff / d_expert; N is the active non-embedding parameters without the router; the number of experts is constant.
@@ -292,9 +284,11 @@ def find(name: str) -> Law:
     if "." in name:
         return from_extension(name)
     wanted = name.replace("-", "_").lower()
+    if wanted == NAME:
+        return of_axes(("lr", "batch"))
     names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:
         return names[wanted]
-    near = difflib.get_close_matches(wanted, names, n=1)
+    near = difflib.get_close_matches(wanted, [*names, NAME], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "only --law of `kleiber fit` and `predict` runs FILE.py:FUNCTION"
-    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}; {hint}")
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted([*LAWS, NAME]))}; {hint}")

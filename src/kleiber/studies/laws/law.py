@@ -16,7 +16,7 @@ You can write a law in any file and fit it with `--law my_law.py:floor_only`:
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, get_args, get_type_hints
@@ -70,6 +70,7 @@ class Law:
     loss_fn  loss function of the residuals
     start    name of a simpler law that is fitted first; its parameters are starting values of the same names
     fixed    values of the parameters that are not fitted, see `fix`
+    swept    further inputs, of which the law uses those that a table has
     """
 
     name: str
@@ -85,6 +86,11 @@ class Law:
     aliases: tuple[str, ...] = ()
     derived: Mapping[str, Derived] = field(default_factory=dict)
     fixed: Mapping[str, float] = field(default_factory=dict)
+    swept: tuple[str, ...] = ()
+
+    def for_params(self, names: Collection[str]) -> "Law":
+        """Returns the variant of the law that has the parameters `names`; most laws have only one."""
+        return self
 
     def fix(self, values: Mapping[str, float]) -> "Law":
         """Returns the law with some of its parameters fixed at `values`.

@@ -168,6 +168,14 @@ class MisfitRate(Part):
     at_one_decade: NonNegative
 
 
+class OptimumRow(Part):
+    """The group of a law of optimal hyperparameters, and the curvature of its loss around the optimum."""
+
+    N: Positive
+    D: Positive
+    curvature: list[list[FiniteFloat]] | None
+
+
 class LawRecord(Part):
     """What a prediction needs of the record of one law (law.schema.json describes all of it)."""
 
@@ -184,6 +192,8 @@ class LawRecord(Part):
     misfit: MisfitRate
     untold: list[list[FiniteFloat]] = []
     flat: list[list[FiniteFloat]] = []
+    scatter: dict[str, NonNegative] | None = None
+    optima: list[OptimumRow] = []
 
     @model_validator(mode="after")
     def check_draws(self) -> LawRecord:
@@ -192,7 +202,7 @@ class LawRecord(Part):
         for name, rows in (("draws", self.draws), ("untold", self.untold), ("flat", self.flat)):
             if any(len(row) != len(fitted) for row in rows):
                 raise ValueError(f"each row of {name} must have a number for each of {', '.join(fitted)}")
-        if self.draws and None in (self.bootstrap, self.noise, self.residual_sd):
+        if self.draws and self.scatter is None and None in (self.bootstrap, self.noise, self.residual_sd):
             raise ValueError("with draws, none of bootstrap, noise and residual_sd may be null")
         return self
 
@@ -264,7 +274,7 @@ def law_of(record: Row, law: str | None = None) -> Law:
         )
     if law is not None and name != law:
         raise ValueError(f"--law {law} differs from the law {name!r} of the record; remove --law")
-    form = law_by_option(name)
+    form = law_by_option(name).for_params(record["params"])
     names = [*form.params]
     if sorted(record["params"]) != sorted(names):
         raise ValueError(

@@ -23,10 +23,11 @@ DERIVED = {
     "M": (("D", "N"), lambda D, N: D / N),
 }
 NOT_FINITE = "not finite"  # beginning of the rule that excludes a row without a number
-POSITIVE = ("N", "D", "C", "M")  # roles whose logarithm is taken
+POSITIVE = ("N", "D", "C", "M", "lr", "batch", "decay")  # roles whose logarithm is taken
 
 # Roles of the columns of a folder of runs, as in `study=scaling`.
 OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
+SWEPT_OF_RUNS = {"lr": "lr", "batch": "batch_tokens"}
 
 
 @dataclass
