@@ -178,20 +178,22 @@ def claims(rows: Rows, level: float) -> list[Json]:
     rises = [value - LARGEST_RISE for value in changes_by_seed(rows, best, "nats")]
     text = f"the loss on other text rises by less than {LARGEST_RISE:g} nats per token after {most} judgments"
     tests.append(("language", text, "lower", rises))
-    pairs = [((most, *rest), (least, *rest)) for n, *rest in faultless if n == most > least]
+    pairs = [((most, select, noise, ""), (least, select, noise, "")) for n, select, noise, _ in faultless if n == most]
     text = f"the win rate is higher after {most} judgments than after {least}"
-    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs)))
+    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs) if most > least else []))
     if len(noises) > 1:
         places = {(n, select) for n, select, _, _ in faultless}
         pairs = [((n, select, noises[-1], ""), (n, select, noises[0], "")) for n, select in sorted(places)]
         text = f"the win rate is lower with {noises[-1]:.0%} than with {noises[0]:.0%} wrong judgments"
         tests.append(("noise", text, "lower", mean_gaps(rows, pairs)))
     for select in sorted({select for _, select, _, _ in present} - {"random"}):
-        pairs = [((n, s, *rest), (n, "random", *rest)) for n, s, *rest in faultless if s == select and n < most]
+        cells = [(n, noise) for n, chosen, noise, _ in faultless if chosen == select and n < most]
+        pairs = [((n, select, noise, ""), (n, "random", noise, "")) for n, noise in cells]
         text = f"the win rate is higher where pairs are chosen by {select} than at random, below {most} judgments"
         tests.append((f"active_{select}", text, "higher", mean_gaps(rows, pairs)))
     for fault in sorted({fault for *_, fault in present if fault}):
-        pairs = [((*rest, fault), (*rest, "")) for *rest, other in present if other == fault]
+        cells = [(n, select, noise) for n, select, noise, other in present if other == fault]
+        pairs = [((*cell, fault), (*cell, "")) for cell in cells]
         text = f"the win rate is lower where annotators {fault}"
         tests.append((f"annotators_{fault.replace(' ', '_')}", text, "lower", mean_gaps(rows, pairs)))
     text = f"the calibration error of next tokens is higher after {most} judgments than before"

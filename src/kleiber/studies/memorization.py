@@ -128,8 +128,9 @@ class Memorization(IntervalStudy):
                 text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
                 rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
                 text = f"Share of canaries repeated {most} times that are extracted less that of those repeated"
-                shares = (cell.of("extracted", count) for count in (most, least))
-                rows.append(self.row("extraction", cell, f"{text} {times(least)}", *shares, "share"))
+                text = f"{text} {times(least)}"
+                always, once = (cell.of("extracted", count) for count in (most, least))
+                rows.append(self.row("extraction", cell, text, always, once, "share"))
                 if width != narrow:
                     text = f"Exposure of canaries repeated {middle[0]} times less that at width {narrow}"
                     other = by_place[arm, narrow].of("exposure", middle[0])
@@ -260,7 +261,7 @@ def epsilon_figure(cells: Sequence[Cells], most: int) -> object:
             for value in cell.of(measure, None if measure == LOSS else most).values()
         )
         private, plain = rows[rows["epsilon"].notna()], rows[rows["epsilon"].isna()]
-        x = values_axis("epsilon", "epsilon spent", private["epsilon"].map(shown), "~g")
+        x = values_axis("epsilon", "epsilon spent", pd.Series([shown(epsilon) for epsilon in private["epsilon"]]), "~g")
         y, mean = (
             alt.Y(f"{name}:Q", title=title, scale=span(rows["value"].to_numpy())) for name in ("value", "mean(value)")
         )
