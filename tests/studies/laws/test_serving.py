@@ -67,8 +67,9 @@ def test_bands_contain_the_optimum_of_the_planted_law(law):
 
 @pytest.mark.parametrize(
     ("name", "at", "served", "message"),
-    [("kaplan", {"L": 2.0}, 1e9, "kaplan"), ("chinchilla", {"N": 1e9}, 1e9, "it got N"), 
-     ("chinchilla", {}, 1e9, "none"), ("chinchilla", {"L": -1}, 1e9, "L=-1"), ("chinchilla", {"L": 2.0}, -1, "--serve=-1")],
+    [("kaplan", {"L": 2.0}, 1e9, "kaplan"), ("chinchilla", {"N": 1e9}, 1e9, "it got N"),
+     ("chinchilla", {}, 1e9, "none"), ("chinchilla", {"L": -1}, 1e9, "L=-1"),
+     ("chinchilla", {"L": 2.0}, -1, "--serve=-1")],
 )  # fmt: skip
 def test_wrong_demands_are_refused(name, at, served, message):
     with pytest.raises(ValueError, match=message):

@@ -169,11 +169,13 @@ def allocation_lines(answer: Row, level: float) -> list[str]:
     for name, label in labels.items():
         entry = answer[name]
         ends = "no interval" if entry["lo"] is None else f"{percent(level)} [{entry['lo']:.4g}, {entry['hi']:.4g}]"
+        if entry["lo"] is not None and np.isclose(entry["lo"], entry["hi"], rtol=1e-6):
+            ends = "as demanded"
         out.append(f"  {label:<28} {entry['value']:.4g}   {ends}")
     only, best = answer["training_only"], answer["total"]["value"]
     out.append(
         f"  the compute-optimal model of the same loss, N = {only['N']:.3g} and D = {only['D']:.3g}, takes "
-        f"{only['total']:.3g} FLOPs to train and serve: {only['total'] / best - 1:+.1%}"
+        f"{only['total']:.3g} FLOPs to train and serve, {only['total'] / best:.2f} times as many"
     )
     return out
 
