@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json
 
-RUNS is the folder of a sweep over tasks, learning rates and `objective.head_rate`; LOOP.jsonl has the lines that
+RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`; LOOP.jsonl has the lines that
 benchmarks/finetune.py prints, on the same rows of the same tasks.
 """
 
@@ -16,7 +16,7 @@ from scipy import stats
 
 from kleiber.records.catalog import Run, read_runs
 
-DEFAULT = (1.3e-4, 8.0)  # learning rate and head_rate of all-MiniLM-L6-v2, whose width is 384
+DEFAULT = (1.3e-4, 16.0)  # learning rate and scale of all-MiniLM-L6-v2, whose width is 384
 Recipe = tuple[float, float]
 
 
@@ -36,8 +36,8 @@ def leave_one_out(scores: dict[str, dict[Recipe, list[float]]]) -> list[dict[str
         rows.append(
             {
                 "task": task,
-                "chosen_lr": chosen[0], "chosen_head_rate": chosen[1], "chosen": own[chosen],
-                "best_lr": best[0], "best_head_rate": best[1], "best": own[best],
+                "chosen_lr": chosen[0], "chosen_scale": chosen[1], "chosen": own[chosen],
+                "best_lr": best[0], "best_scale": best[1], "best": own[best],
                 "default": own[DEFAULT], "loss": own[best] - own[chosen], "default_loss": own[best] - own[DEFAULT],
             }
         )  # fmt: skip
@@ -63,12 +63,12 @@ def main() -> None:
         if run.status != "finished":
             continue
         stage, config = run.stages[-1], run.config
-        recipe = (config["optimizer"]["lr"], config["objective"]["head_rate"])
+        recipe = (config["optimizer"]["lr"], config["objective"].get("scale") or 0.0)
         task = stage["data"]["name"]
         scores[task][recipe].append(score(run))
         if recipe == DEFAULT:
             seconds[task].append(stage["seconds"])
-        row = {"task": task, "lr": recipe[0], "head_rate": recipe[1], "seed": config["seed"], "score": score(run)}
+        row = {"task": task, "lr": recipe[0], "scale": recipe[1], "seed": config["seed"], "score": score(run)}
         rows.append(row | {"steps": stage["steps"], "seconds": stage["seconds"]})
     loop: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in a.loop.read_text().splitlines():

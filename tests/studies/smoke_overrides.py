@@ -8,6 +8,15 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+KIND = (
+    "{{model:['model=gpt','model.width=32','model.num_heads={}'],pretrain:['objective=clm'],pretrain_lrs:[0.01,0.02],"
+    "lrs:[0.01]}}"
+)
+BASELINES = [
+    *PRETRAINING, f"design.kinds={{two:{KIND.format(2)},one:{KIND.format(1)}}}",
+    "design.only=[one,two,tiny,labels]", "design.finetune=['objective=classify','evals=[reference]']", "design.seeds=1",
+    "study.against={two:[one]}", "study.claims=[{arm:two,against:one}]",
+]  # fmt: skip
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
@@ -35,3 +44,7 @@ SEARCHED = [
     "study.tolerance=9",
 ]  # fmt: skip
 SEARCH = (SEARCHED, 12, "halving optimism tuned")
+UPCYCLING = (
+    "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
+    "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
+)
