@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import fminbound
 
 from kleiber.studies.laws.filters import parse_numbers, parse_values
 from kleiber.studies.laws.law import Law
@@ -74,9 +74,8 @@ class Demand:
             return dict.fromkeys(QUANTITIES, np.nan)
         # The objective is infinite below the least size, so the search begins a little above.
         inner = (ends[0] + 1e-9, ends[1])
-        best = minimize_scalar(lambda x: self.objective(params, x), bounds=inner, method="bounded",
-                               options={"xatol": 1e-9})  # fmt: skip
-        log_n = min((float(best.x), inner[1]), key=lambda x: self.objective(params, x))
+        least: object = fminbound(lambda x: self.objective(params, x), inner[0], inner[1], xtol=1e-9)
+        log_n = min((float(np.asarray(least, dtype=np.float64)), inner[1]), key=lambda x: self.objective(params, x))
         N = float(np.exp(log_n))
         D = self.tokens(params, N)
         return {"N": N, "D": D, "total": total_flops(N, D, self.served), "loss": loss_at(params, N, D)}
