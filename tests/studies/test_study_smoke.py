@@ -69,7 +69,7 @@ STUDIES = {
     "baselines": Expected(BASELINES, 6, "claim_not_tested few_seeds", decision="not tested"),
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
-    "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
+    "collaboration": Expected(*JUDGED),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
         ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
