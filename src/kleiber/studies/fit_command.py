@@ -61,6 +61,16 @@ TrustedLaw = Annotated[
     str | None,
     typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
 ]
+ServedTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="best size and training tokens for L=LOSS or C=FLOPs, if the model will serve this many tokens",
+    ),
+]
+MaxParams = Annotated[
+    str | None, typer.Option(metavar="N", help="with --serve: largest number of parameters, by memory or latency")
+]
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]
@@ -153,16 +163,8 @@ def predict(
     where: Annotated[
         list[str] | None, typer.Option(help='use only rows of TABLE with "C > 1e13"; may be repeated')
     ] = None,
-    serve: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="best size and training tokens for L=LOSS or C=FLOPs, if the model will serve this many tokens",
-        ),
-    ] = None,
-    max_params: Annotated[
-        str | None, typer.Option(metavar="N", help="with --serve: largest number of parameters, by memory or latency")
-    ] = None,
+    serve: ServedTokens = None,
+    max_params: MaxParams = None,
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
