@@ -45,7 +45,8 @@ def trained(root):
 
 @pytest.mark.parametrize("choice", [["model=gpt"], ["model=moe", "adapter=null"], ["model=bert", "objective=mlm"]])
 def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, choice):
-    plan, _ = planned(*choice)
+    plan, printed = planned(*choice)
+    assert [line.split()[0] for line in printed.splitlines()].count("compute") == 1
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
