@@ -108,6 +108,7 @@ def build_test(schema: Json, definitions: Json, tests: dict[str, Test]) -> Test:
     item_test = build_test(schema["items"], definitions, tests) if "items" in schema else None
 
     def test(value: Any) -> bool:
+        """Whether a value has the form of the schema."""
         kind = type(value)
         if types and kind not in types and not (whole and kind is float and value.is_integer()):
             return False
