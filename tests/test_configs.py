@@ -42,7 +42,7 @@ ELSEWHERE = {
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
-PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "stability"]
+PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
@@ -60,11 +60,11 @@ ELSEWHERE |= {
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ("bias", "forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
-ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
+RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
+ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations")}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
 ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
 SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
 ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
@@ -165,7 +165,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "budget.flops": 1e9, "budget.ratio": 1, "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3,
     "eval.every_steps": 2, "eval.tokens": 256, "data.vocab_size": 512, "data.max_bytes": 2000, "data.tokenizer": "bpe",
     "data.config": "default", "seed": 1, "data.separator": "none", "trainer.precision": 64, "trainer.max_steps": 2,
-    "trainer.compile": True, "trainer.accelerator": "gpu",
+    "trainer.compile": True, "trainer.accelerator": "gpu", "budget.epochs": 2,
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
@@ -191,7 +191,7 @@ NO_EFFECT = {
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: optimizers/test_schedules.py",
-    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_stages_budget.py"),
+    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens", "budget.epochs"), "config/test_stages_budget.py"),
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
 CONFIG = compose("model=moe")

@@ -56,6 +56,7 @@ def test_groups_and_choices_are_those_of_the_folder():
     [
         ("callbacks=[ema,null]", ["callbacks=null"]),
         ("modl=moe", ["modl", "'model'"]),
+        ("data=/", ["data=labelled data.path=/"]),
         ("model=moee", ["model=moee", "'moe'"]),
         ("model/mlpp=moe", ["'model/mlp'"]),
     ],

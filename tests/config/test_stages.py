@@ -60,6 +60,8 @@ def test_nodes_are_merged_targets_replace_and_budgets_are_replaced_as_a_whole():
         ({"tokens": "60K"}, [{"steps": 1}, {"steps": 3}], [{"tokens": 15_000}, {"tokens": 45_000}]),
         ({"flops": 1e12}, [{}, {}], [{"flops": 1e12}, {"flops": 1e12}]),
         ({"steps": 5}, [{"tokens": 7}, {}], [{"tokens": 7}, {"steps": 5}]),
+        ({"epochs": 6}, [{"epochs": 2}, {"epochs": 1}], [{"epochs": 4}, {"epochs": 2}]),
+        ({"epochs": 3}, [{}, {"tokens": 7}], [{"epochs": 3}, {"tokens": 7}]),
         ({"steps": 5}, [{"ratio": 2}] * 3, [{"steps": 2}, {"steps": 1}, {"steps": 2}]),
         ({"steps": 1}, [{"ratio": 1}, {"ratio": 99}], [{"steps": 1}, {"steps": 1}]),
         ({}, [{"steps": 5}, {}], [{"steps": 5}, {}]),

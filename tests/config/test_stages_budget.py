@@ -2,7 +2,7 @@ import pytest
 
 from kleiber.config.stages import Budget, quantity
 
-MODEL = {"batch_tokens": 1000, "active_params": 50_000, "flops_per_token": 2e5}
+MODEL = {"batch_tokens": 1000, "active_params": 50_000, "flops_per_token": 2e5, "epoch_steps": 250}
 
 
 @pytest.mark.parametrize(
@@ -18,16 +18,23 @@ def test_text_that_is_not_a_positive_number_is_refused(text):
         quantity(text)
 
 
-def test_four_budgets_of_equal_length_give_the_same_steps():
+def test_five_budgets_of_equal_length_give_the_same_steps():
     tokens = 1_000_000
     ways = [
         Budget(tokens=tokens),
         Budget(flops=tokens * MODEL["flops_per_token"]),
         Budget(ratio=tokens / MODEL["active_params"]),
         Budget(steps=tokens / MODEL["batch_tokens"]),
+        Budget(epochs=tokens / MODEL["batch_tokens"] / MODEL["epoch_steps"]),
         Budget(),  # 20 tokens per active parameter are a million here
     ]
     assert {way.num_steps(**MODEL) for way in ways} == {1000}
+
+
+def test_the_epochs_of_an_objective_count_where_no_budget_is_set():
+    assert Budget(stop_at_loss=1.0).num_steps(**MODEL, default_epochs=3.0) == 750
+    assert Budget(steps=7).num_steps(**MODEL, default_epochs=3.0) == 7
+    assert Budget(epochs=0.5).num_steps(**MODEL, default_epochs=3.0) == 125
 
 
 def test_two_budgets_are_refused_and_both_named():

@@ -16,7 +16,7 @@ from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
-from kleiber.runs.inherit import default_learning_rate
+from kleiber.runs.defaults import default_learning_rate
 from kleiber.training import checkpoint
 from kleiber.types.batch import Batch
 

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from kleiber.nn.attention import Cache, FullAttention, NoMixing, WindowAttention, heads
+from kleiber.models.transformer import Cache
+from kleiber.nn import attention
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
 from kleiber.nn.mup import Site, StandardParametrization
 
 TIME, WIDTH = 12, 16
@@ -106,6 +108,36 @@ def test_the_mask_is_made_only_when_causality_does_not_say_it_all():
     assert FullAttention(Site(WIDTH)).mask(1, 5, device) is None
     assert WindowAttention(Site(WIDTH), window=TIME).mask(TIME, 0, device) is None
     assert WindowAttention(Site(WIDTH), window=TIME - 1).mask(TIME, 0, device) is not None
+
+
+@pytest.mark.parametrize("kv", [4, 2])
+def test_queries_in_chunks_read_the_same_as_all_at_once(kv, monkeypatch):
+    module, x = FullAttention(Site(32), num_heads=4, num_kv_heads=kv), torch.randn(2, TIME, 32)
+    whole = module(x).detach()
+    keys, kernel = [], attention.F.scaled_dot_product_attention
+
+    def counted(q, k, *arguments, **options):
+        keys.append(k.shape[2])
+        return kernel(q, k, *arguments, **options)
+
+    monkeypatch.setattr(attention, "CHUNK", 5)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), whole, atol=1e-6, rtol=1e-6)
+    assert keys == [5, 10, TIME]  # keys that a chunk cannot read are not computed
+
+
+def test_padding_behind_a_row_needs_no_mask_without_a_gradient():
+    module, x, device = FullAttention(Site(WIDTH)), torch.randn(2, TIME, WIDTH), torch.device("cpu")
+    real = torch.arange(TIME) < torch.tensor([[TIME], [7]])
+    masked = module(x, module.mask(TIME, 0, device, real))
+    with torch.no_grad():
+        assert module.mask(TIME, 0, device, real) is None
+        assert module.mask(TIME, 0, device, real.flip(1)) is not None  # padding in front is read by what follows
+        torch.testing.assert_close(module(x)[real], masked[real], atol=1e-6, rtol=1e-6)
+    both_ways = FullAttention(Site(WIDTH, causal=False))
+    with torch.no_grad():
+        assert both_ways.mask(TIME, 0, device, real) is not None
 
 
 def test_scale_follows_the_parametrization():

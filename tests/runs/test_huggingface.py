@@ -81,11 +81,12 @@ def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
 
 
 @pytest.mark.slow
-def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch, tmp_path):
+def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
     source, out, back = shared / "data" / "models" / "stories260K", tmp_path / "run", tmp_path / "back"
     assert main(["import", str(source), str(out)]) == 0
+    assert "it/s]" not in capsys.readouterr().err  # kleiber's progress line is the only one
     opened = open_model(str(out))
     assert opened.tokenizer.vocab_size == opened.model.vocab_size == 512 and opened.step == 0
     export(str(out), back)

@@ -76,6 +76,21 @@ def test_a_start_that_does_not_fit_the_model_is_refused(completed, folder):
         completed(*start, "model.context=4096")
 
 
+def test_a_start_of_another_architecture_is_wrapped(completed, tmp_path):
+    bert = {"model_type": "bert", "hidden_size": 48, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(bert))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    task = ["objective=classify", "data=labelled", "data.path=x"]
+    started = completed(*task, "init=hf", f"init.path={tmp_path}")
+    assert started["init"] is None and started["data"]["tokenizer"] == str(tmp_path)
+    wrapped = completed(*task, "model=hf", f"model.path={tmp_path}", "model.context=128")
+    assert config_hash(started) == config_hash(wrapped)
+    short = completed(*task, "init=hf", f"init.path={tmp_path}", "model.context=64")
+    assert short["model"] == {**started["model"], "context": 64}
+    with pytest.raises(ConfigError, match="model_type=bert"):
+        completed("init=hf", f"init.path={tmp_path}", "init.upstream=[tinystories]")
+
+
 def test_a_rate_that_is_set_does_not_change(completed, folder, tmp_path):
     imported = ["init=hf", f"init.path={folder}"]
     assert completed(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02

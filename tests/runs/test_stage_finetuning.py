@@ -94,6 +94,12 @@ def test_a_pair_fills_two_rows_of_the_batch_and_padding_is_not_counted(launch, c
     assert single["unique_tokens"] == pytest.approx(single["tokens"], rel=0.01), "less than an epoch"
 
 
+def test_fine_tuning_without_a_budget_reads_the_data_three_times(launch):
+    labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify", "data.max_bytes=1000"]
+    record = stage(launch(*labelled, "budget.steps=null", "trainer.max_steps=null"))
+    assert record["tokens"] == pytest.approx(3 * record["data"]["tokens"], rel=0.1), "rounded to whole batches"
+
+
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
 
 

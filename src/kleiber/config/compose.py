@@ -26,9 +26,9 @@ from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
+from kleiber.config.stages import LIMITS
 from kleiber.types import Json
 
-BUDGET = ("tokens", "flops", "ratio", "steps")
 Composed = TypeVar("Composed")
 FIXED_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
@@ -183,6 +183,8 @@ class Composer:
         for choice in chosen_names(override):
             if choice not in options:
                 near = did_you_mean(choice, options)
+                if group == "data" and Path(choice).exists():
+                    near = f" A table of labeled texts is data=labelled data.path={choice}, plain text data=text."
                 raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:
@@ -257,14 +259,14 @@ def chosen_names(override: Override) -> Iterator[str]:
 
 def budget_nulls(overrides: list[Override]) -> list[str]:
     """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
-    names = {f"budget.{name}" for name in BUDGET}
+    names = {f"budget.{name}" for name in LIMITS}
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
     if len(limits) > 1:
         raise ConfigError(f"{' and '.join(limits.values())} exclude each other: set only one")
     if not limits:
         return []
-    return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
+    return [f"++budget.{name}=null" for name in LIMITS if f"budget.{name}" not in lines]
 
 
 def null_first(prepared: list[str], message: str) -> list[str] | None:

@@ -19,7 +19,7 @@ Examples
 """
 KEYS = {
     "model.depth=2": "number of layers; the width is model.aspect * model.depth",
-    "budget.tokens=20M": "training tokens; or budget.flops=1e15, budget.ratio=20 (tokens/parameter), budget.steps=2000",
+    "budget.tokens=20M": "training tokens; or budget.flops=1e15, .ratio=20 (tokens/parameter), .steps=2000, .epochs=3",
     "batch.tokens=4096": "tokens of an optimizer step; batch.micro=auto|INT: sequences that a device processes at once",
     "optimizer.lr=0.01": "the peak learning rate",
     "eval.every_steps=100": "validate every 100 optimizer steps, on eval.tokens=1M tokens",

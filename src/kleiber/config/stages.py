@@ -28,7 +28,7 @@ REPLACED_KEYS = ("budget", *LATER_STAGE_KEYS)  # not merged: their keys exclude 
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)([kKMBGT]?)")
 DEFAULT_RATIO = 20.0
-LIMITS = ("tokens", "flops", "ratio", "steps")  # keys of a budget that exclude one another
+LIMITS = ("tokens", "flops", "ratio", "steps", "epochs")  # keys of a budget that exclude one another
 FILE_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,100}")
 
 
@@ -207,14 +207,16 @@ Quantity = Annotated[int | float | str, AsNumber(), Gt(0)]  # a number, or text 
 
 @dataclass(frozen=True)
 class Budget:
-    """The training budget of a stage: at most one of the first four fields; none means 20 tokens per parameter.
+    """The training budget of a stage: at most one of the first five fields.
 
-    The default ratio of 20 tokens per active parameter is that of Hoffmann et al. 2022, arXiv:2203.15556.
+    Without any of them, an objective that fine-tunes takes its `default_epochs`, and every other one 20 tokens per
+    active parameter (Hoffmann et al. 2022, arXiv:2203.15556).
 
     tokens  training tokens, repeats included
     flops   training FLOPs of the model (forward and backward, without recomputation)
     ratio   training tokens per active parameter
     steps   optimizer steps
+    epochs  passes over the training samples of the stage's data
 
     stop_at_loss, in nats per token, ends training early: when every validation loss of the tasks of the stage has
     reached it. It can be combined with any budget, and the schedule still ends at that of the budget.
@@ -224,6 +226,7 @@ class Budget:
     flops: Quantity | None = None
     ratio: Quantity | None = None
     steps: Quantity | None = None
+    epochs: Quantity | None = None
     stop_at_loss: Positive | None = None
 
     def __post_init__(self) -> None:
@@ -236,12 +239,22 @@ class Budget:
         """Returns the fields that are set, without stop_at_loss."""
         return {name: value for name, value in vars(self).items() if name in LIMITS and value is not None}
 
-    def num_tokens(self, *, batch_tokens: float, active_params: float, flops_per_token: float) -> float:
+    def num_tokens(
+        self,
+        *,
+        batch_tokens: float,
+        active_params: float,
+        flops_per_token: float,
+        epoch_steps: float,
+        default_epochs: float | None = None,
+    ) -> float:
         """Returns the number of training tokens, before it is rounded to whole optimizer steps.
 
         batch_tokens     tokens of an optimizer step
         active_params    parameters that a token uses
         flops_per_token  training FLOPs of a token, forward and backward
+        epoch_steps      optimizer steps of a pass over the training samples
+        default_epochs   that of the objective
         """
         if self.steps is not None:
             return quantity(self.steps) * batch_tokens
@@ -249,9 +262,26 @@ class Budget:
             return quantity(self.tokens)
         if self.flops is not None:
             return quantity(self.flops) / flops_per_token
+        epochs = default_epochs if not self.limits() else self.epochs
+        if epochs is not None:
+            return quantity(epochs) * epoch_steps * batch_tokens
         return quantity(DEFAULT_RATIO if self.ratio is None else self.ratio) * active_params
 
-    def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:
+    def num_steps(
+        self,
+        *,
+        batch_tokens: int,
+        active_params: int,
+        flops_per_token: float,
+        epoch_steps: float,
+        default_epochs: float | None = None,
+    ) -> int:
         """Returns the number of optimizer steps, rounded to the nearest and at least 1; arguments as `num_tokens`."""
-        sizes = {"active_params": active_params, "flops_per_token": flops_per_token}
-        return max(1, round(self.num_tokens(batch_tokens=batch_tokens, **sizes) / batch_tokens))
+        tokens = self.num_tokens(
+            batch_tokens=batch_tokens,
+            active_params=active_params,
+            flops_per_token=flops_per_token,
+            epoch_steps=epoch_steps,
+            default_epochs=default_epochs,
+        )
+        return max(1, round(tokens / batch_tokens))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -275,6 +276,6 @@ def target_scores(
     log_probs, greedy, size = [], [], max(1, LOGITS // head.weight.shape[0])
     for states, ids in zip(hidden.split(size), targets.split(size), strict=True):
         logits = head(states).float()
-        log_probs.append(logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(-1))
+        log_probs.append(-F.cross_entropy(logits, ids, reduction="none"))
         greedy.append(logits.argmax(-1) == ids)
     return torch.cat(log_probs), torch.cat(greedy)

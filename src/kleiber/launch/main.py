@@ -28,6 +28,7 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
+from kleiber.runs.defaults import changed_defaults
 from kleiber.runs.inherit import complete_config
 from kleiber.types import Config, Json
 
@@ -130,9 +131,8 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
     config = complete_config(composed, overrides)
-    if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
-        rate = config["optimizer"]["lr"]
-        print(f"optimizer.lr={rate:g}, the default for this model and objective", file=sys.stderr)
+    if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
+        print(f"{' '.join(changed)}, the default for this model and objective", file=sys.stderr)
     is_rank = ranks.started_as_rank()
     if is_rank:
         set_devices(config, overrides)

@@ -7,9 +7,7 @@ segments are not supported, and mixtures of experts train without a balance loss
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
-from kleiber.models.hf_pretrained import HFCache, HFHead, NoHead, check_finite, find_head, reads_ahead
+from kleiber.models.hf_pretrained import (
+    HFCache,
+    HFHead,
+    NoHead,
+    check_finite,
+    find_head,
+    quiet_transformers,
+    reads_ahead,
+)
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
 from kleiber.records.progress import activity
@@ -64,7 +70,7 @@ class HFModel(Model):
                 f"model.path={path} is a {settings.model_type}, which must be a decoder or an encoder with attention"
             )
         auto = _auto(settings)
-        with _quiet():
+        with quiet_transformers():
             self.inner, missing = _build(auto, settings, folder, path)
         if folder is not None and not allow_nonfinite:
             check_finite(self.inner, folder)
@@ -258,21 +264,3 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
             f"model.path={path} has no weights for {names}: download the model again, or set model.weights=random"
         )
     return model.train(), list(info["missing_keys"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the reports of transformers on loaded and missing weights, which are checked here instead."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

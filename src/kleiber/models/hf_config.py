@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not 
         "use_sliding_window": False, "decoder_sparse_step": 1,
     },
 }  # fmt: skip
+DEFAULT_CONTEXT = 256  # longest row of a wrapped model
 MOST_LAYERS, MOST_CHANNELS, MOST_IDS = 10_000, 1 << 20, 1 << 24
 LIMITS = {  # largest values of sizes in config.json, by each name that an architecture may give them
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), MOST_LAYERS),
@@ -117,6 +118,18 @@ def hf_tokenizer(folder: Path) -> str:
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of this model")
     return str(folder)
+
+
+def is_native(folder: Path) -> bool:
+    """Whether the folder holds a model of an architecture that kleiber's Transformer has."""
+    return read_config(folder)["model_type"] in KINDS
+
+
+def wrapped_model_node(folder: Path) -> Json:
+    """The `model` node of kleiber for a model of any other architecture, as `model=hf model.path=FOLDER`."""
+    longest = read_config(folder).get("max_position_embeddings")
+    context = min(longest, DEFAULT_CONTEXT) if isinstance(longest, int) else DEFAULT_CONTEXT
+    return {"_target_": "kleiber.models.HFModel", "path": str(folder), "weights": "pretrained", "context": context}
 
 
 def hf_model_node(folder: Path, context: int | None = None) -> Json:

@@ -8,7 +8,9 @@ When the head is built, its logits are compared with the model's on a few tokens
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32, allow_nonfinit
     kind: PreTrainedModel = AutoModelForCausalLM
     options: Json = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
-        with activity(f"loading the weights in {folder}"):
+        with activity(f"loading the weights in {folder}"), quiet_transformers():
             twin, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     except Exception as error:  # of several types, by validators of transformers
         raise ValueError(f"the weights in {folder} cannot be read: {error}; download the model again") from None
@@ -60,6 +62,24 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32, allow_nonfinit
     if not allow_nonfinite:
         check_finite(twin, folder)
     return twin
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars, and its reports on loaded and missing weights, which are checked here."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_finite(model: nn.Module, folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kleiber.nn.attention import Cache, FullAttention
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
@@ -185,6 +185,42 @@ class KeyValueCache(DecodingCache):
                 new.extend(old.keys[rows, :, : old.used], old.values[rows, :, : old.used])
         selected.real = None if self.real is None else self.real[rows]
         return selected
+
+
+class Cache:
+    """Keys and values of one layer while decoding, in buffers for `length` positions.
+
+    A step writes only its new positions. Buffers that are full are replaced by ones of twice the size.
+    """
+
+    def __init__(self, length: int = 0) -> None:
+        self.capacity, self.used = length, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.used
+
+    def extend(
+        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """Adds the keys and values of new positions; returns those of all positions, as views."""
+        start, self.used = self.used, self.used + keys.shape[2]
+        if self.keys is None or self.values is None or self.used > self.capacity:
+            self._grow(keys, start)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, start : self.used] = keys
+        self.values[:, :, start : self.used] = values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def _grow(self, like: Tensor, length: int) -> None:
+        """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
+        self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
+        old, shape = (self.keys, self.values), (*like.shape[:2], self.capacity, like.shape[3])
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        for new, previous in zip((self.keys, self.values), old, strict=True):
+            if previous is not None:
+                new[:, :, :length] = previous[:, :, :length]
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""Mixing across positions: full attention, a sliding window, or none, with rotary positions and a key-value cache.
+"""Mixing across positions: full attention, a sliding window, or none, with rotary positions.
 
 A model builds the mask once per forward pass for all layers, and only where the kernel's causal flag is not enough.
 """
@@ -16,6 +16,8 @@ from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site
 from kleiber.types import Context, Positive, Width
 from kleiber.types.model import Attention, LayerCache
+
+CHUNK = 64  # queries that a CPU computes at once where no gradient is needed
 
 
 class Rope(nn.Module):
@@ -88,16 +90,31 @@ class FullAttention(Attention):
         q, k, v = self.project(x, past)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None and self.causal and past == 0,
-            scale=self.scale,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        if mask is None and self.causal and past == 0:
+            y = self._attend_causally(q, k, v)
+        else:
+            y = self._attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        shared = self.num_kv_heads != self.num_heads
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared)
+
+    def _attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of equally many queries and keys.
+
+        In rows of up to 512 tokens the kernel for CPUs computes all pairs, also those that causality masks. Without a
+        gradient, it therefore gets the queries in chunks, each with the keys up to its last query.
+        """
+        time = q.shape[2]
+        if q.device.type != "cpu" or torch.is_grad_enabled() or time < 2 * CHUNK or torch.compiler.is_compiling():
+            return self._attend(q, k, v, None, is_causal=True)
+        chunks = [self._attend(q[:, :, :CHUNK], k[:, :, :CHUNK], v[:, :, :CHUNK], None, is_causal=True)]
+        for start in range(CHUNK, time, CHUNK):
+            stop = min(time, start + CHUNK)
+            mask = _causal(stop - start, start, q.device)
+            chunks.append(self._attend(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask))
+        return torch.cat(chunks, 2)
 
     def project(self, x: Float[Tensor, "batch time dim"], past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim).
@@ -129,6 +146,8 @@ class FullAttention(Attention):
         together with a cache.
         """
         banded = self._band(time, past, device)
+        if real is not None and segments is None and past == 0 and self.causal and _is_right_padded(real):
+            real = None  # no token that is real may read the padding
         if real is None and segments is None:
             if banded is None and past > 0 and time > 1 and self.causal:
                 return _causal(time, past, device)[None, None]
@@ -260,37 +279,8 @@ def _causal(time: int, past: int, device: torch.device) -> Bool[Tensor, "time ke
     return cast(Tensor, _distance(time, past, device) >= 0)
 
 
-class Cache:
-    """Keys and values of one layer while decoding, in buffers for `length` positions.
-
-    A step writes only its new positions. Buffers that are full are replaced by ones of twice the size.
-    """
-
-    def __init__(self, length: int = 0) -> None:
-        self.capacity, self.used = length, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.used
-
-    def extend(
-        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
-    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
-        """Adds the keys and values of new positions; returns those of all positions, as views."""
-        start, self.used = self.used, self.used + keys.shape[2]
-        if self.keys is None or self.values is None or self.used > self.capacity:
-            self._grow(keys, start)
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, start : self.used] = keys
-        self.values[:, :, start : self.used] = values
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
-
-    def _grow(self, like: Tensor, length: int) -> None:
-        """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
-        self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
-        old, shape = (self.keys, self.values), (*like.shape[:2], self.capacity, like.shape[3])
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        for new, previous in zip((self.keys, self.values), old, strict=True):
-            if previous is not None:
-                new[:, :, :length] = previous[:, :, :length]
+def _is_right_padded(real: Bool[Tensor, "batch keys"]) -> bool:
+    """Whether all padding is behind the real tokens of its row; False on a GPU, which would have to wait for it."""
+    if real.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not bool((real[:, 1:] > real[:, :-1]).any())

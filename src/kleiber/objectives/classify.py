@@ -6,8 +6,9 @@ imported only for that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from kleiber.data.labelled import LabelledCorpus
 from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, rescale_auxiliary
+from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Predictions, Scorer
 from kleiber.types.model import Model
@@ -120,17 +122,23 @@ class Classify(Objective):
 
     pooling  the vector of a text: its first hidden state ("class-token"), that of the last real token ("last"), or the
              mean of the hidden states of all real tokens ("mean")
+    scale    root mean square to which the vector is scaled; null: as it is. Under Adam, whose steps do not depend on
+             the scale of the gradient, the scores then change in proportion to it in a step: a new output layer on a
+             trained model has to learn faster than the model
     """
 
     unit = "loss/sample"
+    default_epochs = 3.0
+    fine_tuning: ClassVar[Mapping[str, float] | None] = {"objective.scale": 16.0, "schedule.decay": 0.9}
 
-    def __init__(self, corpus: Corpus, pooling: Pooling = "mean") -> None:
+    def __init__(self, corpus: Corpus, pooling: Pooling = "mean", scale: Positive | None = None) -> None:
         if not isinstance(corpus, LabelledCorpus):
             raise ValueError(
                 f"objective=classify needs labels, and data={corpus.name} has none: set data=glue/sst2, topic/ag_news "
                 "or another labeled task, or data=labelled with data.path, data.text and data.label"
             )
         self.pooling: Pooling = pooling
+        self.row_scale = scale
         self.kind: str = corpus.kind
         self.names: list[str] = corpus.label_names
         self.center, self.scale = corpus.center, corpus.scale
@@ -164,14 +172,15 @@ class Classify(Objective):
         return Predictions(texts, model.heads[self.head], texts.new_ones(len(texts)))
 
     def _encode(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
-        """Returns a vector per text, pooled from the hidden states, and the model's output with these hidden states."""
+        """Returns what the output layer reads for each text, and the model's output with its hidden states."""
         if self.pooling == "class-token" and model.causal:
             raise ValueError(
                 "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
                 "model depends on no other token: set objective.pooling=mean or last"
             )
         output = model(Batch(tokens=batch.tokens, real=batch.real, segments=batch.segments, samples=batch.samples))
-        return pool(output.hidden, batch.real, self.pooling), output
+        texts = pool(output.hidden, batch.real, self.pooling)
+        return texts if self.row_scale is None else self.row_scale * F.rms_norm(texts, texts.shape[-1:]), output
 
     def _losses(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the loss of each sample, and which share of its labels is predicted correctly, both of shape (rows,).

@@ -51,6 +51,7 @@ class DPO(Objective):
     higher_is_better = True
     unit = "loss/sample"
     learning_rate_factor = 0.1
+    default_epochs = 3.0
     compares_answers = True
 
     def __init__(

@@ -42,6 +42,7 @@ class KTO(Objective):
     higher_is_better = True
     unit = "loss/sample"
     learning_rate_factor = 0.1
+    default_epochs = 3.0
 
     def __init__(
         self, corpus: Corpus, beta: Positive = 0.1, desirable: Positive = 1.0, undesirable: Positive = 1.0

@@ -35,6 +35,7 @@ class Reward(Objective):
     metric = "accuracy"
     higher_is_better = True
     unit = "loss/sample"
+    default_epochs = 3.0
     compares_answers = True
 
     def __init__(self, corpus: Corpus, center: NonNegative = 0.0) -> None:

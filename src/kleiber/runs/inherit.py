@@ -1,20 +1,7 @@
-"""What a run inherits from the run or model that it starts from, and the default learning rate by model width.
+"""What a run inherits from the run or model that it starts from.
 
 A run that starts from another one inherits its model and tokenizer, unless the command line sets them. This module
 imports no torch, so a config is complete, and can be checked and hashed, before anything is built.
-
-The default learning rate depends on the width of the model where muP's default does not serve: in the standard
-parametrization the best rate falls with the width, and trained weights need a smaller rate than new ones (at muP's .02
-an imported model forgets within five steps). A rate that a config sets is never changed. The defaults are:
-
-- From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer).
-  At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
-- For fine-tuning .05 / width: 6.5e-5 at width 768 and 1.2e-5 at 4096. BERT took 2e-5 to 5e-5 (Devlin et al. 2018,
-  arXiv:1810.04805, A.3), and Llama 7B took 2e-5 (Touvron et al. 2023, arXiv:2307.09288, 3.1).
-- For LoRA and DoRA ten times as much, as in Biderman et al. 2024 (arXiv:2405.09673): 6.5e-4 at width 768, where Hu et
-  al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4.
-- For DPO and similar objectives, which a large step moves far from the reference, a tenth of these rates and of muP's:
-  1.2e-6 at width 4096. Rafailov et al. 2023 (arXiv:2305.18290, appendix B) took 1e-6.
 """
 
 from __future__ import annotations
@@ -25,17 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean
-from kleiber.config.stages import (
-    has_pretrained_weights,
-    is_chain,
-    stage_config,
-    stage_names,
-    starts_from_weights,
-    trains_tokenizer,
-)
-from kleiber.config.targets import class_attribute, signature
+from kleiber.config.stages import is_chain, stage_config, stage_names, trains_tokenizer
+from kleiber.config.targets import signature
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
+from kleiber.runs.defaults import with_defaults
 from kleiber.types import Config, Json
 
 Planned = Mapping[Path, Run]
@@ -95,7 +76,7 @@ def finished_stage(run: Run, stage: str | None, path: str) -> str:
 
 
 def complete_config(config: Json, overrides: Sequence[str], planned: Planned = MappingProxyType({})) -> Json:
-    """Returns the config with the model and tokenizer of its start point, and with the default learning rate.
+    """Returns the config with the model and tokenizer of its start point, and with the defaults of fine-tuning.
 
     Keys that the command line sets are not changed. Raises ConfigError when the start point does not exist.
 
@@ -103,7 +84,10 @@ def complete_config(config: Json, overrides: Sequence[str], planned: Planned = M
     """
     set_keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
     config = _with_start(_with_hf_tokenizer(_with_writers(config, planned), set_keys), set_keys, planned)
-    return config if "optimizer.lr" in set_keys else _with_rate(config)
+    try:
+        return with_defaults(config, set_keys)
+    except ValueError as error:  # in the config.json of the model, from which its width is read
+        raise ConfigError(str(error)) from error
 
 
 def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
@@ -144,8 +128,11 @@ def _with_writers(config: Json, planned: Planned) -> Json:
 
 
 def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
-    """The config with the model and tokenizer of the Hugging Face folder that `init=hf` names."""
-    from kleiber.models.hf_config import hf_model_node, model_folder
+    """The config with the model and tokenizer of the Hugging Face folder that `init=hf` names.
+
+    A folder of an architecture that the native Transformer does not have, such as BERT, becomes a wrapped model.
+    """
+    from kleiber.models.hf_config import hf_model_node, is_native, model_folder, wrapped_model_node
 
     if (kind := config["model"]["_target_"].rsplit(".", 1)[-1]) != "Transformer":
         wrapped = kind == "HFModel"
@@ -157,21 +144,14 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
         )
     try:
         folder = model_folder(str(init["path"]), "init.path")
+        if not is_native(folder) and not init.get("upstream"):
+            config = _with_model({**config, "init": None}, wrapped_model_node(folder), set_keys)
+            return _with_hf_tokenizer(config, set_keys)
         node = hf_model_node(folder, config["model"]["context"] if "model.context" in set_keys else None)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, set_keys)
     return _with_tokenizer(config, str(folder.absolute()), set_keys)
-
-
-def _with_rate(config: Json) -> Json:
-    try:
-        rate = default_learning_rate(
-            config, trained=has_pretrained_weights(config["model"]) or starts_from_weights(config)
-        )
-    except ValueError as error:  # in the config.json of the model, from which its width is read
-        raise ConfigError(str(error)) from error
-    return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
 
 
 def _with_hf_tokenizer(config: Json, set_keys: set[str]) -> Json:
@@ -237,59 +217,3 @@ def _data_with_tokenizer(data: Config, keys: Config) -> Config:
     if "tokenizer" not in signature(str(data["_target_"])).parameters:
         return data
     return {**data, **keys, **({"vocab_size": None} if "vocab_size" in data else {})}
-
-
-MUP_RATE = 0.02  # AdamW's default; other optimizers scale the rates below by their default over this one
-SCRATCH, TRAINED = 0.3, 0.05  # rate times width, for new and for trained weights
-WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # names of the width in config.json files
-
-
-def default_learning_rate(config: Config, trained: bool) -> float | None:
-    """Returns the default learning rate of a config, rounded to two digits.
-
-    Returns None when the config sets a rate, or when the default of the optimizer serves.
-
-    trained  whether the run starts from trained weights
-    """
-    node, optimizer_rate = config["model"], _optimizer_rate(config["optimizer"])
-    if optimizer_rate is None:
-        return None
-    factor = _rate_factor(config.get("objective"))
-    wrapped = str(node["_target_"]).endswith(".HFModel")
-    parametrization = str((node.get("parametrization") or {}).get("_target_"))
-    if not wrapped and not parametrization.endswith(".StandardParametrization"):
-        return float(f"{optimizer_rate * factor:.1e}") if factor < 1 else None
-    width = _hf_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
-    if not isinstance(width, int) or width < 1:  # the check of the config refuses it later
-        return None
-    rate = factor * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width
-    return float(f"{rate * optimizer_rate / MUP_RATE:.1e}")
-
-
-def _rate_factor(node: Config | None) -> float:
-    """The `learning_rate_factor` of the class of an objective or an adapter; 1 where there is none."""
-    return 1.0 if not node else class_attribute(str(node["_target_"]), "learning_rate_factor")
-
-
-def _optimizer_rate(optimizer: object) -> float | None:
-    """The default rate of an optimizer; None when the config sets another one."""
-    if not isinstance(optimizer, Mapping) or not str(optimizer.get("_target_")).startswith("kleiber."):
-        return None
-    parameter = signature(str(optimizer["_target_"])).parameters.get("lr")
-    if parameter is None or optimizer.get("lr", parameter.default) != parameter.default:
-        return None
-    return parameter.default
-
-
-def _hf_width(node: Config) -> int:
-    """The width of a Hugging Face model: that of its node, of its folder, or the default of its model type."""
-    from kleiber.models.hf_config import model_folder, read_config
-
-    settings, name = node.get("config") or {}, str(node["path"])
-    if node.get("weights", "pretrained") == "random" and not Path(name).expanduser().is_dir():
-        from kleiber.models.hf_config import configuration
-
-        settings = configuration(name, "random", settings)[0].to_dict()
-    if not any(key in settings for key in WIDTHS):
-        settings = {**read_config(model_folder(name)), **settings}
-    return int(next(settings[key] for key in WIDTHS if key in settings))

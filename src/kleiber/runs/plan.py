@@ -127,7 +127,10 @@ def make_plan(
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
-    steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
+    steps = Budget(**cfg.budget).num_steps(
+        batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
+        epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
+    )  # fmt: skip
     share, node = -(-rows // hardware.world_size), cfg.get("privacy")
     return Plan(
         corpus=corpus,

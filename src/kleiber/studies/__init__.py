@@ -7,6 +7,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Accounting": "scaling",
+    "Baselines": "baselines",
     "Bias": "bias",
     "ClmVsMlm": "clm_vs_mlm",
     "Collaboration": "collaboration",
@@ -26,6 +27,7 @@ EXPORTS = {
     "OOD": "ood",
     "Retrieval": "retrieval",
     "Scaling": "scaling",
+    "Search": "search",
     "Stability": "stability",
     "Transfer": "transfer",
 }

@@ -19,10 +19,11 @@ from kleiber.config.cost import add_costs
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import Budget, quantity
-from kleiber.config.targets import build
+from kleiber.config.targets import build, class_attribute
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
+EPOCH_TOKENS = 1e6  # placeholder for the tokens of data that is not read
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -57,7 +58,7 @@ class PlannedPoint:
     """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
 
     For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
-    budget is given in FLOPs or tokens per parameter.
+    budget is given in FLOPs or tokens per parameter. An epoch counts as a million tokens, because the data is not read.
     """
 
     folder: Path
@@ -138,7 +139,11 @@ def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
         elif not stages:
             batch = quantity(config["batch"]["tokens"])
             D = Budget(**config["budget"]).num_tokens(
-                batch_tokens=batch, active_params=N, flops_per_token=flops_per_token
+                batch_tokens=batch,
+                active_params=N,
+                flops_per_token=flops_per_token,
+                epoch_steps=EPOCH_TOKENS / batch,
+                default_epochs=class_attribute(str(config["objective"]["_target_"]), "default_epochs"),
             )
             points.append(PlannedPoint(folder, config, N, D))
     return points

@@ -104,6 +104,8 @@ class Objective:
     higher_is_better      whether a higher main score is better
     unit                  unit of the loss in reports
     learning_rate_factor  factor of the default learning rate
+    default_epochs        passes over the training samples without a budget; None: 20 tokens per active parameter
+    fine_tuning           other defaults for fine-tuning an imported model, by key of the config
     outputs               number of outputs of each output layer that the objective adds to `model.heads`, by name
     has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
@@ -117,6 +119,8 @@ class Objective:
     higher_is_better: bool = False
     unit: ClassVar[str] = "nats/token"
     learning_rate_factor: ClassVar[float] = 1.0
+    default_epochs: ClassVar[float | None] = None
+    fine_tuning: ClassVar[Mapping[str, float] | None] = None
     outputs: Mapping[str, int] = MappingProxyType({})
     has_predictions: bool = False
     compares_answers: ClassVar[bool] = False

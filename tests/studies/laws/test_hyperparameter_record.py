@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pandas as pd
 import pytest
+from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.studies.fitted_law import SCHEMA, fit, load
@@ -93,3 +94,13 @@ def test_unusable_rows_and_options_without_an_effect_are_refused(table, options,
 def test_a_weight_decay_of_zero_is_refused_by_its_row(table):
     with pytest.raises(ValueError, match=r"decay .* must be > 0"):
         fit(table.assign(decay=0.0), "hyperparameter", map=ROLES, bootstrap=0)
+
+
+def test_a_folder_of_runs_has_its_rates_and_batches_in_its_own_columns(tmp_path):
+    few = sweep(sizes=[1e7, 3e7, 1e8], ratios=[10, 80], rates=5, batches=4, noise=0.0)
+    for number, row in enumerate(few.itertuples()):
+        stage = {"params": {"active": int(row.params)}, "tokens": int(row.tokens), "lr": row.rate}
+        stage |= {"batch_tokens": int(row.batch), "metrics": {"val/docs/loss": row.loss}}
+        fake_run(tmp_path / f"run{number}", [stage])
+    law = fit(tmp_path, "hyperparameter", bootstrap=0)
+    assert {name: value["value"] for name, value in law.derived.items()} == pytest.approx(EXPONENTS, abs=0.06)

@@ -10,6 +10,7 @@ EXPORTS = {
     "IsoFLOP": "isoflop",
     "Methods": "grid",
     "Pretraining": "pretraining",
+    "Search": "search",
     "Sequences": "sequences",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -1,0 +1,141 @@
+"""Defaults that depend on the model, the start point and the objective: the learning rate, and those of fine-tuning.
+
+The default learning rate depends on the width of the model where muP's default does not serve: in the standard
+parametrization the best rate falls with the width, and trained weights need a smaller rate than new ones (at muP's .02
+an imported model forgets within five steps). A rate that a config sets is never changed. The defaults are:
+
+- From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer).
+  At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
+- For fine-tuning .05 / width: 6.5e-5 at width 768 and 1.2e-5 at 4096. BERT took 2e-5 to 5e-5 (Devlin et al. 2018,
+  arXiv:1810.04805, A.3), and Llama 7B took 2e-5 (Touvron et al. 2023, arXiv:2307.09288, 3.1).
+- For LoRA and DoRA ten times as much, as in Biderman et al. 2024 (arXiv:2405.09673): 6.5e-4 at width 768, where Hu et
+  al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4.
+- For DPO and similar objectives, which a large step moves far from the reference, a tenth of these rates and of muP's:
+  1.2e-6 at width 4096. Rafailov et al. 2023 (arXiv:2305.18290, appendix B) took 1e-6.
+
+An objective has further defaults of its own for fine-tuning an imported model: `Objective.fine_tuning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from kleiber.config.stages import has_pretrained_weights, starts_from_weights
+from kleiber.config.targets import class_attribute, signature
+from kleiber.types import Config, Json
+
+MUP_RATE = 0.02  # AdamW's default; other optimizers scale the rates below by their default over this one
+SCRATCH, TRAINED = 0.3, 0.05  # rate times width, for new and for trained weights
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # names of the width in config.json files
+
+
+def with_defaults(config: Json, set_keys: set[str]) -> Json:
+    """Returns the config with the default learning rate and those of fine-tuning; values that are set stay.
+
+    set_keys  keys on the command line
+
+    Raises ValueError where the config.json of the model, from which its width is read, is wrong.
+    """
+    config = _with_fine_tuning(config, set_keys)
+    return config if "optimizer.lr" in set_keys else _with_rate(config)
+
+
+def changed_defaults(before: Config, after: Config) -> list[str]:
+    """Returns `key=value` for every number that `with_defaults` has changed.
+
+    before, after  configs before and after it
+    """
+    return [
+        f"{group}.{name}={value:g}"
+        for group in ("optimizer", "schedule", "objective")
+        for name, value in after[group].items()
+        if isinstance(value, float) and before[group].get(name) != value
+    ]
+
+
+def default_learning_rate(config: Config, trained: bool) -> float | None:
+    """Returns the default learning rate of a config, rounded to two digits.
+
+    Returns None when the config sets a rate, or when the default of the optimizer serves.
+
+    trained  whether the run starts from trained weights
+    """
+    node, optimizer_rate = config["model"], _optimizer_rate(config["optimizer"])
+    if optimizer_rate is None:
+        return None
+    factor = _rate_factor(config.get("objective"))
+    if not in_standard_parametrization(node):
+        return float(f"{optimizer_rate * factor:.1e}") if factor < 1 else None
+    width = _hf_width(node) if is_wrapped(node) else node.get("width") or node["aspect"] * node["depth"]
+    if not isinstance(width, int) or width < 1:  # the check of the config refuses it later
+        return None
+    rate = factor * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width
+    return float(f"{rate * optimizer_rate / MUP_RATE:.1e}")
+
+
+def _with_rate(config: Json) -> Json:
+    rate = default_learning_rate(config, starts_trained(config))
+    return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
+
+
+def starts_trained(config: Config) -> bool:
+    """Whether a run starts from trained weights: those of its `init`, or of a wrapped model."""
+    return has_pretrained_weights(config["model"]) or starts_from_weights(config)
+
+
+def _with_fine_tuning(config: Json, set_keys: set[str]) -> Json:
+    """The config with the defaults that the objective has where it fine-tunes a model that kleiber did not pre-train.
+
+    They replace the defaults of classes; a value that the config sets stays.
+    """
+    if not starts_trained(config) or not in_standard_parametrization(config["model"]):
+        return config
+    for key, value in (class_attribute(str(config["objective"]["_target_"]), "fine_tuning") or {}).items():
+        group, name = key.split(".")
+        node = config[group]
+        parameter = signature(str(node["_target_"])).parameters.get(name)
+        if parameter is None or key in set_keys or node.get(name, parameter.default) != parameter.default:
+            continue
+        config = {**config, group: {**node, name: value}}
+    return config
+
+
+def in_standard_parametrization(model: Config) -> bool:
+    """Whether the best learning rate of a model depends on its width."""
+    parametrization = str((model.get("parametrization") or {}).get("_target_"))
+    return is_wrapped(model) or parametrization.endswith(".StandardParametrization")
+
+
+def is_wrapped(model: Config) -> bool:
+    """Whether transformers builds the model of a node."""
+    return str(model["_target_"]).endswith(".HFModel")
+
+
+def _rate_factor(node: Config | None) -> float:
+    """The `learning_rate_factor` of the class of an objective or an adapter; 1 where there is none."""
+    return 1.0 if not node else class_attribute(str(node["_target_"]), "learning_rate_factor")
+
+
+def _optimizer_rate(optimizer: object) -> float | None:
+    """The default rate of an optimizer; None when the config sets another one."""
+    if not isinstance(optimizer, Mapping) or not str(optimizer.get("_target_")).startswith("kleiber."):
+        return None
+    parameter = signature(str(optimizer["_target_"])).parameters.get("lr")
+    if parameter is None or optimizer.get("lr", parameter.default) != parameter.default:
+        return None
+    return parameter.default
+
+
+def _hf_width(node: Config) -> int:
+    """The width of a Hugging Face model: that of its node, of its folder, or the default of its model type."""
+    from kleiber.models.hf_config import model_folder, read_config
+
+    settings, name = node.get("config") or {}, str(node["path"])
+    if node.get("weights", "pretrained") == "random" and not Path(name).expanduser().is_dir():
+        from kleiber.models.hf_config import configuration
+
+        settings = configuration(name, "random", settings)[0].to_dict()
+    if not any(key in settings for key in WIDTHS):
+        settings = {**read_config(model_folder(name)), **settings}
+    return int(next(settings[key] for key in WIDTHS if key in settings))

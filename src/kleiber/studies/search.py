@@ -1,0 +1,235 @@
+"""The study `search`: the best trial of a search, what it would gain from more trials, and whether it is tuned.
+
+Only held-out seeds decide: the finalists are trained with seeds that the search has not seen, so neither the luck of a
+seed nor an early lead in successive halving counts. The expected regret has three parts: that of choosing among the
+finalists, by their means over these seeds; that of the trials that halving stopped, whose last loss is predicted from
+their first by the trials that have both, with the controls among them; and what a search of twice as many trials would
+gain, which is at most what the second half of the trials has gained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.designs.search import read_space
+from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
+from kleiber.studies.search_trials import Trials, last_loss, read_trials
+from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.tuning_curves import curve, expected_best
+from kleiber.types import Json, Positive
+
+NATS = "nats per token"
+AGREES = 0.5  # least rank correlation of the losses at two numbers of tokens
+EDGE = 0.05  # share of a range that counts as its edge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(IntervalStudy):
+    """The best trial of design=search, the tuning curve, the importance of each key, and the verdict `tuned`.
+
+    tolerance  largest expected regret of a tuned search, in nats per token
+    arm        of a cell: set by the design
+    """
+
+    tolerance: Positive = 0.01
+    arm: str | None = None
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Finds the best trial. Raises ValueError without finished trials."""
+        trials = read_trials(runs)
+        first = next(iter(trials.searched.values()))
+        tuning = curve(list(first.values()), self.level)
+        means = self.means(trials)
+        best = min(means, key=lambda name: means[name].value) if means else None
+        regret = self.regret(trials, best)
+        verdicts = [self._verdict(best, regret), *agreement(trials), *edges(trials, best, runs)]
+        if best is not None:
+            verdicts.append(optimism(trials, best))
+        importance = importances(trials)
+        tables = {
+            "Finalists on held-out seeds": [
+                {"trial": name, **trials.values[name], **_mean_row(mean), "search seed": last_loss(trials, name)}
+                for name, mean in sorted(means.items(), key=lambda entry: entry[1].value)
+            ],
+            "Importance of each key": importance,
+            "Tuning curve": tuning,
+            "Trials": trial_rows(trials),
+        }
+        from kleiber.studies import search_figures
+
+        figures: Figures = search_figures.figures(trials, tuning, means, self.level)
+        methods = METHODS.format(level=f"{self.level:.0%}")
+        return Findings(self._headline(trials, best, means, regret), verdicts, tables, figures, methods=methods)
+
+    def means(self, trials: Trials) -> dict[str, Estimate]:
+        """The mean of each finalist over the held-out seeds; intervals have the noise pooled over finalists."""
+        finalists = trials.finalists
+        if not finalists:
+            return {}
+        losses = np.array([list(by_seed.values()) for by_seed in finalists.values()])
+        spread = float(np.mean(losses.var(axis=1, ddof=1)))
+        total = len(finalists) * (losses.shape[1] - 1)
+        half = student_quantile(total, self.level) * math.sqrt(spread / losses.shape[1])
+        return {
+            name: estimate_around(float(row.mean()), half, losses.shape[1], NATS)
+            for name, row in zip(finalists, losses, strict=True)
+        }
+
+    def regret(self, trials: Trials, best: str | None) -> dict[str, float] | None:
+        """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long."""
+        first = list(next(iter(trials.searched.values())).values())
+        if best is None or len(first) < 4:
+            return None
+        half = expected_best(first, len(first) // 2)
+        longer = half - expected_best(first, len(first))
+        return {
+            "selection": selection_regret(trials.finalists, best),
+            "halving": halving_regret(trials),
+            "search": longer,
+        }
+
+    def _verdict(self, best: str | None, regret: Mapping[str, float] | None) -> Json:
+        """The verdict `tuned`, or why the search is not."""
+        if best is None or regret is None:
+            text = "no trial was trained with held-out seeds, so the search decides nothing: run the same command again"
+            return {"code": "not_tested", "level": "warn", "text": text}
+        total = sum(regret.values())
+        text = f"the expected regret of {best} is {format_total(regret)} nats per token: {regret_text(regret)}"
+        if total <= self.tolerance:
+            return {"code": "tuned", "level": "note", "text": f"{text}; at most the tolerance of {self.tolerance:g}"}
+        text += f"; above the tolerance of {self.tolerance:g}: raise design.trials or design.seeds"
+        return {"code": "untuned", "level": "warn", "text": text}
+
+    def _headline(
+        self, trials: Trials, best: str | None, means: Mapping[str, Estimate], regret: Mapping[str, float] | None
+    ) -> str:
+        count = len(next(iter(trials.searched.values())))
+        if best is None or regret is None:
+            return f"{count} trials were searched, and none was trained with held-out seeds yet."
+        values = ", ".join(f"{key} = {value}" for key, value in trials.values[best].items())
+        tuned = "tuned" if sum(regret.values()) <= self.tolerance else "not tuned"
+        return (
+            f"The best of {count} trials is {values}, with a loss of {means[best].text('.4f')} on held-out seeds; its "
+            f"expected regret is {format_total(regret)} nats, so the search is {tuned} to {self.tolerance:g} nats."
+        )
+
+
+METHODS = (
+    "Values of the keys were sampled by the design `search`, and the best trials trained again with new seeds, which "
+    "alone decide. The mean over these seeds has Student's interval at {level}, with the variance pooled over the "
+    "finalists. The expected best loss after k trials is the unbiased estimate (Dodge et al. 2019, arXiv:1909.03004); "
+    "the band is that of the median, from a simultaneous band of the distribution function of the losses (Lourie et "
+    "al. 2023, arXiv:2311.09480). The regret of the selection is the mean loss of the best trial above the lowest of "
+    "the finalists, over draws of their means with the noise that pairing by seed leaves."
+)
+
+
+def agreement(trials: Trials) -> list[Json]:
+    """Verdicts on the rank correlation of the losses of trials at successive numbers of tokens."""
+    from scipy.stats import spearmanr
+
+    out: list[Json] = []
+    lengths = list(trials.searched)
+    for short, long in pairwise(lengths):
+        common = [name for name in trials.searched[long] if name in trials.searched[short]]
+        pairs = np.array([[trials.searched[length][name] for name in common] for length in (short, long)])
+        if len(common) < 4:
+            continue
+        rank = float(np.asarray(spearmanr(pairs[0], pairs[1]))[0])
+        lengths_text = f"{short:,.0f} and {long:,.0f} tokens"
+        text = f"the rank correlation of the losses at {lengths_text} is {rank:.2f} over {len(common)} trials"
+        if rank < AGREES:
+            text += ": the early losses are a poor guide, so the best trial may have been stopped early; use fewer or "
+            text += "longer lengths in design.tokens"
+            out.append({"code": "halving", "level": "warn", "text": text})
+        else:
+            out.append({"code": "halving", "level": "note", "text": text})
+    return out
+
+
+def optimism(trials: Trials, best: str) -> Json:
+    """A note on how much lower the loss of the best trial was with the seed by which it was selected."""
+    held_out = float(np.mean(list(trials.finalists[best].values())))
+    with_search_seed = last_loss(trials, best)
+    gap = math.nan if with_search_seed is None else held_out - with_search_seed
+    text = (
+        f"the loss of {best} on held-out seeds less that with the seed of the search, by which it was selected, is "
+        f"{gap:+.4f} nats per token"
+    )
+    return {"code": "optimism", "level": "note", "text": text}
+
+
+def edges(trials: Trials, best: str | None, runs: Sequence[Run]) -> list[Json]:
+    """A warning for each key whose best value lies at the edge of its range."""
+    designs = [run.config.get("design") or {} for run in runs]
+    nodes = [design["keys"] for design in designs if design.get("keys")]
+    if best is None or not nodes:
+        return []
+    out = []
+    for key, value in trials.values[best].items():
+        space = nodes[0].get(key)
+        if not isinstance(space, Mapping):
+            continue
+        bounds = read_space(key, space)
+        low, high, at = bounds.low, bounds.high, float(value)
+        if bounds.log:
+            low, high, at = math.log(low), math.log(high), math.log(at)
+        share = (at - low) / (high - low)
+        if not EDGE < share < 1 - EDGE:
+            text = f"the best {key}, {value}, is at the edge of its range [{bounds.low:g}, {bounds.high:g}]: widen it"
+            out.append({"code": "edge", "level": "warn", "text": text})
+    return out
+
+
+def importances(trials: Trials) -> list[Json]:
+    """A row for each key: the share of the variance of the ranks of the losses that a parabola in it explains.
+
+    The share is adjusted for the number of coefficients, and that of a key without an effect is near 0.
+    """
+    losses = next(iter(trials.searched.values()))
+    ranks = pd.Series(list(losses.values())).rank().to_numpy(dtype=float)
+    rows = []
+    for key in next(iter(trials.values.values())):
+        values = [trials.values[name][key] for name in losses]
+        design = columns_of_key(values)
+        spare = len(ranks) - design.shape[1]
+        if spare < 1:
+            continue
+        fitted, *_ = np.linalg.lstsq(design, ranks, rcond=None)
+        rest = float(((ranks - design @ fitted) ** 2).sum()) / spare
+        rows.append({"key": key, "share of variance": max(0.0, 1 - rest / float(ranks.var(ddof=1)))})
+    return sorted(rows, key=lambda row: -row["share of variance"])
+
+
+def columns_of_key(values: Sequence[str]) -> np.ndarray:
+    """Returns 1, x and x^2 of the values of a key, x the logarithm of positive ones; of texts, a column for each."""
+    try:
+        x = np.array([float(value) for value in values])
+    except ValueError:
+        names = sorted(set(values))
+        return np.array([[float(value == name) for name in names] for value in values])
+    x = np.log(x) if (x > 0).all() else x
+    return np.column_stack([np.ones(len(x)), x, x**2])[:, : min(3, len(np.unique(x)))]
+
+
+def trial_rows(trials: Trials) -> list[Json]:
+    """A row for each trial: its values, and its loss at each number of tokens."""
+    rows = []
+    for name, values in trials.values.items():
+        losses = {f"loss at {length:,.0f} tokens": by_trial.get(name) for length, by_trial in trials.searched.items()}
+        rows.append({"trial": name, **values, **losses})
+    last = list(rows[0])[-1]
+    return sorted(rows, key=lambda row: (row[last] is None, row[last] if row[last] is not None else 0.0))
+
+
+def _mean_row(mean: Estimate) -> Json:
+    return {"loss": mean.value, "lo": mean.lo, "hi": mean.hi, "seeds": mean.n}

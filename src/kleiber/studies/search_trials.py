@@ -1,0 +1,88 @@
+"""The trials of a search, as the study `search` reads them from its runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kleiber.config.errors import Status
+from kleiber.config.stages import quantity
+from kleiber.records.catalog import Run
+from kleiber.studies.designs.design import parse_lines
+from kleiber.studies.designs.search import SET_BY_THE_DESIGN
+
+ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The runs of a search.
+
+    values    value of each searched key, by trial
+    searched  loss at each number of tokens, by trial, with the seed of the search; inf where it diverged or failed
+    held_out  loss at the most tokens by trial and held-out seed
+    """
+
+    values: Mapping[str, Mapping[str, str]]
+    searched: Mapping[float, Mapping[str, float]]
+    held_out: Mapping[str, Mapping[int, float]]
+
+    @property
+    def finalists(self) -> dict[str, dict[int, float]]:
+        """The held-out losses of the trials that have all held-out seeds of the search."""
+        seeds = sorted({seed for losses in self.held_out.values() for seed in losses})
+        complete = {name: dict(losses) for name, losses in self.held_out.items() if sorted(losses) == seeds}
+        return complete if len(seeds) > 1 else {}
+
+
+def read_trials(runs: Sequence[Run]) -> Trials:
+    """Reads the trials of a search from its runs. Raises ValueError if none has ended."""
+    rows = []
+    for run in runs:
+        name = (run.config.get("study") or {}).get("arm")
+        if name is None or not str(name).startswith("trial") or run.status not in ENDED:
+            continue
+        lines = parse_lines(run.overrides)
+        loss = run.leaf_rows()[0]["loss"] if run.status == Status.FINISHED else None
+        tokens = quantity(run.config["budget"]["tokens"])
+        loss = math.inf if loss is None or not math.isfinite(loss) else float(loss)
+        seed = int(run.config["seed"])
+        rows.append({"trial": str(name), "seed": seed, "tokens": tokens, "loss": loss, "lines": lines})
+    if not rows:
+        raise ValueError("no finished trial: this study reads cells that design=search made")
+    values = values_of({row["trial"]: row["lines"] for row in rows})
+    for row in rows:
+        if any(row["lines"].get(key, "") != value for key, value in values[row["trial"]].items()):
+            raise ValueError(
+                f"the runs of {row['trial']} have different values of the searched keys, since design.keys or the "
+                "sampler was changed: use a new folder for the new search with name=NEW_NAME"
+            )
+    order = sorted(values, key=lambda name: int(name.removeprefix("trial")))
+    searched: dict[float, dict[str, float]] = {}
+    held_out: dict[str, dict[int, float]] = {}
+    first_seed, most = min(row["seed"] for row in rows), max(row["tokens"] for row in rows)
+    for row in rows:
+        if row["seed"] == first_seed:
+            searched.setdefault(row["tokens"], {})[row["trial"]] = row["loss"]
+        elif row["tokens"] == most:
+            held_out.setdefault(row["trial"], {})[row["seed"]] = row["loss"]
+    by_length = {
+        length: {name: searched[length][name] for name in order if name in searched[length]}
+        for length in sorted(searched)
+    }
+    ordered = {name: dict(sorted(held_out[name].items())) for name in order if name in held_out}
+    return Trials({name: values[name] for name in order}, by_length, ordered)
+
+
+def values_of(lines: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Returns the values of the keys that differ between trials, by trial."""
+    keys = dict.fromkeys(key for by_key in lines.values() for key in by_key if not key.startswith(SET_BY_THE_DESIGN))
+    varied = [key for key in keys if len({by_key.get(key) for by_key in lines.values()}) > 1]
+    return {name: {key: by_key.get(key, "") for key in varied} for name, by_key in lines.items()}
+
+
+def last_loss(trials: Trials, name: str) -> float | None:
+    """The loss of a trial with the seed of the search, at the most tokens that it was trained for."""
+    losses = [by_trial[name] for by_trial in trials.searched.values() if name in by_trial]
+    return losses[-1] if losses and math.isfinite(losses[-1]) else None

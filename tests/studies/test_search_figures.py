@@ -1,0 +1,19 @@
+"""The figures of a search: a point for each trial and key, and the finalists with their intervals."""
+
+import pandas as pd
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.designs.search import Search as Design
+from kleiber.studies.search import Search
+from tests.studies.search_runs import KEYS, train
+
+
+def test_every_trial_and_finalist_is_drawn(tmp_path):
+    train(tmp_path, Design(KEYS, trials=8, tokens=["100K"], finalists=2, seeds=2))
+    found = Search().analyze(read_runs(tmp_path))
+    charts = {name: make().to_dict() for name, make in found.figures.items()}
+    assert list(charts) == ["tuning_curve", "keys", "finalists"]
+    drawn = [pd.DataFrame(rows) for rows in charts["keys"]["datasets"].values()]
+    assert len(drawn) == 3 and all(len(rows) == 8 for rows in drawn)
+    (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "search" in rows[0]]
+    assert {row["trial"] for row in means} == {row["trial"] for row in found.tables["Finalists on held-out seeds"]}
