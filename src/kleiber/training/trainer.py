@@ -11,9 +11,7 @@ combined with FSDP.
 
 from __future__ import annotations
 
-from kleiber.training.lightning import UNUSED, Unprofiled, silence  # before Lightning, which it imports faster
-
-# isort: split
+from kleiber.training.lightning import UNUSED, Unprofiled, silence  # isort: skip  # it imports Lightning faster
 import ctypes
 import os
 import resource
