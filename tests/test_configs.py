@@ -85,7 +85,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
-SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
+SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
     for path in sorted(CONF.rglob("*.yaml"))
