@@ -1,7 +1,7 @@
 """Fine-tuning an encoder on labeled texts by hand: the yardstick of `init=hf objective=classify`, without a framework.
 
-The recipe is that of kleiber's defaults: mean pooling, a new output layer that learns eight times as fast as the
-encoder, AdamW without weight decay, a linear rise and fall of the rate, random batches padded to their longest row.
+The recipe is that of kleiber's defaults: mean pooling; vectors scaled to a root mean square of 16, so that the new
+output layer learns faster than the encoder; AdamW; a linear rise and fall of the rate; batches padded to their longest.
 Prints a line of JSON: the score on the held-out split and the seconds of training.
 
     python benchmarks/finetune.py --model FOLDER --data GLUE/sst2 --text sentence
@@ -22,8 +22,9 @@ from transformers import AutoModel, AutoTokenizer, get_linear_schedule_with_warm
 
 
 class Classifier(nn.Module):
-    def __init__(self, folder: str, outputs: int) -> None:
+    def __init__(self, folder: str, outputs: int, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.encoder: Any = AutoModel.from_pretrained(folder)
         self.head = nn.Linear(self.encoder.config.hidden_size, outputs)
         nn.init.zeros_(self.head.weight)
@@ -31,7 +32,8 @@ class Classifier(nn.Module):
 
     def forward(self, **rows: torch.Tensor) -> torch.Tensor:
         hidden, real = self.encoder(**rows).last_hidden_state, rows["attention_mask"][..., None]
-        return self.head((hidden * real).sum(1) / real.sum(1))
+        texts = (hidden * real).sum(1) / real.sum(1)
+        return self.head(self.scale * F.rms_norm(texts, texts.shape[-1:]))
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="folder of train*.parquet and a held-out split")
     parser.add_argument("--text", default="text", help="column, or two of them with a comma in between")
     parser.add_argument("--label", default="label", help="classes, or fractions for a regression")
-    for name, default in (("lr", 1.3e-4), ("head", 8.0), ("share", 1.0)):
+    for name, default in (("lr", 1.3e-4), ("scale", 16.0), ("share", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in (("epochs", 3), ("rows", 16), ("context", 256), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -65,13 +67,12 @@ def main() -> None:
     center, scale = (train[a.label].mean(), train[a.label].std(ddof=0)) if regression else (0.0, 1.0)
     values = train[a.label].map(lambda label: (label - center) / scale if regression else classes.index(label))
     labels = torch.tensor(values.tolist(), dtype=torch.float32 if regression else torch.int64)
-    model = Classifier(a.model, 1 if regression else len(classes)).train()
+    model = Classifier(a.model, 1 if regression else len(classes), a.scale).train()
 
     def padded(rows: list[list[int]]) -> Any:
         return tokenizer.pad({"input_ids": rows}, return_tensors="pt")
 
-    groups = [{"params": model.encoder.parameters()}, {"params": model.head.parameters(), "lr": a.head * a.lr}]
-    optimizer = torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=a.lr, betas=(0.9, 0.95), weight_decay=0.0)
     total = round(a.epochs * len(texts) / a.rows)
     schedule = get_linear_schedule_with_warmup(optimizer, min(100, total // 5), total)
     order = torch.cat([torch.randperm(len(texts)) for _ in range(a.epochs + 1)]).tolist()

@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json
 
-RUNS is the folder of a sweep over tasks, learning rates and `objective.head_rate`; LOOP.jsonl has the lines that
+RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`; LOOP.jsonl has the lines that
 benchmarks/finetune.py prints, on the same rows of the same tasks.
 """
 
@@ -16,18 +16,20 @@ from scipy import stats
 
 from kleiber.records.catalog import Run, read_runs
 
-DEFAULT = (1.3e-4, 8.0)  # learning rate and head_rate of all-MiniLM-L6-v2, whose width is 384
+DEFAULT = (1.3e-4, 16.0)  # learning rate and scale of all-MiniLM-L6-v2, whose width is 384
 Recipe = tuple[float, float]
 
 
 def score(run: Run) -> float:
-    stage = run.stages[-1]
-    return next(value for key, value in stage["metrics"].items() if key.endswith("/accuracy"))
+    """Accuracy on the held-out rows, or Pearson's correlation for quantities."""
+    metrics = {key.rpartition("/")[2]: value for key, value in run.stages[-1]["metrics"].items()}
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["pearson"]
 
 
-def leave_one_out(scores: dict[str, dict[Recipe, list[float]]]) -> list[dict[str, object]]:
-    """For each task, the score of the recipe that is best on average on the other tasks, and of the best recipe."""
-    means = {task: {recipe: float(np.mean(values)) for recipe, values in by.items()} for task, by in scores.items()}
+def leave_one_out(scores: dict[str, dict[Recipe, dict[int, float]]]) -> list[dict[str, object]]:
+    """For each task of the sweep, the score of the recipe that is best on average on the others, and the best score."""
+    swept = {task: by for task, by in scores.items() if len(by) > 1}
+    means = {task: {recipe: by_seed[0] for recipe, by_seed in by.items()} for task, by in swept.items()}
     rows: list[dict[str, object]] = []
     for task, own in means.items():
         others = [by for name, by in means.items() if name != task]
@@ -36,8 +38,8 @@ def leave_one_out(scores: dict[str, dict[Recipe, list[float]]]) -> list[dict[str
         rows.append(
             {
                 "task": task,
-                "chosen_lr": chosen[0], "chosen_head_rate": chosen[1], "chosen": own[chosen],
-                "best_lr": best[0], "best_head_rate": best[1], "best": own[best],
+                "chosen_lr": chosen[0], "chosen_scale": chosen[1], "chosen": own[chosen],
+                "best_lr": best[0], "best_scale": best[1], "best": own[best],
                 "default": own[DEFAULT], "loss": own[best] - own[chosen], "default_loss": own[best] - own[DEFAULT],
             }
         )  # fmt: skip
@@ -56,20 +58,21 @@ def main() -> None:
     for name in ("runs", "loop", "out"):
         parser.add_argument(name, type=Path)
     a = parser.parse_args()
-    scores: dict[str, dict[Recipe, list[float]]] = defaultdict(lambda: defaultdict(list))
+    scores: dict[str, dict[Recipe, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     seconds: dict[str, list[float]] = defaultdict(list)
     rows: list[dict[str, object]] = []
     for run in read_runs(a.runs):
         if run.status != "finished":
             continue
         stage, config = run.stages[-1], run.config
-        recipe = (config["optimizer"]["lr"], config["objective"]["head_rate"])
+        recipe = (config["optimizer"]["lr"], config["objective"].get("scale") or 0.0)
         task = stage["data"]["name"]
-        scores[task][recipe].append(score(run))
+        scores[task][recipe][config["seed"]] = score(run)
+        trained = stage["tokens"] / stage["tokens_per_s"]
         if recipe == DEFAULT:
-            seconds[task].append(stage["seconds"])
-        row = {"task": task, "lr": recipe[0], "head_rate": recipe[1], "seed": config["seed"], "score": score(run)}
-        rows.append(row | {"steps": stage["steps"], "seconds": stage["seconds"]})
+            seconds[task].append(trained)
+        row = {"task": task, "lr": recipe[0], "scale": recipe[1], "seed": config["seed"], "score": score(run)}
+        rows.append(row | {"steps": stage["steps"], "seconds": trained})
     loop: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in a.loop.read_text().splitlines():
         entry = json.loads(line)
@@ -77,9 +80,9 @@ def main() -> None:
     beside = [
         {
             "task": task,
-            "kleiber": float(np.mean(scores[task][DEFAULT])),
+            "kleiber": float(np.mean(list(scores[task][DEFAULT].values()))),
             "loop": float(np.mean([entry["score"] for entry in entries])),
-            "difference": interval(scores[task][DEFAULT], [entry["score"] for entry in entries]),
+            "difference": interval(list(scores[task][DEFAULT].values()), [entry["score"] for entry in entries]),
             "seeds": len(entries),
             "kleiber_seconds": float(np.mean(seconds[task])),
             "loop_seconds": float(np.mean([entry["seconds"] for entry in entries])),

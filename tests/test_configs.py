@@ -60,8 +60,8 @@ ELSEWHERE |= {
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ("bias", "forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer", "collapse")
-ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
+RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
+ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
@@ -85,7 +85,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
-SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
+SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
     for path in sorted(CONF.rglob("*.yaml"))

@@ -226,11 +226,11 @@ def test_it_learns_what_the_first_token_says() -> None:
     assert loss.metrics["accuracy"] / loss.tokens > 0.8
 
 
-def test_the_output_layer_learns_faster_by_its_rate() -> None:
-    """A step of Adam from zero weights: four times the rate of the layer equals a layer at rate 4."""
+def test_the_output_layer_learns_in_proportion_to_the_scale_of_a_text() -> None:
+    """A step of Adam from zero weights: at a scale of 4 it equals one of four times the rate at a scale of 1."""
     scores = []
-    for head_rate, lr in ((4.0, 0.01), (1.0, 0.04)):
-        objective, batch = Classify(corpus(), head_rate=head_rate), samples()
+    for scale, lr in ((4.0, 0.01), (1.0, 0.04)):
+        objective, batch = Classify(corpus(), scale=scale), samples()
         net = model(objective)
         head = net.heads[objective.head]
         torch.nn.init.zeros_(head.weight)
@@ -239,6 +239,7 @@ def test_the_output_layer_learns_faster_by_its_rate() -> None:
         scores.append(objective.score(net, batch)[0])
         predicted = objective.predictions(net, batch)
         assert torch.allclose(predicted.head(predicted.hidden), scores[-1])
+        assert torch.allclose(predicted.hidden.square().mean(1).sqrt(), torch.tensor(scale), rtol=1e-3)
     assert torch.allclose(scores[0], scores[1], atol=1e-4) and not torch.allclose(scores[0], torch.zeros(1), atol=1e-2)
 
 

@@ -26,7 +26,7 @@ def composed(tmp_path_factory):
 def test_classification_from_trained_weights_has_defaults_of_its_own(composed):
     before = composed()
     after = with_defaults(before, set())
-    assert changed_defaults(before, after) == ["optimizer.lr=0.001", "schedule.decay=0.9", "objective.head_rate=8"]
+    assert changed_defaults(before, after) == ["optimizer.lr=0.001", "schedule.decay=0.9", "objective.scale=16"]
 
 
 @pytest.mark.parametrize("options", [["model.weights=random"], ["objective=reward", "data=preference"]])
@@ -38,7 +38,7 @@ def test_a_new_model_and_another_objective_have_only_a_rate(composed, options):
 
 
 def test_what_is_set_stays(composed):
-    before = composed("schedule=cosine", "objective.head_rate=2", "optimizer.lr=0.5")
+    before = composed("schedule=cosine", "objective.scale=2", "optimizer.lr=0.5")
     assert changed_defaults(before, with_defaults(before, set())) == []
     same = composed("schedule.decay=0.2")
     assert with_defaults(same, {"schedule.decay"})["schedule"]["decay"] == 0.2

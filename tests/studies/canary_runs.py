@@ -6,9 +6,10 @@ MEMORIZATION = (
         "data.count=2",
         "evals.memorization.samples=8",
         "evals.memorization.candidates=9",
-        "design.arms={plain:{model.width:32},exact:{model.width:32},dp_10:{model.width:32},dp_100:null,dp_1:null}",
+        "design.arms={plain:{model.width:32},exact:{model.width:32},dp_10:{model.width:32},dp_100:null,dp_1:null,"
+        "dp_01:null,dp_003:null}",
         "design.seeds=2",
     ],
     6,
-    "chance_dp_10 chance_exact exposure_dp_10 exposure_exact loss_dp_10 loss_exact repetition",
+    "chance_dp_10 chance_exact exposure_dp_10 exposure_exact extraction loss_dp_10 loss_exact once_dp_10 repetition",
 )

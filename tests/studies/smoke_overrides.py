@@ -8,22 +8,33 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+KIND = (
+    "{{model:['model=gpt','model.width=32','model.num_heads={}'],pretrain:['objective=clm'],pretrain_lrs:[0.01,0.02],"
+    "lrs:[0.01]}}"
+)
+BASELINES = [
+    *PRETRAINING, f"design.kinds={{two:{KIND.format(2)},one:{KIND.format(1)}}}",
+    "design.only=[one,two,tiny,labels]", "design.finetune=['objective=classify','evals=[reference]']", "design.seeds=1",
+    "study.against={two:[one]}", "study.claims=[{arm:two,against:one}]",
+]  # fmt: skip
 COLLAPSE = [
     "design.base={data.unique:10k,model.width:[32]}", "design.arms={replace:{data.tokens:4k},accumulate:null}",
     "design.tuned={narrow:{data.unique:2k},dpo:{data.path:'{data}/preference.jsonl',data.config:null}}",
     "design.generations=2", "design.seeds=1", "evals.degeneration.samples=8",
 ]  # fmt: skip
-JUDGED = [
+JUDGING = [
     "init=checkpoint", "init.path={dense}", "data.model={dense}", "data.prompts={data}/tiny.txt", "data.pairs=12",
     "data.answer_tokens=24", "design.seeds=2",
-    "design.arms={random:{data.judgments:[8,12],data.noise:0.2},noisier:null,"
-    "likelihood:{data.judgments:[8,12],data.noise:0.2,data.select:likelihood},clean:null}",
+    "design.arms={random:{data.judgments:[8,12],data.noise:0.2},noise:null,noise_likelihood:null,"
+    "likelihood:{data.judgments:8,data.noise:0.2,data.select:likelihood},biased:null,"
+    "disagreeing:{data.judgments:8,data.noise:0.2,data.annotators:2,data.disagreement:1.0}}",
     "data.utility.words=[e,t,a,o,i,n,s,r,h,l,d,c,m,u]",
     "evals.calibration.data=[{data}/tiny.txt]", "study.data=tiny",
 ]  # fmt: skip
+JUDGED = (JUDGING, 8, "active_likelihood annotators_disagree calibration judgments language temperature wins")
 EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
-    "design.arms={lookup:{data.pairs:4}}", "batch.tokens=480", "model.context=48",
+    "design.arms={lookup:{data.pairs:4},induction:null,stories:null}", "batch.tokens=480", "model.context=48",
 ]  # fmt: skip
 PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
 CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
@@ -35,3 +46,7 @@ SEARCHED = [
     "study.tolerance=9",
 ]  # fmt: skip
 SEARCH = (SEARCHED, 12, "halving optimism tuned")
+UPCYCLING = (
+    "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
+    "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
+)

@@ -9,7 +9,7 @@ from kleiber.studies.explain import Explain, agreements, explained
 SHARES = {"occlusion": 0.98, "integrated_gradients": 0.9, "rollout": 0.7, "gradient_x_input": 0.2, "random": 0.1}
 
 
-def write(folder, arm: str, without: str = "", flipped: bool = False) -> None:
+def write(folder, arm: str, without: str = "", flipped: bool = False, planted: bool = True) -> None:
     """Runs of five seeds whose deletion gains are in the order of the shares, or in the reverse one."""
     for seed in range(5):
         metrics = {"val/text/loss": 0.1}
@@ -17,7 +17,8 @@ def write(folder, arm: str, without: str = "", flipped: bool = False) -> None:
             if method == without:
                 continue
             noise = 0.001 * (seed - 2) * (1 if method == "occlusion" else -1)
-            metrics[f"eval/attribution/text/planted_first/{method}"] = share + noise
+            if planted:
+                metrics[f"eval/attribution/text/planted_first/{method}"] = share + noise
             if method != "random":
                 gain = (1 - share if flipped else share) + noise
                 metrics[f"eval/attribution/text/deletion_gain/{method}"] = gain
@@ -63,6 +64,15 @@ def test_deletion_that_orders_the_methods_wrongly_is_told(tmp_path, runs):
     assert agreements(explained(runs), "trigger") == [0.5] * 5
     write(tmp_path / "other", "trigger", flipped=True)
     assert agreements(explained(read_runs(tmp_path / "other")), "trigger") == [-0.5] * 5
+
+
+def test_a_task_without_known_causes_has_gains_alone(tmp_path, runs):
+    write(tmp_path / "more", "stories", planted=False)
+    findings = Explain().analyze([*runs, *read_runs(tmp_path / "more")])
+    assert all(verdict["holds"] for verdict in findings.verdicts) and "stories" not in str(findings.verdicts)
+    tasks = {title: {row["task"] for row in table} for title, table in findings.tables.items()}
+    assert "stories" in tasks["Deletion, relative to random rankings (nats)"]
+    assert "stories" not in tasks["A cause is ranked first (share of texts)"]
 
 
 def test_runs_without_planted_causes_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.memorization import Memorization, epsilon_figure, read_cells, repetition_figure, within
+from kleiber.studies.memorization import Cells, Memorization, epsilon_figure, read_cells, repetition_figure, within
 
 ARMS = {"all": None, "dp_8": 7.99, "exact": None}
 EXPOSURE = {  # by arm: at 0, 1, 10 and 100 repetitions
@@ -45,7 +45,10 @@ def test_exposure_grows_with_repetitions_and_size_and_falls_with_remedies(runs: 
     findings = Memorization().analyze(runs)
     rows = {(row["code"], row["width"]): row for row in findings.tables["Differences"]}
     codes = {f"{kind}_{arm}" for kind in ("exposure", "loss", "chance") for arm in ("exact", "dp_8")}
-    assert set(rows) == {("size", 64), *((code, width) for code in (*codes, "repetition") for width in (32, 64))}
+    codes |= {"repetition", "extraction", "once_dp_8"}
+    assert set(rows) == {("size", 64), *((code, width) for code in codes for width in (32, 64))}
+    assert rows["extraction", 64]["value"] == 1 and rows["extraction", 64]["unit"] == "share"
+    assert rows["once_dp_8", 32]["value"] == pytest.approx(1.4 - 2.1)
     assert rows["repetition", 64]["value"] == pytest.approx(11) and rows["repetition", 64]["lo"] > 10
     assert rows["size", 64]["value"] == pytest.approx(1)
     assert rows["exposure_exact", 32]["value"] == pytest.approx(-10.9)
@@ -63,6 +66,12 @@ def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:
     assert len(tables["Loss and membership"]) == 3 * 2 * 2
     private = [row for row in tables["Loss and membership"] if row["epsilon"] is not None]
     assert {row["arm"] for row in private} == {"DP-SGD, epsilon 8"} and private[0]["n"] == 3
+
+
+def test_a_small_epsilon_is_not_shown_as_zero() -> None:
+    assert [Cells(("dp", 32), {}, epsilon).name for epsilon in (99.98, 1.04, 0.0298)] == [
+        f"DP-SGD, epsilon {epsilon}" for epsilon in ("100", "1", "0.03")
+    ]
 
 
 def test_intervals_of_shares_and_exposures_end_where_these_do() -> None:

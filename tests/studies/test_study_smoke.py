@@ -10,7 +10,7 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-from studies.smoke_overrides import COLLAPSE, EXPLAIN, JUDGED, PRETRAINING, SEARCH
+from studies.smoke_overrides import BASELINES, COLLAPSE, EXPLAIN, JUDGED, PRETRAINING, SEARCH, UPCYCLING
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -25,10 +25,6 @@ HAYSTACKS = ["data.lengths=[32,48]", "design.lrs=[0.01]"]
 SMALL_STORE = ["evals.retrieval.sizes=[1k,4k]", "evals.retrieval.interpolations=[0.5]"]
 OTHER_TEXT = ["data=text", "data.path={data}/tiny.txt", "evals.ood.data=[{data}/labelled.jsonl]"]
 BIAS = ["design.arms={substitution:null,augmentation:null}", "design.seeds=1", "design.tokens=5k"]
-UPCYCLING = (
-    "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
-    "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
-)
 
 
 class Expected(NamedTuple):
@@ -70,9 +66,10 @@ STUDIES = {
         3,
         "bound forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
+    "baselines": Expected(BASELINES, 6, "claim_not_tested few_seeds", decision="not tested"),
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
-    "collaboration": Expected(JUDGED, 8, "active_likelihood calibration judgments temperature wins"),
+    "collaboration": Expected(*JUDGED),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
     "compare": Expected(
         ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],

@@ -21,6 +21,7 @@ EXPORTS = {
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Probes": "probes.evaluation",
+    "Reference": "reference",
     "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
     "WinRate": "win_rate",

@@ -122,23 +122,23 @@ class Classify(Objective):
 
     pooling  the vector of a text: its first hidden state ("class-token"), that of the last real token ("last"), or the
              mean of the hidden states of all real tokens ("mean")
-    head_rate  learning rate of the output layer, as a multiple of that of the model: the layer is new where the model
-               is trained. The vector is multiplied by it, which is the same under Adam and Lion, whose steps do not
-               depend on the scale of the gradient
+    scale    root mean square to which the vector is scaled; null: as it is. Under Adam, whose steps do not depend on
+             the scale of the gradient, the scores then change in proportion to it in a step: a new output layer on a
+             trained model has to learn faster than the model
     """
 
     unit = "loss/sample"
     default_epochs = 3.0
-    fine_tuning: ClassVar[Mapping[str, float] | None] = {"objective.head_rate": 8.0, "schedule.decay": 0.9}
+    fine_tuning: ClassVar[Mapping[str, float] | None] = {"objective.scale": 16.0, "schedule.decay": 0.9}
 
-    def __init__(self, corpus: Corpus, pooling: Pooling = "mean", head_rate: Positive = 1.0) -> None:
+    def __init__(self, corpus: Corpus, pooling: Pooling = "mean", scale: Positive | None = None) -> None:
         if not isinstance(corpus, LabelledCorpus):
             raise ValueError(
                 f"objective=classify needs labels, and data={corpus.name} has none: set data=glue/sst2, topic/ag_news "
                 "or another labeled task, or data=labelled with data.path, data.text and data.label"
             )
         self.pooling: Pooling = pooling
-        self.head_rate = head_rate
+        self.row_scale = scale
         self.kind: str = corpus.kind
         self.names: list[str] = corpus.label_names
         self.center, self.scale = corpus.center, corpus.scale
@@ -179,7 +179,8 @@ class Classify(Objective):
                 "model depends on no other token: set objective.pooling=mean or last"
             )
         output = model(Batch(tokens=batch.tokens, real=batch.real, segments=batch.segments, samples=batch.samples))
-        return self.head_rate * pool(output.hidden, batch.real, self.pooling), output
+        texts = pool(output.hidden, batch.real, self.pooling)
+        return texts if self.row_scale is None else self.row_scale * F.rms_norm(texts, texts.shape[-1:]), output
 
     def _losses(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the loss of each sample, and which share of its labels is predicted correctly, both of shape (rows,).

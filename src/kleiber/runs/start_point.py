@@ -71,7 +71,7 @@ class Checkpoint(StartPoint):
 
 @dataclass(frozen=True)
 class HF(StartPoint):
-    """A Hugging Face folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model, whose weights the native model takes over.
+    """A Hugging Face folder. The native model takes over the weights of a Llama, Qwen3, Mixtral or Qwen3-MoE.
 
     path             folder with config.json and safetensors
     upstream         texts on which forgetting is measured, because the weights predict them well; as in data.parts

@@ -7,6 +7,7 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Accounting": "scaling",
+    "Baselines": "baselines",
     "Bias": "bias",
     "ClmVsMlm": "clm_vs_mlm",
     "Collaboration": "collaboration",

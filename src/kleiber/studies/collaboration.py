@@ -17,7 +17,7 @@ from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 WIN = "win_rate"
 CALIBRATION = {  # what is shown of the next-token predictions, by metric of eval/calibration/<data>/
@@ -29,14 +29,17 @@ CALIBRATION = {  # what is shown of the next-token predictions, by metric of eva
     "temperature": "fitted temperature",
 }
 SCALED = "scaled/ece_change"  # change of the calibration error by the temperature
-KEYS = ("judgments", "select", "noise")  # of a setting
+KEYS = ("judgments", "select", "noise", "annotators")  # of a setting
+# What annotators do beside noise, by the key of data=judged that lets them.
+FAULTS = {"longer": "favor length", "first": "favor the left", "disagreement": "disagree"}
+LARGEST_RISE = 0.5  # nats per token by which the loss on other text may rise, for the language to be kept
 
-Setting = tuple[int, str, float]
+Setting = tuple[int, str, float, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collaboration(IntervalStudy):
-    """Win rates by number, selection and noise of judgments, and calibration before and after training on them.
+    """Win rates by number, selection and faults of judgments, and calibration before and after training on them.
 
     arm   of a cell: set by the design
     data  name of the text whose next tokens are predicted for calibration
@@ -50,30 +53,27 @@ class Collaboration(IntervalStudy):
         rows = scored(runs, self.data)
         wins = win_rates(rows, self.level)
         changes = calibration_changes(rows, self.level)
-        charts: Figures = {"win_rate": partial(win_chart, wins)}
+        charts: Figures = {"win_rate": partial(win_chart, wins), "annotators": partial(annotator_chart, wins)}
         if changes:
             charts["calibration"] = partial(calibration_chart, changes)
-        tables = {
-            "Win rate against the start": wins,
-            "Calibration before and after": changes,
-        }
-        verdicts = claims(rows, self.level)
-        return Findings(headline(wins, self.level), verdicts, tables, charts, methods=METHODS)
+        tables = {"Win rate against the start": wins, "Calibration before and after": changes}
+        return Findings(headline(wins, changes), claims(rows, self.level), tables, charts, methods=METHODS)
 
 
 METHODS = (
     "A start model answered each prompt twice, and simulated annotators judged pairs of these answers by a planted "
-    "utility, the share of words of a class; with the probability of the noise they said the opposite. Ties were no "
-    "pairs. The start was fine-tuned on the pairs by DPO (Rafailov et al. 2023, arXiv:2305.18290) with the same number "
-    "of steps in every cell, at one learning rate. Then start and fine-tuned model were compared blindly on held-out "
-    "prompts by a judge with the same utility and no noise; a tie counts 1/2. Pairs were chosen at random, or those of "
-    "the greatest difference in likelihood per token under the start. Cells of a seed share prompts, answers and "
-    "validation. Intervals are Student's over seeds, and those of the claims hold together (Bonferroni)."
+    "utility, the share of words of a class; with the probability of the noise they said the opposite. Some also "
+    "favor longer answers, or each perceive the utility differently. Ties were no pairs. The start was fine-tuned on "
+    "the pairs by DPO (Rafailov et al. 2023, arXiv:2305.18290) with the same number of steps in every cell, at one "
+    "learning rate. Then start and fine-tuned model were compared blindly on held-out prompts by a judge with the "
+    "same utility and no noise; a tie counts 1/2. Pairs were chosen at random, or those of the greatest difference in "
+    "likelihood per token under the start. Cells of a seed share prompts, answers and validation. Intervals are "
+    "Student's over seeds, and those of the claims hold together (Bonferroni)."
 )
 
 
 def scored(runs: Sequence[Run], data: str) -> Rows:
-    """A row for each finished run: judgments, select, noise, seed, win_rate, and calibration before and after.
+    """A row for each finished run: the keys of its setting, seed, win_rate, and calibration before and after.
 
     Raises ValueError where no run was fine-tuned on judgments and evaluated by `win_rate`.
     """
@@ -89,7 +89,8 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
         rows.append(
             {
                 "run": run.name, "judgments": int(node["judgments"]), "select": str(node.get("select") or "random"),
-                "noise": float(node.get("noise") or 0.0), "seed": int(run.config["seed"]), WIN: win,
+                "noise": float(node.get("noise") or 0.0), "annotators": faults(node),
+                "seed": int(run.config["seed"]), WIN: win,
                 **{f"before/{name}": start[prefix + name] for name in CALIBRATION if prefix + name in start},
                 **{f"after/{m}": metrics[prefix + m] for m in (*CALIBRATION, SCALED) if prefix + m in metrics},
             }
@@ -102,10 +103,15 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     return pd.DataFrame(rows)
 
 
+def faults(data: Config) -> str:
+    """What annotators do beside noise, such as "favor length"; empty for those who do nothing else."""
+    return " and ".join(text for key, text in FAULTS.items() if data.get(key))
+
+
 def settings(rows: Rows) -> list[Setting]:
     """The distinct settings, in order."""
     distinct = rows[list(KEYS)].drop_duplicates().itertuples(index=False)
-    return sorted((int(row[0]), str(row[1]), float(row[2])) for row in distinct)
+    return sorted((int(row[0]), str(row[1]), float(row[2]), str(row[3])) for row in distinct)
 
 
 def by_seed(rows: Rows, setting: Setting, column: str) -> dict[int, float]:
@@ -133,14 +139,18 @@ def calibration_changes(rows: Rows, level: float) -> list[Json]:
     table = []
     for setting in settings(rows):
         for metric, label in CALIBRATION.items():
-            before, after = (by_seed(rows, setting, f"{when}/{metric}") for when in ("before", "after"))
-            seeds = sorted(before.keys() & after.keys())
-            estimate = mean_estimate([after[seed] - before[seed] for seed in seeds], level, "")
+            estimate = mean_estimate(changes_by_seed(rows, setting, metric), level, "")
             if estimate is not None:
-                mean = sum(before[seed] for seed in seeds) / len(seeds)
+                before = list(by_seed(rows, setting, f"before/{metric}").values())
                 named = dict(zip(KEYS, setting, strict=True))
-                table.append({**named, "measure": label, "before": mean, **as_row(estimate)})
+                table.append({**named, "measure": label, "before": sum(before) / len(before), **as_row(estimate)})
     return table
+
+
+def changes_by_seed(rows: Rows, setting: Setting, metric: str) -> list[float]:
+    """The change of a metric of calibration by training, for each seed of a setting."""
+    before, after = (by_seed(rows, setting, f"{when}/{metric}") for when in ("before", "after"))
+    return [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
 
 
 def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str = WIN) -> list[float]:
@@ -156,29 +166,38 @@ def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str 
 def claims(rows: Rows, level: float) -> list[Json]:
     """Verdicts on number, noise and selection of judgments and on calibration, all at once (Bonferroni)."""
     present = settings(rows)
+    faultless = [setting for setting in present if not setting[-1]]
     least, most = present[0][0], present[-1][0]
     usual = usual_noise(rows)
-    noises = sorted({noise for *_, noise in present})
+    noises = sorted({noise for _, _, noise, _ in present})
+    best = (most, "random", usual, "")
     tests: list[tuple[str, str, str, list[float]]] = []  # code, text, direction, a value for each seed
-    best = (most, "random", usual)
     wins = [value - 0.5 for value in by_seed(rows, best, WIN).values()]
     text = f"after {most} judgments, {usual:.0%} of them wrong, the model wins against its start on more than half of"
     tests.append(("wins", f"{text} the prompts", "higher", wins))
-    pairs = [((most, select, noise), (least, select, noise)) for n, select, noise in present if n == most > least]
+    rises = [value - LARGEST_RISE for value in changes_by_seed(rows, best, "nats")]
+    text = f"the loss on other text rises by less than {LARGEST_RISE:g} nats per token after {most} judgments"
+    tests.append(("language", text, "lower", rises))
+    pairs = [((most, select, noise, ""), (least, select, noise, "")) for n, select, noise, _ in faultless if n == most]
     text = f"the win rate is higher after {most} judgments than after {least}"
-    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs)))
+    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs) if most > least else []))
     if len(noises) > 1:
-        pairs = [((n, "random", noises[-1]), (n, "random", noises[0])) for n in sorted({n for n, *_ in present})]
+        places = {(n, select) for n, select, _, _ in faultless}
+        pairs = [((n, select, noises[-1], ""), (n, select, noises[0], "")) for n, select in sorted(places)]
         text = f"the win rate is lower with {noises[-1]:.0%} than with {noises[0]:.0%} wrong judgments"
         tests.append(("noise", text, "lower", mean_gaps(rows, pairs)))
-    for select in sorted({select for _, select, _ in present} - {"random"}):
-        pairs = [((n, select, noise), (n, "random", noise)) for n, s, noise in present if s == select and n < most]
+    for select in sorted({select for _, select, _, _ in present} - {"random"}):
+        cells = [(n, noise) for n, chosen, noise, _ in faultless if chosen == select and n < most]
+        pairs = [((n, select, noise, ""), (n, "random", noise, "")) for n, noise in cells]
         text = f"the win rate is higher where pairs are chosen by {select} than at random, below {most} judgments"
         tests.append((f"active_{select}", text, "higher", mean_gaps(rows, pairs)))
-    before, after = by_seed(rows, best, "before/ece"), by_seed(rows, best, "after/ece")
-    shared = sorted(before.keys() & after.keys())
+    for fault in sorted({fault for *_, fault in present if fault}):
+        cells = [(n, select, noise) for n, select, noise, other in present if other == fault]
+        pairs = [((*cell, fault), (*cell, "")) for cell in cells]
+        text = f"the win rate is lower where annotators {fault}"
+        tests.append((f"annotators_{fault.replace(' ', '_')}", text, "lower", mean_gaps(rows, pairs)))
     text = f"the calibration error of next tokens is higher after {most} judgments than before"
-    tests.append(("calibration", text, "higher", [after[seed] - before[seed] for seed in shared]))
+    tests.append(("calibration", text, "higher", changes_by_seed(rows, best, "ece")))
     scaled = list(by_seed(rows, best, f"after/{SCALED}").values())
     tests.append(("temperature", "a temperature lowers the calibration error after training", "lower", scaled))
     tests = [test for test in tests if test[-1]]
@@ -196,15 +215,17 @@ def usual_noise(rows: Rows) -> float:
     return float((others if len(others) else rows)["noise"].mode()[0])
 
 
-def headline(wins: Sequence[Row], level: float) -> str:
-    """The win rate at the most judgments of each selection and noise."""
+def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
+    """The win rate at the most judgments of each selection and noise, and what it costs the loss on other text."""
     most = max(row["judgments"] for row in wins)
     parts = []
     for row in wins:
         if row["judgments"] == most:
-            kind = "" if row["select"] == "random" else f", chosen by {row['select']}"
-            parts.append(f"{share(from_row(row))} with {row['noise']:.0%} wrong{kind}")
-    return f"After {most} judgments the model wins against its start on {'; '.join(parts)} (share of prompts)."
+            parts.append(f"{share(from_row(row))} ({label(row)})")
+    losses = [row for row in changes if row["judgments"] == most and row["measure"] == CALIBRATION["nats"]]
+    text = "; ".join(f"{from_row(row).text('+.3f').strip()} nats per token ({label(row)})" for row in losses)
+    cost = f" The loss on other text changes by {text}." if losses else ""
+    return f"After {most} judgments the model wins against its start on {'; '.join(parts)} (share of prompts).{cost}"
 
 
 def share(estimate: Estimate) -> str:
@@ -215,17 +236,30 @@ def share(estimate: Estimate) -> str:
 
 
 def label(row: Mapping[str, object]) -> str:
-    """The name of a selection and noise in figures."""
+    """The name of a selection and of annotators in figures."""
     kind = "pairs at random" if row["select"] == "random" else f"pairs by {row['select']}"
-    return f"{kind}, {row['noise']:.0%} wrong"
+    fault = f", {row['annotators']}" if row.get("annotators") else ""
+    return f"{kind}, {row['noise']:.0%} wrong{fault}"
+
+
+def annotator_chart(wins: Sequence[Row]) -> object:
+    """The win rate of each selection and kind of annotator, at the number of judgments that has most of them."""
+    from kleiber.studies.compare.chart_forms import estimates
+
+    number = pd.Series([row["judgments"] for row in wins]).mode().max()
+    rows = [{**row, "series": label(row)} for row in wins if row["judgments"] == number]
+    title = f"Win rate against the start after {number} judgments, by annotators and choice of pairs"
+    return estimates(rows, [row["series"] for row in rows], "win rate against the start", title)
 
 
 def win_chart(wins: Sequence[Row]) -> object:
-    """Win rate vs number of judgments, a line for each selection and noise, and a line at chance."""
+    """Win rate vs number of judgments, a line for each selection and noise with several, and a line at chance."""
     import altair as alt
 
     from kleiber.charts.theme import kind_color, log_axis, with_title
 
+    settings_of = [label(row) for row in wins]
+    wins = [row for row in wins if settings_of.count(label(row)) > 1] or wins
     rows = pd.DataFrame([{**row, "kind": label(row)} for row in wins])
     rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float).clip(0, 1)
     values = {kind: [row["value"] for row in wins if label(row) == kind] for kind in map(label, wins)}
@@ -258,10 +292,7 @@ def calibration_chart(changes: Sequence[Row]) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
     from kleiber.studies.compare.chart_forms import estimates
 
-    named = [{**row, "setting": label(row), "number": f"{row['judgments']} judgments"} for row in changes]
+    named = [{**row, "setting": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
     order = list(dict.fromkeys(row["setting"] for row in named))
-    rows = [
-        {**row, "series": row["setting"], "panel": row["measure"], "name": f"{row['number']}, {row['setting']}"}
-        for row in named
-    ]
+    rows = [{**row, "series": row["setting"], "panel": row["measure"]} for row in named]
     return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)

@@ -38,7 +38,7 @@ METHODS = {
     "gradient_x_input": "gradient x input",
     "random": "random ranking",
 }
-ARMS = {"trigger": "trigger", "trigger_lstm": "trigger, LSTM", "lookup": "lookup"}
+ARMS = {"trigger_lstm": "trigger, LSTM"}  # labels that are not the name
 MEASURES = {  # label and unit
     "planted_first": ("a cause is ranked first", "share of texts"),
     "planted_found": ("causes among the first", "share of causes"),
@@ -55,11 +55,14 @@ BETTER = (  # method, and the one that it is claimed to be better than
 PAPER = (
     "Models learned tasks whose answers rest on known tokens: a trigger that stands anywhere in a text and alone "
     "decides its last token, and lookup, where a key that was read before asks for the value behind it (Arora et al. "
-    "2023, arXiv:2312.04927). Attributions are of the log-probability of the answer to the tokens in front of it; "
-    "the token that asks is left out of the ranking. Deletion and insertion replace tokens by those of other texts at "
-    "the same place, in the order of the attributions (Petsiuk et al. 2018, arXiv:1806.07421), and are given in nats "
-    "relative to random rankings of the same texts. Differences between methods are paired by seed, with Student's "
-    "intervals; those of the claims hold together (Bonferroni)."
+    "2023, arXiv:2312.04927). In lookup every key has values of its own, so the value tells its key; in induction all "
+    "keys share them, so a layer has to mark each value with the key in front of it (Olsson et al. 2022, "
+    "arXiv:2209.11895). Stories are explained at five places, where no cause is known. Attributions are of the log- "
+    "probability of the answer to the tokens in front of it; the token that asks is left out of the ranking. Deletion "
+    "and insertion replace tokens by those of other texts at the same place, in the order of the attributions "
+    "(Petsiuk et al. 2018, arXiv:1806.07421), and are given in nats relative to random rankings of the same texts. "
+    "Differences between methods are paired by seed, with Student's intervals; those of the claims hold together "
+    "(Bonferroni)."
 )
 
 
@@ -160,7 +163,7 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
 
 def agreements(rows: Rows, arm: str) -> list[float]:
     """For each seed, the share of pairs of methods that deletion orders as the truth does, less 1/2; without ties."""
-    methods = [method for method in METHODS if by_seed(rows, arm, method, TEST)]
+    methods = [method for method in METHODS if all(by_seed(rows, arm, method, of) for of in (TEST, TRUTH))]
     by_method = {method: (by_seed(rows, arm, method, TEST), by_seed(rows, arm, method, TRUTH)) for method in methods}
     shares = []
     for seed in sorted(set.intersection(*(set(test) for test, _ in by_method.values())) if methods else ()):

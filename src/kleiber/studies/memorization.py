@@ -25,7 +25,8 @@ from kleiber.types import Json, Row
 CANARY = re.compile(r"eval/memorization/canaries/(exposure|extracted)/(\d+)")
 AREA = "membership_auc/loss"
 LOSS, EPSILON, BITS, NATS = "loss", "privacy/epsilon", "bits", "nats per token"
-LABELS = {"plain": "plain", "exact": "without exact duplicates", "near": "without near duplicates"}
+DISTINCT = "exact"  # the arm whose canaries are the same, each read once
+LABELS = {"plain": "plain", DISTINCT: "without exact duplicates", "near": "without near duplicates"}
 
 Place = tuple[str, int]  # an arm and its width
 BySeed = dict[int, float]
@@ -50,7 +51,7 @@ class Cells:
     def name(self) -> str:
         """What the arm is called."""
         arm = self.place[0]
-        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {round(self.epsilon, 1):g}"
+        return LABELS.get(arm, arm) if self.epsilon is None else f"DP-SGD, epsilon {shown(self.epsilon):g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,10 @@ class Memorization(IntervalStudy):
             if arm == first:
                 text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
                 rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
+                text = f"Share of canaries repeated {most} times that are extracted less that of those repeated"
+                text = f"{text} {times(least)}"
+                always, once = (cell.of("extracted", count) for count in (most, least))
+                rows.append(self.row("extraction", cell, text, always, once, "share"))
                 if width != narrow:
                     text = f"Exposure of canaries repeated {middle[0]} times less that at width {narrow}"
                     other = by_place[arm, narrow].of("exposure", middle[0])
@@ -140,6 +145,11 @@ class Memorization(IntervalStudy):
             if 0 in repetitions:
                 text = f"Exposure of canaries repeated {most} times less that of canaries that were never planted"
                 rows.append(self.row(f"chance_{arm}", cell, text, at_most, cell.of("exposure", 0), BITS))
+            read_once = by_place.get((DISTINCT, width))
+            if read_once is not None and arm != DISTINCT:
+                text = f"Exposure of canaries repeated {most} times less that of the same ones in the arm"
+                text = f"{text} {LABELS[DISTINCT]}, which reads them once"
+                rows.append(self.row(f"once_{arm}", cell, text, at_most, read_once.of("exposure", most), BITS))
         return rows
 
     def row(self, code: str, cell: Cells, text: str, ours: BySeed, theirs: BySeed, unit: str) -> Json:
@@ -166,6 +176,11 @@ def within(estimate: Estimate, largest: float) -> Estimate:
     if estimate.lo is None or estimate.hi is None:
         return estimate
     return replace(estimate, lo=max(0.0, estimate.lo), hi=min(largest, estimate.hi))
+
+
+def shown(epsilon: float) -> float:
+    """Epsilon to one decimal place, and below 1 to two."""
+    return round(epsilon, 1 if epsilon >= 1 else 2)
 
 
 def times(count: int) -> str:
@@ -246,7 +261,7 @@ def epsilon_figure(cells: Sequence[Cells], most: int) -> object:
             for value in cell.of(measure, None if measure == LOSS else most).values()
         )
         private, plain = rows[rows["epsilon"].notna()], rows[rows["epsilon"].isna()]
-        x = values_axis("epsilon", "epsilon spent", private["epsilon"].round(1), "~g")
+        x = values_axis("epsilon", "epsilon spent", pd.Series([shown(epsilon) for epsilon in private["epsilon"]]), "~g")
         y, mean = (
             alt.Y(f"{name}:Q", title=title, scale=span(rows["value"].to_numpy())) for name in ("value", "mean(value)")
         )

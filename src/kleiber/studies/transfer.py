@@ -36,11 +36,12 @@ METHODS = (
 class Transfer(IntervalStudy):
     """How to read it.
 
-    against  kinds that are compared with others from the same text, such as {mlm: bert}: ours - theirs
+    against  kinds that are compared with others from the same text, such as {mlm: bert, clm: [gpt2, llama]}: ours -
+             theirs
     kind, start, task, share  of a cell: set by the design
     """
 
-    against: Mapping[str, str] = field(default_factory=dict)
+    against: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     kind: str | None = None
     start: str | None = None
     task: str | None = None
@@ -49,8 +50,7 @@ class Transfer(IntervalStudy):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
-        # A rate that only some seeds have was for tuning.
-        rows = tried.merge(best_settings(tried, GROUP, ["lr"], "score", higher=True), on=[*GROUP, "lr"])
+        rows = tuned_scores(tried)
         differences = self.differences(rows)
         gaps = [row for row in differences if row["against"] == SCRATCH]
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
@@ -69,13 +69,18 @@ class Transfer(IntervalStudy):
             methods=METHODS.format(level=self.level),
         )
 
+    def rivals(self, kind: str) -> Sequence[str]:
+        """The kinds that a kind is compared with."""
+        rivals = self.against.get(kind, ())
+        return [rivals] if isinstance(rivals, str) else rivals
+
     def differences(self, rows: Rows) -> list[Json]:
         """Every kind on every text, task and share less the same kind from nothing, and less the kind of `against`."""
         arms = {key: dict(zip(part["seed"], part["score"], strict=True)) for key, part in rows.groupby(GROUP)}
         table = []
         for (task, kind, start, share), ours in arms.items():
-            rival = self.against.get(kind, "")
-            others = {SCRATCH: arms.get((task, kind, SCRATCH, share)), rival: arms.get((task, rival, start, share))}
+            others = {SCRATCH: arms.get((task, kind, SCRATCH, share))}
+            others |= {rival: arms.get((task, rival, start, share)) for rival in self.rivals(kind)}
             for against, theirs in others.items() if start != SCRATCH else ():
                 if theirs is not None:
                     better = sum(gap > 0 for gap in gaps_by_seed(ours, theirs))
@@ -83,6 +88,14 @@ class Transfer(IntervalStudy):
                     names = {"task": task, "kind": kind, "start": start, "share": share, "against": against}
                     table.append({**names, **numbers, "better on": better})
         return table
+
+
+def pretrained_arm(run: Run) -> tuple[str, str] | None:
+    """Kind and text of a pre-training run of the design `pretraining`; None for any other run."""
+    labels = run.config.get("study") or {}
+    if labels.get("task") is not None or labels.get("kind") is None:
+        return None
+    return labels["kind"], labels["start"]
 
 
 def score_verdict(row: Row) -> Json:
@@ -104,8 +117,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
         if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
-        usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
-        metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
+        metric = main_metric(run)
         score = stage["metrics"][f"val/{name}/{metric}"]
         if metric == "rmse":  # scores rise with what is learned, here as everywhere in this study
             metric, score = f"-{metric}", -score
@@ -121,6 +133,19 @@ def score_rows(runs: Sequence[Run]) -> Rows:
     if not table:
         raise ValueError("no finished run of any task: this study needs the cells of its own design")
     return pd.DataFrame(table).sort_values(["task", "kind", "start", "share", "seed", "lr"], ignore_index=True)
+
+
+def main_metric(run: Run) -> str:
+    """The metric by which the task of a fine-tune is scored."""
+    usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
+    metrics, task = run.stage["metrics"], run.stage["tasks"][0]
+    return run.config["data"].get("metric") or next(name for name in usual if f"val/{task}/{name}" in metrics)
+
+
+def tuned_scores(tried: Rows) -> Rows:
+    """The rows at the learning rate of each kind, start, task and share; a rate that only some seeds have was for
+    tuning."""
+    return tried.merge(best_settings(tried, GROUP, ["lr"], "score", higher=True), on=[*GROUP, "lr"])
 
 
 def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str], float]:

@@ -1,8 +1,8 @@
 """The design `pretraining` of the study `transfer`: pre-trains on several texts and fine-tunes on all tasks.
 
-It has three rounds: the pre-training runs; the fine-tuning runs that tune the learning rate of each task, with the
-first seed and all labels; and the fine-tuning runs with every seed and label fraction, at the learning rate with the
-best score. The same models are also trained on the tasks from scratch.
+It has three rounds: the pre-training runs, which may have several learning rates; the fine-tuning runs that tune the
+learning rate of each task, with the first seed and all labels; and the fine-tuning runs with every seed and label
+fraction, at the learning rate with the best score. The same models are also trained on the tasks from scratch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kleiber.config.compose import find_choice
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.arms import read_ladders
 from kleiber.studies.compare.rows import SCRATCH
 from kleiber.studies.designs.design import (
     Cell,
@@ -32,7 +33,8 @@ from kleiber.studies.designs.design import (
     parse_lines,
     seed_levels,
 )
-from kleiber.studies.transfer import tuned_rates
+from kleiber.studies.designs.grid import LR
+from kleiber.studies.transfer import pretrained_arm, tuned_rates
 from kleiber.types import Count, Json, Row
 
 Lines = Sequence[str]
@@ -46,19 +48,27 @@ class Kind:
     pretrain  overrides of pre-training: objective, masking, learning rate
     lrs       learning rates of fine-tuning; a single rate is used without tuning
     scratch   learning rates of training the tasks from scratch; if empty, the model is not trained from scratch
+    pretrain_lrs  learning rates of pre-training; if empty, that of `pretrain` or of the config. Every seed is trained
+              at every rate, and fine-tuning starts from the runs at the rate of lowest mean loss
     """
 
     model: Lines
     pretrain: Lines
     lrs: Sequence[float]
     scratch: Sequence[float] = ()
+    pretrain_lrs: Sequence[float] = ()
+
+    def rates(self) -> Level:
+        """The factor of pre-training: every rate of `pretrain_lrs`."""
+        return Level({LR: [f"{lr:g}" for lr in sorted(self.pretrain_lrs)]} if self.pretrain_lrs else {})
 
 
 @dataclass(frozen=True)
 class Start:
     """The start point of fine-tuning runs: random weights (name `SCRATCH`), or a pre-trained model.
 
-    base      overrides of the pre-training run; for random weights, of the one whose tokenizer is used
+    base      overrides of the pre-training run; for random weights, of the one whose tokenizer is used. Its learning
+              rate is a list where pre-training is tuned
     tuned_on  name of the start point of the same kind whose learning rates are used
     """
 
@@ -115,7 +125,8 @@ class Pretraining:
             for (source, lines), size in itertools.product(self.sources.items(), self.sizes):
                 text = f"{source}/{size}"  # recorded by the run, since the overrides of one text may contain another's
                 base = [*kind.model, *kind.pretrain, *lines, f"data.max_bytes={size}", *self.pretrain]
-                bases[text] = Level(parse_lines(base) | {"study.kind": name, "study.start": text})
+                labels = {"study.kind": name, "study.start": text}
+                bases[text] = Level(parse_lines(base)) | kind.rates() | Level(labels)
             first = next(iter(bases))
             scratch += [Start(name, SCRATCH, bases[first], SCRATCH)] if kind.scratch else []
             pretrained += [Start(name, text, base, first) for text, base in bases.items()]
@@ -160,12 +171,28 @@ class Pretraining:
         kind = self.chosen[start.kind]
         return kind.scratch if start.name == SCRATCH else kind.lrs
 
+    def best_pretraining(self, runs: Sequence[Run], start: Start) -> dict[str, str]:
+        """Returns the learning rate of the pre-training runs from which `start` goes on, as an override.
+
+        This is the rate with the lowest mean loss, or the first of the list before any run has ended; empty where
+        pre-training has a single rate.
+        """
+        if not self.chosen[start.kind].pretrain_lrs:
+            return {}
+        arm = (start.kind, start.base.values["study.start"])
+        ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
+        if not ended:
+            return {LR: start.base.values[LR][0]}
+        ((*_, longest),) = read_ladders(ended, arm_of=lambda run: start.kind, least=1).values()
+        return {LR: f"{longest.best_lr:g}"}
+
     def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[Cell]:
         """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.
 
         Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
         """
-        (base,) = combine([start.base], [Level({"seed": seed})])
+        pretrained = start.base | Level(self.best_pretraining(runs, start))
+        (base,) = combine([pretrained], [Level({"seed": seed})])
         later = f"fine-tuning of the model {start.kind} from {start.name} on the task {task}"
         run = finished_base(runs, base, self.bases(), later)
         if run is None:
@@ -178,7 +205,7 @@ class Pretraining:
         task_lines = parse_lines([*model, *self.finetune, *self.tasks[task]])
         labels = {"kind": start.kind, "start": start.name, "task": task, "share": f"{share:g}"}
         subset = {"data.share": f"{share:g}", "data.seed": seed} if share < 1 else {}
-        trained = Level({**task_lines, "optimizer.lr": f"{lr:g}", "seed": seed}) | source | Level(subset)
+        trained = Level({**task_lines, LR: f"{lr:g}", "seed": seed}) | source | Level(subset)
         return (trained | Level({f"study.{key}": value for key, value in labels.items()})).cells()
 
     def check_data_available(self) -> None:

@@ -1,0 +1,150 @@
+"""The study `baselines`: kinds of models compared before and after fine-tuning, at equal size and training.
+
+It reads the runs of the design `pretraining`. The pre-trained kinds are arms of a comparison, each at its own best
+learning rate; the scores of their fine-tunes are those of the study `transfer`, and are also averaged over the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.decision import LOSS, as_row, from_row, paired_difference
+from kleiber.studies.compare.rows import SCRATCH, Rows
+from kleiber.studies.compare.study import Compare, compare
+from kleiber.studies.study import Figures, Findings
+from kleiber.studies.transfer import Transfer, main_metric, pretrained_arm, score_rows, tuned_scores
+from kleiber.types import Json, NonNegative, Row
+
+ALL_TASKS = "all tasks"  # in place of a task: the mean of the scores over the tasks
+REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
+
+
+@dataclass(frozen=True)
+class Baselines(Transfer):
+    """Compares the kinds of the design `pretraining`: first their pre-training, then their scores on the tasks.
+
+    measure, equal, claims  of the comparison of pre-training, as in study=compare; the arms are the kinds
+    """
+
+    decides: ClassVar[bool] = True
+
+    measure: str = LOSS
+    equal: str = "tokens"
+    claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Compares pre-training, and the tasks as far as they have been fine-tuned on."""
+        claimed = Compare(level=self.level, measure=self.measure, equal=self.equal, claims=self.claims)
+        pretraining = prefixed(compare(runs, claimed, kind_of))
+        if not any(is_scored(run) for run in runs):
+            return pretraining
+        tasks = super().analyze(runs)
+        means = self.mean_differences(tuned_scores(score_rows(runs)))
+        references = reference_rows(runs)
+        charts: Figures = {**pretraining.figures, **tasks.figures}
+        if means:
+            charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means)
+        return Findings(
+            headline=" ".join([pretraining.headline, *map(sentence, means)]),
+            verdicts=[*pretraining.verdicts, *tasks.verdicts],
+            tables={
+                **({"Mean score over all tasks": means} if means else {}),
+                **tasks.tables,
+                **({"References without pre-training": references} if references else {}),
+                **pretraining.tables,
+            },
+            figures=charts,
+            methods=f"{pretraining.methods} {tasks.methods}",
+            comparison=pretraining.comparison,
+        )
+
+    def mean_differences(self, rows: Rows) -> list[Json]:
+        """Every kind less its rivals, in the mean score over the tasks that both were trained on with a seed."""
+        pretrained = rows[rows["start"] != SCRATCH]
+        means = mean_scores(pretrained)
+        table = []
+        for kind in means:
+            for rival in self.rivals(kind):
+                if rival in means:
+                    estimate = paired_difference(means[kind], means[rival], self.level, "in score")
+                    scores = {name: pd.Series(means[name]).mean() for name in (kind, rival)}
+                    table.append(
+                        {
+                            "kind": kind, "score": scores[kind], "against": rival, "score of it": scores[rival],
+                            "tasks": int(pretrained["task"].nunique()), **as_row(estimate),
+                        }
+                    )  # fmt: skip
+        return table
+
+
+def kind_of(run: Run) -> str | None:
+    """The kind of a pre-training run; None for a fine-tune."""
+    arm = pretrained_arm(run)
+    return None if arm is None else arm[0]
+
+
+def is_scored(run: Run) -> bool:
+    return (run.config.get("study") or {}).get("task") is not None and bool(run.stage.get("tasks"))
+
+
+def prefixed(findings: Findings) -> Findings:
+    """The findings of pre-training with titles that say so."""
+    tables = {f"Pre-training: {title[0].lower()}{title[1:]}": rows for title, rows in findings.tables.items()}
+    figures = {f"pretraining_{name}": draw for name, draw in findings.figures.items()}
+    return replace(findings, tables=tables, figures=figures)
+
+
+def mean_scores(rows: Rows) -> dict[str, dict[int, float]]:
+    """The mean score over tasks by kind and seed, of seeds that have all tasks of all kinds."""
+    count = rows["task"].nunique()
+    means: dict[str, dict[int, float]] = {}
+    for (kind, seed), part in rows.groupby(["kind", "seed"], sort=False):
+        if part["task"].nunique() == count:
+            means.setdefault(kind, {})[int(seed)] = float(part["score"].mean())
+    return means
+
+
+def reference_rows(runs: Sequence[Run]) -> list[Json]:
+    """A row for each task with the main score of each reference on the rows that the fine-tunes were scored on."""
+    rows: dict[str, Json] = {}
+    for task, metric, metrics in tasks_of(runs):
+        for reference, title in REFERENCES.items():
+            names = [name for name in metrics if name.startswith("eval/reference/") and f"/{reference}/" in name]
+            values = [metrics[name] for name in names if name.endswith(f"/{metric}")]
+            if values:
+                rows.setdefault(task, {"task": task, "metric": metric})[title] = values[0]
+    return [rows[task] for task in sorted(rows)]
+
+
+def tasks_of(runs: Sequence[Run]) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+    """Task, main metric and all metrics of each fine-tune."""
+    for run in runs:
+        if is_scored(run):
+            yield run.config["study"]["task"], main_metric(run), run.stage["metrics"]
+
+
+def sentence(row: Row) -> str:
+    return f"In the mean score over {row['tasks']} tasks, {row['kind']} less {row['against']}: {from_row(row).text()}."
+
+
+def _draw(differences: Sequence[Row], means: Sequence[Row]) -> object:
+    """The figure of all differences in score: a panel for each pair of kinds, a line for each task and for all."""
+    from kleiber.studies.compare.chart_forms import estimates
+
+    rows = [{**row, "task": ALL_TASKS} for row in means] + [row for row in differences if row["value"] is not None]
+    pairs = list(dict.fromkeys((row["kind"], row["against"]) for row in means))
+    entries = [
+        {**row, "panel": f"{kind} less {against}", "series": kind, "name": row["task"]}
+        for kind, against in pairs
+        for row in rows
+        if (row["kind"], row["against"]) == (kind, against)
+    ]
+    kinds = list(dict.fromkeys(kind for kind, _ in pairs))
+    return estimates(
+        entries, kinds, "difference in score", "Scores after fine-tuning less those of published shapes", zero=True
+    )

@@ -1,0 +1,87 @@
+"""The study `baselines` compares kinds before fine-tuning, on every task, and in the mean over the tasks."""
+
+import json
+import math
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.baselines import Baselines
+
+RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
+LOSSES = {"ours": 2.0, "theirs": 2.1}  # at the best rate, .02
+SCORES = {"ours": {"a": 0.8, "b": 0.3}, "theirs": {"a": 0.7, "b": 0.5}}
+NOISE = (0.0, 0.03, -0.02)  # of a seed, the same for both kinds
+
+
+def pretrained(home, kind, lr, seed):
+    config = {
+        "study": {"kind": kind, "start": "text/1M"}, "seed": seed, "optimizer": {"lr": lr}, "design": {"seeds": 3},
+        "model": {"depth": 2, "width": 64, "context": 128},
+    }  # fmt: skip
+    loss = LOSSES[kind] + math.log2(lr / 0.02) ** 2 / 10 + NOISE[seed]
+    fake_run(home / f"{kind}-{lr}-{seed}", [{"lr": lr, "metrics": {"val/text/loss": loss}}], config=config, seed=seed)
+
+
+def tuned(home, kind, task, seed):
+    stage = {
+        "tasks": ["t"], "lr": 0.01, "data": {"tokens": 100}, "params": {"total": 10, "non_embedding": 5},
+        "metrics": {
+            "val/t/accuracy": SCORES[kind][task] + NOISE[seed], "val/t/loss": 0.5,
+            "eval/reference/t/majority/accuracy": 0.6, "eval/reference/t/tfidf/accuracy": 0.75,
+            "eval/reference/t/tfidf/mcc": 0.1,
+        },
+    }  # fmt: skip
+    labels = {"kind": kind, "start": "text/1M", "task": task, "share": "1"}
+    config = {"study": labels, "seed": seed, "data": {}}
+    return fake_run(home / f"{kind}-{task}-{seed}", [stage], config=config, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    home = tmp_path_factory.mktemp("baselines")
+    for kind in LOSSES:
+        for seed in range(3):
+            for lr in RATES:
+                pretrained(home, kind, lr, seed)
+            for task in ("a", "b"):
+                tuned(home, kind, task, seed)
+    return read_runs(home)
+
+
+def study(**options):
+    claims = [{"arm": "ours", "against": "theirs"}]
+    return Baselines(against={"ours": ["theirs"]}, claims=claims, **options)
+
+
+def test_kinds_are_compared_at_their_best_rates_on_tasks_and_in_the_mean(runs):
+    findings = study().analyze(runs)
+    (claim,) = findings.comparison["estimates"]
+    assert claim["value"] == pytest.approx(-0.1) and claim["tuned"] and findings.comparison["decision"] == "supported"
+    (mean,) = findings.tables["Mean score over all tasks"]
+    assert mean["value"] == pytest.approx(-0.05) and mean["tasks"] == 2  # +.1 on a and -.2 on b
+    by_task = {row["task"]: row["value"] for row in findings.tables["Against other architectures"]}
+    assert by_task == {"a": pytest.approx(0.1), "b": pytest.approx(-0.2)}
+    first, _ = findings.tables["References without pre-training"]
+    assert first == {
+        "task": "a", "metric": "accuracy", "majority class": 0.6, "TF-IDF + logistic regression": 0.75
+    }  # fmt: skip
+    assert {row["arm"]: row["best lr"] for row in findings.tables["Pre-training: arms"]} == dict.fromkeys(LOSSES, 0.02)
+
+
+def test_before_any_fine_tune_pretraining_alone_is_compared(runs):
+    findings = study().analyze([run for run in runs if run.config["study"].get("task") is None])
+    assert findings.comparison["decision"] == "supported" and "Mean score over all tasks" not in findings.tables
+
+
+def test_a_seed_that_lacks_a_task_is_not_in_the_mean(runs):
+    lacking = [run for run in runs if run.folder.name != "ours-b-2"]
+    (mean,) = study().analyze(lacking).tables["Mean score over all tasks"]
+    assert mean["n"] == 2
+
+
+def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):
+    pytest.importorskip("altair")
+    shown = json.dumps(study().analyze(runs).figures["tasks"]().to_dict())
+    assert all(name in shown for name in ("all tasks", "ours less theirs"))
