@@ -8,12 +8,14 @@ from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.problem import (
     SPACES,
     checked_problem,
+    clip,
     convert,
     from_space,
     influence,
     relative_sigma,
     rho,
     to_space,
+    zero_where_not_finite,
 )
 
 from .. import ladders
