@@ -93,7 +93,7 @@ class Ablation(IntervalStudy):
             verdicts.append({"code": "untuned", "level": "warn", "text": text})
         why = "the best rates are at the edge of their grids" if ladder.at_edge else ""
         comparison = {
-            "schema": "kleiber.compare/1", "measure": "loss", "equal": "tokens", "level": self.level,
+            "schema": "kleiber.compare/1", "measure": "loss", "equal": "tokens", "level": self.level, "looks": 1,
             "decision": str(decision), "why": why, "more_seeds_needed": None,
             "estimates": [{"arm": changed, "against": plain, "equal": "tokens", "times": scale, "value": gap.value,
                            "lo": gap.lo, "hi": gap.hi, "n": gap.n, "unit": UNIT, "tuned": not ladder.at_edge}
