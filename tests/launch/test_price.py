@@ -48,7 +48,8 @@ SLOWER = [pytest.param(choice, marks=pytest.mark.slow) for choice in (["model=gp
 
 @pytest.mark.parametrize("choice", [["model=moe", "adapter=null"], *SLOWER])
 def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, choice):
-    plan, _ = planned(*choice)
+    plan, printed = planned(*choice)
+    assert [line.split()[0] for line in printed.splitlines()].count("compute") == 1
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
