@@ -11,8 +11,9 @@ TRAIN := budget.tokens=1.5M eval.every_steps=0
 train: .venv/installed
 	$(BIN)/python train.py model=moe $(or $(ARGS),$(TRAIN))
 
+# Where bytecode is switched off, every process would compile 400 test files for ten seconds.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 gc.disable()  # until everything is imported: see pytest_collection_finish
 
@@ -9,19 +10,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # Where tensors flow; the launcher's types are pydantic's business.
-FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.step", "types")
-TENSORS = [f"kleiber.{name}" for name in FLOWS]
-hook = install_import_hook(TENSORS, "beartype.beartype")
+FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training/step.py", "types")
+PACKAGE = Path(__file__).parents[1] / "src" / "kleiber"
+
+
+def modules_with_shapes() -> list[str]:
+    """Returns the modules whose annotations have shapes: to check the types of all others takes seconds of imports."""
+    files = [
+        file
+        for flow in FLOWS
+        for file in ([PACKAGE / flow] if flow.endswith(".py") else (PACKAGE / flow).rglob("*.py"))
+    ]
+    names = [
+        file.relative_to(PACKAGE.parent).with_suffix("").parts for file in files if "jaxtyping" in file.read_text()
+    ]
+    return [".".join(name) for name in names]
+
+
+hook = jaxtyping.install_import_hook(modules_with_shapes(), "beartype.beartype")
 
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +44,14 @@ from small_run import REPOSITORY, TINY
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "types", "test_configs.py")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checks shapes in the tests of where tensors flow and of every choice; whole runs elsewhere take a third less."""
+    jaxtyping.config.update("jaxtyping_disable", item.path.relative_to(Path(__file__).parent).parts[0] not in CHECKED)
 
 
 def pytest_collection_finish() -> None:
@@ -105,13 +128,11 @@ def unchecked() -> Iterator[None]:
     """Without the checks of shapes that the hook installs, which raise falsely under torch.compile, and without what
     other tests have compiled: after many shapes of one function it compiles no more.
     """
-    import jaxtyping
     import torch
 
     torch._dynamo.reset()
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

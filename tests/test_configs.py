@@ -42,7 +42,7 @@ ELSEWHERE = {
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
-PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability"]
+PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
@@ -85,7 +85,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
-SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
+SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
     for path in sorted(CONF.rglob("*.yaml"))

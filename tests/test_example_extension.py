@@ -73,6 +73,7 @@ def test_a_model_an_objective_and_data_train_and_open_and_start_a_run_with_a_ret
     assert max(unchanged) > 0.5 and min(unchanged) < 1
 
 
+@pytest.mark.slow
 def test_a_router_and_a_callback_act_in_a_mixture(mylab, launch):
     folder = launch("model=moe", "model/router=tempered", "callbacks=weight_norm", "callbacks.weight_norm.every=1")
     assert logged(folder)["train/weight_norm"] > 0
@@ -80,6 +81,7 @@ def test_a_router_and_a_callback_act_in_a_mixture(mylab, launch):
     assert type(router).__name__ == "Tempered" and router.temperature == 2.0
 
 
+@pytest.mark.slow
 def test_an_evaluation_scores_a_run_and_the_curve_of_its_training(mylab, launch, capsys):
     folder = launch("evals=[confidence]")
     (stage,) = json.loads((folder / "summary.json").read_text())["stages"]

@@ -21,8 +21,11 @@ def test_there_are_commands_and_all_are_known():
     assert all(line.startswith(("python train.py", "kleiber ")) for line in COMMANDS)
 
 
+SINGLE = [line for line in TRAIN if not {"-m", "trainer.devices=2"} & {*line.split()} and "study=" not in line]
+
+
 @pytest.mark.parametrize(
-    "command", [line for line in TRAIN if not {"-m", "trainer.devices=2"} & {*line.split()} and "study=" not in line]
+    "command", [pytest.param(line, marks=[pytest.mark.slow] * ("stages=" in line)) for line in SINGLE]
 )
 def test_single_runs(command, tmp_path, cache_dir):
     words = [w for w in shlex.split(command)[2:] if not w.startswith("data=") and w != "trainer=ddp"]

@@ -1,5 +1,7 @@
 """Numbers and ticks are written as people read them, and the names of lines do not overlap."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -43,6 +45,12 @@ def test_numbers_have_three_digits_and_a_suffix(number, text):
 @pytest.mark.parametrize(("number", "text"), [(20_000, "20k"), (1e12, "10¹²"), (5e12, "5·10¹²"), (9.99e14, "10¹⁵")])
 def test_large_ticks_are_powers_of_ten(number, text):
     assert tick_text(number) == text
+
+
+def test_the_ticks_of_an_axis_are_in_the_notation_of_the_largest():
+    axis = log_axis("C", "compute (FLOPs)", [3e9, 2e11]).to_dict()["axis"]
+    labels = re.findall(r"'([^']+)'", axis["labelExpr"])
+    assert len(labels) == len(axis["values"]) and all("10" in label for label in labels)
 
 
 def test_ticks_are_round_or_at_each_factor_of_the_first():

@@ -140,6 +140,7 @@ def test_what_is_no_name_of_a_package_is_refused_by_its_value(monkeypatch):
         extension_prefixes()
 
 
+@pytest.mark.slow
 def test_a_run_with_an_own_objective_opens_only_for_a_reader_who_allows_it(lab, tmp_path, monkeypatch, capsys):
     own = ["objective._target_=some_lab.Scaled", "objective.factor=2.0", f"root={tmp_path}"]
     assert main([*TINY, *own]) == 0

@@ -31,6 +31,7 @@ def test_the_topics_of_pydoc_are_read() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_workers_read_what_one_process_reads() -> None:
     paths = source_files()[:40]
     assert list(read_docstrings(paths, workers=2)) == [docstrings(path) for path in paths]

@@ -12,6 +12,7 @@ from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import BPE
 
 
+@pytest.mark.slow
 def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
     gpt2 = load_pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
     assert gpt2.encode("Hello world") == [15496, 995]

@@ -131,6 +131,7 @@ def test_wikitext_from_a_local_copy(
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_a_cache_that_is_hit_imports_no_text_library(cache: Path, tiny: str) -> None:
     first = Text(tiny).prepare(16)
     run = subprocess.run([sys.executable, "-c", CHECK, tiny], capture_output=True, text=True, check=True)

@@ -158,6 +158,7 @@ def test_an_interrupted_folder_of_the_cache_is_continued(small_batches: None, tm
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_sigkill_while_tokenizing_loses_one_batch(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "text.txt"
     text.write_text("word and text\n" * 500_000)

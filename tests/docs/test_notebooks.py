@@ -19,7 +19,10 @@ def code_cells(notebook):
     return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "laws")) for path in NOTEBOOKS],
+)
 def test_every_cell_runs(notebook, tmp_path, cache_dir, monkeypatch):
     monkeypatch.setenv("KLEIBER_ROOT", str(tmp_path))
     monkeypatch.chdir(notebook.parent)

@@ -65,7 +65,8 @@ def test_a_kill_after_the_last_checkpoint_leaves_no_finished_run_without_its_fil
     assert path.read_text() == expected.read_text()
 
 
-@pytest.mark.parametrize("damage", ["cut", pytest.param("empty", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(
     child, launch, once, tmp_path, capsys, damage
 ):

@@ -37,7 +37,7 @@ def signalled(monkeypatch):
     ("number", "code", "status"),
     [
         (signal.SIGTERM, 75, "preempted"),
-        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
     ],
 )

@@ -15,7 +15,14 @@ def weights(folder) -> str:
     return json.loads(meta.read_text())["sha256"]["model.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ['{"status": "finished"}', '{"stages": [1]}', "\0\0\0", "folder"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(pytest.param(text, marks=pytest.mark.slow) for text in ('{"status": "finished"}', "\0\0\0")),
+        '{"stages": [1]}',
+        "folder",
+    ],
+)
 def test_a_run_whose_summary_is_damaged_goes_on_and_names_it(launch, interrupted, once, capsys, damage):
     with interrupted(2):
         path = launch(*STEPS, code=130) / "summary.json"
@@ -31,7 +38,13 @@ def test_a_run_whose_summary_is_damaged_goes_on_and_names_it(launch, interrupted
     assert read_summary(folder)["status"] == "finished" and weights(folder) == weights(once(*STEPS))
 
 
-@pytest.mark.parametrize("meta", ["{}", "[]", "\0", '{"step": 4, "sha256": {}}', '{"step": 4}'])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        *(pytest.param(meta, marks=pytest.mark.slow) for meta in ("{}", "[]", "\0", '{"step": 4}')),
+        '{"step": 4, "sha256": {}}',
+    ],
+)
 def test_a_checkpoint_without_hashes_is_passed_over_though_its_weights_were_flipped(
     launch, interrupted, once, capsys, meta
 ):

@@ -43,9 +43,13 @@ def trained(root):
     }
 
 
-@pytest.mark.parametrize("choice", [["model=gpt"], ["model=moe", "adapter=null"], ["model=bert", "objective=mlm"]])
+SLOWER = [pytest.param(choice, marks=pytest.mark.slow) for choice in (["model=gpt"], ["model=bert", "objective=mlm"])]
+
+
+@pytest.mark.parametrize("choice", [["model=moe", "adapter=null"], *SLOWER])
 def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, choice):
-    plan, _ = planned(*choice)
+    plan, printed = planned(*choice)
+    assert [line.split()[0] for line in printed.splitlines()].count("compute") == 1
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
@@ -53,6 +57,7 @@ def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, 
     assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_is_counted_from_its_config(planned):
     """A config without `width` was once priced as one of width 128."""
     options = "{n_embd: 96, n_head: 6, n_inner: 384, n_positions: 64}"

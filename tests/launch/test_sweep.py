@@ -1,5 +1,7 @@
 """Sweeps: every cell runs whether others fail or not, and a second start runs only the missing cells."""
 
+import pytest
+
 import kleiber.runs.run
 from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
@@ -75,6 +77,7 @@ def test_a_sweep_inside_a_cell_is_refused(seeds, monkeypatch, capsys):
     assert "KLEIBER_CELL" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_config_file_can_start_a_sweep(seeds, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nname: asked\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '0,2'}\n"

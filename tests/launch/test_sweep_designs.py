@@ -8,6 +8,7 @@ from kleiber.records.catalog import read_runs
 SWEEP = ["-m", "name=first", "launcher=basic"]
 
 
+@pytest.mark.slow
 def test_a_design_is_multiplied_by_the_sweep_whose_keys_take_precedence(seeds, tmp_path):
     design = ["design=grid", "design.widths=[32,64]", "design.seeds=1"]
     assert main([*SWEEP, *design, "budget.steps=3,4"]) == 0

@@ -54,6 +54,7 @@ def test_the_node_and_the_weights_of_a_folder_give_its_logits(case, tmp_path):
     assert imported(tmp_path, context=8).context == 8
 
 
+@pytest.mark.slow
 def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_loss(shared):
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM

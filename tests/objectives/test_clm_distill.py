@@ -105,6 +105,7 @@ def test_what_cannot_teach_is_refused() -> None:
         Distill(TOY, opens, "RUN")(student(), long)
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_run(launch) -> None:
     teaching = launch("budget.steps=20", root="teaching")
     options = ["objective=distill", f"objective.teacher={teaching}", "objective.mix=1.0", "model.width=32"]

@@ -156,6 +156,7 @@ def test_without_a_reference_a_step_cannot_be_taken_and_a_score_can(corpus) -> N
     assert scorer.compute()["loss"] == pytest.approx(0.5) and scorer.compute()["auc"] == 0.5
 
 
+@pytest.mark.slow
 def test_it_learns_which_letter_is_liked(tmp_path, monkeypatch) -> None:
     """X stands in every good answer and in no bad one; held-out answers are told apart."""
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))

@@ -129,6 +129,7 @@ def test_scores_are_those_of_all_pairs(corpus) -> None:
     assert found["longer_accuracy"] == pytest.approx(batch.labels.mean().item())
 
 
+@pytest.mark.slow
 def test_it_learns_which_letter_is_liked(tmp_path, monkeypatch) -> None:
     """X stands somewhere in every chosen answer and in no rejected one; it is found in pairs that were not trained."""
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))

@@ -1,5 +1,6 @@
 """A summary.json that no run wrote is named with its fault, set aside by the next start, and counts as missing."""
 
+import copy
 import json
 
 import pytest
@@ -7,7 +8,14 @@ from fake_run import SUMMARY, fake_run, fake_stage, write_summary
 
 from kleiber.records.files import DamagedFile
 from kleiber.records.summary import Summary
-from kleiber.records.summary_file import read_summary, summary_or_warning, warn_once
+from kleiber.records.summary_file import (
+    first_error,
+    load_schema,
+    read_summary,
+    summary_or_warning,
+    summary_test,
+    warn_once,
+)
 
 FACTS = {
     "run_id": "a" * 12, "name": "runs", "study": None, "config_hash": "0" * 8, "overrides": [], "seed": 3,
@@ -82,3 +90,38 @@ def test_a_damaged_summary_is_warned_of_once(tmp_path, capsys):
     assert summary_or_warning(tmp_path) == summary_or_warning(tmp_path) == {}
     assert capsys.readouterr().err.count(str(tmp_path / "summary.json")) == 1
     assert summary_or_warning(tmp_path / "nowhere") == {} and capsys.readouterr().err == ""
+
+
+def changed_at(summary, place, value):
+    """A copy of a summary with another value at a place, such as ("stages", 0, "lr"); without it for `...`."""
+    changed = copy.deepcopy(summary)
+    *way, last = place
+    node = changed
+    for key in way:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return changed
+
+
+def test_the_fast_test_agrees_with_the_search_for_the_first_error(tmp_path):
+    """At every place of a summary, with values of every type, and without it."""
+    folder = fake_run(tmp_path / "run", seed=1, R={"tasks": ["a"]})
+    summary, schema = json.loads((folder / "summary.json").read_text()), load_schema("summary.schema.json")
+    places = [(key,) for key in summary] + [("stages", 0, key) for key in summary["stages"][0]]
+    places += [
+        ("stages", 0, "params", "active"),
+        ("stages", 0, "metrics", "val/a/loss"),
+        ("R", "higher_is_better", "a"),
+    ]
+    summary["stages"][0]["metrics"]["val/a/loss"] = 1.0
+    wrong = 0
+    for place in places:
+        for value in (None, True, 1, 2.0, 2.5, "text", [], {}, [1], {"a": 1}, ...):
+            changed = changed_at(summary, place, value)
+            error = first_error(changed, schema)
+            assert summary_test()(changed) == (error is None), (place, value, error)
+            wrong += error is not None
+    assert summary_test()(summary) and not summary_test()([]) and wrong > 200

@@ -41,7 +41,10 @@ def saved(value):
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("name", METHODS)
+GENERATED = ("replay-generated", "lwf-generated", "lwf-new")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in GENERATED)) for n in METHODS])
 def test_a_resumed_stage_ends_with_the_same_bits(name):
     net = learned()
     method, data = begun(name, net)
@@ -135,7 +138,10 @@ KNOBS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("knob", KNOBS)
+OF_GENERATED = ("replay-tokens", "replay-temperature", "lwf-tokens", "lwf-source")
+
+
+@pytest.mark.parametrize("knob", [pytest.param(n, marks=[pytest.mark.slow] * (n in OF_GENERATED)) for n in KNOBS])
 def test_every_setting_has_an_effect(knob):
     """Beside these, gamma of ewc in test_ewc.py and alphas of wise in test_wise.py."""
     found = []

@@ -44,6 +44,7 @@ def test_perplexity_equals_the_last_scores_of_the_run(run, cache_dir, tmp_path, 
     assert ended["eval/perplexity/tiny/loss"] == scores["loss"]["value"]
 
 
+@pytest.mark.slow
 def test_routing_reads_earlier_checkpoints_and_draws_figures(run, cache_dir, capsys):
     assert main(["eval", str(run), "--evals", "routing", "--tokens", "512"]) == 0
     results = json.loads((run / "evals/routing.json").read_text())["details"]

@@ -88,6 +88,7 @@ def test_causal_models_score_as_in_transformers(
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_masked_models_score_as_in_transformers(shared: Path, tmp_path: Path, cache_dir: Path) -> None:
     from transformers import AutoModelForMaskedLM
 

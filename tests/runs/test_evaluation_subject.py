@@ -27,6 +27,7 @@ def run(tmp_path_factory):
     return next(root.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
     steps, weights = [], []
     for step, model in earlier_models(run):

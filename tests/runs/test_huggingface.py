@@ -80,6 +80,7 @@ def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
     assert again.encode(every) == ours.encode(every) and again.token_bytes.tolist() == ours.token_bytes.tolist()
 
 
+@pytest.mark.slow
 def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 

@@ -89,6 +89,7 @@ def test_a_new_run_on_the_changed_data_notes_its_own_hash(resume, launch, tmp_pa
     assert len(hashes) == 2
 
 
+@pytest.mark.slow
 def test_text_of_another_stage_and_a_trained_tokenizer_are_inputs_of_a_chain(resume, tmp_path):
     place = tmp_path / "mine.txt"
     shutil.copy(DATA / "tiny.txt", place)
@@ -135,6 +136,7 @@ def test_a_foreign_folder_that_was_replaced_is_refused(kind, name, resume, launc
     assert read_summary(launch(*STEPS, *options))["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_start_point_that_was_trained_again_is_refused(resume, launch, tmp_path):
     start = launch(*STEPS, root="start")
     before = weights_hash(str(start))

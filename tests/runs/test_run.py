@@ -65,6 +65,7 @@ def test_two_seeds_are_two_runs(launch):
     assert losses(first)[3] != losses(second)[3]
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_result(launch):
     """Also with experts: the balance loss is computed per sequence, so its sum does not depend on the micro-batches."""
     options = ["trainer.precision=64", "trainer.max_steps=5", "eval.every_steps=0", "callbacks.samples=null"]
@@ -78,6 +79,7 @@ def test_micro_batches_do_not_change_the_result(launch):
                 torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_masked_prediction_trains_on_a_bidirectional_model(launch):
     folder = launch("model=bert", "objective=mlm", "callbacks.log.every=1")
     curve = losses(folder)
@@ -146,6 +148,7 @@ def test_wandb_has_config_metrics_and_summary_of_the_run(launch):
     assert logged["summary"]["checkpoint"] == record["stages"][0]["checkpoint"]
 
 
+@pytest.mark.slow
 def test_seconds_of_training_do_not_include_evaluation(launch, monkeypatch):
     from kleiber.evals import perplexity as evaluate
 
@@ -172,6 +175,7 @@ def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):
     assert summary(folder)["status"] == "failed" and "a defect" in summary(folder)["error"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_wandb_id(launch, interrupted):
     options = ("logger=wandb", "logger.wandb.mode=offline", "callbacks.checkpoints.every=5")
     with interrupted(2):

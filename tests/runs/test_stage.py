@@ -84,6 +84,7 @@ def test_the_first_stage_of_a_chain_equals_a_run_of_its_config(launch, once, cha
         assert torch.equal(weights(folder, "one")[name], value)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_checkpoint_of_a_stage_equals_the_next_stage(launch, once, chain, other):
     folder = once(*chain)
     start = ["init=checkpoint", f"init.path={folder}/one", f"data.path={other}", "budget.steps=9", "optimizer.lr=0.01"]
@@ -94,7 +95,7 @@ def test_a_run_from_the_checkpoint_of_a_stage_equals_the_next_stage(launch, once
     assert single["matrix"][0] == chained["matrix"][1] and single["baseline"] == chained["matrix"][0]
 
 
-@pytest.mark.parametrize("checkpoints", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
+@pytest.mark.parametrize("checkpoints", [*(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2)), 4])
 def test_an_interrupted_chain_resumes_to_the_same_results(launch, once, chain, interrupted, checkpoints):
     whole = summary(once(*chain))
     with interrupted(checkpoints):
@@ -167,6 +168,7 @@ def test_a_budget_of_the_run_is_the_total_of_a_chain_in_its_own_proportion(launc
     assert (one["steps"], two["steps"]) == (8, 2), "of 512 tokens each"
 
 
+@pytest.mark.slow
 def test_retention_applies_to_later_stages_and_resumes_bit_identically(launch, once, chain, interrupted):
     plain = once(*chain)
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
@@ -234,6 +236,7 @@ def test_a_task_that_is_trained_again_is_scored_with_its_new_settings(launch):
     assert before != pytest.approx(now, abs=1e-4) and summary(again)["R"]["tasks"] == ["tiny"]
 
 
+@pytest.mark.slow
 def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, capsys):
     """Scores are stored by name, so the text that is forgotten must not be mistaken for the text that is learned."""
     (tmp_path / "tiny.txt").write_text(other.read_text())
@@ -248,6 +251,7 @@ def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, 
     assert "stages.chain.two" in (error := capsys.readouterr().err) and "'tiny'" in error
 
 
+@pytest.mark.slow
 def test_noise_of_an_upcycled_start_is_the_same_at_every_load(launch):
     base = launch("trainer.max_steps=1", "model.width=32", *OFTEN, root="base")
     experts = ["model=moe", "model.width=32", "model.mlp.granularity=1", "init=upcycle", f"init.path={base}"]

@@ -38,6 +38,7 @@ def test_an_interrupted_dpo_run_equals_an_uninterrupted_one(launch, interrupted)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < 0.6
 
 
+@pytest.mark.slow
 def test_a_dpo_run_in_bf16_starts_with_a_margin_of_zero(launch):
     folder = launch(*PAIRS, "trainer.precision=bf16", "trainer.max_steps=1", "callbacks.log.every=1", "model.depth=1")
     (row,) = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "train/margin" in r]
@@ -102,9 +103,7 @@ def test_fine_tuning_without_a_budget_reads_the_data_three_times(launch):
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
 
 
-@pytest.mark.parametrize(
-    "name,data", [*TASKS[:3], *(pytest.param(*task, marks=pytest.mark.slow) for task in TASKS[3:])]
-)
+@pytest.mark.parametrize("name,data", [TASKS[0], *(pytest.param(*task, marks=pytest.mark.slow) for task in TASKS[1:])])
 def test_a_run_from_a_fine_tuned_run_is_scored_on_its_task(launch, name, data):
     """The data and the output layer of the task are inherited with the weights, so forgetting can be measured."""
     table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]
@@ -137,12 +136,14 @@ def test_a_resumed_chain_scores_pairs_against_the_first_reference(launch, interr
     assert straight == resumed and straight["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_branch_has_the_dpo_reference_of_its_trunk(launch):
     tree = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "batch.tokens=512", "model.context=64"]
     folder = launch(*PAIRS, *tree, "data.max_bytes=20000")
     assert [file.parent.name for file in folder.glob("stages/*/reference.npz")] == ["trunk"]
 
 
+@pytest.mark.slow
 def test_ewc_and_lwf_retain_a_classification_task(launch):
     """Fisher information and predictions of the old model are those of the output layer of the task."""
     labelled = "{_target_:kleiber.data.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
@@ -183,6 +184,7 @@ def test_a_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
     assert learned > 0.9
 
 
+@pytest.mark.slow
 def test_wise_and_l2sp_work_on_a_pretrained_wrapped_model(launch, shared, capsys):
     """WiSE and L2-SP need no earlier task; replay needs one and is refused."""
     source = shared / "data" / "models" / "stories260K"

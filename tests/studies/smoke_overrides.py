@@ -50,3 +50,13 @@ UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
 )
+BUDGETS = [
+    "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64",
+    "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}", "study.bootstrap=20",
+]  # fmt: skip
+NO_LAW = "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested"
+ISOFLOP = (BUDGETS, 4, NO_LAW, "A B E alpha beta", True)
+ABLATION = [
+    "design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "model.width=32,48,64",
+    "stages.branches=[4k,8k]", "design.lrs=[0.03]", "design.seeds=2",
+]  # fmt: skip

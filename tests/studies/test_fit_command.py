@@ -22,15 +22,20 @@ def run(*words):
     return CliRunner().invoke(app, [str(key) for key in words])
 
 
-@pytest.fixture
-def csv(tmp_path):
+def write_table(folder):
+    """Writes a table of twenty rows in two sets and returns its path."""
     rows = ladders.twenty()
     L = ladders.noisy(ladders.loss(**rows), 1, 0.002)
-    path = tmp_path / "runs.csv"
+    path = folder / "runs.csv"
     pd.DataFrame({"params": rows["N"], "tokens": rows["D"], "loss": L, "set": ["a", "b"] * 10}).to_csv(
         path, index=False
     )
     return path
+
+
+@pytest.fixture
+def csv(tmp_path):
+    return write_table(tmp_path)
 
 
 def fit(csv, *words):
@@ -112,6 +117,7 @@ def test_bad_input_exits_2_and_names_the_option_and_the_value(csv, words, named)
     assert "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_rows_without_a_number_are_named_and_sizes_of_zero_refused(csv):
     rows = pd.read_csv(csv)
     rows.astype({"params": float}).assign(params=rows["params"].where(rows.index != 7)).to_csv(csv, index=False)
@@ -210,6 +216,16 @@ def test_an_option_without_effect_or_meaning_is_refused_by_name(csv, tmp_path, w
     assert done.exit_code == 2 and option in done.output.replace("\n", " "), done.output
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("law")
+    table = write_table(folder)
+    out = folder / "laws.json"
+    done = run("fit", table, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out)
+    assert done.exit_code == 0
+    return out, done.output
+
+
 @pytest.mark.parametrize(
     ("point", "named"),
     [
@@ -220,18 +236,14 @@ def test_an_option_without_effect_or_meaning_is_refused_by_name(csv, tmp_path, w
         (("N=1e9", "N=1e8", "D=1e10"), "'N=1e8'"),
     ],
 )
-def test_a_point_that_the_law_cannot_use_is_refused_with_its_value(csv, tmp_path, point, named):
-    out = tmp_path / "laws.json"
-    assert run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out).exit_code == 0
-    done = run("predict", out, *point)
+def test_a_point_that_the_law_cannot_use_is_refused_with_its_value(fitted, point, named):
+    done = run("predict", fitted[0], *point)
     assert done.exit_code == 2 and named in done.output, done.output
 
 
-def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):
-    out = tmp_path / "laws.json"
-    done = run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out)
-    record = valid(out)
-    assert "no intervals; naive predictors" in done.output and "overconfident" not in done.output
+def test_without_draws_nothing_is_covered_and_nothing_missed(fitted):
+    record, output = valid(fitted[0]), fitted[1]
+    assert "no intervals; naive predictors" in output and "overconfident" not in output
     assert record["backtests"] and all(test["coverage"] is None for test in record["backtests"])
 
 

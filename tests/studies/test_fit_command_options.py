@@ -25,6 +25,7 @@ def record(csv, tmp_path):  # noqa: F811
     return fitted
 
 
+@pytest.mark.slow
 def test_the_level_reaches_every_interval_and_the_printed_percent(record):
     words = ("--backtest", "1e19", "--predict", "N=2e9,D=4e10")
     wide, text, _ = record("--level", "0.95", *words)

@@ -26,7 +26,7 @@ def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
     assert "intervals by cluster t" in done.output
 
 
-@pytest.mark.parametrize("sizes", [1, 2])
+@pytest.mark.parametrize("sizes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_path, sizes):
     """Draws begin at the fit and stay near it, so their spread hides that alpha may be anything."""
     N, D = (
@@ -47,6 +47,7 @@ def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_p
     assert "not identified" in run("predict", out, "N=1e9", "D=1e10").output
 
 
+@pytest.mark.slow
 def test_each_group_tells_its_own_excluded_rows(csv, tmp_path):  # noqa: F811
     out = tmp_path / "laws.json"
     frame = pd.read_csv(csv)
@@ -57,6 +58,7 @@ def test_each_group_tells_its_own_excluded_rows(csv, tmp_path):  # noqa: F811
     assert [len(content[name]["excluded"]) for name in ("a", "b")] == [3, 0]
 
 
+@pytest.mark.slow
 def test_the_interval_of_one_run_holds_what_trunks_differ_by(tmp_path):
     """Seeds are averaged before the fit, so its residuals do not show how far a new trunk may lie."""
     rows = [(N, D, seed) for N in np.geomspace(1e7, 1e9, 5) for D in np.geomspace(2e8, 2e10, 5) for seed in range(4)]

@@ -25,6 +25,7 @@ def record(study):
     return Forgetting().compare(read_runs(study))
 
 
+@pytest.mark.slow
 def test_methods_are_compared_where_they_learned_equally_much(record):
     best = truth("none", 0, 0.03)[1]
     assert record["matched"][0]["at"] == pytest.approx(1.02 * best, abs=0.01)
@@ -54,6 +55,7 @@ def test_claims_are_judged_with_intervals(record):
     assert all(decisions[claim["holds"]] in claim["text"] for claim in by_code.values())
 
 
+@pytest.mark.slow
 def test_the_intervals_of_all_claims_of_a_study_hold_at_once(study, record):
     """Each further question widens them: a study has a level, not a question."""
     runs = read_runs(study)

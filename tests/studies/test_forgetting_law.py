@@ -69,6 +69,7 @@ def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
     assert record["main"]["n"] == len(record["rows"]), "the law with an offset keeps every cell"
 
 
+@pytest.mark.slow
 def test_cells_of_the_same_bases_are_no_independent_samples(study):
     """What a base gives to all of its cells, and the law cannot know, is drawn once a base."""
     rows, _ = grid_cells(read_runs(study))
@@ -99,12 +100,14 @@ def test_published_laws_stand_beside_it(record):
     assert "Bethune" in record["beside"]["forgetting"]["source"]
 
 
+@pytest.mark.slow
 def test_without_enough_replay_nothing_is_claimed(tmp_path):
     write_grid(tmp_path / "s", shares=(0.0,), seeds=1)
     fitted = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
     assert fitted["critical"]["why_not"] in headline(fitted)
 
 
+@pytest.mark.slow
 def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
     fitted = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))

@@ -50,6 +50,7 @@ def test_one_page_holds_a_fit_for_each_value_and_laws_without_compute_too(csv, t
     assert "power on t.csv" in out.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_fit_without_the_suspects_and_what_was_fixed(csv, tmp_path):
     pytest.importorskip("altair")
     rows = pd.read_csv(csv)
@@ -62,6 +63,7 @@ def test_the_page_shows_the_fit_without_the_suspects_and_what_was_fixed(csv, tmp
     assert "Sensitivity to suspects" in page and "<td>fixed</td>" in page
 
 
+@pytest.mark.slow
 def test_the_page_of_a_table_without_compute_has_its_cuts_along_the_size(tmp_path):
     pytest.importorskip("altair")
     N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))
@@ -94,6 +96,7 @@ def test_hostile_groups_columns_and_file_names_add_no_element_to_the_page(csv, t
     assert f"Parameters, kind = {HOSTILE}" in shown_text(pages["hostile"])
 
 
+@pytest.mark.slow
 def test_the_page_of_a_large_table_shows_its_pooled_cells(csv, tmp_path):
     pytest.importorskip("altair")
     rows = pd.concat([pd.read_csv(csv).query("kind == 'a'")] * 240)

@@ -80,6 +80,7 @@ def write_runs(folder, name, optimum):
         fake_run(folder / f"run{number}", [stage], config=config, seed=row["seed"])
 
 
+@pytest.mark.slow
 def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(tmp_path, capsys):
     write_runs(tmp_path / "mup", "MuP", 0.02)
     write_runs(tmp_path / "sp", "Standard", 0.01)

@@ -50,6 +50,16 @@ def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, he
 
 
 @pytest.mark.slow
+def test_tokens_rounded_to_whole_steps_count_and_too_few_rows_are_not_fitted(tmp_path):
+    trees(tmp_path / "l", SIZES[:3], [1.984e6, 4e6, 8e6], 1)
+    runs = read_runs(tmp_path / "l")
+    assert Scaling(bootstrap=0, min_tokens="2M").law_of(runs)["n"] == 9
+    law = Scaling(bootstrap=0, min_tokens="4M").law_of(runs)
+    assert law["n"] == 6
+    assert [fit["min_tokens"] for fit in law["from_least_tokens"]] == [1.984e6, 4e6]  # three rows have 8M
+
+
+@pytest.mark.slow
 def test_a_study_keeps_its_suspects_unless_asked(tmp_path):
     """One of 20 runs trained badly: in the law by default, and left out by study.exclude=suspects."""
     trees(tmp_path / "l", SIZES, [2e6, 4e6, 8e6, 16e6], 1, lambda N, **_: 0.2 if SIZES[2] == N else 0.0)

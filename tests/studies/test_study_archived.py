@@ -97,6 +97,7 @@ def test_a_report_is_made_of_the_rows_alone(tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 3 * 5 * 3 + 3
 
 
+@pytest.mark.slow
 def test_out_is_the_only_file_that_is_written(tmp_path, monkeypatch, capsys):
     arms(tmp_path / "study")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,17 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from studies.canary_runs import MEMORIZATION
-from studies.smoke_overrides import BASELINES, COLLAPSE, EXPLAIN, JUDGED, PRETRAINING, SEARCH, UPCYCLING
+from studies.smoke_overrides import (
+    ABLATION,
+    BASELINES,
+    COLLAPSE,
+    EXPLAIN,
+    ISOFLOP,
+    JUDGED,
+    PRETRAINING,
+    SEARCH,
+    UPCYCLING,
+)
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
 SMALL = ["eval.watch_tokens=1024", "batch.tokens=512", "model.depth=1", "model.context=64"]
@@ -46,6 +56,7 @@ class Expected(NamedTuple):
 
 
 STUDIES = {
+    "ablation": Expected(ABLATION, 12, "crossing sign_10x sign_1x sign_2x sign_5x untuned", decision="not tested"),
     "accounting": Expected(
         [*LADDER, "design.seeds=1", "data.tokenizer=bytes", "data.vocab_size=null"],
         3,
@@ -120,20 +131,7 @@ STUDIES = {
         "falls_with_replay grows_with_new_text ill_conditioned no_backtest not_identified power_below_1",
         "A B alpha beta c gamma",
     ),
-    "isoflop": Expected(
-        [
-            "design.flops=2e10",
-            "design.budgets=3",
-            "design.head_dim=8",
-            "batch.tokens=64",
-            "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}",
-            "study.bootstrap=20",
-        ],
-        4,
-        "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested",
-        "A B E alpha beta",
-        True,
-    ),
+    "isoflop": Expected(*ISOFLOP),
     "memorization": Expected(*MEMORIZATION),
     "moe_forgetting": Expected(
         [f"{BASE},model:[gpt,moe]}}", "design.lrs=[0.03]", "design.seeds=1", "design.tokens=5k"],

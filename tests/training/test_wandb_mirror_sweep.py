@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_records import read
 
 from kleiber.config.check import check
@@ -16,6 +15,8 @@ SWEEP = yaml.safe_load((Path(__file__).parents[2] / "examples" / "wandb_sweep.ya
 
 def agent_command(values: dict[str, object]) -> list[str]:
     """The command of a trial with these values of the parameters, as `wandb agent` builds it."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
     macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
     macros |= {"env": ["/usr/bin/env"]}
     words = []

@@ -41,7 +41,9 @@ def log_axis(
     low, high = float(np.min(data)), float(np.max(data))
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
     ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
-    text = "".join(f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{tick_text(tick)}' : " for tick in ticks) + "''"
+    texts = [tick_text(tick, max(ticks, default=None)) for tick in ticks]
+    cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
+    text = "".join(cases) + "''"
     return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False))
 
 
@@ -58,9 +60,12 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
     return [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
 
 
-def tick_text(number: float) -> str:
-    """Returns the label of a tick, such as 20k, 4M or 5·10¹²."""
-    if number < 1e11:
+def tick_text(number: float, largest: float | None = None) -> str:
+    """Returns the label of a tick, such as 20k, 4M or 5·10¹².
+
+    largest  the largest tick of the axis, which decides how all of them are written; None: `number`
+    """
+    if (number if largest is None else largest) < 1e11:
         return format_count(number)
     power = int(np.floor(np.log10(number) + 1e-9))
     lead = round(number / 10.0**power, 1)
@@ -130,7 +135,7 @@ def apply_theme(chart: Chart) -> Chart:
         .configure_title(
             anchor="start", fontSize=13, fontWeight="bold", offset=10, subtitleColor="#555", subtitleFontSize=11
         )
-        .configure_legend(titleFontWeight="normal", symbolOpacity=1, labelFontSize=11)
+        .configure_legend(titleFontWeight="normal", symbolOpacity=1, labelFontSize=11, labelLimit=260)
     )
 
 

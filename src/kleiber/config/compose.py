@@ -90,8 +90,8 @@ class Composer:
         missing = [source.path for source in repository.get_sources() if not source.available()]
         if missing:
             raise ConfigError(f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://conf]")
-        known = self.loader.memory.choices.setdefault(self.config_name, {})
-        self.repository, self._choices = repository, {} if overrides else known
+        remembered = self.loader.memory.choices.setdefault(self.config_name, {})
+        self.repository, self._choices = repository, {} if overrides else remembered
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""

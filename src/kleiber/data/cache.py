@@ -27,7 +27,7 @@ from typing import Protocol, runtime_checkable
 import xxhash
 
 from kleiber.config.errors import NO_SPACE, ConfigError
-from kleiber.records.files import DamagedFile, read_json, write_text
+from kleiber.records.files import DamagedFile, cache_folder, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.records.progress import activity
 from kleiber.types import Json
@@ -126,11 +126,7 @@ def cache_root(folder: Path | str | None = None) -> Path:
     Creates it, and removes what killed processes left in it. Raises ValueError when it cannot be written.
     """
     try:
-        root = Path(
-            folder
-            or os.environ.get("KLEIBER_CACHE")
-            or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kleiber")
-        ).expanduser()
+        root = cache_folder(folder)
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -129,12 +130,18 @@ class TextSource:
         assigned = None if one_document else split_by_hash(read(), len(held_out))
         if assigned is None:
             return _cut_by_position(read, held_out)
-        log.info("%s: %s cut from %d documents by their hash", self.name, " and ".join(held_out), len(assigned))
+        report_cut(self.name, held_out, len(assigned))
 
         def documents(number: int) -> Iterator[Document]:
             return ([text] for text, split in zip(read(), assigned, strict=True) if split == number)
 
         return {name: documents(number) for number, name in enumerate((*held_out, "train"))}
+
+
+@cache  # a new tokenizer and the encoding after it read the same text
+def report_cut(name: str, held_out: tuple[str, ...], documents: int) -> None:
+    """Prints which splits are cut from how many documents, once in a process."""
+    log.info("%s: %s cut from %s documents by their hash", name, " and ".join(held_out), f"{documents:,}")
 
 
 class RereadableDocument:

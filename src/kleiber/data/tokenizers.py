@@ -124,7 +124,8 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
 
     def build(folder: Path) -> Json:
         """Trains the tokenizer and writes it; returns what the manifest records."""
-        log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
+        names = ", ".join(source.name for source in sources)
+        log.info("training a BPE vocabulary of %s on %s", f"{vocab_size:,}", names)
         with activity(f"training a BPE vocabulary of {vocab_size:,}: reading text", unit="characters") as work:
             tokenizer = _train(_counted(_text(sources, root), work), vocab_size)
         (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")

@@ -127,13 +127,15 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
 
     finished  number of cells that are finished already
     """
-    ends = sum(len(cell["ends"]) for cell in estimate["cells"])
+    points = sum(len(cell["ends"]) for cell in estimate["cells"])
     done = f", {finished} of them finished already" if finished else ""
     lines = [
-        f"runs         {plan['runs']} ({ends} points){done}",
+        f"runs         {plan['runs']} ({points} points){done}",
         f"largest      {plan['params']:,} parameters",
         f"compute      {plan['flops']:.3g} FLOPs over {plan['tokens']:,} tokens",
     ]
+    if estimate["description"] and points == 1:  # which has parameters and compute already
+        lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
         return [*lines, f"time         not measured: {estimate['unmeasured']}"]
     hours, workers = plan["seconds"] / 3600, 1 if plan["runs"] == 1 else num_workers(configs[0])

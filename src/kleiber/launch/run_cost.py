@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
@@ -35,6 +34,7 @@ from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.callbacks.log import Throughput
+from kleiber.training.lightning import LightningModule, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json

@@ -7,10 +7,11 @@ holds no lock has the status `killed`. Nothing here repairs or deletes files. Im
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -19,6 +20,7 @@ from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
+from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.summary import condense, read_rows
 from kleiber.records.summary_file import check_summary, summary_or_warning
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
 
 ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)  # archived; interrupted runs can still be resumed
 SET_ASIDE = re.compile(r".*-[0-9a-f]{8}\.\d+")  # folder of an earlier run that resume=never has replaced
+MANY = 100  # runs in a folder from which on an index of their configs is kept
 TRAINED_HERE = "bpe/"  # prefix of the hash of a tokenizer that was trained for the run
 
 
 class Columns(TypedDict):
     """The columns of the table of runs, a row per leaf; every metric of the leaf follows as a column of its own name.
 
-    Losses are in nats per token, or per sample where the objective's loss is a mean over samples. None stands for a
-    value that the run has not recorded.
+    Losses are in nats per token, or per sample where the objective's loss is a mean over samples. None: not recorded.
     """
 
     run: str  # name of the run's folder
@@ -66,12 +68,14 @@ class Run:
     folder    of the run; of an archived run, the folder beside the archive in which it was trained
     archived  `config` and `rows` of a run that was read from runs.jsonl.gz or is only planned; None for a run that was
               read from its folder
+    index     reads the config of one of many runs; None: it is read from the folder
     """
 
     folder: Path
     status: Status
     summary: Json
     archived: Config | None = None
+    index: ConfigIndex | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -81,7 +85,9 @@ class Run:
     @cached_property
     def config(self) -> Json:
         """The composed config. Raises ConfigError for a folder without one."""
-        return read_config(self.folder) if self.archived is None else self.archived["config"]
+        if self.archived is not None:
+            return self.archived["config"]
+        return read_config(self.folder) if self.index is None else self.index.read(self.folder)
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -180,20 +186,34 @@ def read_runs(place: Path) -> list[Run]:
         return archived_runs(place)
     if not place.is_dir():
         raise FileNotFoundError(f"{place} does not exist: name a run, or a folder that contains runs")
-    homes = {path.parent for name in ("config.yaml", "summary.json") for path in place.rglob(name)}
-    homes = {home for home in homes if home == place or not SET_ASIDE.fullmatch(home.name)}
-    runs = {home: read_run(home) for home in homes if ".part-" not in home.name and "wandb" not in home.parts}
-    for file in place.rglob(archive.NAME):
+    homes, archives = find_records(place)
+    index = ConfigIndex(place) if len(homes) > MANY else None
+    runs = {home: read_run(home, index) for home in homes}
+    for file in archives:
         for run in archived_runs(file):
             if run.folder not in runs or (run.status == Status.FINISHED != runs[run.folder].status):
                 runs[run.folder] = run
     return [runs[home] for home in sorted(runs)]
 
 
-def read_run(folder: Path) -> Run:
+def find_records(place: Path) -> tuple[list[Path], list[Path]]:
+    """The folders of runs in a folder and its subfolders, and the files runs.jsonl.gz there."""
+    homes, archives = [], []
+    for parent, _, files in os.walk(place):
+        home = Path(parent)
+        if archive.NAME in files:
+            archives.append(home / archive.NAME)
+        is_run = "config.yaml" in files or "summary.json" in files
+        is_part = ".part-" in home.name or "wandb" in home.parts
+        if is_run and not is_part and (home == place or not SET_ASIDE.fullmatch(home.name)):
+            homes.append(home)
+    return homes, archives
+
+
+def read_run(folder: Path, index: ConfigIndex | None = None) -> Run:
     """The run in a folder. A damaged summary.json counts as missing, with a warning."""
     summary = summary_or_warning(folder)
-    return Run(folder, status_of(summary, folder), summary)
+    return Run(folder, status_of(summary, folder), summary, index=index)
 
 
 def find_run(folder: Path) -> Run | None:

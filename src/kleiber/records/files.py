@@ -36,6 +36,15 @@ class DamagedFile(ConfigError):
         self.path, self.reason = path, reason
 
 
+def cache_folder(folder: Path | str | None = None) -> Path:
+    """The cache folder: `folder`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber.
+
+    Raises RuntimeError where there is no home folder.
+    """
+    chosen = folder or os.environ.get("KLEIBER_CACHE")
+    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kleiber")).expanduser()
+
+
 def read_text(path: Path, max_bytes: int) -> str:
     """Returns the text of a file. Raises DamagedFile unless it is a file of at most `max_bytes` bytes in UTF-8."""
     try:

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.types import Json
@@ -20,6 +22,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,),
     "boolean": (bool,), "null": (type(None),),
 }  # fmt: skip
+Test = Callable[[Any], bool]
 LONGEST = 60  # characters of a value in an error
 
 
@@ -38,9 +41,8 @@ def read_summary(folder: Path) -> Json | None:
 
 def check_summary(values: object, path: Path) -> None:
     """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary."""
-    error = first_error(values, load_schema("summary.schema.json"))
-    if error is not None:
-        raise DamagedFile(path, error)
+    if not summary_test()(values):
+        raise DamagedFile(path, str(first_error(values, load_schema("summary.schema.json"))))
 
 
 def set_damaged_aside(path: Path) -> Path:
@@ -71,6 +73,61 @@ def warn_once(message: str) -> None:
 def load_schema(name: str) -> Json:
     """Returns the schema in the file `name` beside this module."""
     return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+@cache
+def summary_test() -> Test:
+    """The test whether a value has the form of a summary, as `first_error` finds it, in a tenth of its time."""
+    schema = load_schema("summary.schema.json")
+    return build_test(schema, schema["$defs"], {})
+
+
+def build_test(schema: Json, definitions: Json, tests: dict[str, Test]) -> Test:
+    """Returns a function that tells whether a value that json has read has the form of a schema.
+
+    definitions  schemas to which `schema` and others refer
+    tests        functions of these definitions, as far as they have been built
+    """
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        if name not in tests:
+            tests[name] = lambda value: built(value)  # for a definition that contains itself
+            built = build_test(definitions[name], definitions, tests)
+            tests[name] = built
+        return tests[name]
+    kinds = schema.get("type", [])
+    types = frozenset(kind for name in ([kinds] if isinstance(kinds, str) else kinds) for kind in TYPES[name])
+    whole = int in types and float not in types
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    pattern = re.compile(schema["pattern"]) if "pattern" in schema else None
+    required = tuple(schema.get("required", ()))
+    nested = {**schema.get("properties", {}), None: schema.get("additionalProperties")}
+    forms = {
+        name: build_test(form, definitions, tests) if isinstance(form, dict) else None for name, form in nested.items()
+    }
+    item_test = build_test(schema["items"], definitions, tests) if "items" in schema else None
+
+    def test(value: Any) -> bool:
+        """Whether a value has the form of the schema."""
+        kind = type(value)
+        if types and kind not in types and not (whole and kind is float and value.is_integer()):
+            return False
+        if choices is not None and value not in choices:
+            return False
+        if kind is str:
+            return pattern is None or pattern.search(value) is not None
+        if kind is dict:
+            for name in required:
+                if name not in value:
+                    return False
+            for name, item in value.items():
+                form = forms[name if name in forms else None]
+                if form is not None and not form(item):
+                    return False
+            return True
+        return kind is not list or item_test is None or all(map(item_test, value))
+
+    return test
 
 
 def first_error(value: object, schema: Json, root: Json | None = None, key: str = "") -> str | None:

@@ -6,6 +6,7 @@ No module of this package imports torch.
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Ablation": "ablation",
     "Accounting": "scaling",
     "Baselines": "baselines",
     "Bias": "bias",

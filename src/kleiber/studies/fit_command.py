@@ -61,6 +61,16 @@ TrustedLaw = Annotated[
     str | None,
     typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
 ]
+ServedTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="best size and training tokens for L=LOSS or C=FLOPs, if the model will serve this many tokens",
+    ),
+]
+MaxParams = Annotated[
+    str | None, typer.Option(metavar="N", help="with --serve: largest number of parameters, by memory or latency")
+]
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]
@@ -153,15 +163,19 @@ def predict(
     where: Annotated[
         list[str] | None, typer.Option(help='use only rows of TABLE with "C > 1e13"; may be repeated')
     ] = None,
+    serve: ServedTokens = None,
+    max_params: MaxParams = None,
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
-    With --on TABLE, predict every row of the table and compare the predictions with the observed losses.
+    With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
+    TOKENS, choose the model with the least FLOPs of training and serving.
     """
     from kleiber.studies import fitted_law
+    from kleiber.studies.laws import serving
     from kleiber.studies.laws.filters import parse_map, parse_point
     from kleiber.studies.laws.laws_json import law_of, read
 
@@ -175,6 +189,9 @@ def predict(
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
             typer.echo("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
+            return
+        if serve or max_params:
+            typer.echo("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
         if map or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")

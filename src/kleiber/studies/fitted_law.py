@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kleiber.records.files import read_json
-from kleiber.studies.laws import analysis, hyperparameter_record, laws_json, optimum_prediction, prediction, table
+from kleiber.studies.laws import (
+    analysis,
+    hyperparameter_record,
+    laws_json,
+    optimum_prediction,
+    prediction,
+    serving,
+    table,
+)
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
 from kleiber.studies.laws.noise_model import EXTRA
@@ -68,6 +76,19 @@ class FittedLaw:
         if "refused" in answer:
             raise ValueError(f"{inputs}: {answer['refused']}; a larger max_decades predicts anyway")
         return answer
+
+    def allocate(
+        self, serve: float, L: float | None = None, C: float | None = None, max_params: float | None = None,
+        max_decades: float = prediction.MAX_DECADES,
+    ) -> Json:  # fmt: skip
+        """Returns the model with the least FLOPs of training and of serving `serve` tokens, see `serving.allocate`.
+
+        L, C        the loss to reach, or the FLOPs of training and serving: one of them
+        max_params  largest number of parameters
+        """
+        at = {name: value for name, value in {"L": L, "C": C}.items() if value is not None}
+        demand = serving.check_demand(self.form, at, serve, max_params)
+        return serving.allocate(self.record, self.form, demand, max_decades)
 
     def figures(self) -> dict[str, Callable[[], Chart]]:
         """Functions that draw the figures of the law, by name. Those of the fitted rows need `rows`.

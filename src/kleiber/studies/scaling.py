@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
+WHOLE_STEPS = 0.95  # of min_tokens still counts, since runs train on whole steps: 32K tokens may be 31 steps of 1,024
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # error goals, by held-out part
 
 
@@ -62,7 +63,7 @@ class Scaling(Study):
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError if the points with at least `min_tokens` do not determine the law."""
-        late = [point for point in points if 0.999 * quantity(self.min_tokens) <= point.D]
+        late = [point for point in points if WHOLE_STEPS * quantity(self.min_tokens) <= point.D]
         columns = {"N": np.array([point.N for point in late]), "D": np.array([point.D for point in late])}
         if why := shortfall(find(self.law), columns):
             raise ValueError(why + f", or decrease study.min_tokens={self.min_tokens}" * (len(late) < len(points)))
@@ -84,7 +85,7 @@ class Scaling(Study):
     def law_of(self, runs: Sequence[Run]) -> Json:
         """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
         rows = points(runs)
-        late = at_least(rows, quantity(self.min_tokens))
+        late = at_least(rows, WHOLE_STEPS * quantity(self.min_tokens))
         if not len(late):
             most = max(rows["tokens"].tolist())
             raise ValueError(
@@ -96,6 +97,7 @@ class Scaling(Study):
             record["from_least_tokens"] = [
                 {"min_tokens": float(least), **self._from(rows, least, late, record)}
                 for least in sorted(rows["tokens"].unique())[:3]
+                if len(at_least(rows, least)) >= len(find(self.law).params)
             ]
         return record
 
@@ -176,7 +178,7 @@ class Accounting(Scaling):
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
-    """Returns the rows with at least that many training tokens, to within 0.1 %, since runs train on whole batches."""
+    """Returns the rows with at least that many training tokens, to within 0.1 %."""
     return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
 
 

@@ -159,8 +159,8 @@ def agreement(trials: Trials) -> list[Json]:
 def optimism(trials: Trials, best: str) -> Json:
     """A note on how much lower the loss of the best trial was with the seed by which it was selected."""
     held_out = float(np.mean(list(trials.finalists[best].values())))
-    seen = last_loss(trials, best)
-    gap = math.nan if seen is None else held_out - seen
+    with_search_seed = last_loss(trials, best)
+    gap = math.nan if with_search_seed is None else held_out - with_search_seed
     text = (
         f"the loss of {best} on held-out seeds less that with the seed of the search, by which it was selected, is "
         f"{gap:+.4f} nats per token"
@@ -170,7 +170,8 @@ def optimism(trials: Trials, best: str) -> Json:
 
 def edges(trials: Trials, best: str | None, runs: Sequence[Run]) -> list[Json]:
     """A warning for each key whose best value lies at the edge of its range."""
-    nodes = [node for run in runs if (node := (run.config.get("design") or {}).get("keys"))]
+    designs = [run.config.get("design") or {} for run in runs]
+    nodes = [design["keys"] for design in designs if design.get("keys")]
     if best is None or not nodes:
         return []
     out = []

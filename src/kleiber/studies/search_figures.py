@@ -43,9 +43,9 @@ def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
     scale = alt.Scale(domain=[least - 0.1 * (top - least), top], nice=False)
     y, high = (alt.Y(f"{name}:Q", title=axis_label(LOSS), scale=scale) for name in ("mean", "hi"))
     line = alt.Chart(drawn).mark_line(color="black", strokeWidth=2, point={"color": "black", "size": 18})
-    both = band.dropna(subset=["lo"]).astype({"lo": float})
+    closed = band.dropna(subset=["lo"]).astype({"lo": float})
     layers = [
-        alt.Chart(both).mark_area(opacity=0.2, color="#444", clip=True).encode(x=x, y=high, y2="lo:Q"),
+        alt.Chart(closed).mark_area(opacity=0.2, color="#444", clip=True).encode(x=x, y=high, y2="lo:Q"),
         alt.Chart(band).mark_line(color="#444", strokeDash=[4, 3], strokeWidth=1.2, clip=True).encode(x=x, y=high),
         line.encode(x=x, y=y),
     ]

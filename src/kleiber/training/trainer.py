@@ -11,6 +11,7 @@ combined with FSDP.
 
 from __future__ import annotations
 
+from kleiber.training.lightning import UNUSED, Unprofiled, silence  # isort: skip  # it imports Lightning faster
 import ctypes
 import os
 import resource
@@ -35,7 +36,6 @@ from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
-from kleiber.training.lightning import UNUSED, Unprofiled, silence
 from kleiber.types import Count
 from kleiber.types.model import Model
 

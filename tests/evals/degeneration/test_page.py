@@ -30,6 +30,7 @@ def test_a_figure_for_each_data_set_with_a_panel_for_each_metric():
     assert list(Degeneration().figures(results("docs"), None)) == ["degeneration_docs"]
 
 
+@pytest.mark.slow
 def test_a_metric_that_only_some_texts_have_is_drawn_for_those():
     record = results("docs")
     scores = {name: score for name, score in record["scores"]["docs"].items() if name != "greedy/rep_2"}

@@ -101,6 +101,7 @@ def test_rounding_has_the_levels_of_its_format():
     assert torch.equal(to_bf16(weight), weight.bfloat16().float())
 
 
+@pytest.mark.slow
 def test_copied_experts_are_alike_and_removal_costs_the_loss_without_the_expert():
     subject = moe_subject()
     stack = subject.model.blocks[0].mlp.experts

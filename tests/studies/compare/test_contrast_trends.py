@@ -41,6 +41,7 @@ def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
     assert not {"grows_with_new_text", "power_below_1"} & set(claim)
 
 
+@pytest.mark.slow
 def test_an_exponent_at_its_bound_has_not_settled(study):
     """F falls with new text here, which no exponent of the law says: nothing of it moves on doubling D."""
     rows, _ = grid_cells(read_runs(study))

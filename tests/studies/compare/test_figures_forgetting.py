@@ -27,7 +27,7 @@ def record(study):
     return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
 
 
-@pytest.mark.parametrize("on_top", [False, True])
+@pytest.mark.parametrize("on_top", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
     write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
     record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
@@ -61,7 +61,7 @@ def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
     assert {cell["p"] for cell in plain} == {0.0}
 
 
-@pytest.mark.parametrize("kind", [adapter_runs, mixture_runs])
+@pytest.mark.parametrize("kind", [adapter_runs, pytest.param(mixture_runs, marks=pytest.mark.slow)])
 def test_figures_name_every_arm_by_its_label(kind, tmp_path):
     (adapter_runs.adapter_runs if kind is adapter_runs else kind.write_study)(tmp_path)
     built = {

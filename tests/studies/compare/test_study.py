@@ -41,7 +41,9 @@ def two(tmp_path, gap=-0.1, **second):
     return read_runs(tmp_path)
 
 
-@pytest.mark.parametrize(("gap", "decision", "code"), [(-0.1, "supported", 0), (0.1, "contradicted", 5)])
+@pytest.mark.parametrize(
+    ("gap", "decision", "code"), [pytest.param(-0.1, "supported", 0, marks=pytest.mark.slow), (0.1, "contradicted", 5)]
+)
 def test_the_second_arm_is_better_or_worse_and_a_script_can_read_it(tmp_path, capsys, gap, decision, code):
     two(tmp_path, gap)
     assert main(["report", str(tmp_path)]) == code

@@ -47,6 +47,7 @@ def test_a_brief_record_has_the_same_estimates(record):
     assert all(short[name] == record[name] for name in short)
 
 
+@pytest.mark.slow
 def test_the_ranking_and_the_hold_outs_are_made_on_request(record):
     assert not {"ranking", "holdouts", "with_without", "at"} & record.keys()
     ranked = analyze(table(), LAW, Options(bootstrap=0, rank=True, backtest=[]))

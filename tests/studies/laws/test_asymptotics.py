@@ -38,6 +38,7 @@ def share(curve, count, sd=0.005):
     )
 
 
+@pytest.mark.slow
 def test_a_few_ladders_are_told_apart():
     assert share(ladders.small_loss, 8) <= 2 / 8 and share(plateau, 8) >= 7 / 8
 

@@ -21,6 +21,7 @@ def test_exponents_are_those_of_the_main_approaches():
     assert {row["approach"] for row in RECORD["accounting"]} > {row["approach"] for row in rows}
 
 
+@pytest.mark.slow
 def test_200_sizes_are_drawn():
     N = np.repeat(np.geomspace(2e4, 2e6, 200), 4)
     rows = pd.DataFrame({"N": N, "D": np.tile(1e6 * 2.0 ** np.arange(4), 200), "loss": 3.0, "run": "a"})

@@ -67,6 +67,7 @@ def test_a_number_has_one_interval_which_is_that_of_the_refits(model, draws, ref
     assert all(entry["lo"] < entry["value"] < entry["hi"] for entry in refitted.values())
 
 
+@pytest.mark.slow
 def test_without_refits_trunks_widen_the_interval_and_its_method_says_so(model, without):
     apart = numbers(NoiseModel.of(model.fit))
     assert without["alpha"]["method"] == "cluster t" and apart["alpha"]["method"] == "profile"

@@ -22,6 +22,7 @@ def law():
     return analysis.analyze(rows(grid["N"], grid["D"], loss), find("chinchilla"), analysis.Options(bootstrap=100))
 
 
+@pytest.mark.slow
 def test_the_law_that_made_the_rows_is_right_about_new_ones(law):
     N, D = np.array([2e9, 1e9, 2e9]), np.array([4e10, 2e10, 4e10])
     result = compare_with_rows(law, find("chinchilla"), rows(N, D, ladders.loss(N, D)), 3.0)

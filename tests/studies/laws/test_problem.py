@@ -8,12 +8,14 @@ from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.problem import (
     SPACES,
     checked_problem,
+    clip,
     convert,
     from_space,
     influence,
     relative_sigma,
     rho,
     to_space,
+    zero_where_not_finite,
 )
 
 from .. import ladders
@@ -111,3 +113,10 @@ def test_a_problem_that_cannot_be_solved_is_refused_with_the_value(changes, name
     options |= changes
     with pytest.raises(ValueError, match=named):
         checked_problem(find("chinchilla"), **options)
+
+
+def test_limits_are_those_of_numpy_and_only_numbers_stay():
+    values = np.array([[-9.0, 2.0, np.nan], [np.inf, -np.inf, 0.5]])
+    assert np.array_equal(clip(values, -3.0, 3.0), np.clip(values, -3.0, 3.0), equal_nan=True)
+    assert np.array_equal(zero_where_not_finite(values), [[-9.0, 2.0, 0.0], [0.0, 0.0, 0.5]])
+    assert np.array_equal(zero_where_not_finite(values[:, :1].clip(max=1)), [[-9.0], [1.0]])

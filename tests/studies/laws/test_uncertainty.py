@@ -38,6 +38,7 @@ def test_intervals_cover_on_200_tables():
     assert 0.84 <= loss <= 0.96 and 0.84 <= exponent <= 0.96, (loss, exponent)
 
 
+@pytest.mark.slow
 def test_intervals_cover_on_a_few_tables():
     """12 tables: fewer than 7 hits has probability .0001 at 90 % coverage; an interval too narrow by half fails."""
     loss, exponent = coverage(12, 60)

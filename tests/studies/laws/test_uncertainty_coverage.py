@@ -54,6 +54,7 @@ def test_rows_taken_for_independent_would_be_noticed():
     assert held["alpha"] < 17 and refused > 8, (held, refused)
 
 
+@pytest.mark.slow
 def test_a_few_tables_of_correlated_trunks():
     """Of 8 tables fewer than 5 held, or more than 3 refused, have a probability of .005 each."""
     setting, held, refused = SETTINGS["trunk correlation .96, one seed"], np.zeros(len(coverage.QUANTITIES)), 0

@@ -56,6 +56,7 @@ def test_known_variances_are_recovered(between, within, slope):
     assert noise.correlation == pytest.approx(between / (between + within), abs=0.04)
 
 
+@pytest.mark.slow
 def test_small_ladders_are_unbiased_between_trunks():
     """6 trunks of one seed: the mean over 300 tables of 3 degrees of freedom each has a standard error of 5 %."""
     between = [estimated(6, 1, 0.9, 0.1, seed=seed).between for seed in range(300)]

@@ -75,6 +75,7 @@ def test_the_fit_that_was_asked_for_has_one_interval_of_each_number():
     assert row["alpha"] == result["params"]["alpha"] and row["a_opt"] == result["derived"]["a_opt"]
 
 
+@pytest.mark.slow
 def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
     marked = table(run=[f"run-{i}" for i in range(20)], status=["finished"] * 8 + ["killed"] * 12)
     (verdict_row,) = [verdict for verdict in record(marked)["verdicts"] if verdict["code"] == "suspects"]

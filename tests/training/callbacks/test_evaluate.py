@@ -29,6 +29,7 @@ def test_a_score_of_a_part_of_the_rows_is_warned_about(launch, table: str, messa
     assert all(text in message for text in ("7 of 20", "eval.tokens=60", "eval.tokens=null"))
 
 
+@pytest.mark.slow
 def test_all_rows_and_a_part_of_a_text_need_no_warning(launch, table: str, messages: list[str]) -> None:
     launch("data=labelled", table, "objective=classify", "eval.tokens=null")
     launch("data.max_bytes=100K", "eval.tokens=64", root="text")

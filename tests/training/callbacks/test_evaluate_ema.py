@@ -18,6 +18,7 @@ def stage(folder) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
+@pytest.mark.slow
 def test_the_average_is_its_formula_from_its_start_and_training_is_left_alone(launch):
     folder = launch(*OPTIONS, "callbacks.ema.start=4")
     expected = weights(folder, "checkpoints/step-00000004")

@@ -40,6 +40,7 @@ def test_it_stands_beside_a_budget():
     assert Budget(steps=5, stop_at_loss=1.0).limits() == {"steps": 5}
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_chain_that_stops_early_has_its_whole_row_of_scores(launch, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("a line of another kind, again and again. " * 400)

@@ -33,6 +33,7 @@ def test_scores_are_columns_and_rows_and_the_training_is_the_same(launch) -> Non
     assert sum(KEY in row for row in logged) == 3
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, capsys) -> None:
     run = launch()
     trained = weights(run)
@@ -45,6 +46,7 @@ def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, 
     assert "finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_chain_is_evaluated_before_it_and_after_each_stage(launch) -> None:
     first = launch()
     run = launch("init=checkpoint", f"init.path={first}", "evals=[perplexity]", root="second")

@@ -67,6 +67,7 @@ def test_loads_and_alarms_are_resumed():
     assert after[0] == after[1] and after[0][1][1]
 
 
+@pytest.mark.slow
 def test_shares_of_a_real_run_are_logged_and_a_healthy_one_raises_no_alarm(launch, capsys):
     options = ["model=moe", "trainer.max_steps=20", "budget.steps=20", "callbacks.routing.every=2"]
     folder = launch(*options, "callbacks.routing.window=2000", "optimizer.lr=0.002")

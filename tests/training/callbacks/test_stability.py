@@ -47,6 +47,7 @@ def test_a_spike_is_printed_once_with_its_step(launch, leaping, capsys):
     assert spikes(folder) == [{"step": 30, "train/spikes": 1.0}]
 
 
+@pytest.mark.slow
 def test_a_healthy_run_says_nothing(launch, capsys):
     folder = launch(*OPTIONS)
     assert "spike" not in capsys.readouterr().err
@@ -186,6 +187,7 @@ def test_every_bound_raises_its_alarm_once(launch, capsys):
     assert "stability at step 15: relative update |dW|/|W| of " in text and "more alarms" in text
 
 
+@pytest.mark.slow
 def test_alarms_that_are_null_cost_nothing(launch, monkeypatch, capsys):
     for name in ("look_inside", "gradient_norms", "sample_entries"):
         monkeypatch.delattr(f"kleiber.training.callbacks.stability.{name}")

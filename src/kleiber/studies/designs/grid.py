@@ -52,7 +52,10 @@ class Grid:
             )
         for width in widths:
             if head_dim is not None and width % head_dim:
-                raise ValueError(f"design.head_dim={head_dim} must divide every width, but design.widths has {width}")
+                raise ValueError(
+                    f"design.widths has {width}, which must be a multiple of design.head_dim={head_dim}: choose "
+                    "another width, or set design.head_dim to a divisor of all widths"
+                )
         self.widths, self.seeds, self.head_dim = list(widths), each, head_dim
 
     def shapes(self) -> list[Level]:

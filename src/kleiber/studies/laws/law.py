@@ -18,6 +18,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, get_args, get_type_hints
 
@@ -133,7 +134,7 @@ class Law:
         """Positions in `params` of the parameters that enter nonlinearly."""
         return [j for j, kind in enumerate(self.params.values()) if isinstance(kind, Shape)]
 
-    @property
+    @cached_property
     def log(self) -> NDArray[np.bool_]:
         """Mask of the parameters of which the solver uses the logarithm, so that they stay positive."""
         return np.array([kind.log for kind in self.params.values()])
@@ -148,7 +149,8 @@ class Law:
         try:
             with np.errstate(all="ignore"):
                 answer = self.function(*(inputs[name] for name in self.inputs), **named)
-            return np.broadcast_to(np.asarray(answer, dtype=np.float64), (draws, rows))
+            answer = np.asarray(answer, dtype=np.float64)
+            return answer if answer.shape == (draws, rows) else np.broadcast_to(answer, (draws, rows))
         except MemoryError:
             raise
         except Exception as error:  # a user's law may do anything

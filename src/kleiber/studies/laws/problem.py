@@ -22,6 +22,7 @@ from kleiber.studies.laws.table import Table, cells, label
 
 LOSSES = ("huber", "lad", "squared")
 SPACES = ("log", "linear", "log10")
+TO_SPACE = {"log": np.log, "log10": np.log10, "linear": np.asarray}
 EIGHTH = {2e-3: 8 / 5, 4e-3: -4 / 5, 6e-3: 8 / 35, 8e-3: -1 / 35}  # weights of central differences, by step
 MOST_ROWS = 5_000  # of a fit: two minutes and 0.8 GB; larger tables are pooled, or refused
 TOGETHER = 20_000  # a Jacobian with fewer elements is computed in one call
@@ -76,7 +77,7 @@ class Problem:
         """Converts solver coordinates (draws, active params) to parameters in natural units (draws, params)."""
         full = np.zeros((len(theta), len(self.active)))
         log = self.law.log[self.active]
-        full[:, self.active] = np.where(log, np.exp(np.clip(np.where(log, theta, 0.0), -700, 700)), theta)
+        full[:, self.active] = np.where(log, np.exp(clip(np.where(log, theta, 0.0), -700, 700)), theta)
         return full
 
     def coordinates(self, values: Array) -> Array:
@@ -102,17 +103,28 @@ class Problem:
             shifted = np.concatenate([theta + step, theta - step]).reshape(-1, params)
             ahead, behind = self.predict(shifted).reshape(2, len(step), draws, -1)
             parts.append((ahead - behind) / (2 * step.sum(2)[:, :, None]))
-        return np.moveaxis(np.concatenate(parts), 0, 2)
+        return np.concatenate(parts).transpose(1, 2, 0)
 
     def exact_jacobian(self, theta: Array) -> Array:
         """Returns the Jacobian by differences of order eight: 300 times less rounding error at four times the cost."""
         return np.sum([share * self.jacobian(theta, apart=apart) for apart, share in EIGHTH.items()], axis=0)
 
 
+def clip(values: Array, lo: float, hi: float) -> Array:
+    """Limits values to [lo, hi] as np.clip does, in a third of the time for small arrays."""
+    return np.minimum(np.maximum(values, lo), hi)
+
+
+def zero_where_not_finite(values: Array) -> Array:
+    """Replaces NaN and infinity by 0; returns the same array where there are none."""
+    finite = np.isfinite(values)
+    return values if finite.all() else np.where(finite, values, 0.0)
+
+
 def to_space(loss: Array, space: str) -> Array:
     """Transforms losses to the scale of the residuals: log L, log10 L or L."""
     with np.errstate(all="ignore"):
-        return {"log": np.log, "log10": np.log10, "linear": np.asarray}[space](loss)
+        return TO_SPACE[space](loss)
 
 
 def from_space(values: Array, space: str) -> Array:
@@ -152,7 +164,8 @@ def rho(r: Array, loss_fn: str, delta: float) -> Array:
             out = size
         else:
             out = np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
-    return np.where(np.isfinite(out), out, np.inf)
+    finite = np.isfinite(out)
+    return out if finite.all() else np.where(finite, out, np.inf)
 
 
 def influence(r: Array, loss_fn: str, delta: float) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.problem import Problem, influence, rho
+from kleiber.studies.laws.problem import Problem, clip, influence, rho, zero_where_not_finite
 
 BATCH = 100_000  # elements (problems x rows) of a chunk
 STEPS = 4  # Newton steps of `finish`
@@ -89,7 +89,7 @@ def _descend(
 
 def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
     """Returns one damped Gauss-Newton step for each problem; steps in a log coordinate are at most a factor of e^3."""
-    jacobian = np.nan_to_num(problem.jacobian(theta)[:, :, free], nan=0.0, posinf=0.0, neginf=0.0)
+    jacobian = zero_where_not_finite(problem.jacobian(theta)[:, :, free])
     weighted = jacobian * (weights * influence(r, loss_fn, delta))[:, :, None]
     normal = np.matmul(weighted.transpose(0, 2, 1), jacobian)
     slope = np.einsum("brp,br->bp", weighted, r)
@@ -99,7 +99,7 @@ def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
     normal[:, range(len(free)), range(len(free))] += damping[:, None] + 1e-13
     step = np.zeros_like(theta)
     step[:, free] = -scale * np.linalg.solve(normal, (scale * slope)[:, :, None])[:, :, 0]
-    return np.clip(step, -3.0, 3.0)
+    return clip(step, -3.0, 3.0)
 
 
 @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
@@ -133,7 +133,7 @@ def _whitened_objective(
     """The objective at theta + whiten z and its gradient with respect to z, both divided by `size`."""
     at = (theta + whiten @ z)[None]
     r = problem.predict(at)[0] - observed
-    pull = 2 * r if loss_fn == "squared" else np.clip(r, -delta, delta)
+    pull = 2 * r if loss_fn == "squared" else clip(r, -delta, delta)
     slope = np.nan_to_num(pull @ problem.jacobian(at)[0]) @ whiten
     value = float(rho(r, loss_fn, delta).sum())
     return (value if np.isfinite(value) else 1e300) / size, slope / size
@@ -191,7 +191,7 @@ def _slopes(
     draws, points, params = around.shape
     flat = around.reshape(-1, params)
     r = problem.predict(flat).reshape(draws, points, -1) - observed[:, None]
-    pull = 2 * r if problem.loss_fn == "squared" else np.clip(r, -problem.delta, problem.delta)
+    pull = 2 * r if problem.loss_fn == "squared" else clip(r, -problem.delta, problem.delta)
     jacobian = rule(flat).reshape(draws, points, problem.num_rows, params)
     return np.einsum("bkr,bkrp,bpq->bkq", pull * weights[:, None], jacobian, basis, optimize=True)
 
@@ -200,7 +200,7 @@ def _basis(problem: Problem, theta: Array, observed: Array, weights: Array, free
     """Returns directions (problems, params, free) along which residuals change by `APART`: similar curvatures."""
     r = problem.predict(theta) - observed
     weight = np.sqrt(weights * influence(r, problem.loss_fn, problem.delta))[:, :, None]
-    jacobian = np.nan_to_num(weight * problem.jacobian(theta)[:, :, free], nan=0.0, posinf=0.0, neginf=0.0)
+    jacobian = zero_where_not_finite(weight * problem.jacobian(theta)[:, :, free])
     _, s, vt = np.linalg.svd(jacobian, full_matrices=False)
     apart = np.minimum(APART / np.maximum(s, 1e-300), FARTHEST)
     basis = np.zeros((*theta.shape, vt.shape[1]))

@@ -1,0 +1,92 @@
+"""The best model to train and serve: exact against a grid, smaller the more it serves, bounded, and in its bands."""
+
+import numpy as np
+import pytest
+
+from kleiber.launch.cli import main
+from kleiber.studies.fitted_law import fit
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.serving import Demand, allocate, allocation_lines, check_demand
+from tests.studies.test_fitted_law import COLUMNS, PARAMS, ladder
+
+HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+SIZES = np.append(np.exp(np.linspace(16, 28, 40_001)), 3e8)
+
+
+@pytest.fixture(scope="module")
+def law():
+    noise = np.exp(2e-3 * np.random.default_rng(0).normal(size=20))
+    noisy = ladder().assign(loss=lambda rows: rows["loss"] * noise)
+    return fit(noisy, "chinchilla", map=COLUMNS, bootstrap=60)
+
+
+@pytest.mark.parametrize("served", [0.0, 1e11, 1e13])
+@pytest.mark.parametrize("limit", [np.inf, 3e8])
+def test_the_optimum_is_that_of_a_grid(served, limit):
+    N = SIZES[limit >= SIZES]
+    with np.errstate(invalid="ignore"):
+        rest = 2.4 - HOFFMANN["E"] - HOFFMANN["A"] * N ** -HOFFMANN["alpha"]
+        D = np.where(rest > 0, (HOFFMANN["B"] / np.where(rest > 0, rest, 1)) ** (1 / HOFFMANN["beta"]), np.inf)
+        total = 6 * N * D + 2 * N * served
+        left = np.maximum(3e21 - 2 * N * served, 1e-9) / (6 * N)
+        loss = HOFFMANN["E"] + HOFFMANN["A"] * N ** -HOFFMANN["alpha"] + HOFFMANN["B"] * left ** -HOFFMANN["beta"]
+    best = Demand(served, loss=2.4, max_params=limit).optimum(HOFFMANN)
+    assert best["total"] == pytest.approx(total.min(), rel=1e-6) and best["N"] == pytest.approx(
+        N[total.argmin()], rel=1e-3
+    )
+    assert best["loss"] == pytest.approx(2.4)
+    best = Demand(served, flops=3e21, max_params=limit).optimum(HOFFMANN)
+    assert best["loss"] == pytest.approx(loss.min(), rel=1e-8) and best["N"] == pytest.approx(
+        N[loss.argmin()], rel=1e-3
+    )
+    assert best["total"] == pytest.approx(3e21)
+
+
+def test_without_serving_it_is_the_compute_optimal_model_and_serving_makes_it_smaller():
+    a = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"])
+    G = (HOFFMANN["alpha"] * HOFFMANN["A"] / (HOFFMANN["beta"] * HOFFMANN["B"])) ** (
+        1 / (HOFFMANN["alpha"] + HOFFMANN["beta"])
+    )
+    assert Demand(0.0, flops=1e22).optimum(HOFFMANN)["N"] == pytest.approx(G * (1e22 / 6) ** a, rel=1e-5)
+    sizes = [Demand(served, loss=2.2).optimum(HOFFMANN)["N"] for served in (0, 1e11, 1e12, 1e13)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.7 * sizes[0]
+    assert np.isnan(Demand(1e11, loss=1.6).optimum(HOFFMANN)["N"])
+    tied = {key: value for key, value in HOFFMANN.items() if key != "beta"}
+    assert Demand(1e12, loss=2.2).optimum(tied)["loss"] == pytest.approx(2.2)
+
+
+def test_bands_contain_the_optimum_of_the_planted_law(law):
+    answer = allocate(law.record, law.form, Demand(1e12, loss=2.1))
+    truth = Demand(1e12, loss=2.1).optimum(PARAMS)
+    assert all(answer[name]["lo"] <= truth[name] <= answer[name]["hi"] for name in ("N", "D", "total"))
+    assert answer["training_only"]["total"] > answer["total"]["value"]
+    lines = allocation_lines(answer, 0.9)
+    assert f"{answer['N']['value']:.4g}" in lines[1] and "compute-optimal" in lines[-1]
+    assert law.allocate(1e12, L=2.1) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "served", "message"),
+    [("kaplan", {"L": 2.0}, 1e9, "kaplan"), ("chinchilla", {"N": 1e9}, 1e9, "it got N"),
+     ("chinchilla", {}, 1e9, "none"), ("chinchilla", {"L": -1}, 1e9, "L=-1"),
+     ("chinchilla", {"L": 2.0}, -1, "--serve=-1")],
+)  # fmt: skip
+def test_wrong_demands_are_refused(name, at, served, message):
+    with pytest.raises(ValueError, match=message):
+        check_demand(find(name), at, served, None)
+
+
+def test_the_command_prints_the_allocation_and_refuses_what_it_cannot_do(law, tmp_path, capsys):
+    law.write(tmp_path / "laws.json")
+    file = str(tmp_path / "laws.json")
+    assert main(["predict", file, "L=2.1", "--serve", "1T"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{allocate(law.record, law.form, Demand(1e12, loss=2.1))['D']['value']:.4g}" in printed
+    assert main(["predict", file, "C=1e21", "--serve", "1T", "--max-params", "100M"]) == 0
+    for wrong in (
+        ["L=1.2", "--serve", "1T"],
+        ["L=2.1", "--serve", "much"],
+        ["L=2.1", "--max-params", "1B"],
+        ["L=1.75", "--serve", "1T"],
+    ):
+        assert main(["predict", file, *wrong]) == 2, wrong
