@@ -1,9 +1,10 @@
 """The tables of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json
+    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--articles RUNS] [--words TASK=SCORE...]
 
 RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`; LOOP.jsonl has the lines that
-benchmarks/finetune.py prints, on the same rows of the same tasks.
+benchmarks/finetune.py prints, on the same rows of the same tasks. Words are those of benchmarks/word_baseline.py, and
+articles the run on the table of benchmarks/articles.py.
 """
 
 import argparse
@@ -14,15 +15,17 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from kleiber.records.catalog import Run, read_runs
+from kleiber.records.catalog import read_runs
+from kleiber.types import Json
 
 DEFAULT = (1.3e-4, 16.0)  # learning rate and scale of all-MiniLM-L6-v2, whose width is 384
+HELD_OUT = {"trec_fine": 500, "sst2": 872, "cola": 1043}  # rows
 Recipe = tuple[float, float]
 
 
-def score(run: Run) -> float:
+def score_of(stage: Json) -> float:
     """Accuracy on the held-out rows, or Pearson's correlation for quantities."""
-    metrics = {key.rpartition("/")[2]: value for key, value in run.stages[-1]["metrics"].items()}
+    metrics = {key.rpartition("/")[2]: value for key, value in stage["metrics"].items()}
     return metrics["accuracy"] if "accuracy" in metrics else metrics["pearson"]
 
 
@@ -46,17 +49,18 @@ def leave_one_out(scores: dict[str, dict[Recipe, dict[int, float]]]) -> list[dic
     return rows
 
 
-def interval(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """The difference of the means, with Welch's two-sided 90 % interval."""
-    test = stats.ttest_ind(ours, theirs, equal_var=False)
-    low, high = test.confidence_interval(0.9)
-    return {"value": float(np.mean(ours) - np.mean(theirs)), "lo": float(low), "hi": float(high)}
+def interval(ours: float, theirs: float, rows: int) -> dict[str, float]:
+    """The difference of two accuracies and its two-sided 90 % interval, as if on different held-out rows (normal)."""
+    half = stats.norm.ppf(0.95) * ((ours * (1 - ours) + theirs * (1 - theirs)) / rows) ** 0.5
+    return {"value": ours - theirs, "lo": ours - theirs - half, "hi": ours - theirs + half}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("runs", "loop", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--articles", type=Path)
+    parser.add_argument("--words", nargs="*", default=[])
     a = parser.parse_args()
     scores: dict[str, dict[Recipe, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -67,29 +71,31 @@ def main() -> None:
         stage, config = run.stages[-1], run.config
         recipe = (config["optimizer"]["lr"], config["objective"].get("scale") or 0.0)
         task = stage["data"]["name"]
-        scores[task][recipe][config["seed"]] = score(run)
+        scores[task][recipe][config["seed"]] = score_of(stage)
         trained = stage["tokens"] / stage["tokens_per_s"]
         if recipe == DEFAULT:
             seconds[task].append(trained)
-        row = {"task": task, "lr": recipe[0], "scale": recipe[1], "seed": config["seed"], "score": score(run)}
+        row = {"task": task, "lr": recipe[0], "scale": recipe[1], "seed": config["seed"], "score": score_of(stage)}
         rows.append(row | {"steps": stage["steps"], "seconds": trained})
     loop: dict[str, list[dict[str, float]]] = defaultdict(list)
     for line in a.loop.read_text().splitlines():
         entry = json.loads(line)
         loop[Path(entry["data"]).name.replace("trec", "trec_fine")].append(entry)
-    beside = [
-        {
-            "task": task,
-            "kleiber": float(np.mean(list(scores[task][DEFAULT].values()))),
-            "loop": float(np.mean([entry["score"] for entry in entries])),
-            "difference": interval(list(scores[task][DEFAULT].values()), [entry["score"] for entry in entries]),
-            "seeds": len(entries),
-            "kleiber_seconds": float(np.mean(seconds[task])),
-            "loop_seconds": float(np.mean([entry["seconds"] for entry in entries])),
-        }
-        for task, entries in loop.items()
+    beside: list[dict[str, object]] = []
+    for task, entries in loop.items():
+        ours = float(np.mean(list(scores[task][DEFAULT].values())))
+        theirs = float(np.mean([entry["score"] for entry in entries]))
+        row = {"task": task, "kleiber": ours, "loop": theirs, "difference": interval(ours, theirs, HELD_OUT[task])}
+        row |= {"kleiber_seeds": len(scores[task][DEFAULT]), "loop_seeds": len(entries)}
+        row |= {"kleiber_seconds": float(np.mean(seconds[task]))}
+        beside.append(row | {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))})
+    words = {task: float(value) for task, value in (entry.split("=") for entry in a.words)}
+    stages = [run.stages[-1] for run in (read_runs(a.articles) if a.articles else []) if run.status == "finished"]
+    articles = [
+        {"score": score_of(stage), "steps": stage["steps"], "seconds": stage["tokens"] / stage["tokens_per_s"]}
+        for stage in stages
     ]
-    result = {"runs": rows, "left_out": leave_one_out(scores), "beside": beside}
+    result = {"words": words, "articles": articles, "runs": rows, "left_out": leave_one_out(scores), "beside": beside}
     a.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["left_out"], indent=1), json.dumps(beside, indent=1), sep="\n")
 

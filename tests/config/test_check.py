@@ -19,7 +19,7 @@ def composed(*overrides: str) -> dict:
 REFUSED = [
     ("modl=moe", ["modl", "model"]),
     ("model=gptt", ["'gpt'", "bert, gpt, hf, lstm, moe"]),
-    ("model/mlp=swiglx", ["'swiglu'", "gelu, moe, swiglu"]),
+    ("model/mlp=swiglx", ["'swiglu'", "gelu, moe, relu2, swiglu"]),
     ("model/mlpp=moe", ["model/mlpp", "model/mlp"]),
     ("model.dpeth=3", ["model.dpeth", "'depth'"]),
     ("+model.dpeth=3", ["model.dpeth", "'depth'"]),

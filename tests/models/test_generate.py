@@ -7,7 +7,8 @@ import torch
 
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.mlp import ReLU2
 from kleiber.nn.moe import interleaved_moe
 from kleiber.types.batch import Batch
 
@@ -17,6 +18,7 @@ CASES = {
     "gqa": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": False},
     "window": {"attention": partial(WindowAttention, window=3)},
     "none": {"attention": NoMixing},
+    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, rotary=False), "mlp": ReLU2},
 }
 
 

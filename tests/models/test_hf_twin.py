@@ -7,7 +7,7 @@ import torch
 
 from kleiber.models.hf_twin import from_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
@@ -89,6 +89,8 @@ def test_exporting_leaves_the_model_and_the_random_numbers_alone():
 REFUSED = {
     "Window": {"attention": partial(WindowAttention, window=4)},
     "GELU": {"mlp": GELU},
+    "norm=post": {"norm": "post"},
+    "rotary": {"attention": partial(FullAttention, rotary=False)},
     "causal": {"causal": False},
     "soft_cap": {"soft_cap": 30.0},
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, num_shared=1)},

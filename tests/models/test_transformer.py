@@ -46,6 +46,40 @@ def test_no_logit_depends_on_a_later_token(mlp):
         assert float(grad[0, : t + 1].abs().sum(-1).min()) > 0
 
 
+@pytest.mark.parametrize("norm", ["pre", "post", "sandwich"])
+def test_a_block_normalizes_where_it_says(norm):
+    """Against the formulas, with gains that are not 1."""
+    model, tokens = build(norm=norm, depth=1), torch.randint(VOCAB, (2, 7))
+    (block,), batch = model.blocks, Batch(tokens)
+    x = model.embedding(tokens) * model.embedding_multiplier
+
+    def attend(x):
+        return block.residual * block.attention(x)
+
+    def transform(x):
+        return block.residual * block.mlp(x, batch)[0]
+
+    if norm == "post":
+        x = block.attention_norm(x + attend(x))
+        x = block.mlp_norm(x + transform(x))
+    elif norm == "pre":
+        x = x + attend(block.attention_norm(x))
+        x = x + transform(block.mlp_norm(x))
+    else:
+        x = x + block.residual * block.attention_output_norm(block.attention(block.attention_norm(x)))
+        x = x + block.residual * block.mlp_output_norm(block.mlp(block.mlp_norm(x), batch)[0])
+    torch.testing.assert_close(model(batch).hidden, model.norm(x))
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_without_rotation_attention_does_not_see_the_order_of_earlier_tokens(rotary):
+    model = build(depth=1, attention=partial(FullAttention, rotary=rotary))
+    tokens = torch.arange(8)[None]
+    turned = torch.cat([tokens[:, :7].flip(1), tokens[:, 7:]], 1)
+    first, second = (logits(model, Batch(each))[0, -1] for each in (tokens, turned))
+    assert torch.allclose(first, second) is not rotary
+
+
 def test_a_bidirectional_model_reads_both_sides():
     model, tokens = build(causal=False), torch.randint(VOCAB, (1, 9))
     other = tokens.clone()

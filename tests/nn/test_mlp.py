@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from kleiber.nn import mlp as module
-from kleiber.nn.mlp import GELU, RMSNorm, SwiGLU, dispatch, gated, gated_hidden
+from kleiber.nn.mlp import GELU, ReLU2, RMSNorm, SwiGLU, dispatch, gated, gated_hidden
 from kleiber.nn.mup import Site
 from kleiber.types.batch import Routing
 
@@ -39,7 +39,9 @@ def test_mlps_are_their_formulas_with_the_default_or_the_given_size(hidden):
     gate, up = (x @ swiglu.gate_up.weight.T).chunk(2, -1)
     torch.testing.assert_close(swiglu(x)[0], (F.silu(gate) * up) @ swiglu.down.weight.T)
     torch.testing.assert_close(gelu(x)[0], F.gelu(x @ gelu.up.weight.T) @ gelu.down.weight.T)
-    assert swiglu(x)[1] == gelu(x)[1] == {}
+    relu2 = ReLU2(Site(32), hidden)
+    torch.testing.assert_close(relu2(x)[0], F.relu(x @ relu2.up.weight.T) ** 2 @ relu2.down.weight.T)
+    assert swiglu(x)[1] == gelu(x)[1] == relu2(x)[1] == {} and relu2.hidden == gelu.hidden
     assert swiglu.last_matrix() is swiglu.down and gelu.last_matrix() is gelu.down
 
 

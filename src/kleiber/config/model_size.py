@@ -23,7 +23,7 @@ ATTENTION = (
     "kleiber.nn.NoMixing",
 )
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
-MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", *EXPERTS)
+MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
 SCHEDULERS = ("kleiber.launch.Submitit", "kleiber.launch.Ray")
@@ -58,7 +58,7 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     forward = float(depth * mixing_flops)
     for layer in range(depth):
         every, visited, pairs = _mlp(model, width, layer)
-        norms = 2 * width
+        norms = (4 if model.get("norm") == "sandwich" else 2) * width
         total += mixing + every + norms
         active += mixing + visited + norms
         forward += 2.0 * (_matrices(model, width) + pairs)
@@ -172,7 +172,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
             f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
         )
     gated = _gated(width)
-    if kind.endswith("GELU"):
+    if kind.endswith(("GELU", "ReLU2")):
         count = 2 * width * int(node.get("hidden") or 4 * width)
         return count, count, count
     is_dense = layer < int(node.get("dense_first") or 0) or (layer + 1) % int(node.get("every") or 1)

@@ -117,6 +117,10 @@ def _check(model: Transformer) -> None:
     for block in model.blocks:
         if type(block.attention) is not FullAttention:
             raise ValueError(f"{type(block.attention).__name__} has no Hugging Face twin: use model/attention=full")
+        if block.attention.rope is None:
+            raise ValueError("attention without positions has no Hugging Face twin: use model.attention.rotary=true")
+        if block.norm != "pre":
+            raise ValueError(f"model.norm={block.norm} has no Hugging Face twin: use model.norm=pre")
         if not isinstance(block.mlp, SwiGLU | MoE):
             raise ValueError(f"{type(block.mlp).__name__} has no Hugging Face twin: use model/mlp=swiglu or moe")
     if not model.causal:
@@ -132,6 +136,7 @@ def _check(model: Transformer) -> None:
 
 def _config(model: Transformer) -> Json:
     attention, mlp = _attention(model), next((b.mlp for b in model.blocks if isinstance(b.mlp, SwiGLU)), None)
+    assert attention.rope is not None, "checked before"
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,

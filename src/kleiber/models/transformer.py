@@ -1,4 +1,4 @@
-"""A Transformer: pre-norm blocks of attention and an MLP, and output layers for tokens and for tasks.
+"""A Transformer: blocks of attention and an MLP, and output layers for tokens and for tasks.
 
 It may be causal or bidirectional, dense or with experts, depending on the factories of its layers.
 """
@@ -6,7 +6,7 @@ It may be causal or bidirectional, dense or with experts, depending on the facto
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
+
+Placement = Literal["pre", "post", "sandwich"]
 
 
 class LMHead(Layer, Head):
@@ -67,6 +69,9 @@ class Transformer(Model):
     context          longest row, in tokens
     mlp, attention   factories, called once per layer with its `Site`
     num_heads, num_kv_heads, qk_norm, rope_theta  options of the attention; null takes its default
+    norm             where blocks normalize: `pre`, before attention and MLP; `post`, the stream after each was added
+                     (Vaswani et al. 2017, arXiv:1706.03762); `sandwich`, before and after each (Gemma 2,
+                     arXiv:2408.00118)
     parametrization  initial scales, multipliers and learning-rate factors
     tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
@@ -93,6 +98,7 @@ class Transformer(Model):
         qk_norm: bool | None = None,
         soft_cap: Positive | None = None,
         rope_theta: Positive | None = None,
+        norm: Placement = "pre",
         norm_eps: NonNegative = 1e-5,
         dropout: Dropout = 0.0,
     ) -> None:
@@ -105,7 +111,7 @@ class Transformer(Model):
         sites = [Site(width, depth, layer, parametrization, context, causal, norm_eps) for layer in range(depth)]
         options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
         options = {name: value for name, value in options.items() if value is not None}
-        blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), dropout) for site in sites)
+        blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), dropout, norm) for site in sites)
         self.blocks = cast(Sequence[Block], blocks)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
@@ -226,19 +232,29 @@ class Cache:
 class Block(nn.Module):
     """One layer: attention and an MLP, each added to the stream with the parametrization's residual weight."""
 
-    def __init__(self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0) -> None:
+    def __init__(
+        self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0, norm: Placement = "pre"
+    ) -> None:
         super().__init__()
-        self.residual, self.dropout = site.parametrization.residual(site.depth), dropout
+        self.residual, self.dropout, self.norm = site.parametrization.residual(site.depth), dropout, norm
         self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
         self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
+        if norm == "sandwich":
+            self.attention_output_norm = RMSNorm(site.width, site.norm_eps)
+            self.mlp_output_norm = RMSNorm(site.width, site.norm_eps)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, batch: Batch, cache: LayerCache | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The stream after the layer, and the auxiliary sums of its MLP."""
-        x = self.add(x, self.attention(self.attention_norm(x), mask, cache))
+        if self.norm == "post":
+            x = self.attention_norm(self.add(x, self.attention(x, mask, cache)))
+            y, aux = self.mlp(x, batch)
+            return self.mlp_norm(self.add(x, y)), aux
+        y = self.attention(self.attention_norm(x), mask, cache)
+        x = self.add(x, self.attention_output_norm(y) if self.norm == "sandwich" else y)
         y, aux = self.mlp(self.mlp_norm(x), batch)
-        return self.add(x, y), aux
+        return self.add(x, self.mlp_output_norm(y) if self.norm == "sandwich" else y), aux
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream x plus the output y of attention or MLP, with dropout of y while training."""

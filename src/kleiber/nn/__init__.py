@@ -7,6 +7,7 @@ EXPORTS = {
     "NoMixing": "attention",
     "WindowAttention": "attention",
     "GELU": "mlp",
+    "ReLU2": "mlp",
     "SwiGLU": "mlp",
     "dropping_moe": "moe",
     "interleaved_moe": "moe",

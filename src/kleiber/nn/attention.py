@@ -58,6 +58,8 @@ class FullAttention(Attention):
     num_heads     null: heads of 64 channels, or two heads below width 128
     num_kv_heads  null: num_heads; fewer share keys and values (Ainslie et al. 2023, arXiv:2305.13245)
     qk_norm       RMSNorm of queries and keys per head, which bounds the logits (Dehghani et al. 2023, arXiv:2302.05442)
+    rotary        whether queries and keys are rotated by their positions; a causal model without also learns positions,
+                  from how many keys a query has (Haviv et al. 2022, arXiv:2203.16634)
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FullAttention(Attention):
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
         rope_theta: Positive = 10000.0,
+        rotary: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
@@ -76,7 +79,7 @@ class FullAttention(Attention):
         self.out = site.projection(self.num_heads * self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
-        self.rope = Rope(self.head_dim, site.context, rope_theta)
+        self.rope = Rope(self.head_dim, site.context, rope_theta) if rotary else None
 
     def forward(
         self,
@@ -117,7 +120,7 @@ class FullAttention(Attention):
         return torch.cat(chunks, 2)
 
     def project(self, x: Float[Tensor, "batch time dim"], past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim).
+        """Queries and keys, normalized and rotated by their positions, and values, each (batch, heads, time, head_dim).
 
         past  position of the first of x
         """
@@ -129,7 +132,8 @@ class FullAttention(Attention):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.rope(q, past), self.rope(k, past)
+        if self.rope is not None:
+            q, k = self.rope(q, past), self.rope(k, past)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(
@@ -190,9 +194,10 @@ class WindowAttention(FullAttention):
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
         rope_theta: Positive = 10000.0,
+        rotary: bool = True,
         window: Context = 64,
     ) -> None:
-        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta)
+        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta, rotary)
         self.window = window
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:

@@ -67,10 +67,20 @@ class GELU(MLP):
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
-        return self.down(F.gelu(self.up(x))), {}
+        return self.down(self.activation(self.up(x))), {}
+
+    def activation(self, x: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes hidden"]:
+        return F.gelu(x)
 
     def last_matrix(self) -> nn.Linear:
         return self.down
+
+
+class ReLU2(GELU):
+    """down(max(0, up x)^2). So et al. 2021 (Primer), arXiv:2109.08668. Many hidden units are exactly 0."""
+
+    def activation(self, x: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes hidden"]:
+        return F.relu(x).square()
 
 
 def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"]:

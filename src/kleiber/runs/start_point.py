@@ -266,15 +266,15 @@ def check_settings(dense: Model, model: Model) -> None:
 def settings(model: Transformer) -> Json:
     """The settings, by key, that determine the outputs for given weights; scales of the initial weights do not."""
     attention, kind = model.blocks[0].attention, model.parametrization
-    values: Json = {"model/parametrization": type(kind).__name__.lower()}
+    values: Json = {"model/parametrization": type(kind).__name__.lower(), "model.soft_cap": model.head.soft_cap}
     values |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
     values["model/attention"] = "none" if isinstance(attention, NoMixing) else type(attention).__name__.lower()
     if isinstance(attention, FullAttention):
         values |= {"model.num_heads": attention.num_heads, "model.num_kv_heads": attention.num_kv_heads}
-        values["model.rope_theta"] = attention.rope.theta
+        values |= {"model.rope_theta": attention.rope.theta} if attention.rope else {"model.attention.rotary": False}
     if isinstance(attention, WindowAttention):
         values["model.attention.window"] = attention.window
-    values |= {"model.norm_eps": model.norm.eps, "model.soft_cap": model.head.soft_cap, "model.causal": model.causal}
+    values |= {"model.norm_eps": model.norm.eps, "model.norm": model.blocks[0].norm, "model.causal": model.causal}
     return {key: "null" if value is None else value for key, value in values.items()}
 
 

@@ -32,7 +32,7 @@ def test_a_choice_costs_what_the_curvature_of_the_nearest_group_says(law):
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [({"N": 1e8}, "lacks D"), ({"N": 1e8, "D": 1e9, "X": 8}, "X is no input"), ({"N": 1e8, "D": -1}, "D=-1 must be"),
+    [({"N": 1e8}, "add D="), ({"N": 1e8, "D": 1e9, "X": 8}, "X is no input"), ({"N": 1e8, "D": -1}, "D=-1 must be"),
      ({"N": 1e8, "D": 1e9, "lr": 0.1}, "add batch")],
 )  # fmt: skip
 def test_a_wrong_point_is_refused(law, at, message):

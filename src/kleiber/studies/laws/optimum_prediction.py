@@ -55,7 +55,9 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
     if "D" not in full and {"N", "M"} <= set(full):
         full["D"] = full["N"] * full["M"]
     if missing := [name for name in ("N", "D") if name not in full]:
-        raise ValueError(f"predict {dict(at)} must set N, D for law {form.name!r}; it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"a prediction of the law {form.name} needs N, D: add {' and '.join(f'{name}=...' for name in missing)}"
+        )
     chosen = [axis for axis in form.axes if axis in at]
     if chosen and len(chosen) < len(form.axes):
         missing = [axis for axis in form.axes if axis not in at]

@@ -153,7 +153,8 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
     missing = [name for name in law.inputs if name not in full]
     if missing:
         raise ValueError(
-            f"predict {dict(at)} must set {', '.join(law.inputs)} for law {law.name!r}; it lacks {', '.join(missing)}"
+            f"a prediction of the law {law.name} needs {', '.join(law.inputs)}: add "
+            + " and ".join(f"{name}=..." for name in missing)
         )
     decades = float(decades_outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
