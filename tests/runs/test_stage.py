@@ -157,7 +157,7 @@ def test_the_config_of_a_stage_is_that_of_the_run_with_its_own_keys():
     docs, code = stage_configs(config).values()
     assert docs["data"] == {**config["data"], "domain": "docs"}
     assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}
-    assert code["budget"] == {"tokens": "1M", "flops": None, "ratio": None, "steps": None}
+    assert code["budget"] == {**dict.fromkeys(config["budget"]), "tokens": "1M"}
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
 
 
