@@ -74,7 +74,7 @@ def test_an_experiment_composes_to_what_its_file_says(name):
 
 def test_the_command_line_wins_over_an_experiment():
     config, choices = composed("experiment=moe_wikitext", "budget.steps=7", "model=gpt")
-    assert config["budget"] == {"tokens": None, "flops": None, "ratio": None, "steps": 7}
+    assert config["budget"] == {"tokens": None, "flops": None, "ratio": None, "epochs": None, "steps": 7}
     assert choices["model"] == "gpt" and "router" not in config["model"]["mlp"]
 
 

@@ -226,14 +226,28 @@ def crossings(ladder: Ladder, level: float) -> tuple[float | None, float | None,
     there.
     """
     grid: NDArray[np.float64] = np.linspace(float(ladder.x.min()), 3.0, 400)
-    gaps = [predict(ladder, 10**at, level) for at in grid.tolist()]
-    values = np.array([gap.value for gap in gaps])
-    inside = np.array([gap.lo is not None and gap.hi is not None and gap.lo <= 0 <= gap.hi for gap in gaps])
+    values = np.array([predict(ladder, 10**place, level).value for place in grid.tolist()])
     turn = np.flatnonzero(np.sign(values[1:]) != np.sign(values[:-1]))
-    at = float(10 ** grid[turn[0] + 1]) if len(turn) else None
-    low = float(10 ** grid[inside][0]) if inside.any() and not inside[0] else None
-    high = float(10 ** grid[inside][-1]) if inside.any() and not inside[-1] else None
+    at = zero_between(grid, values, int(turn[0])) if len(turn) else None
+    if at is not None:  # the band may be narrower than a step of the grid
+        grid = np.sort(np.append(grid, at))
+    margins = np.array([margin(predict(ladder, 10**place, level)) for place in grid.tolist()])
+    inside = np.flatnonzero(margins >= 0)
+    low = zero_between(grid, margins, int(inside[0]) - 1) if len(inside) and inside[0] > 0 else None
+    high = zero_between(grid, margins, int(inside[-1])) if len(inside) and inside[-1] < len(grid) - 1 else None
+    at, low, high = (None if place is None else 10**place for place in (at, low, high))
     return at, low, high
+
+
+def margin(gap: Estimate) -> float:
+    """How far 0 lies inside the interval of a gap; negative outside, and without an interval."""
+    return -math.inf if gap.lo is None or gap.hi is None else min(gap.hi, -gap.lo)
+
+
+def zero_between(grid: NDArray[np.float64], values: NDArray[np.float64], left: int) -> float:
+    """Returns where the line through two neighbors, the numbers `left` and `left` + 1, is 0."""
+    step, rise = grid[left + 1] - grid[left], values[left + 1] - values[left]
+    return float(grid[left] - step * values[left] / rise) if np.isfinite(rise) and rise else float(grid[left + 1])
 
 
 def crossing_text(crossing: tuple[float | None, float | None, float | None]) -> str:
