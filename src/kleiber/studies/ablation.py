@@ -222,15 +222,13 @@ def compute_gain(ladder: Ladder, level: float) -> Estimate:
 def crossings(ladder: Ladder, level: float) -> tuple[float | None, float | None, float | None]:
     """Returns where the mean line is 0, and the ends of the range in which its band contains 0.
 
-    Multiples of the largest compute, from the smallest scale to a thousand times the largest; None for what is not in
-    there.
+    Multiples of the largest compute; None for what is below the smallest scale or beyond a thousand times the largest.
     """
     grid: NDArray[np.float64] = np.linspace(float(ladder.x.min()), 3.0, 400)
     values = np.array([predict(ladder, 10**place, level).value for place in grid.tolist()])
     turn = np.flatnonzero(np.sign(values[1:]) != np.sign(values[:-1]))
     at = zero_between(grid, values, int(turn[0])) if len(turn) else None
-    if at is not None:  # the band may be narrower than a step of the grid
-        grid = np.sort(np.append(grid, at))
+    grid = grid if at is None else np.sort(np.append(grid, at))  # the band may be narrower than a step of the grid
     margins = np.array([margin(predict(ladder, 10**place, level)) for place in grid.tolist()])
     inside = np.flatnonzero(margins >= 0)
     low = zero_between(grid, margins, int(inside[0]) - 1) if len(inside) and inside[0] > 0 else None
