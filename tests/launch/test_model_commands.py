@@ -61,3 +61,12 @@ def test_settings_of_sampling_that_cannot_be_exit_with_2(option, small_model, ca
     assert main(["generate", str(small_model), "--prompt", "x", *option]) == 2
     out = capsys.readouterr()
     assert option[1] in out.err and not out.out
+
+
+def test_a_stage_of_a_run_is_evaluated_by_its_path(monkeypatch, tmp_path, capsys):
+    evaluated = []
+    monkeypatch.setattr("kleiber.runs.evaluate.run_evaluations", lambda path, *_: evaluated.append(path) or {})
+    monkeypatch.setattr("kleiber.runs.evaluate.result_lines", lambda _results: [])
+    assert main(["eval", str(tmp_path / "8M"), "--evals", "perplexity"]) == 0
+    assert evaluated == [tmp_path / "8M"]
+    assert main(["eval", str(tmp_path / "nowhere" / "8M"), "--evals", "perplexity"]) == 2

@@ -38,8 +38,7 @@ def evaluate(
     """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
     from kleiber.runs.evaluate import log_to_wandb, result_lines, run_evaluations
 
-    if not subject.is_dir():
-        raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    existing(subject)
     if wandb and not (subject / "config.yaml").is_file():
         raise ValueError(f"--wandb logs beside the W&B run of a run, and {subject} is none: remove --wandb")
     for option, value in (("--tasks", tasks), ("--task-files", task_files)):
