@@ -88,7 +88,8 @@ def main() -> None:
         row = {"task": task, "kleiber": ours, "loop": theirs, "difference": interval(ours, theirs, HELD_OUT[task])}
         row |= {"kleiber_seeds": len(scores[task][DEFAULT]), "loop_seeds": len(entries)}
         row |= {"kleiber_seconds": float(np.mean(seconds[task]))}
-        beside.append(row | {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))})
+        row |= {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))}
+        beside.append(row)
     words = {task: float(value) for task, value in (entry.split("=") for entry in a.words)}
     stages = [run.stages[-1] for run in (read_runs(a.articles) if a.articles else []) if run.status == "finished"]
     articles = [
