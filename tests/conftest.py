@@ -102,6 +102,21 @@ def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def interpolations_where_there_are_any() -> Iterator[None]:
+    """Hydra's table for interpolations in a defaults list is made only where an entry has one: a third of composing."""
+    from hydra._internal import defaults_list
+
+    tabulate = defaults_list._create_interpolation_map
+
+    def tabulate_if_used(overrides: Any, entries: list[Any], self_added: bool) -> Any:
+        return tabulate(overrides, entries, self_added) if any(entry.is_interpolation() for entry in entries) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defaults_list, "_create_interpolation_map", tabulate_if_used)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_power_cut() -> Iterator[None]:
     """No test cuts the power, which is all that waiting for the disk is for; a killed process loses nothing written."""
     with pytest.MonkeyPatch.context() as patch:
