@@ -1,10 +1,10 @@
 """The tables of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--articles RUNS] [--words TASK=SCORE...]
+    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--articles RUNS] [--words RUNS]
 
 RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`; LOOP.jsonl has the lines that
-benchmarks/finetune.py prints, on the same rows of the same tasks. Words are those of benchmarks/word_baseline.py, and
-articles the run on the table of benchmarks/articles.py.
+benchmarks/finetune.py prints, on the same rows of the same tasks. Words are runs on these tasks with
+evals=[reference], and articles the run on the table of benchmarks/articles.py.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Recipe = tuple[float, float]
 
 def score_of(stage: Json) -> float:
     """Accuracy on the held-out rows, or Pearson's correlation for quantities."""
-    metrics = {key.rpartition("/")[2]: value for key, value in stage["metrics"].items()}
+    metrics = {key.rpartition("/")[2]: value for key, value in stage["metrics"].items() if key.startswith("val/")}
     return metrics["accuracy"] if "accuracy" in metrics else metrics["pearson"]
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     for name in ("runs", "loop", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--articles", type=Path)
-    parser.add_argument("--words", nargs="*", default=[])
+    parser.add_argument("--words", type=Path)
     a = parser.parse_args()
     scores: dict[str, dict[Recipe, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -90,7 +90,12 @@ def main() -> None:
         row |= {"kleiber_seconds": float(np.mean(seconds[task]))}
         row |= {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))}
         beside.append(row)
-    words = {task: float(value) for task, value in (entry.split("=") for entry in a.words)}
+    words = {
+        run.stage["data"]["name"]: value
+        for run in (read_runs(a.words) if a.words else [])
+        for name, value in run.metrics.items()
+        if name.endswith("tfidf/accuracy")
+    }
     stages = [run.stages[-1] for run in (read_runs(a.articles) if a.articles else []) if run.status == "finished"]
     articles = [
         {"score": score_of(stage), "steps": stage["steps"], "seconds": stage["tokens"] / stage["tokens_per_s"]}

@@ -20,7 +20,7 @@ from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.kto import KTO
 from kleiber.optimizers.privacy import PrivateSteps
-from kleiber.training.private_step import check_private, noise_generator, private_gradients
+from kleiber.training.private_step import check_private, noise_generator, poisson_stream, private_gradients
 from kleiber.training.step import accumulate
 from kleiber.types.batch import Batch
 
@@ -142,3 +142,22 @@ def test_a_run_whose_epsilon_would_be_wrong_is_refused(
 ) -> None:
     assert main([*TINY, "privacy=dp_sgd", *overrides, f"root={tmp_path}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def numbered_windows(count: int = 400) -> TrainWindows:
+    return TrainWindows(TokenFile(np.arange(count * 4 + 1, dtype=np.uint16), count, count, "x"), 4)
+
+
+def test_every_sample_is_drawn_with_the_rate_at_every_step_alike() -> None:
+    samples, rate = numbered_windows(), 0.05
+    stream = poisson_stream(samples, 3, 0, rate)
+    batches = [next(stream) for _ in range(300)]
+    sizes = np.array([len(rows) for rows in batches])
+    assert sizes.mean() == pytest.approx(20, abs=1) and sizes.var() == pytest.approx(20 * 0.95, rel=0.25)
+    times = np.bincount(np.concatenate([rows.tokens[:, 0].numpy() // 4 for rows in batches]), minlength=400)
+    assert times.mean() == pytest.approx(15, abs=0.6) and times.var() == pytest.approx(15 * 0.95, rel=0.25)
+    assert len({int(n) for rows in batches for n in rows.samples}) == sizes.sum()  # type: ignore[union-attr]
+    resumed = next(poisson_stream(samples, 3, 200, rate))
+    assert torch.equal(resumed.tokens, batches[200].tokens) and torch.equal(resumed.samples, batches[200].samples)  # type: ignore[arg-type]
+    assert len(next(poisson_stream(samples, 3, 0, 1.0))) == 400
+    assert min(len(next(poisson_stream(samples, seed, 0, 0.0005))) for seed in range(20)) == 0

@@ -1,4 +1,7 @@
-"""The gradients of a step of DP-SGD: clipped for each sample, summed, and with noise.
+"""The samples of a step of DP-SGD, and its gradients: clipped for each sample, summed, and with noise.
+
+Samples are drawn as the accountants of differential privacy assume. The batch of a step is a pure function of seed and
+step, so resuming costs nothing, as with the order of `data.batches`.
 
 Each sample has a forward and a backward pass of its own, so its gradient is exact whatever the model does within a
 pass: dropout, experts with a balance loss, masks. What couples the samples of a step outside of a pass is refused
@@ -7,13 +10,15 @@ pass: dropout, experts with a balance loss, masks. What couples the samples of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kleiber.data.batches import SamplesWithOrder
+from kleiber.data.batches import SamplesWithOrder, random_bits, sample_numbers
 from kleiber.optimizers.privacy import DPSGD, PrivateSteps
 from kleiber.training.step import micro_batches
 from kleiber.types.batch import Batch, Sums
@@ -21,6 +26,7 @@ from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model, Router
 
 NOISE = 0x5EED  # part of the seed of the noise, which differs from that of a step's other random numbers
+POISSON = 0x901550  # part of the key, which differs from those of permutations
 
 
 def check_private(model: Model, objective: Objective, samples: Samples) -> None:
@@ -107,3 +113,19 @@ def noise_generator(seed: int, step: int, device: torch.device) -> torch.Generat
     generator = torch.Generator(device)
     generator.manual_seed(hash((seed, step, NOISE)) % 2**63)
     return generator
+
+
+def poisson_stream(samples: Samples, seed: int, start_step: int, rate: float) -> Iterator[Batch]:
+    """Yields batches in which every sample is with probability `rate`, independently at every step, for one process.
+
+    Each sample is the same at every step, as differential privacy needs: windows of text do not move. The sample
+    numbers count on, so random masks differ. A batch may have no samples.
+    """
+    step, threshold = start_step, np.uint64(min(int(rate * 2.0**64), 2**64 - 1))
+    while True:
+        ids = np.flatnonzero(random_bits(len(samples), seed, POISSON, step) <= threshold)
+        batch = (
+            samples.gather(ids) if len(ids) else samples.gather(np.zeros(1, np.int64)).map(lambda tensor: tensor[:0])
+        )
+        yield replace(batch, samples=sample_numbers(ids, step, len(samples)))
+        step += 1
