@@ -65,7 +65,9 @@ def test_a_scatter_names_every_arm_at_its_place():
 
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
     places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
-    chart = figures.named(pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "arm": ["d"]})]), alt.X("x:Q"))
+    chart = figures.named(
+        pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "arm": ["d"]})]), alt.X("x:Q"), alt.Scale(zero=False)
+    )
     heights = dict(zip(chart.data["arm"], chart.data["at"], strict=True))
     room = 0.045 * (3.0 - 2.0)
     assert heights["a"] == 2.0 and heights["c"] == 2.002 and heights["d"] == 3.0

@@ -62,6 +62,12 @@ def test_an_untuned_arm_decides_nothing(tmp_path, second):
     assert findings is not None and findings["decision"] == "not tested" and findings["why"]
 
 
+def test_of_a_single_learning_rate_no_tuning_is_drawn(tmp_path):
+    for arm in ("base", "changed"):
+        write(tmp_path, STUDY, arm, 3.0, lrs=[0.02])
+    assert "tuning" not in Compare().analyze(read_runs(tmp_path)).figures
+
+
 def test_an_arm_without_a_finished_run_is_named_by_the_number_of_those_left(tmp_path):
     with pytest.raises(ValueError, match=r"study\.sizes: big"):
         Compare(sizes=["big"]).check_plan(planned("a", "b"))

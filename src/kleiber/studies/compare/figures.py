@@ -122,11 +122,12 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     across = alt.X("x:Q", scale=alt.Scale(zero=False, padding=50), title=x[1])
     dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
     color = arm_color(list(order), list(order), legend=False)
-    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=alt.Scale(zero=False)), color=color)
-    return with_title(dots + named(frame, across), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
+    up = alt.Scale(zero=False, padding=12)
+    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=up), color=color)
+    return with_title(dots + named(frame, across, up), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
 
 
-def named(places: pd.DataFrame, x: alt.X, near: float = 0.045) -> alt.Chart:
+def named(places: pd.DataFrame, x: alt.X, up: alt.Scale, near: float = 0.045) -> alt.Chart:
     """The name of the arm at each place; names that would overlap are moved up by a share `near` of the height."""
     places = places.sort_values("y").reset_index(drop=True)
     xs, ys = np.array(places["x"], dtype=float), np.array(places["y"], dtype=float)
@@ -136,7 +137,7 @@ def named(places: pd.DataFrame, x: alt.X, near: float = 0.045) -> alt.Chart:
         beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
         heights.append(max([value, *beside]))
     text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
-    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N")
+    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="arm:N")
 
 
 AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}

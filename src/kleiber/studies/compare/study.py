@@ -233,8 +233,9 @@ def figures(
     gaps = {label: shown_differences(claims, tables["Differences"]), **others}
     charts: Figures = {
         "arms": lambda: _figures().side_by_side(arms, label),
-        "tuning": lambda: _figures().tuning(arms, label),
     }
+    if any(len(arm.losses) > 1 for arm in arms.values()):
+        charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
         charts["differences"] = lambda: _figures().differences(gaps, [*arms])
     if trajectory := tables["Differences by training tokens"]:
