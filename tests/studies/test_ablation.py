@@ -3,10 +3,11 @@
 import math
 
 import pytest
-from ablation_runs import write
 
 from kleiber.studies.ablation import Ablation
 from kleiber.studies.ablation_ladder import compute_gain, crossings, ladder_of, predict, read_scales
+
+from .ablation_runs import write
 
 
 @pytest.fixture(scope="module")

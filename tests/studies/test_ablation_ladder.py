@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ablation_runs import LRS, TOKENS, write
 
 from kleiber.studies.ablation_ladder import (
     Ladder,
@@ -16,6 +15,8 @@ from kleiber.studies.ablation_ladder import (
     read_scales,
     sign,
 )
+
+from .ablation_runs import LRS, TOKENS, write
 
 
 @pytest.fixture(scope="module")
