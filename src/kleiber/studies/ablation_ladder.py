@@ -92,10 +92,9 @@ def read_scales(runs: Sequence[Run], plain: str, changed: str) -> list[Scale]:
             best[arm] = min(means, key=lambda lr: means[lr])
             if len(means) < 3 or best[arm] in (min(means), max(means)):
                 at_edge.append(arm)
-        by_seed = [{seed: math.log(loss) for seed, loss in by_arm[arm][best[arm]].items()} for arm in (plain, changed)]
-        scales.append(
-            Scale(width, tokens, flops[plain, width, tokens], *by_seed, (best[plain], best[changed]), at_edge)
-        )
+        a, b = ({seed: math.log(loss) for seed, loss in by_arm[arm][best[arm]].items()} for arm in (plain, changed))
+        rates = (best[plain], best[changed])
+        scales.append(Scale(width, tokens, flops[plain, width, tokens], a, b, rates, at_edge))
     return sorted(scales, key=lambda scale: scale.compute)
 
 
@@ -222,11 +221,11 @@ def check(ladder: Ladder, scale: Scale, level: float) -> Json:
     predicted = predict(ladder, times, level)
     signs = {sign(predicted), "undecided" if measured is None else sign(measured)}
     right = "undecided" if "undecided" in signs else "right" if len(signs) == 1 else "wrong"
-    known = error is not None and error.lo is not None and error.hi is not None
+    holds = None if error is None or error.lo is None or error.hi is None else error.lo <= 0 <= error.hi
     return {
         "width": scale.width, "tokens": scale.tokens, "times the largest fitted": times,
         "predicted": predicted.value, "predicted lo": predicted.lo, "predicted hi": predicted.hi,
         "measured": None if measured is None else measured.value,
         "lo": None if measured is None else measured.lo, "hi": None if measured is None else measured.hi,
-        "seeds": len(errors), "sign": right, "holds": error.lo <= 0 <= error.hi if known else None,
+        "seeds": len(errors), "sign": right, "holds": holds,
     }  # fmt: skip
