@@ -58,4 +58,4 @@ def _files_by_name(location: Location) -> dict[str, list[str]]:
 
     patterns = get_data_patterns(location.name)
     files = DataFilesDict.from_patterns(patterns, base_path=location.name, allowed_extensions=[*KINDS])
-    return {str(split): [str(path) for path in found] for split, found in files.items()}
+    return {str(split): [str(path) for path in paths] for split, paths in files.items()}

@@ -37,11 +37,11 @@ def find_files(path: str) -> tuple[Match, ...]:
     try:
         system, place = fsspec.core.url_to_fs(path)
         if any(sign in place for sign in WILDCARDS):
-            found = system.glob(place, detail=True)
+            entries = system.glob(place, detail=True)
         elif system.isdir(place):
-            found = system.find(place, detail=True)
+            entries = system.find(place, detail=True)
         else:
-            found = {place: system.info(place)}
+            entries = {place: system.info(place)}
     except ImportError as error:
         raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
     except (OSError, ValueError) as error:
@@ -49,7 +49,7 @@ def find_files(path: str) -> tuple[Match, ...]:
     base = os.path.dirname(place.split("*")[0])
     matches = [
         Match(system.unstrip_protocol(name) if is_url(path) else name, info["size"], _version(info))
-        for name, info in sorted(found.items())
+        for name, info in sorted(entries.items())
         if info["type"] == "file" and not any(part.startswith(".") for part in os.path.relpath(name, base).split("/"))
     ]
     if not matches:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, TypeVar
+from typing import IO, TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,9 +46,9 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
             _send(pool[turn], item)
             pending.append(turn)
             if len(pending) >= AHEAD * workers:
-                yield _receive(pool[pending.pop(0)])
+                yield cast(Result, _receive(pool[pending.pop(0)]))
         while pending:
-            yield _receive(pool[pending.pop(0)])
+            yield cast(Result, _receive(pool[pending.pop(0)]))
     finally:
         for worker in pool:
             worker.kill()

@@ -49,7 +49,8 @@ def open_bytes(path: Path | str) -> BinaryIO:
     if is_url(path):
         import fsspec
 
-        raw = fsspec.open(str(path), "rb", compression="gzip" if kind == "gzip" else None).open()
+        system, place = fsspec.core.url_to_fs(str(path))
+        raw = system.open(place, "rb", compression="gzip" if kind == "gzip" else None)
     else:
         raw = gzip.open(path) if kind == "gzip" else open(path, "rb")  # noqa: SIM115 - closed by the caller
     if kind != "zstd":

@@ -212,6 +212,7 @@ class TrainWindows(Samples):
         return np.minimum(index * self.context + shift, len(self.file.ids) - self.context - 1)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Returns the windows of these numbers in an epoch."""
         starts, length = self.starts(index, epoch), self.context + 1
         if self._views is None:
             windows = np.stack([self.file.ids[start : start + length] for start in starts.tolist()])
