@@ -166,8 +166,8 @@ class Pretraining:
                 return
             if run.tokenizer is None:
                 raise ValueError(
-                    f"design.tokenizer={self.tokenizer}: {run.name} has trained no tokenizer; set data.tokenizer=bpe in "
-                    "design.pretrain, or design.tokenizer=null"
+                    f"design.tokenizer={self.tokenizer}: {run.name} has trained no tokenizer; set data.tokenizer=bpe "
+                    "in design.pretrain, or design.tokenizer=null"
                 )
             self.common_tokenizer = run.tokenizer
         yield self.bases()
