@@ -50,7 +50,10 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
     assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
     assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
     (text,) = (row["text"] for row in findings.verdicts if row["code"] == "harm")
-    assert "helps in 1 and hurts in 1 of 2 cells: code with 100% of the labels" in text and "0.1 cells" in text
+    assert (
+        "helps in 1 and hurts in 1 of 2 cells (1 of 1 from code with 100% of the labels)" in text
+        and "0.1 cells" in text
+    )
     (difference,) = findings.tables["Differences between texts"]
     assert (difference["text"], difference["against"]) == ("code/1M", "docs/1M")
     assert difference["value"] == pytest.approx(-0.199) and "Failure modes" not in findings.tables

@@ -12,7 +12,6 @@ from kleiber.charts.theme import Chart
 from kleiber.studies.compare.chart_forms import (
     COLORS,
     GRAY,
-    arm_color,
     estimates,
     in_rows,
     matrix,
@@ -20,7 +19,7 @@ from kleiber.studies.compare.chart_forms import (
     values_axis,
 )
 from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.transfer_tables import domain_of, size_of
+from kleiber.studies.transfer_tables import ALL_TASKS, domain_of, size_of
 from kleiber.types import Row
 
 LABELS = {
@@ -39,6 +38,13 @@ def label(name: str) -> str:
 def domains_of(rows: Rows) -> list[str]:
     """The labels of the domains, after that of training from scratch; their order sets their colors."""
     return [label(SCRATCH), *(label(name) for name in sorted(set(rows["start"].map(domain_of)) - {SCRATCH}))]
+
+
+def color(domains: Sequence[str], shown: Sequence[str], legend: bool) -> alt.Color:
+    """The colors of the domains `shown`, each as it is among all; the same in every panel, so that they share one
+    legend."""
+    scale = alt.Scale(domain=list(shown), range=[COLORS[domains.index(name) % len(COLORS)] for name in shown])
+    return alt.Color("series:N", title=None, scale=scale, sort=list(shown), legend=alt.Legend() if legend else None)
 
 
 def share_label(share: float) -> str:
@@ -74,8 +80,7 @@ def scores_by_text(rows: Rows) -> Chart:
         y = alt.Y("score:Q", title=axis_title(part), scale=span(part["score"].to_numpy()), axis=alt.Axis(tickCount=5))
         mean = alt.Y("mean(score):Q", title=axis_title(part), scale=span(part["score"].to_numpy()))
         trained = part[part["start"] != SCRATCH]
-        color = arm_color(domains, domains[1:], legend)
-        base = alt.Chart(trained).encode(x=x, color=color)
+        base = alt.Chart(trained).encode(x=x, color=color(domains, domains[1:], legend))
         layers = [base.mark_line(strokeWidth=1.5).encode(y=mean), base.mark_point(size=16, filled=True).encode(y=y)]
         control = part.loc[part["start"] == SCRATCH, "score"]
         if len(control):
@@ -110,7 +115,7 @@ def scores_by_labels(rows: Rows) -> Chart:
 
     def draw(part: Rows, legend: bool) -> Chart:
         scale = span(part["score"].to_numpy())
-        base = alt.Chart(part).encode(x=x, color=arm_color(domains, domains, legend))
+        base = alt.Chart(part).encode(x=x, color=color(domains, domains, legend))
         y, mean = (alt.Y(f"{name}:Q", title=axis_title(part), scale=scale) for name in ("score", "mean(score)"))
         return alt.layer(
             base.mark_line(strokeWidth=1.5).encode(y=mean), base.mark_point(size=16, filled=True).encode(y=y)
@@ -125,11 +130,23 @@ def gains(gaps: Sequence[Row], rows: Rows) -> Chart:
     kinds = len({row["kind"] for row in gaps})
     entries = [
         {**row, "panel": label(row["task"]), "series": label(domain_of(row["start"])), "name": text_label(row, kinds)}
-        for row in sorted(gaps, key=lambda row: (row["kind"], domain_of(row["start"]), -size_of(row["start"])))
+        for row in sorted(
+            gaps, key=lambda row: (mean_last(row), row["kind"], domain_of(row["start"]), -size_of(row["start"]))
+        )
         if row["share"] == most and row["value"] is not None
     ]
     title = f"Score above the same model from scratch, {share_label(most)}"
     return estimates(entries, domains_of(rows), "score above training from scratch", title, zero=True)
+
+
+def mean_last(row: Row) -> tuple[bool, str]:
+    """A key that sorts rows by task, with the mean over tasks last."""
+    return row["task"] == ALL_TASKS, label(row["task"])
+
+
+def text_order(start: str) -> tuple[str, float]:
+    """A key that sorts texts by domain, and the largest first."""
+    return domain_of(start), -size_of(start)
 
 
 def text_label(row: Row, kinds: int) -> str:
@@ -140,9 +157,6 @@ def text_label(row: Row, kinds: int) -> str:
 
 def gain_matrix(gaps: Sequence[Row]) -> Chart:
     """Gain by domain and task from the largest text of each domain: a panel for each kind and share of the labels."""
-    largest = {domain_of(row["start"]): 0.0 for row in gaps}
-    for row in gaps:
-        largest[domain_of(row["start"])] = max(largest[domain_of(row["start"])], size_of(row["start"]))
     kinds = len({row["kind"] for row in gaps})
     cells = [
         {
@@ -150,13 +164,22 @@ def gain_matrix(gaps: Sequence[Row]) -> Chart:
             "task": label(row["task"]), "domain": label(domain_of(row["start"])), "change": row["value"],
             "value": row["value"], "text": cell_text(row),
         }
-        for row in sorted(gaps, key=lambda row: (row["kind"], -row["share"], row["task"]))
-        if row["value"] is not None and size_of(row["start"]) == largest[domain_of(row["start"])]
+        for row in sorted(largest_texts(gaps), key=lambda row: (row["kind"], -row["share"], mean_last(row)))
+        if row["value"] is not None
     ]  # fmt: skip
     tasks = list(dict.fromkeys(cell["task"] for cell in cells))
     x = alt.X("task:N", title=None, sort=tasks, axis=alt.Axis(labelAngle=0))
     title = "Score gained by pre-training; in parentheses: undecided, the interval includes 0"
     return matrix(pd.DataFrame(cells), x, alt.Y("domain:N", title=None), "gain", title)
+
+
+def largest_texts(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose start is the largest text of its domain."""
+    largest: dict[str, float] = {}
+    for row in rows:
+        domain = domain_of(row["start"])
+        largest[domain] = max(largest.get(domain, 0.0), size_of(row["start"]))
+    return [row for row in rows if size_of(row["start"]) == largest[domain_of(row["start"])]]
 
 
 def cell_text(row: Row) -> str:
@@ -166,10 +189,8 @@ def cell_text(row: Row) -> str:
 
 
 def effective_data(factors: Sequence[Row], rows: Rows) -> Chart:
-    """How many times the labels training from scratch needs, with intervals; triangles are bounds."""
-    shown = pd.DataFrame([bounded(row) for row in factors]).merge(
-        rows[["task", "kind", "start"]].drop_duplicates(), on=["task", "kind", "start"]
-    )
+    """How many times the labels training from scratch needs, with intervals; from the largest text of each domain."""
+    shown = pd.DataFrame([bounded(row) for row in largest_texts(factors)])
     domains = domains_of(rows)
     shown = shown.assign(series=shown["start"].map(domain_of).map(label))
     places = shown["series"].map({name: place - len(domains) / 2 for place, name in enumerate(domains)})
@@ -179,8 +200,10 @@ def effective_data(factors: Sequence[Row], rows: Rows) -> Chart:
 
     def draw(part: Rows, legend: bool) -> Chart:
         scale = alt.Scale(type="log", padding=12)
-        y, low = (alt.Y(f"{name}:Q", title="times the labels", scale=scale) for name in ("value", "lo"))
-        base = alt.Chart(part).encode(x=x, color=arm_color(domains, domains[1:], legend))
+        ticks = [10.0**power for power in range(-3, 4)]
+        axis = alt.Axis(values=ticks, format="~g")
+        y, low = (alt.Y(f"{name}:Q", title="times the labels", scale=scale, axis=axis) for name in ("value", "lo"))
+        base = alt.Chart(part).encode(x=x, color=color(domains, domains[1:], legend))
         shape = alt.Shape("bound:N", title=None, scale=shapes, legend=alt.Legend() if legend else None)
         line = alt.Chart(pd.DataFrame({"value": [1.0]})).mark_rule(strokeDash=[4, 4], color=GRAY).encode(y=y)
         bars = base.mark_rule(opacity=0.6).encode(y=low, y2="hi:Q")

@@ -69,11 +69,14 @@ def harm(table: Sequence[Row], level: float) -> list[Json]:
     if not table:
         return []
     cells, helps, hurts = (sum(row[name] for row in table) for name in ("cells", "helps", "hurts"))
-    places = [f"{row['domain']} with {row['share']:.0%} of the labels on {row['hurts on']}" for row in table]
-    where = "; ".join(place for place, row in zip(places, table, strict=True) if row["hurts"])
+    where = ", ".join(
+        f"{row['hurts']} of {row['cells']} from {row['domain']} with {row['share']:.0%} of the labels"
+        for row in table
+        if row["hurts"]
+    )
     chance = cells * (1 - level) / 2
     text = (
-        f"pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f': {where}' if where else ''}; if it "
+        f"pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' ({where})' if where else ''}; if it "
         f"changed nothing, {chance:.1f} cells would be expected on each side by chance"
     )
     return [{"code": "harm", "level": "note", "text": text}]
@@ -262,6 +265,7 @@ def factor_row(row: Row) -> Json:
         return "more than all labels" if math.isinf(value) else f"{value:.3g}"
 
     kept = {key: row[key] for key in ("task", "kind", "start", "share", "labelled tokens", "seeds")}
-    moved = "no bound" if math.isinf(row["transferred"]) else f"{row['transferred']:.3g}"
+    rounded = float(f"{row['transferred']:.3g}")
+    moved = "no bound" if math.isinf(rounded) else f"{rounded:,.0f}"
     ends = {"lower end": bounded(row["lo"]), "upper end": bounded(row["hi"])}
     return kept | {"transferred tokens": moved, "times the labels": bounded(row["factor"]), **ends}
