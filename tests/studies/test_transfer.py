@@ -54,6 +54,8 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
         "helps in 1 and hurts in 1 of 2 cells (1 of 1 from code with 100% of the labels)" in text
         and "0.1 cells" in text
     )
+    assert list(findings.figures) == ["domains", "gaps"], "two domains, one size and one share"
+    assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
     (difference,) = findings.tables["Differences between texts"]
     assert (difference["text"], difference["against"]) == ("code/1M", "docs/1M")
     assert difference["value"] == pytest.approx(-0.199) and "Failure modes" not in findings.tables
@@ -81,6 +83,6 @@ def test_one_seed_makes_no_claim(runs):
 def test_every_figure_is_drawn(runs):
     pytest.importorskip("altair")
     built = Transfer().analyze(runs).figures
-    assert list(built) == ["domains", "gaps", "texts", "labels", "transferred"]
+    assert list(built) == ["gaps", "texts", "labels", "transferred"]
     for name, make in built.items():
         assert "toy" in json.dumps(make().to_dict()), name

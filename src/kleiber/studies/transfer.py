@@ -21,6 +21,7 @@ from kleiber.studies.transfer_tables import (
     ALL_TASKS,
     NEAR,
     OVERFITTED,
+    domain_of,
     effective_data,
     factor_row,
     failures,
@@ -130,7 +131,7 @@ def score_verdict(row: Row) -> Json:
     labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
     than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
     text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
-    code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
+    code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"]).replace(" ", "_")
     return verdict(code, text, from_row(row))
 
 
@@ -229,7 +230,8 @@ def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
 
     charts: Figures = {}
     if any(row["value"] is not None for row in gaps):
-        charts["domains"] = lambda: drawing.gain_matrix(gaps)
+        if len({domain_of(row["start"]) for row in gaps}) > 1:
+            charts["domains"] = lambda: drawing.gain_matrix(gaps)
         charts["gaps"] = lambda: drawing.gains(gaps, rows)
     pretrained = rows.loc[rows["start"] != SCRATCH, "start"]
     if len(set(map(size_of, pretrained))) > 1:
