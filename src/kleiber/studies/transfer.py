@@ -131,8 +131,8 @@ def score_verdict(row: Row) -> Json:
     labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
     than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
     text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
-    code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"]).replace(" ", "_")
-    return verdict(code, text, from_row(row))
+    names = [*(row[key].replace(" ", "_") for key in ("kind", "start", "against", "task")), f"{row['share']:g}"]
+    return verdict("_".join(names), text, from_row(row))
 
 
 def score_rows(runs: Sequence[Run]) -> Rows:
