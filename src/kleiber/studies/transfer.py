@@ -73,7 +73,7 @@ class Transfer(IntervalStudy):
         differences = self.differences(means)
         gaps = [row for row in differences if row["against"] == SCRATCH]
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
-        data = [row for arm in arms for row in effective_data(rows, *arm, self.level)]
+        data = [row for arm in arms for row in effective_data(rows, *arm, level=self.level)]
         domains = outcomes(gaps)
         tables = {
             "Where pre-training helps and hurts": domains,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import Chart
@@ -77,6 +78,7 @@ def scores_by_text(rows: Rows) -> Chart:
     x = values_axis("bytes", "text (bytes)", shown.loc[shown["bytes"] > 0, "bytes"])
 
     def draw(part: Rows, legend: bool) -> Chart:
+        """The panel of a task and kind: a line for each domain, and a dashed one from scratch."""
         y = alt.Y("score:Q", title=axis_title(part), scale=span(part["score"].to_numpy()), axis=alt.Axis(tickCount=5))
         mean = alt.Y("mean(score):Q", title=axis_title(part), scale=span(part["score"].to_numpy()))
         trained = part[part["start"] != SCRATCH]
@@ -101,7 +103,8 @@ def dashed(value: float, y: alt.Y) -> list[Chart]:
 
 
 def axis_title(rows: Rows) -> str:
-    metrics = sorted(set(rows["metric"]))
+    """The names of the metrics of some rows."""
+    metrics: list[str] = sorted(set(rows["metric"]))
     return ", ".join(METRICS.get(name, name) for name in metrics)
 
 
@@ -114,6 +117,7 @@ def scores_by_labels(rows: Rows) -> Chart:
     x = values_axis("share", "share of the labels", shown["share"], "~%")
 
     def draw(part: Rows, legend: bool) -> Chart:
+        """The panel of a task and kind: a line for each domain and for training from scratch."""
         scale = span(part["score"].to_numpy())
         base = alt.Chart(part).encode(x=x, color=color(domains, domains, legend))
         y, mean = (alt.Y(f"{name}:Q", title=axis_title(part), scale=scale) for name in ("score", "mean(score)"))
@@ -193,12 +197,13 @@ def effective_data(factors: Sequence[Row], rows: Rows) -> Chart:
     shown = pd.DataFrame([bounded(row) for row in largest_texts(factors)])
     domains = domains_of(rows)
     shown = shown.assign(series=shown["start"].map(domain_of).map(label))
-    places = shown["series"].map({name: place - len(domains) / 2 for place, name in enumerate(domains)})
+    places = np.array([domains.index(name) - len(domains) / 2 for name in shown["series"]])
     x = values_axis("at", "share of the labels", shown["share"], "~%")
     shown = shown.assign(at=shown["share"] * 1.15**places)  # bars side by side
     shapes = alt.Scale(domain=["estimate", "at least", "at most"], range=["circle", "triangle-up", "triangle-down"])
 
     def draw(part: Rows, legend: bool) -> Chart:
+        """The panel of a task and kind: a point with its interval for each domain and share."""
         scale = alt.Scale(type="log", padding=12)
         ticks = [10.0**power for power in range(-3, 4)]
         axis = alt.Axis(values=ticks, format="~g")

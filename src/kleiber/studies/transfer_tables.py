@@ -258,6 +258,7 @@ def factor_row(row: Row) -> Json:
     """A line of the table of effective data, with words where a number has no bound."""
 
     def bounded(value: float | None) -> str:
+        """A factor, or what is known of it beyond the ends of the learning curve."""
         if value is None:
             return "no interval"
         if value == 0:

@@ -156,6 +156,7 @@ class Pretraining:
         return combine(pretrained, seed_levels(self.seeds))
 
     def rounds(self, context: RunSource) -> Iterator[list[Cell]]:
+        """Yields the run that trains the common tokenizer, if there is one, and the three rounds of the design."""
         self.check_data_available()
         if self.tokenizer:
             trained = next(start.base for start in self.starts() if start.name == self.tokenizer)
