@@ -78,11 +78,3 @@ def test_one_seed_makes_no_claim(runs):
         and "no interval: 1 seed" in findings.headline
     )
     assert any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
-
-
-def test_every_figure_is_drawn(runs):
-    pytest.importorskip("altair")
-    built = Transfer().analyze(runs).figures
-    assert list(built) == ["gaps", "texts", "labels", "transferred"]
-    for name, make in built.items():
-        assert "toy" in json.dumps(make().to_dict()), name
