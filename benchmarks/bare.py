@@ -1,7 +1,8 @@
 """The loop that one would write by hand: the yardstick of `benchmarks/step.py`. One file, no framework.
 
 The same architecture as `model=gpt` (pre-norm, rotary positions, gated MLP, tied head), fused AdamW, clipping,
-materialised logits; `--chunked` swaps the loss for kleiber's chunked one. Prints one JSON line.
+materialised logits; `--chunked` swaps the loss for kleiber's chunked one. `--precision bf16` is autocast with fp32
+weights. Prints one JSON line.
 """
 
 import argparse
@@ -65,33 +66,44 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warmup", type=int, default=1, help="steps that are not timed: they allocate and compile")
     parser.add_argument("--chunked", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     a = parser.parse_args()
     torch.manual_seed(0)
-    model = Bare(a.vocab, a.width, a.depth, a.heads, a.hidden, a.context)
+    if a.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as kleiber sets it
+    model = Bare(a.vocab, a.width, a.depth, a.heads, a.hidden, a.context).to(a.device)
+    if a.compile:
+        model.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     data = torch.randint(a.vocab, (a.steps, a.rows, a.context + 1))
     started = 0.0
     for step in range(a.steps):
-        if step == 1:  # the first step pays for allocation
+        if step == a.warmup:
             started = time.perf_counter()
-        tokens = data[step]
-        hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
-        if a.chunked:
-            from kleiber.models.transformer import LMHead
-            from kleiber.nn.loss import cross_entropy
+        tokens = data[step].to(a.device, non_blocking=True)
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.precision == "bf16"):
+            hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
+            if a.chunked:
+                from kleiber.models.transformer import LMHead
+                from kleiber.nn.loss import cross_entropy
 
-            head = LMHead(model.embed.weight)  # type: ignore[arg-type]
-            loss = cross_entropy(hidden, head, targets).total / targets.numel()
-        else:
-            loss = F.cross_entropy((hidden @ model.embed.weight.T).flatten(0, 1), targets.flatten())
+                head = LMHead(model.embed.weight)  # type: ignore[arg-type]
+                loss = cross_entropy(hidden, head, targets).total / targets.numel()
+            else:
+                loss = F.cross_entropy((hidden @ model.embed.weight.T).flatten(0, 1), targets.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-    seconds = (time.perf_counter() - started) / (a.steps - 1)
+    seconds = (time.perf_counter() - started) / (a.steps - a.warmup)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if a.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
     print(json.dumps({"seconds_per_step": seconds, "peak_memory_bytes": peak}))
 
 

@@ -23,8 +23,8 @@ SHAPES = {
 }
 
 
-def bare(shape: dict[str, int], steps: int, variant: str) -> dict[str, float]:
-    flags = [f"--{name}={value}" for name, value in shape.items()]
+def bare(shape: Mapping[str, int], steps: int, variant: str, *extra: str) -> dict[str, float]:
+    flags = [*(f"--{name}={value}" for name, value in shape.items()), *extra]
     chunked = ["--chunked"] if variant == "chunked" else []
     out = subprocess.run(
         [sys.executable, HERE / "bare.py", f"--steps={steps}", *flags, *chunked],

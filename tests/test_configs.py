@@ -5,35 +5,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from choices import CHOICES, CONF, LEARNT, METHODS, NEEDS, ROUTERS, STARTS, TABLES, split
 from omegaconf import OmegaConf
-from small_run import REPOSITORY, TINY
+from small_run import TINY
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.records.folder import NOT_IDENTITY, config_hash
 
-CONF = REPOSITORY / "conf"
-SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
-NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
-ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
-NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
-NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
-STARTS = ("checkpoint", "hf", "upcycle")
-NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS} | {"data/generated": ["data.models=[RUN]"]}
-NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
-TABLES = {
-    name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
-    for name in ("labelled", "instruct", "preference", "unpaired")
-}
-LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
-LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
-NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
-NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
-NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
-NEEDS |= {"objective/equalized": ["data=counterfactual"]}
-NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
-NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
@@ -57,8 +37,6 @@ ELSEWHERE |= {
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
 }
-METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
-NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
 RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
@@ -71,7 +49,6 @@ ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequenc
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
-NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -86,17 +63,6 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
-CHOICES = [
-    str(path.relative_to(CONF).with_suffix(""))
-    for path in sorted(CONF.rglob("*.yaml"))
-    if path.name != "train.yaml" and not path.name.startswith("_")
-]
-
-
-def split(choice: str) -> tuple[str, str]:
-    """A group and a choice of it; tasks are choices of data with a name in two parts."""
-    group, name = choice.split("/", 1) if choice.startswith("data/") else choice.rsplit("/", 1)
-    return group, name
 
 
 @cache

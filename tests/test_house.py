@@ -18,8 +18,9 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py")
 }
-# Tests of no module of ours: of the documentation, of faults, of a cluster, and (files beside this one) of the project.
-NO_ROOMS = {"docs", "faults", "slurm"}
+# Tests of no module of ours: of the documentation, of faults, of a cluster, of a GPU, and (files beside this one) of
+# the project.
+NO_ROOMS = {"docs", "faults", "gpu", "slurm"}
 WHOLE_PROJECT = {
     "api", "house", "config_headers", "configs", "example_extension", "experiments", "readme", "results", "wheel",
 }  # fmt: skip

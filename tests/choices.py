@@ -1,0 +1,42 @@
+"""The choices of all config groups, and the overrides that each needs beside its own name to train in seconds."""
+
+from small_run import REPOSITORY
+
+CONF = REPOSITORY / "conf"
+CHOICES = [
+    str(path.relative_to(CONF).with_suffix(""))
+    for path in sorted(CONF.rglob("*.yaml"))
+    if path.name != "train.yaml" and not path.name.startswith("_")
+]
+SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
+NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
+ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
+NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
+STARTS = ("checkpoint", "hf", "upcycle")
+NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS} | {"data/generated": ["data.models=[RUN]"]}
+NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
+TABLES = {
+    name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
+    for name in ("labelled", "instruct", "preference", "unpaired")
+}
+LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
+LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
+NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
+NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
+NEEDS |= {"objective/equalized": ["data=counterfactual"]}
+NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
+NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
+METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+OTHER_TEXT = (
+    f"{{data:{{path:{REPOSITORY / 'tests/data/labelled.jsonl'}}}}}"  # methods against forgetting need an earlier task
+)
+NEEDS |= {f"retention/{name}": ["stages=chain", f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"] for name in METHODS}
+NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
+
+
+def split(choice: str) -> tuple[str, str]:
+    """A group and a choice of it; tasks are choices of data with a name in two parts."""
+    group, name = choice.split("/", 1) if choice.startswith("data/") else choice.rsplit("/", 1)
+    return group, name
