@@ -1,4 +1,4 @@
-"""The command `kleiber data`, which describes the text at a path without training. Imports no torch."""
+"""The command `kleiber data`, which describes the text at a path, without torch, and prepares its tokens."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SCHEMA = "kleiber.data/1"
 FDR = 0.1
 SHOWN = 10  # words of each group in the terminal
+DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
 
 def describe(
@@ -22,7 +23,14 @@ def describe(
     bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
     config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
-    max_bytes: Annotated[str | None, typer.Option(help="Read at most this much text, such as 20M.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Prepare the tokens that data=text would train on: bytes, bpe, a hub name or a folder."),
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=258, help="Entries of --tokenizer bpe. [4096]")] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Read at most this much text, such as 20M. [all to prepare, 100M to describe]")
+    ] = None,
     words: Annotated[
         str | None, typer.Option(metavar="LIST", help="Pairs of words of the groups: gender, or a file. [gender]")
     ] = None,
@@ -36,10 +44,15 @@ def describe(
         Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
     ] = None,
 ) -> None:
-    """Describe the training text at a path: documents, bytes, words, and with --bias which words stand near which."""
+    """Describe the training text at a path, and prepare its tokens with --tokenizer.
+
+    The description has documents, bytes, words, duplicates, languages and samples, and with --bias which words stand
+    near which.
+    """
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
+    from kleiber.data.survey import Survey, survey_lines
     from kleiber.data.word_lists import read_pairs, read_words
     from kleiber.data.word_swap import WordSwap
     from kleiber.records.files import write_json, write_text
@@ -51,14 +64,21 @@ def describe(
     names = read_pairs("names", "names") if chosen == "gender" else []
     swap = WordSwap(read_pairs(chosen, "--words"), names, chosen == "gender")
     listed = None if attributes is None else read_words(attributes, "--attributes")
-    limit = None if max_bytes is None else round(quantity(max_bytes))
-    with open_documents(path, config, text, limit) as documents:
-        contexts = count_contexts(documents, swap, window or 10)
-    summary: Json = {
-        "schema": SCHEMA, "path": path, "documents": contexts.documents, "bytes": contexts.num_bytes,
-        "words": sum(contexts.words.values()) + sum(contexts.group_size),
-    }  # fmt: skip
+    if vocab_size is not None and tokenizer != "bpe":
+        raise ValueError(f"--vocab-size {vocab_size} belongs to --tokenizer bpe: add it, or remove --vocab-size")
+    prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
+    survey = Survey()
+    with open_documents(path, config, text, round(quantity(max_bytes or DESCRIBED))) as documents:
+        contexts = count_contexts(survey.watch(documents), swap, window or 10)
+    words_total = sum(contexts.words.values()) + sum(contexts.group_size)
+    summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json(), "words": words_total}
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    if max_bytes is None and survey.num_bytes >= quantity(DESCRIBED):
+        lines.append(f"this describes the first {DESCRIBED}; --max-bytes sets how much is read")
+    lines += survey_lines(summary)
+    if prepared is not None:
+        summary["prepared"] = prepared
+        lines += prepared_lines(prepared)
     if bias:
         groups, rows = group_names(chosen), associations(contexts, listed)
         summary["bias"] = {
@@ -72,6 +92,34 @@ def describe(
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+def prepare_tokens(
+    path: str, config: str | None, column: str, tokenizer: str, vocab_size: int | None, max_bytes: str | None
+) -> Json:
+    """Prepares the tokens of a text, compares all of them with their checksums, and returns their counts by split."""
+    from kleiber.data.cache import whole_checks
+    from kleiber.data.documents import NAMED
+    from kleiber.data.mixture import MixtureCorpus
+    from kleiber.data.text import Text
+
+    with whole_checks():
+        if path.startswith("builtin/") or path in NAMED:
+            corpus = MixtureCorpus({path: 1.0}, tokenizer, vocab_size, max_bytes).prepare(1)
+        else:
+            settings = {"tokenizer": tokenizer, "vocab_size": vocab_size, "max_bytes": max_bytes}
+            corpus = Text(path, config, column, **settings).prepare(1)
+    (manifest,) = corpus.manifest.values()
+    return {"tokenizer": corpus.tokenizer.name, "hash": corpus.hash, "splits": manifest["splits"]}
+
+
+def prepared_lines(prepared: Json) -> list[str]:
+    """The tokens of each split."""
+    return [f"prepared with the tokenizer {prepared['tokenizer']}, hash {prepared['hash']}:"] + [
+        f"  {name:<10} {counts['documents']:>12,} documents  {counts['tokens']:>15,} tokens  "
+        f"{counts['bytes'] / max(1, counts['tokens']):.2f} bytes per token"
+        for name, counts in prepared["splits"].items()
+    ]
 
 
 def group_names(words: str) -> tuple[str, str]:
