@@ -31,7 +31,7 @@ LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
-NEEDS |= {"objective/equalized": ["data=counterfactual"]}
+NEEDS |= {"objective/equalized": ["data=counterfactual"], "data/tokens": ["data.path=IDS", "data.tokenizer=bytes"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
