@@ -138,9 +138,8 @@ def main() -> None:
         tokens = sum(path.stat().st_size for path in cache.glob("*/*-*.bin"))
         print(f"{size / 1e9:.2f} GB of JSON lines, {tokens / 1e9:.2f} GB of tokens, {cores} cores")
         print(f"rate: {size / whole.wall / 1e6:.1f} MB/s; tiktoken's batches {rate:.1f}")
-        print(
-            f"a second of processor time: {size / whole.seconds / 1e6:.1f} MB; tiktoken's batches {rate_of_processor:.1f}"
-        )
+        ours = size / whole.seconds / 1e6
+        print(f"a second of processor time: {ours:.1f} MB; tiktoken's batches {rate_of_processor:.1f}")
         busy = whole.seconds / whole.wall / cores
         print(f"processor time: {whole.seconds:.0f} s in {whole.wall:.0f} s, {busy:.2f} of the cores")
         print(f"anonymous memory: {whole.memory / 1e6:.0f} MB; disk: {whole.disk / tokens:.2f} of the tokens")
