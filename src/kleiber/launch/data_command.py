@@ -115,11 +115,16 @@ def prepare_tokens(
 
 def prepared_lines(prepared: Json) -> list[str]:
     """The tokens of each split."""
-    return [f"prepared with the tokenizer {prepared['tokenizer']}, hash {prepared['hash']}:"] + [
-        f"  {name:<10} {counts['documents']:>12,} documents  {counts['tokens']:>15,} tokens  "
-        f"{counts['bytes'] / max(1, counts['tokens']):.2f} bytes per token"
-        for name, counts in prepared["splits"].items()
-    ]
+    from kleiber.data.sources import SPLITS
+
+    lines = [f"prepared with the tokenizer {prepared['tokenizer']}, hash {prepared['hash']}:"]
+    for name in SPLITS:
+        counts = prepared["splits"][name]
+        lines.append(
+            f"  {name:<10} {counts['documents']:>12,} documents  {counts['tokens']:>15,} tokens  "
+            f"{counts['bytes'] / max(1, counts['tokens']):.2f} bytes per token"
+        )
+    return lines
 
 
 def group_names(words: str) -> tuple[str, str]:
