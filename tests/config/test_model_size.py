@@ -34,6 +34,9 @@ CHOICES = [
     ["model=moe", "model.mlp.hidden=48", "model.mlp.granularity=3", "model.mlp.num_shared=2"],
     ["model=moe", "model/mlp=dropping"], ["model.qk_norm=false"],
     ["model=bert", "objective=mlm", "model/attention=window"], ["model=lstm"],
+    ["model.depth=3", "model/attention=pattern", "model.attention.pattern=[window,none,full]"],
+    ["model.positions=learned", "model.attention.soft_cap=5", "model.future=2"],
+    ["model.num_heads=4", "model.attention.value_residual=true"],
     ["model=lstm", "model.depth=3", "model.width=40", "model.hidden=24", "model.tied=false"],
 ]  # fmt: skip
 COMPOSER = Composer()

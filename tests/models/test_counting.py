@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.patterns import NoMixing
 from kleiber.training.trainer import checkpoint_activations
 from kleiber.types.batch import Batch
 
@@ -59,7 +60,8 @@ CASES = {
     "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)},
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, k=3, num_shared=1, every=2)},
     "none": {"attention": NoMixing},
-    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, rotary=False)},
+    "learned": {"positions": "learned", "attention": partial(FullAttention, value_residual=True)},
+    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, positions="none")},
 }
 
 

@@ -15,13 +15,19 @@ from pathlib import Path
 from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
-from kleiber.types import Config
+from kleiber.types import Config, Json
 
 ATTENTION = (
     "kleiber.nn.FullAttention",
     "kleiber.nn.WindowAttention",
     "kleiber.nn.NoMixing",
+    "kleiber.nn.layer_pattern",
 )
+PATTERN = {  # kinds of layers of a `layer_pattern`
+    "window": "kleiber.nn.WindowAttention",
+    "full": "kleiber.nn.FullAttention",
+    "none": "kleiber.nn.NoMixing",
+}
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
@@ -53,19 +59,22 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
     if model.get("_target_") == RECURRENT:
         return _recurrent(model, vocab_size, depth, width)
-    mixing, mixing_flops = _attention(model, width)
     total = active = 0
-    forward = float(depth * mixing_flops)
-    for layer in range(depth):
+    forward = 0.0
+    future = int(model.get("future") or 0)
+    for layer in range(depth + future):
+        matrices, vectors, mixing_flops = _attention(model, width, layer)
         every, visited, pairs = _mlp(model, width, layer)
-        norms = (4 if model.get("norm") == "sandwich" else 2) * width
-        total += mixing + every + norms
-        active += mixing + visited + norms
-        forward += 2.0 * (_matrices(model, width) + pairs)
+        block_norms = (4 if model.get("norm") == "sandwich" else 2) * width
+        total += matrices + vectors + every + block_norms
+        active += matrices + vectors + visited + block_norms
+        forward += 2.0 * (matrices + pairs) + mixing_flops
     vocabulary = vocab_size * width * (1 if model.get("tied", True) else 2)
-    forward += 2.0 * vocab_size * width
-    non_embedding = total + width
-    return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
+    vocabulary += width * int(model.get("context") or 256) if model.get("positions") == "learned" else 0
+    forward += 2.0 * vocab_size * width * (1 + future)
+    norms = width * (1 + future)
+    non_embedding = total + norms
+    return Size(width, non_embedding + vocabulary, active + norms + vocabulary, non_embedding, 3 * forward)
 
 
 def _recurrent(model: Config, vocab_size: int, depth: int, width: int) -> Size:
@@ -133,34 +142,44 @@ def _heads(model: Config, width: int) -> tuple[int, int, int]:
     return width, shared * (width // heads), width // heads
 
 
-def _attention(model: Config, width: int) -> tuple[int, float]:
-    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
-    if kind not in ATTENTION:
-        raise ValueError(
-            f"model.attention={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
-        )
-    if kind.endswith("NoMixing"):
-        return 2 * width * width, 0.0
-    queries, _, head_dim = _heads(model, width)
+def _attention(model: Config, width: int, layer: int) -> tuple[int, int, float]:
+    """Returns the size of the attention of one layer: weights of its matrices, other parameters, and other FLOPs.
+
+    The FLOPs are those of a token's forward pass besides the matrices: scores and weighted sums.
+    """
+    kind, node = _mixer(model, layer)
+    time, causal = int(model.get("context") or 256), bool(model.get("causal", True))
+    if kind == "NoMixing":
+        return 2 * width * width, 0, 0.0
+    queries, keys, head_dim = _heads(model, width)
     flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
-    norms = 2 * head_dim if all(flags) else 0
+    vectors = (2 * head_dim if all(flags) else 0) + (2 if node.get("value_residual") and layer else 0)
     pairs = (time + 1) / 2 if causal else float(time)
-    if kind.endswith("WindowAttention"):
+    if kind == "WindowAttention":
         window = int(node.get("window") or 64)
         visible = sum(min(i + 1, window) for i in range(time))
         pairs = (visible if causal else 2 * visible - time) / time
-    return _matrices(model, width) + norms, 4.0 * queries * pairs
+    return width * (queries + 2 * keys) + queries * width, vectors, 4.0 * queries * pairs
 
 
-def _matrices(model: Config, width: int) -> int:
-    """Returns the number of weights of the matrices of one attention layer."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    if str(node["_target_"]).endswith("NoMixing"):
-        return 2 * width * width
-    queries, keys, _ = _heads(model, width)
-    return width * (queries + 2 * keys) + queries * width
+def _mixer(model: Config, layer: int) -> tuple[str, Json]:
+    """Returns the name of the class that mixes positions in a layer, and its settings.
+
+    Raises ValueError for a class without a formula.
+    """
+    node = dict(model.get("attention") or {"_target_": ATTENTION[0]})
+    if node["_target_"] not in ATTENTION:
+        raise ValueError(
+            f"model.attention={node['_target_']} has no FLOPs formula, which a design that chooses sizes needs; use "
+            "design=grid"
+        )
+    name = str(node["_target_"]).rpartition(".")[2]
+    if name != "layer_pattern":
+        return name, node
+    pattern = node.get("pattern") or list(PATTERN)
+    kind = pattern[layer % len(pattern)]
+    shared = {key: value for key, value in node.items() if key not in PATTERN}
+    return _mixer({"attention": shared | {"_target_": PATTERN[kind]} | dict(node.get(kind) or {})}, layer)
 
 
 def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:

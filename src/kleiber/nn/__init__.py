@@ -4,7 +4,6 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "FullAttention": "attention",
-    "NoMixing": "attention",
     "WindowAttention": "attention",
     "GELU": "mlp",
     "ReLU2": "mlp",
@@ -14,5 +13,7 @@ EXPORTS = {
     "load_balance_loss": "moe",
     "MuP": "mup",
     "StandardParametrization": "mup",
+    "NoMixing": "patterns",
+    "layer_pattern": "patterns",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

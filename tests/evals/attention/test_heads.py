@@ -16,8 +16,9 @@ from kleiber.evals.attention.heads import (
     read_attention,
 )
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.mup import MuP, Site, StandardParametrization
+from kleiber.nn.patterns import NoMixing
 from kleiber.types.batch import Batch
 
 TIME, WIDTH = 12, 32
