@@ -172,7 +172,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "model.mlp.k": 4, "model.mlp.dense_first": 1,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
-    "optimizer.momentum": 0.5,
+    "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"],
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -223,6 +223,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "positions": ["callbacks=positions", "model/mlp=relu2"],
     "latency": ["callbacks=latency"],
+    "pattern": ["model/attention=pattern", "model.attention.window.window=4"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],

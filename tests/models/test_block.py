@@ -1,4 +1,4 @@
-"""Parts of the model that predict later tokens: their loss against a slow one, where they run, and what they leave alone."""
+"""Parts of the model that predict later tokens: their loss against a slow one, and where they do not run."""
 
 import pytest
 import torch

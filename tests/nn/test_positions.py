@@ -9,6 +9,7 @@ from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.nn.positions import Alibi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_heads", [1, 4, 6])
 def test_alibi_has_the_slopes_of_bloom(num_heads):
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -19,9 +20,7 @@ def test_alibi_has_the_slopes_of_bloom(num_heads):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize(
-    "options", [{"positions": "alibi"}, {"soft_cap": 0.5}, {"positions": "alibi", "soft_cap": 0.5}]
-)
+@pytest.mark.parametrize("options", [{"positions": "alibi"}, {"positions": "alibi", "soft_cap": 0.5}])
 def test_biased_and_capped_attention_equals_a_slow_one(options, causal):
     """A head and a query at a time; also in chunks, as without a gradient."""
     time, module = 150, FullAttention(Site(32, causal=causal), num_heads=4, num_kv_heads=2, qk_norm=False, **options)

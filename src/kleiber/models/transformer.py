@@ -81,8 +81,8 @@ class Transformer(Model):
     parametrization  initial scales, multipliers and learning-rate factors
     tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
-    future           number of later tokens that are predicted too in training, the second next and so on, each by a block
-                     of its own on the last block (Gloeckle et al. 2024, arXiv:2404.19737, section 2)
+    future           number of later tokens that training predicts too, the second next and so on, each by a block of
+                     its own on the last block (Gloeckle et al. 2024, arXiv:2404.19737, section 2)
     future_weight    weight of the mean of their losses in the loss of next tokens
     dropout          share of the embeddings' channels and of each layer's two outputs that training sets to 0, as in
                      Vaswani et al. 2017, arXiv:1706.03762, section 5.4; attention probabilities are not dropped

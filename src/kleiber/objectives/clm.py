@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Gt, Le
+from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
