@@ -18,6 +18,7 @@ SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, inter
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {f"model/attention/{name}": ["model.depth=2"] for name in ("pattern", "hybrid")}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 STARTS = ("checkpoint", "hf", "upcycle")
 NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS} | {"data/generated": ["data.models=[RUN]"]}
@@ -85,6 +86,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
+SLOW += [f"model/attention/{name}" for name in ("pattern", "latent", "delta")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
@@ -173,6 +175,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
     "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"],
+    "model.attention.rank": 12, "model.attention.query_rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -224,6 +227,8 @@ BASES = {  # together they choose every class that has leaves of its own
     "positions": ["callbacks=positions", "model/mlp=relu2"],
     "latency": ["callbacks=latency"],
     "pattern": ["model/attention=pattern", "model.attention.window.window=4"],
+    "latent": ["model/attention=latent"],
+    "delta": ["model/attention=delta"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],

@@ -46,7 +46,10 @@ def test_with_weight_0_and_in_evaluation_the_loss_is_the_plain_one():
         model.load_state_dict(plain.state_dict(), strict=False)
         losses = [CLM()(each, batch).total for each in (plain, model)]
         torch.testing.assert_close(*losses, rtol=0, atol=0)
-        gradients = [torch.autograd.grad(loss, each.embedding.weight)[0] for loss, each in zip(losses, (plain, model))]
+        gradients = [
+            torch.autograd.grad(loss, each.embedding.weight)[0]
+            for loss, each in zip(losses, (plain, model), strict=True)
+        ]
         torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 

@@ -10,6 +10,7 @@ from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing
@@ -61,6 +62,7 @@ CASES = {
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, k=3, num_shared=1, every=2)},
     "none": {"attention": NoMixing},
     "learned": {"positions": "learned", "attention": partial(FullAttention, value_residual=True)},
+    "latent": {"attention": partial(LatentAttention, query_rank=16)},
     "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, positions="none")},
 }
 

@@ -8,6 +8,7 @@ import torch
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import ReLU2
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing, layer_pattern
@@ -26,6 +27,8 @@ CASES = {
         "num_kv_heads": 1,
         "attention": partial(FullAttention, soft_cap=2.0, value_residual=True),
     },
+    "latent": {"attention": LatentAttention},
+    "hybrid": {"attention": partial(layer_pattern, pattern=["delta", "full"])},
     "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, positions="none"), "mlp": ReLU2},
 }
 

@@ -7,6 +7,8 @@ import torch
 
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
@@ -22,8 +24,10 @@ LAYERS = {  # other choices, in a model of two layers
     "learned": {"positions": "learned"},
     "soft cap": {"attention": partial(FullAttention, soft_cap=1.0)},
     "value residual": {"attention": partial(FullAttention, value_residual=True)},
+    "latent": {"attention": partial(LatentAttention, rank=6)},
     "pattern": {"attention": partial(layer_pattern, window=ATTENTIONS["window"])},
 }
+COMPILED = LAYERS | {"plain": {"depth": 1}, "delta": {"attention": GatedDeltaNet}}
 
 
 def build(**options) -> Transformer:
@@ -227,16 +231,16 @@ def test_switch_at_k_1_teaches_the_router_by_the_task():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.slow
-def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
-
-    model = build(depth=1).float()
+@pytest.mark.parametrize("layers", ["plain", "value residual", "soft cap", "alibi", "latent", "delta"])
+def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked, layers):
+    model = build(**COMPILED[layers]).float()
     tokens, names = torch.randint(VOCAB, (2, 8)), list(model.state_dict())
     plain = model(Batch(tokens)).hidden
     model.compile(backend="aot_eager")
     fast = model(Batch(tokens)).hidden
     assert list(model.state_dict()) == names
     torch.testing.assert_close(fast, plain)
-    gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
+    gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.out.weight)[0] for h in (fast, plain)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 

@@ -12,22 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kleiber.config.attention_size import attention_cache, attention_size
 from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
-from kleiber.types import Config, Json
+from kleiber.types import Config
 
-ATTENTION = (
-    "kleiber.nn.FullAttention",
-    "kleiber.nn.WindowAttention",
-    "kleiber.nn.NoMixing",
-    "kleiber.nn.layer_pattern",
-)
-PATTERN = {  # kinds of layers of a `layer_pattern`
-    "window": "kleiber.nn.WindowAttention",
-    "full": "kleiber.nn.FullAttention",
-    "none": "kleiber.nn.NoMixing",
-}
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
@@ -63,7 +53,7 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     forward = 0.0
     future = int(model.get("future") or 0)
     for layer in range(depth + future):
-        matrices, vectors, mixing_flops = _attention(model, width, layer)
+        matrices, vectors, mixing_flops = attention_size(model, width, layer)
         every, visited, pairs = _mlp(model, width, layer)
         block_norms = (4 if model.get("norm") == "sandwich" else 2) * width
         total += matrices + vectors + every + block_norms
@@ -111,10 +101,7 @@ def cached_values(model: Config) -> float:
     width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))
-    share = 1.0
-    if model.get("num_heads") and model.get("num_kv_heads"):
-        share = model["num_kv_heads"] / model["num_heads"]
-    return 2.0 * model["depth"] * model["context"] * width * share
+    return float(sum(attention_cache(model, width, layer) for layer in range(model["depth"])))
 
 
 def vocabulary_of(data: Config) -> int:
@@ -132,54 +119,6 @@ def vocabulary_of(data: Config) -> int:
     raise ValueError(
         f"data.tokenizer={tokenizer} must be bytes or bpe for a design that chooses sizes; use design=grid"
     )
-
-
-def _heads(model: Config, width: int) -> tuple[int, int, int]:
-    """Returns the number of channels of all queries, of all keys, and of one head."""
-    asked = model.get("num_heads")
-    heads = int(asked) if asked else 2 if width < 128 else width // 64
-    shared = int(model.get("num_kv_heads") or heads)
-    return width, shared * (width // heads), width // heads
-
-
-def _attention(model: Config, width: int, layer: int) -> tuple[int, int, float]:
-    """Returns the size of the attention of one layer: weights of its matrices, other parameters, and other FLOPs.
-
-    The FLOPs are those of a token's forward pass besides the matrices: scores and weighted sums.
-    """
-    kind, node = _mixer(model, layer)
-    time, causal = int(model.get("context") or 256), bool(model.get("causal", True))
-    if kind == "NoMixing":
-        return 2 * width * width, 0, 0.0
-    queries, keys, head_dim = _heads(model, width)
-    flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
-    vectors = (2 * head_dim if all(flags) else 0) + (2 if node.get("value_residual") and layer else 0)
-    pairs = (time + 1) / 2 if causal else float(time)
-    if kind == "WindowAttention":
-        window = int(node.get("window") or 64)
-        visible = sum(min(i + 1, window) for i in range(time))
-        pairs = (visible if causal else 2 * visible - time) / time
-    return width * (queries + 2 * keys) + queries * width, vectors, 4.0 * queries * pairs
-
-
-def _mixer(model: Config, layer: int) -> tuple[str, Json]:
-    """Returns the name of the class that mixes positions in a layer, and its settings.
-
-    Raises ValueError for a class without a formula.
-    """
-    node = dict(model.get("attention") or {"_target_": ATTENTION[0]})
-    if node["_target_"] not in ATTENTION:
-        raise ValueError(
-            f"model.attention={node['_target_']} has no FLOPs formula, which a design that chooses sizes needs; use "
-            "design=grid"
-        )
-    name = str(node["_target_"]).rpartition(".")[2]
-    if name != "layer_pattern":
-        return name, node
-    pattern = node.get("pattern") or list(PATTERN)
-    kind = pattern[layer % len(pattern)]
-    shared = {key: value for key, value in node.items() if key not in PATTERN}
-    return _mixer({"attention": shared | {"_target_": PATTERN[kind]} | dict(node.get(kind) or {})}, layer)
 
 
 def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:

@@ -5,6 +5,8 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "FullAttention": "attention",
     "WindowAttention": "attention",
+    "GatedDeltaNet": "delta",
+    "LatentAttention": "latent",
     "GELU": "mlp",
     "ReLU2": "mlp",
     "SwiGLU": "mlp",

@@ -71,14 +71,19 @@ class FullAttention(Attention):
         """The output to add to the residual stream. With a cache, `x` contains the positions after the cached ones."""
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
-        q, k, v = self.project(x, past, first_values)
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        q, k, v = self.read(x, past, cache, first_values)
         if mask is None and self.causal and past == 0:
             y = self._attend_causally(q, k, v)
         else:
             y = self._attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
+
+    def read(
+        self, x: Tensor, past: int, cache: LayerCache | None, first_values: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `x`, and keys and values of all positions, those of the cache included."""
+        q, k, v = self.project(x, past, first_values)
+        return (q, k, v) if cache is None else (q, *cache.extend(k, v))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
         """Attention of queries that are the last positions of the keys."""

@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import Site
 from kleiber.nn.positions import Positions
 from kleiber.types import Positive, Width
 from kleiber.types.model import Attention, LayerCache
 
-Mixer = Literal["full", "window", "none"]
+Mixer = Literal["full", "window", "latent", "delta", "none"]
 
 
 def layer_pattern(
@@ -22,6 +24,8 @@ def layer_pattern(
     pattern: Sequence[Mixer] = ("window", "full"),
     full: Callable[..., Attention] = FullAttention,
     window: Callable[..., Attention] = WindowAttention,
+    latent: Callable[..., Attention] = LatentAttention,
+    delta: Callable[..., Attention] = GatedDeltaNet,
     num_heads: Width | None = None,
     num_kv_heads: Width | None = None,
     qk_norm: bool | None = None,
@@ -32,12 +36,14 @@ def layer_pattern(
 ) -> Attention:
     """Builds the attention of one layer: the kind at its place in `pattern`, which repeats itself up to the depth.
 
-    Gemma 2 alternates window and full attention (arXiv:2408.00118, section 2).
+    Gemma 2 alternates window and full attention (arXiv:2408.00118, section 2); Qwen3-Next has three layers of the gated
+    delta rule for each of full attention.
 
-    pattern       kinds of consecutive layers: full, window or none
-    full, window  factories of the layers of each kind
+    pattern  kinds of consecutive layers: full, window, latent, delta or none
+    full, window, latent, delta  factories of the layers of each kind
 
-    Other arguments are those of `FullAttention`, for every layer of softmax attention. Raises ValueError for a pattern
+    Other arguments are those of `FullAttention`, for every layer of softmax attention; `delta` has only the number of
+    heads, and `none` none of them. Raises ValueError for a pattern
     that is longer than the model is deep, of which some layers would not exist.
     """
     if not 1 <= len(pattern) <= site.depth:
@@ -50,8 +56,10 @@ def layer_pattern(
         return NoMixing(site)
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
     options |= {"positions": positions, "soft_cap": soft_cap, "value_residual": value_residual}
+    if kind == "delta":
+        options = {"num_heads": num_heads}
     options = {name: value for name, value in options.items() if value is not None}
-    return {"full": full, "window": window}[kind](site, **options)
+    return {"full": full, "window": window, "latent": latent, "delta": delta}[kind](site, **options)
 
 
 class NoMixing(Attention):
