@@ -63,7 +63,7 @@ def _mixer(model: Config, layer: int) -> tuple[str, Json]:
 
     Raises ValueError for a class without a formula.
     """
-    node = dict(model.get("attention") or {"_target_": ATTENTION[0]})
+    node: Json = {**(model.get("attention") or {"_target_": ATTENTION[0]})}
     if node["_target_"] not in ATTENTION:
         raise ValueError(
             f"model.attention={node['_target_']} has no FLOPs formula, which a design that chooses sizes needs; use "
@@ -75,7 +75,8 @@ def _mixer(model: Config, layer: int) -> tuple[str, Json]:
     pattern = node.get("pattern") or ["window", "full"]
     kind = pattern[layer % len(pattern)]
     shared = {key: value for key, value in node.items() if key not in PATTERN}
-    return _mixer({"attention": shared | {"_target_": PATTERN[kind]} | dict(node.get(kind) or {})}, layer)
+    options: Json = node.get(kind) or {}
+    return _mixer({"attention": shared | {"_target_": PATTERN[kind]} | options}, layer)
 
 
 def attention_cache(model: Config, width: int, layer: int) -> int:

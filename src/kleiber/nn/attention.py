@@ -227,6 +227,7 @@ class FullAttention(Attention):
         return self.flops(time) * (time / self.pairs(time) if dense else 1.0)
 
     def settings(self) -> Json:
+        """See `Attention`."""
         positions = "rotary" if self.rope else "alibi" if self.alibi else "none"
         values: Json = {"model.num_heads": self.num_heads, "model.num_kv_heads": self.num_kv_heads}
         values |= {"model.rope_theta": self.rope.theta} if self.rope else {}

@@ -67,6 +67,7 @@ class LatentAttention(FullAttention):
     def read(
         self, x: Tensor, past: int, cache: LayerCache | None, first_values: list[Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `x`, and keys and values of all positions, computed from what the cache holds."""
         q, latent, rotated = self._compress(x, past)
         if cache is not None:
             latent, rotated = cache.extend(latent, rotated)
@@ -94,8 +95,8 @@ class LatentAttention(FullAttention):
     def _expand(self, latent: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all heads."""
         batch, _, time, _ = latent.shape
-        both = self.up(latent.squeeze(1)).view(batch, time, self.num_heads, 2 * self.head_dim).transpose(1, 2)
-        k, v = both.chunk(2, -1)
+        expanded = self.up(latent.squeeze(1)).view(batch, time, self.num_heads, 2 * self.head_dim)
+        k, v = expanded.transpose(1, 2).chunk(2, -1)
         return torch.cat([k, rotated.expand(-1, self.num_heads, -1, -1)], -1), v
 
     def flops(self, time: int) -> float:

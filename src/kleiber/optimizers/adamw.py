@@ -147,6 +147,7 @@ def with_decay(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
     @torch.no_grad()
     def shrink(*_: object) -> None:
+        """Takes the decay from the weights that the step has moved towards 0."""
         for group, weights in zip(groups, before, strict=True):
             for p, old in zip(group["params"], weights, strict=True):
                 if p.grad is not None:
