@@ -41,7 +41,7 @@ ELSEWHERE = {
     "trainer/smoke": "is in every run here",
 }
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
 PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
@@ -54,7 +54,6 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "launch/test_sweep.py starts it",
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
-    "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
 }
@@ -67,8 +66,7 @@ EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
 ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
-SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
-ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
+ELSEWHERE |= {f"design/{n}_sequence": "tests/studies/test_sequences.py" for n in ("builtin", "domain", "topic")}
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
@@ -171,11 +169,10 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "model.mlp.dense_first": 1,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.attention.query_rank": 12,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
-    "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"],
-    "model.attention.rank": 12, "model.attention.query_rank": 12,
+    "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"], "model.attention.rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -224,14 +221,11 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
-    "positions": ["callbacks=positions", "model/mlp=relu2"],
-    "latency": ["callbacks=latency"],
-    "pattern": ["model/attention=pattern", "model.attention.window.window=4"],
-    "latent": ["model/attention=latent"],
-    "delta": ["model/attention=delta"],
+    "positions": ["callbacks=positions", "model/mlp=relu2", "model/attention=delta"],
+    "latency": ["callbacks=latency", "model/attention=pattern", "model.attention.window.window=4"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
-    "lion": ["optimizer=lion"],
+    "lion": ["optimizer=lion", "model/attention=latent"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],

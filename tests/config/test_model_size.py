@@ -34,13 +34,8 @@ CHOICES = [
     ["model=moe", "model.mlp.hidden=48", "model.mlp.granularity=3", "model.mlp.num_shared=2"],
     ["model=moe", "model/mlp=dropping"], ["model.qk_norm=false"],
     ["model=bert", "objective=mlm", "model/attention=window"], ["model=lstm"],
-    ["model.depth=3", "model/attention=pattern", "model.attention.pattern=[window,none,full]"],
-    ["model.positions=learned", "model.attention.soft_cap=5", "model.future=2"],
-    ["model.num_heads=4", "model.attention.value_residual=true"],
-    ["model/attention=latent", "model.attention.rank=24", "model.attention.query_rank=20"], ["model/attention=hybrid"],
     ["model=lstm", "model.depth=3", "model.width=40", "model.hidden=24", "model.tied=false"],
 ]  # fmt: skip
-HYBRID = [["model/attention=hybrid", "model.attention.pattern=[delta,latent]"]]
 COMPOSER = Composer()
 
 
@@ -58,7 +53,7 @@ def test_a_size_is_that_of_the_model(choice):
 
 
 def test_decoding_keeps_what_the_caches_of_the_model_hold():
-    for choice in ([], ["model.num_heads=4", "model.num_kv_heads=2"], ["model=lstm"], *HYBRID):
+    for choice in ([], ["model.num_heads=4", "model.num_kv_heads=2"], ["model=lstm"]):
         node = composed("model.context=16", *choice)["model"]
         model = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY)
         caches = model.new_caches(16)

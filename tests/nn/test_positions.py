@@ -5,7 +5,6 @@ import torch
 
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mup import Site
-from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.nn.positions import Alibi
 
 
@@ -54,13 +53,3 @@ def test_value_residual_mixes_the_values_of_the_first_layer_into_later_ones():
     assert first.value_weights is None
     with pytest.raises(ValueError, match="value_residual"):
         second(x, None, None, [])
-
-
-def test_a_pattern_repeats_itself_and_one_longer_than_the_model_is_refused():
-    layers = [layer_pattern(Site(32, 5, layer), ["window", "none", "full"], num_heads=4) for layer in range(5)]
-    assert [type(layer).__name__ for layer in layers] == [
-        *("WindowAttention", "NoMixing", "FullAttention", "WindowAttention", "NoMixing")
-    ]
-    assert layers[2].num_heads == 4 and isinstance(layers[1], NoMixing)
-    with pytest.raises(ValueError, match=r"pattern=.* 1 to 2 entries"):
-        layer_pattern(Site(32, 2), ["window", "window", "full"])
