@@ -3,6 +3,7 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Arithmetic": "arithmetic",
     "Variety": "annotators",
     "WordShare": "annotators",
     "Canaries": "canaries",

@@ -10,6 +10,7 @@ EXPORTS = {
     "Accounting": "scaling",
     "Baselines": "baselines",
     "Bias": "bias",
+    "ChainOfThought": "chain_of_thought",
     "ClmVsMlm": "clm_vs_mlm",
     "Collaboration": "collaboration",
     "Collapse": "collapse",
