@@ -1,7 +1,7 @@
 """Synthetic addition problems, with or without worked steps, to measure what a chain of thought is worth.
 
-A problem is `347+285=`, and its answer `632`. With steps the answer first adds the columns from the right, each with the
-carry of the column before it (a scratchpad: Nye et al. 2021, arXiv:2112.00114), and ends in the sum:
+A problem is `347+285=`, and its answer `632`. With steps the answer first adds the columns from the right, each with
+the carry of the column before it (a scratchpad: Nye et al. 2021, arXiv:2112.00114), and ends in the sum:
 
     347+285=7+5=12 4+8+1=13 3+2+1=6 632
 
@@ -32,7 +32,7 @@ from kleiber.types import Count, Seed
 HELD_OUT_OF = 10  # one problem of this many is held out
 MOST_DIGITS = 18  # of terms, which are 64-bit integers
 
-Terms = Int[np.ndarray, "problems terms"]
+Terms = Int[np.ndarray, "problems terms"]  # a problem in each row
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Arithmetic:
         longest = int(np.diff(bounds).max())
         if longest > context + 1:
             raise ValueError(
-                f"data.digits={list(self.digits)}: a problem has {longest} tokens, which exceed model.context={context}: "
-                f"set model.context={longest - 1} or more, or fewer digits or terms"
+                f"data.digits={list(self.digits)}: a problem has {longest} tokens, more than model.context={context} "
+                f"reads: set model.context={longest - 1} or more, or fewer digits or terms"
             )
         rows = TokenRows(np.array(ids, np.uint16), bounds)
         return Conversations(rows, TokenRows(np.array(marks, np.uint8), bounds), context, Bytes())
@@ -123,7 +123,7 @@ def draw_terms(random: np.random.Generator, problems: int, terms: int, digits: i
     return random.integers(low, 10**digits, (problems, terms))
 
 
-def is_held_out(terms: Terms) -> Bool[np.ndarray, "problems"]:
+def is_held_out(terms: Terms) -> Bool[np.ndarray, "_"]:
     """Whether each problem is never trained on, which depends neither on the order of its terms nor on a seed."""
     state = np.zeros(len(terms), np.uint64)
     for column in np.sort(terms, axis=1).T:
