@@ -12,6 +12,7 @@ EXPORTS = {
     "Counterfactual": "counterfactual",
     "Generated": "generated",
     "Instruct": "instruct",
+    "InstructSets": "instruct_sets",
     "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",

@@ -46,7 +46,7 @@ class InstructCorpus(TextCorpus):
 
 @dataclass(frozen=True)
 class Instruct(TableData):
-    """Conversations at `path`: columns messages; prompt, response; instruction, input, output; question, answer.
+    """Conversations at `path`: in the columns of one of the forms in `kleiber.data.chat.FORMS`.
 
     prompt, response  the two columns, where they have other names
     pack              true: as many samples to a row as fit; false: one sample to a row, with padding
