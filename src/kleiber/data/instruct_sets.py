@@ -78,12 +78,6 @@ class InstructSets:
         }
         rows = join_conversations([split["train"] for split in splits.values()], tokenizer)
         train: Samples = PackedConversations(rows) if self.pack else rows
-        held_out = {
-            kind: {
-                name: HeldOutRows(split[kind]) for name, split in splits.items() if kind in split and len(split[kind])
-            }
-            for kind in ("validation", "test")
-        }
         checksums = [table.checksums for table in encoded.values()]
         return InstructCorpus(
             name="instruct_sets",

@@ -21,6 +21,7 @@ EXPORTS = {
     "Explain": "explain",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
+    "Instructions": "instructions",
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from kleiber.data.chat import Turn, encode_prompt
-from kleiber.data.evaluation_sets import INSTRUCTIONS
+from kleiber.data.evaluation_sets import INSTRUCTIONS, DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
 from kleiber.evals.instructions.checks import follows
 from kleiber.models.generate import generate, left_padded
@@ -62,11 +62,15 @@ class Instructions(Evaluation):
     data    names or paths of tables; null: those of the command
     """
 
-    columns = (("prompt", "instruction_id_list", "kwargs"),)
     causal = True
+    reads = "tables with the columns prompt, instruction_id_list and kwargs"
 
     def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[str] | None = (INSTRUCTIONS,)) -> None:
         self.tokens, self.shown, self.data = tokens, shown, data
+
+    def accepts(self, data: DataSet) -> bool:
+        """Whether the data is such a table. Its contamination is not measured, since it has no answers."""
+        return {"prompt", "instruction_id_list", "kwargs"} <= set(data.columns)
 
     def evaluate(self, subject: Subject) -> Results:
         """Scores of each table. Raises ValueError for an instruction without a check, and for a single instruction."""
