@@ -31,17 +31,18 @@ LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
-NEEDS |= {"objective/equalized": ["data=counterfactual"]}
+NEEDS["objective/equalized"] = ["data=counterfactual"]
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
+    "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
     "trainer/smoke": "is in every run here",
 }
-ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
+ANSWERING = ("chain_of_thought", "instructions")
+PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
 PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
@@ -54,6 +55,7 @@ ELSEWHERE |= {
     "study/scaling": "launch/test_sweep.py starts it",
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
     "design/grid": "plans a sweep: launch/test_sweep.py",
+    "design/pretraining": "plans a sweep: tests/studies/test_transfer.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
 }
@@ -65,7 +67,6 @@ ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAININ
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
-ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
 SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
 ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
@@ -118,7 +119,8 @@ def alone(choice: str) -> dict:
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
     own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
-    gone |= dict.fromkeys((*own_data, "collaboration", "equalized", "retrieval"), ("callbacks.samples", "data"))
+    own_data += (*ANSWERING, "collaboration", "equalized", "retrieval")
+    gone |= dict.fromkeys(own_data, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))

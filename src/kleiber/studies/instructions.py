@@ -15,7 +15,6 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
 from kleiber.studies.compare.decision import (
-    LOSS,
     Claim,
     Estimate,
     as_row,
@@ -94,12 +93,8 @@ def start_scores(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
     for run in runs:
         if arm_name(run) is None or run.status != "finished":
             continue
-        seed, stage = run.config["seed"], run.leaves[0]
-        measured = stage["start_metrics"]
-        losses = [measured[name] for task in stage["tasks"] if (name := f"val/{task}/loss") in measured]
-        own = {LOSS: sum(losses) / len(losses)} if losses else {}
-        for measure, value in {**measured, **own}.items():
-            scores.setdefault(measure, {})[seed] = value
+        for measure, value in run.leaves[0]["start_metrics"].items():
+            scores.setdefault(measure, {})[run.config["seed"]] = value
     return scores
 
 

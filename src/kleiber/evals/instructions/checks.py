@@ -49,14 +49,16 @@ def ends_with(text: str, phrase: str) -> bool:
 
 
 CHECKS: Mapping[str, Check] = {
-    "keywords:existence": lambda text, given: all(has_word(text, word) for word in given["keywords"]),
-    "keywords:forbidden_words": lambda text, given: not any(has_word(text, word) for word in given["forbidden_words"]),
-    "length_constraints:number_words": lambda text, given: related(len(WORD.findall(text)), given, "num_words"),
-    "length_constraints:number_sentences": lambda text, given: related(count_sentences(text), given, "num_sentences"),
-    "detectable_format:number_bullet_lists": lambda text, given: len(BULLET.findall(text)) == given["num_bullets"],
+    "keywords:existence": lambda text, wanted: all(has_word(text, word) for word in wanted["keywords"]),
+    "keywords:forbidden_words": lambda text, wanted: (
+        not any(has_word(text, word) for word in wanted["forbidden_words"])
+    ),
+    "length_constraints:number_words": lambda text, wanted: related(len(WORD.findall(text)), wanted, "num_words"),
+    "length_constraints:number_sentences": lambda text, wanted: related(count_sentences(text), wanted, "num_sentences"),
+    "detectable_format:number_bullet_lists": lambda text, wanted: len(BULLET.findall(text)) == wanted["num_bullets"],
     "change_case:english_lowercase": lambda text, _: text == text.lower() and has_letter(text),
     "change_case:english_capital": lambda text, _: text == text.upper() and has_letter(text),
-    "startend:end_checker": lambda text, given: ends_with(text, given["end_phrase"]),
+    "startend:end_checker": lambda text, wanted: ends_with(text, wanted["end_phrase"]),
     "startend:quotation": lambda text, _: is_quoted(text),
     "punctuation:no_comma": lambda text, _: "," not in text,
 }

@@ -40,7 +40,7 @@ class Request:
 
     def is_followed(self, text: str) -> bool:
         """Whether a text follows all instructions."""
-        return all(follows(text, name, given) for name, given in zip(self.names, self.arguments, strict=True))
+        return all(follows(text, name, options) for name, options in zip(self.names, self.arguments, strict=True))
 
 
 class Instructions(Evaluation):
@@ -113,7 +113,7 @@ def read_request(row: Row) -> Request:
         raise ValueError(
             f"instruction_id_list={names} must have an instruction, and kwargs as many entries, not {len(arguments)}"
         )
-    return Request(str(row["prompt"]), tuple(map(str, names)), tuple(dict(given or {}) for given in arguments))
+    return Request(str(row["prompt"]), tuple(map(str, names)), tuple(dict(options or {}) for options in arguments))
 
 
 def answer(subject: Subject, requests: Sequence[Request], tokens: int) -> list[str]:
