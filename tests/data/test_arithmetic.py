@@ -64,8 +64,16 @@ def test_the_keys_have_their_effect():
     assert [terms for terms, _ in read(seed=1)[0]] != [terms for terms, _ in read()[0]]
     corpora = [Arithmetic(problems=400, max_bytes=limit).prepare(64) for limit in (None, 500)]
     assert corpora[1].num_bytes <= 500 < corpora[0].num_bytes and corpora[0].hash != corpora[1].hash
-    with pytest.raises(ValueError, match=r"data\.digits=\[12\].*model\.context=40"):
-        Arithmetic(digits=[12], steps=True, problems=10).prepare(40)
+
+
+def test_problems_that_may_exceed_the_context_are_left_out(caplog):
+    corpus = Arithmetic(digits=[2, 6], steps=True, problems=10).prepare(64)
+    assert [*corpus.validation] == ["digits2"] and "data.digits=[6] left out" in caplog.text
+    longest = Arithmetic(digits=[2], steps=True).longest(2)
+    assert longest == len("99+99=9+9=18 9+9+1=19 198") + 2
+    assert len(Arithmetic(digits=[2], steps=True, problems=300).prepare(longest - 1).train.samples) == 300
+    with pytest.raises(ValueError, match=rf"data\.digits=\[2\].*model\.context={longest - 1} or more"):
+        Arithmetic(digits=[2], steps=True, problems=10).prepare(longest - 2)
 
 
 def test_a_tenth_is_held_out_in_whatever_order():

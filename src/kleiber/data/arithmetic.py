@@ -11,6 +11,7 @@ on. The held-out problems are the same with and without steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from kleiber.data.instruct import Conversations, InstructCorpus, PackedConversat
 from kleiber.data.token_files import TokenRows
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Count, Seed
+
+log = logging.getLogger(__name__)
 
 HELD_OUT_OF = 10  # one problem of this many is held out
 MOST_DIGITS = 18  # of terms, which are 64-bit integers
@@ -56,26 +59,47 @@ class Arithmetic:
     max_bytes: Quantity | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
-        """Computes the problems. Raises ValueError where the longest of them does not fit the context."""
-        validation = {f"digits{n}": self.encode(self.draw_held_out(n), context) for n in sorted(set(self.digits))}
-        train = self.encode(self.draw_training(), context, parse_bytes(self.max_bytes))
+        """Computes the problems, without numbers of digits whose problems may exceed the context.
+
+        Raises ValueError where none of them fits.
+        """
+        kinds = self.fitting(context)
+        held_out = {f"digits{n}": self.encode(self.draw_held_out(n), context) for n in kinds}
+        train = self.encode(self.draw_training(kinds), context, parse_bytes(self.max_bytes))
         packed = PackedConversations(train)
-        settings = [list(self.digits), self.terms, self.steps, self.problems, self.held_out, self.seed, self.max_bytes]
+        settings = [kinds, self.terms, self.steps, self.problems, self.held_out, self.seed, self.max_bytes]
         return InstructCorpus(
             name="arithmetic",
             config=f"{self.terms} terms" + (", steps" if self.steps else ""),
             hash=digest(["arithmetic", 1, *settings]),
             tokenizer=Bytes(),
             train=packed,
-            validation={name: HeldOutRows(rows) for name, rows in validation.items()},
+            validation={name: HeldOutRows(rows) for name, rows in held_out.items()},
             num_tokens=packed.num_tokens,
             num_bytes=packed.num_bytes,
             num_answers=train.num_answers,
         )
 
-    def draw_training(self) -> list[list[int]]:
+    def fitting(self, context: int) -> list[int]:
+        """The numbers of digits whose longest problem fits a row; the others are logged."""
+        lengths = {n: self.longest(n) for n in sorted(set(self.digits))}
+        kinds = [n for n, length in lengths.items() if length <= context + 1]
+        if not kinds:
+            raise ValueError(
+                f"data.digits={list(self.digits)}: problems have up to {min(lengths.values())} tokens, more than "
+                f"model.context={context} reads: set model.context={min(lengths.values()) - 1} or more"
+            )
+        if left_out := [n for n in lengths if n not in kinds]:
+            log.warning("data.digits=%s left out: their problems exceed model.context=%d", left_out, context)
+        return kinds
+
+    def longest(self, digits: int) -> int:
+        """Tokens of the longest problem with terms of this many digits."""
+        terms = [10**digits - 1] * self.terms
+        return len(question_text(terms)) + len(answer_text(terms, self.steps)) + 2
+
+    def draw_training(self, kinds: Sequence[int]) -> list[list[int]]:
         """The terms of the training problems, with as many of each number of digits, in random order."""
-        kinds = sorted(set(self.digits))
         random = np.random.default_rng([self.seed % 2**32, 0])
         shares = np.array_split(np.arange(self.problems), len(kinds))
         parts: list[list[int]] = []
@@ -107,12 +131,6 @@ class Arithmetic:
             marks += [0] * (1 + len(question)) + [1] * (len(answer) + 1)
             starts.append(len(ids))
         bounds = np.array(starts)
-        longest = int(np.diff(bounds).max())
-        if longest > context + 1:
-            raise ValueError(
-                f"data.digits={list(self.digits)}: a problem has {longest} tokens, more than model.context={context} "
-                f"reads: set model.context={longest - 1} or more, or fewer digits or terms"
-            )
         rows = TokenRows(np.array(ids, np.uint16), bounds)
         return Conversations(rows, TokenRows(np.array(marks, np.uint8), bounds), context, Bytes())
 
