@@ -45,6 +45,7 @@ CAPTIONS = {
     "balance": "How evenly routers use the experts",
     "context_builtin": "Loss on text against the context length",
     "context_recall": "Loss on associative recall against the context length",
+    "domains": "Score gained by pre-training, by domain and task",
     "differences": "Differences between arms, with intervals",
     "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
@@ -61,10 +62,12 @@ CAPTIONS = {
     "profile": "Profile likelihood of the irreducible loss",
     "residuals": "Residuals of the law",
     "sizes": "Loss against model size",
+    "texts": "Score against the size of the pre-training text",
     "tests": "Area under deletion and insertion, relative to random rankings",
     "tokens": "Difference or loss against training tokens",
     "trajectory": "Forgetting while the new text is learned",
     "transfer": "Loss against the learning rate, by width",
+    "transferred": "Labels that training from scratch needs for the same score",
     "tuning": "Loss of each arm against the learning rate",
 }
 

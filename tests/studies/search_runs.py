@@ -45,7 +45,12 @@ def train(
         for cell in cells:
             values = parse_lines(cell)
             seed, tokens, trial = int(values["seed"]), float(values["budget.tokens"]), values["study.arm"]
-            config = {"seed": seed, "study": {"arm": trial}, "budget": {"tokens": tokens}, "design": {"keys": KEYS}}
+            config = {
+                "seed": seed,
+                "study": {"arm": trial},
+                "budget": {"tokens": tokens},
+                "design": {"keys": KEYS, "sampler": design.sampler},
+            }
             metrics = {"val/docs/loss": loss(values, seed, tokens)}
             home, stage = folder / f"{trial}-{tokens:g}-{seed}", {"tokens": int(tokens), "metrics": metrics}
             fake_run(home, [stage], config=config, overrides=[*cell, "model.width=32"], seed=seed)

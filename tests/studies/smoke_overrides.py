@@ -8,6 +8,11 @@ PRETRAINING = [
     "design.pretrain=['budget.steps=10','data.tokenizer=bytes']", "design.finetune=['objective=classify']",
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
+TRANSFER = [
+    *PRETRAINING, "design.pretrain=['budget.steps=10','data.tokenizer=bpe','data.vocab_size=300']",
+    "design.tokenizer=tiny/20k", "design.shares=[1]", "design.share_sizes=[20k]", "design.scratch_shares=[0.5]",
+    "design.seeds=2",
+]  # fmt: skip
 KIND = (
     "{{model:['model=gpt','model.width=32','model.num_heads={}'],pretrain:['objective=clm'],pretrain_lrs:[0.01,0.02],"
     "lrs:[0.01]}}"

@@ -17,3 +17,12 @@ def test_every_trial_and_finalist_is_drawn(tmp_path):
     assert len(drawn) == 3 and all(len(rows) == 8 for rows in drawn)
     (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "search" in rows[0]]
     assert {row["trial"] for row in means} == {row["trial"] for row in found.tables["Finalists on held-out seeds"]}
+
+
+def test_trials_that_depend_on_each_other_have_a_curve_without_a_band(tmp_path):
+    train(tmp_path, Design(KEYS, trials=8, tokens=["100K"], finalists=2, seeds=2, sampler="tpe"))
+    found = Search().analyze(read_runs(tmp_path))
+    curve = found.tables["Tuning curve"]
+    assert {(row["lo"], row["hi"]) for row in curve} == {(None, None)}
+    assert curve[-1]["mean"] == min(row["loss at 100,000 tokens"] for row in found.tables["Trials"])
+    assert len(found.figures["tuning_curve"]().to_dict()["layer"]) == 1

@@ -17,9 +17,9 @@ from studies.smoke_overrides import (
     EXPLAIN,
     ISOFLOP,
     JUDGED,
-    PRETRAINING,
     SEARCH,
     SUMS,
+    TRANSFER,
     TUNED,
     UPCYCLING,
 )
@@ -193,7 +193,7 @@ STUDIES = {
         decision="not tested",
     ),
     "stability": Expected(["design.lrs=[0.003,0.03]", "design.seeds=2"], 32, "sensitivity stable"),
-    "transfer": Expected([*PRETRAINING, "design.seeds=2"], 7, "few_seeds mlm_tiny/20k_scratch_labels_1"),
+    "transfer": Expected(TRANSFER, 9, "few_seeds harm mlm_tiny/20k_scratch_labels_1"),
     "upcycling": Expected(
         ["design.lrs=[0.03]", "design.seeds=1", "design.fill.base=[{dense}]", "budget.flops=2e9", UPCYCLING, *NARROW],
         3,

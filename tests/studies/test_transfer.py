@@ -1,12 +1,15 @@
 """The transfer study pairs starts by seed, and counts pretraining in labels."""
 
 import json
+import math
 
 import pytest
 
+from kleiber.records.catalog import read_runs
+from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.transfer import Transfer
 
-from .transfer_runs import paired_runs
+from .transfer_runs import paired_runs, write
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +25,50 @@ def test_gaps_are_paired_and_data_is_counted(runs):
     weak = by_code["mlm_docs/2M_scratch_toy_1"]
     assert weak["holds"] is None and weak["lo"] < 0 < weak["hi"] and "undecided" in weak["text"]
     assert by_code["mlm_docs/1M_hf_toy_1"]["value"] == pytest.approx(0.01)
-    assert "censored" in by_code and "toy +0.1000" in findings.headline
+    assert "censored" in by_code and "toy -0.0100" in findings.headline, "of the largest text"
     data = {(row["start"], row["share"]): row for row in findings.tables["Effective data transferred"]}
     assert data["docs/1M", 0.01]["times the labels"] == "10" and data["docs/1M", 0.01]["labelled tokens"] == 10
     assert data["docs/1M", 0.1]["transferred tokens"] == "900"
+    assert float(data["docs/1M", 0.1]["lower end"]) == pytest.approx(10, rel=0.02)
+    half = student_quantile(2, 0.9) * 0.01 / math.sqrt(3)
+    ends = [float(data["docs/2M", 0.1][key]) for key in ("lower end", "upper end")]
+    assert ends == pytest.approx([10 ** ((-0.01 - half) / 0.1), 10 ** ((-0.01 + half) / 0.1)], rel=0.02)
+    assert data["docs/2M", 0.01]["lower end"] == "less than 1", "the curve ends there"
     assert data["docs/1M", 1.0]["times the labels"] == "more than all labels"
     assert [row["lr"] for row in findings.tables["Scores"] if row["start"] == "scratch"] == [0.005] * 3
     with pytest.raises(ValueError, match="no finished run of any task"):
         Transfer().analyze([])
+
+
+def test_where_pretraining_hurts_is_counted(tmp_path):
+    for seed in range(3):
+        for start, score in (("scratch", 0.6), ("docs/1M", 0.7), ("code/1M", 0.5 + 0.001 * seed)):
+            lines = [f"seed={seed}", "study.task=toy", "study.kind=mlm", "study.share=1", f"study.start={start}"]
+            write(tmp_path, lines, accuracy=score + 0.02 * seed, loss=0.5)
+    findings = Transfer().analyze(read_runs(tmp_path))
+    rows = {row["domain"]: row for row in findings.tables["Where pre-training helps and hurts"]}
+    assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
+    assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
+    (text,) = (row["text"] for row in findings.verdicts if row["code"] == "harm")
+    assert (
+        "helps in 1 and hurts in 1 of 2 cells (1 of 1 from code with 100% of the labels)" in text
+        and "0.1 cells" in text
+    )
+    assert list(findings.figures) == ["domains", "gaps"], "two domains, one size and one share"
+    assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
+    (difference,) = findings.tables["Differences between texts"]
+    assert (difference["text"], difference["against"]) == ("code/1M", "docs/1M")
+    assert difference["value"] == pytest.approx(-0.199) and "Failure modes" not in findings.tables
+
+
+def test_failure_modes_are_counted_against_the_references(runs):
+    rows = Transfer().analyze(runs).tables["Failure modes"]
+    modes = {(row["from"], row["share"]): row for row in rows}
+    few, all_labels = modes["scratch", 0.01], modes["docs", 1.0]
+    assert few["largest class"] == pytest.approx(1 / 3), ".50 of the first seed is no more than the largest class"
+    assert (few["below TF-IDF"], few["overfitted"], few["TF-IDF scores"]) == (1, 0, pytest.approx(0.71))
+    assert (all_labels["below TF-IDF"], all_labels["overfitted"]) == (pytest.approx(1 / 9), 1)
+    assert all_labels["training loss"] == pytest.approx(0.1)
 
 
 def test_one_seed_makes_no_claim(runs):
@@ -39,11 +78,3 @@ def test_one_seed_makes_no_claim(runs):
         and "no interval: 1 seed" in findings.headline
     )
     assert any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
-
-
-def test_every_figure_is_drawn(runs):
-    pytest.importorskip("altair")
-    built = Transfer().analyze(runs).figures
-    assert list(built) == ["gaps", "labels", "transferred", "texts"]
-    for name, make in built.items():
-        assert "toy" in json.dumps(make().to_dict()), name

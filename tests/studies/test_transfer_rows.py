@@ -1,12 +1,10 @@
-"""Scores of tasks by start point, the rate that is tuned for each, and the labels that another start would need."""
-
-import math
+"""Scores of tasks by start point, and the rate that is tuned for each."""
 
 import pytest
 import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.transfer import equivalent_labels, score_rows, tuned_rates
+from kleiber.studies.transfer import score_rows, tuned_rates
 
 from .transfer_runs import paired_runs, write
 
@@ -18,19 +16,6 @@ def test_a_task_that_names_no_score_is_read_by_that_of_its_kind(tmp_path, score)
     write(tmp_path, lines, loss=1.0, **(others | {score: 0.5}))
     (row,) = score_rows(read_runs(tmp_path)).to_dict("records")
     assert (row["metric"], row["score"]) == (score, 0.5)
-
-
-def test_labels_needed_are_read_off_the_curve_from_nothing():
-    curve = {10.0: 0.5, 100.0: 0.7, 1000.0: 0.6, 10000.0: 0.9}
-    assert equivalent_labels(curve, 0.6) == pytest.approx(10**1.5) and equivalent_labels(curve, 0.7) == pytest.approx(
-        100
-    )
-    assert equivalent_labels(curve, 0.8) == pytest.approx(10**3.5), "its running maximum where it falls"
-    assert (
-        equivalent_labels(curve, 0.95) == math.inf
-        and equivalent_labels(curve, 0.4) == 0.0
-        and equivalent_labels(curve, 0.5) == 10.0
-    )
 
 
 @pytest.fixture(scope="module")

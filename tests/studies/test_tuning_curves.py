@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies.tuning_curves import curve, distribution_band, expected_best, median_band
+from kleiber.studies.tuning_curves import curve, distribution_band, expected_best, median_band, running_best
 
 
 def test_the_mean_is_that_over_all_subsets():
@@ -39,3 +39,8 @@ def test_a_curve_has_no_number_where_there_is_no_bound():
     rows = curve([2.0, 1.0, 3.0, math.inf], 0.9)
     assert [row["trials"] for row in rows] == [1, 2, 3, 4] and rows[0]["mean"] is None and rows[3]["mean"] == 1.0
     assert rows[3]["lo"] is None
+
+
+def test_the_best_loss_so_far_never_rises_and_has_no_band():
+    rows = running_best([math.inf, 3.0, 4.0, 2.0])
+    assert [(row["mean"], row["lo"], row["hi"]) for row in rows] == [(x, None, None) for x in (None, 3.0, 3.0, 2.0)]

@@ -16,12 +16,14 @@ def write(home: Path, lines: list[str], **metrics: float) -> Path:
     (folder / "tokenizer").mkdir(parents=True)
     stage = {
         "tasks": ["toy"], "lr": float(overrides.get("optimizer.lr", 0.02)),
-        "metrics": {f"val/toy/{key}": value for key, value in metrics.items()},
+        "metrics": {key if "/" in key else f"val/toy/{key}": value for key, value in metrics.items()},
         "data": {"tokens": round(1000 * float(overrides.get("data.share", 1)))},
         "params": {"total": 10, "non_embedding": 5},
     }  # fmt: skip
     seed = int(overrides["seed"])
-    return fake_run(folder, [stage], config={"study": study, "seed": seed, "data": {}}, overrides=lines, seed=seed)
+    config = {"study": study, "seed": seed, "data": {}}
+    rows = [{"stage": "main", "step": 4, "train/loss": 0.3 if "scratch" in study["start"] else 0.1}]
+    return fake_run(folder, [stage], config=config, overrides=lines, seed=seed, rows=rows)
 
 
 def paired_runs(home: Path) -> list[Run]:
@@ -36,7 +38,8 @@ def paired_runs(home: Path) -> list[Run]:
                 f"data.share={share}",
             ]
             score = 0.7 + 0.1 * math.log10(share) + 0.02 * seed
-            write(home, [*lines, "study.start=scratch", "optimizer.lr=0.005"], accuracy=score, loss=0.5)
+            linear = {"eval/reference/toy/majority/accuracy": 0.5, "eval/reference/toy/tfidf/accuracy": 0.71}
+            write(home, [*lines, "study.start=scratch", "optimizer.lr=0.005"], accuracy=score, loss=0.5, **linear)
             write(home, [*lines, "study.start=docs/1M", "optimizer.lr=0.01"], accuracy=score + 0.1, loss=0.4)
             write(home, [*lines, "study.start=docs/2M", "optimizer.lr=0.01"], accuracy=score - 0.01 * seed, loss=0.4)
         lines = [f"seed={seed}", "study.task=toy", "study.kind=hf", "study.start=docs/1M", "study.share=1"]

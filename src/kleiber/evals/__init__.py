@@ -16,6 +16,7 @@ EXPORTS = {
     "Latency": "latency",
     "Memorization": "memorization.memorization",
     "Needle": "needle",
+    "NoiseScale": "noise_scale",
     "OOD": "ood",
     "Pairs": "pairs",
     "Patching": "patching.evaluation",

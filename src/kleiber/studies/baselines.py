@@ -17,10 +17,10 @@ from kleiber.studies.compare.decision import LOSS, as_row, from_row, paired_diff
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
 from kleiber.studies.study import Figures, Findings
-from kleiber.studies.transfer import Transfer, main_metric, pretrained_arm, score_rows, tuned_scores
+from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
+from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
 from kleiber.types import Json, NonNegative, Row
 
-ALL_TASKS = "all tasks"  # in place of a task: the mean of the scores over the tasks
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
 
 

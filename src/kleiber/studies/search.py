@@ -19,13 +19,13 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, estimate_around
-from kleiber.studies.designs.search import read_space
+from kleiber.studies.designs.search import TPE, read_space
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
 from kleiber.studies.search_trials import Trials, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
-from kleiber.studies.tuning_curves import curve, expected_best
-from kleiber.types import Json, Positive
+from kleiber.studies.tuning_curves import curve, running_best
+from kleiber.types import Json, Positive, Row
 
 NATS = "nats per token"
 AGREES = 0.5  # least rank correlation of the losses at two numbers of tokens
@@ -47,10 +47,12 @@ class Search(IntervalStudy):
         """Finds the best trial. Raises ValueError without finished trials."""
         trials = read_trials(runs)
         first = next(iter(trials.searched.values()))
-        tuning = curve(list(first.values()), self.level)
+        dependent = any((run.config.get("design") or {}).get("sampler") == TPE for run in runs)
+        losses = list(first.values())
+        tuning = running_best(losses) if dependent else curve(losses, self.level)
         means = self.means(trials)
         best = min(means, key=lambda name: means[name].value) if means else None
-        regret = self.regret(trials, best)
+        regret = self.regret(trials, best, tuning)
         verdicts = [self._verdict(best, regret), *agreement(trials), *edges(trials, best, runs)]
         if best is not None:
             verdicts.append(optimism(trials, best))
@@ -84,13 +86,13 @@ class Search(IntervalStudy):
             for name, row in zip(finalists, losses, strict=True)
         }
 
-    def regret(self, trials: Trials, best: str | None) -> dict[str, float] | None:
+    def regret(self, trials: Trials, best: str | None, tuning: Sequence[Row]) -> dict[str, float] | None:
         """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long."""
         first = list(next(iter(trials.searched.values())).values())
         if best is None or len(first) < 4:
             return None
-        half = expected_best(first, len(first) // 2)
-        longer = half - expected_best(first, len(first))
+        half, whole = (tuning[count - 1]["mean"] for count in (len(first) // 2, len(first)))
+        longer = math.inf if half is None or whole is None else half - whole
         return {
             "selection": selection_regret(trials.finalists, best),
             "halving": halving_regret(trials),
@@ -128,7 +130,8 @@ METHODS = (
     "alone decide. The mean over these seeds has Student's interval at {level}, with the variance pooled over the "
     "finalists. The expected best loss after k trials is the unbiased estimate (Dodge et al. 2019, arXiv:1909.03004); "
     "the band is that of the median, from a simultaneous band of the distribution function of the losses (Lourie et "
-    "al. 2023, arXiv:2311.09480). The regret of the selection is the mean loss of the best trial above the lowest of "
+    "al. 2023, arXiv:2311.09480). Trials that tpe proposed depend on each other: their curve is the best loss so far, "
+    "without a band. The regret of the selection is the mean loss of the best trial above the lowest of "
     "the finalists, over draws of their means with the noise that pairing by seed leaves."
 )
 

@@ -28,7 +28,7 @@ def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate]
 
 
 def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
-    """Best loss vs number of trials: the expectation, and the band of the median where it is finite."""
+    """Best loss vs number of trials: the expectation, and the band of the median where there is one."""
     import altair as alt
 
     from kleiber.charts.theme import log_axis, with_title
@@ -50,6 +50,8 @@ def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
         line.encode(x=x, y=y),
     ]
     subtitle = f"line: expected best loss; dashed and gray: {percent(level)} band of its median"
+    if bool(rows["hi"].isna().all()):
+        layers, subtitle = layers[-1:], "the least loss so far"
     return with_title(alt.layer(*layers), "Best validation loss vs number of trials", subtitle=subtitle)
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
@@ -18,17 +17,36 @@ from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, pai
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.transfer_tables import (
+    ALL_TASKS,
+    NEAR,
+    OVERFITTED,
+    domain_of,
+    effective_data,
+    factor_row,
+    failures,
+    harm,
+    main_metric,
+    outcomes,
+    size_of,
+    text_differences,
+    with_means,
+)
 from kleiber.types import Json, Row, Share
 
 GROUP = ["task", "kind", "start", "share"]  # what the seeds of a mean have in common
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
-    "from nothing by the same model, tokenizer, data order and number of steps. Learning rates were tuned for each "
-    "kind, start and task at the first seed and all labels (of a kind's texts at the first one) by the validation "
-    "score that is reported, which favors no side but makes every score a little too good. Gaps are paired by seed, "
-    "intervals Student's at {level:.0%}. Effective data transferred: the labelled tokens with which training from "
-    "nothing would have reached the same score, by its curve over the share of the labels, less those that were given "
-    "(Hernandez et al. 2021, arXiv:2102.01293)."
+    "from nothing by the same model, tokenizer, data order and number of steps. All texts train on equally many "
+    "tokens, so that a small one is read several times: what differs is the text and not the compute. Learning rates "
+    "were tuned for each kind, start and task at the first seed and all labels (of a kind's texts at the first one) by "
+    "the validation score that is reported, which favors no side but makes every score a little too good. Gaps are "
+    "paired by seed, intervals Student's at {level:.0%}, none corrected for the number of cells. Effective data "
+    "transferred: the labelled tokens with which training from nothing would have reached the same score, by its curve "
+    "over the share of the labels, less those that were given (Hernandez et al. 2021, arXiv:2102.01293); its interval "
+    "is the amounts at which that curve does not differ from the score, by Student's test paired by seed. Failure "
+    "modes: `largest class`, a score at most {near:g} above that of the largest class; `overfitted`, a last training "
+    "loss below {overfitted:g} times the validation loss."
 )
 
 
@@ -51,22 +69,28 @@ class Transfer(IntervalStudy):
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
         rows = tuned_scores(tried)
-        differences = self.differences(rows)
+        means = with_means(rows)
+        differences = self.differences(means)
         gaps = [row for row in differences if row["against"] == SCRATCH]
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
-        data = [row for arm in arms for row in transferred(rows, *arm)]
+        data = [row for arm in arms for row in effective_data(rows, *arm, level=self.level)]
+        domains = outcomes(gaps)
         tables = {
+            "Where pre-training helps and hurts": domains,
             "Pre-trained less from nothing": gaps,
+            "Differences between texts": text_differences(means, self.level),
+            "Failure modes": failures(rows, runs),
             "Against other architectures": [row for row in differences if row["against"] != SCRATCH],
             "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
             "Tuning": tuning(tried) if len(tried) > len(rows) else [],
         }  # fmt: skip
+        verdicts = [score_verdict(row) for row in differences if row["lo"] is not None]
         return Findings(
             headline(gaps, self.level),
-            [*(score_verdict(row) for row in differences if row["lo"] is not None), *cautions(rows, data)],
+            [*harm(domains, self.level), *verdicts, *cautions(rows, data)],
             {title: table for title, table in tables.items() if table},
             figures(rows, gaps, data),
-            methods=METHODS.format(level=self.level),
+            methods=METHODS.format(level=self.level, near=NEAR, overfitted=OVERFITTED),
         )
 
     def rivals(self, kind: str) -> Sequence[str]:
@@ -75,12 +99,16 @@ class Transfer(IntervalStudy):
         return [rivals] if isinstance(rivals, str) else rivals
 
     def differences(self, rows: Rows) -> list[Json]:
-        """Every kind on every text, task and share less the same kind from nothing, and less the kind of `against`."""
+        """Every kind on every text, task and share less the same kind from nothing, and less the kind of `against`.
+
+        The mean over tasks is only compared with that from nothing.
+        """
         arms = {key: dict(zip(part["seed"], part["score"], strict=True)) for key, part in rows.groupby(GROUP)}
         table = []
         for (task, kind, start, share), ours in arms.items():
             others = {SCRATCH: arms.get((task, kind, SCRATCH, share))}
-            others |= {rival: arms.get((task, rival, start, share)) for rival in self.rivals(kind)}
+            rivals = self.rivals(kind) if task != ALL_TASKS else ()
+            others |= {rival: arms.get((task, rival, start, share)) for rival in rivals}
             for against, theirs in others.items() if start != SCRATCH else ():
                 if theirs is not None:
                     better = sum(gap > 0 for gap in gaps_by_seed(ours, theirs))
@@ -103,12 +131,12 @@ def score_verdict(row: Row) -> Json:
     labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
     than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
     text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
-    code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
-    return verdict(code, text, from_row(row))
+    names = [*(row[key].replace(" ", "_") for key in ("kind", "start", "against", "task")), f"{row['share']:g}"]
+    return verdict("_".join(names), text, from_row(row))
 
 
 def score_rows(runs: Sequence[Run]) -> Rows:
-    """A row for each finished fine-tune: kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled
+    """A row for each finished fine-tune: run, kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled
     tokens), params, seconds. Raises ValueError where there is none."""
     table = []
     for run in runs:
@@ -123,8 +151,9 @@ def score_rows(runs: Sequence[Run]) -> Rows:
             metric, score = f"-{metric}", -score
         table.append(
             {
-                **{key: labels[key] for key in ("kind", "start", "task")}, "share": float(labels["share"]),
-                "seed": config["seed"], "lr": stage["lr"], "metric": metric, "score": score,
+                "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
+                "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"], "metric": metric,
+                "score": score,
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],
@@ -133,13 +162,6 @@ def score_rows(runs: Sequence[Run]) -> Rows:
     if not table:
         raise ValueError("no finished run of any task: this study needs the cells of its own design")
     return pd.DataFrame(table).sort_values(["task", "kind", "start", "share", "seed", "lr"], ignore_index=True)
-
-
-def main_metric(run: Run) -> str:
-    """The metric by which the task of a fine-tune is scored."""
-    usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
-    metrics, task = run.stage["metrics"], run.stage["tasks"][0]
-    return run.config["data"].get("metric") or next(name for name in usual if f"val/{task}/{name}" in metrics)
 
 
 def tuned_scores(tried: Rows) -> Rows:
@@ -160,62 +182,10 @@ def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str],
     return {(row["kind"], row["start"], row["task"]): float(row["lr"]) for row in best}
 
 
-def equivalent_labels(curve: Mapping[float, float], score: float) -> float:
-    """The amount of labelled data with which training from scratch reaches `score`.
-
-    curve  score by amount of data; its running maximum is interpolated log-linearly
-
-    Returns inf above the curve and 0 below it.
-    """
-    data = np.array(sorted(curve))
-    reached = np.maximum.accumulate([curve[amount] for amount in data])
-    if score > reached[-1]:
-        return math.inf
-    if score < reached[0]:
-        return 0.0
-    right = int(np.argmax(reached >= score))
-    if right == 0:
-        return float(data[0])
-    low, high = reached[right - 1], reached[right]
-    at = (score - low) / (high - low)
-    return float(math.exp(math.log(data[right - 1]) * (1 - at) + math.log(data[right]) * at))
-
-
-def transferred(rows: Rows, kind: str, start: str, task: str) -> list[Json]:
-    """Effective data transferred, in labelled tokens, at each share of the labels.
-
-    This is the amount that training from scratch needs for the same score, less the amount used. `factor` is (used +
-    transferred) / used: the median over seeds with their least and most; inf where all labels are not enough, 0 where
-    the score is below that of the smallest share. Hernandez et al. 2021, arXiv:2102.01293, section 1.1.
-    """
-    part = rows[(rows["kind"] == kind) & (rows["task"] == task)]
-    new, ours = part[part["start"] == SCRATCH], part[part["start"] == start]
-    curves = {seed: dict(zip(part["tokens"], part["score"], strict=True)) for seed, part in new.groupby("seed")}
-    table = []
-    for share, part in ours.groupby("share"):
-        pairs = [
-            (equivalent_labels(curves[seed], score) / tokens, tokens)
-            for seed, score, tokens in zip(part["seed"], part["score"], part["tokens"], strict=True)
-            if len(curves.get(seed, ())) > 1
-        ]
-        if pairs:
-            factors = sorted(factor for factor, _ in pairs)
-            labelled = float(np.mean([tokens for _, tokens in pairs]))
-            middle = factors[(len(factors) - 1) // 2]
-            table.append(
-                {
-                    "kind": kind, "start": start, "task": task, "share": share, "labelled tokens": labelled,
-                    "transferred": (middle - 1) * labelled, "factor": middle, "least": factors[0], "most": factors[-1],
-                    "seeds": len(pairs),
-                }
-            )  # fmt: skip
-    return table
-
-
 def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
     """Warnings about few seeds and about transferred data without an upper bound."""
     seeds = int(rows.groupby(GROUP)["seed"].nunique().min())
-    unbounded = any(math.isinf(row["most"]) for row in data)
+    unbounded = any(math.isinf(row["factor"]) for row in data)
     few = {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
     text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there the "
     censored = {"code": "censored", "level": "note", "text": f"{text}data transferred has no upper bound"}
@@ -223,13 +193,20 @@ def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def headline(gaps: Sequence[Row], level: float) -> str:
-    """The gap of each task, at the most labels, of the kind and text that gains most there."""
-    ranked = sorted((row for row in gaps if row["value"] is not None), key=lambda row: (row["share"], row["value"]))
-    best = {row["task"]: row for row in ranked}
-    if not best:
+    """The gain with the most labels from the largest text of each domain, in the mean score where tasks are several."""
+    shown = [row for row in gaps if row["value"] is not None]
+    if not shown:
         return "Nothing can be compared: no task was trained from a base and from nothing alike."
-    texts = [f"{task} {from_row(row).text()} ({row['kind']} from {row['start']})" for task, row in sorted(best.items())]
-    return f"Score gained by pre-training, the best start of each task, {level:.0%} intervals: {'; '.join(texts)}."
+    means = [row for row in shown if row["task"] == ALL_TASKS] or shown
+    most, largest = max(row["share"] for row in means), max(size_of(row["start"]) for row in means)
+    chosen = [row for row in means if (row["share"], size_of(row["start"])) == (most, largest)]
+    tasks = len({row["task"] for row in shown} - {ALL_TASKS})
+    names = {ALL_TASKS: f"mean of {tasks} tasks"}
+    texts = [
+        f"{names.get(row['task'], row['task'])} {from_row(row).text()} ({row['kind']} from {row['start']})"
+        for row in chosen
+    ]
+    return f"Score gained by pre-training, {level:.0%} intervals: {'; '.join(texts)}."
 
 
 def scores(rows: Rows) -> list[Json]:
@@ -247,39 +224,20 @@ def tuning(tried: Rows) -> list[Json]:
     return first[["task", "kind", "start", "lr", "score", "loss"]].to_dict("records")
 
 
-def factor_row(row: Row) -> Json:
-    """A line of the table, with words where a number has no bound."""
-
-    def bounded(value: float) -> str:
-        return "more than all labels" if math.isinf(value) else f"{value:.3g}"
-
-    kept = {key: row[key] for key in ("task", "kind", "start", "share", "labelled tokens", "seeds")}
-    moved = "no bound" if math.isinf(row["transferred"]) else f"{row['transferred']:.3g}"
-    ends = {"least of seeds": bounded(row["least"]), "most": bounded(row["most"])}
-    return kept | {"transferred tokens": moved, "times the labels": bounded(row["factor"]), **ends}
-
-
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies.compare import figures as drawing
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies import transfer_figures as drawing
 
     charts: Figures = {}
-    names = sorted(set(rows["kind"] + " from " + rows["start"]), key=lambda name: (not name.endswith(SCRATCH), name))
-    most = max((row["share"] for row in gaps), default=1.0)
-    entries = [
-        {"panel": row["task"], "series": f"{row['kind']} from {row['start']}", **row}
-        for row in gaps
-        if row["share"] == most and row["value"] is not None
-    ]
-    if entries:
-        x_title, title = "score above the same model from nothing", "Score gained by pre-training"
-        charts["gaps"] = lambda: estimates(entries, names, x_title, title, zero=True)
-    if rows["share"].nunique() > 1:
-        charts["labels"] = lambda: drawing.scores_by_labels(rows, names)
-    if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
-        charts["transferred"] = lambda: drawing.effective_data(data, names)
-    texts = rows.loc[rows["start"] != SCRATCH, "start"]
-    if texts.str.partition("/")[2].nunique() > 1:
+    if any(row["value"] is not None for row in gaps):
+        if len({domain_of(row["start"]) for row in gaps}) > 1:
+            charts["domains"] = lambda: drawing.gain_matrix(gaps)
+        charts["gaps"] = lambda: drawing.gains(gaps, rows)
+    pretrained = rows.loc[rows["start"] != SCRATCH, "start"]
+    if len(set(map(size_of, pretrained))) > 1:
         charts["texts"] = lambda: drawing.scores_by_text(rows)
+    if rows.loc[pretrained.index, "share"].nunique() > 1:
+        charts["labels"] = lambda: drawing.scores_by_labels(rows)
+    if data:
+        charts["transferred"] = lambda: drawing.effective_data(data, rows)
     return charts

@@ -77,3 +77,10 @@ def curve(losses: Sequence[float], level: float) -> list[dict[str, float | None]
         values = {"mean": expected_best(losses, count), "lo": float(lo[count - 1]), "hi": float(hi[count - 1])}
         rows.append({"trials": count, **{name: x if np.isfinite(x) else None for name, x in values.items()}})
     return rows
+
+
+def running_best(losses: Sequence[float]) -> list[dict[str, float | None]]:
+    """Returns a row for each number of trials: the least loss so far, for trials that depend on each other."""
+    best = np.minimum.accumulate(np.asarray(losses, dtype=np.float64)).tolist()
+    finite = [value if np.isfinite(value) else None for value in best]
+    return [{"trials": count, "mean": value, "lo": None, "hi": None} for count, value in enumerate(finite, 1)]

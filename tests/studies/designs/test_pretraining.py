@@ -76,6 +76,50 @@ def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_t
             )
 
 
+def test_a_common_tokenizer_is_trained_first_and_used_by_all_texts_and_the_control(tmp_path):
+    pretrain = ["data.tokenizer=bpe", "data.vocab_size=300"]
+    plan = design(tokenizer="docs/1M", pretrain=pretrain, only=["mlm", "toy"], control=["evals=[reference]"])
+    rounds = plan.rounds(FakeContext(tmp_path))
+    (first,) = next(rounds)
+    assert "data.tokenizer=bpe" in first and "study.start=docs/1M" in first and "seed=0" in first
+    tokenizer = f"data.tokenizer={write(tmp_path, first, loss=1.0)}/tokenizer"
+    bases = next(rounds)
+    assert first in bases and len(bases) == 4
+    for lines in bases:
+        own = "study.start=docs/1M" in lines
+        assert ("data.tokenizer=bpe" in lines, tokenizer in lines, "data.vocab_size=300" in lines) == (
+            own,
+            not own,
+            own,
+        )
+    for lines in bases[1:]:
+        write(tmp_path, lines, loss=1.0)
+    cells = next(rounds)
+    for lines in cells:
+        control = "study.start=scratch" in lines
+        assert (tokenizer in lines) == control == ("evals=[reference]" in lines)
+    with pytest.raises(ValueError, match=r"design\.tokenizer: docs/2M must be .*docs/1M"):
+        design(tokenizer="docs/2M")
+
+
+def test_a_tokenizer_that_no_run_trains_is_refused(tmp_path):
+    rounds = design(tokenizer="docs/1M", only=["mlm"]).rounds(FakeContext(tmp_path))
+    (first,) = next(rounds)
+    folder = write(tmp_path, first, loss=1.0)
+    (folder / "tokenizer").rmdir()
+    with pytest.raises(ValueError, match=r"design\.tokenizer=docs/1M.*data\.tokenizer=bpe"):
+        next(rounds)
+
+
+def test_fewer_labels_are_planned_for_the_named_sizes_and_more_points_for_the_control(tmp_path):
+    sizes = {"sizes": ["2M", "1M"], "shares": [0.1, 1], "share_sizes": ["2M"], "scratch_shares": [0.3]}
+    plan = design(**sizes, only=["mlm", "docs", "toy"], seeds=1)
+    shares = {start.name: plan.shares_of(start) for start in plan.starts()}
+    assert shares == {"scratch": [1, 0.3, 0.1], "docs/2M": [1, 0.1], "docs/1M": [1]}
+    with pytest.raises(ValueError, match=r"design\.share_sizes: 4M must be one of 2M, 1M"):
+        design(**(sizes | {"share_sizes": ["4M"]}))
+
+
 def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch):
     part = design(only=["mlm", "docs", "toy"])
     assert [(start.kind, start.name) for start in part.starts()] == [("mlm", "scratch"), ("mlm", "docs/1M")]

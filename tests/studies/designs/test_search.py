@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 
+from kleiber.config.errors import ConfigError
 from kleiber.studies.designs.design import parse_lines
 from kleiber.studies.designs.search import Search, read_space
 from tests.studies.search_runs import KEYS, Folder, train
@@ -67,6 +69,34 @@ def test_trials_that_diverged_go_no_further_and_a_search_without_any_ends(tmp_pa
     )
     assert len(second) == 4
     assert len(train(tmp_path / "none", design, lambda *at: math.nan)) == 1 and "no trial" in capsys.readouterr().out
+
+
+def test_tpe_proposes_better_values_and_a_repeated_command_proposes_the_same(tmp_path):
+    design = Search(
+        KEYS, trials=30, tokens=["100K", "400K"], finalists=2, seeds=2, controls=0, sampler="tpe", at_once=5
+    )
+    rounds = train(tmp_path, design)
+    assert [len(cells) for cells in rounds] == [5] * 6 + [10, 4]
+    rates = [float(parse_lines(cell)["optimizer.lr"]) for cells in rounds[:6] for cell in cells]
+    gaps = np.abs(np.log(np.array(rates) / 0.01))
+    assert np.median(gaps[15:]) < 0.7 * np.median(gaps[:10])  # the first ten are random
+    assert [*design.rounds(Folder(tmp_path))] == rounds
+    other = Search(KEYS, trials=5, finalists=2, sampler="tpe", sampler_seed=1)
+    assert next(other.rounds(Folder(tmp_path))) != rounds[0]
+
+
+def test_tpe_goes_on_after_trials_that_diverged(tmp_path):
+    design = Search(KEYS, trials=12, tokens=["100K"], finalists=2, seeds=2, sampler="tpe", at_once=4)
+    rounds = train(
+        tmp_path, design, lambda values, seed, tokens: math.nan if float(values["optimizer.lr"]) > 0.05 else 2.0
+    )
+    assert [len(cells) for cells in rounds] == [4, 4, 4, 4]
+
+
+def test_tpe_without_optuna_is_refused_before_a_trial(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"kleiber\[optuna\]"):
+        next(Search(KEYS, sampler="tpe").rounds(Folder(tmp_path)))
 
 
 def test_a_budget_limits_the_trials(tmp_path):

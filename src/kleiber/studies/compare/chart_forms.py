@@ -165,7 +165,7 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
 def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False) -> Chart:
     """Values written into cells whose color is the change: a panel for each value of `series`, if there is the column.
 
-    rows   columns value, change (nan leaves the cell white), and those of `x` and `y`
+    rows   columns value, change (nan leaves the cell white), and those of `x` and `y`; text, instead of the value
     worse  whether a positive change is for the worse, and so red
     """
     limit = float(np.nanmax(np.abs(rows["change"].to_numpy()))) or 1.0
@@ -175,14 +175,15 @@ def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool 
     measured = alt.condition("isValid(datum.change)", color, alt.value("white"))
     cells = base.mark_rect(stroke="white", strokeWidth=2, invalid=None).encode(color=measured)
     strong = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("#222"))
-    text = base.mark_text(fontSize=10).encode(text=alt.Text("value:Q", format=".3f"), color=strong)
+    words = alt.Text("text:N") if "text" in rows else alt.Text("value:Q", format=".3f")
+    text = base.mark_text(fontSize=10).encode(text=words, color=strong)
     chart = alt.layer(cells, text)
     if "series" not in rows:
         return with_title(chart, title, height=26 * rows[y.shorthand.partition(":")[0]].nunique())
     across, down = (rows[axis.shorthand.partition(":")[0]].nunique() for axis in (x, y))
-    side = max(90, 42 * across)
+    side = max(90, (50 if "text" in rows else 42) * across)
     facet = alt.Facet("series:N", title=None, sort=list(dict.fromkeys(rows["series"])))
-    grid = chart.properties(width=side, height=22 * down).facet(facet=facet, columns=max(1, 640 // side), spacing=16)
+    grid = chart.properties(width=side, height=22 * down).facet(facet=facet, columns=max(1, 760 // side), spacing=16)
     return apply_theme(grid.properties(title=title))
 
 

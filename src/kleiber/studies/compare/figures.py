@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import PALETTE, Chart, format_count, heading, log_axis, with_title
-from kleiber.config.stages import quantity
 from kleiber.studies.compare.chart_forms import (
     FORGETTING,
     GRAY,
@@ -22,7 +21,7 @@ from kleiber.studies.compare.chart_forms import (
     matrix,
     values_axis,
 )
-from kleiber.studies.compare.rows import SCRATCH, Rows, label
+from kleiber.studies.compare.rows import Rows, label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
 from kleiber.types import Json, Row
@@ -186,47 +185,6 @@ def score_matrix(cells: Rows, title: str) -> Chart:
 def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart:
     """The score of the first task of each sequence vs the stage, a point for each order and seed."""
     return lines(rows, alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0)), unit, order, title)
-
-
-def scores_by_labels(rows: Rows, order: Sequence[str]) -> Chart:
-    """Score vs the share of the labels: a panel a task, a line for each kind and start."""
-    x = values_axis("share", "share of the labels", rows["share"], "~%")
-    return scores(rows, x, order, "Score vs share of the labels")
-
-
-def scores_by_text(rows: Rows) -> Chart:
-    """Score at the most labels vs the bytes of the text; that of training from scratch does not depend on them."""
-    rows = rows[rows["share"] == rows["share"].max()]
-    split = rows["start"].str.partition("/")
-    trained = rows.assign(start=split[0], bytes=split[2].where(split[2] != "", None).map(quantity, "ignore"))
-    sizes = pd.DataFrame({"bytes": sorted(set(trained["bytes"].dropna()))})
-    scratch = trained[trained["start"] == SCRATCH].drop(columns="bytes").merge(sizes, how="cross")
-    shown = pd.concat([scratch, trained[trained["start"] != SCRATCH]])
-    names = sorted(set(shown["kind"] + " from " + shown["start"]))
-    order = sorted(names, key=lambda name: not name.endswith(SCRATCH))
-    return scores(shown, values_axis("bytes", "text (bytes)", shown["bytes"]), order, "Score vs pre-training text")
-
-
-def scores(rows: Rows, x: alt.X, order: Sequence[str], title: str) -> Chart:
-    """The score of each kind and start, a panel a task."""
-    rows = rows.assign(series=rows["kind"] + " from " + rows["start"], panel=rows["task"], value=rows["score"])
-    columns = ["series", "panel", "value", "seed", x.shorthand.partition(":")[0]]
-    return lines(rows[columns], x, ", ".join(sorted(set(rows["metric"]))), order, title)
-
-
-def effective_data(factor_rows: Sequence[Row], order: Sequence[str]) -> Chart:
-    """How many times the labels training from nothing would have needed; unbounded factors are left out."""
-    rows = pd.DataFrame([row for row in factor_rows if 0 < row["factor"] < math.inf])
-    rows = rows.assign(
-        series=rows["kind"] + " from " + rows["start"], panel=rows["task"], value=rows["factor"],
-        lo=rows["least"].where(rows["least"] > 0, rows["factor"]),
-        hi=rows["most"].where(rows["most"] < math.inf, rows["factor"]),
-    )[["series", "panel", "value", "lo", "hi", "share"]]  # fmt: skip
-    x, title = (
-        values_axis("share", "share of the labels", rows["share"], "~%"),
-        "Effective data: median of seeds, least to most",
-    )
-    return lines(rows, x, "times the labels, from nothing", order, title, log=True)
 
 
 def named_cells(record: Json) -> Rows:

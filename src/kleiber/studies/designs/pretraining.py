@@ -84,11 +84,18 @@ class Pretraining:
 
     kinds    models by name: {gpt: {model: [overrides], pretrain: [overrides], lrs: [..], scratch: [..]}}, see `Kind`
     sources  overrides of the pre-training texts, by name: {docs: [data=builtin]}
-    sizes    sizes of the pre-training text in bytes: [2M, 8M]
+    sizes    sizes of the pre-training text in bytes: [2M, 8M]; the first size of the first text is the one whose models
+             tune the rates
+    tokenizer  name of a text such as docs/2M: its BPE tokenizer is that of all models, so that texts differ in nothing
+             else; null: each text trains a tokenizer of its own
     pretrain, finetune  overrides of all pre-training runs, and of all fine-tuning runs
     tasks    overrides of the tasks, by name: {sst2: [data=glue/sst2, budget.steps=300]}
     only     names of kinds, sources and tasks to include; all kinds if it names no kind, and so for sources and tasks
     shares   fractions of the labels to fine-tune on, in (0, 1]
+    share_sizes  sizes of the texts whose models are fine-tuned on fewer than the most labels; empty: all
+    scratch_shares  further fractions of the labels for training from scratch, whose learning curve measures effective
+             data
+    control  overrides of the runs from scratch, such as evals=[reference]
     seeds    number of seeds; a fine-tuning run has the seed of its pre-training run
     """
 
@@ -100,8 +107,13 @@ class Pretraining:
     finetune: Lines = ()
     only: Sequence[str] = ()
     shares: Annotated[Sequence[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = (1.0,)
+    share_sizes: Sequence[Quantity] = ()
+    scratch_shares: Sequence[Annotated[float, Gt(0), Le(1)]] = ()
+    control: Lines = ()
+    tokenizer: str | None = None
     seeds: Count = 3
     chosen: dict[str, Kind] = field(init=False)
+    common_tokenizer: Path | None = field(init=False, default=None)  # folder, once its run has finished
 
     def __post_init__(self) -> None:
         there = {"kinds": self.kinds, "sources": self.sources, "tasks": self.tasks}
@@ -116,6 +128,9 @@ class Pretraining:
         if any(not kind.lrs for kind in self.chosen.values()):
             raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
         self.shares = sorted(self.shares, reverse=True)
+        texts = [f"{source}/{size}" for source, size in itertools.product(self.sources, self.sizes)]
+        check_names("share_sizes", list(map(str, self.share_sizes)), list(map(str, self.sizes)))
+        check_names("tokenizer", [self.tokenizer] if self.tokenizer else [], texts)
 
     def starts(self) -> list[Start]:
         """Returns the start points of all fine-tuning runs: random weights of each kind, then pre-trained ones."""
@@ -125,8 +140,12 @@ class Pretraining:
             for (source, lines), size in itertools.product(self.sources.items(), self.sizes):
                 text = f"{source}/{size}"  # recorded by the run, since the overrides of one text may contain another's
                 base = [*kind.model, *kind.pretrain, *lines, f"data.max_bytes={size}", *self.pretrain]
+                values = parse_lines(base)
+                if self.common_tokenizer is not None and text != self.tokenizer:
+                    values.pop("data.vocab_size", None)
+                    values["data.tokenizer"] = str(self.common_tokenizer)
                 labels = {"study.kind": name, "study.start": text}
-                bases[text] = Level(parse_lines(base)) | kind.rates() | Level(labels)
+                bases[text] = Level(values) | kind.rates() | Level(labels)
             first = next(iter(bases))
             scratch += [Start(name, SCRATCH, bases[first], SCRATCH)] if kind.scratch else []
             pretrained += [Start(name, text, base, first) for text, base in bases.items()]
@@ -137,7 +156,21 @@ class Pretraining:
         return combine(pretrained, seed_levels(self.seeds))
 
     def rounds(self, context: RunSource) -> Iterator[list[Cell]]:
+        """Yields the run that trains the common tokenizer, if there is one, and the three rounds of the design."""
         self.check_data_available()
+        if self.tokenizer:
+            trained = next(start.base for start in self.starts() if start.name == self.tokenizer)
+            first = combine([trained], seed_levels(1))[:1]
+            yield first
+            run = finished_base(context.runs(), first[0], self.bases(), "all other models, which share its tokenizer")
+            if run is None:
+                return
+            if run.tokenizer is None:
+                raise ValueError(
+                    f"design.tokenizer={self.tokenizer}: {run.name} has trained no tokenizer; set data.tokenizer=bpe "
+                    "in design.pretrain, or design.tokenizer=null"
+                )
+            self.common_tokenizer = run.tokenizer
         yield self.bases()
         yield self.tuning(context)
         yield self.scoring(context)
@@ -162,10 +195,18 @@ class Pretraining:
         """
         runs, planned = context.runs(), []
         best = tuned_rates([run for run in runs if run.stages], self.shares[0])
-        for seed, start, task, share in itertools.product(range(self.seeds), self.starts(), self.tasks, self.shares):
+        for seed, start, task in itertools.product(range(self.seeds), self.starts(), self.tasks):
             lr = best.get((start.kind, start.tuned_on, task), self.rates(start)[0])
-            planned += self.cell(runs, start, task, share, seed, lr)
+            for share in self.shares_of(start):
+                planned += self.cell(runs, start, task, share, seed, lr)
         return planned
+
+    def shares_of(self, start: Start) -> Sequence[float]:
+        """Returns the label fractions of the fine-tuning runs of a start point, the largest first."""
+        if start.name == SCRATCH:
+            return sorted({*self.shares, *self.scratch_shares}, reverse=True)
+        size = start.name.rpartition("/")[2]
+        return self.shares if size in (self.share_sizes or [size]) else self.shares[:1]
 
     def rates(self, start: Start) -> Sequence[float]:
         kind = self.chosen[start.kind]
@@ -189,7 +230,8 @@ class Pretraining:
     def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[Cell]:
         """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.
 
-        Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
+        Training from scratch uses the common tokenizer, or that of the kind's first text, so that it differs from it in
+        the start point only.
         """
         pretrained = start.base | Level(self.best_pretraining(runs, start))
         (base,) = combine([pretrained], [Level({"seed": seed})])
@@ -200,8 +242,9 @@ class Pretraining:
         model: Lines = ()
         source = from_checkpoint(run)
         if start.name == SCRATCH:
-            model = self.chosen[start.kind].model
-            source = Level({} if run.tokenizer is None else {"data.tokenizer": run.tokenizer})
+            model = [*self.chosen[start.kind].model, *self.control]
+            tokenizer = self.common_tokenizer or run.tokenizer
+            source = Level({} if tokenizer is None else {"data.tokenizer": tokenizer})
         task_lines = parse_lines([*model, *self.finetune, *self.tasks[task]])
         labels = {"kind": start.kind, "start": start.name, "task": task, "share": f"{share:g}"}
         subset = {"data.share": f"{share:g}", "data.seed": seed} if share < 1 else {}
@@ -220,6 +263,13 @@ class Pretraining:
                 "DIR/owner/name or DIR/name and set KLEIBER_DATA=DIR, or select other sources and tasks with "
                 "design.only=[...]"
             )
+
+
+def check_names(key: str, names: Sequence[str], choices: Sequence[str]) -> None:
+    """Raises ValueError for a name in `design.<key>` that is not among the choices."""
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"design.{key}: {name} must be one of {', '.join(choices)}")
 
 
 def select_by_name(choices: Row, only: Sequence[str]) -> Json:

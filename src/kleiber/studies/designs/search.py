@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,12 +11,14 @@ import numpy as np
 from annotated_types import Gt
 from scipy.stats import qmc
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, as_list, find_base_run, format_value
 from kleiber.studies.laws.law import Array
 from kleiber.types import Count, Natural, Positive
 
-SAMPLERS = ("sobol", "random")
+TPE = "tpe"
+SAMPLERS = ("sobol", "random", TPE)
 SET_BY_THE_DESIGN = ("seed", "budget.", "study.")
 DIGITS = 4  # of a sampled value
 
@@ -63,7 +65,9 @@ class Search:
     tokens     training tokens of a trial, or an ascending list of them for successive halving
     eta        factor by which the number of trials falls from one number of tokens to the next
     controls   number of stopped trials that are trained for the last number of tokens
-    sampler    sobol (scrambled Sobol points, which fill the space evenly) or random
+    sampler    sobol (scrambled Sobol points, which fill the space evenly), random, or tpe (Optuna's tree-structured
+               Parzen estimator: Bergstra et al. 2011, NeurIPS 24), which proposes values by the losses so far
+    at_once    number of trials that tpe proposes before it reads their losses
     finalists  number of trials that are trained with new seeds
     seeds      number of these seeds; the search itself has seed 0
     flops      budget of the whole design in training FLOPs, by which the number of trials is reduced; null: none
@@ -79,6 +83,7 @@ class Search:
         eta: Annotated[float, Gt(1)] = 3.0,
         controls: Natural = 3,
         sampler: str = "sobol",
+        at_once: Count = 4,
         finalists: Count = 3,
         seeds: Count = 3,
         flops: Quantity | None = None,
@@ -100,6 +105,7 @@ class Search:
         if finalists > trials:
             raise ValueError(f"design.finalists={finalists} must be <= design.trials={trials}")
         self.trials, self.eta, self.sampler, self.sampler_seed = trials, eta, sampler, sampler_seed
+        self.at_once = at_once
         self.finalists, self.seeds = finalists, seeds
         self.controls = controls if len(self.tokens) > 1 else 0
         self.flops, self.hours = None if flops is None else quantity(flops), hours
@@ -114,11 +120,25 @@ class Search:
 
     def levels(self, count: int) -> list[Level]:
         """Returns the values of each of `count` trials."""
-        keys = list(self.spaces)
-        levels = []
-        for number, shares in enumerate(self.points(count)):
-            values = [format_value(self.spaces[key].value(share)) for key, share in zip(keys, shares, strict=True)]
-            levels.append(Level({**dict(zip(keys, values, strict=True)), "study.arm": f"trial{number}"}))
+        return [self.level(number, shares) for number, shares in enumerate(self.points(count).tolist())]
+
+    def level(self, number: int, shares: Sequence[float]) -> Level:
+        """Returns the values of a trial at shares of the ranges."""
+        spaces = zip(self.spaces.items(), shares, strict=True)
+        values = {key: format_value(space.value(share)) for (key, space), share in spaces}
+        return Level({**values, "study.arm": f"trial{number}"})
+
+    def proposed(self, context: SweepContext, count: int) -> Generator[list[Cell], None, list[Level]]:
+        """Yields the trials that tpe proposes for the first number of tokens; returns the values of all of them."""
+        sampler, levels = TreeSampler(self.spaces, self.sampler_seed), list[Level]()
+        while len(levels) < count:
+            numbers = range(len(levels), min(len(levels) + self.at_once, count))
+            levels += [
+                self.level(number, shares) for number, shares in zip(numbers, sampler.ask(len(numbers)), strict=True)
+            ]
+            cells = {number: cell_of(levels[number], 0, self.tokens[0]) for number in numbers}
+            yield list(cells.values())
+            sampler.tell(list(losses_of(context, cells).values()))
         return levels
 
     def rungs(self, trials: int) -> list[int]:
@@ -171,7 +191,11 @@ class Search:
 
     def rounds(self, context: SweepContext) -> Iterator[list[Cell]]:
         """Yields the trials for each number of tokens, then the held-out seeds of the finalists."""
-        levels = self.levels(self.affordable(context))
+        count = self.affordable(context)
+        if self.sampler == TPE:
+            levels = yield from self.proposed(context, count)
+        else:
+            levels = self.levels(count)
         counts, alive = self.rungs(len(levels)), list(range(len(levels)))
         stopped: list[int] = []
         for number, tokens in enumerate(self.tokens):
@@ -179,7 +203,8 @@ class Search:
                 drawn = np.random.default_rng(self.sampler_seed).permutation(sorted(stopped))[: self.controls]
                 alive = [*alive, *map(int, drawn)]
             cells = {trial: cell_of(levels[trial], 0, tokens) for trial in alive}
-            yield list(cells.values())
+            if number or self.sampler != TPE:
+                yield list(cells.values())
             losses = losses_of(context, cells)
             best = sorted(alive, key=lambda trial: (losses[trial], trial))
             kept = counts[number + 1] if number + 1 < len(counts) else self.finalists
@@ -189,6 +214,42 @@ class Search:
                 print("no trial has finished with a finite loss: the search ends", flush=True)
                 return
         yield [cell_of(levels[trial], seed, self.tokens[-1]) for seed in range(1, self.seeds + 1) for trial in alive]
+
+
+class TreeSampler:
+    """Proposes values of keys by Optuna's tree-structured Parzen estimator; the same losses give the same values.
+
+    Raises ConfigError without the extra `optuna`.
+    """
+
+    def __init__(self, spaces: Mapping[str, Space], seed: int) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise ConfigError(
+                "design.sampler=tpe needs Optuna: pip install 'kleiber[optuna]', or use design.sampler=sobol"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        whole, choice = optuna.distributions.FloatDistribution(0, 1), optuna.distributions.CategoricalDistribution
+        self.sizes = {key: len(space.choices) for key, space in spaces.items()}
+        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            key: choice(range(size)) if size else whole for key, size in self.sizes.items()
+        }
+        self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True))
+        self.open: list[optuna.Trial] = []
+
+    def ask(self, count: int) -> list[list[float]]:
+        """Returns the shares of the ranges of `count` new trials."""
+        self.open = [self.study.ask(self.distributions) for _ in range(count)]
+        return [
+            [(trial.params[key] + 0.5) / size if size else trial.params[key] for key, size in self.sizes.items()]
+            for trial in self.open
+        ]
+
+    def tell(self, losses: Sequence[float]) -> None:
+        """Notes the losses of the trials of the last `ask`; inf for one that diverged."""
+        for trial, loss in zip(self.open, losses, strict=True):
+            self.study.tell(trial, loss)
 
 
 def cell_of(level: Level, seed: int, tokens: int) -> Cell:

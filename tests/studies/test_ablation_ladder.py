@@ -1,0 +1,79 @@
+"""The ladder of an ablation: equal arms are rarely told apart, and predictions are compared by seed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kleiber.studies.ablation_ladder import (
+    Ladder,
+    check,
+    crossings,
+    ladder_of,
+    losses_of,
+    predict,
+    read_scales,
+    sign,
+)
+
+from .ablation_runs import LRS, TOKENS, write
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("ablation"), gap=lambda x: -0.02 + 0.005 * x)
+
+
+def simulated(rng, beta=(0.0, 0.0), seeds=3, scales=9) -> Ladder:
+    """Two arms at five rates: noise of a seed over all scales, of a rate's seed over all scales, and of a run."""
+    compute = np.geomspace(1e12, 1e14, scales)
+    x = np.log10(compute / compute.max())
+    arms = []
+    for shift in (0.0, beta[0] + beta[1] * x):
+        loss = (-0.05 * x + shift)[None, :, None] + 0.005 * (np.arange(5) - 2.2) ** 2
+        loss = loss + 0.007 * rng.normal(size=(seeds, 1, 5)) + 0.01 * rng.normal(size=(seeds, scales, 5))
+        arms.append(loss[:, np.arange(scales), loss.mean(0).argmin(1)])
+    return Ladder(compute, arms[1] - arms[0], arms[0], range(seeds))
+
+
+def test_claims_of_several_changes_are_decided_at_one_level():
+    """A gap whose interval at 90 % just excludes 0 decides one claim, but not one of six."""
+    rng = np.random.default_rng(3)
+    ladders = [simulated(rng, (-0.012, 0.0)) for _ in range(200)]
+    decided = [[predict(ladder, 10.0, level).hi < 0 for ladder in ladders] for level in (0.9, 1 - 0.1 / 6)]
+    assert sum(decided[1]) < sum(decided[0])
+
+
+def test_a_prediction_is_compared_with_the_gap_of_the_same_seed(runs):
+    scales = read_scales(runs, "plain", "qk_norm")
+    ladder = ladder_of(scales[:-1])
+    shifted = replace(scales[-1], changed={seed: loss + 0.1 * seed for seed, loss in scales[-1].changed.items()})
+    assert check(ladder, shifted, 0.9)["holds"] is True and check(ladder, shifted, 0.9)["seeds"] == 3
+    alone = replace(scales[-1], changed={0: scales[-1].changed[0]})
+    assert check(ladder, alone, 0.9)["holds"] is None and check(ladder, alone, 0.9)["seeds"] == 1
+
+
+def test_losses_are_read_by_place_arm_rate_and_seed(runs):
+    losses, flops = losses_of(runs)
+    assert set(losses) == {(width, tokens) for width in (32, 64, 128) for tokens in TOKENS}
+    assert set(losses[64, 1e6]["plain"]) == set(LRS) and set(losses[64, 1e6]["plain"][0.02]) == {0, 1, 2}
+    assert flops["plain", 64, 1e6] == 6 * 64**2 * 1e6
+
+
+def test_equal_arms_are_rarely_told_apart():
+    rng = np.random.default_rng(0)
+    winners = [sign(predict(simulated(rng), 10.0, 0.9)) != "undecided" for _ in range(400)]
+    assert np.mean(winners) <= 0.115
+
+
+@pytest.mark.slow
+def test_two_thousand_ablations_of_equal_arms_have_few_winners_and_bands_hold():
+    rng = np.random.default_rng(1)
+    winners = [sign(predict(simulated(rng), 10.0, 0.9)) != "undecided" for _ in range(2000)]
+    assert np.mean(winners) <= 0.115
+    gaps = [predict(simulated(rng, (-0.02, 0.01)), 10.0, 0.9) for _ in range(1000)]
+    assert np.mean([gap.lo <= -0.01 <= gap.hi for gap in gaps]) >= 0.88
+    found = [crossings(simulated(rng, (-0.02, 0.04)), 0.9) for _ in range(100)]
+    truth = 10**0.5
+    held = [(low is None or low <= truth) and (high is None or high >= truth) for at, low, high in found]
+    assert np.mean(held) >= 0.84
