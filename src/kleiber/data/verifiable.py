@@ -26,7 +26,7 @@ INSTRUCTIONS: tuple[tuple[str, str, Json], ...] = (  # sentence, name of the che
     ("Use the word blue.", "keywords:existence", {"keywords": ["blue"]}),
     ("Do not use the word the.", "keywords:forbidden_words", {"forbidden_words": ["the"]}),
     ("Answer with less than 10 words.", "length_constraints:number_words", {"relation": "less than", "num_words": 10}),
-    ("Answer with at least 40 words.", "length_constraints:number_words", {"relation": "at least", "num_words": 40}),
+    ("Answer with at least 12 words.", "length_constraints:number_words", {"relation": "at least", "num_words": 12}),
     (
         "Answer in one sentence.",
         "length_constraints:number_sentences",
