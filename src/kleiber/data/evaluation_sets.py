@@ -18,10 +18,12 @@ from pathlib import Path
 
 from kleiber.config import hub
 from kleiber.data.builtin import Builtin, Domain
-from kleiber.data.cache import Source, SourceText, cache_root
-from kleiber.data.dataset import Location, locate, open_tables, read_text_file, rows, table_name
+from kleiber.data.cache import cache_root
+from kleiber.data.dataset import open_tables, read_text_file, rows, table_name
+from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
-from kleiber.data.text import RereadableDocument, column_reader
+from kleiber.data.sources import RereadableDocument, Source, SourceText
+from kleiber.data.text import column_reader
 from kleiber.data.token_files import ValidationWindows, token_files
 from kleiber.data.verifiable import instruction_rows
 from kleiber.types import Json, Row
