@@ -51,7 +51,7 @@ def test_a_task_of_self_instruct_is_its_first_instance() -> None:
     assert parse_row(task) == [Turn("user", "Add.\n\n1 2"), Turn("assistant", "3")]
     assert has_conversations(["instruction", "instances"])
     for instances in ([], "text", [{"input": "1"}]):
-        with pytest.raises(ValueError, match="instances: .* must be a list of mappings with input and output"):
+        with pytest.raises(ValueError, match=r"instances: .* must be a list of mappings with input and output"):
             parse_row({"instruction": "Add.", "instances": instances})
 
 

@@ -39,10 +39,10 @@ def findings(tmp_path_factory):
     return ChainOfThought(measure="val/digits2/loss", claims=[CLAIM]).analyze(read_runs(folder))
 
 
-def test_the_headline_has_the_longest_numbers_and_the_least_gain(findings):
+def test_the_headline_has_the_longest_numbers_and_what_steps_gain_there(findings):
     start = "Of held-out sums of numbers with 6 digits these are right: sum alone, width 32, 0% ["
     assert findings.headline.startswith(start) and "worked steps, width 32, 60% [" in findings.headline
-    assert "The steps gain least at width 32 and 2 digits: +0.40 [" in findings.headline
+    assert "At width 32 the steps gain +0.60 [" in findings.headline
     assert findings.comparison["decision"] == "supported"
 
 
@@ -55,7 +55,10 @@ def test_every_number_of_digits_is_in_the_tables_and_the_figure(findings):
     assert gains[2]["lo"] <= 0.4 + 1e-9 and gains[2]["n"] == 3
     chart = str(findings.figures["digits"]().to_dict())
     assert "digits of each term" in chart and "worked steps, width 32" in chart
+    gain = str(findings.figures["gains"]().to_dict())
+    assert "exact match with steps less without" in gain and "width 32" in gain
     assert not {"Differences", "Differences by training tokens"} & findings.tables.keys()
+    assert not {"differences", "arms", "sizes"} & findings.figures.keys() and "tuning" in findings.figures
 
 
 def test_runs_without_exact_match_are_refused(tmp_path):

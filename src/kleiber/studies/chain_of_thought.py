@@ -23,7 +23,8 @@ from kleiber.studies.study import Findings
 from kleiber.types import Json
 
 CELL = re.compile(r"eval/exact_match/digits(\d+)/accuracy")
-OF_LOSS = ("Differences", "Differences by training tokens", "Trends of differences")  # of answers that differ
+# What compares losses, which are of different answers, and so of different tokens.
+OF_LOSS = ("Differences", "Differences by training tokens", "Trends of differences", "differences", "arms", "sizes")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class ChainOfThought(Compare):
         rows = accuracies(arms)
         if rows.empty:
             raise ValueError("no run here was scored on arithmetic: train with evals=exact_match and data=arithmetic")
-        means = seed_means(rows, ["arm", "digits"], "accuracy", self.level)
-        means[["lo", "hi"]] = means[["lo", "hi"]].clip(0, 1)  # Student's interval may leave the range of a share
+        means = match_means(rows, self.level)
         named = labels(runs)
         gained = gains(arms, runs, self.level)
         shown = pd.concat([means[means["arm"] == arm] for arm in named if arm in arms])
@@ -50,13 +50,15 @@ class ChainOfThought(Compare):
         tables = {
             "Exact match by number of digits": listed.to_dict("records"),
             "Gain of worked steps by number of digits": gained,
+            **findings.tables,
         }
-        kept = {title: rows for title, rows in findings.tables.items() if title not in OF_LOSS}
+        figures = {"digits": partial(chart, shown), "gains": partial(gain_chart, gained), **findings.figures}
         return replace(
             findings,
             headline=f"{summary(shown, gained)} {findings.headline}",
-            tables={**tables, **kept},
-            figures={"digits": partial(chart, shown), **findings.figures},
+            verdicts=[entry for entry in findings.verdicts if entry["code"] != "trend"],
+            tables={title: part for title, part in tables.items() if title not in OF_LOSS},
+            figures={name: draw for name, draw in figures.items() if name not in OF_LOSS},
             methods=f"{METHODS} {findings.methods}",
         )
 
@@ -80,6 +82,14 @@ def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
         for seed, value in by_seed.items()
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "digits", "accuracy"])
+
+
+def match_means(rows: pd.DataFrame, level: float) -> Rows:
+    """The mean exact match of each arm and number of digits, with the noise of seeds pooled over those of its arm."""
+    parts = [seed_means(part, ["arm", "digits"], "accuracy", level) for _, part in rows.groupby("arm", sort=False)]
+    means = pd.concat(parts, ignore_index=True)
+    means[["lo", "hi"]] = means[["lo", "hi"]].clip(0, 1)  # Student's interval may leave the range of a share
+    return means
 
 
 def settings(runs: Sequence[Run]) -> dict[str, tuple[bool, int]]:
@@ -123,12 +133,9 @@ def summary(shown: Rows, gained: Sequence[Json]) -> str:
         interval = f" [{row['lo']:.0%}, {row['hi']:.0%}]" if row["seeds"] > 1 else ""
         texts.append(f"{row['arm']}, {row['mean']:.0%}{interval}")
     text = f"Of held-out sums of numbers with {last['digits'].max()} digits these are right: {'; '.join(texts)}."
-    least = min((row for row in gained if row["lo"] is not None), key=lambda row: row["value"], default=None)
-    if least is not None:
-        text += (
-            f" The steps gain least at width {least['width']} and {least['digits']} digits: {least['value']:+.2f} "
-            f"[{least['lo']:+.2f}, {least['hi']:+.2f}]."
-        )
+    for row in gained:
+        if row["width"] == gained[-1]["width"] and row["digits"] == shown["digits"].max() and row["lo"] is not None:
+            text += f" At width {row['width']} the steps gain {row['value']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]."
     return text
 
 
@@ -138,5 +145,17 @@ def chart(shown: Rows) -> object:
 
     return line_chart(
         shown, "digits", "digits of each term", "arm", "Exact match of held-out sums vs number of digits",
-        value="exact match (share of problems)",
+        value="exact match (share of problems)", linear=True,
+    )  # fmt: skip
+
+
+def gain_chart(gained: Sequence[Json]) -> object:
+    """What steps gain over the number of digits, a line for each width, with intervals over seeds."""
+    from kleiber.charts.theme import line_chart
+
+    rows = pd.DataFrame(gained).rename(columns={"value": "mean", "n": "seeds"})
+    rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, width=[f"width {width}" for width in rows["width"]])
+    return line_chart(
+        rows, "digits", "digits of each term", "width", "Gain of worked steps vs number of digits",
+        value="exact match with steps less without", zero=True, linear=True,
     )  # fmt: skip
