@@ -157,5 +157,5 @@ def gain_chart(gained: Sequence[Json]) -> object:
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, width=[f"width {width}" for width in rows["width"]])
     return line_chart(
         rows, "digits", "digits of each term", "width", "Gain of worked steps vs number of digits",
-        value="exact match with steps less without", zero=True, linear=True,
+        value="exact match with steps less without", linear=True,
     )  # fmt: skip
