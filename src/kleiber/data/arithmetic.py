@@ -22,10 +22,11 @@ from annotated_types import Ge, Le, MinLen
 from jaxtyping import Bool, Int
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import HeldOutRows, splitmix64
+from kleiber.data.batches import HeldOutRows
 from kleiber.data.cache import digest
 from kleiber.data.corpus import parse_bytes
 from kleiber.data.instruct import Conversations, InstructCorpus, PackedConversations
+from kleiber.data.order import splitmix64
 from kleiber.data.token_files import TokenRows
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Count, Seed

@@ -74,13 +74,16 @@ METHODS = (
 
 def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
     """A row for each arm at its best rate, seed and number of digits: arm, seed, run, digits, accuracy."""
-    rows = [
-        {"arm": name, "seed": seed, "run": f"{name}-{seed}", "digits": int(match[1]), "accuracy": value}
-        for name, arm in arms.items()
-        for metric, by_seed in arm.others.items()
-        if (match := CELL.fullmatch(metric)) is not None
-        for seed, value in by_seed.items()
-    ]
+    rows = []
+    for name, arm in arms.items():
+        for metric, by_seed in arm.others.items():
+            match = CELL.fullmatch(metric)
+            if match is not None:
+                cell = {"arm": name, "digits": int(match[1])}
+                rows += [
+                    {**cell, "seed": seed, "run": f"{name}-{seed}", "accuracy": value}
+                    for seed, value in by_seed.items()
+                ]
     return pd.DataFrame(rows, columns=["arm", "seed", "run", "digits", "accuracy"])
 
 

@@ -19,9 +19,9 @@ RELATIONS = ("less than", "at least")
 Check = Callable[[str, Json], bool]  # a text that is not empty and the arguments of the instruction
 
 
-def has_word(text: str, word: str) -> bool:
+def has_word(text: str, phrase: str) -> bool:
     """Whether a word or phrase occurs, in letters of either case and not as a part of another word."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def count_sentences(text: str) -> int:
@@ -49,9 +49,9 @@ def ends_with(text: str, phrase: str) -> bool:
 
 
 CHECKS: Mapping[str, Check] = {
-    "keywords:existence": lambda text, wanted: all(has_word(text, word) for word in wanted["keywords"]),
+    "keywords:existence": lambda text, wanted: all(has_word(text, keyword) for keyword in wanted["keywords"]),
     "keywords:forbidden_words": lambda text, wanted: (
-        not any(has_word(text, word) for word in wanted["forbidden_words"])
+        not any(has_word(text, each) for each in wanted["forbidden_words"])
     ),
     "length_constraints:number_words": lambda text, wanted: related(len(WORD.findall(text)), wanted, "num_words"),
     "length_constraints:number_sentences": lambda text, wanted: related(count_sentences(text), wanted, "num_sentences"),
