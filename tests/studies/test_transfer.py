@@ -67,8 +67,10 @@ def test_failure_modes_are_counted_against_the_references(runs):
     rows = Transfer().analyze(runs).tables["Failure modes"]
     modes = {(row["from"], row["share"]): row for row in rows}
     few, all_labels = modes["scratch", 0.01], modes["docs", 1.0]
-    assert few["largest class"] == pytest.approx(1 / 3), ".50 of the first seed is no more than the largest class"
-    assert (few["below TF-IDF"], few["overfitted"], few["TF-IDF scores"]) == (1, 0, pytest.approx(0.71))
+    assert few["no better than the largest class"] == pytest.approx(1 / 3), (
+        ".50 of the first seed is no more than the largest class"
+    )
+    assert (few["below TF-IDF"], few["overfitted"], few["score of TF-IDF"]) == (1, 0, pytest.approx(0.71))
     assert (all_labels["below TF-IDF"], all_labels["overfitted"]) == (pytest.approx(1 / 9), 1)
     assert all_labels["training loss"] == pytest.approx(0.1)
 
