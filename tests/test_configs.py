@@ -30,48 +30,48 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
 LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
-NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "study/explain": ["batch.tokens=480"]}
-NEEDS |= {"objective/equalized": ["data=counterfactual"]}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
+    "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
     "trainer/smoke": "is in every run here",
 }
-ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
+ANSWERING = ("chain_of_thought", "instructions")
+PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
 PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
 ELSEWHERE |= {f"data/{p.stem}": "tests/data prepare it" for p in CONF.glob("data/*.yaml") if p.stem not in TABLED}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
-ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
+ELSEWHERE |= dict.fromkeys(("stages/chain", "stages/docs_then_code"), "tests/test_chain.py runs chains")
 ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "launch/test_sweep.py starts it",
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
     "design/grid": "plans a sweep: launch/test_sweep.py",
+    "design/pretraining": "plans a sweep: tests/studies/test_transfer.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
 }
-METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+METHODS = [path.stem for path in CONF.glob("retention/*.yaml")]
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
 RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
-EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
-ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
+ELSEWHERE |= {f"experiment/{path.stem}": "tests/test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
-ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
-SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
-ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
+SEQUENCES = ("builtin_sequence", "domain_sequence", "topic_sequence")
+ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/test_sequences.py" for name in SEQUENCES}
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
+NEEDS["study/explain"] = ["batch.tokens=480"]
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -117,8 +117,8 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
-    gone |= dict.fromkeys((*own_data, "collaboration", "equalized", "retrieval"), ("callbacks.samples", "data"))
+    names = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
+    gone |= dict.fromkeys((*names, *ANSWERING, "collaboration", "equalized", "retrieval"), (*gone["study"], "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
