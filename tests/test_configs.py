@@ -18,6 +18,7 @@ SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, inter
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {f"model/attention/{name}": ["model.depth=2"] for name in ("pattern", "hybrid")}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 STARTS = ("checkpoint", "hf", "upcycle")
 NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS} | {"data/generated": ["data.models=[RUN]"]}
@@ -39,7 +40,7 @@ ELSEWHERE = {
     "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
     "trainer/smoke": "is in every run here",
 }
-ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
 ANSWERING = ("chain_of_thought", "instructions")
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
 PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
@@ -53,7 +54,6 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "launch/test_sweep.py starts it",
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
-    "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/pretraining": "plans a sweep: tests/studies/test_transfer.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
@@ -65,8 +65,7 @@ RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetti
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
 ELSEWHERE |= {f"experiment/{path.stem}": "tests/test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
-SEQUENCES = ("builtin_sequence", "domain_sequence", "topic_sequence")
-ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/test_sequences.py" for name in SEQUENCES}
+ELSEWHERE |= {f"design/{n}_sequence": "tests/studies/test_sequences.py" for n in ("builtin", "domain", "topic")}
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
@@ -85,6 +84,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
+SLOW += [f"model/attention/{name}" for name in ("pattern", "latent", "delta")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
@@ -169,10 +169,10 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "model.mlp.dense_first": 1,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.attention.query_rank": 12,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
-    "optimizer.momentum": 0.5,
+    "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"], "model.attention.rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -221,11 +221,11 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
-    "positions": ["callbacks=positions", "model/mlp=relu2"],
-    "latency": ["callbacks=latency"],
+    "positions": ["callbacks=positions", "model/mlp=relu2", "model/attention=delta"],
+    "latency": ["callbacks=latency", "model/attention=pattern", "model.attention.window.window=4"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
-    "lion": ["optimizer=lion"],
+    "lion": ["optimizer=lion", "model/attention=latent"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
