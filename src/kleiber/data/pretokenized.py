@@ -77,8 +77,8 @@ class Tokens:
             cut = round(len(train) * (1 - self.held_out))
             split = cut_ids(train, cut)
         else:
-            more, held_out = self._open("validation", self.validation, tokenizer)
-            parts, split = [*parts, *more], (train, held_out)
+            others, held_out = self._open("validation", self.validation, tokenizer)
+            parts, split = [*parts, *others], (train, held_out)
         sums = [[len(part), part.dtype.name, sampled_checksum(part)] for part in parts]
         limit = parse_bytes(self.max_bytes)
         files = [self._file(ids if limit is None else limit_ids(ids, limit, tokenizer), tokenizer) for ids in split]
@@ -195,5 +195,5 @@ def sampled_checksum(ids: Integer[np.ndarray, "_"]) -> str:
     """Returns a checksum of at most 64 pieces of a file."""
     checksum = xxhash.xxh3_64()
     for piece in spread(ids, PIECES << 12):
-        checksum.update(np.ascontiguousarray(piece))
+        checksum.update(piece.tobytes())
     return checksum.hexdigest()

@@ -11,6 +11,7 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
+    from kleiber.data.word_swap import WordSwap
 
 SCHEMA = "kleiber.data/1"
 FDR = 0.1
@@ -53,23 +54,20 @@ def describe(
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
     from kleiber.data.survey import Survey, survey_lines
-    from kleiber.data.word_lists import read_pairs, read_words
-    from kleiber.data.word_swap import WordSwap
+    from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
     for option, value in (("--words", words), ("--attributes", attributes), ("--window", window), ("--report", report)):
         if value is not None and not bias:
             raise ValueError(f"{option} {value} belongs to the report of --bias: add --bias, or remove {option}")
     chosen = words or "gender"
-    names = read_pairs("names", "names") if chosen == "gender" else []
-    swap = WordSwap(read_pairs(chosen, "--words"), names, chosen == "gender")
     listed = None if attributes is None else read_words(attributes, "--attributes")
     if vocab_size is not None and tokenizer != "bpe":
         raise ValueError(f"--vocab-size {vocab_size} belongs to --tokenizer bpe: add it, or remove --vocab-size")
     prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
     survey = Survey()
     with open_documents(path, config, text, round(quantity(max_bytes or DESCRIBED))) as documents:
-        contexts = count_contexts(survey.watch(documents), swap, window or 10)
+        contexts = count_contexts(survey.watch(documents), word_swap(chosen), window or 10)
     words_total = sum(contexts.words.values()) + sum(contexts.group_size)
     summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json(), "words": words_total}
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
@@ -85,13 +83,23 @@ def describe(
             "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
             "words": [row.to_json() for row in rows],
         }  # fmt: skip
-        lines += bias_lines(contexts, rows, groups)
+        associated = bias_lines(contexts, rows, groups)
+        lines += associated
         if report is not None:
-            write_text(report, bias_page(path, lines[:2], rows, groups))
+            write_text(report, bias_page(path, [lines[0], associated[0]], rows, groups))
             lines.append(f"wrote {report}")
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+def word_swap(words: str) -> WordSwap:
+    """Returns the pairs of words of the two groups: those of gender, or of a file."""
+    from kleiber.data.word_lists import read_pairs
+    from kleiber.data.word_swap import WordSwap
+
+    names = read_pairs("names", "names") if words == "gender" else []
+    return WordSwap(read_pairs(words, "--words"), names, words == "gender")
 
 
 def prepare_tokens(
@@ -107,8 +115,8 @@ def prepare_tokens(
         if path.startswith("builtin/") or path in NAMED:
             corpus = MixtureCorpus({path: 1.0}, tokenizer, vocab_size, max_bytes).prepare(1)
         else:
-            settings = {"tokenizer": tokenizer, "vocab_size": vocab_size, "max_bytes": max_bytes}
-            corpus = Text(path, config, column, **settings).prepare(1)
+            text = Text(path, config, column, tokenizer=tokenizer, vocab_size=vocab_size, max_bytes=max_bytes)
+            corpus = text.prepare(1)
     (manifest,) = corpus.manifest.values()
     return {"tokenizer": corpus.tokenizer.name, "hash": corpus.hash, "splits": manifest["splits"]}
 
