@@ -47,8 +47,7 @@ def describe(
 ) -> None:
     """Describe the training text at a path, and prepare its tokens with --tokenizer.
 
-    The description has documents, bytes, words, duplicates, languages and samples, and with --bias which words stand
-    near which.
+    --bias adds which words stand near which.
     """
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
@@ -68,8 +67,8 @@ def describe(
     survey = Survey()
     with open_documents(path, config, text, round(quantity(max_bytes or DESCRIBED))) as documents:
         contexts = count_contexts(survey.watch(documents), word_swap(chosen), window or 10)
-    words_total = sum(contexts.words.values()) + sum(contexts.group_size)
-    summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json(), "words": words_total}
+    summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json()}
+    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
     if max_bytes is None and survey.num_bytes >= quantity(DESCRIBED):
         lines.append(f"this describes the first {DESCRIBED}; --max-bytes sets how much is read")
@@ -83,8 +82,7 @@ def describe(
             "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
             "words": [row.to_json() for row in rows],
         }  # fmt: skip
-        associated = bias_lines(contexts, rows, groups)
-        lines += associated
+        lines += (associated := bias_lines(contexts, rows, groups))
         if report is not None:
             write_text(report, bias_page(path, [lines[0], associated[0]], rows, groups))
             lines.append(f"wrote {report}")
