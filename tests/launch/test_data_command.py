@@ -25,10 +25,13 @@ def test_a_text_is_described(tmp_path, cache_dir):
     file.write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')
     assert "2 documents, 20 bytes, 6 words" in run(file, "--json", tmp_path / "d.json")
     assert json.loads((tmp_path / "d.json").read_text()) == {
-        "schema": "kleiber.data/1", "path": str(file), "documents": 2, "bytes": 20, "words": 6, "longest": 13,
+        "schema": "kleiber.data/1", "path": str(file), "documents": 2, "bytes": 20, "words": 6, "longest": 13, "cut_off": False,
         "duplicates": {"exact": 0, "near": 0, "near_of": 2}, "languages": {"en": 1.0},
         "samples": ["She sat", "He is a cook."],
     }  # fmt: skip
+    assert "1 documents, 13 bytes" in run(file, "--max-bytes", 13) and "--max-bytes sets" in run(
+        file, "--max-bytes", 13
+    )
     with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
         run(file, "--window", 3, code=2)
 
@@ -41,7 +44,7 @@ def test_a_text_is_prepared_as_training_would(tmp_path, cache_dir):
     corpus = Text(str(file)).prepare(16)
     assert prepared["hash"] == corpus.hash and prepared["splits"] == corpus.manifest["t"]["splits"]
     assert f"{len(corpus.train.file.ids):,} tokens" in text and "documents" in text
-    with pytest.raises(ValueError, match="--vocab-size 300 belongs to --tokenizer bpe"):
+    with pytest.raises(ValueError, match="--vocab-size 300 belongs to --tokenizer bpe: add --tokenizer bpe"):
         run(file, "--vocab-size", 300, code=2)
 
 

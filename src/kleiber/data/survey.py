@@ -17,12 +17,14 @@ SAMPLES, SHOWN = 3, 300  # documents that are shown, and characters of each
 class Survey:
     """Counts of documents that pass through `watch`.
 
+    limit      bytes after which the documents were cut off; None where all of them pass
     num_bytes  of all documents
     longest    bytes of the longest document
     repeated   documents that are equal to an earlier one
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
         self.documents, self.num_bytes, self.longest, self.repeated = 0, 0, 0, 0
         self._hashes: set[int] = set()
         self._first: list[str] = []
@@ -64,6 +66,7 @@ class Survey:
         return {
             "documents": self.documents,
             "bytes": self.num_bytes,
+            "cut_off": self.limit is not None and self.num_bytes >= self.limit,
             "longest": self.longest,
             "duplicates": {"exact": self.repeated, "near": self.near_duplicates(), "near_of": len(self._first)},
             "languages": self.languages(),
@@ -78,7 +81,8 @@ def survey_lines(survey: Json) -> list[str]:
         survey["duplicates"],
         survey["languages"],
     )
-    lines = [
+    lines = ["these are the first documents; --max-bytes sets how much is read"] if survey["cut_off"] else []
+    lines += [
         f"length: {mean:,.0f} bytes on average, {survey['longest']:,} the longest",
         f"duplicates: {duplicates['exact']:,} documents are equal to an earlier one; of the first "
         f"{duplicates['near_of']:,}, {duplicates['near']:,} are equal or nearly so",

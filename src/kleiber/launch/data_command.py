@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,10 +46,7 @@ def describe(
         Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
     ] = None,
 ) -> None:
-    """Describe the training text at a path, and prepare its tokens with --tokenizer.
-
-    --bias adds which words stand near which.
-    """
+    """Describe the training text at a path; --tokenizer prepares its tokens, --bias tells which words stand near which."""
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
@@ -56,39 +54,48 @@ def describe(
     from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
-    for option, value in (("--words", words), ("--attributes", attributes), ("--window", window), ("--report", report)):
-        if value is not None and not bias:
-            raise ValueError(f"{option} {value} belongs to the report of --bias: add --bias, or remove {option}")
+    of_bias = {"--words": words, "--attributes": attributes, "--window": window, "--report": report}
+    require("--bias", "the report of --bias", bias, of_bias)
+    require("--tokenizer bpe", "--tokenizer bpe", tokenizer == "bpe", {"--vocab-size": vocab_size})
     chosen = words or "gender"
     listed = None if attributes is None else read_words(attributes, "--attributes")
-    if vocab_size is not None and tokenizer != "bpe":
-        raise ValueError(f"--vocab-size {vocab_size} belongs to --tokenizer bpe: add it, or remove --vocab-size")
+    limit = round(quantity(max_bytes or DESCRIBED))
     prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
-    survey = Survey()
-    with open_documents(path, config, text, round(quantity(max_bytes or DESCRIBED))) as documents:
+    survey = Survey(limit)
+    with open_documents(path, config, text, limit) as documents:
         contexts = count_contexts(survey.watch(documents), word_swap(chosen), window or 10)
     summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json()}
     summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
-    if max_bytes is None and survey.num_bytes >= quantity(DESCRIBED):
-        lines.append(f"this describes the first {DESCRIBED}; --max-bytes sets how much is read")
     lines += survey_lines(summary)
     if prepared is not None:
-        summary["prepared"] = prepared
-        lines += prepared_lines(prepared)
+        summary["prepared"], lines = prepared, [*lines, *prepared_lines(prepared)]
     if bias:
         groups, rows = group_names(chosen), associations(contexts, listed)
-        summary["bias"] = {
-            "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
-            "words": [row.to_json() for row in rows],
-        }  # fmt: skip
-        lines += (associated := bias_lines(contexts, rows, groups))
+        summary["bias"], associated = describe_bias(contexts, rows, groups, window or 10)
         if report is not None:
             write_text(report, bias_page(path, [lines[0], associated[0]], rows, groups))
-            lines.append(f"wrote {report}")
+            associated.append(f"wrote {report}")
+        lines += associated
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+def describe_bias(
+    contexts: Contexts, rows: list[Association], groups: tuple[str, str], window: int
+) -> tuple[Json, list[str]]:
+    """Returns the associations as JSON has them, and the lines of the terminal."""
+    sizes = dict(zip(groups, contexts.group_size, strict=True))
+    summary = {"groups": sizes, "window": window, "words": [row.to_json() for row in rows]}
+    return summary, bias_lines(contexts, rows, groups)
+
+
+def require(switch: str, place: str, present: bool, options: Mapping[str, object]) -> None:
+    """Raises ValueError for the first option with a value if the switch that it belongs to is not present."""
+    for option, value in options.items():
+        if value is not None and not present:
+            raise ValueError(f"{option} {value} belongs to {place}: add {switch}, or remove {option}")
 
 
 def word_swap(words: str) -> WordSwap:
