@@ -25,13 +25,12 @@ def test_a_text_is_described(tmp_path, cache_dir):
     file.write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')
     assert "2 documents, 20 bytes, 6 words" in run(file, "--json", tmp_path / "d.json")
     assert json.loads((tmp_path / "d.json").read_text()) == {
-        "schema": "kleiber.data/1", "path": str(file), "documents": 2, "bytes": 20, "words": 6, "longest": 13, "cut_off": False,
+        "schema": "kleiber.data/1", "path": str(file), "cut_off": False,
+        "documents": 2, "bytes": 20, "words": 6, "longest": 13,
         "duplicates": {"exact": 0, "near": 0, "near_of": 2}, "languages": {"en": 1.0},
         "samples": ["She sat", "He is a cook."],
     }  # fmt: skip
-    assert "1 documents, 13 bytes" in run(file, "--max-bytes", 13) and "--max-bytes sets" in run(
-        file, "--max-bytes", 13
-    )
+    assert "--max-bytes sets" in run(file, "--max-bytes", 13)
     with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
         run(file, "--window", 3, code=2)
 
