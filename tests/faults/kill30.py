@@ -75,7 +75,16 @@ AIMS = {
     "start": STARTING,
 }
 TIMES = ("speed/", "latency/")
-TIMED = ("started", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
+TIMED = (
+    "started",
+    "cost",
+    "seconds",
+    "device_seconds",
+    "evaluation_seconds",
+    "tokens_per_s",
+    "mfu",
+    "peak_memory_bytes",
+)
 
 
 class Child:
