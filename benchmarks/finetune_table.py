@@ -30,20 +30,30 @@ def score_of(stage: Json) -> float:
 
 
 def leave_one_out(scores: dict[str, dict[Recipe, dict[int, float]]]) -> list[dict[str, object]]:
-    """For each task of the sweep, the score of the recipe that is best on average on the others, and the best score."""
+    """For each task of the sweep, the score of the recipe that the others choose, and the best score.
+
+    The others choose by their mean score (`chosen`, ahead of the second recipe by `margin`), or the recipe that loses
+    least to the best one where it loses most (`careful`).
+    """
     swept = {task: by for task, by in scores.items() if len(by) > 1}
     means = {task: {recipe: by_seed[0] for recipe, by_seed in by.items()} for task, by in swept.items()}
     rows: list[dict[str, object]] = []
     for task, own in means.items():
         others = [by for name, by in means.items() if name != task]
-        chosen = max(own, key=lambda recipe: sum(by[recipe] for by in others))
+        averages = {recipe: float(np.mean([by[recipe] for by in others])) for recipe in own}
+        chosen, second = sorted(own, key=lambda recipe: averages[recipe], reverse=True)[:2]
+        losses = {recipe: max(max(by.values()) - by[recipe] for by in others) for recipe in own}
+        careful = min(own, key=lambda recipe: losses[recipe])
         best = max(own, key=lambda recipe: own[recipe])
         rows.append(
             {
                 "task": task,
                 "chosen_lr": chosen[0], "chosen_scale": chosen[1], "chosen": own[chosen],
+                "margin": averages[chosen] - averages[second],
+                "careful_lr": careful[0], "careful": own[careful], "careful_loss": own[best] - own[careful],
                 "best_lr": best[0], "best_scale": best[1], "best": own[best],
                 "default": own[DEFAULT], "loss": own[best] - own[chosen], "default_loss": own[best] - own[DEFAULT],
+                "interval": interval(own[best], own[chosen], HELD_OUT[task]),
             }
         )  # fmt: skip
     return rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.batches import ConcatSamples, Order, evaluation_batches, interleave, permutation, stream
+from kleiber.data.batches import ConcatSamples, evaluation_batches, interleave, stream
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
 from kleiber.data.tokenizers import Bytes
 from kleiber.types.batch import Batch
@@ -20,38 +20,6 @@ def windows(count: int = 1000, context: int = 8) -> TrainWindows:
 
 def take(steps: int, **options: int) -> list[torch.Tensor]:
     return [batch.tokens for batch in itertools.islice(stream(windows(), seed=3, **options), steps)]
-
-
-def test_every_epoch_holds_every_sample_once_in_a_new_order() -> None:
-    order = Order(10, seed=1)
-    ids = np.concatenate([order.batch(step, 4)[0] for step in range(5)])
-    epochs = np.concatenate([order.batch(step, 4)[1] for step in range(5)])
-    assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
-    assert list(ids[:10]) != list(ids[10:])
-    assert list(epochs) == [0] * 10 + [1] * 10
-
-
-def test_a_batch_depends_on_its_step_alone() -> None:
-    order = Order(17, seed=5)
-    forward = [order.batch(step, 6)[0] for step in range(20)]
-    for step in (19, 0, 7, 7, 3):
-        assert (Order(17, seed=5).batch(step, 6)[0] == forward[step]).all()
-        assert (order.batch(step, 6)[0] == forward[step]).all()
-
-
-def test_seeds_give_different_orders_that_are_uniform() -> None:
-    assert list(permutation(50, 0, 0)) != list(permutation(50, 1, 0))
-    first = np.array([permutation(8, seed, 0)[0] for seed in range(4000)])
-    counts = np.bincount(first, minlength=8)
-    assert abs(counts - 500).max() < 5 * np.sqrt(500)
-
-
-def test_the_order_is_pinned() -> None:
-    """A changed order would silently change every run that is resumed."""
-    assert list(permutation(8, 42, 3)) == PINNED
-
-
-PINNED = [0, 1, 5, 7, 3, 4, 2, 6]
 
 
 def test_a_stream_resumes_at_any_step() -> None:

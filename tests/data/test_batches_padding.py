@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, permutation, text_bytes
+from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, text_bytes
+from kleiber.data.order import permutation
 from kleiber.data.tokenizers import Bytes
 from kleiber.types.batch import Batch
 

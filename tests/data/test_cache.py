@@ -13,14 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import xxhash
 
 from kleiber.config.errors import ConfigError
 from kleiber.data import cache as module
-from kleiber.data.cache import cache_root, cached_folder, chunks, limit_bytes
-from kleiber.data.tokenizers import BPE
+from kleiber.data.cache import cache_root, cached_folder
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
 
@@ -204,24 +202,6 @@ def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
         cache_root(tmp_path / "file" / "below")
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [(None, ["abcd", "", "é!"]), (3, ["abc"]), (4, ["abcd"]), (5, ["abcd", "", ""]), (6, ["abcd", "", "é"])],
-)
-def test_documents_are_cut_at_a_number_of_bytes(limit: int | None, expected: list[str]) -> None:
-    """A character of several bytes is left out where only a part of it fits."""
-    documents = limit_bytes([["ab", "cd"], [""], ["é", "!"]], limit)
-    assert ["".join(document) for document in documents] == expected
-
-
-def test_chunks_join_to_the_text_and_have_the_ids_of_the_whole_text(bpe: BPE, tiny: str) -> None:
-    text = Path(tiny).read_text()
-    pieces = list(chunks([text[:7000], text[7000:]], size=1000))
-    assert "".join(pieces) == text and max(map(len, pieces)) <= 1000
-    assert np.concatenate(bpe.encode_many(pieces)).tolist() == bpe.encode(text)
-    assert [len(piece) for piece in chunks(["x" * 2500], size=1000)] == [1000, 1000, 500]
-
-
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     """Except for token files that can be continued, for a week."""
     names = ("dead", "held", "young", "old")
@@ -231,8 +211,8 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
         (part / "x.bin").write_bytes(b"half")
         (tmp_path / f".{name}.lock").write_text("")
         if name in ("young", "old"):
-            (part / ".x.bin.journal").write_text("")
-    os.utime(parts["old"] / ".x.bin.journal", (1e9, 1e9))
+            (part / ".journal").write_text("")
+    os.utime(parts["old"] / ".journal", (1e9, 1e9))
     scratch = tmp_path / ".datasets-abc"
     scratch.mkdir()
     (scratch / ".kleiber-scratch").write_text("")

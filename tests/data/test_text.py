@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 
 from kleiber.data import dataset
 from kleiber.data.corpus import TextCorpus
+from kleiber.data.location import locate
 from kleiber.data.text import Text
 from kleiber.data.token_files import ValidationWindows
 
 CHECK = """
 import sys
+from kleiber.data.location import locate
 from kleiber.data.text import Text
 Text(sys.argv[1]).prepare(16)
 print(*sorted({"datasets", "transformers", "tokenizers"} & sys.modules.keys()))
@@ -36,9 +39,12 @@ def train_text(corpus: TextCorpus) -> str:
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    raw = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw)
+    if path.suffix == ".zst":
+        raw = pyarrow.compress(raw, codec="zstd", asbytes=True)
+    path.write_bytes(raw)
     return str(path)
 
 
@@ -59,7 +65,7 @@ def test_one_line_of_200000_characters(tmp_path: Path, cache: Path, tokenizer: s
     assert whole == path.read_text()
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
 def test_documents_are_split_by_their_content(tmp_path: Path, cache: Path, suffix: str) -> None:
     rows: list[dict[str, object]] = [{"text": f"document {i} speaks of {i * i} and 你好"} for i in range(200)]
     corpus = Text(jsonl(tmp_path / f"rows{suffix}", rows + rows[:50])).prepare(8)
@@ -96,7 +102,7 @@ def test_max_bytes_cuts_every_split(cache: Path, tiny: str) -> None:
     ("rows", "options", "message"),
     [
         ([{"body": "a" * 99}] * 3, {}, r"data\.text=text: .* body"),
-        ([{"text": 3}] * 3, {}, "int64"),
+        ([{"text": 3}] * 3, {}, "contains int"),
         ([], {}, r"rows\.jsonl"),
         ([{"text": ""}] * 3, {}, "rows"),
         ([{"text": "abc"}] * 3, {}, r"model\.context=64"),
@@ -159,7 +165,7 @@ def test_a_long_line_is_read_in_pieces(tmp_path: Path, cache: Path, monkeypatch:
     path.write_bytes(content)
     monkeypatch.setattr(CountedReads, "largest", 0)
     monkeypatch.setattr(dataset, "open_bytes", lambda path: CountedReads(content))
-    pieces = list(dataset.read_text_file(dataset.locate(str(path))))
+    pieces = list(dataset.read_text_file(locate(str(path))))
     assert "".join(pieces).encode() == content and max(map(len, pieces)) <= dataset.PIECE
     assert 0 < CountedReads.largest <= dataset.PIECE
     corpus = Text(str(path), max_bytes=10_000).prepare(16)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kleiber.data.batches import evaluation_batches
-from kleiber.data.cache import SourceText
+from kleiber.data.sources import SourceText
 from kleiber.data.token_files import (
     CachedSource,
     TokenFile,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ import numpy as np
 import pytest
 
 from kleiber.config.errors import ConfigError
+from kleiber.data import sources
 from kleiber.data import token_writer as module
-from kleiber.data.cache import cached_folder, journal_of
+from kleiber.data.cache import JOURNAL, cached_folder
+from kleiber.data.sources import text_blocks
 from kleiber.data.text import Text
+from kleiber.data.token_files import Shards
 from kleiber.data.token_writer import write_tokens
-from kleiber.data.tokenizers import BPE, Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.types.tokenizer import Separator, Tokenizer
 
 DTYPE = np.dtype(np.uint16)
 KILLED = """
 import sys, time
+from kleiber.data import token_writer
+token_writer.available_cores = lambda: 1
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import Bytes
 encode, calls = Bytes.encode_many, []
@@ -61,91 +66,105 @@ class Interrupted(Bytes):
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(sources, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(module, "available_cores", lambda: 1)  # `Interrupted` is in no module that a worker can import
 
 
+def write(folder: Path, tokenizer: Tokenizer, texts: list[list[str]] | None = None) -> dict[str, int]:
+    folder.mkdir(exist_ok=True)
+    blocks = text_blocks({"train": documents() if texts is None else texts, "test": [["a"], ["b"]]})
+    return write_tokens(folder, blocks, tokenizer, DTYPE)["train"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != JOURNAL}
+
+
+@pytest.mark.parametrize("shard", [1 << 27, 3000])
 @pytest.mark.parametrize("stops", [[1], [2], [7], [3, 3, 3], [100]])
-def test_an_interrupted_file_is_continued_and_equal(small_batches: None, tmp_path: Path, stops: list[int]) -> None:
+def test_an_interrupted_file_is_continued_and_equal(
+    small_batches: None, tmp_path: Path, stops: list[int], shard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_TOKENS", shard)
     whole = Interrupted()
-    counts = write_tokens(tmp_path / "whole.bin", documents(), whole, DTYPE)
-    path = tmp_path / "train.bin"
+    counts = write(tmp_path / "whole", whole)
     for stop in stops:
         if stop < whole.batches:
             with pytest.raises(KeyboardInterrupt):
-                write_tokens(path, documents(), Interrupted(stop), DTYPE)
+                write(tmp_path / "killed", Interrupted(stop))
     last = Interrupted()
-    assert write_tokens(path, documents(), last, DTYPE) == counts
-    assert path.read_bytes() == (tmp_path / "whole.bin").read_bytes()
+    assert write(tmp_path / "killed", last) == counts
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     done = sum(stop - 1 for stop in stops if stop < whole.batches)
     assert last.batches == whole.batches - done
 
 
-def cut_file(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
+def test_files_have_a_fixed_size_and_join_to_that_of_one(
+    small_batches: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = write(tmp_path / "one", Interrupted())
+    ids = np.fromfile(tmp_path / "one" / "train-00000.bin", DTYPE)
+    monkeypatch.setattr(module, "SHARD_TOKENS", 1000)
+    assert write(tmp_path / "many", Interrupted()) == counts and counts["tokens"] == len(ids) > 10_000
+    paths = sorted((tmp_path / "many").glob("train-*.bin"))
+    parts = [np.fromfile(path, DTYPE) for path in paths]
+    assert {len(part) for part in parts[:-1]} == {1000} and len(parts) == -(-len(ids) // 1000)
+    manifest = json.loads(paths[3].with_suffix(".json").read_text())
+    assert manifest["tokens"] == 1000 and manifest["sha256"] == hashlib.sha256(paths[3].read_bytes()).hexdigest()
+    shards = Shards(parts)
+    assert (np.asarray(shards) == ids).all() and (shards[995:3007] == ids[995:3007]).all() and not len(shards[5:5])
+    places = np.random.default_rng(0).integers(0, len(ids), (7, 50))
+    assert (shards[places] == ids[places]).all()
 
 
-def flip_byte(path: Path) -> None:
+def cut_file(folder: Path) -> None:
+    os.truncate(folder / "train-00001.bin", 100)
+
+
+def flip_byte(folder: Path) -> None:
+    path = folder / "train-00000.bin"
     raw = bytearray(path.read_bytes())
     raw[10] ^= 1
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("damage", [cut_file, flip_byte, lambda path: journal_of(path).write_text("{}[\0\n")])
-def test_a_file_that_does_not_match_its_journal_begins_anew(small_batches: None, tmp_path: Path, damage: Any) -> None:
-    write_tokens(tmp_path / "whole.bin", documents(), Bytes(), DTYPE)
-    path = tmp_path / "train.bin"
+@pytest.mark.parametrize("damage", [cut_file, flip_byte, lambda folder: (folder / JOURNAL).write_text("{}[\0\n")])
+def test_a_folder_that_does_not_match_its_journal_begins_anew(
+    small_batches: None, tmp_path: Path, damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD_TOKENS", 3000)
+    whole, last = Interrupted(), Interrupted()
+    write(tmp_path / "whole", whole)
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(path, documents(), Interrupted(5), DTYPE)
-    damage(path)
-    whole = Interrupted()
-    write_tokens(path, documents(), whole, DTYPE)
-    write_tokens(tmp_path / "again.bin", documents(), Interrupted(), DTYPE)
-    assert path.read_bytes() == (tmp_path / "again.bin").read_bytes()
-
-
-def test_a_last_line_of_the_journal_that_is_cut_is_not_read(small_batches: None, tmp_path: Path) -> None:
-    path = tmp_path / "train.bin"
-    with pytest.raises(KeyboardInterrupt):
-        write_tokens(path, documents(), Interrupted(5), DTYPE)
-    journal = journal_of(path)
-    whole = journal.read_text()
-    journal.write_text(whole + whole.splitlines()[-1][:40])
-    path.write_bytes(path.read_bytes() + b"of a batch that was not recorded")
-    with pytest.raises(KeyboardInterrupt):
-        write_tokens(path, documents(), Interrupted(2), DTYPE)
-    assert [json.loads(line)["batches"] for line in journal.read_text().splitlines()] == [4, 5]
-    write_tokens(path, documents(), Interrupted(), DTYPE)
-    write_tokens(tmp_path / "whole.bin", documents(), Interrupted(), DTYPE)
-    assert path.read_bytes() == (tmp_path / "whole.bin").read_bytes()
+        write(tmp_path / "killed", Interrupted(5))
+    damage(tmp_path / "killed")
+    write(tmp_path / "killed", last)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and last.batches == whole.batches
 
 
 def test_other_documents_than_before_are_refused(small_batches: None, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        write_tokens(tmp_path / "train.bin", documents(), Interrupted(5), DTYPE)
-    with pytest.raises(ConfigError, match=r"train\.bin"):
-        write_tokens(tmp_path / "train.bin", [["other"], *documents()], Bytes(), DTYPE)
+        write(tmp_path / "killed", Interrupted(5))
+    with pytest.raises(ConfigError, match=r"text of killed"):
+        write(tmp_path / "killed", Bytes(), [["other"], *documents()])
 
 
-def test_an_id_outside_of_the_vocabulary_is_named(tmp_path: Path, bpe: BPE) -> None:
+def test_an_id_outside_of_the_vocabulary_is_named(tmp_path: Path) -> None:
     class Wrong(Bytes):
         def encode_many(self, texts: list[str]) -> list[Any]:
             return [np.array([400])] * len(texts)
 
     with pytest.raises(ValueError, match=r"id 400.*271"):
-        write_tokens(tmp_path / "train.bin", [["a"]], Wrong(), DTYPE)
+        write(tmp_path / "wrong", Wrong(), [["a"]])
 
 
 def test_an_interrupted_folder_of_the_cache_is_continued(small_batches: None, tmp_path: Path) -> None:
     def folder(tokenizer: Tokenizer, root: str) -> tuple[Path, dict[str, Any]]:
         def build(part: Path) -> dict[str, Any]:
-            write_tokens(part / "train.bin", documents(), tokenizer, DTYPE)
-            return {}
+            return write(part, tokenizer)
 
         (tmp_path / root).mkdir(exist_ok=True)
         return cached_folder(tmp_path / root, "name", {"of": "a test"}, build)
-
-    def files(folder: Path) -> Iterator[tuple[str, bytes]]:
-        return ((path.name, path.read_bytes()) for path in sorted(folder.iterdir()))
 
     with pytest.raises(KeyboardInterrupt):
         folder(Interrupted(5), "killed")
@@ -153,7 +172,7 @@ def test_an_interrupted_folder_of_the_cache_is_continued(small_batches: None, tm
     (part / "stale").mkdir()
     (part / "manifest.json").write_text("{}")
     last, whole = Interrupted(), Interrupted()
-    assert list(files(folder(last, "killed")[0])) == list(files(folder(whole, "unbroken")[0]))
+    assert contents(folder(last, "killed")[0]) == contents(folder(whole, "unbroken")[0])
     assert last.batches == whole.batches - 4 and not list((tmp_path / "killed").glob(".*.part"))
 
 
@@ -168,6 +187,7 @@ def test_sigkill_while_tokenizing_loses_one_batch(tmp_path: Path, cache: Path, m
         assert process.stdout.readline() == "batch\n"
     process.kill()
     process.communicate()
+    monkeypatch.setattr(module, "available_cores", lambda: 1)
     batches: list[int] = []
     encode = Bytes.encode_many
     monkeypatch.setattr(Bytes, "encode_many", lambda self, texts: batches.append(1) or encode(self, texts))
@@ -176,4 +196,4 @@ def test_sigkill_while_tokenizing_loses_one_batch(tmp_path: Path, cache: Path, m
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "another"))
     assert Text(str(text)).prepare(16).hash == continued.hash
     assert len(batches) - count == count + 4
-    assert not [path for path in cache.iterdir() if path.suffix == ".part" or path.name.startswith(".datasets")]
+    assert not [path for path in cache.iterdir() if path.suffix == ".part"]

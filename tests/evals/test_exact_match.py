@@ -66,6 +66,9 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == Score(0.0, 0.0, 0.0, 3)
     monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
     assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == Score(1.0, 1.0, 1.0, 3)
+    corpus.validation = {"t": corpus.validation["t"], "u": corpus.validation["t"].first(1)}
+    scores = ExactMatch(tokens=1).evaluate(subject_of(net, corpus, SFT(corpus))).scores
+    assert scores["all"]["accuracy"].n == scores["t"]["accuracy"].n + scores["u"]["accuracy"].n
     corpus.validation = {"text": Language(1, rows=3)}
     with pytest.raises(ValueError, match=r"--evals exact_match.* text "):
         ExactMatch().evaluate(subject_of(net, corpus, SFT(corpus)))
@@ -74,7 +77,7 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
 def answers_right(corpus):
     """In place of a model: the digits of the question, after some thought."""
 
-    def generate(net, ids, length, temperature):
+    def generate(net, ids, length, temperature, eos):
         said = [[*b"so #### ", *(i for i in row if 48 <= i < 58), 256, 55] for row in ids.tolist()]
         return torch.cat([ids, torch.tensor(said)], 1)
 

@@ -1,8 +1,9 @@
-"""Batches of samples: the order of samples, and padding, packing and concatenation of their rows.
+"""Batches of samples: padding, packing and concatenation of their rows.
 
-The order is a pure function of seed and step for any number of ranks and micro-batches, so a run resumes from the
-number of its next step. The training process gathers batches itself, without workers: a gather takes 15 microseconds.
-Rows are padded on the right to a multiple of 8 of the longest row, so a row's tokens do not depend on its neighbors.
+The order (`order`) is a pure function of seed and step for any number of ranks and micro-batches, so a run resumes from
+the number of its next step. The training process gathers batches itself, without workers: a gather takes 15
+microseconds. Rows are padded on the right to a multiple of 8 of the longest row, so a row's tokens do not depend on its
+neighbors.
 """
 
 from __future__ import annotations
@@ -14,69 +15,15 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Integer, UInt64
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
+from kleiber.data.order import Ids, Order, permutation
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
 ALIGN = 8
-
-Ids = Int[np.ndarray, "batch"]
-
-
-def splitmix64(value: Integer[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*shape"]:
-    """Returns a fixed, well mixed bijection of 64-bit integers (Steele et al. 2014), equal on every machine."""
-    x = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permutation(count: int, *key: int) -> Ids:
-    """Returns a permutation of `count` numbers that depends on the key alone, not on the version of a library."""
-    return np.argsort(random_bits(count, *key), kind="stable")
-
-
-def random_bits(count: int, *key: int) -> UInt64[np.ndarray, "_"]:
-    """Returns `count` different random numbers of 64 bits that depend on the key alone."""
-    state = np.zeros(1, np.uint64)
-    for part in key:
-        state = splitmix64(state ^ np.array([part % (1 << 64)], np.uint64))
-    return splitmix64(np.arange(count, dtype=np.uint64) ^ state)
-
-
-class Order:
-    """An infinite sequence of sample numbers: epoch after epoch, each a new permutation of all samples.
-
-    A batch may contain samples of two epochs. The permutations of the latest two epochs are kept (8 bytes a sample).
-    """
-
-    def __init__(self, num_samples: int, seed: int) -> None:
-        if num_samples < 1:
-            raise ValueError("the training set has no samples: choose data with at least one training sample")
-        self.num_samples, self.seed = num_samples, seed
-        self._permutations: dict[int, Ids] = {}
-
-    def batch(self, step: int, batch_size: int) -> tuple[Ids, Ids]:
-        """Returns the sample numbers and epochs of the global batch of optimizer step `step`, counted from 0."""
-        return self.samples_at(np.arange(step * batch_size, (step + 1) * batch_size))
-
-    def samples_at(self, positions: Ids) -> tuple[Ids, Ids]:
-        """Returns the sample numbers and epochs at these positions of the infinite sequence."""
-        epochs, places = np.divmod(positions, self.num_samples)
-        ids = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            in_epoch = epochs == epoch
-            ids[in_epoch] = self._permutation(int(epoch))[places[in_epoch]]
-        return ids, epochs
-
-    def _permutation(self, epoch: int) -> Ids:
-        if epoch not in self._permutations:
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = permutation(self.num_samples, self.seed, epoch)
-        return self._permutations[epoch]
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kleiber.config.model_size import available_cores
 from kleiber.config.stages import Quantity
-from kleiber.data.cache import SPLITS, Document, Source, SourceText, limit_bytes
+from kleiber.data.sources import SPLITS, Document, Source, SourceText, limit_bytes
 from kleiber.data.splits import split_by_group
 from kleiber.records.progress import activity
 from kleiber.types import Json, VocabSize

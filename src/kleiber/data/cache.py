@@ -1,11 +1,12 @@
-"""The disk cache of prepared data, and the interface of the text sources that fill it.
+"""The disk cache of prepared data.
 
 The cache holds folders. A folder is built under a temporary name, its manifest is written last, and then it is renamed,
 so a folder is either complete or absent. A file lock makes other processes wait for the one that builds. Of a build
 that was killed, only token files with a journal (`token_writer`) stay, for the next one to go on with.
 
 Whenever a folder is used, every byte of it is compared with the checksums of the manifest, and the manifest with its
-own: XXH3 reads 20 GB a second, so this costs less than opening the files. A folder that differs is built again.
+own: XXH3 reads 20 GB a second, so this costs less than opening the files. A folder that differs is built again. Of a
+folder of more than CHECKED_BYTES only the sizes of the files are compared, except by `kleiber data PATH`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import xxhash
 
@@ -36,88 +34,14 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "kleiber.cache/2"
 MANIFEST = "manifest.json"
-FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
-SPLITS = ("train", "validation", "test")
+FORMAT = 2  # part of every identity: raise it when the meaning of a token file changes
 BLOCK_BYTES = 1 << 20  # read at once to check a file
-JOURNAL, PART, SCRATCH = ".journal", ".part", ".datasets-"  # suffixes and a prefix of names in the cache
+CHECKED_BYTES = 8 << 30  # of a folder that is compared with its checksums whenever it is used
+JOURNAL = ".journal"  # in a folder whose build can be continued
+PART, SCRATCH = ".part", ".datasets-"  # a suffix and a prefix of names in the cache
 WEEK = 7 * 24 * 3600.0
 FULL = (*NO_SPACE, errno.EFBIG)  # the last one is that of a limit on the size of files
 SHA256 = re.compile("[0-9a-f]{64}")
-CHUNK = 1 << 16  # characters encoded at once
-
-Document = Iterable[str]  # pieces of text that follow one another without a gap
-
-
-@dataclass(frozen=True)
-class SourceText:
-    """The documents of each split, each of which can be read once, and the notes of a source for the manifest."""
-
-    documents: Mapping[str, Iterable[Document]]
-    notes: Json
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Text in splits.
-
-    identity   JSON-able facts that determine the text and are cheap to collect; they name the folder in the cache
-    open_text  opens the text; called only when the cache does not hold it
-    """
-
-    @property
-    def name(self) -> str: ...
-    def identity(self) -> Json: ...
-    def open_text(self, root: Path) -> AbstractContextManager[SourceText]: ...
-
-
-def limit_bytes(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """Yields documents up to `limit` bytes of text, and cuts the last one; all for None.
-
-    Each document must be read before the next one is asked for.
-    """
-    left = float("inf") if limit is None else limit
-
-    def pieces(document: Document) -> Iterator[str]:
-        """Yields the pieces of a document up to the limit."""
-        nonlocal left
-        for piece in document:
-            raw = piece.encode("utf-8", "replace")
-            if len(raw) > left:
-                piece = raw[: int(left)].decode("utf-8", "ignore")
-            left -= len(raw)
-            yield piece
-            if left <= 0:
-                return
-
-    for document in documents:
-        yield pieces(document)
-        if left <= 0:
-            return
-
-
-def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:
-    """Yields the same text in chunks of about `size` characters, which bounds memory for long lines and documents.
-
-    A cut is before white space that follows another character. Every GPT-2-like pattern begins a new word there, so the
-    ids are those of the whole text. Only where `size` characters have no such place is a word cut.
-    """
-    text = ""
-    for piece in pieces:
-        for start in range(0, len(piece), size):
-            text += piece[start : start + size]
-            while len(text) > size:
-                cut = _cut(text, size)
-                yield text[:cut]
-                text = text[cut:]
-    if text:
-        yield text
-
-
-def _cut(text: str, size: int) -> int:
-    for place in range(size, 0, -1):
-        if text[place].isspace() and not text[place - 1].isspace():
-            return place
-    return size
 
 
 def cache_root(folder: Path | str | None = None) -> Path:
@@ -188,18 +112,18 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
     try:
         part.mkdir(exist_ok=True)
         notes = build(part)
-        for journal in part.glob(f".*{JOURNAL}"):
-            journal.unlink()
-        files = {path.name: _checksums(path) for path in sorted(part.iterdir())}
+        remove(part / JOURNAL)
+        manifests = {manifest_of(path) for path in part.glob("*.bin")}
+        files = {path.name: _checksums(path) for path in sorted(part.iterdir()) if path not in manifests}
         manifest = {"schema": SCHEMA, "identity": identity, **notes, "files": files}
         with open(part / MANIFEST, "w", encoding="utf-8") as file:
             json.dump(manifest | {"checksum": digest(manifest)}, file, indent=1, sort_keys=True, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        _remove(folder)
+        remove(folder)
         os.replace(part, folder)
     except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on
-        _remove(part)
+        remove(part)
         if is_full_disk(error):
             raise ConfigError(
                 f"the cache {folder.parent} is full ({error}): free space on its disk, or set KLEIBER_CACHE=DIR to "
@@ -208,29 +132,25 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
         raise
 
 
-def journal_of(path: Path) -> Path:
-    """Returns the journal of a file that a later process can go on with."""
-    return path.with_name(f".{path.name}{JOURNAL}")
+def manifest_of(path: Path) -> Path:
+    """Returns the path of the manifest of a token file."""
+    return path.with_suffix(".json")
 
 
 def keep_resumable(part: Path) -> None:
-    """Removes everything from the folder of a build that was killed, except for files with a journal."""
-    if part.is_symlink() or not part.is_dir():
-        _remove(part)
-        return
-    kept = {name for file in part.iterdir() if journal_of(file).is_file() for name in (file, journal_of(file))}
-    for path in part.iterdir():
-        if path not in kept:
-            _remove(path)
+    """Removes the folder of a build that was killed, unless it has a journal."""
+    if part.is_symlink() or not (part / JOURNAL).is_file():
+        remove(part)
 
 
 def sweep_cache(root: Path) -> None:
-    """Removes what killed processes left in the cache, except for files with a journal that are younger than a week."""
+    """Removes what killed processes left in the cache, except for folders with a journal of less than a week."""
     sweep_scratch(root, SCRATCH)
     for part in root.glob(f".*{PART}"):
         with try_lock(part.with_name(f"{part.name.removesuffix(PART)}.lock")) as free:
-            if free and not any(time.time() - path.stat().st_mtime < WEEK for path in part.glob(f".*{JOURNAL}")):
-                _remove(part)
+            journal = part / JOURNAL
+            if free and not (journal.is_file() and time.time() - journal.stat().st_mtime < WEEK):
+                remove(part)
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -238,7 +158,7 @@ def is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Removes whatever is at `path`: a folder, a file, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -265,13 +185,14 @@ def _check(folder: Path, identity: Json, manifest: Json) -> None:
     """Raises DamagedFile for the first file of a cached folder that differs from what was written to it."""
     if manifest["schema"] != SCHEMA or digest(manifest["identity"]) != digest(identity):
         raise DamagedFile(folder / MANIFEST, "it belongs to other data")
+    small = sum(sums["bytes"] for sums in manifest["files"].values()) <= CHECKED_BYTES
     for name, sums in manifest["files"].items():
         path = folder / name
         try:
             size = path.stat().st_size
             if size != sums["bytes"]:
                 raise DamagedFile(path, f"it has {size:,} bytes instead of {sums['bytes']:,}")
-            if fast_hash(path).hexdigest() != sums["xxh3"]:
+            if small and fast_hash(path).hexdigest() != sums["xxh3"]:
                 raise DamagedFile(path, "it does not match its checksum")
         except OSError as error:
             raise DamagedFile(path, str(error.strerror)) from None
@@ -279,17 +200,18 @@ def _check(folder: Path, identity: Json, manifest: Json) -> None:
 
 def _checksums(path: Path) -> Json:
     """Returns size and checksums of a file: SHA-256 names its content, XXH3 finds damage twenty times as fast."""
+    if path.suffix == ".bin" and manifest_of(path).is_file():
+        return read_json(manifest_of(path))
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": fast_hash(path).hexdigest()}
 
 
-def fast_hash(path: Path, size: int | None = None) -> xxhash.xxh3_64:
-    """Returns the XXH3 checksum of a file, or of its first `size` bytes, to which more bytes can be added."""
-    checksum, left = xxhash.xxh3_64(), path.stat().st_size if size is None else size
+def fast_hash(path: Path) -> xxhash.xxh3_64:
+    """Returns the XXH3 checksum of a file."""
+    checksum = xxhash.xxh3_64()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(min(BLOCK_BYTES, left)):
+        while block := file.read(BLOCK_BYTES):
             checksum.update(block)
-            left -= len(block)
     return checksum

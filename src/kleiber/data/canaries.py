@@ -18,10 +18,10 @@ from annotated_types import Ge, Le, MinLen
 from jaxtyping import Int
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import permutation, splitmix64
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.duplicates import Ids, document_starts, rewrite, training_file, without_duplicates
 from kleiber.data.mixture import TextData
+from kleiber.data.order import permutation, splitmix64
 from kleiber.types import Count, Natural, Seed
 from kleiber.types.tokenizer import Tokenizer
 

@@ -16,8 +16,9 @@ from jaxtyping import Integer
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
-from kleiber.data.cache import Source, cache_root, digest
+from kleiber.data.cache import cache_root, digest
 from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
 from kleiber.types import Json

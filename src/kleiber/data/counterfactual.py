@@ -16,12 +16,14 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import pad, sample_numbers, splitmix64
+from kleiber.data.batches import pad, sample_numbers
 from kleiber.data.builtin import Builtin
-from kleiber.data.cache import Document, Source, SourceText, cache_root, cached_folder, digest
+from kleiber.data.cache import cache_root, cached_folder, digest
 from kleiber.data.corpus import TextCorpus, concatenate, prepare
 from kleiber.data.mixture import MixtureCorpus, TextData
 from kleiber.data.occupations import Occupations
+from kleiber.data.order import splitmix64
+from kleiber.data.sources import Document, Source, SourceText
 from kleiber.data.text import Text
 from kleiber.data.token_files import TokenRows, id_dtype, read_rows, write_rows
 from kleiber.data.word_lists import read_pairs

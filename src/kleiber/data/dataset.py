@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kleiber.config import hub
 from kleiber.data.cache import SCRATCH, is_full_disk
-from kleiber.data.read_errors import defect, open_bytes, root_cause, unwanted_content
+from kleiber.data.input_files import choose_config, split_files
+from kleiber.data.location import KINDS, Location, suffix
+from kleiber.data.read_errors import (
+    defect,
+    explain,
+    first_lines,
+    open_bytes,
+    root_cause,
+    unwanted_content,
+)  # fmt: skip
 from kleiber.records.locks import scratch_folder
 from kleiber.records.progress import activity
 from kleiber.types import Row
@@ -26,9 +33,10 @@ from kleiber.types import Row
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Split = TypeVar("Split")
+
 log = logging.getLogger(__name__)
 
-KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev", "validation_matched"),  # the last one is MNLI's
@@ -39,71 +47,6 @@ REMEDY = (
     "set KLEIBER_DATA=DIR to a folder with a copy in DIR/owner/name or DIR/name, or data.path to a local file or "
     "folder, or data=builtin, which needs no network"
 )
-
-
-@dataclass(frozen=True)
-class Location:
-    """Where a data set is.
-
-    name             data.path as the user wrote it
-    local            a file or a folder; None for a data set on the hub
-    from_local_copy  whether $KLEIBER_DATA led to `local`
-    """
-
-    name: str
-    local: Path | None
-    from_local_copy: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The `datasets` builder of a single file; "" for folders and the hub."""
-        if self.local is None or self.local.is_dir():
-            return ""
-        suffixes = [suffix.lower() for suffix in self.local.suffixes if suffix.lower() != ".gz"]
-        kind = KINDS.get(suffixes[-1]) if suffixes else None
-        if kind is None:
-            raise ValueError(f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz")
-        return kind
-
-    @property
-    def stem(self) -> str:
-        """The last part of the name, without the suffixes of a file."""
-        last = self.name.rstrip("/").rsplit("/", 1)[-1]
-        return last.split(".", 1)[0] if self.kind else last
-
-    def files(self) -> list[Path]:
-        """The local files, without hidden ones."""
-        assert self.local is not None
-        if self.local.is_file():
-            return [self.local]
-        paths = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
-        return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
-
-    def fingerprint(self) -> object:
-        """JSON-able facts that change with the content: sizes and time stamps of the files, or the hub's name."""
-        if self.local is None:
-            return {"hub": self.name}
-        base = self.local if self.local.is_dir() else self.local.parent
-        stats = [(str(path.relative_to(base)), path.stat()) for path in self.files()]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-
-
-def locate(path: str) -> Location:
-    """Finds a local file or folder, else the local copy of a hub name below $KLEIBER_DATA, else the hub itself.
-
-    Raises ValueError for a path that is none of these, and for an empty file or folder.
-    """
-    local = Path(path).expanduser()
-    if local.exists():
-        location = Location(path, local)
-    elif hub.is_name(path) and Path(path).suffix.lower() not in (*KINDS, ".gz"):
-        copy = hub.local_copy(path)
-        location = Location(path, copy, from_local_copy=copy is not None)
-    else:
-        raise ValueError(f"data.path={path} must be an existing file or folder, or OWNER/NAME of a data set on the hub")
-    if location.local is not None and sum(file.stat().st_size for file in location.files()) == 0:
-        raise ValueError(f"data.path={path} must contain text, but {location.local} is empty")
-    return location
 
 
 @contextmanager
@@ -154,16 +97,21 @@ def read_text_file(location: Location) -> Iterator[str]:
     """
     assert location.local is not None
     _check_content(location)
+    return read_text(str(location.local))
+
+
+def read_text(path: str) -> Iterator[str]:
+    """Yields the text of a file or URL in pieces; otherwise as `read_text_file`."""
     try:
-        with io.TextIOWrapper(open_bytes(location.local), encoding="utf-8") as file:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8") as file:
             while piece := file.read(PIECE):
                 yield piece
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise ValueError(_explain(location, None, error, online=True)) from error
+        raise ValueError(explain(path, error)) from error
 
 
-def standard_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """Returns the splits by the names train, validation and test. A single split of any name is train."""
+def standard_splits(tables: dict[str, Split], name: str) -> dict[str, Split]:
+    """Returns the tables or files of the splits train, validation and test. A single split of any name is train."""
     splits = {ours: tables[name] for ours, names in SPLIT_NAMES.items() for name in names if name in tables}
     if "train" not in splits:
         if len(tables) != 1:
@@ -218,28 +166,37 @@ def table_name(location: Location, config: str | None) -> str:
 
 
 def _load(location: Location, config: str | None, scratch: str | None) -> tuple[dict[str, Dataset], str]:
-    from datasets import get_dataset_config_names, load_dataset
+    from datasets import load_dataset
 
+    with named_errors(location, config):
+        if location.kind == "text":  # the lines are one document, so joined they are the file
+            files = {"train": str(location.local)}
+            lines = load_dataset("text", data_files=files, cache_dir=scratch, sample_by="line", keep_linebreaks=True)
+            return _by_name(lines), ""
+        if location.kind or location.matches:
+            files, _ = split_files(location, config)
+            kind = KINDS[suffix(files["train"][0])]
+            return _by_name(load_dataset(kind, data_files=files, cache_dir=scratch)), ""
+        if location.local is not None and _only_text(location):
+            return _by_name(load_dataset(str(location.local), cache_dir=scratch, sample_by="document")), ""
+        config = choose_config(location, config)
+        path = location.name if location.local is None else str(location.local)
+        return _by_name(load_dataset(path, config, cache_dir=scratch)), config or ""
+
+
+@contextmanager
+def named_errors(location: Location, config: str | None) -> Iterator[None]:
+    """Checks the files of a data set, and raises errors within the context as ValueError that names what is wrong.
+
+    Within it, Hugging Face libraries do not use the network for data on this machine.
+    """
     _check_one_kind(location)
     _check_content(location)
-    online = location.local is not None or hub.reachable()
-    with hub.offline() if location.local is not None or not online else nullcontext():
+    needs_hub = location.on_hub or location.name.startswith("hf://")
+    online = not needs_hub or hub.reachable()
+    with hub.offline() if not needs_hub or not online else nullcontext():
         try:
-            if location.kind == "text":  # the lines are one document, so joined they are the file
-                files = {"train": str(location.local)}
-                lines = load_dataset(
-                    "text", data_files=files, cache_dir=scratch, sample_by="line", keep_linebreaks=True
-                )
-                return _by_name(lines), ""
-            if location.kind:
-                files = {"train": str(location.local)}
-                return _by_name(load_dataset(location.kind, data_files=files, cache_dir=scratch)), ""
-            if location.local is not None and _only_text(location):
-                return _by_name(load_dataset(str(location.local), cache_dir=scratch, sample_by="document")), ""
-            if config is None and location.from_local_copy:  # the copy may lack the hub's default config
-                config = get_dataset_config_names(str(location.local))[0]
-            path = location.name if location.local is None else str(location.local)
-            return _by_name(load_dataset(path, config, cache_dir=scratch)), config or ""
+            yield
         except Exception as error:  # `datasets` raises many kinds, down to a bare StopIteration
             cause = root_cause(error)
             if is_full_disk(cause):
@@ -258,13 +215,14 @@ def _only_text(location: Location) -> bool:
 
 
 def _check_one_kind(location: Location) -> None:
-    """Raises ValueError for a folder with files of several kinds, of which `datasets` reads only the most frequent.
+    """Raises ValueError for files of several kinds, of which `datasets` reads only the most frequent.
 
     A folder with a README describes itself. JSON files may hold metadata, so they do not count.
     """
-    if location.local is None or not location.local.is_dir() or (location.local / "README.md").is_file():
+    if location.local is not None and (not location.local.is_dir() or (location.local / "README.md").is_file()):
         return
-    suffixes = [path.suffix for path in sorted(location.local.iterdir()) if path.suffix in set(KINDS) - {".json"}]
+    paths = sorted(location.local.iterdir()) if location.local else [Path(match.path) for match in location.matches]
+    suffixes = [suffix(str(path)) for path in paths if suffix(str(path)) in set(KINDS) - {".json"}]
     counts = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
     if len({KINDS[suffix] for suffix in counts}) > 1:
         listed = " and ".join(f"{count} {suffix}" for suffix, count in counts.items())
@@ -275,19 +233,15 @@ def _check_one_kind(location: Location) -> None:
 
 def _check_content(location: Location) -> None:
     """Raises ValueError for a file that `datasets` would read as something else than its author meant."""
-    for path in [] if location.local is None else location.files():
+    for path in location.files():
         reason = unwanted_content(path)
         if reason is not None:
             raise ValueError(f"data.path={location.name} cannot be read: {reason}")
 
 
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
-    if location.local is None and not online:
+    if location.on_hub and not online:
         return f"data.path={location.name}: the hub is not reachable, and this machine has no copy; {REMEDY}"
-    defects = () if location.local is None else map(defect, location.files())
-    reason = next(filter(None, defects), None)
-    if reason is None:
-        lines = str(cause).strip().splitlines()
-        reason = " ".join(lines[:2]) if lines else "it has no rows"
+    reason = next(filter(None, map(defect, location.files())), None) or first_lines(cause)
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     return f"{keys} cannot be read: {reason}"

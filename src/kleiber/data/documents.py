@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kleiber.data.builtin import Builtin
-from kleiber.data.cache import cache_root, limit_bytes
-from kleiber.data.dataset import locate, open_splits, read_text_file, require_text_columns, rows
+from kleiber.data.cache import cache_root
+from kleiber.data.dataset import open_splits, read_text_file, require_text_columns, rows
+from kleiber.data.location import locate
 from kleiber.data.occupations import OccupationText
+from kleiber.data.sources import limit_bytes
 
 NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
 

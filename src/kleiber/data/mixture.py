@@ -20,11 +20,13 @@ import numpy as np
 from jaxtyping import Int
 
 from kleiber.config.stages import Quantity, quantity
-from kleiber.data.batches import ConcatSamples, Order, permutation
+from kleiber.data.batches import ConcatSamples
 from kleiber.data.builtin import Builtin, Domain
-from kleiber.data.cache import Source, digest
+from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.occupations import Occupations
+from kleiber.data.order import Order, permutation
+from kleiber.data.sources import Source
 from kleiber.data.text import Text
 from kleiber.types import Share, VocabSize
 from kleiber.types.batch import Batch

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kleiber.config.stages import Quantity
-from kleiber.data.cache import Document, Source, SourceText, limit_bytes
+from kleiber.data.sources import Document, Source, SourceText, limit_bytes
 from kleiber.data.word_lists import occupations
 from kleiber.types import Count, Json, Seed, Share, VocabSize
 

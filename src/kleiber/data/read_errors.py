@@ -1,9 +1,9 @@
 """Why the files of a data set cannot be read.
 
-`datasets` hides the cause of most failures behind "An error occurred while generating the dataset". So once it has
-failed, the files are read again here until one turns out to be damaged: in its compression, its encoding, a line of
-JSON, or its columns. What `datasets` would accept and no one wants is looked for before it reads: binary data, text in
-UTF-16, and columns that have the same name.
+Errors of `datasets` and of decoders do not name the file or the line. So once reading has failed, the files are read
+again here until one turns out to be damaged: in its compression, its encoding, a line of JSON, or its columns. What
+`datasets` would accept and no one wants is looked for before it reads: binary data, text in UTF-16, and columns that
+have the same name.
 """
 
 from __future__ import annotations
@@ -12,24 +12,52 @@ import codecs
 import csv
 import gzip
 import importlib.util
+import io
 import json
 import re
 import zlib
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
-PACKAGES = {".zst": "zstandard", ".zstd": "zstandard", ".lz4": "lz4", ".7z": "py7zr"}  # that decompress, by suffix
+PACKAGES = {".lz4": "lz4", ".7z": "py7zr"}  # that decompress, by suffix
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by suffix
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes
 TEXT = (".txt", ".jsonl", ".json", ".csv")
 BLOCK = 1 << 20
 FIRST = 8000  # bytes that decide whether a file is binary, as in git
 DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]*"\s*:\s*)?){1000}')  # Arrow, which reads JSON, crashes at 10,000 levels
 
 
-def open_bytes(path: Path) -> BufferedReader | gzip.GzipFile:
-    """Opens a file, decompressed where its name ends in .gz or its first bytes are those of gzip."""
+def compression(path: Path | str) -> str:
+    """Returns gzip or zstd where the name of a file, or the first bytes of a local one, are those of it; else ""."""
+    named = COMPRESSION.get(Path(path).suffix.lower(), "")
+    if named or is_url(path):
+        return named
     with open(path, "rb") as file:
-        compressed = path.suffix.lower() == ".gz" or file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if compressed else open(path, "rb")
+        first = file.read(4)
+    return next((name for magic, name in MAGIC.items() if first.startswith(magic)), "")
+
+
+def is_url(path: Path | str) -> bool:
+    """Whether a path is one that fsspec opens, such as s3://bucket/file."""
+    return "://" in str(path)
+
+
+def open_bytes(path: Path | str) -> BinaryIO:
+    """Opens a file or a URL, decompressed where it is compressed by gzip or zstd."""
+    kind = compression(path)
+    if is_url(path):
+        import fsspec
+
+        system, place = fsspec.core.url_to_fs(str(path))
+        raw = system.open(place, "rb", compression="gzip" if kind == "gzip" else None)
+    else:
+        raw = gzip.open(path) if kind == "gzip" else open(path, "rb")  # noqa: SIM115 - closed by the caller
+    if kind != "zstd":
+        return raw  # pyright: ignore[reportReturnType]
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))  # type: ignore[type-var]
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -37,6 +65,18 @@ def root_cause(error: BaseException) -> BaseException:
     while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def explain(path: str, error: BaseException) -> str:
+    """Returns what is wrong with a file that raised an error while it was read."""
+    reason = None if is_url(path) else defect(Path(path))
+    return f"data.path cannot be read: {reason or f'{path}: {first_lines(error)}'}"
+
+
+def first_lines(error: BaseException) -> str:
+    """Returns the beginning of the message of an error."""
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[:2]) if lines else "it has no rows"
 
 
 def unwanted_content(path: Path) -> str | None:
@@ -78,11 +118,13 @@ def defect(path: Path) -> str | None:
     except (gzip.BadGzipFile, zlib.error) as error:
         return f"{path} is not valid gzip ({error}): copy or download it again, or remove .gz from its name"
     except OSError as error:
+        if compression(path) == "zstd":
+            return f"{path} is cut off, or no valid zstd ({error}): copy or download it again"
         return f"{path} cannot be read: {error.strerror}"
 
 
 def _is_text(path: Path) -> bool:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSION]
     return bool(suffixes) and suffixes[-1] in TEXT
 
 
@@ -101,7 +143,7 @@ def _parquet_defect(path: Path) -> str | None:
         return f"{path} is not valid Parquet ({error}): copy or download it again"
 
 
-def _encoding_defect(path: Path, file: BufferedReader | gzip.GzipFile) -> str | None:
+def _encoding_defect(path: Path, file: BinaryIO) -> str | None:
     decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0
     while True:
         block = file.read(BLOCK)
@@ -120,7 +162,7 @@ def _json_defect(path: Path) -> str | None:
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                json.loads(line.strip() or "null", object_pairs_hook=_unique)
+                json.loads(line.strip() or "null", object_pairs_hook=unique_keys)
             except RecursionError:
                 return f"{path}, line {number} has values that are nested too deeply"
             except ValueError as error:
@@ -128,9 +170,11 @@ def _json_defect(path: Path) -> str | None:
     return None
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    keys = [key for key, _ in pairs]
-    repeated = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
-    if repeated:
-        raise ValueError(f"the key {repeated[0]} occurs twice in an object")
-    return dict(pairs)
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Returns the object of these pairs, for the decoder of JSON. Raises ValueError for a key that occurs twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated} occurs twice in an object")
+    return row

@@ -24,9 +24,9 @@ from annotated_types import Ge, Le
 from jaxtyping import Int, UInt64
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import splitmix64
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, parse_bytes
+from kleiber.data.order import splitmix64
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Context, Count, Natural, Seed
 from kleiber.types.batch import Batch

@@ -70,7 +70,8 @@ class Reweighted:
             raise ValueError("data.separator=none leaves no mark between documents, which data=reweighted weighs")
         swap = word_swap(self.words, self.names)
         attributes = frozenset(read_words(self.attributes, "data.attributes")) if self.attributes else frozenset[str]()
-        starts = np.flatnonzero(np.asarray(train.file.ids) == separator)
+        ids = np.asarray(train.file.ids)
+        starts = np.flatnonzero(ids == separator)
         lists = [sorted(swap.words), sorted(swap.names), sorted(attributes)]
         identity = {
             "format": FORMAT,
@@ -80,7 +81,7 @@ class Reweighted:
         }
 
         def build(folder: Path) -> Json:
-            cells = document_cells(train.file.ids, starts, corpus.tokenizer, swap, attributes)
+            cells = document_cells(ids, starts, corpus.tokenizer, swap, attributes)
             np.save(folder / "weights.npy", document_weights(cells))
             return {"documents": len(cells), "of groups": sum(group >= 0 for _, group in cells)}
 
@@ -88,7 +89,7 @@ class Reweighted:
         if not manifest["of groups"]:
             raise ValueError(f"data.words={self.words}: no document of {corpus.name} has a word of the lists")
         weights = np.minimum(np.load(folder / "weights.npy"), self.max_weight)
-        lengths = np.diff(np.append(starts, len(train.file.ids)))
+        lengths = np.diff(np.append(starts, len(ids)))
         by_token = np.concatenate([np.ones(starts[0] if len(starts) else 0), np.repeat(weights, lengths)])
         return replace(
             corpus,

@@ -10,13 +10,15 @@ that share a band are in one group. A pair with Jaccard similarity J is found wi
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Integer, UInt64
 
 HELD_OUT_SHARE = 0.05  # of the distinct texts, for each split that a data set lacks
 GROUP_SHARE = 0.04  # of the groups of near duplicates, for validation and test each
@@ -35,17 +37,39 @@ def text_hash(text: str) -> int:
 def split_by_hash(texts: Iterable[str | None], held_out: int) -> Int[np.ndarray, "_"] | None:
     """Returns the number of the held-out split that each text goes to, or `held_out` for the training split.
 
-    Each of the `held_out` splits gets 5 % of the distinct texts, those of the lowest hashes, and at least one. Equal
-    texts go to the same split, and None to the training split. Returns None where there are too few distinct texts to
-    leave one for training.
+    None goes to the training split. Returns None where there are too few distinct texts to leave one for training.
     """
     hashes = np.fromiter((NO_TEXT if text is None else text_hash(text) for text in texts), np.uint64)
     distinct = np.unique(hashes[hashes < NO_TEXT])
+    limits = split_limits(distinct, held_out)
+    return None if limits is None else np.searchsorted(limits, hashes, "left")
+
+
+def split_limits(distinct: UInt64[np.ndarray, "_"], held_out: int) -> UInt64[np.ndarray, "_"] | None:
+    """Returns the largest hash of each held-out split, given the sorted hashes of the distinct texts.
+
+    Each of the `held_out` splits gets 5 % of the distinct texts, those of the lowest hashes, and at least one; so equal
+    texts go to the same split. Returns None where there are too few texts to leave one for training.
+    """
     if len(distinct) <= held_out:
         return None
     count = max(1, round(HELD_OUT_SHARE * len(distinct)))
-    largest = distinct[[count * (split + 1) - 1 for split in range(held_out)]]
-    return np.searchsorted(largest, hashes, "left")
+    return distinct[[count * (split + 1) - 1 for split in range(held_out)]]
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """Assigns texts to splits by their hashes.
+
+    names   the held-out splits, and then the split of all other texts
+    limits  the largest hash of each held-out split
+    """
+
+    names: tuple[str, ...]
+    limits: tuple[int, ...] = ()
+
+    def __call__(self, text: str) -> str:
+        return self.names[bisect.bisect_left(self.limits, text_hash(text))] if self.limits else self.names[0]
 
 
 def minhash(text: str) -> Integer[np.ndarray, "bands"] | None:

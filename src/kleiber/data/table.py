@@ -21,10 +21,12 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import permutation
-from kleiber.data.cache import FORMAT, Document, SourceText, cache_root, cached_folder
+from kleiber.data.cache import FORMAT, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
-from kleiber.data.dataset import Location, locate, open_splits, rows, table_name
+from kleiber.data.dataset import open_splits, rows, table_name
+from kleiber.data.location import Location, locate
+from kleiber.data.order import permutation
+from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
 from kleiber.types import Json, Row, VocabSize
@@ -163,10 +165,8 @@ class Table:
         table = splits["train"]
         assigned = split_by_hash((self._shared_text(row) for row in rows(table)), 1)
         if assigned is None:
-            raise ValueError(
-                f"data.path={self.location.name} has no validation split, and its {len(table)} rows are too few or "
-                "too similar to hold any out: add a validation split"
-            )
+            reason = f"its {len(table)} rows are too few or too similar to hold any out: add a validation split"
+            raise ValueError(f"data.path={self.location.name} has no validation split, and {reason}")
         train, validation = np.flatnonzero(assigned == 1), np.flatnonzero(assigned == 0)
         log.info("%s: %d of %d rows held out for validation by their hash", self.name, len(validation), len(table))
         return {"train": table.select(train), "validation": table.select(validation)}

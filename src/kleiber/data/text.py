@@ -1,4 +1,4 @@
-"""Text from a name on the hub, a folder in hub layout, or a file (.txt, .jsonl, .parquet, .csv, also with .gz).
+"""Text from a file (.txt, .jsonl, .parquet, .csv, also with .gz or .zst), a folder, a pattern, a URL, or the hub.
 
 Splits are those of the data set. A missing split is cut from the training text: by the hash of each document, or by
 position when there is only one document. The text is neither cleaned nor normalized.
@@ -16,17 +16,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from jaxtyping import UInt64
+
 from kleiber.config.stages import Quantity
-from kleiber.data.cache import Document, SourceText, limit_bytes
+from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
-from kleiber.data.dataset import (
-    Location,
-    locate,
-    open_splits,
-    read_text_file,
-    require_text_columns,
-)
-from kleiber.data.splits import HELD_OUT_SHARE, split_by_hash
+from kleiber.data.dataset import named_errors, open_splits, read_text_file, require_text_columns, standard_splits
+from kleiber.data.input_files import row_files
+from kleiber.data.location import Location, locate
+from kleiber.data.sources import Document, RereadableDocument, SourceText, limit_bytes
+from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
+from kleiber.data.texts import HASHES, RowTexts, Texts, open_files
 from kleiber.types import Json, VocabSize
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 class Text:
     """Text at `path`, in the column `text`; several columns are joined by a line break.
 
+    path       a file, a folder in hub layout, a pattern such as `texts/*.jsonl.zst`, a URL that fsspec opens, or a name
+               on the hub
     rows       `documents`: every row is a document, between the tokens of the separator; `stream`: rows are pieces of
                one text. The lines of a .txt file are always one text, and every file of a folder of .txt files is a
                document.
@@ -100,17 +103,57 @@ class TextSource:
             documents = _cut_by_position(self._read_file, ("validation", "test"))
             yield SourceText(self._limited(documents), {"config": "", "rows": {"train": 1}})
             return
-        with open_splits(self.location, self.config, root) as (splits, config):
-            rows = {name: len(split) for name, split in splits.items()}
-            texts = {name: column_reader(split, self.columns, self.location.name) for name, split in splits.items()}
+        with self._open(root) as (texts, config):
+            rows = {name: part.count for name, part in texts.items() if part.count is not None}
+            notes: Json = {"config": config, "rows": rows}
+            splits = {name: HashSplit((name,)) for name in texts}
+            if "validation" not in texts:
+                held_out = ("validation",) if "test" in texts else ("validation", "test")
+                hashes = np.empty(0, np.uint64) if self.stream else self._hashes(texts["train"], root)
+                limits = split_limits(distinct := np.unique(hashes), len(held_out))
+                if len(hashes) <= 1 or limits is None:
+                    documents = {name: self._documents(t, name, splits[name]) for name, t in texts.items()}
+                    documents |= _cut_by_position(texts["train"].read, held_out)
+                    yield SourceText(self._limited(documents), notes)
+                    return
+                report_cut(self.name, held_out, len(hashes))
+                splits["train"] = HashSplit((*held_out, "train"), tuple(limits.tolist()))
+                notes["distinct"] = len(distinct)
             documents = {
-                name: [RereadableDocument(read)] if self.stream else ([text] for text in read())
-                for name, read in texts.items()
+                part: self._documents(t, part, splits[name]) for name, t in texts.items() for part in splits[name].names
             }
-            if "validation" not in splits:
-                documents |= self._cut(texts["train"], self.stream or rows["train"] == 1, "test" not in splits)
-            fingerprints = {name: split._fingerprint for name, split in splits.items()}
-            yield SourceText(self._limited(documents), {"config": config, "rows": rows, "fingerprints": fingerprints})
+            files = {name: t for name, t in texts.items() if isinstance(t, RowTexts)}
+            in_blocks = len(files) == len(texts) and not self.stream and self.max_bytes is None
+            blocks = (replace(block, split=splits[name]) for name, t in files.items() for block in t.blocks())
+            yield SourceText(self._limited(documents), notes, blocks if in_blocks else None)
+
+    @contextmanager
+    def _open(self, root: Path) -> Iterator[tuple[dict[str, Texts], str]]:
+        """Opens the texts of the rows of each split that the data set has, and the config that they belong to."""
+        name = self.location.name
+        with named_errors(self.location, self.config):
+            files, config = row_files(self.location, self.config) or ({}, "")
+        if files:
+            splits = standard_splits(files, name)
+            yield {split: open_files(paths, self.columns, name) for split, paths in splits.items()}, config
+            return
+        with open_splits(self.location, self.config, root) as (tables, config):
+            texts: dict[str, Texts] = {}
+            for split, table in tables.items():
+                texts[split] = Texts(column_reader(table, self.columns, name), len(table))
+            yield texts, config
+
+    def _documents(self, texts: Texts, name: str, split: HashSplit) -> Iterable[Document]:
+        """Returns the documents of the split `name` among the texts that `split` assigns."""
+        if self.stream:
+            return [RereadableDocument(texts.read)]
+        return ([text] for text in texts.read() if len(split.names) == 1 or split(text) == name)
+
+    def _hashes(self, texts: Texts, root: Path) -> UInt64[np.ndarray, "_"]:
+        """Returns the hash of each text, from the cache or computed now."""
+        identity = {"format": FORMAT, "hashes": self.identity() | {"max_bytes": None}}
+        folder, _ = cached_folder(root, f"{self.name}-hashes", identity, texts.write_hashes)
+        return np.fromfile(folder / HASHES, np.uint64)
 
     def _read_file(self) -> Iterator[str]:
         """Yields the text of a .txt file in pieces. Raises ValueError for another column than `text`."""
@@ -124,34 +167,11 @@ class TextSource:
     def _limited(self, documents: Mapping[str, Iterable[Document]]) -> dict[str, Iterable[Document]]:
         return {name: limit_bytes(split, self.max_bytes) for name, split in documents.items()}
 
-    def _cut(self, read: Callable[[], Iterator[str]], one_document: bool, test: bool) -> dict[str, Iterable[Document]]:
-        """Cuts the training text into validation, test (where it is missing too), and the remaining training text."""
-        held_out = ("validation", "test") if test else ("validation",)
-        assigned = None if one_document else split_by_hash(read(), len(held_out))
-        if assigned is None:
-            return _cut_by_position(read, held_out)
-        report_cut(self.name, held_out, len(assigned))
-
-        def documents(number: int) -> Iterator[Document]:
-            return ([text] for text, split in zip(read(), assigned, strict=True) if split == number)
-
-        return {name: documents(number) for number, name in enumerate((*held_out, "train"))}
-
 
 @cache  # a new tokenizer and the encoding after it read the same text
 def report_cut(name: str, held_out: tuple[str, ...], documents: int) -> None:
     """Prints which splits are cut from how many documents, once in a process."""
     log.info("%s: %s cut from %s documents by their hash", name, " and ".join(held_out), f"{documents:,}")
-
-
-class RereadableDocument:
-    """A document that can be read several times, and is never in memory as a whole."""
-
-    def __init__(self, read: Callable[[], Iterator[str]]) -> None:
-        self.read = read
-
-    def __iter__(self) -> Iterator[str]:
-        return self.read()
 
 
 def column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:

@@ -1,7 +1,7 @@
 """Token files: encoded text in memory-mapped files, and the windows of text that are samples of it.
 
-`token_files` encodes each split of a text source into one file of ids. A token of the tokenizer's separator precedes
-every document (unless data.separator=none), so every byte of text is a target, and bits per byte are exact.
+`token_files` encodes each split of a text source into files of ids. A token of the tokenizer's separator precedes every
+document (unless data.separator=none), so every byte of text is a target, and bits per byte are exact.
 `write_rows` and `read_rows` keep rows of unequal length, such as conversations.
 
 A sample of text is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation
@@ -10,8 +10,9 @@ windows never move or overlap and contain every target exactly once, so a sum ov
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ import torch
 from jaxtyping import Int, Integer
 
 from kleiber.data.batches import sample_numbers
-from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder
+from kleiber.data.cache import FORMAT, cached_folder
+from kleiber.data.sources import SPLITS, Document, Source, SourceText, text_blocks
 from kleiber.data.token_writer import write_tokens
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Json
@@ -33,15 +35,52 @@ MANIFEST_KEYS = ("schema", "identity", "splits", "files")  # the other keys of a
 GOLDEN_RATIO = 0.6180339887498949
 
 
+class Shards:
+    """The token ids of several files as one array. What is read is copied from the files, and nothing else."""
+
+    def __init__(self, parts: Sequence[Integer[np.ndarray, "_"]]) -> None:
+        self.parts, self.dtype = parts, np.result_type(*parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: slice | Int[np.ndarray, "*places"]) -> Integer[np.ndarray, "*places"]:
+        """Returns the ids at these places, or from one place to another."""
+        if isinstance(index, slice):
+            begin, end, step = index.indices(len(self))
+            assert step == 1, "ids are read in their order"
+            first, last = np.searchsorted(self.starts, [begin, max(begin, end - 1)], "right") - 1
+            spans = [(self.parts[i], self.starts[i]) for i in range(first, min(last + 1, len(self.parts)))]
+            pieces = [part[max(0, begin - start) : max(0, end - start)] for part, start in spans]
+            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
+        owner = np.searchsorted(self.starts, index, "right") - 1
+        ids = np.empty(index.shape, self.dtype)
+        for i in np.unique(owner):
+            ids[owner == i] = self.parts[i][index[owner == i] - self.starts[i]]
+        return ids
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate([np.empty(0, self.dtype), *self.parts]).astype(dtype or self.dtype, copy=False)
+
+
+TokenIds = Integer[np.ndarray, "time"] | Shards
+
+
+def join_files(parts: Sequence[Integer[np.ndarray, "_"]]) -> TokenIds:
+    """Returns the ids of files in order as one array: that of the file itself where there is only one."""
+    return parts[0] if len(parts) == 1 else Shards(parts)
+
+
 @dataclass(frozen=True)
 class TokenFile:
-    """The token ids (time,) of one split, mapped from its file.
+    """The token ids of one split, mapped from its files.
 
     num_bytes      bytes of its text
     counted_bytes  bytes that its ids stand for; fewer than num_bytes under a lossy tokenizer
     """
 
-    ids: Integer[np.ndarray, "time"]
+    ids: TokenIds
     num_bytes: int
     counted_bytes: int
     sha256: str
@@ -55,15 +94,11 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
     identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.data_hash}
 
     def build(folder: Path) -> Json:
-        """Writes a file for each split; returns their counts and the notes of the source."""
+        """Writes the files of each split; returns their counts and the notes of the source."""
         with source.open_text(root) as text:
-            documents = text.documents
-            dtype = id_dtype(tokenizer.vocab_size)
-            counts = {
-                split: write_tokens(folder / f"{split}.bin", documents.get(split, ()), tokenizer, dtype)
-                for split in SPLITS
-            }
-        return {"splits": counts, **text.notes}
+            blocks = text_blocks(text.documents) if text.blocks is None else text.blocks
+            counts = write_tokens(folder, blocks, tokenizer, id_dtype(tokenizer.vocab_size))
+            return {"splits": counts, **text.notes}
 
     folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)
     return {split: _open(folder, split, manifest, tokenizer) for split in SPLITS}, manifest
@@ -82,7 +117,7 @@ class CachedSource:
     def open_text(self, root: Path) -> Iterator[SourceText]:
         splits, manifest = token_files(self.source, Bytes(), root)
         notes = {key: value for key, value in manifest.items() if key not in MANIFEST_KEYS}
-        yield SourceText({name: _documents(file.ids) for name, file in splits.items()}, notes)
+        yield SourceText({name: _documents(np.asarray(file.ids)) for name, file in splits.items()}, notes)
 
 
 def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
@@ -99,9 +134,13 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 def _open(folder: Path, split: str, manifest: Json, tokenizer: Tokenizer) -> TokenFile:
-    path, count = folder / f"{split}.bin", manifest["splits"][split]
-    ids = _read_ids(path, id_dtype(tokenizer.vocab_size), count["tokens"])
-    return TokenFile(ids, count["bytes"], count["counted_bytes"], manifest["files"][path.name]["sha256"])
+    names = sorted(name for name in manifest["files"] if name.rpartition("-")[0] == split)
+    files = [manifest["files"][name] for name in names]
+    dtype, count = id_dtype(tokenizer.vocab_size), manifest["splits"][split]
+    ids = [_read_ids(folder / name, dtype, file["tokens"]) for name, file in zip(names, files, strict=True)]
+    sums = [file["sha256"] for file in files]
+    sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return TokenFile(join_files(ids), count["bytes"], count["counted_bytes"], sha256)
 
 
 def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_"]:
@@ -156,7 +195,10 @@ class TrainWindows(Samples):
                 f"its target: use more text, or set model.context={max(1, len(file.ids) - 1)} or less"
             )
         self.context, self.file = context, file
-        self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
+        ids = file.ids
+        self._views = (
+            np.lib.stride_tricks.sliding_window_view(ids, context + 1) if isinstance(ids, np.ndarray) else None
+        )
         self._count = (len(file.ids) - 1) // context
         self.num_tokens = self._count * context
         self.num_bytes = round(file.num_bytes * self.num_tokens / (len(file.ids) - 1))
@@ -167,10 +209,16 @@ class TrainWindows(Samples):
     def starts(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Int[np.ndarray, "batch"]:
         """The places in the file at which the windows of these numbers begin in that epoch."""
         shift = int(epoch * GOLDEN_RATIO % 1 * self.context)
-        return np.minimum(index * self.context + shift, len(self._windows) - 1)
+        return np.minimum(index * self.context + shift, len(self.file.ids) - self.context - 1)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        tokens = torch.from_numpy(self._windows[self.starts(index, epoch)].astype(np.int64))
+        """Returns the windows of these numbers in an epoch."""
+        starts, length = self.starts(index, epoch), self.context + 1
+        if self._views is None:
+            windows = np.stack([self.file.ids[start : start + length] for start in starts.tolist()])
+        else:
+            windows = self._views[starts]
+        tokens = torch.from_numpy(windows.astype(np.int64))
         return Batch(tokens=tokens, samples=sample_numbers(index, epoch, len(self)))
 
 

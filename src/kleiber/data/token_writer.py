@@ -1,16 +1,22 @@
-"""Writes the tokens of documents to a file, and goes on with a file whose writer was killed.
+"""Writes the tokens of documents to files of a fixed size, and goes on where a writer was killed.
 
-A journal beside the file gets a line after every batch of about a million characters: what has been written so far,
-with a checksum of it and of the text that it stands for. A later call with the same documents goes on from there, and
-the file becomes that of an unbroken call. It begins anew where the file does not match its journal.
+Text comes in blocks of a few megabytes, which worker processes encode in turn. Their tokens are appended in the order
+of the text, so the files depend on the text and the tokenizer alone. `train-00000.bin` is followed by
+`train-00001.bin` once it has SHARD_TOKENS tokens; each has a manifest with its size and checksums.
+
+After every block, the folder's journal tells what has been written so far, with a checksum of it and of the text that
+it stands for. A later call with the same blocks goes on from there, and the files become those of an unbroken call. It
+begins anew where they do not match the journal.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -19,19 +25,21 @@ import xxhash
 from jaxtyping import Integer
 
 from kleiber.config.errors import ConfigError
-from kleiber.data.cache import Document, chunks, fast_hash, journal_of
+from kleiber.config.model_size import available_cores
+from kleiber.data.cache import BLOCK_BYTES, JOURNAL, fast_hash, manifest_of, remove
+from kleiber.data.parallel import ordered_map
+from kleiber.data.sources import BATCH_CHARACTERS, SPLITS, Block, Piece
+from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once
-
-Batch = list[tuple[bool, str]]  # pieces of text, and for each whether it begins a document
+SHARD_TOKENS = 1 << 27  # tokens of a file: 256 MiB, or 512 MiB for a vocabulary of more than 65,536
 
 
 @dataclass
 class Counts:
-    """What a token file contains. `counted_bytes` are those that its ids stand for: fewer under a lossy tokenizer."""
+    """What a split contains. `counted_bytes` are those that its ids stand for: fewer under a lossy tokenizer."""
 
     documents: int = 0
     tokens: int = 0
@@ -39,122 +47,231 @@ class Counts:
     counted_bytes: int = 0
 
 
-def write_tokens(path: Path, documents: Iterable[Document], tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, int]:
-    """Writes the tokens of all documents, each between the tokens of the separator, and returns their `Counts`.
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the pieces of a block, each document between the tokens of the separator.
 
-    Goes on with the file where a process was killed that wrote the same documents. Raises ValueError for an id outside
-    of the vocabulary, and ConfigError where the documents have changed since.
+    The token after a document is put in front of the next one, since a document may go on in the next block.
     """
-    with open(path, "ab") as file, open(journal_of(path), "a", encoding="utf-8") as journal:
-        writer = TokenWriter(file, tokenizer, dtype)
-        batches = _batches(documents)
-        writer.resume(path, journal, batches)
-        with activity(f"encoding the {path.stem} text with tokenizer {tokenizer.name}", unit="bytes") as work:
-            for batch in batches:
-                writer.write(batch)
-                writer.record(journal)
-                work.done = writer.counts.bytes
-        writer.finish()
-    return asdict(writer.counts)
 
+    tokenizer: Tokenizer
+    dtype: np.dtype
 
-class TokenWriter:
-    """Appends batches of text to a file as token ids of type `dtype`."""
-
-    def __init__(self, file: IO[bytes], tokenizer: Tokenizer, dtype: np.dtype) -> None:
-        self.file, self.tokenizer, self.dtype = file, tokenizer, dtype
-        ends = (tokenizer.separator.before, tokenizer.separator.after)
-        self.before, self.after = ([] if end is None else [end] for end in ends)
-        self._start()
-
-    def _start(self) -> None:
-        self.counts, self.num_batches = Counts(), 0
-        self.ids_hash, self.text_hash = xxhash.xxh3_64(), xxhash.xxh3_64()
-
-    def write(self, batch: Batch) -> None:
-        """Encodes and appends a batch."""
-        for (begins, text), ids in zip(batch, self.tokenizer.encode_many([t for _, t in batch]), strict=True):
-            self._check(ids)
-            if begins:
-                self._append([*(self.after if self.counts.documents else ()), *self.before])
-            self._append(ids)
-            self.counts.documents += begins
-            self.counts.bytes += self._hash_text(text)
-            self.counts.counted_bytes += int(self.tokenizer.token_bytes[ids].sum())
-        self.num_batches += 1
-
-    def finish(self) -> None:
-        """Appends what stands behind the last document."""
-        if self.counts.documents:
-            self._append(self.after)
-
-    def record(self, journal: IO[str]) -> None:
-        """Appends what has been written to the journal, after the file itself."""
-        self.file.flush()
-        hashes = {"ids": self.ids_hash.hexdigest(), "text": self.text_hash.hexdigest()}
-        journal.write(json.dumps({"batches": self.num_batches, "counts": asdict(self.counts), **hashes}) + "\n")
-        journal.flush()
-
-    def resume(self, path: Path, journal: IO[str], batches: Iterator[Batch]) -> None:
-        """Takes the batches that the file at `path` already contains, and empties file and journal if they differ."""
-        line = _last_line(journal_of(path))
-        size = line["counts"]["tokens"] * self.dtype.itemsize if line else 0
-        if line:
-            self.ids_hash = fast_hash(path, size)
-        if not line or self.ids_hash.hexdigest() != line["ids"]:
-            self._start()
-            os.truncate(path, 0)
-            os.truncate(journal_of(path), 0)
-            return
-        os.truncate(path, size)
-        for _ in range(line["batches"]):
-            for _, text in next(batches, []):
-                self._hash_text(text)
-        if self.text_hash.hexdigest() != line["text"]:
-            raise ConfigError(f"the text of {path.name} has changed while it was being prepared: run the command again")
-        self.counts, self.num_batches = Counts(**line["counts"]), line["batches"]
-        os.truncate(journal_of(path), 0)  # a line of it may be cut
-        self.record(journal)
+    def __call__(self, block: Block) -> dict[str, tuple[bytes, Counts]]:
+        """Returns the token ids of each split as bytes, and their counts. Raises ValueError for an invalid id."""
+        separator = self.tokenizer.separator
+        between = np.array([end for end in (separator.after, separator.before) if end is not None], self.dtype)
+        ids: dict[str, list[np.ndarray]] = {}
+        counts: dict[str, Counts] = {}
+        for pieces in _batches(block.pieces()):
+            encoded = self.tokenizer.encode_many([text for _, _, text in pieces])
+            for (split, begins, text), piece in zip(pieces, encoded, strict=True):
+                self._check(piece)
+                count = counts.setdefault(split, Counts())
+                ids.setdefault(split, []).extend([between] * begins + [piece.astype(self.dtype)])
+                count.documents += begins
+                count.bytes += len(text.encode("utf-8", "replace"))
+                count.counted_bytes += int(self.tokenizer.token_bytes[piece].sum())
+        return {split: (np.concatenate(ids[split]).tobytes(), count) for split, count in counts.items()}
 
     def _check(self, ids: Integer[np.ndarray, "_"]) -> None:
-        """Raises ValueError for an id outside of the vocabulary."""
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
             raise ValueError(
                 f"tokenizer {self.tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
                 f"{self.tokenizer.vocab_size - 1}"
             )
 
-    def _append(self, ids: Integer[np.ndarray, "_"] | Sequence[int]) -> None:
-        raw = np.asarray(ids).astype(self.dtype).tobytes()
-        self.file.write(raw)
-        self.ids_hash.update(raw)
-        self.counts.tokens += len(ids)
 
-    def _hash_text(self, text: str) -> int:
-        """Adds a piece of text to the checksum; returns its bytes."""
-        raw = text.encode("utf-8", "replace")
-        self.text_hash.update(raw)
-        return len(raw)
-
-
-def _last_line(journal: Path) -> Json | None:
-    """Returns the last whole line of a journal; None where it has none."""
-    lines = journal.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    try:
-        return json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[Batch]:
-    """Yields (whether it begins a document, text) in batches of about a million characters, without empty documents."""
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Yields pieces of about a million characters together, so that memory does not depend on the size of a block."""
     batch, characters = [], 0
-    for document in documents:
-        for i, text in enumerate(chunks(document)):
-            batch.append((i == 0, text))
-            characters += len(text)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece[2])
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
     if batch:
         yield batch
+
+
+def write_tokens(folder: Path, blocks: Iterable[Block], tokenizer: Tokenizer, dtype: np.dtype) -> Json:
+    """Writes the tokens of all blocks to files in `folder`, and returns the `Counts` of each split.
+
+    Goes on where a process was killed that wrote the same blocks. All cores encode. Raises ValueError for an id outside
+    of the vocabulary, and ConfigError where the text has changed since.
+    """
+    blocks = iter(blocks)
+    keys: deque[bytes] = deque()
+    with (
+        activity(f"encoding text with tokenizer {tokenizer.name}", unit="bytes") as work,
+        Journal(folder, tokenizer, dtype) as journal,
+    ):
+        journal.skip(blocks)
+        for encoded in ordered_map(Encoder(tokenizer, dtype), _note_keys(blocks, keys), available_cores()):
+            journal.append(encoded, keys.popleft())
+            work.done = sum(split.counts.bytes for split in journal.splits.values())
+        return journal.finish()
+
+
+def _note_keys(blocks: Iterator[Block], keys: deque[bytes]) -> Iterator[Block]:
+    for block in blocks:
+        keys.append(block.key())
+        yield block
+
+
+class Journal:
+    """The files of all splits in a folder, and the journal of what they contain."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.after = [] if tokenizer.separator.after is None else [tokenizer.separator.after]
+        self.path = folder / JOURNAL
+        try:
+            self._open(read_json(self.path) if self.path.exists() else None)
+        except (DamagedFile, KeyError, TypeError, FileNotFoundError):
+            self._open(None)
+
+    def _open(self, written: Json | None) -> None:
+        """Opens the files behind what the journal tells, and removes all others. Raises DamagedFile if they differ."""
+        states = {split: SplitState(**written["splits"][split]) if written else SplitState() for split in SPLITS}
+        kept = {self.path.name, *(name for split, state in states.items() for name in state.names(split))}
+        for path in self.folder.iterdir():
+            if path.name not in kept:
+                remove(path)
+        self.num_blocks, self.written_text = (written["blocks"], written["text"]) if written else (0, None)
+        self.text_hash = xxhash.xxh3_64()
+        self.splits = {
+            split: SplitWriter(self.folder, split, state, self.dtype, len(self.after))
+            for split, state in states.items()
+        }
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for split in self.splits.values():
+            split.file.close()
+
+    def skip(self, blocks: Iterator[Block]) -> None:
+        """Takes the blocks that the files contain already. Raises ConfigError where these are others."""
+        for block in itertools.islice(blocks, self.num_blocks):
+            self.text_hash.update(block.key())
+        if self.written_text not in (None, self.text_hash.hexdigest()):
+            raise ConfigError(
+                f"the text of {self.folder.name} has changed while it was being prepared: run the command again"
+            )
+
+    def append(self, encoded: Mapping[str, tuple[bytes, Counts]], key: bytes) -> None:
+        """Appends the tokens of a block to the files, and then notes them in the journal."""
+        for split, (ids, counts) in encoded.items():
+            self.splits[split].append(ids, counts)
+        self.num_blocks += 1
+        self.text_hash.update(key)
+        for split in self.splits.values():
+            split.file.flush()
+        states = {name: asdict(split.state()) for name, split in self.splits.items()}
+        write_json(self.path, {"blocks": self.num_blocks, "text": self.text_hash.hexdigest(), "splits": states})
+
+    def finish(self) -> Json:
+        """Appends what stands behind the last documents, closes the files, and returns the counts by split."""
+        for split in self.splits.values():
+            if split.counts.documents:
+                split.write(np.asarray(self.after).astype(self.dtype).tobytes())
+            split.close_shard()
+        return {name: asdict(split.counts) for name, split in self.splits.items()}
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """What the files of a split contain: `shard` whole files, and `size` bytes with a checksum in the next one."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    shard: int = 0
+    size: int = 0
+    xxh3: str = field(default_factory=lambda: xxhash.xxh3_64().hexdigest())
+
+    def names(self, split: str) -> set[str]:
+        """The names of the files that match this state."""
+        whole = {shard_name(split, i) for i in range(self.shard)}
+        manifests = {manifest_of(Path(name)).name for name in whole}
+        return whole | manifests | {shard_name(split, self.shard)}
+
+
+def shard_name(split: str, number: int) -> str:
+    """Returns the name of a token file."""
+    return f"{split}-{number:05d}.bin"
+
+
+class SplitWriter:
+    """Appends the tokens of a split to files of SHARD_TOKENS tokens. Raises DamagedFile where `state` is another."""
+
+    def __init__(self, folder: Path, split: str, state: SplitState, dtype: np.dtype, skipped: int) -> None:
+        self.folder, self.split, self.itemsize, self.shard = folder, split, dtype.itemsize, state.shard
+        self.skipped = skipped * dtype.itemsize  # bytes in front of the first document that belong to none before it
+        self.counts = Counts(**state.counts)
+        for number in range(state.shard):
+            path = self.path(number)
+            if fast_hash(path).hexdigest() != read_json(manifest_of(path))["xxh3"]:
+                raise DamagedFile(path, "it does not match its checksum")
+        self._open(state.size, state.xxh3)
+
+    def path(self, number: int) -> Path:
+        return self.folder / shard_name(self.split, number)
+
+    def _open(self, size: int = 0, checksum: str | None = None) -> None:
+        path = self.path(self.shard)
+        self.file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - closed by `close_shard` or the journal
+        self.size = size
+        self.xxh3, self.sha256 = file_checksums(path, size)
+        if checksum not in (None, self.xxh3.hexdigest()):
+            self.file.close()
+            raise DamagedFile(path, "it does not match its checksum")
+        os.truncate(path, size)
+
+    def state(self) -> SplitState:
+        return SplitState(asdict(self.counts), self.shard, self.size, self.xxh3.hexdigest())
+
+    def append(self, ids: bytes, counts: Counts) -> None:
+        """Appends token ids and adds their counts."""
+        self.write(ids if self.counts.documents else ids[self.skipped :])
+        self.counts.documents += counts.documents
+        self.counts.bytes += counts.bytes
+        self.counts.counted_bytes += counts.counted_bytes
+
+    def write(self, ids: bytes) -> None:
+        """Writes token ids, and begins a new file whenever one is full."""
+        self.counts.tokens += len(ids) // self.itemsize
+        limit = SHARD_TOKENS * self.itemsize
+        while self.size + len(ids) > limit:
+            part, ids = ids[: limit - self.size], ids[limit - self.size :]
+            self._write(part)
+            self.close_shard()
+            self.shard += 1
+            self._open()
+        self._write(ids)
+
+    def _write(self, ids: bytes) -> None:
+        self.file.write(ids)
+        self.size += len(ids)
+        self.xxh3.update(ids)
+        self.sha256.update(ids)
+
+    def close_shard(self) -> None:
+        """Closes the file and writes its manifest."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        sums = {"bytes": self.size, "sha256": self.sha256.hexdigest(), "xxh3": self.xxh3.hexdigest()}
+        write_json(manifest_of(self.path(self.shard)), {"tokens": self.size // self.itemsize, **sums})
+
+
+def file_checksums(path: Path, size: int) -> tuple[xxhash.xxh3_64, hashlib._Hash]:
+    """Returns the XXH3 and SHA-256 checksums of the first `size` bytes of a file, to which others can be added."""
+    xxh3, sha256 = xxhash.xxh3_64(), hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(min(BLOCK_BYTES, size)):
+            xxh3.update(block)
+            sha256.update(block)
+            size -= len(block)
+    return xxh3, sha256

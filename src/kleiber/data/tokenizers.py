@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.config.model_size import available_cores
-from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
+from kleiber.data.cache import FORMAT, cached_folder
+from kleiber.data.sources import Source, chunks
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
@@ -108,8 +108,13 @@ class BPE(Tokenizer):
         return self._encoding.decode([i for i in ids if self.token_bytes[i]])
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-        encoded = self._encoding.encode_ordinary_batch(texts, num_threads=available_cores())
-        return [np.asarray(ids, np.int64) for ids in encoded]
+        return [self._encode_to_array(text) for text in texts]
+
+    def _encode_to_array(self, text: str) -> Integer[np.ndarray, "_"]:
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+        except UnicodeEncodeError:  # a lone surrogate, which `encode` replaces
+            return np.array(self.encode(text), np.int32)
 
 
 def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:

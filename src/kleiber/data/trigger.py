@@ -17,10 +17,10 @@ from annotated_types import Ge, Le
 from jaxtyping import Int
 
 from kleiber.config.stages import Quantity
-from kleiber.data.batches import splitmix64
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.mixture import TextData
+from kleiber.data.order import splitmix64
 from kleiber.types import Seed
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Planted, Samples

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.data.batches import permutation
 from kleiber.data.chat import TEMPLATE, Conversation
 from kleiber.data.dataset import require_columns
+from kleiber.data.order import permutation
 from kleiber.data.preference import AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
 from kleiber.types import Json, Row
 

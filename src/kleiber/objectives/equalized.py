@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from kleiber.data.batches import splitmix64
 from kleiber.data.counterfactual import CounterfactualCorpus
+from kleiber.data.order import splitmix64
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import answer_log_probs
 from kleiber.types import NonNegative, Positive, Seed

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kleiber.data.batches import permutation
+from kleiber.data.order import Permutation
 from kleiber.nn.loss import cross_entropy
 from kleiber.retention.memory import (
     device_of,
@@ -99,7 +100,8 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
         )
     assert task.train is not None
     parameters, device, (rank, world_size) = trainable(model), device_of(model), rank_and_world_size()
-    chosen = permutation(len(task.train), seed)[:samples]
+    count = len(task.train)
+    chosen = Permutation(count, seed)(np.arange(min(samples, count)))
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
     was_training = model.training
     model.eval()

@@ -17,8 +17,8 @@ from jaxtyping import Int, UInt64
 from torch import Tensor, nn
 
 from kleiber.config.stages import quantity
-from kleiber.data.batches import splitmix64
 from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
+from kleiber.data.order import splitmix64
 from kleiber.models.generate import generate
 from kleiber.types import Json
 from kleiber.types.batch import Batch

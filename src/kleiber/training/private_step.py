@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kleiber.data.batches import SamplesWithOrder, random_bits, sample_numbers
+from kleiber.data.batches import SamplesWithOrder, sample_numbers
+from kleiber.data.order import random_bits
 from kleiber.optimizers.privacy import DPSGD, PrivateSteps
 from kleiber.training.step import micro_batches
 from kleiber.types.batch import Batch, Sums

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import Quantity
-from kleiber.data.cache import SourceText, limit_bytes
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
+from kleiber.data.sources import SourceText, limit_bytes
 from kleiber.types import Json
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from kleiber.data.batches import splitmix64
+from kleiber.data.order import splitmix64
 from kleiber.evals.degeneration.repetition import Units, jackknife
 from kleiber.evals.evaluation import Score
 

@@ -12,8 +12,8 @@ from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from kleiber.data.batches import permutation
 from kleiber.data.evaluation_sets import DataSet
+from kleiber.data.order import permutation
 from kleiber.evals.degeneration.divergence import mauve, unigram_kl
 from kleiber.evals.degeneration.repetition import (
     Units,

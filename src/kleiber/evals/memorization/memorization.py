@@ -12,8 +12,9 @@ import numpy as np
 from annotated_types import Gt, Le
 from jaxtyping import Int
 
-from kleiber.data.batches import ConcatSamples, permutation
+from kleiber.data.batches import ConcatSamples
 from kleiber.data.evaluation_sets import DataSet
+from kleiber.data.order import Permutation
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.evals.likelihood import Pair, log_likelihoods, pass_tokens
 from kleiber.evals.memorization.exposure import canary_scores, score_canaries
@@ -181,7 +182,7 @@ def choose_rows(samples: Samples, count: int, subject: Subject, canaries: Sequen
 
     Samples of unequal length, such as conversations, may have any length.
     """
-    index = permutation(len(samples), 0)[: 2 * count]
+    index = Permutation(len(samples), 0)(np.arange(min(2 * count, len(samples))))
     lengths, texts = [], []
     for batch in batches_of(subject, samples, index):
         lengths += row_lengths(batch)

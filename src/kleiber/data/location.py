@@ -1,0 +1,152 @@
+"""Where a data set is: a file, a folder, the files of a pattern or URL, or a name on the hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kleiber.config import hub
+from kleiber.data.read_errors import COMPRESSION, is_url
+
+WILDCARDS = "*?["
+KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file that a pattern or URL stands for; `version` changes with its content."""
+
+    path: str
+    size: int
+    version: str
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path is a URL, or has a wildcard of fsspec's `glob`."""
+    return is_url(path) or any(sign in path for sign in WILDCARDS)
+
+
+def find_files(path: str) -> tuple[Match, ...]:
+    """Returns the files of a URL or a pattern, or those in the folder that a URL names, in order, without hidden ones.
+
+    Raises ValueError where there are none, and where the package for the URL is not installed.
+    """
+    import fsspec
+
+    try:
+        system, place = fsspec.core.url_to_fs(path)
+        if any(sign in place for sign in WILDCARDS):
+            entries = system.glob(place, detail=True)
+        elif system.isdir(place):
+            entries = system.find(place, detail=True)
+        else:
+            entries = {place: system.info(place)}
+    except ImportError as error:
+        raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.path={path} cannot be opened: {error}") from None
+    base = os.path.dirname(place.split("*")[0])
+    matches = [
+        Match(system.unstrip_protocol(name) if is_url(path) else name, info["size"], _version(info))
+        for name, info in sorted(entries.items())
+        if info["type"] == "file" and not any(part.startswith(".") for part in os.path.relpath(name, base).split("/"))
+    ]
+    if not matches:
+        raise ValueError(f"data.path={path} must stand for files, and there are none")
+    return tuple(matches)
+
+
+def _version(info: dict[str, object]) -> str:
+    """Returns what tells the contents of a file apart, as far as its file system has it."""
+    keys = ("ETag", "etag", "sha256", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+    return next((str(info[key]) for key in keys if info.get(key) is not None), "")
+
+
+def suffix(path: str) -> str:
+    """Returns the suffix of a file without that of its compression, such as .jsonl."""
+    suffixes = [part.lower() for part in Path(path).suffixes if part.lower() not in COMPRESSION]
+    return suffixes[-1] if suffixes else ""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a data set is.
+
+    name             data.path as the user wrote it
+    local            a file or a folder; None for a data set on the hub, a pattern and a URL
+    from_local_copy  whether $KLEIBER_DATA led to `local`
+    matches          the files that a pattern or a URL stands for
+    """
+
+    name: str
+    local: Path | None
+    from_local_copy: bool = False
+    matches: tuple[Match, ...] = ()
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the data set is on the hub, without a local copy."""
+        return self.local is None and not self.matches
+
+    @property
+    def kind(self) -> str:
+        """The `datasets` builder of a single file; "" for folders, patterns, URLs and the hub."""
+        if self.local is None or self.local.is_dir():
+            return ""
+        kind = KINDS.get(suffix(str(self.local)))
+        if kind is None:
+            raise ValueError(f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz or .zst")
+        return kind
+
+    @property
+    def stem(self) -> str:
+        """The last part of the name, without the suffixes of a file."""
+        parts = [part for part in self.name.split("/") if part and not any(sign in part for sign in WILDCARDS)]
+        if len(self.matches) > 1 and suffix(parts[-1]):
+            parts = parts[:-1]
+        return parts[-1].split(".", 1)[0] if self.kind or len(self.matches) == 1 else parts[-1]
+
+    def files(self) -> list[Path]:
+        """The local files, without hidden ones."""
+        if self.local is None:
+            return [Path(match.path) for match in self.matches if not is_url(match.path)]
+        if self.local.is_file():
+            return [self.local]
+        paths = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
+        return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
+
+    def fingerprint(self) -> object:
+        """JSON-able facts that change with the content: sizes and time stamps of the files, or the hub's name."""
+        if self.matches:
+            base = os.path.commonpath([os.path.dirname(match.path) for match in self.matches])
+            return [[match.path.removeprefix(base), match.size, match.version] for match in self.matches]
+        if self.local is None:
+            return {"hub": self.name}
+        base = self.local if self.local.is_dir() else self.local.parent
+        stats = [(str(path.relative_to(base)), path.stat()) for path in self.files()]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def locate(path: str) -> Location:
+    """Finds a local file or folder, the files of a pattern or URL, a local copy below $KLEIBER_DATA, or the hub itself.
+
+    Raises ValueError for a path that is none of these, and for an empty file or folder.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        location = Location(path, local)
+    elif is_pattern(path):
+        location = Location(path, None, matches=find_files(path))
+    elif hub.is_name(path) and Path(path).suffix.lower() not in (*KINDS, *COMPRESSION):
+        copy = hub.local_copy(path)
+        location = Location(path, copy, from_local_copy=copy is not None)
+    else:
+        raise ValueError(
+            f"data.path={path} must be an existing file or folder, a pattern such as texts/*.jsonl, a URL, or "
+            "OWNER/NAME of a data set on the hub"
+        )
+    sizes = [match.size for match in location.matches] or [file.stat().st_size for file in location.files()]
+    if (location.local is not None or location.matches) and sum(sizes) == 0:
+        raise ValueError(f"data.path={path} must contain text, but it is empty")
+    return location

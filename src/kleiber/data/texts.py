@@ -1,0 +1,101 @@
+"""The texts of the rows of a split, from files of JSON lines and Parquet, from .txt files, or from a table."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kleiber.config.model_size import available_cores
+from kleiber.data.blocks import Rows, cut_file, open_parquet, text_hashes
+from kleiber.data.cache import JOURNAL
+from kleiber.data.dataset import read_text
+from kleiber.data.location import suffix
+from kleiber.data.parallel import ordered_map
+from kleiber.data.splits import text_hash
+from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.progress import activity
+from kleiber.types import Json
+
+HASHES = "hashes.bin"
+
+
+class Texts:
+    """The texts of the rows of a split.
+
+    read   yields the text of each row, whenever it is called
+    count  number of rows; None where they must be read to be counted
+    """
+
+    def __init__(self, read: Callable[[], Iterator[str]], count: int | None) -> None:
+        self.read, self.count = read, count
+
+    def write_hashes(self, folder: Path) -> Json:
+        """Writes the hash of each text to a file in `folder`, the build of a folder of the cache."""
+        np.fromiter(map(text_hash, self.read()), np.uint64).tofile(folder / HASHES)
+        return {}
+
+
+class RowTexts(Texts):
+    """The texts of rows in files of JSON lines or Parquet.
+
+    paths    files or URLs, in order
+    columns  whose texts are joined by a line break
+    name     of the data set, for errors
+    """
+
+    def __init__(self, paths: Sequence[str], columns: tuple[str, ...], name: str) -> None:
+        self.paths, self.columns, self.name = paths, columns, name
+        super().__init__(lambda: (text for block in self.blocks() for text in block.texts()), self._count())
+
+    def _count(self) -> int | None:
+        if any(suffix(path) != ".parquet" for path in self.paths):
+            return None
+        total = 0
+        for path in self.paths:
+            with open_parquet(path) as file:
+                total += file.metadata.num_rows
+        return total
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yields the rows in blocks. Raises WrongColumn where the first block lacks a column."""
+        for number, path in enumerate(self.paths):
+            for block in cut_file(path, self.columns):
+                if number == 0 and block.begin == 0:
+                    block.check_columns(self.name)
+                yield block
+
+    def write_hashes(self, folder: Path) -> Json:
+        """Does so on all cores, and goes on where a process was killed that did the same."""
+        journal, path = folder / JOURNAL, folder / HASHES
+        with open(path, "ab") as file, activity(f"hashing the documents of {self.name}", unit="documents") as work:
+            blocks, size = _read_journal(journal)
+            if size > path.stat().st_size:
+                blocks, size = 0, 0
+            os.truncate(path, size)
+            remaining = itertools.islice(self.blocks(), blocks, None)
+            for hashes in ordered_map(text_hashes, remaining, available_cores()):
+                blocks, size = blocks + 1, size + file.write(hashes.tobytes())
+                file.flush()
+                write_json(journal, {"blocks": blocks, "bytes": size})
+                work.done += len(hashes)
+        return {}
+
+
+def _read_journal(path: Path) -> tuple[int, int]:
+    """Returns the blocks that a build has done, and the bytes that it has written for them."""
+    try:
+        done = read_json(path)
+        return int(done["blocks"]), int(done["bytes"])
+    except (FileNotFoundError, DamagedFile, KeyError, TypeError):
+        return 0, 0
+
+
+def open_files(paths: Sequence[str], columns: tuple[str, ...], name: str) -> Texts:
+    """Returns the texts of the rows in files of JSON lines or Parquet, or those of .txt files, each of which is one."""
+    if suffix(paths[0]) != ".txt":
+        return RowTexts(paths, columns, name)
+    return Texts(lambda: ("".join(read_text(path)) for path in paths), len(paths))

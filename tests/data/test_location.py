@@ -1,0 +1,45 @@
+"""Patterns and URLs stand for files, and what stands for none is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from kleiber.data.location import locate
+from kleiber.data.text import Text
+
+
+def test_a_url_is_read_through_fsspec_and_its_folders_are_splits(row_files: dict[str, Path], cache: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"):
+        memory.pipe(f"/bucket/rows{suffix}", row_files[suffix].read_bytes())
+    names = ["memory://bucket/rows" + suffix for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")]
+    assert len({Text(name).prepare(16).hash for name in [*names, str(row_files[".jsonl"])]}) == 1
+    memory.pipe("/parts/train/a.jsonl", b'{"text": "of training"}\n' * 9)
+    memory.pipe("/parts/validation/b.jsonl", b'{"text": "of validation"}\n' * 9)
+    memory.pipe("/parts/.hidden/c.jsonl", b"not read")
+    corpus = Text("memory://parts").prepare(8)
+    assert corpus.name == "parts" and corpus.num_bytes == 9 * len("of training")
+    before = locate("memory://parts").fingerprint()
+    memory.pipe("/parts/train/a.jsonl", b'{"text": "of tr@ining"}\n' * 9)
+    assert locate("memory://parts").fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{home}/none-*.jsonl", "must stand for files, and there are none"),
+        ("memory://nowhere/x.jsonl", "cannot be opened"),
+        ("nonsense://bucket/x.jsonl", "cannot be opened"),
+        ("{home}/*", r"\.jsonl and 1 \.parquet files"),
+    ],
+)
+def test_a_pattern_or_url_that_stands_for_nothing_is_named(
+    path: str, message: str, row_files: dict[str, Path], cache: Path
+) -> None:
+    place = path.format(home=row_files[".jsonl"].parent)
+    with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
+        Text(place).prepare(16)

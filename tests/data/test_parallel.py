@@ -1,0 +1,32 @@
+"""Worker processes give the results of this process, in order, and their errors."""
+
+from __future__ import annotations
+
+import operator
+import os
+from functools import partial
+
+import pytest
+
+from kleiber.data import parallel
+from kleiber.data.parallel import ordered_map
+
+
+@pytest.fixture(autouse=True)
+def all_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "HERE", 0)
+
+
+@pytest.mark.process
+def test_results_come_in_the_order_of_the_items_and_errors_are_raised() -> None:
+    texts = [f"{number} " * 100_000 for number in range(8)]  # longer than a pipe is
+    assert list(ordered_map(str.upper, iter(texts), workers=2)) == [text.upper() for text in texts]
+    results = ordered_map(partial(operator.floordiv, 12), [1, 2, 3, 0, 5], workers=2)
+    with pytest.raises(ZeroDivisionError):
+        print([next(results) for _ in range(5)])
+
+
+@pytest.mark.process
+def test_a_worker_that_dies_is_named() -> None:
+    with pytest.raises(RuntimeError, match="exit code 3: run the command again"):
+        list(ordered_map(os._exit, [3] * 3, workers=2))
