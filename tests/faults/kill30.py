@@ -75,8 +75,7 @@ AIMS = {
     "start": STARTING,
 }
 TIMES = ("speed/", "latency/")
-TIMED = ("started", "cost", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu")
-TIMED += ("peak_memory_bytes",)
+TIMED = "started cost seconds device_seconds evaluation_seconds tokens_per_s mfu peak_memory_bytes".split()
 
 
 class Child:
