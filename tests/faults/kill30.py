@@ -75,7 +75,7 @@ AIMS = {
     "start": STARTING,
 }
 TIMES = ("speed/", "latency/")
-TIMED = "started cost seconds device_seconds evaluation_seconds tokens_per_s mfu peak_memory_bytes".split()
+TIMED = ("started", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
 
 
 class Child:
@@ -196,7 +196,7 @@ def facts(root: Path) -> dict[str, Any]:
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        names = [name for name in value if name not in (*TIMED, "run_id", "overrides", "commit", "dirty")]
+        names = [name for name in value if name not in (*TIMED, "cost", "run_id", "overrides", "commit", "dirty")]
         return {name: without_times(value[name]) for name in names if not name.startswith(TIMES)}
     return [without_times(entry) for entry in value] if isinstance(value, list) else value
 
