@@ -46,7 +46,7 @@ def describe(
         Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
     ] = None,
 ) -> None:
-    """Describe the training text at a path, with --bias which words stand near which; --tokenizer prepares its tokens."""
+    """Describe the text at a path, with --bias which words stand near which; --tokenizer prepares its tokens."""
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
