@@ -11,6 +11,7 @@ package index nor a network; the text is made of random words unless --text name
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -70,8 +71,10 @@ def describe_machine(device: str) -> Row:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         gpu = {"card": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
-    installed = {distribution.metadata["Name"].lower() for distribution in metadata.distributions()}
-    versions = {name: metadata.version(name) for name in PACKAGES if name in installed}
+    versions: Row = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     facts = {"device": device, "cores": os.cpu_count(), "python": platform.python_version()}
     return {**gpu, **facts, "versions": versions, "missing_modules": missing}

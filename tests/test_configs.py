@@ -17,35 +17,33 @@ from kleiber.records.folder import NOT_IDENTITY, config_hash
 ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
+    "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
     "trainer/smoke": "is in every run here",
 }
-ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain"]
+ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
+ANSWERING = ("chain_of_thought", "instructions")
+PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
 PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
 ELSEWHERE |= {f"data/{p.stem}": "tests/data prepare it" for p in CONF.glob("data/*.yaml") if p.stem not in TABLED}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
-ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
+ELSEWHERE |= dict.fromkeys(("stages/chain", "stages/docs_then_code"), "tests/test_chain.py runs chains")
 ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "launch/test_sweep.py starts it",
     "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
-    "design/grid": "plans a sweep: launch/test_sweep.py",
+    "design/pretraining": "plans a sweep: tests/studies/test_transfer.py",
     "design/arms": "tests/studies/designs/test_grid.py",
     "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
 }
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
 RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
 ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
-EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
-ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
+ELSEWHERE |= {f"experiment/{path.stem}": "tests/test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
-ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
-SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
-ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
+ELSEWHERE |= {f"design/{n}_sequence": "tests/studies/test_sequences.py" for n in ("builtin", "domain", "topic")}
 TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
@@ -62,6 +60,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
+SLOW += [f"model/attention/{name}" for name in ("pattern", "latent", "delta")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
 
 
@@ -83,8 +82,8 @@ def alone(choice: str) -> dict:
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
-    own_data = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
-    gone |= dict.fromkeys((*own_data, "collaboration", "equalized", "retrieval"), ("callbacks.samples", "data"))
+    names = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
+    gone |= dict.fromkeys((*names, *ANSWERING, "collaboration", "equalized", "retrieval"), (*gone["study"], "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
@@ -135,10 +134,10 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "model.mlp.dense_first": 1,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.attention.query_rank": 12,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
-    "optimizer.momentum": 0.5,
+    "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"], "model.attention.rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -187,11 +186,11 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
-    "positions": ["callbacks=positions", "model/mlp=relu2"],
-    "latency": ["callbacks=latency"],
+    "positions": ["callbacks=positions", "model/mlp=relu2", "model/attention=delta"],
+    "latency": ["callbacks=latency", "model/attention=pattern", "model.attention.window.window=4"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
-    "lion": ["optimizer=lion"],
+    "lion": ["optimizer=lion", "model/attention=latent"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],

@@ -23,6 +23,7 @@ CAPS = {
 SMALL = {  # small local text in place of what lies on the hub
     "tiny_stories": [f"data.path={TABLES}/tiny.txt", "data.vocab_size=300"],
     "moe_wikitext": [f"data.path={TABLES}/tiny.txt", "data.config=null", "data.vocab_size=300"],
+    "gsm8k": [f"data.path={TABLES}/instruct.jsonl", "data.config=null", "data.vocab_size=300"],
     "sft_lora": [f"stages.chain.sft.data.path={TABLES}/instruct.jsonl", "data.max_bytes=20000"],
 }
 STUDIES = sorted(path.stem for path in (CONF / "study").glob("[!_]*.yaml"))

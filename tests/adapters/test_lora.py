@@ -1,10 +1,14 @@
 """LoRA and DoRA: nothing changes until they are trained, merging gives plain weights, and the asked for is trained."""
 
+from functools import partial
+
 import pytest
 import torch
 from adapters.small_moe import ALL, KINDS, TOKENS, VOCAB, build, logits, shaken
 
 from kleiber.adapters.lora import DoRA, LoRA
+from kleiber.models.transformer import Transformer
+from kleiber.nn.patterns import layer_pattern
 from kleiber.optimizers.adamw import AdamW
 from kleiber.training import checkpoint
 from kleiber.training.sharding import load_optimizer, optimizer_state
@@ -36,6 +40,21 @@ def test_merged_equals_unmerged_and_every_target_changes_the_output(target, kind
     assert float((unmerged - start).detach().abs().max()) > 1e-3
     adapter.merge(model)
     torch.testing.assert_close(logits(model, TOKENS), unmerged, atol=1e-6, rtol=1e-6)
+
+
+def test_matrices_of_every_kind_of_attention_are_adapted_and_taps_are_not():
+    torch.manual_seed(0)
+    model = Transformer(VOCAB, 2, 32, context=16, attention=partial(layer_pattern, pattern=["delta", "latent"]))
+    adapter = LoRA(rank=2, targets=["attention"])
+    expected = {f"0.attention.{name}" for name in ("qkv", "gates", "z", "out")}
+    expected |= {f"1.attention.{name}" for name in ("query", "down", "up", "out")}
+    assert {name[len("blocks.") : -len(".weight")] for name in adapter.matrices(model)} == expected
+    adapter.apply(model, seed=1)
+    shaken(model, 0.5)
+    batch = Batch(torch.randint(VOCAB, (2, 9)))
+    hidden = model(batch).hidden
+    adapter.merge(model)
+    torch.testing.assert_close(model(batch).hidden, hidden, atol=1e-5, rtol=1e-5)
 
 
 def test_the_update_is_alpha_over_rank_or_over_its_root_times_b_a():

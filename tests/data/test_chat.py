@@ -46,6 +46,15 @@ def test_an_encoded_prompt_is_the_beginning_of_the_conversation() -> None:
     assert encoded.ids[: len(begin)].tolist() == begin and encoded.answers[len(begin)]
 
 
+def test_a_task_of_self_instruct_is_its_first_instance() -> None:
+    task = {"instruction": "Add.", "instances": [{"input": "1 2", "output": "3"}, {"input": "", "output": "4"}]}
+    assert parse_row(task) == [Turn("user", "Add.\n\n1 2"), Turn("assistant", "3")]
+    assert has_conversations(["instruction", "instances"])
+    for instances in ([], "text", [{"input": "1"}]):
+        with pytest.raises(ValueError, match=r"instances: .* must be a list of mappings with input and output"):
+            parse_row({"instruction": "Add.", "instances": instances})
+
+
 def test_several_conversations_are_encoded_as_each_alone() -> None:
     several = [CHAT, CHAT[1:3], CHAT[:4]]
     together = encode_conversations(several, Bytes())

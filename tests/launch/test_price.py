@@ -118,7 +118,8 @@ def test_a_transfer_study_is_priced_with_all_its_rounds(unmeasured, tmp_path, ca
     design = {
         "kinds": {"mine": {**kind, "scratch": [0.002, 0.005]}}, "sources": {"a": ["data=text", TINY_TEXT]},
         "tasks": {"rows": ["data=labelled", "data.path=rows.jsonl", "budget.steps=3"]},
-        "only": ["mine", "a", "rows"], "sizes": ["20k"], "seeds": 2, "finetune": ["objective=classify"],
+        "only": ["mine", "a", "rows"], "sizes": ["20k"], "seeds": 2, "finetune": ["objective=classify"], "shares": [1],
+        "share_sizes": [], "scratch_shares": [], "control": [], "tokenizer": "a/20k",
         "pretrain": ["budget.steps=4", "data.tokenizer=bpe", "data.vocab_size=300"],
     }  # fmt: skip
     (tmp_path / "conf/experiment/small.yaml").write_text("# @package _global_\n" + json.dumps({"design": design}))

@@ -9,9 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.patterns import NoMixing
 from kleiber.training.trainer import checkpoint_activations
 from kleiber.types.batch import Batch
 
@@ -59,7 +61,8 @@ CASES = {
     "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)},
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, k=3, num_shared=1, every=2)},
     "none": {"attention": NoMixing},
-    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, rotary=False)},
+    "learned": {"positions": "learned", "attention": partial(FullAttention, value_residual=True)},
+    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, positions="none")},
 }
 
 
@@ -117,10 +120,12 @@ def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_n
     assert executed_flops(plain, TIME) == training_flops(plain, TIME)
     blocks = training_flops(plain, TIME) / 3 - plain.head.flops(TIME) - 2 * 2 * plain.blocks[0].mlp.down.weight.numel()
     assert executed_flops(plain, TIME, recomputed=True) == pytest.approx(training_flops(plain, TIME) + blocks)
-    window = Transformer(96, width=64, context=TIME, attention=partial(WindowAttention, window=5))
-    other, attention = measured(window)
-    assert executed_flops(window, TIME) == pytest.approx(other + attention, rel=1e-6)
-    assert training_flops(window, TIME) < executed_flops(window, TIME)
+    dense = [partial(WindowAttention, window=5), partial(LatentAttention, query_rank=16)]
+    for kind in (*dense, partial(FullAttention, soft_cap=5.0), partial(FullAttention, positions="alibi")):
+        model = Transformer(96, width=64, context=TIME, attention=kind)
+        other, attention = measured(model)
+        assert executed_flops(model, TIME) == pytest.approx(other + attention, rel=1e-6)
+        assert training_flops(model, TIME) < executed_flops(model, TIME)
 
 
 def test_recomputation_is_what_the_counter_sees():

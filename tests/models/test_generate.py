@@ -7,9 +7,11 @@ import torch
 
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import ReLU2
 from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.types.batch import Batch
 
 CASES = {
@@ -18,7 +20,16 @@ CASES = {
     "gqa": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": False},
     "window": {"attention": partial(WindowAttention, window=3)},
     "none": {"attention": NoMixing},
-    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, rotary=False), "mlp": ReLU2},
+    "alibi": {"positions": "alibi", "attention": partial(layer_pattern, window=partial(WindowAttention, window=3))},
+    "learned": {
+        "positions": "learned",
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "attention": partial(FullAttention, soft_cap=2.0, value_residual=True),
+    },
+    "latent": {"attention": LatentAttention},
+    "hybrid": {"attention": partial(layer_pattern, pattern=["delta", "full"])},
+    "sandwich": {"norm": "sandwich", "attention": partial(FullAttention, positions="none"), "mlp": ReLU2},
 }
 
 

@@ -6,16 +6,28 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
+from kleiber.nn.patterns import NoMixing, layer_pattern
 from kleiber.nn.routers.topk import Switch
 from kleiber.types.batch import Batch, Role
 
 VOCAB = 23
 MLPS = {"swiglu": SwiGLU, "gelu": GELU, "moe": partial(interleaved_moe, num_experts=4, num_shared=1)}
 ATTENTIONS = {"full": FullAttention, "window": partial(WindowAttention, window=3), "none": NoMixing}
+LAYERS = {  # other choices, in a model of two layers
+    "alibi": {"positions": "alibi"},
+    "learned": {"positions": "learned"},
+    "soft cap": {"attention": partial(FullAttention, soft_cap=1.0)},
+    "value residual": {"attention": partial(FullAttention, value_residual=True)},
+    "latent": {"attention": partial(LatentAttention, rank=6)},
+    "pattern": {"attention": partial(layer_pattern, window=ATTENTIONS["window"])},
+}
+COMPILED = LAYERS | {"plain": {"depth": 1}, "delta": {"attention": GatedDeltaNet}}
 
 
 def build(**options) -> Transformer:
@@ -71,13 +83,13 @@ def test_a_block_normalizes_where_it_says(norm):
     torch.testing.assert_close(model(batch).hidden, model.norm(x))
 
 
-@pytest.mark.parametrize("rotary", [True, False])
-def test_without_rotation_attention_does_not_see_the_order_of_earlier_tokens(rotary):
-    model = build(depth=1, attention=partial(FullAttention, rotary=rotary))
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "learned", "none"])
+def test_without_positions_attention_does_not_see_the_order_of_earlier_tokens(positions):
+    model = build(depth=1, positions=positions)
     tokens = torch.arange(8)[None]
     turned = torch.cat([tokens[:, :7].flip(1), tokens[:, 7:]], 1)
     first, second = (logits(model, Batch(each))[0, -1] for each in (tokens, turned))
-    assert torch.allclose(first, second) is not rotary
+    assert torch.allclose(first, second) is (positions == "none")
 
 
 def test_a_bidirectional_model_reads_both_sides():
@@ -99,6 +111,25 @@ def test_packed_documents_give_the_logits_they_give_alone(causal, attention, mlp
     alone = torch.cat([logits(model, Batch(part)) for part in (first, second)], 1)
     # RoPE depends on distance only, up to the fp32 of its tables.
     torch.testing.assert_close(packed, alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_other_layers_have_an_effect_and_keep_documents_and_padding_apart(causal, layers):
+    """Packed documents and a padded row have the logits of each document alone; a plain model has other ones."""
+    model, tokens = build(causal=causal, **LAYERS[layers]), torch.randint(VOCAB, (1, 13))
+    segments, real = torch.tensor([[0] * 5 + [1] * 8]), torch.arange(13)[None] < 8
+    alone = [logits(model, Batch(part)) for part in tokens.split([5, 8], 1)]
+    torch.testing.assert_close(
+        logits(model, Batch(tokens, segments=segments)), torch.cat(alone, 1), atol=1e-6, rtol=1e-6
+    )
+    padded = logits(model, Batch(tokens.roll(-5, 1), real=real))[:, :8]
+    torch.testing.assert_close(padded, alone[1], atol=1e-6, rtol=1e-6)
+    plain = build(causal=causal)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert (
+        float((logits(plain, Batch(tokens[:, :8])) - logits(model, Batch(tokens[:, :8]))).detach().abs().max()) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -200,16 +231,16 @@ def test_switch_at_k_1_teaches_the_router_by_the_task():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.slow
-def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
-
-    model = build(depth=1).float()
+@pytest.mark.parametrize("layers", ["plain", "value residual", "soft cap", "alibi", "latent", "delta"])
+def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked, layers):
+    model = build(**COMPILED[layers]).float()
     tokens, names = torch.randint(VOCAB, (2, 8)), list(model.state_dict())
     plain = model(Batch(tokens)).hidden
     model.compile(backend="aot_eager")
     fast = model(Batch(tokens)).hidden
     assert list(model.state_dict()) == names
     torch.testing.assert_close(fast, plain)
-    gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
+    gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.out.weight)[0] for h in (fast, plain)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 

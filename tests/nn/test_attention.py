@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from kleiber.models.transformer import Cache
+from kleiber.models.cache import Cache
 from kleiber.nn import attention
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
-from kleiber.nn.mup import Site, StandardParametrization
+from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.mup import Site, StandardParametrization, heads
+from kleiber.nn.patterns import NoMixing
 
 TIME, WIDTH = 12, 16
 KINDS = {

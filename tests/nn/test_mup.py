@@ -5,8 +5,19 @@ from functools import partial
 import pytest
 import torch
 
+from kleiber.nn.attention import FullAttention
+from kleiber.nn.delta import GatedDeltaNet
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.types.batch import Role
+
+OTHER_LAYERS = {
+    "alibi": {"positions": "alibi"},
+    "learned": {"positions": "learned"},
+    "value residual": {"attention": partial(FullAttention, value_residual=True, soft_cap=20.0)},
+    "latent": {"attention": LatentAttention},
+    "delta": {"attention": GatedDeltaNet},
+}
 
 
 def test_both_agree_with_plain_attention_at_the_base_head_and_all_is_one_at_the_base():
@@ -44,7 +55,7 @@ def keep_output(outputs, name, _module, _inputs, output) -> None:
 
 
 def rms_after_steps(
-    width: int, parametrization, mixture: bool, tied: bool = True, steps: int = 5, seeds: int = 2
+    width: int, parametrization, mixture: bool, tied: bool = True, steps: int = 5, seeds: int = 2, **layers: object
 ) -> dict[str, float]:
     """RMS of each block's output, and of what the logits moved, after a few Adam steps on one batch."""
     from kleiber.models.transformer import Transformer
@@ -55,7 +66,7 @@ def rms_after_steps(
     means: dict[str, float] = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
-        options = {"mlp": interleaved_moe} if mixture else {}
+        options = ({"mlp": interleaved_moe} if mixture else {}) | layers
         model = Transformer(
             64, 3, width, context=32, parametrization=parametrization, num_heads=2, tied=tied, **options
         )
@@ -93,6 +104,15 @@ def test_coordinate_check_activations_do_not_move_with_width(mixture, tied):
     # What the logits move by nears its limit from above, as 1/sqrt(width) of chance overlaps dies out.
     moved = [row["logits moved"] for row in table]
     assert 0.8 < moved[3] / moved[2] < 1.2, moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", OTHER_LAYERS)
+def test_coordinate_check_of_other_layers(layers):
+    table = [rms_after_steps(width, MuP(), False, **OTHER_LAYERS[layers]) for width in (32, 64, 128, 256)]
+    for block in ("block 0", "block 1", "block 2"):
+        values = [row[block] for row in table]
+        assert max(values) / min(values) < 1.2, (block, values)
 
 
 @pytest.mark.slow

@@ -65,3 +65,16 @@ ABLATION = [
     "design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "model.width=32,48,64",
     "stages.branches=[4k,8k]", "design.lrs=[0.03]", "design.seeds=2",
 ]  # fmt: skip
+SUMS = (
+    ["design.arms={direct_64:null,steps_64:null,direct_32:{optimizer.lr:[0.01]}}", "design.lrs=[0.01]",
+     "design.seeds=2", "data.digits=[2,4]", "data.held_out=8", "data.problems=500",
+     "study.claims=[{arm:steps_32,against:direct_32}]"],
+    4, "claim_not_tested",
+)  # fmt: skip
+TUNING = [
+    "design.start=null", "design.base={objective:clm,budget.tokens:10k}", "design.lrs=[0.01]", "design.seeds=1",
+    "design.arms={replay:null,lora:{optimizer.lr:[0.01]}}", "study.claims=[{arm:lora,against:plain}]",
+    "study.against_start=[{arm:plain}]", "model.width=32", "model.num_heads=2", "data.tokenizer=bytes",
+    "data.parts={i:{path:'{data}/instruct.jsonl'}}", "study.measure=val/i/loss", "evals.instructions.tokens=4",
+]  # fmt: skip
+TUNED = (TUNING, 3, "claim_not_tested start_plain")

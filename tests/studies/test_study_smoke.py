@@ -18,7 +18,9 @@ from studies.smoke_overrides import (
     ISOFLOP,
     JUDGED,
     SEARCH,
+    SUMS,
     TRANSFER,
+    TUNED,
     UPCYCLING,
 )
 
@@ -79,6 +81,7 @@ STUDIES = {
     ),
     "baselines": Expected(BASELINES, 6, "claim_not_tested few_seeds", decision="not tested"),
     "bias": Expected(BIAS, 8, "learned penalty_lowers reweighting_lowers size"),
+    "chain_of_thought": Expected(*SUMS, decision="not tested"),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
     "collaboration": Expected(*JUDGED),
     "collapse": Expected(COLLAPSE, 5, "replace_distinct_2 replace_entropy replace_loss"),
@@ -131,6 +134,7 @@ STUDIES = {
         "falls_with_replay grows_with_new_text ill_conditioned no_backtest not_identified power_below_1",
         "A B alpha beta c gamma",
     ),
+    "instructions": Expected(*TUNED, decision="not tested"),
     "isoflop": Expected(*ISOFLOP),
     "memorization": Expected(*MEMORIZATION),
     "moe_forgetting": Expected(

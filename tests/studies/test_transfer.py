@@ -42,21 +42,23 @@ def test_gaps_are_paired_and_data_is_counted(runs):
 
 def test_where_pretraining_hurts_is_counted(tmp_path):
     for seed in range(3):
-        for start, score in (("scratch", 0.6), ("docs/1M", 0.7), ("code/1M", 0.5 + 0.001 * seed)):
+        starts = {"scratch": 0.6, "docs/1M": 0.7, "code/1M": 0.5 + 0.001 * seed, "web/1M": 0.55 + 0.05 * seed}
+        for start, score in starts.items():
             lines = [f"seed={seed}", "study.task=toy", "study.kind=mlm", "study.share=1", f"study.start={start}"]
             write(tmp_path, lines, accuracy=score + 0.02 * seed, loss=0.5)
     findings = Transfer().analyze(read_runs(tmp_path))
     rows = {row["domain"]: row for row in findings.tables["Where pre-training helps and hurts"]}
     assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
     assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
+    assert (rows["web"]["helps"], rows["web"]["undecided"], rows["web"]["hurts"]) == (0, 1, 0)
     (text,) = (row["text"] for row in findings.verdicts if row["code"] == "harm")
     assert (
-        "helps in 1 and hurts in 1 of 2 cells (1 of 1 from code with 100% of the labels)" in text
+        "helps in 1 and hurts in 1 of 3 cells (1 of 1 from code with 100% of the labels)" in text
         and "0.1 cells" in text
     )
-    assert list(findings.figures) == ["domains", "gaps"], "two domains, one size and one share"
+    assert list(findings.figures) == ["domains", "gaps"], "three domains, one size and one share"
     assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
-    (difference,) = findings.tables["Differences between texts"]
+    difference, *_ = findings.tables["Differences between texts"]
     assert (difference["text"], difference["against"]) == ("code/1M", "docs/1M")
     assert difference["value"] == pytest.approx(-0.199) and "Failure modes" not in findings.tables
 
@@ -65,8 +67,10 @@ def test_failure_modes_are_counted_against_the_references(runs):
     rows = Transfer().analyze(runs).tables["Failure modes"]
     modes = {(row["from"], row["share"]): row for row in rows}
     few, all_labels = modes["scratch", 0.01], modes["docs", 1.0]
-    assert few["largest class"] == pytest.approx(1 / 3), ".50 of the first seed is no more than the largest class"
-    assert (few["below TF-IDF"], few["overfitted"], few["TF-IDF scores"]) == (1, 0, pytest.approx(0.71))
+    assert few["no better than the largest class"] == pytest.approx(1 / 3), (
+        ".50 of the first seed is no more than the largest class"
+    )
+    assert (few["below TF-IDF"], few["overfitted"], few["score of TF-IDF"]) == (1, 0, pytest.approx(0.71))
     assert (all_labels["below TF-IDF"], all_labels["overfitted"]) == (pytest.approx(1 / 9), 1)
     assert all_labels["training loss"] == pytest.approx(0.1)
 

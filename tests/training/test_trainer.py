@@ -37,7 +37,8 @@ ONE_GRAPH = """
 import torch
 from functools import partial
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing, WindowAttention
+from kleiber.nn.attention import WindowAttention
+from kleiber.nn.patterns import NoMixing
 from kleiber.nn.mlp import GELU
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch

@@ -24,6 +24,7 @@ def parts(model: Model) -> dict[str, str]:
     """The part of every parameter of a model, by name: one of PARTS."""
     roles = model.roles()
     in_blocks = {id(parameter) for block in model.blocks for parameter in block.parameters()}
+    in_blocks |= {id(parameter) for name, parameter in model.named_parameters() if name.startswith("future.")}
     return {
         name: _part(name, roles[name].kind, id(parameter) in in_blocks) for name, parameter in model.named_parameters()
     }

@@ -113,7 +113,12 @@ class LoRA(Adapter):
         if "head" in targets and isinstance(model, HFModel):
             raise ValueError("adapter.targets contains head, which cannot be adapted with model=hf: remove head")
         selected = select(model, list(targets), "adapter.targets")
-        return [name for name, parameter in model.named_parameters() if name in selected and parameter.ndim >= 2]
+        roles = model.roles()  # the taps of a convolution are vectors, one for each channel
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if name in selected and parameter.ndim >= 2 and roles[name].kind != "vector"
+        ]
 
 
 class DoRA(LoRA):

@@ -47,6 +47,14 @@ def log_axis(
     return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False))
 
 
+def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
+    """Returns a linear horizontal axis with a tick at each value of the data, and room for names of lines."""
+    values = np.unique(np.asarray(data, dtype=float))
+    span = max(float(np.ptp(values)), 1.0)
+    scale = alt.Scale(domain=[float(values[0]) - 0.05 * span, float(values[-1]) + 0.45 * span], nice=False)
+    return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=values.tolist(), format="~g"))
+
+
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
     """Returns the ticks of a logarithmic axis from `low` to `high`.
 
@@ -159,6 +167,7 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
 def line_chart(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
     value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
+    linear: bool = False,
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
@@ -169,10 +178,11 @@ def line_chart(
     every    factor between ticks of the horizontal axis
     value    title of the vertical axis, which is logarithmic with `log`
     zero     draws a line at 0
+    linear   whether the horizontal axis is linear, with a tick at each value of x; otherwise it is logarithmic
     """
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
-    across = log_axis(x, title, np.array(shown[x], dtype=float), every=every, room=1.8)
+    across = count_axis(x, title, shown[x]) if linear else log_axis(x, title, shown[x], every=every, room=1.8)
     bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
 
     def axis(name: str) -> Chart:

@@ -28,6 +28,7 @@ def check_compatibility(config: Config) -> None:
     _sharding(config)
     _stages(config)
     _next_token(config)
+    _future(config)
     _wise(config)
     _l2sp_strength(config)
     _reference(config)
@@ -184,6 +185,21 @@ def _next_token(config: Config) -> None:
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
             raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
+
+
+def _future(config: Config) -> None:
+    """Parts of the model that predict later tokens are trained by the loss of next tokens alone."""
+    future, objective = argument(config["model"], "future"), config["objective"]
+    if not future:
+        return
+    if argument(config["model"], "causal") is False:
+        raise ConfigError(f"model.future={future} needs a causal model, and model.causal=false: set model.future=0")
+    if not (_is(objective, "CLM") or _is(objective, "SFT")):
+        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
+        raise ConfigError(
+            f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
+            "later tokens: set model.future=0"
+        )
 
 
 def _wise(config: Config) -> None:

@@ -12,20 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kleiber.config.attention_size import attention_cache, attention_size
 from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
 from kleiber.types import Config
 
-ATTENTION = (
-    "kleiber.nn.FullAttention",
-    "kleiber.nn.WindowAttention",
-    "kleiber.nn.NoMixing",
-)
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
+WRAPPED = "kleiber.models.HFModel"
 SCHEDULERS = ("kleiber.launch.Submitit", "kleiber.launch.Ray")
 ROW_VALUES = 16  # values that a step keeps for each token, channel and layer; 16 to 28 were measured
 BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
@@ -53,19 +50,22 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
     if model.get("_target_") == RECURRENT:
         return _recurrent(model, vocab_size, depth, width)
-    mixing, mixing_flops = _attention(model, width)
     total = active = 0
-    forward = float(depth * mixing_flops)
-    for layer in range(depth):
+    forward = 0.0
+    future = int(model.get("future") or 0)
+    for layer in range(depth + future):
+        matrices, vectors, mixing_flops = attention_size(model, width, layer)
         every, visited, pairs = _mlp(model, width, layer)
-        norms = (4 if model.get("norm") == "sandwich" else 2) * width
-        total += mixing + every + norms
-        active += mixing + visited + norms
-        forward += 2.0 * (_matrices(model, width) + pairs)
+        block_norms = (4 if model.get("norm") == "sandwich" else 2) * width
+        total += matrices + vectors + every + block_norms
+        active += matrices + vectors + visited + block_norms
+        forward += 2.0 * (matrices + pairs) + mixing_flops
     vocabulary = vocab_size * width * (1 if model.get("tied", True) else 2)
-    forward += 2.0 * vocab_size * width
-    non_embedding = total + width
-    return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
+    vocabulary += width * int(model.get("context") or 256) if model.get("positions") == "learned" else 0
+    forward += 2.0 * vocab_size * width * (1 + future)
+    norms = width * (1 + future)
+    non_embedding = total + norms
+    return Size(width, non_embedding + vocabulary, active + norms + vocabulary, non_embedding, 3 * forward)
 
 
 def _recurrent(model: Config, vocab_size: int, depth: int, width: int) -> Size:
@@ -97,15 +97,21 @@ def width_of(model: Config) -> int:
     return model.get("width") or model["aspect"] * model["depth"]
 
 
-def cached_values(model: Config) -> float:
-    """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm."""
+def cached_values(model: Config) -> float | None:
+    """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm.
+
+    None for a model=hf whose `config` names no width.
+    """
+    if model.get("_target_") == WRAPPED:
+        sizes = model.get("config") or {}
+        width, heads = sizes.get("hidden_size") or sizes.get("n_embd"), sizes.get("num_attention_heads")
+        share = (sizes.get("num_key_value_heads") or heads) / heads if heads else 1.0
+        known = width and model.get("depth") and model.get("context")
+        return 2.0 * model["depth"] * model["context"] * width * share if known else None
     width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))
-    share = 1.0
-    if model.get("num_heads") and model.get("num_kv_heads"):
-        share = model["num_kv_heads"] / model["num_heads"]
-    return 2.0 * model["depth"] * model["context"] * width * share
+    return float(sum(attention_cache(model, width, layer) for layer in range(model["depth"])))
 
 
 def vocabulary_of(data: Config) -> int:
@@ -123,44 +129,6 @@ def vocabulary_of(data: Config) -> int:
     raise ValueError(
         f"data.tokenizer={tokenizer} must be bytes or bpe for a design that chooses sizes; use design=grid"
     )
-
-
-def _heads(model: Config, width: int) -> tuple[int, int, int]:
-    """Returns the number of channels of all queries, of all keys, and of one head."""
-    asked = model.get("num_heads")
-    heads = int(asked) if asked else 2 if width < 128 else width // 64
-    shared = int(model.get("num_kv_heads") or heads)
-    return width, shared * (width // heads), width // heads
-
-
-def _attention(model: Config, width: int) -> tuple[int, float]:
-    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
-    if kind not in ATTENTION:
-        raise ValueError(
-            f"model.attention={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
-        )
-    if kind.endswith("NoMixing"):
-        return 2 * width * width, 0.0
-    queries, _, head_dim = _heads(model, width)
-    flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
-    norms = 2 * head_dim if all(flags) else 0
-    pairs = (time + 1) / 2 if causal else float(time)
-    if kind.endswith("WindowAttention"):
-        window = int(node.get("window") or 64)
-        visible = sum(min(i + 1, window) for i in range(time))
-        pairs = (visible if causal else 2 * visible - time) / time
-    return _matrices(model, width) + norms, 4.0 * queries * pairs
-
-
-def _matrices(model: Config, width: int) -> int:
-    """Returns the number of weights of the matrices of one attention layer."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    if str(node["_target_"]).endswith("NoMixing"):
-        return 2 * width * width
-    queries, keys, _ = _heads(model, width)
-    return width * (queries + 2 * keys) + queries * width
 
 
 def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
+    "Arithmetic": "arithmetic",
     "Variety": "annotators",
     "WordShare": "annotators",
     "Canaries": "canaries",
@@ -11,6 +12,7 @@ EXPORTS = {
     "Counterfactual": "counterfactual",
     "Generated": "generated",
     "Instruct": "instruct",
+    "InstructSets": "instruct_sets",
     "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
@@ -21,6 +23,7 @@ EXPORTS = {
     "Recall": "recall",
     "Reweighted": "reweighted",
     "Text": "text",
+    "Tokens": "pretokenized",
     "Trigger": "trigger",
     "Unpaired": "unpaired",
 }

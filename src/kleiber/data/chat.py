@@ -32,7 +32,10 @@ JINJA = (  # the template as transformers reads it, after the token in front
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-FORMS = "messages; prompt, response; prompt, completion; instruction, input, output; question, answer"
+FORMS = (
+    "messages; prompt, response; prompt, completion; instruction, input, output; instruction, instances; "
+    "question, answer"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def parse_row(row: Row) -> Conversation:
     for name in ("messages", "conversations"):
         if name in row:
             return parse_messages(row[name] or (), name)
+    if {"instruction", "instances"} <= row.keys():
+        return parse_row({"instruction": row["instruction"], **first_instance(row["instances"])})
     if {"instruction", "output"} <= row.keys():
         instruction, extra = (_text(row.get(name), name) for name in ("instruction", "input"))
         prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
@@ -81,10 +86,21 @@ def parse_row(row: Row) -> Conversation:
     raise ValueError(f"the columns {', '.join(row)} are not those of a conversation, which are one of: {FORMS}")
 
 
+def first_instance(instances: object) -> Row:
+    """Returns input and output of the first instance of a task of Self-Instruct (Wang et al. 2022, arXiv:2212.10560).
+
+    Raises ValueError for anything but a list of such mappings.
+    """
+    listed = list(instances) if isinstance(instances, Iterable) and not isinstance(instances, str) else []
+    if not listed or not isinstance(listed[0], Mapping) or "output" not in listed[0]:
+        raise ValueError(f"instances: {instances!r:.80} must be a list of mappings with input and output")
+    return {name: listed[0].get(name) for name in ("input", "output")}
+
+
 def has_conversations(columns: Sequence[str]) -> bool:
     """Whether a table with these columns contains conversations in one of the FORMS."""
     names = set(columns)
-    pairs = (*PAIRS, ("instruction", "output"))
+    pairs = (*PAIRS, ("instruction", "output"), ("instruction", "instances"))
     return bool(names & {"messages", "conversations"}) or any(set(pair) <= names for pair in pairs)
 
 

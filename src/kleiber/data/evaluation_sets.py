@@ -1,9 +1,10 @@
 """Held-out data sets of evaluations: text and tables by name or path, encoded with the tokenizer of any model.
 
 A name is builtin/docs, builtin/code, builtin/occupations (pairs of texts about people at work, for `evals=bias`),
-wikitext, tinystories, or a file, a folder or a name on the hub, as in data.path=...; NAME/CONFIG is one config of a
-data set. A data set with several configs and none named has a part for each. The held-out split is the validation
-split, else the test split; a data set with a single split is read whole.
+builtin/instructions (prompts for `evals=instructions`), wikitext, tinystories, or a file, a folder or a name on the
+hub, as in data.path=...; NAME/CONFIG is one config of a data set. A data set with several configs and none named has a
+part for each. The held-out split is the validation split, else the test split; a data set with a single split is read
+whole.
 `open_training_text` reads the training split instead.
 """
 
@@ -22,13 +23,15 @@ from kleiber.data.dataset import open_tables, read_text_file, rows, table_name
 from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
 from kleiber.data.sources import RereadableDocument, Source, SourceText
-from kleiber.data.text import column_reader
+from kleiber.data.texts import column_reader
 from kleiber.data.token_files import ValidationWindows, token_files
+from kleiber.data.verifiable import instruction_rows
 from kleiber.types import Json, Row
 from kleiber.types.contracts import HeldOut
 from kleiber.types.tokenizer import Tokenizer
 
 OCCUPATIONS = "builtin/occupations"
+INSTRUCTIONS = "builtin/instructions"
 TEXT = "text"  # the column that is read as text
 TRAIN = "train"
 STREAM = "wikitext-2-v1"  # the config whose rows are pieces of one text
@@ -74,6 +77,9 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
         pairs = occupation_pairs()
         text = from_source(name, builtin_sources(name, tokenizer)[name], tokenizer, context)
         return [DataSet(name, text.samples, tuple(pairs[0]), lambda: pairs)]
+    if name == INSTRUCTIONS:
+        requests = instruction_rows()
+        return [DataSet(name, no_text, tuple(requests[0]), lambda: requests)]
     if is_builtin(name):
         sources = builtin_sources(name, tokenizer)
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
@@ -104,6 +110,11 @@ def open_training_text(name: str, tokenizer: Tokenizer, context: int) -> list[He
     return [from_source(name, source, tokenizer, context).samples() for source in sources]
 
 
+def no_text() -> HeldOut:
+    """The samples of prompts. Raises ValueError, since there are none."""
+    raise ValueError(f"{INSTRUCTIONS} has prompts, and no text to score: use it with evals=instructions")
+
+
 def is_builtin(name: str) -> bool:
     return name == "builtin" or name.startswith("builtin/")
 
@@ -114,7 +125,7 @@ def builtin_sources(name: str, tokenizer: Tokenizer) -> dict[str, Source]:
         return {name: OccupationText(0.5, 1000, 0)}
     domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
     if name != "builtin" and name not in domains:
-        raise ValueError(f"data.path={name} must be {', '.join(domains)} or {OCCUPATIONS}")
+        raise ValueError(f"data.path={name} must be {', '.join(domains)}, {OCCUPATIONS} or {INSTRUCTIONS}")
     kind = "bytes" if tokenizer.name == "bytes" else "other"
     chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
     return {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}

@@ -27,7 +27,7 @@ from kleiber.data.chat import (
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.table import TableData
-from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.data.token_files import TokenRows, id_dtype, read_rows
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -46,7 +46,7 @@ class InstructCorpus(TextCorpus):
 
 @dataclass(frozen=True)
 class Instruct(TableData):
-    """Conversations at `path`: columns messages; prompt, response; instruction, input, output; question, answer.
+    """Conversations at `path`: in the columns of one of the forms in `kleiber.data.chat.FORMS`.
 
     prompt, response  the two columns, where they have other names
     pack              true: as many samples to a row as fit; false: one sample to a row, with padding
@@ -107,7 +107,7 @@ class Instruct(TableData):
         Raises ValueError for a training or validation split in which no answer fits in the context.
         """
         encoded = self.load(cache)
-        samples = encoded.samples(lambda path: Conversations(path, context, encoded.tokenizer))
+        samples = encoded.samples(lambda path: read_conversations(path, context, encoded.tokenizer))
         train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]
         identity = [TEMPLATE, self.pack, encoded.checksums]
         answers = samples["train"].num_answers
@@ -115,12 +115,14 @@ class Instruct(TableData):
 
 
 class Conversations(TableRows):
-    """Samples one to a row, of at most context + 1 tokens; `weights` are 1 on answers and 0 elsewhere."""
+    """Samples one to a row, of at most context + 1 tokens; `weights` are 1 on answers and 0 elsewhere.
 
-    def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
+    ids, marks  token ids of each conversation, and 1 on those of answers
+    """
+
+    def __init__(self, ids: TokenRows, marks: TokenRows, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
-        self.ids = read_rows(path, id_dtype(tokenizer.vocab_size))
-        self.marks = read_rows(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
+        self.ids, self.marks = ids, marks
         lengths = np.minimum(self.ids.lengths, context + 1)
         total = np.concatenate([[0], np.cumsum(self.marks.flat, dtype=np.int64)])
         begin = self.ids.starts[:-1]
@@ -171,6 +173,12 @@ class Conversations(TableRows):
         if len(self.ids):
             return f"no answer of the {split} split fits model.context={self.context}: raise model.context"
         return f"no row of the {split} split has an answer by the assistant"
+
+
+def read_conversations(path: Path, context: int, tokenizer: Tokenizer) -> Conversations:
+    """Returns the conversations of the files at `path`."""
+    marks = read_rows(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
+    return Conversations(read_rows(path, id_dtype(tokenizer.vocab_size)), marks, context, tokenizer)
 
 
 class PackedConversations(Samples):

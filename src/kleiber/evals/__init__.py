@@ -12,6 +12,7 @@ EXPORTS = {
     "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
+    "Instructions": "instructions.evaluation",
     "Latency": "latency",
     "Memorization": "memorization.memorization",
     "Needle": "needle",

@@ -6,20 +6,23 @@ For chains of thought as in GSM8K, whose answers end in `#### number`. The text 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import torch
 
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, mean_score
 from kleiber.models.generate import generate
+from kleiber.types import Count
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 ANSWER_MARK = "####"
+ROWS = 64  # answered at once
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,43 @@ class ExactMatch(Evaluation):
     """Accuracy of the final numbers of answers, which the model generates greedily.
 
     The questions are the held-out conversations whose last answer contains a number (the first ones, of `--tokens`
-    tokens together).
+    tokens together). Where there are several data sets, `all` has the scores on all their questions.
 
-    data  names or paths of conversations; null: those of the command or of the run
+    accuracy  share of questions whose answer has the right final number
+    constant  share that the most frequent of the right numbers would get as the answer to every question
+
+    tokens  most tokens of an answer
+    data    names or paths of conversations; null: those of the command or of the run
     """
 
     causal = True
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
-        self.data = data
+    def __init__(self, tokens: Count = 256, data: Sequence[str] | None = None) -> None:
+        self.tokens, self.data = tokens, data
 
     def evaluate(self, subject: Subject) -> Results:
         """The accuracy on each data set. Raises ValueError for one without such a question."""
-        scores: dict[str, Scores] = {}
+        correct: dict[str, list[bool]] = {}
+        numbers: dict[str, list[Decimal | None]] = {}
         for domain in subject.domains:
             prompts, answers = numeric_questions(subject.samples(domain, subject.tokens), subject.tokenizer, domain)
-            match = exact_match(subject.model, subject.tokenizer, prompts, answers, rows=subject.rows)
-            scores[domain] = {"accuracy": mean_score(match.correct)}
-        return Results(scores)
+            match = exact_match(subject.model, subject.tokenizer, prompts, answers, self.tokens)
+            correct[domain], numbers[domain] = match.correct, [final_number(answer) for answer in answers]
+        if len(correct) > 1:
+            correct["all"] = [right for each in correct.values() for right in each]
+            numbers["all"] = [number for each in numbers.values() for number in each]
+        return Results(
+            {
+                domain: {"accuracy": mean_score(each), "constant": best_constant(numbers[domain])}
+                for domain, each in correct.items()
+            }
+        )
+
+
+def best_constant(numbers: Sequence[Decimal | None]) -> Score:
+    """The share of the most frequent number."""
+    ((frequent, _),) = Counter(numbers).most_common(1)
+    return mean_score([number == frequent for number in numbers])
 
 
 def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:
@@ -93,7 +115,7 @@ def exact_match(
     prompts: Sequence[list[int]],
     answers: Sequence[str],
     max_new_tokens: int = 256,
-    rows: int = 16,
+    rows: int = ROWS,
 ) -> Answers:
     """Compares the final numbers of greedy continuations of the prompts with those of `answers`.
 
@@ -115,7 +137,8 @@ def exact_match(
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
             ids = torch.tensor([prompts[i] for i in batch], device=device)
-            continuations = generate(model, ids, max_new_tokens, temperature=0.0)[:, length:].tolist()
+            written = generate(model, ids, max_new_tokens, temperature=0.0, eos=tokenizer.eos)
+            continuations = written[:, length:].tolist()
             for i, row in zip(batch, continuations, strict=True):
                 end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
                 texts[i] = tokenizer.decode(row[:end])

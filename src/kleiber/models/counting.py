@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from kleiber.models.hf import HFModel
-from kleiber.models.transformer import Block
+from kleiber.models.transformer import Block, Transformer
 from kleiber.nn.lora import A, B, M
 from kleiber.nn.mlp import Experts
 from kleiber.nn.moe import MoE
@@ -27,8 +27,8 @@ class Parameters:
 
     total          all of them: N of Hoffmann et al. 2022 (arXiv:2203.15556)
     active         total minus the experts that a token does not visit
-    non_embedding  total minus the vocabulary matrices: N of Kaplan et al. 2020 (arXiv:2001.08361)
-    embedding      the vocabulary matrices: lookup table and output layer
+    non_embedding  total minus the embedding: N of Kaplan et al. 2020 (arXiv:2001.08361)
+    embedding      lookup table and output layer of the vocabulary, and learned positions
     trainable      those that require a gradient
     """
 
@@ -48,6 +48,8 @@ def count_parameters(model: Model) -> Parameters:
     else:
         idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
         matrices = [model.embedding.weight, model.head.weight]
+        if isinstance(model, Transformer) and model.positions is not None:
+            matrices.append(model.positions.weight)
     vocabulary = sum({id(matrix): matrix.numel() for matrix in matrices}.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(total, total - idle, total - vocabulary, vocabulary, trainable)

@@ -114,11 +114,19 @@ def _mixtures(model: Transformer) -> list[MoE]:
 
 def _check(model: Transformer) -> None:
     """Raises ValueError for a model that no twin can represent."""
+    if model.positions is not None:
+        raise ValueError("model.positions=learned has no Hugging Face twin: use model.positions=rotary")
     for block in model.blocks:
         if type(block.attention) is not FullAttention:
             raise ValueError(f"{type(block.attention).__name__} has no Hugging Face twin: use model/attention=full")
-        if block.attention.rope is None:
-            raise ValueError("attention without positions has no Hugging Face twin: use model.attention.rotary=true")
+        options = {
+            "model.positions": "rotary",
+            "model.attention.soft_cap": None,
+            "model.attention.value_residual": False,
+        }
+        for key, value in block.attention.settings().items():
+            if value != options.get(key, value):
+                raise ValueError(f"{key}={value} has no Hugging Face twin: remove it")
         if block.norm != "pre":
             raise ValueError(f"model.norm={block.norm} has no Hugging Face twin: use model.norm=pre")
         if not isinstance(block.mlp, SwiGLU | MoE):

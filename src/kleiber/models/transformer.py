@@ -6,21 +6,25 @@ It may be causal or bidirectional, dense or with experts, depending on the facto
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast
+from dataclasses import replace
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from annotated_types import Ge, Le
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from kleiber.models.block import Block, FutureHead, Placement, add_sums, token_positions
+from kleiber.models.cache import KeyValueCache
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
 from kleiber.types.batch import Batch, Output, Role
-from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
+from kleiber.types.model import MLP, Attention, Head, Layer, Model, Parametrization
 
-Placement = Literal["pre", "post", "sandwich"]
+PositionKind = Literal["rotary", "alibi", "learned", "none"]
 
 
 class LMHead(Layer, Head):
@@ -69,12 +73,17 @@ class Transformer(Model):
     context          longest row, in tokens
     mlp, attention   factories, called once per layer with its `Site`
     num_heads, num_kv_heads, qk_norm, rope_theta  options of the attention; null takes its default
+    positions        `rotary`, `alibi` or `none` (see `FullAttention`), or `learned`: a vector per position is added to
+                     the embedding (Radford et al. 2019); packed documents and padded rows count from their first token
     norm             where blocks normalize: `pre`, before attention and MLP; `post`, the stream after each was added
                      (Vaswani et al. 2017, arXiv:1706.03762); `sandwich`, before and after each (Gemma 2,
                      arXiv:2408.00118)
     parametrization  initial scales, multipliers and learning-rate factors
     tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
+    future           number of later tokens that training predicts too, the second next and so on, each by a block of
+                     its own on the last block (Gloeckle et al. 2024, arXiv:2404.19737, section 2)
+    future_weight    weight of the mean of their losses in the loss of next tokens
     dropout          share of the embeddings' channels and of each layer's two outputs that training sets to 0, as in
                      Vaswani et al. 2017, arXiv:1706.03762, section 5.4; attention probabilities are not dropped
     """
@@ -98,9 +107,12 @@ class Transformer(Model):
         qk_norm: bool | None = None,
         soft_cap: Positive | None = None,
         rope_theta: Positive | None = None,
+        positions: PositionKind | None = None,
         norm: Placement = "pre",
         norm_eps: NonNegative = 1e-5,
         dropout: Dropout = 0.0,
+        future: Annotated[int, Ge(0), Le(64)] = 0,
+        future_weight: NonNegative = 0.3,
     ) -> None:
         super().__init__()
         width = aspect * depth if width is None else width
@@ -110,15 +122,33 @@ class Transformer(Model):
         self.embedding = nn.Embedding(vocab_size, width, _weight=torch.randn(vocab_size, width) * std)
         sites = [Site(width, depth, layer, parametrization, context, causal, norm_eps) for layer in range(depth)]
         options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
+        options |= {"positions": "none" if positions == "learned" else positions}
         options = {name: value for name, value in options.items() if value is not None}
-        blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), dropout, norm) for site in sites)
+
+        def block(site: Site) -> Block:
+            return Block(site, attention(site, **options), mlp(site), dropout, norm)
+
+        blocks = nn.ModuleList(block(site) for site in sites)
         self.blocks = cast(Sequence[Block], blocks)
+        keys = [(type(block.attention), block.attention.mask_key) for block in self.blocks]
+        self.mask_layers = [keys.index(key) for key in keys]  # the first layer with the mask of each layer
+        self.shares_values = any(block.attention.shares_values for block in self.blocks)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
         shared = cast(nn.Parameter, self.embedding.weight)
         weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
         self.head = LMHead(weight, multiplier, soft_cap)
         self.heads = nn.ModuleDict()
+        if future and not causal:
+            raise ValueError(
+                f"model.future={future} predicts later tokens, which needs model.causal=true: set future=0"
+            )
+        std = parametrization.embedding(tied).std
+        table = torch.randn(context, width) * std if positions == "learned" else None
+        self.positions = None if table is None else nn.Embedding(context, width, _weight=table)
+        later = [replace(sites[0], layer=depth + number) for number in range(future)]
+        self.future = nn.ModuleList(FutureHead(block(site), self.head.flops(1)) for site in later)
+        self.future_weight = future_weight
 
     def forward(self, batch: Batch, caches: KeyValueCache | None = None) -> Output:
         """Hidden states after the final norm, and the layers' auxiliary sums.
@@ -131,20 +161,28 @@ class Transformer(Model):
                 f"a row has {past + time} tokens, and must have at most model.context={self.context}: shorten the row"
             )
         x = self.embedding(batch.tokens)
+        real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
+        if self.positions is not None:
+            x = x + self.positions(token_positions(batch.tokens, past, real, batch.segments))
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
-        mask = self.blocks[0].attention.mask(time, past, x.device, real, batch.segments)
+        masks: dict[int, Tensor | None] = {}
+        first_values: list[Tensor] | None = [] if self.shares_values else None
         aux: dict[str, Tensor] = {}
-        for layer, block in enumerate(self.blocks):
-            x, sums = block(x, mask, batch, None if caches is None else caches.layers[layer])
-            if "loss" in sums:
-                loss = sums.pop("loss")
-                aux["loss"] = aux["loss"] + loss if "loss" in aux else loss
-            aux |= {f"{name}/{layer}": value for name, value in sums.items()}
-        return Output(self.norm(x), aux)
+        for layer, (block, same) in enumerate(zip(self.blocks, self.mask_layers, strict=True)):
+            if same == layer:
+                masks[layer] = block.attention.mask(time, past, x.device, real, batch.segments)
+            x, sums = block(x, masks[same], batch, None if caches is None else caches.layers[layer], first_values)
+            add_sums(aux, sums, layer)
+        later: list[Tensor] = []
+        if self.training and caches is None:
+            for layer, part in enumerate(self.future, start=len(self.blocks)):
+                hidden, sums = part(x, batch, first_values)
+                later.append(hidden)
+                add_sums(aux, sums, layer)
+        return Output(self.norm(x), aux, later)
 
     def new_caches(self, length: int) -> KeyValueCache:
         return KeyValueCache(len(self.blocks), length)
@@ -163,104 +201,11 @@ class Transformer(Model):
 
         Raises ValueError where a router needs a load that is not reported.
         """
-        for layer, block in enumerate(self.blocks):
-            block.mlp.rebalance(sums.get(f"load/{layer}"))
+        for layer, block in enumerate([*self.blocks, *(part.get_submodule("block") for part in self.future)]):
+            cast(Block, block).mlp.rebalance(sums.get(f"load/{layer}"))
 
     def roles(self) -> dict[str, Role]:
         return roles(self)
-
-
-class KeyValueCache(DecodingCache):
-    """One `Cache` per layer, for rows of `length` tokens."""
-
-    def __init__(self, depth: int, length: int) -> None:
-        super().__init__()
-        self.layers = [Cache(length) for _ in range(depth)]
-
-    def __len__(self) -> int:
-        return len(self.layers[0])
-
-    def tensors(self) -> list[Tensor]:
-        return [tensor for cache in self.layers for tensor in (cache.keys, cache.values) if tensor is not None]
-
-    def select(self, rows: Int[Tensor, "_"], length: int) -> KeyValueCache:
-        """Keeps the rows of these numbers, in that order."""
-        selected = KeyValueCache(len(self.layers), length)
-        for new, old in zip(selected.layers, self.layers, strict=True):
-            if old.keys is not None and old.values is not None:
-                new.extend(old.keys[rows, :, : old.used], old.values[rows, :, : old.used])
-        selected.real = None if self.real is None else self.real[rows]
-        return selected
-
-
-class Cache:
-    """Keys and values of one layer while decoding, in buffers for `length` positions.
-
-    A step writes only its new positions. Buffers that are full are replaced by ones of twice the size.
-    """
-
-    def __init__(self, length: int = 0) -> None:
-        self.capacity, self.used = length, 0
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.used
-
-    def extend(
-        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
-    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
-        """Adds the keys and values of new positions; returns those of all positions, as views."""
-        start, self.used = self.used, self.used + keys.shape[2]
-        if self.keys is None or self.values is None or self.used > self.capacity:
-            self._grow(keys, start)
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, start : self.used] = keys
-        self.values[:, :, start : self.used] = values
-        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
-
-    def _grow(self, like: Tensor, length: int) -> None:
-        """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
-        self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
-        old, shape = (self.keys, self.values), (*like.shape[:2], self.capacity, like.shape[3])
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        for new, previous in zip((self.keys, self.values), old, strict=True):
-            if previous is not None:
-                new[:, :, :length] = previous[:, :, :length]
-
-
-class Block(nn.Module):
-    """One layer: attention and an MLP, each added to the stream with the parametrization's residual weight."""
-
-    def __init__(
-        self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0, norm: Placement = "pre"
-    ) -> None:
-        super().__init__()
-        self.residual, self.dropout, self.norm = site.parametrization.residual(site.depth), dropout, norm
-        self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
-        self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
-        if norm == "sandwich":
-            self.attention_output_norm = RMSNorm(site.width, site.norm_eps)
-            self.mlp_output_norm = RMSNorm(site.width, site.norm_eps)
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None, batch: Batch, cache: LayerCache | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stream after the layer, and the auxiliary sums of its MLP."""
-        if self.norm == "post":
-            x = self.attention_norm(self.add(x, self.attention(x, mask, cache)))
-            y, aux = self.mlp(x, batch)
-            return self.mlp_norm(self.add(x, y)), aux
-        y = self.attention(self.attention_norm(x), mask, cache)
-        x = self.add(x, self.attention_output_norm(y) if self.norm == "sandwich" else y)
-        y, aux = self.mlp(self.mlp_norm(x), batch)
-        return self.add(x, self.mlp_output_norm(y) if self.norm == "sandwich" else y), aux
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """The stream x plus the output y of attention or MLP, with dropout of y while training."""
-        if self.dropout:
-            y = F.dropout(y, self.dropout, self.training)
-        return torch.add(x, y, alpha=self.residual)
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

@@ -4,8 +4,9 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "FullAttention": "attention",
-    "NoMixing": "attention",
     "WindowAttention": "attention",
+    "GatedDeltaNet": "delta",
+    "LatentAttention": "latent",
     "GELU": "mlp",
     "ReLU2": "mlp",
     "SwiGLU": "mlp",
@@ -14,5 +15,7 @@ EXPORTS = {
     "load_balance_loss": "moe",
     "MuP": "mup",
     "StandardParametrization": "mup",
+    "NoMixing": "patterns",
+    "layer_pattern": "patterns",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -1,6 +1,7 @@
-"""Mixing across positions: full attention, a sliding window, or none, with rotary positions.
+"""Softmax attention: over all positions, or over a sliding window.
 
-A model builds the mask once per forward pass for all layers, and only where the kernel's causal flag is not enough.
+A model builds the mask once per forward pass for all layers of a kind, and only where the kernel's causal flag is not
+enough.
 """
 
 from __future__ import annotations
@@ -13,53 +14,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.mlp import RMSNorm
-from kleiber.nn.mup import Site
-from kleiber.types import Context, Positive, Width
+from kleiber.nn.mup import Site, heads
+from kleiber.nn.positions import Alibi, Positions, Rope, last_positions
+from kleiber.types import Context, Json, Positive, Width
+from kleiber.types.batch import Role
 from kleiber.types.model import Attention, LayerCache
 
 CHUNK = 64  # queries that a CPU computes at once where no gradient is needed
 
 
-class Rope(nn.Module):
-    """Rotates channel pairs (i, i + head_dim/2) by position * theta^(-2i/head_dim), so that q.k depends on distance.
-
-    The halves are paired, as in Hugging Face's Llama; the paper pairs neighbors. Su et al. 2021, arXiv:2104.09864,
-    eq. 34. The tables are not saved, because they follow from (head_dim, context, theta).
-    """
-
-    cos: Float[Tensor, "context head_dim"]
-    sin: Float[Tensor, "context head_dim"]
-
-    def __init__(self, head_dim: int, context: int, theta: float = 10000.0) -> None:
-        super().__init__()
-        if head_dim % 2:
-            raise ValueError(
-                f"rotary positions need an even number of channels per head, not {head_dim}: change model.num_heads"
-            )
-        self.theta = theta
-        frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
-        # The first half of sin carries the minus of the rotation, so that applying it is one roll and two products.
-        self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], 1).float(), persistent=False)
-        self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], 1).float(), persistent=False)
-
-    def forward(
-        self, x: Float[Tensor, "batch time heads head_dim"], start: int = 0
-    ) -> Float[Tensor, "batch time heads head_dim"]:
-        """Rotates x, whose first position is `start`, in the precision of x."""
-        stop, half = start + x.shape[1], x.shape[-1] // 2
-        cos, sin = (table[start:stop, None].to(x.dtype) for table in (self.cos, self.sin))
-        return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
-
-
 class FullAttention(Attention):
-    """softmax(scale q k^T) v over all positions of the segment, or where causal over those up to the query.
+    """softmax(cap(scale q k^T) + bias) v over all positions of the segment, or where causal over those up to the query.
 
     num_heads     null: heads of 64 channels, or two heads below width 128
     num_kv_heads  null: num_heads; fewer share keys and values (Ainslie et al. 2023, arXiv:2305.13245)
     qk_norm       RMSNorm of queries and keys per head, which bounds the logits (Dehghani et al. 2023, arXiv:2302.05442)
-    rotary        whether queries and keys are rotated by their positions; a causal model without also learns positions,
-                  from how many keys a query has (Haviv et al. 2022, arXiv:2203.16634)
+    positions     `rotary`: queries and keys are rotated by their positions; `alibi`: a bias falls with the distance
+                  (Press et al. 2021, arXiv:2108.12409); `none`: a causal model then learns positions from how many keys
+                  a query has (Haviv et al. 2022, arXiv:2203.16634)
+    soft_cap      bound of the logits, cap(x) = soft_cap tanh(x / soft_cap), or null (Gemma 2, arXiv:2408.00118)
+    value_residual  values are a v_1 + b v with the values v_1 of the first layer and learned a and b, which start at
+                  1/2 (Zhou et al. 2024, arXiv:2410.17897, learnable ResFormer)
     """
 
     def __init__(
@@ -69,39 +44,81 @@ class FullAttention(Attention):
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
         rope_theta: Positive = 10000.0,
-        rotary: bool = True,
+        positions: Positions = "rotary",
+        soft_cap: Positive | None = None,
+        value_residual: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
-        self.causal = site.causal
+        self.causal, self.soft_cap, self.shares_values = site.causal, soft_cap, value_residual
         self.scale = site.parametrization.attention(self.head_dim)
         self.qkv = site.hidden(site.width, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
         self.out = site.projection(self.num_heads * self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
-        self.rope = Rope(self.head_dim, site.context, rope_theta) if rotary else None
+        self.rope = Rope(self.head_dim, site.context, rope_theta) if positions == "rotary" else None
+        self.alibi = Alibi(self.num_heads) if positions == "alibi" else None
+        mixes = value_residual and site.layer > 0
+        self.value_weights = nn.Parameter(torch.full((2,), 0.5)) if mixes else None
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: LayerCache | None = None,
+        first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """The output to add to the residual stream. With a cache, `x` contains the positions after the cached ones."""
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
-        q, k, v = self.project(x, past)
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        q, k, v = self.read(x, past, cache, first_values)
         if mask is None and self.causal and past == 0:
             y = self._attend_causally(q, k, v)
         else:
             y = self._attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
+    def read(
+        self, x: Tensor, past: int, cache: LayerCache | None, first_values: list[Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of `x`, and keys and values of all positions, those of the cache included."""
+        q, k, v = self.project(x, past, first_values)
+        return (q, k, v) if cache is None else (q, *cache.extend(k, v))
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+        """Attention of queries that are the last positions of the keys."""
+        if self.alibi is not None or self.soft_cap is not None:
+            return self._attend_with_bias(q, k, v, mask, is_causal)
         shared = self.num_kv_heads != self.num_heads
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale, enable_gqa=shared)
+
+    def _attend_with_bias(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """As `_attend`, with a bias that the kernel adds, or with all logits in memory where they are capped."""
+        at = last_positions(q.shape[2], k.shape[2], q.device)
+        if is_causal:
+            mask = at[:, None] >= torch.arange(k.shape[2], device=q.device)
+        if self.soft_cap is not None:
+            logits = self.logits(q, k, at)
+            logits = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
+            return logits.softmax(-1).to(v.dtype) @ v.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
+        assert self.alibi is not None
+        bias = self.alibi(at, k.shape[2]).to(q.dtype)
+        bias = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+        shared = self.num_kv_heads != self.num_heads
+        bias = bias.expand(len(q), -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=self.scale, enable_gqa=shared)
+
+    def logits(
+        self, q: Float[Tensor, "batch heads queries head_dim"], k: Tensor, at: Int[Tensor, "_"]
+    ) -> Float[Tensor, "batch heads queries keys"]:
+        """The logits of queries at the positions `at` as they enter the softmax, before any mask.
+
+        q, k  from `project`; keys are those of the positions 0, 1, ...
+        """
+        logits = self.scale * (q @ k.repeat_interleave(self.num_heads // self.num_kv_heads, 1).transpose(2, 3))
+        if self.soft_cap is not None:
+            logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
+        return logits if self.alibi is None else logits + self.alibi(at, k.shape[2]).to(logits.dtype)
 
     def _attend_causally(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of equally many queries and keys.
@@ -119,10 +136,13 @@ class FullAttention(Attention):
             chunks.append(self._attend(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask))
         return torch.cat(chunks, 2)
 
-    def project(self, x: Float[Tensor, "batch time dim"], past: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Float[Tensor, "batch time dim"], past: int = 0, first_values: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, normalized and rotated by their positions, and values, each (batch, heads, time, head_dim).
 
-        past  position of the first of x
+        past          position of the first of x
+        first_values  see `Attention.forward`; None leaves the values of this layer as they are
         """
         batch, time, _ = x.shape
         q, k, v = (
@@ -134,7 +154,25 @@ class FullAttention(Attention):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q, past), self.rope(k, past)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        v = v.transpose(1, 2)
+        if first_values is not None and self.shares_values:
+            v = self._mix_values(v, first_values)
+        return q.transpose(1, 2), k.transpose(1, 2), v
+
+    def _mix_values(self, v: Tensor, first_values: list[Tensor]) -> Tensor:
+        """The values of this layer mixed with those of the first one, which the first layer stores."""
+        if self.value_weights is None:
+            first_values.append(v)
+            return v
+        if not first_values:
+            raise ValueError(
+                "model.attention.value_residual=true needs values of the first layer, which has none: let "
+                "model.attention.pattern begin with full or window"
+            )
+        return self.value_weights[0] * first_values[0] + self.value_weights[1] * v
+
+    def roles(self) -> dict[str, Role]:
+        return {} if self.value_weights is None else {"value_weights": Role("vector", 1)}
 
     def mask(
         self,
@@ -177,14 +215,31 @@ class FullAttention(Attention):
 
     def flops(self, time: int) -> float:
         """4 FLOPs per channel and (query, key) pair that the mask allows, averaged over the positions of a row."""
-        return 4.0 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
+        return 4.0 * self.num_heads * self.head_dim * self.pairs(time)
+
+    def pairs(self, time: int) -> float:
+        """Mean number of keys that a query in a row of `time` tokens may read."""
+        return (time + 1) / 2 if self.causal else float(time)
+
+    def executed_flops(self, time: int) -> float:
+        """All pairs of a row where the kernel gets a bias or a mask, or where logits are capped."""
+        dense = self.alibi is not None or self.soft_cap is not None
+        return self.flops(time) * (time / self.pairs(time) if dense else 1.0)
+
+    def settings(self) -> Json:
+        """See `Attention`."""
+        positions = "rotary" if self.rope else "alibi" if self.alibi else "none"
+        values: Json = {"model.num_heads": self.num_heads, "model.num_kv_heads": self.num_kv_heads}
+        values |= {"model.rope_theta": self.rope.theta} if self.rope else {}
+        values |= {"model.positions": positions, "model.attention.soft_cap": self.soft_cap}
+        return values | {"model.attention.value_residual": self.shares_values}
 
 
 class WindowAttention(FullAttention):
     """Attention to the last `window` positions (to `window` - 1 on either side where it is not causal).
 
     Child et al. 2019, arXiv:1904.10509; the window includes the query, as in Mistral (Jiang et al. 2023,
-    arXiv:2310.06825).
+    arXiv:2310.06825). Other arguments are those of `FullAttention`.
     """
 
     def __init__(
@@ -194,11 +249,13 @@ class WindowAttention(FullAttention):
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
         rope_theta: Positive = 10000.0,
-        rotary: bool = True,
+        positions: Positions = "rotary",
+        soft_cap: Positive | None = None,
+        value_residual: bool = False,
         window: Context = 64,
     ) -> None:
-        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta, rotary)
-        self.window = window
+        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta, positions, soft_cap, value_residual)
+        self.window = self.mask_key = window
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
         if past + time <= self.window:
@@ -207,73 +264,16 @@ class WindowAttention(FullAttention):
         near = distance.abs() < self.window
         return near & (distance >= 0) if self.causal else near
 
-    def flops(self, time: int) -> float:
+    def pairs(self, time: int) -> float:
         pairs = sum(min(i + 1, self.window) for i in range(time))
-        if not self.causal:
-            pairs = 2 * pairs - time
-        return 4.0 * self.num_heads * self.head_dim * pairs / time
+        return (pairs if self.causal else 2 * pairs - time) / time
 
     def executed_flops(self, time: int) -> float:
         """All pairs where rows are longer than the window, since the kernel then computes with a dense mask."""
-        return super().flops(time) if time <= self.window else 4.0 * self.num_heads * self.head_dim * time
+        return super().executed_flops(time) if time <= self.window else self.flops(time) * time / self.pairs(time)
 
-
-class NoMixing(Attention):
-    """No mixing across positions: out(value(x)), attention in which every position reads itself only.
-
-    A control that shows how much a model gains from context. Raises ValueError for options of attention, because this
-    layer has no queries, keys or positions.
-    """
-
-    def __init__(
-        self,
-        site: Site,
-        num_heads: Width | None = None,
-        num_kv_heads: Width | None = None,
-        qk_norm: bool | None = None,
-        rope_theta: Positive | None = None,
-    ) -> None:
-        super().__init__()
-        if any(option is not None for option in (num_heads, num_kv_heads, qk_norm, rope_theta)):
-            raise ValueError(
-                "model/attention=none has no queries, keys or positions: remove from the model's options "
-                f"{num_heads=}, {num_kv_heads=}, {qk_norm=}, {rope_theta=}"
-            )
-        self.value = site.hidden(site.width, site.width)
-        self.out = site.projection(site.width)
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "batch time dim"]:
-        """The output to add to the residual stream. Ignores the mask; a cache only counts the positions."""
-        if cache is not None:
-            empty = x.new_empty(x.shape[0], 1, x.shape[1], 0)
-            cache.extend(empty, empty)  # so that the cache knows its length
-        return self.out(self.value(x))
-
-
-def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[int, int, int]:
-    """Number of query heads, number of key heads, and channels per head.
-
-    Raises ValueError unless `num_heads` divides the width and `num_kv_heads` divides `num_heads`.
-
-    num_heads  None: heads of 64 channels, or two heads below width 128
-    """
-    if num_heads is None:
-        num_heads = 2 if width < 128 else width // 64
-        if width % num_heads or (width >= 128 and width % 64):
-            raise ValueError(
-                f"model.width={width} must be a multiple of 64, or set model.num_heads to a divisor of the width"
-            )
-    if width % num_heads:
-        raise ValueError(f"model.num_heads={num_heads} must divide model.width={width}")
-    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    if num_heads % num_kv_heads:
-        raise ValueError(f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}")
-    return num_heads, num_kv_heads, width // num_heads
+    def settings(self) -> Json:
+        return super().settings() | {"model.attention.window": self.window}
 
 
 def _distance(time: int, past: int, device: torch.device) -> Int[Tensor, "time keys"]:

@@ -123,3 +123,24 @@ def _linear(fan_in: int, fan_out: int, std: float) -> nn.Linear:
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False))
     nn.init.normal_(layer.weight, std=std)
     return layer
+
+
+def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[int, int, int]:
+    """Number of query heads, number of key heads, and channels per head.
+
+    Raises ValueError unless `num_heads` divides the width and `num_kv_heads` divides `num_heads`.
+
+    num_heads  None: heads of 64 channels, or two heads below width 128
+    """
+    if num_heads is None:
+        num_heads = 2 if width < 128 else width // 64
+        if width % num_heads or (width >= 128 and width % 64):
+            raise ValueError(
+                f"model.width={width} must be a multiple of 64, or set model.num_heads to a divisor of the width"
+            )
+    if width % num_heads:
+        raise ValueError(f"model.num_heads={num_heads} must divide model.width={width}")
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}")
+    return num_heads, num_kv_heads, width // num_heads

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Gt, Le
+from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
@@ -29,6 +30,8 @@ class CLM(Objective):
 
     z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normalizer near 0 (Chowdhery et al. 2022,
             arXiv:2204.02311, section 5); it is part of the trained loss but not of the metric "ce"
+
+    A model with model.future > 0 is trained on later tokens too; their mean loss is the metric "future_ce".
     """
 
     likelihood = True
@@ -46,13 +49,37 @@ class CLM(Objective):
         weights = target_weights(batch)
         total, cross = cross_entropy(output.hidden, model.head, targets, weights, z_loss=self.z_loss)
         tokens = targets.numel() if weights is None else weights.sum()
-        return loss_with_auxiliary(total, tokens, {"ce": cross.detach()}, output.aux)
+        metrics = {"ce": cross.detach()}
+        if output.future:
+            later = future_loss(output.future, model, batch, weights)
+            total, metrics["future_ce"] = total + model.future_weight * later, later.detach()
+        return loss_with_auxiliary(total, tokens, metrics, output.aux)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
         weights = target_weights(batch)
         hidden = model(next_token_inputs(batch)).hidden
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
+
+
+def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tensor | None) -> Tensor:
+    """sum_t w_{t+k} (-log p_k(x_{t+k} | x_<t)), a mean over k = 1, 2, ... of `Output.future`; in nats.
+
+    Gloeckle et al. 2024, arXiv:2404.19737, eq. 2. A target in another document than the tokens that predict it is left
+    out, and so are those beyond the end of the row.
+
+    weights  of the next tokens; None if every weight is 1
+    """
+    total = hidden[0].new_zeros((), dtype=torch.float32)
+    for k, states in enumerate(hidden, start=1):
+        targets = batch.tokens[:, 1 + k :]
+        part = None if weights is None else weights[:, k:]
+        if batch.segments is not None:
+            same = (batch.segments[:, 1 + k :] == batch.segments[:, : -1 - k]).to(torch.float32)
+            part = same if part is None else part * same
+        if targets.shape[1]:
+            total = total + cross_entropy(states[:, : targets.shape[1]], model.head, targets, part).total
+    return total / len(hidden)
 
 
 def require_causal(model: Model, name: str) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import (
     Closure,
+    DecayKind,
     ParameterGroup,
     call_closure,
     parameter_groups,
+    with_decay,
 )
 from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
@@ -38,6 +40,7 @@ class Muon:
     steps     Newton-Schulz iterations, in bf16
     betas, eps  of AdamW, which trains embeddings, head, router, gains and biases
     clip      largest global norm of the gradients; null: no clipping
+    decay     kind of weight decay, as in `AdamW`
 
     With muP, the largest singular value of a step over sqrt(fan_out / fan_in) must not grow with the width (Yang et al.
     2023, arXiv:2310.17813). That of O is 1 and sqrt(max(rows, columns)) grows as sqrt(width). So the learning-rate
@@ -52,6 +55,7 @@ class Muon:
     weight_decay: NonNegative = 0.0
     eps: NonNegative = 1e-8
     clip: Positive | None = 1.0
+    decay: DecayKind = "decoupled"
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
@@ -62,7 +66,7 @@ class Muon:
         for name, dim in dims.items():
             kinds[dim if roles[name].kind == "hidden" and dim in (2, 3) else 0].add(name)
         matrices, stacks, rest = (
-            parameter_groups(model, roles, scale, self.lr, self.weight_decay, only=kinds[kind])
+            parameter_groups(model, roles, scale, self.lr, self.weight_decay, only=kinds[kind], decay=self.decay)
             for kind, scale in ((2, square_root(lr_scale)), (3, square_root(lr_scale)), (0, lr_scale))
         )
         built: list[torch.optim.Optimizer] = []
@@ -73,7 +77,7 @@ class Muon:
             built.append(StackedMuon(stacks, self.momentum, self.steps))
         if rest:
             built.append(torch.optim.AdamW(rest, lr=self.lr, betas=self.betas, eps=self.eps, fused=True))
-        return CombinedOptimizer(model, built)
+        return with_decay(CombinedOptimizer(model, built))
 
 
 def square_root(lr_scale: Callable[[Role], float]) -> Callable[[Role], float]:

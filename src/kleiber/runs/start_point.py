@@ -21,8 +21,8 @@ from torch import Tensor
 from kleiber.config.targets import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.moe import Dropping, MoE
+from kleiber.nn.patterns import NoMixing
 from kleiber.runs.inherit import locate_stage
 from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
 from kleiber.types import Config, Json, NonNegative, Seed
@@ -265,15 +265,14 @@ def check_settings(dense: Model, model: Model) -> None:
 
 def settings(model: Transformer) -> Json:
     """The settings, by key, that determine the outputs for given weights; scales of the initial weights do not."""
-    attention, kind = model.blocks[0].attention, model.parametrization
+    kind, layers = model.parametrization, [block.attention for block in model.blocks]
     values: Json = {"model/parametrization": type(kind).__name__.lower(), "model.soft_cap": model.head.soft_cap}
     values |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
-    values["model/attention"] = "none" if isinstance(attention, NoMixing) else type(attention).__name__.lower()
-    if isinstance(attention, FullAttention):
-        values |= {"model.num_heads": attention.num_heads, "model.num_kv_heads": attention.num_kv_heads}
-        values |= {"model.rope_theta": attention.rope.theta} if attention.rope else {"model.attention.rotary": False}
-    if isinstance(attention, WindowAttention):
-        values["model.attention.window"] = attention.window
+    names = ["none" if isinstance(layer, NoMixing) else type(layer).__name__.lower() for layer in layers]
+    values["model/attention"] = names[0] if len(set(names)) == 1 else f"pattern of {', '.join(names)}"
+    for layer in layers:
+        values |= layer.settings()
+    values |= {"model.positions": "learned"} if model.positions is not None else {}
     values |= {"model.norm_eps": model.norm.eps, "model.norm": model.blocks[0].norm, "model.causal": model.causal}
     return {key: "null" if value is None else value for key, value in values.items()}
 

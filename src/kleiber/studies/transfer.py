@@ -45,8 +45,8 @@ METHODS = (
     "transferred: the labelled tokens with which training from nothing would have reached the same score, by its curve "
     "over the share of the labels, less those that were given (Hernandez et al. 2021, arXiv:2102.01293); its interval "
     "is the amounts at which that curve does not differ from the score, by Student's test paired by seed. Failure "
-    "modes: `largest class`, a score at most {near:g} above that of the largest class; `overfitted`, a last training "
-    "loss below {overfitted:g} times the validation loss."
+    "modes are shares of runs: no better than the largest class is a score at most {near:g} above it, overfitted a "
+    "last training loss below {overfitted:g} times the validation loss."
 )
 
 

@@ -116,9 +116,9 @@ def text_pairs(starts: Sequence[str]) -> list[tuple[str, str]]:
 def failures(rows: Rows, runs: Sequence[Run]) -> list[Json]:
     """What goes wrong by task, share of the labels and start: the share of runs in each failure mode.
 
-    Columns: score and the references, means over the runs; `largest class`, the share of runs that score at most NEAR
-    above the largest class; `below TF-IDF`, of runs with a lower score than the linear model; `overfitted`, of runs
-    whose last training loss is below OVERFITTED times their validation loss. Empty without references.
+    Columns: score and those of the references, means over the runs, and the shares of runs that score at most NEAR
+    above the largest class, that score below TF-IDF, and whose last training loss is below OVERFITTED times their
+    validation loss. Empty without references.
     """
     references = reference_scores(runs)
     if not references:
@@ -137,10 +137,10 @@ def failures(rows: Rows, runs: Sequence[Run]) -> list[Json]:
         table.append(
             {
                 "task": task, "share": share, "from": start, "runs": len(part), "score": scores.mean(),
-                "largest class scores": majority.mean(), "TF-IDF scores": tfidf.mean(),
-                "largest class": np.mean(scores <= majority + NEAR), "below TF-IDF": np.mean(scores < tfidf),
-                "overfitted": np.mean(training < OVERFITTED * validation), "training loss": training.mean(),
-                "validation loss": validation.mean(),
+                "score of the largest class": majority.mean(), "score of TF-IDF": tfidf.mean(),
+                "no better than the largest class": np.mean(scores <= majority + NEAR),
+                "below TF-IDF": np.mean(scores < tfidf), "overfitted": np.mean(training < OVERFITTED * validation),
+                "training loss": training.mean(), "validation loss": validation.mean(),
             }
         )  # fmt: skip
     return [{name: float(value) if isinstance(value, np.floating) else value for name, value in row.items()}

@@ -94,13 +94,16 @@ class Checkpoint:
             )
 
     def load_weights(self, model: nn.Module) -> None:
-        """Loads the weights into a model whose task heads may differ. Raises ValueError for any other difference."""
+        """Loads the weights into a model whose task heads, and parts for later tokens, may differ.
+
+        Raises ValueError for any other difference.
+        """
         self._refuse_part()
         try:
             missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
         except RuntimeError as error:
             raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
-        other = sorted(name for name in (*missing, *unexpected) if not name.startswith("heads."))
+        other = sorted(name for name in (*missing, *unexpected) if not name.startswith(("heads.", "future.")))
         if other:
             raise ValueError(
                 f"{self.path} holds another model: {', '.join(other[:5])} are weights of only the checkpoint or only "

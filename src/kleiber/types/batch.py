@@ -75,10 +75,14 @@ class Output:
     "load/<layer>"     number of assignments to each expert (a vector), before any is dropped
     "margin/<layer>"   score of the k-th expert minus that of the next one
     "drop/<layer>"     share of a token's assignments that were dropped because their expert was full
+
+    `future` has hidden states that predict the second next token, the third next, and so on; only in training, of a
+    model with such parts.
     """
 
     hidden: Float[Tensor, "batch time dim"]
     aux: dict[str, Tensor] = field(default_factory=dict)
+    future: list[Tensor] = field(default_factory=list)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role, Routing
 
 
@@ -95,29 +96,46 @@ class Head:
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """Keys and values that one layer computed for earlier positions."""
+    """Keys and values that one layer computed for earlier positions, or its state after them."""
+
+    state: Sequence[Tensor]
 
     def __len__(self) -> int: ...
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+    def advance(self, state: Sequence[Tensor], time: int) -> None: ...
 
 
 class Attention(Layer):
-    """The part of a block that mixes positions. `out` is its last matrix."""
+    """The part of a block that mixes positions.
+
+    out            its last matrix
+    mask_key       layers of one class with equal keys have the same masks, which a model makes once
+    shares_values  whether the layer reads or stores the values of the first layer (see `first_values`)
+    """
 
     out: nn.Linear
+    mask_key: int | None = None
+    shares_values: bool = False
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: LayerCache | None = None,
+        first_values: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """The change of the residual stream.
 
-        mask   from the method `mask`
-        cache  keys and values of earlier positions; those of `x` are added in place
+        mask          from the method `mask`
+        cache         keys and values of earlier positions; those of `x` are added in place
+        first_values  an empty list that the first layer appends its values to, and later layers mix into theirs; passed
+                      only to layers with `shares_values`
         """
         raise NotImplementedError
+
+    def settings(self) -> Json:
+        """The settings, by key of the config, that determine the outputs for given weights."""
+        return {}
 
     def mask(
         self,
@@ -196,6 +214,7 @@ class Model(nn.Module):
     tied        whether the matrix of the output layer is that of the embedding
     blocks      the layers, in order
     heads       output layers of tasks, by name
+    future_weight  weight of the losses of later tokens (`Output.future`)
     """
 
     vocab_size: int
@@ -208,6 +227,7 @@ class Model(nn.Module):
     blocks: Sequence[nn.Module]
     head: Head
     heads: nn.ModuleDict
+    future_weight: float = 0.0
 
     def forward(self, batch: Batch, caches: DecodingCache | None = None) -> Output:
         """Hidden states and auxiliary sums.

@@ -12,7 +12,7 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.evals.attention.attention import REPEATED, Attention, head_scores, token_text
 from kleiber.evals.evaluation import Subject
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing
+from kleiber.nn.patterns import NoMixing
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
 

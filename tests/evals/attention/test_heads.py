@@ -16,8 +16,10 @@ from kleiber.evals.attention.heads import (
     read_attention,
 )
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
+from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mup import MuP, Site, StandardParametrization
+from kleiber.nn.patterns import NoMixing
 from kleiber.types.batch import Batch
 
 TIME, WIDTH = 12, 32
@@ -26,6 +28,8 @@ KINDS = {
     "shared keys": (FullAttention, {"num_heads": 4, "num_kv_heads": 2}),
     "one key head, no norm": (FullAttention, {"num_heads": 4, "num_kv_heads": 1, "qk_norm": False}),
     "window": (WindowAttention, {"window": 4}),
+    "biased and capped": (FullAttention, {"positions": "alibi", "soft_cap": 2.0}),
+    "latent": (LatentAttention, {}),
 }
 
 
@@ -53,6 +57,16 @@ def collect(model: Transformer, batch: Batch) -> dict[int, HeadWeights]:
     return {
         layer: HeadWeights(*(torch.cat(part) for part in zip(*found, strict=True))) for layer, found in parts.items()
     }
+
+
+def test_layers_that_share_values_are_read_however_the_rows_are_split(monkeypatch):
+    """`read_attention` raises ValueError where the explicit output is not that of the layer."""
+    model = Transformer(50, 3, WIDTH, context=16, attention=partial(FullAttention, value_residual=True))
+    batch = Batch(torch.randint(50, (5, 16)))
+    whole = collect(model, batch)
+    monkeypatch.setattr(heads_module, "MATRIX_ENTRIES", 2 * 2 * 16 * 16)
+    for layer, split in collect(model, batch).items():
+        torch.testing.assert_close(split.weights, whole[layer].weights)
 
 
 def test_every_layer_is_read_and_splitting_the_rows_changes_nothing(monkeypatch):

@@ -10,7 +10,7 @@ from kleiber.evals.attention.heads import read_attention
 from kleiber.evals.attribution.methods import METHODS, Explainer, without_attention
 from kleiber.evals.attribution.predictions import baseline_embedding
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing
+from kleiber.nn.patterns import NoMixing
 from kleiber.records.progress import Activity
 from kleiber.types.model import Model
 

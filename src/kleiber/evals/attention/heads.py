@@ -6,7 +6,7 @@ explicit output of each layer is compared with that of the kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -39,17 +39,19 @@ Reader = Callable[[int, slice, HeadWeights], None]  # layer, rows of the batch, 
 
 
 def explicit_attention(
-    attention: FullAttention, x: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "#batch 1 time keys"] | None = None
+    attention: FullAttention,
+    x: Float[Tensor, "batch time dim"],
+    mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+    first_values: list[Tensor] | None = None,
 ) -> tuple[HeadWeights, Float[Tensor, "batch time dim"]]:
     """Logits and weights of every head in fp32, and the output of the layer computed from them.
 
-    x, mask  arguments of `attention.forward`
+    x, mask, first_values  arguments of `attention.forward`
     """
     batch, time, _ = x.shape
-    q, k, v = (z.float() for z in attention.project(x))
-    groups = attention.num_heads // attention.num_kv_heads
-    k, v = (z.repeat_interleave(groups, 1) for z in (k, v))
-    logits = q @ k.transpose(2, 3) * attention.scale
+    q, k, v = (z.float() for z in attention.project(x, 0, first_values))
+    logits = attention.logits(q, k, torch.arange(time, device=x.device))
+    v = v.repeat_interleave(attention.num_heads // attention.num_kv_heads, 1)
     if mask is None:
         mask = torch.ones(1, 1, time, time, dtype=torch.bool, device=x.device)
         mask = mask.tril() if attention.causal else mask
@@ -77,14 +79,17 @@ def read_attention(model: Model, batch: Batch, reader: Reader) -> None:
     derived from FullAttention.
     """
 
-    def read(layer: int, module: nn.Module, inputs: tuple[Tensor, Tensor | None, object], output: Tensor) -> None:
+    def read(layer: int, module: nn.Module, inputs: Sequence[Tensor | list[Tensor] | None], output: Tensor) -> None:
         """Passes the explicit attention of a layer to `reader`, once it agrees with the output of its forward pass."""
         assert isinstance(module, FullAttention)
-        x, mask, _ = inputs
+        x, mask = inputs[:2]
+        assert isinstance(x, Tensor) and (mask is None or isinstance(mask, Tensor))
+        stored = inputs[3] if len(inputs) > 3 else None
         step = max(1, MATRIX_ENTRIES // (module.num_heads * x.shape[1] ** 2))
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
-            heads, explicit = explicit_attention(module, x[rows], _rows(mask, rows))
+            first_values = [values[rows] for values in stored] if isinstance(stored, list) else None
+            heads, explicit = explicit_attention(module, x[rows], _rows(mask, rows), first_values)
             error = float((explicit - output[rows]).abs().max() / output.abs().max().clamp(min=1e-12))
             if error > (TOLERANCE if x.dtype == torch.float32 else 0.05):
                 raise ValueError(

@@ -131,7 +131,7 @@ class Calibration(Evaluation):
         """Generated answers: whether their final numbers are right, and how probable the model finds them."""
         prompts, answers = numeric_questions(subject.samples(data.name), subject.tokenizer, data.name)
         prompts, answers = prompts[:count], answers[:count]
-        match = exact_match(subject.model, subject.tokenizer, prompts, answers, rows=subject.rows)
+        match = exact_match(subject.model, subject.tokenizer, prompts, answers)
         ids = [subject.tokenizer.encode(text) or [subject.tokenizer.eos] for text in match.texts]
         items = [[pair] for pair in zip(prompts, ids, strict=True)]
         tokens = pass_tokens(subject.model, subject.rows)

@@ -129,10 +129,9 @@ def attention_logits(
     x, mask  arguments of the layer's forward pass
     """
     q, k, _ = attention.project(x)
-    k = k.repeat_interleave(attention.num_heads // attention.num_kv_heads, 1)
     dtype, positions = torch.promote_types(q.dtype, torch.float32), torch.arange(x.shape[1], device=x.device)
     with torch.autocast(x.device.type, enabled=False):
-        logits = attention.scale * (q[:, :, at].to(dtype) @ k.to(dtype).transpose(2, 3))
+        logits = attention.logits(q[:, :, at].to(dtype), k.to(dtype), at)
     if mask is not None:
         return logits, mask[:, :, at]
     readable = at[:, None] >= positions if attention.causal else torch.ones_like(at[:, None] >= positions)

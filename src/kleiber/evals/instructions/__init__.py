@@ -1,0 +1,1 @@
+"""Whether a model follows instructions that a rule can verify."""

@@ -1,0 +1,169 @@
+"""The study `instructions`: what instruction tuning teaches a small model, and what it forgets.
+
+The arms and claims between them are those of `Compare`. This module adds the model before tuning, which every run
+scores before its first step, and claims of the arms against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
+from kleiber.studies.compare.decision import (
+    Claim,
+    Estimate,
+    as_row,
+    label_of,
+    level_of_each,
+    mean_estimate,
+    paired_difference,
+    unit_of,
+)
+from kleiber.studies.compare.study import Compare, read_claim
+from kleiber.studies.compare.tables import at_common_budget
+from kleiber.studies.study import Findings
+from kleiber.types import Json, NonNegative
+
+START = "before tuning"
+FOLLOWED = "eval/instructions/"
+SHOWN = ("accuracy", "unasked", "lift")  # of all instructions together
+
+
+@dataclass(frozen=True)
+class Instructions(Compare):
+    """Compares arms of instruction tuning with one another, and each with the model that it started from.
+
+    against_start  claims {arm, direction, margin, measure} about what tuning changed, as in `claims`
+    """
+
+    against_start: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.start_claims()
+
+    def start_claims(self) -> list[Claim]:
+        """The claims about the start. Raises ValueError, which names the key, for one that is invalid."""
+        return [
+            read_claim({"measure": self.measure, **node, "against": START}, f"study.against_start[{at}]")
+            for at, node in enumerate(self.against_start)
+        ]
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Decides all claims, and shows what each arm scores beside its start."""
+        findings = super().analyze(runs)
+        arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
+        starts = start_scores(runs)
+        claims = self.start_claims()
+        level = level_of_each(self.level, max(1, len(claims)), self.looks)
+        judged = [judge_start(claim, arms, starts, level) for claim in claims]
+        rows = score_rows(arms, starts, self.level)
+        changed = [
+            {"claim": sentence(claim), "decision": decision, **as_row(estimate)} for claim, estimate, decision in judged
+        ]
+        verdicts = [verdict(claim, estimate, decision) for claim, estimate, decision in judged]
+        return replace(
+            findings,
+            headline=" ".join([*(entry["text"] for entry in verdicts), findings.headline]),
+            verdicts=[*verdicts, *findings.verdicts],
+            tables={"Scores before and after tuning": rows, "Claims about the start": changed, **findings.tables},
+            figures={"scores": partial(chart, rows), **findings.figures},
+            methods=f"{METHODS} {findings.methods}",
+        )
+
+
+METHODS = (
+    "Every run starts from the same trained weights, or from those of the base of its seed, and learns the answers of "
+    "instruction data. Losses are those of answer tokens of held-out instructions, and of the text that the start was "
+    "trained on. Instructions that a rule verifies (after IFEval, Zhou et al. 2023, arXiv:2311.07911) are answered "
+    "greedily; the lift is the share of answers that follow the instruction of their prompt less the share of answers "
+    "to other prompts that follow it. Differences to the start are paired by seed, with Student's intervals that hold "
+    "for all claims about the start at once (Bonferroni)."
+)
+
+
+def start_scores(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
+    """The scores of the model before its first step, by measure and seed."""
+    scores: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if arm_name(run) is None or run.status != "finished":
+            continue
+        for measure, value in run.leaves[0]["start_metrics"].items():
+            scores.setdefault(measure, {})[run.config["seed"]] = value
+    return scores
+
+
+def judge_start(
+    claim: Claim, arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float
+) -> tuple[Claim, Estimate | None, str]:
+    """The change of a measure from the start to an arm at its best rate, and what it decides."""
+    arm = arms.get(claim.arm)
+    if arm is None:
+        return claim, None, str(claim.decide(None))
+    estimate = paired_difference(
+        arm.values(claim.measure), starts.get(claim.measure, {}), level, unit_of(claim.measure)
+    )
+    return claim, estimate, str(claim.decide(None if arm.wrong else estimate))
+
+
+def sentence(claim: Claim) -> str:
+    """The claim as a sentence without a period."""
+    return claim.text().replace(f" than {START}", "").replace(" at equal training tokens", f" than {START}")
+
+
+def verdict(claim: Claim, estimate: Estimate | None, decision: str) -> Json:
+    """The verdict of findings.json."""
+    change = "" if estimate is None else f", change {estimate.text()}"
+    level = "note" if decision == "supported" else "warn"
+    return {"code": f"start_{claim.arm}", "level": level, "text": f"{sentence(claim)}: {decision}{change}."}
+
+
+def score_rows(arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float) -> list[Json]:
+    """A row for each measure and for the start and each arm at its best rate: the mean over seeds with its interval."""
+    measures = [name for name in starts if is_shown(name)]
+    rows = []
+    for measure in measures:
+        by_model = {START: starts[measure], **{name: arm.values(measure) for name, arm in arms.items()}}
+        for model, values in by_model.items():
+            estimate = mean_estimate([*values.values()], level, unit_of(measure))
+            if estimate is not None:
+                rows.append({"measure": label_of(measure), "model": model, **asdict(estimate)})
+    return rows
+
+
+def is_shown(measure: str) -> bool:
+    """Whether a measure is a loss of a text, or of all instructions together."""
+    if measure.startswith(FOLLOWED):
+        return measure.rpartition("/")[2] in SHOWN and measure.count("/") == FOLLOWED.count("/") + 2
+    return measure.startswith("val/") and measure.endswith("/loss")
+
+
+def chart(rows: Sequence[Json]) -> object:
+    """Losses and instruction following before and after tuning, a panel for each measure, with intervals."""
+    import altair as alt
+
+    from kleiber.charts.theme import apply_theme, kind_color
+
+    table = pd.DataFrame(rows)
+    models = list(dict.fromkeys(table["model"]))
+    panels = []
+    for measure, part in table.groupby("measure", sort=False):
+        base = alt.Chart(part).encode(y=alt.Y("model:N", sort=models, title=None), color=kind_color(models, "model"))
+        low, value = (
+            alt.X(f"{name}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, labelOverlap=True))
+            for name in ("lo", "value")
+        )
+        layers = alt.layer(
+            base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q"),
+            base.mark_point(filled=True, size=60, opacity=1).encode(
+                x=value, tooltip=["model", alt.Tooltip("value:Q", format=".4f")]
+            ),
+        )
+        panels.append(layers.properties(title=str(measure), width=240, height=80))
+    title = alt.TitleParams("Losses and instruction following before and after tuning", anchor="start")
+    return apply_theme(alt.concat(*panels, columns=2).properties(title=title))

@@ -1,0 +1,76 @@
+"""The study `instructions` compares arms with one another, and each with the model before tuning."""
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.instructions import Instructions, is_shown
+
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+LIFT, OLD = "eval/instructions/builtin/instructions/lift", "val/tinystories/loss"
+BEFORE = {
+    "val/alpaca/loss": 4.0, "val/dolly/loss": 5.0, OLD: 1.5, LIFT: 0.01,
+    "eval/instructions/builtin/instructions/keywords/lift": 0.1,
+}  # fmt: skip
+AFTER = {"plain": {OLD: 2.0, LIFT: 0.08}, "replay": {OLD: 1.6, LIFT: 0.02}}
+CLAIMS = [{"arm": "replay", "against": "plain", "direction": "lower", "margin": 0.05, "measure": OLD}]
+ABOUT = [
+    {"arm": "plain", "direction": "lower", "margin": 0.05},
+    {"arm": "plain", "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "replay", "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "lora", "direction": "higher", "margin": 0.02, "measure": LIFT},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    for arm, after in AFTER.items():
+        for rate in RATES:
+            for seed in range(3):
+                lost, noise = (0.0 if rate == 0.003 else 0.2), 0.001 * (seed - 1)
+                metrics = {"val/alpaca/loss": 3.0 + lost + noise, "val/dolly/loss": 4.0}
+                metrics |= {name: value + noise for name, value in after.items()}
+                config = {
+                    "seed": seed, "model": {"depth": 2, "width": 32, "context": 128}, "optimizer": {"lr": rate},
+                    "study": {"arm": arm}, "data": {},
+                }  # fmt: skip
+                stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics, "start_metrics": BEFORE,
+                         "flops": {"model": 1e9}, "tasks": ["alpaca", "dolly"]}  # fmt: skip
+                fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
+    return Instructions(measure="val/alpaca/loss", claims=CLAIMS, against_start=ABOUT).analyze(read_runs(folder))
+
+
+def test_claims_about_the_start_are_decided_by_what_changed(findings):
+    rows = findings.tables["Claims about the start"]
+    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted", "not tested"]
+    assert rows[0]["value"] == pytest.approx(-1.0) and rows[1]["value"] == pytest.approx(0.07)
+    assert rows[0]["claim"] == "plain has a lower loss (alpaca) by more than 0.05 than before tuning"
+    assert (
+        findings.headline.startswith("plain has a lower loss (alpaca)")
+        and findings.comparison["decision"] == "supported"
+    )
+    codes = [entry["code"] for entry in findings.verdicts]
+    assert codes[:4] == ["start_plain", "start_plain", "start_replay", "start_lora"]
+
+
+def test_scores_before_and_after_are_in_one_table_and_figure(findings):
+    rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
+    assert rows["loss (tinystories)", "before tuning"] == 1.5
+    assert rows["loss (tinystories)", "replay"] == pytest.approx(1.6)
+    assert not any("keywords" in measure for measure, _ in rows)
+    assert "before tuning" in str(findings.figures["scores"]().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("measure", "shown"),
+    [(LIFT, True), (OLD, True), ("eval/instructions/builtin/instructions/keywords/lift", False), ("loss", False),
+     ("eval/instructions/builtin/instructions/words", False), ("val/alpaca/bits_per_byte", False)],
+)  # fmt: skip
+def test_measures_of_the_figure(measure, shown):
+    assert is_shown(measure) == shown
+
+
+def test_a_claim_with_another_key_is_refused():
+    with pytest.raises(ValueError, match=r"study\.against_start\[0\]"):
+        Instructions(against_start=[{"arm": "plain", "better": "yes"}])
