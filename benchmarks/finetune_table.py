@@ -10,6 +10,7 @@ evals=[reference], and articles the run on the table of benchmarks/articles.py.
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,27 @@ def leave_one_out(scores: dict[str, dict[Recipe, dict[int, float]]]) -> list[dic
                 "careful_lr": careful[0], "careful": own[careful], "careful_loss": own[best] - own[careful],
                 "best_lr": best[0], "best_scale": best[1], "best": own[best],
                 "default": own[DEFAULT], "loss": own[best] - own[chosen], "default_loss": own[best] - own[DEFAULT],
-                "interval": interval(own[best], own[chosen], HELD_OUT[task]),
+                "interval": of_rows(own[best], own[chosen], HELD_OUT[task]),
             }
         )  # fmt: skip
     return rows
 
 
-def interval(ours: float, theirs: float, rows: int) -> dict[str, float]:
+def of_rows(ours: float, theirs: float, rows: int) -> dict[str, float]:
     """The difference of two accuracies and its two-sided 90 % interval, as if on different held-out rows (normal)."""
     half = stats.norm.ppf(0.95) * ((ours * (1 - ours) + theirs * (1 - theirs)) / rows) ** 0.5
     return {"value": ours - theirs, "lo": ours - theirs - half, "hi": ours - theirs + half}
+
+
+def of_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
+    """The difference of two means over seeds and its two-sided 90 % interval (Welch); None with a single seed."""
+    value = float(np.mean(ours) - np.mean(theirs))
+    if min(len(ours), len(theirs)) < 2:
+        return {"value": value, "lo": None, "hi": None}
+    if np.var(ours) + np.var(theirs) == 0:
+        return {"value": value, "lo": value, "hi": value}
+    ends = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
+    return {"value": value, "lo": float(ends.low), "hi": float(ends.high)}
 
 
 def main() -> None:
@@ -93,11 +105,10 @@ def main() -> None:
         loop[Path(entry["data"]).name.replace("trec", "trec_fine")].append(entry)
     beside: list[dict[str, object]] = []
     for task, entries in loop.items():
-        ours = float(np.mean(list(scores[task][DEFAULT].values())))
-        theirs = float(np.mean([entry["score"] for entry in entries]))
-        row = {"task": task, "kleiber": ours, "loop": theirs, "difference": interval(ours, theirs, HELD_OUT[task])}
-        row |= {"kleiber_seeds": len(scores[task][DEFAULT]), "loop_seeds": len(entries)}
-        row |= {"kleiber_seconds": float(np.mean(seconds[task]))}
+        ours, theirs = list(scores[task][DEFAULT].values()), [entry["score"] for entry in entries]
+        row = {"task": task, "kleiber": float(np.mean(ours)), "loop": float(np.mean(theirs))}
+        row |= {"difference": of_seeds(ours, theirs), "kleiber_seeds": len(ours), "loop_seeds": len(theirs)}
+        row |= {"kleiber_seconds": float(np.mean(seconds[task])), "loop_scores": theirs}
         row |= {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))}
         beside.append(row)
     words = {

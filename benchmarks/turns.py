@@ -3,7 +3,8 @@
 A run's steps are timed in blocks, and what is compared stands between or alternates with them, so that both have the
 same memory, the same machine at the same time, and the same temperature: processes with equal work differ by several
 percent here, which is more than what is to be seen. A step is what happens between two askings for a batch: hooks,
-logging and bookkeeping count, start-up and the closing evaluation do not. Processor time counts every thread.
+logging and bookkeeping count, start-up and the closing evaluation do not. Processor time counts every thread; a
+benchmark whose work is beside the steps takes another clock.
 """
 
 import argparse
@@ -24,7 +25,13 @@ Shape = dict[str, int]  # "steps" among them
 Blocks = list[float]  # seconds of processor time a step
 
 
-def in_blocks(source: Callable[..., Iterator[Any]], block: int, begin: Callable[[int], None], blocks: Blocks) -> Any:
+def in_blocks(
+    source: Callable[..., Iterator[Any]],
+    block: int,
+    begin: Callable[[int], None],
+    blocks: Blocks,
+    clock: Callable[[], float],
+) -> Any:
     """The same batches; `begin(number)` is called before each block of steps, its own time not counted."""
 
     def ask(*arguments: Any) -> Iterator[Any]:
@@ -32,15 +39,17 @@ def in_blocks(source: Callable[..., Iterator[Any]], block: int, begin: Callable[
         for number, batch in enumerate(source(*arguments)):
             if number % block == 0:
                 if began is not None:
-                    blocks.append((time.process_time() - began) / block)
+                    blocks.append((clock() - began) / block)
                 begin(number // block)
-                began = time.process_time()
+                began = clock()
             yield batch
 
     return ask
 
 
-def train(overrides: list[str], block: int, begin: Callable[[int], None]) -> Blocks:
+def train(
+    overrides: list[str], block: int, begin: Callable[[int], None], clock: Callable[[], float] = time.process_time
+) -> Blocks:
     """The whole train.py, timed in blocks of steps."""
     from kleiber.training.lightning import import_lightning
 
@@ -49,7 +58,7 @@ def train(overrides: list[str], block: int, begin: Callable[[int], None]) -> Blo
     from kleiber.launch.main import main
 
     blocks: Blocks = []
-    kleiber.runs.stage.stream = in_blocks(kleiber.runs.stage.stream, block, begin, blocks)
+    kleiber.runs.stage.stream = in_blocks(kleiber.runs.stage.stream, block, begin, blocks, clock)
     with tempfile.TemporaryDirectory() as root:
         assert main([f"root={root}", *overrides]) == 0
     return blocks

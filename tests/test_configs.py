@@ -32,6 +32,7 @@ LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
+NEEDS |= {"data/tokens": ["data.path=IDS", "data.tokenizer=bytes"], "study/explain": ["batch.tokens=480"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {
@@ -70,7 +71,6 @@ TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
-NEEDS["study/explain"] = ["batch.tokens=480"]
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),

@@ -61,6 +61,22 @@ def test_decoding_keeps_what_the_caches_of_the_model_hold():
         assert cached_values(node) == sum(tensor.numel() for tensor in caches.tensors())
 
 
+WRAPPED = {
+    "llama": "{hidden_size: 32, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 64}",
+    "gpt2": "{n_embd: 32, n_head: 4, n_inner: 64, n_positions: 16}",
+}
+
+
+@pytest.mark.parametrize("path", WRAPPED)
+def test_decoding_of_a_wrapped_model_keeps_what_its_cache_holds(path):
+    options = [f"model.path={path}", "model.weights=random", "model.depth=2", f"model.config={WRAPPED[path]}"]
+    node = composed("model=hf", "model.context=16", *options)["model"]
+    inner = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY).inner
+    cache = inner(torch.zeros(1, 16, dtype=torch.long), use_cache=True).past_key_values
+    assert cached_values(node) == sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert cached_values({**node, "config": {}}) is None
+
+
 def test_what_has_no_formula_is_refused():
     with pytest.raises(ValueError, match=r"model\.|data\."):
         size({"mlp": {"_target_": "kleiber.nn.other.Thing"}}, 272)

@@ -132,6 +132,23 @@ def test_every_byte_of_a_large_file_is_checked(tmp_path: Path, caplog: pytest.Lo
         caplog.clear()
 
 
+def test_a_folder_that_is_too_large_to_check_at_every_use_is_checked_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    folder, _ = cached_folder(tmp_path, "name", IDENTITY, builder(log))
+    flip_byte(folder / "x.bin", 500)
+    monkeypatch.setattr(module, "CHECKED_BYTES", 1000)
+    cached_folder(tmp_path, "name", IDENTITY, builder(log))
+    assert log == ["built"]
+    with module.whole_checks():
+        cached_folder(tmp_path, "name", IDENTITY, builder(log))
+    assert log == ["built"] * 2
+    os.truncate(folder / "x.bin", 1023)
+    cached_folder(tmp_path, "name", IDENTITY, builder(log))
+    assert log == ["built"] * 3
+
+
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_a_lock_that_is_no_file_is_named_and_left_alone(kind: str, tmp_path: Path) -> None:
     folder, _ = cached_folder(tmp_path, "name", IDENTITY, builder([]))

@@ -43,3 +43,11 @@ def test_a_pattern_or_url_that_stands_for_nothing_is_named(
     place = path.format(home=row_files[".jsonl"].parent)
     with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
         Text(place).prepare(16)
+
+
+def test_data_is_named_after_its_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "[c].txt"):
+        Path(name).write_text("x")
+    names = ["a.jsonl.gz", "*.gz", f"{tmp_path}/*.gz", f"{tmp_path}", "[c].txt", f"{tmp_path}/a*"]
+    assert [locate(name).stem for name in names] == ["a", "text", tmp_path.name, tmp_path.name, "[c]", tmp_path.name]

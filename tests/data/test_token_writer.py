@@ -197,3 +197,42 @@ def test_sigkill_while_tokenizing_loses_one_batch(tmp_path: Path, cache: Path, m
     assert Text(str(text)).prepare(16).hash == continued.hash
     assert len(batches) - count == count + 4
     assert not [path for path in cache.iterdir() if path.suffix == ".part"]
+
+
+IN_WORKERS = """
+import sys
+from kleiber.data import blocks, parallel, texts, token_writer
+from kleiber.data.text import Text
+blocks.BLOCK_BYTES, parallel.HERE = 20_000, 2
+texts.available_cores = token_writer.available_cores = lambda: 2
+append = token_writer.Journal.append
+def told(self, encoded, key):
+    append(self, encoded, key)
+    print("block", flush=True)
+token_writer.Journal.append = told
+print(Text(sys.argv[1], tokenizer="bytes").prepare(16).hash)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_three_kills_of_workers_repeat_few_blocks(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"document {n} " + "of text " * (n % 200)}) + "\n" for n in range(4000))
+    )
+    command = [sys.executable, "-c", IN_WORKERS, str(path)]
+    blocks = 0
+    for kill in (20, 40, 60):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        while blocks < kill and process.stdout.readline() == "block\n":
+            blocks += 1
+        process.kill()
+        blocks += process.communicate()[0].count("block\n")
+    last = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    blocks += last.count("block")
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "another"))
+    assert Text(str(path)).prepare(16).hash == last[-1]
+    written = -(-path.stat().st_size // 20_000)
+    assert written - 3 <= blocks <= written  # a kill may come between a block and its line, and none is written twice

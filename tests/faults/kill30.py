@@ -196,7 +196,7 @@ def facts(root: Path) -> dict[str, Any]:
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        names = [name for name in value if name not in (*TIMED, "run_id", "overrides", "commit", "dirty")]
+        names = [name for name in value if name not in (*TIMED, "cost", "run_id", "overrides", "commit", "dirty")]
         return {name: without_times(value[name]) for name in names if not name.startswith(TIMES)}
     return [without_times(entry) for entry in value] if isinstance(value, list) else value
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from kleiber.data.text import Text
 from kleiber.launch.cli import app
 
 
@@ -24,10 +25,26 @@ def test_a_text_is_described(tmp_path, cache_dir):
     file.write_text('{"text": "He is a cook."}\n{"text": "She sat"}\n')
     assert "2 documents, 20 bytes, 6 words" in run(file, "--json", tmp_path / "d.json")
     assert json.loads((tmp_path / "d.json").read_text()) == {
-        "schema": "kleiber.data/1", "path": str(file), "documents": 2, "bytes": 20, "words": 6,
+        "schema": "kleiber.data/1", "path": str(file), "cut_off": False,
+        "documents": 2, "bytes": 20, "words": 6, "longest": 13,
+        "duplicates": {"exact": 0, "near": 0, "near_of": 2}, "languages": {"en": 1.0},
+        "samples": ["She sat", "He is a cook."],
     }  # fmt: skip
+    assert "--max-bytes sets" in run(file, "--max-bytes", 13)
     with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
         run(file, "--window", 3, code=2)
+
+
+def test_a_text_is_prepared_as_training_would(tmp_path, cache_dir):
+    file, out = tmp_path / "t.jsonl", tmp_path / "d.json"
+    file.write_text("".join(json.dumps({"text": f"number {n} of many"}) + "\n" for n in range(100)))
+    text = run(file, "--tokenizer", "bytes", "--json", out)
+    prepared = json.loads(out.read_text())["prepared"]
+    corpus = Text(str(file)).prepare(16)
+    assert prepared["hash"] == corpus.hash and prepared["splits"] == corpus.manifest["t"]["splits"]
+    assert f"{len(corpus.train.file.ids):,} tokens" in text and "documents" in text
+    with pytest.raises(ValueError, match="--vocab-size 300 belongs to --tokenizer bpe: add --tokenizer bpe"):
+        run(file, "--vocab-size", 300, code=2)
 
 
 def test_associations_are_printed_and_written(tmp_path, cache_dir):

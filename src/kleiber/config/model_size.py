@@ -22,6 +22,7 @@ EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
+WRAPPED = "kleiber.models.HFModel"
 SCHEDULERS = ("kleiber.launch.Submitit", "kleiber.launch.Ray")
 ROW_VALUES = 16  # values that a step keeps for each token, channel and layer; 16 to 28 were measured
 BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
@@ -96,8 +97,17 @@ def width_of(model: Config) -> int:
     return model.get("width") or model["aspect"] * model["depth"]
 
 
-def cached_values(model: Config) -> float:
-    """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm."""
+def cached_values(model: Config) -> float | None:
+    """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm.
+
+    None for a model=hf whose `config` names no width.
+    """
+    if model.get("_target_") == WRAPPED:
+        sizes = model.get("config") or {}
+        width, heads = sizes.get("hidden_size") or sizes.get("n_embd"), sizes.get("num_attention_heads")
+        share = (sizes.get("num_key_value_heads") or heads) / heads if heads else 1.0
+        known = width and model.get("depth") and model.get("context")
+        return 2.0 * model["depth"] * model["context"] * width * share if known else None
     width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))

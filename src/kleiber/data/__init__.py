@@ -23,6 +23,7 @@ EXPORTS = {
     "Recall": "recall",
     "Reweighted": "reweighted",
     "Text": "text",
+    "Tokens": "pretokenized",
     "Trigger": "trigger",
     "Unpaired": "unpaired",
 }

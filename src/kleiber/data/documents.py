@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from kleiber.data.builtin import Builtin
 from kleiber.data.cache import cache_root
-from kleiber.data.dataset import open_splits, read_text_file, require_text_columns, rows
+from kleiber.data.dataset import read_text_file
 from kleiber.data.location import locate
 from kleiber.data.occupations import OccupationText
 from kleiber.data.sources import limit_bytes
+from kleiber.data.texts import open_rows
 
 NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
 
@@ -47,10 +48,8 @@ def open_documents(
     if location.kind == "text":
         yield limited(read_text_file(location), max_bytes)
         return
-    with open_splits(location, config, root) as (splits, _):
-        table = splits["train"]
-        require_text_columns(table, (column,), location.name)
-        yield limited((str(row[column] or "") for row in rows(table.select_columns([column]))), max_bytes)
+    with open_rows(location, config, (column,), root) as (texts, _):
+        yield limited(texts["train"].read(), max_bytes)
 
 
 def limited(texts: Iterator[str], max_bytes: int | None) -> Iterator[str]:

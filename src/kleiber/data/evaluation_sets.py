@@ -23,7 +23,7 @@ from kleiber.data.dataset import open_tables, read_text_file, rows, table_name
 from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
 from kleiber.data.sources import RereadableDocument, Source, SourceText
-from kleiber.data.text import column_reader
+from kleiber.data.texts import column_reader
 from kleiber.data.token_files import ValidationWindows, token_files
 from kleiber.data.verifiable import instruction_rows
 from kleiber.types import Json, Row

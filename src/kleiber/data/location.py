@@ -102,7 +102,9 @@ class Location:
     @property
     def stem(self) -> str:
         """The last part of the name, without the suffixes of a file."""
-        parts = [part for part in self.name.split("/") if part and not any(sign in part for sign in WILDCARDS)]
+        parts = [part for part in self.name.split("/") if part]
+        if self.matches:
+            parts = [part for part in parts if not any(sign in part for sign in WILDCARDS)] or ["text"]
         if len(self.matches) > 1 and suffix(parts[-1]):
             parts = parts[:-1]
         return parts[-1].split(".", 1)[0] if self.kind or len(self.matches) == 1 else parts[-1]

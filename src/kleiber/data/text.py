@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt64
@@ -22,16 +22,12 @@ from jaxtyping import UInt64
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
-from kleiber.data.dataset import named_errors, open_splits, read_text_file, require_text_columns, standard_splits
-from kleiber.data.input_files import row_files
+from kleiber.data.dataset import read_text_file
 from kleiber.data.location import Location, locate
 from kleiber.data.sources import Document, RereadableDocument, SourceText, limit_bytes
 from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
-from kleiber.data.texts import HASHES, RowTexts, Texts, open_files
+from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +99,7 @@ class TextSource:
             documents = _cut_by_position(self._read_file, ("validation", "test"))
             yield SourceText(self._limited(documents), {"config": "", "rows": {"train": 1}})
             return
-        with self._open(root) as (texts, config):
+        with open_rows(self.location, self.config, self.columns, root) as (texts, config):
             rows = {name: part.count for name, part in texts.items() if part.count is not None}
             notes: Json = {"config": config, "rows": rows}
             splits = {name: HashSplit((name,)) for name in texts}
@@ -126,22 +122,6 @@ class TextSource:
             in_blocks = len(files) == len(texts) and not self.stream and self.max_bytes is None
             blocks = (replace(block, split=splits[name]) for name, t in files.items() for block in t.blocks())
             yield SourceText(self._limited(documents), notes, blocks if in_blocks else None)
-
-    @contextmanager
-    def _open(self, root: Path) -> Iterator[tuple[dict[str, Texts], str]]:
-        """Opens the texts of the rows of each split that the data set has, and the config that they belong to."""
-        name = self.location.name
-        with named_errors(self.location, self.config):
-            files, config = row_files(self.location, self.config) or ({}, "")
-        if files:
-            splits = standard_splits(files, name)
-            yield {split: open_files(paths, self.columns, name) for split, paths in splits.items()}, config
-            return
-        with open_splits(self.location, self.config, root) as (tables, config):
-            texts: dict[str, Texts] = {}
-            for split, table in tables.items():
-                texts[split] = Texts(column_reader(table, self.columns, name), len(table))
-            yield texts, config
 
     def _documents(self, texts: Texts, name: str, split: HashSplit) -> Iterable[Document]:
         """Returns the documents of the split `name` among the texts that `split` assigns."""
@@ -172,19 +152,6 @@ class TextSource:
 def report_cut(name: str, held_out: tuple[str, ...], documents: int) -> None:
     """Prints which splits are cut from how many documents, once in a process."""
     log.info("%s: %s cut from %s documents by their hash", name, " and ".join(held_out), f"{documents:,}")
-
-
-def column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
-    """Returns a function that yields the text of each row. Raises ValueError for a column without text."""
-    require_text_columns(split, columns, name)
-
-    def read() -> Iterator[str]:
-        for batch in split.select_columns(list(columns)).iter(batch_size=256):
-            assert isinstance(batch, dict)
-            for values in zip(*(batch[column] for column in columns), strict=True):
-                yield "\n".join(value or "" for value in values)
-
-    return read
 
 
 def _cut_by_position(read: Callable[[], Iterator[str]], held_out: tuple[str, ...]) -> dict[str, Iterable[Document]]:

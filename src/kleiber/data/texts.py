@@ -5,20 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import Rows, cut_file, open_parquet, text_hashes
 from kleiber.data.cache import JOURNAL
-from kleiber.data.dataset import read_text
-from kleiber.data.location import suffix
+from kleiber.data.dataset import named_errors, open_splits, read_text, require_text_columns, standard_splits
+from kleiber.data.input_files import row_files
+from kleiber.data.location import Location, suffix
 from kleiber.data.parallel import ordered_map
 from kleiber.data.splits import text_hash
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.progress import activity
 from kleiber.types import Json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HASHES = "hashes.bin"
 
@@ -94,8 +100,42 @@ def _read_journal(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def open_files(paths: Sequence[str], columns: tuple[str, ...], name: str) -> Texts:
+@contextmanager
+def open_rows(
+    location: Location, config: str | None, columns: tuple[str, ...], root: Path
+) -> Iterator[tuple[dict[str, Texts], str]]:
+    """Opens the texts of the rows of each split that a data set has, and the config that they belong to.
+
+    root  folder for tables that `datasets` makes of files that it alone can read; they are deleted on exit
+    """
+    with named_errors(location, config):
+        files, chosen = row_files(location, config) or ({}, "")
+    if files:
+        splits = standard_splits(files, location.name)
+        yield {split: _open_files(paths, columns, location.name) for split, paths in splits.items()}, chosen
+        return
+    with open_splits(location, config, root) as (tables, chosen):
+        texts: dict[str, Texts] = {}
+        for split, table in tables.items():
+            texts[split] = Texts(column_reader(table, columns, location.name), len(table))
+        yield texts, chosen
+
+
+def _open_files(paths: Sequence[str], columns: tuple[str, ...], name: str) -> Texts:
     """Returns the texts of the rows in files of JSON lines or Parquet, or those of .txt files, each of which is one."""
     if suffix(paths[0]) != ".txt":
         return RowTexts(paths, columns, name)
     return Texts(lambda: ("".join(read_text(path)) for path in paths), len(paths))
+
+
+def column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
+    """Returns a function that yields the text of each row. Raises ValueError for a column without text."""
+    require_text_columns(split, columns, name)
+
+    def read() -> Iterator[str]:
+        for batch in split.select_columns(list(columns)).iter(batch_size=256):
+            assert isinstance(batch, dict)
+            for values in zip(*(batch[column] for column in columns), strict=True):
+                yield "\n".join(value or "" for value in values)
+
+    return read

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Shards:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    def part(self, begin: int, end: int) -> Shards:
+        """Returns the ids from `begin` to `end`, mapped and not copied."""
+        spans = zip(self.parts, self.starts.tolist(), strict=False)
+        return Shards([part[max(0, begin - start) : max(0, end - start)] for part, start in spans])
+
     def __getitem__(self, index: slice | Int[np.ndarray, "*places"]) -> Integer[np.ndarray, "*places"]:
         """Returns the ids at these places, or from one place to another."""
         if isinstance(index, slice):
@@ -64,7 +70,7 @@ class Shards:
         return np.concatenate([np.empty(0, self.dtype), *self.parts]).astype(dtype or self.dtype, copy=False)
 
 
-TokenIds = Integer[np.ndarray, "time"] | Shards
+TokenIds = Integer[np.ndarray, "_"] | Shards
 
 
 def join_files(parts: Sequence[Integer[np.ndarray, "_"]]) -> TokenIds:
@@ -137,14 +143,23 @@ def _open(folder: Path, split: str, manifest: Json, tokenizer: Tokenizer) -> Tok
     names = sorted(name for name in manifest["files"] if name.rpartition("-")[0] == split)
     files = [manifest["files"][name] for name in names]
     dtype, count = id_dtype(tokenizer.vocab_size), manifest["splits"][split]
-    ids = [_read_ids(folder / name, dtype, file["tokens"]) for name, file in zip(names, files, strict=True)]
+    ids = [map_file(folder / name, dtype) for name in names]
     sums = [file["sha256"] for file in files]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     return TokenFile(join_files(ids), count["bytes"], count["counted_bytes"], sha256)
 
 
-def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_"]:
-    return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)  # an empty file cannot be mapped
+def map_file(path: Path, dtype: np.dtype, offset: int = 0) -> Integer[np.ndarray, "_"]:
+    """Maps the numbers in a file, from the byte `offset` on.
+
+    The system reads what is used, and not megabytes ahead of each sample.
+    """
+    if path.stat().st_size == 0:  # cannot be mapped
+        return np.empty(0, dtype)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype, offset=offset)
 
 
 @dataclass(frozen=True)
@@ -178,7 +193,7 @@ def write_rows(path: Path, rows: Iterable[Integer[np.ndarray, "_"]], dtype: np.d
 def read_rows(path: Path, dtype: np.dtype) -> TokenRows:
     """Returns the rows that `write_rows` wrote at `path`, mapped from the files."""
     starts = np.load(path.with_suffix(".starts.npy"))
-    return TokenRows(_read_ids(path.with_suffix(".bin"), dtype, int(starts[-1])), starts)
+    return TokenRows(map_file(path.with_suffix(".bin"), dtype), starts)
 
 
 class TrainWindows(Samples):

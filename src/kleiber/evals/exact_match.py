@@ -6,13 +6,14 @@ For chains of thought as in GSM8K, whose answers end in `#### number`. The text 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import torch
 
-from kleiber.evals.evaluation import Evaluation, Results, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, mean_score
 from kleiber.models.generate import generate
 from kleiber.types import Count
 from kleiber.types.contracts import Samples
@@ -36,7 +37,10 @@ class ExactMatch(Evaluation):
     """Accuracy of the final numbers of answers, which the model generates greedily.
 
     The questions are the held-out conversations whose last answer contains a number (the first ones, of `--tokens`
-    tokens together). Where there are several data sets, `all` is the accuracy on all their questions.
+    tokens together). Where there are several data sets, `all` has the scores on all their questions.
+
+    accuracy  share of questions whose answer has the right final number
+    constant  share that the most frequent of the right numbers would get as the answer to every question
 
     tokens  most tokens of an answer
     data    names or paths of conversations; null: those of the command or of the run
@@ -50,13 +54,26 @@ class ExactMatch(Evaluation):
     def evaluate(self, subject: Subject) -> Results:
         """The accuracy on each data set. Raises ValueError for one without such a question."""
         correct: dict[str, list[bool]] = {}
+        numbers: dict[str, list[Decimal | None]] = {}
         for domain in subject.domains:
             prompts, answers = numeric_questions(subject.samples(domain, subject.tokens), subject.tokenizer, domain)
             match = exact_match(subject.model, subject.tokenizer, prompts, answers, self.tokens)
-            correct[domain] = match.correct
+            correct[domain], numbers[domain] = match.correct, [final_number(answer) for answer in answers]
         if len(correct) > 1:
             correct["all"] = [right for each in correct.values() for right in each]
-        return Results({domain: {"accuracy": mean_score(each)} for domain, each in correct.items()})
+            numbers["all"] = [number for each in numbers.values() for number in each]
+        return Results(
+            {
+                domain: {"accuracy": mean_score(each), "constant": best_constant(numbers[domain])}
+                for domain, each in correct.items()
+            }
+        )
+
+
+def best_constant(numbers: Sequence[Decimal | None]) -> Score:
+    """The share of the most frequent number."""
+    ((frequent, _),) = Counter(numbers).most_common(1)
+    return mean_score([number == frequent for number in numbers])
 
 
 def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:

@@ -1,7 +1,8 @@
-"""The command `kleiber data`, which describes the text at a path without training. Imports no torch."""
+"""The command `kleiber data`, which describes the text at a path, without torch, and prepares its tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +12,12 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
+    from kleiber.data.word_swap import WordSwap
 
 SCHEMA = "kleiber.data/1"
 FDR = 0.1
 SHOWN = 10  # words of each group in the terminal
+DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
 
 def describe(
@@ -22,7 +25,14 @@ def describe(
     bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
     config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
-    max_bytes: Annotated[str | None, typer.Option(help="Read at most this much text, such as 20M.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Prepare the tokens that data=text would train on: bytes, bpe, a hub name or a folder."),
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=258, help="Entries of --tokenizer bpe. [4096]")] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Read at most this much text, such as 20M. [all to prepare, 100M to describe]")
+    ] = None,
     words: Annotated[
         str | None, typer.Option(metavar="LIST", help="Pairs of words of the groups: gender, or a file. [gender]")
     ] = None,
@@ -36,42 +46,98 @@ def describe(
         Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
     ] = None,
 ) -> None:
-    """Describe the training text at a path: documents, bytes, words, and with --bias which words stand near which."""
+    """Describe the text at a path, with --bias which words stand near which; --tokenizer prepares its tokens."""
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
-    from kleiber.data.word_lists import read_pairs, read_words
-    from kleiber.data.word_swap import WordSwap
+    from kleiber.data.survey import Survey, survey_lines
+    from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
-    for option, value in (("--words", words), ("--attributes", attributes), ("--window", window), ("--report", report)):
-        if value is not None and not bias:
-            raise ValueError(f"{option} {value} belongs to the report of --bias: add --bias, or remove {option}")
+    of_bias = {"--words": words, "--attributes": attributes, "--window": window, "--report": report}
+    require("--bias", "the report of --bias", bias, of_bias)
+    require("--tokenizer bpe", "--tokenizer bpe", tokenizer == "bpe", {"--vocab-size": vocab_size})
     chosen = words or "gender"
-    names = read_pairs("names", "names") if chosen == "gender" else []
-    swap = WordSwap(read_pairs(chosen, "--words"), names, chosen == "gender")
     listed = None if attributes is None else read_words(attributes, "--attributes")
-    limit = None if max_bytes is None else round(quantity(max_bytes))
+    limit = round(quantity(max_bytes or DESCRIBED))
+    prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
+    survey = Survey(limit)
     with open_documents(path, config, text, limit) as documents:
-        contexts = count_contexts(documents, swap, window or 10)
-    summary: Json = {
-        "schema": SCHEMA, "path": path, "documents": contexts.documents, "bytes": contexts.num_bytes,
-        "words": sum(contexts.words.values()) + sum(contexts.group_size),
-    }  # fmt: skip
+        contexts = count_contexts(survey.watch(documents), word_swap(chosen), window or 10)
+    summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json()}
+    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    lines += survey_lines(summary)
+    if prepared is not None:
+        summary["prepared"], lines = prepared, [*lines, *prepared_lines(prepared)]
     if bias:
         groups, rows = group_names(chosen), associations(contexts, listed)
-        summary["bias"] = {
-            "groups": dict(zip(groups, contexts.group_size, strict=True)), "window": window or 10,
-            "words": [row.to_json() for row in rows],
-        }  # fmt: skip
-        lines += bias_lines(contexts, rows, groups)
+        summary["bias"], associated = describe_bias(contexts, rows, groups, window or 10)
         if report is not None:
-            write_text(report, bias_page(path, lines[:2], rows, groups))
-            lines.append(f"wrote {report}")
+            write_text(report, bias_page(path, [lines[0], associated[0]], rows, groups))
+            associated.append(f"wrote {report}")
+        lines += associated
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+def describe_bias(
+    contexts: Contexts, rows: list[Association], groups: tuple[str, str], window: int
+) -> tuple[Json, list[str]]:
+    """Returns the associations as JSON has them, and the lines of the terminal."""
+    sizes = dict(zip(groups, contexts.group_size, strict=True))
+    summary = {"groups": sizes, "window": window, "words": [row.to_json() for row in rows]}
+    return summary, bias_lines(contexts, rows, groups)
+
+
+def require(switch: str, place: str, present: bool, options: Mapping[str, object]) -> None:
+    """Raises ValueError for the first option with a value if the switch that it belongs to is not present."""
+    for option, value in options.items():
+        if value is not None and not present:
+            raise ValueError(f"{option} {value} belongs to {place}: add {switch}, or remove {option}")
+
+
+def word_swap(words: str) -> WordSwap:
+    """Returns the pairs of words of the two groups: those of gender, or of a file."""
+    from kleiber.data.word_lists import read_pairs
+    from kleiber.data.word_swap import WordSwap
+
+    names = read_pairs("names", "names") if words == "gender" else []
+    return WordSwap(read_pairs(words, "--words"), names, words == "gender")
+
+
+def prepare_tokens(
+    path: str, config: str | None, column: str, tokenizer: str, vocab_size: int | None, max_bytes: str | None
+) -> Json:
+    """Prepares the tokens of a text, compares all of them with their checksums, and returns their counts by split."""
+    from kleiber.data.cache import whole_checks
+    from kleiber.data.documents import NAMED
+    from kleiber.data.mixture import MixtureCorpus
+    from kleiber.data.text import Text
+
+    with whole_checks():
+        if path.startswith("builtin/") or path in NAMED:
+            corpus = MixtureCorpus({path: 1.0}, tokenizer, vocab_size, max_bytes).prepare(1)
+        else:
+            text = Text(path, config, column, tokenizer=tokenizer, vocab_size=vocab_size, max_bytes=max_bytes)
+            corpus = text.prepare(1)
+    (manifest,) = corpus.manifest.values()
+    return {"tokenizer": corpus.tokenizer.name, "hash": corpus.hash, "splits": manifest["splits"]}
+
+
+def prepared_lines(prepared: Json) -> list[str]:
+    """The tokens of each split."""
+    from kleiber.data.sources import SPLITS
+
+    lines = [f"prepared with the tokenizer {prepared['tokenizer']}, hash {prepared['hash']}:"]
+    for name in SPLITS:
+        counts = prepared["splits"][name]
+        lines.append(
+            f"  {name:<10} {counts['documents']:>12,} documents  {counts['tokens']:>15,} tokens  "
+            f"{counts['bytes'] / max(1, counts['tokens']):.2f} bytes per token"
+        )
+    return lines
 
 
 def group_names(words: str) -> tuple[str, str]:

@@ -63,11 +63,12 @@ def costs_of_leaf(model: Config, stage: Json) -> Json:
 def memory_bytes(model: Config, stage: Json) -> float | None:
     """Bytes for inference at batch size 1 in fp32: the weights, and what decoding keeps of one full context.
 
-    None for a model whose config does not tell its depth.
+    None for a model whose config does not tell its depth and width.
     """
     if not stage.get("params") or not model.get("depth"):
         return None
-    return 4.0 * (stage["params"]["total"] + cached_values(model))
+    cached = cached_values(model)
+    return None if cached is None else 4.0 * (stage["params"]["total"] + cached)
 
 
 def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:

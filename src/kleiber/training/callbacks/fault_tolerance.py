@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, optimizer_state, sharded_modules
+from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_timeouts
 from kleiber.types import Count, Json, Natural
 
@@ -30,10 +32,14 @@ from kleiber.types import Count, Json, Natural
 class Checkpoints(LeanCallback):
     """Saves a checkpoint every `every` optimizer steps and after the last one, and keeps the newest `keep`.
 
+    A step waits for a copy of the state, which a thread writes while training goes on. The last checkpoint of a stage
+    and those of an interruption are on the disk before it ends.
+
     every         None: ten times per run, but at least every 1000 steps; 0: only after the last step
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
 
-    Where the disk has no space for a checkpoint, the run ends with status `failed`, and earlier checkpoints are kept.
+    Where the disk has no space for a checkpoint, the run ends with status `failed` at the next step, and earlier
+    checkpoints are kept.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Checkpoints(LeanCallback):
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.branch_steps = frozenset(branch_steps)
+        self.writer = Writer()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         if self.every is None:
@@ -54,8 +61,9 @@ class Checkpoints(LeanCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        self.writer.check()
         if self.due(trainer):
-            self.save(trainer, pl_module)
+            self.save(trainer, pl_module, wait=trainer.global_step == trainer.max_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
         """Saves the state after the last step that all ranks completed, where a rank did not answer in the next one.
@@ -63,6 +71,8 @@ class Checkpoints(LeanCallback):
         Without the other ranks, rank 0 cannot save a sharded model. Where the stage goes back to its latest planned
         checkpoint, removes those that an interruption saved since, from which a resumed run would continue.
         """
+        with suppress(OSError):  # the exception that ends the run is the one to report
+            self.writer.wait()
         if isinstance(exception, Rollback):
             if trainer.is_global_zero:
                 for path in checkpoint.steps(self.folder):
@@ -77,6 +87,7 @@ class Checkpoints(LeanCallback):
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
             self.write(trainer, pl_module, optimizer_state(trainer.optimizers[0]))
+            self.writer.wait()
             print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
     def due(self, trainer: Trainer) -> bool:
@@ -87,18 +98,26 @@ class Checkpoints(LeanCallback):
         """Whether every run of this config saves a checkpoint after that step, if it has further ones."""
         return step in self.branch_steps or bool(self.every and step % self.every == 0)
 
-    def save(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for it."""
+    def save(self, trainer: Trainer, pl_module: LitLM, wait: bool) -> None:
+        """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for that.
+
+        wait  whether all ranks wait until the checkpoint is on the disk
+        """
         (optimizer,) = trainer.optimizers
         state = gather_state(optimizer_state(optimizer), keep=trainer.is_global_zero)
         with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, state)
+                if wait:
+                    self.writer.wait()
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
     def write(self, trainer: Trainer, pl_module: LitLM, optimizer: OptimizerState) -> None:
-        """Writes the checkpoint and removes old ones; `optimizer` is the optimizer's state by parameter name."""
+        """Begins to write a checkpoint, after which old ones are removed.
+
+        optimizer  the optimizer's state by parameter name
+        """
         if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
             raise FileNotFoundError(f"{self.folder} no longer exists")
         callbacks = {callback.state_key: callback.state_dict() for callback in callbacks_of(trainer)}
@@ -108,13 +127,18 @@ class Checkpoints(LeanCallback):
             "micro_batch": pl_module.micro_batch,
             "callbacks": {key: state for key, state in callbacks.items() if state},
         }
-        model = pl_module.model
-        names = checkpoint.trained_names(model) if pl_module.partial else None
-        checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
+        names = checkpoint.trained_names(pl_module.model) if pl_module.partial else None
         step, kept = trainer.global_step, set(self.branch_steps)
         if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those
             kept.add(step - step % self.every)
-        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+        self.writer.wait()  # so that there is one copy at a time
+        model, copied = Snapshot(pl_module.model), copy_tensors(state)
+
+        def write() -> None:
+            checkpoint.save(self.folder, step, model, copied, self.config_hash, names)
+            checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+
+        self.writer.start(write)
 
 
 def method_name(method: nn.Module) -> str:
@@ -167,7 +191,8 @@ class Preempt(LeanCallback):
         outcome = "no checkpoint is saved (callbacks.checkpoints=null), so the run will start from the beginning"
         if self.checkpoints is not None:
             if not self.checkpoints.due(trainer):
-                self.checkpoints.save(trainer, pl_module)
+                self.checkpoints.save(trainer, pl_module, wait=True)
+            self.checkpoints.writer.wait()
             outcome = "a checkpoint is saved"
         raise preempted_by(signal.Signals(number).name, f" at step {step:,}: {outcome}")
 

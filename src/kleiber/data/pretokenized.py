@@ -1,0 +1,199 @@
+"""Text that another tool has tokenized, mapped from its files: nothing is copied.
+
+A file is one of these:
+
+numpy     an array of ids in numpy's own format
+raw ids   without a header, as OLMo (.npy), nanotron (.ds) and many others write them
+Megatron  raw ids in FILE.bin, whose type is in FILE.idx
+
+Documents follow one another as they do in the files, with the separators that the tool wrote.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import xxhash
+from annotated_types import Gt, Lt
+from jaxtyping import Int, Integer
+
+from kleiber.config.stages import Quantity
+from kleiber.data.cache import cache_root, digest
+from kleiber.data.corpus import TextCorpus, choose_tokenizer, parse_bytes
+from kleiber.data.location import locate
+from kleiber.data.token_files import (
+    Shards,
+    TokenFile,
+    TokenIds,
+    TrainWindows,
+    ValidationWindows,
+    id_dtype,
+    join_files,
+    map_file,
+)
+from kleiber.types.batch import Batch
+from kleiber.types.tokenizer import Tokenizer
+
+SUFFIXES = (".npy", ".bin", ".ds")
+NUMPY, MEGATRON = b"\x93NUMPY", b"MMIDIDX\x00\x00"
+MEGATRON_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+COUNTED = 1 << 24  # ids whose bytes are counted; those of a longer text are estimated from as many
+PIECES = 64  # places of a file that its checksum and the estimate read
+Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids at `path`: a file, a folder or a pattern, whose files follow one another in the order of their names.
+
+    tokenizer   of the ids: bytes, or a name on the hub, or a folder
+    dtype       of ids without a header; auto: 16 bits if the vocabulary has at most 65,536 ids, else 32
+    validation  the same for held-out ids; null: the last `held_out` of the ids
+    held_out    share of the ids at the end that are held out where `validation` is null
+    max_bytes   at most the ids of that much text of each split; null: all
+    """
+
+    path: str
+    tokenizer: str
+    dtype: Dtype = "auto"
+    validation: str | None = None
+    held_out: Annotated[float, Gt(0), Lt(1)] = 0.01
+    max_bytes: Quantity | None = None
+
+    def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
+        """Maps the files. Raises ValueError for files of another kind, and for ids that the tokenizer lacks."""
+        if self.tokenizer == "bpe":
+            raise ValueError(
+                "data.tokenizer=bpe must name the tokenizer that made the ids of data.path: bpe is trained on text"
+            )
+        tokenizer = choose_tokenizer(self.tokenizer, None, [], cache_root(cache))
+        parts, train = self._open("path", self.path, tokenizer)
+        if self.validation is None:
+            cut = round(len(train) * (1 - self.held_out))
+            split = cut_ids(train, cut)
+        else:
+            others, held_out = self._open("validation", self.validation, tokenizer)
+            parts, split = [*parts, *others], (train, held_out)
+        sums = [[len(part), part.dtype.name, sampled_checksum(part)] for part in parts]
+        limit = parse_bytes(self.max_bytes)
+        files = [self._file(ids if limit is None else limit_ids(ids, limit, tokenizer), tokenizer) for ids in split]
+        name = Path(self.path).stem if Path(self.path).is_file() else locate(self.path).stem
+        windows = CheckedWindows(files[0], context, name, tokenizer)
+        return TextCorpus(
+            name=name,
+            config="",
+            hash=digest([tokenizer.data_hash, sums, self.validation is None and self.held_out, limit]),
+            tokenizer=tokenizer,
+            train=windows,
+            validation={name: ValidationWindows(files[1], context, tokenizer)},
+            num_tokens=len(files[0].ids),
+            num_bytes=files[0].num_bytes,
+        )
+
+    def _open(self, key: str, path: str, tokenizer: Tokenizer) -> tuple[list[Integer[np.ndarray, "_"]], TokenIds]:
+        """Returns the ids of each file, and of all of them."""
+        dtype = id_dtype(tokenizer.vocab_size) if self.dtype == "auto" else np.dtype(self.dtype)
+        paths = [file for file in locate(path).files() if file.suffix in SUFFIXES]
+        if not paths:
+            raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}")
+        parts = [map_ids(file, dtype) for file in paths]
+        for file, ids in zip(paths, parts, strict=True):
+            check_ids(np.concatenate(spread(ids, COUNTED // len(parts))), tokenizer, str(file))
+        return parts, join_files(parts)
+
+    def _file(self, ids: TokenIds, tokenizer: Tokenizer) -> TokenFile:
+        counted = np.concatenate(spread(ids, COUNTED))
+        num_bytes = round(int(tokenizer.token_bytes[counted].sum()) * len(ids) / max(1, len(counted)))
+        return TokenFile(ids, num_bytes, num_bytes, "")
+
+
+def cut_ids(ids: TokenIds, place: int) -> tuple[TokenIds, TokenIds]:
+    """Returns the ids before a place, and those from it on."""
+    if isinstance(ids, Shards):
+        return ids.part(0, place), ids.part(place, len(ids))
+    return ids[:place], ids[place:]
+
+
+def limit_ids(ids: TokenIds, limit: int, tokenizer: Tokenizer) -> TokenIds:
+    """Returns the first ids that stand for at most `limit` bytes of text."""
+    place, left = 0, limit
+    while place < len(ids):
+        total = np.cumsum(tokenizer.token_bytes[ids[place : place + COUNTED]])
+        if total[-1] > left:
+            return cut_ids(ids, place + int(np.searchsorted(total, left, "right")))[0]
+        place, left = place + len(total), left - int(total[-1])
+    return ids
+
+
+class CheckedWindows(TrainWindows):
+    """Windows whose ids are compared with the vocabulary when they are read."""
+
+    def __init__(self, file: TokenFile, context: int, name: str, tokenizer: Tokenizer) -> None:
+        super().__init__(file, context, name)
+        self._name, self._tokenizer = name, tokenizer
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Returns the windows of these numbers in an epoch. Raises ValueError for an id outside of the vocabulary."""
+        batch = super().gather(index, epoch)
+        check_ids(batch.tokens.numpy(), self._tokenizer, self._name)
+        return batch
+
+
+def check_ids(ids: Integer[np.ndarray, "*shape"], tokenizer: Tokenizer, name: str) -> None:
+    """Raises ValueError for an id that the tokenizer lacks."""
+    if ids.size and (int(ids.max()) >= tokenizer.vocab_size or int(ids.min()) < 0):
+        wrong = int(ids.max()) if int(ids.max()) >= tokenizer.vocab_size else int(ids.min())
+        raise ValueError(
+            f"{name} has the token id {wrong}, and data.tokenizer={tokenizer.name} has ids from 0 to "
+            f"{tokenizer.vocab_size - 1}: set data.tokenizer to the tokenizer of the ids, or data.dtype to their type"
+        )
+
+
+def map_ids(path: Path, dtype: np.dtype) -> Integer[np.ndarray, "_"]:
+    """Maps the ids in a file. `dtype` is that of ids without a header. Raises ValueError for a file of another kind."""
+    with open(path, "rb") as file:
+        first = file.read(len(NUMPY))
+    if first == NUMPY:
+        array = np.load(path, mmap_mode="r")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"{path} must be an array of token ids, and contains {array.dtype}")
+        return map_file(path, array.dtype, array.offset)
+    index, size = path.with_suffix(".idx"), path.stat().st_size
+    if path.suffix == ".bin" and index.is_file():
+        dtype = megatron_type(index)
+    if size == 0 or size % dtype.itemsize:
+        raise ValueError(f"{path} has {size:,} bytes, which are no ids of {dtype.itemsize} bytes: set data.dtype")
+    return map_file(path, dtype)
+
+
+def megatron_type(index: Path) -> np.dtype:
+    """Returns the type of the ids that a Megatron index describes. Raises ValueError for another file."""
+    header = struct.Struct("<9sQB")
+    with open(index, "rb") as file:
+        raw = file.read(header.size)
+    magic, version, code = header.unpack(raw) if len(raw) == header.size else (b"", 0, 0)
+    if magic != MEGATRON or version != 1 or code not in MEGATRON_TYPES:
+        raise ValueError(f"{index} must be an index of Megatron, version 1, whose ids are whole numbers")
+    return np.dtype(MEGATRON_TYPES[code])
+
+
+def spread(ids: TokenIds, count: int) -> Sequence[Integer[np.ndarray, "_"]]:
+    """Returns about `count` ids in pieces at equal distances, or all of them."""
+    if len(ids) <= count:
+        return [ids[:]]
+    length = max(1, count // PIECES)
+    starts = np.linspace(0, len(ids) - length, PIECES).astype(np.int64)
+    return [ids[start : start + length] for start in starts.tolist()]
+
+
+def sampled_checksum(ids: Integer[np.ndarray, "_"]) -> str:
+    """Returns a checksum of at most 64 pieces of a file."""
+    checksum = xxhash.xxh3_64()
+    for piece in spread(ids, PIECES << 12):
+        checksum.update(piece.tobytes())
+    return checksum.hexdigest()

@@ -1,0 +1,73 @@
+"""Copies of a model and of nested states, and a thread that writes them while training goes on.
+
+A step waits for the copy, not for the disk. The copies are on the CPU; tensors that were one before are one after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from kleiber.types import Json
+
+
+class Snapshot(nn.Module):
+    """The state dict of a model as it is now; the model may change afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tensors = copy_tensors(model.state_dict())
+
+    def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
+        """The copied tensors by name, tied ones as one."""
+        return dict(self.tensors)
+
+
+def copy_tensors(state: Json) -> Json:
+    """Returns a copy of nested dictionaries, lists and tuples with its tensors copied to the CPU."""
+    copies: dict[tuple[object, ...], Tensor] = {}
+
+    def copied(value: object) -> object:
+        if isinstance(value, Tensor):
+            if value.numel() == 0:  # empty tensors share the address 0
+                return value.detach().to("cpu", copy=True)
+            place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if place not in copies:
+                copies[place] = value.detach().to("cpu", copy=True)
+            return copies[place]
+        if isinstance(value, dict):
+            return {key: copied(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(copied(entry) for entry in value)
+        return value
+
+    with torch.no_grad():
+        return {key: copied(entry) for key, entry in state.items()}
+
+
+class Writer:
+    """Runs one function after another in a thread; an error is raised where the next one is looked for."""
+
+    def __init__(self) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+        self.job: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Runs `write` in the thread, after the function before has ended."""
+        self.wait()
+        self.pool = self.pool or ThreadPoolExecutor(1, "checkpoints")
+        self.job = self.pool.submit(write)
+
+    def check(self) -> None:
+        """Raises the error of the function that has ended last, if it had one."""
+        if self.job is not None and self.job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the function that runs, and raises its error."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.result()

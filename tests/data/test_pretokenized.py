@@ -1,0 +1,128 @@
+"""Ids of other tools' files are read where they are, in every format, and wrong ones are named."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import resource
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kleiber.data.batches import stream
+from kleiber.data.corpus import TextCorpus
+from kleiber.data.pretokenized import MEGATRON, SUFFIXES, Tokens
+
+IDS = np.random.default_rng(0).integers(0, 256, 20_000).astype(np.uint16)
+
+
+def numpy_array(path: Path, ids: np.ndarray) -> None:
+    np.save(path.with_suffix(".npy"), ids.astype(np.int32))
+
+
+def olmo(path: Path, ids: np.ndarray) -> None:
+    ids.tofile(path.with_suffix(".npy"))
+
+
+def nanotron(path: Path, ids: np.ndarray) -> None:
+    ids.tofile(path.with_suffix(".ds"))
+    Path(f"{path}.ds.index").write_bytes(np.array([len(ids)], np.uint64).tobytes())
+    Path(f"{path}.ds.metadata").write_text(f"name|2\n{len(ids)}\n")
+
+
+def megatron(path: Path, ids: np.ndarray) -> None:
+    ids.astype(np.int32).tofile(path.with_suffix(".bin"))
+    lengths = struct.pack("<QQiq", 1, 2, len(ids), 0) + np.array([0, 1], np.int64).tobytes()
+    path.with_suffix(".idx").write_bytes(struct.pack("<9sQB", MEGATRON, 1, 4) + lengths)
+
+
+def ids_of(corpus: TextCorpus) -> tuple[np.ndarray, np.ndarray]:
+    (held_out,) = corpus.validation.values()
+    return np.asarray(corpus.train.file.ids), np.asarray(held_out.file.ids)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("write", [numpy_array, olmo, nanotron, megatron])
+def test_one_file_and_many_have_the_same_samples(
+    write: Callable[[Path, np.ndarray], None], tmp_path: Path, cache: Path
+) -> None:
+    write(tmp_path / "one", IDS)
+    (tmp_path / "many").mkdir()
+    for number, part in enumerate(np.split(IDS, [1, 7000, 7003])):
+        write(tmp_path / "many" / f"part-{number}", part)
+    path = str(next(path for path in tmp_path.glob("one*") if path.suffix in SUFFIXES))
+    one = Tokens(path, "bytes").prepare(32)
+    many = Tokens(str(tmp_path / "many"), "bytes").prepare(32)
+    train, held_out = ids_of(one)
+    assert (train == IDS[:19_800]).all() and (held_out == IDS[19_800:]).all()
+    assert one.num_bytes == one.num_tokens == 19_800 and many.num_bytes == 19_800
+    assert all((a == b).all() for a, b in zip(ids_of(one), ids_of(many), strict=True))
+    for a, b in itertools.islice(zip(stream(one.train, 3, 0, 16), stream(many.train, 3, 0, 16), strict=True), 50):
+        assert (a.tokens == b.tokens).all()
+    assert one.hash == Tokens(path, "bytes").prepare(8).hash != many.hash
+
+
+def test_held_out_ids_come_from_the_end_or_from_a_path(tmp_path: Path, cache: Path) -> None:
+    olmo(tmp_path / "train", IDS)
+    olmo(tmp_path / "held", IDS[:999])
+    path = str(tmp_path / "train.npy")
+    assert len(ids_of(Tokens(path, "bytes", held_out=0.25).prepare(8))[1]) == 5000
+    corpus = Tokens(path, "bytes", validation=str(tmp_path / "held.npy")).prepare(8)
+    assert [len(ids) for ids in ids_of(corpus)] == [20_000, 999]
+    assert len(ids_of(Tokens(path, "bytes", dtype="uint8").prepare(8))[0]) == 39_600
+    assert corpus.hash != Tokens(path, "bytes").prepare(8).hash
+    few = Tokens(path, "bytes", max_bytes=150).prepare(8)
+    assert [len(ids) for ids in ids_of(few)] == [150, 150] and few.num_bytes == 150
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "bpe"}, "data.tokenizer=bpe"),
+        ({"dtype": "uint32"}, "token id [0-9]{5,}, and data.tokenizer=bytes has ids from 0 to 271"),
+        ({"path": "{home}/odd.npy"}, "999 bytes, which are no ids of 2 bytes: set data.dtype"),
+        ({"path": "{home}/floats.npy"}, "contains float64"),
+        ({"path": "{home}/text.txt"}, r"must be or contain files that end in \.npy"),
+        ({"path": "{home}/none*.npy"}, "none"),
+        ({"path": "{home}/index.bin"}, "index of Megatron"),
+    ],
+)
+def test_what_are_no_ids_is_named(options: dict[str, str], message: str, tmp_path: Path, cache: Path) -> None:
+    olmo(tmp_path / "train", IDS)
+    (tmp_path / "odd.npy").write_bytes(bytes(999))
+    np.save(tmp_path / "floats.npy", np.ones(3))
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "index.bin").write_bytes(bytes(10))
+    (tmp_path / "index.idx").write_bytes(bytes(100))
+    chosen = {"path": "{home}/train.npy", "tokenizer": "bytes", **options}
+    chosen["path"] = chosen["path"].format(home=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Tokens(**chosen).prepare(8)  # type: ignore[arg-type]
+
+
+def test_an_id_that_no_sample_of_the_check_has_is_named_when_it_is_read(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kleiber.data.pretokenized.COUNTED", 640)
+    ids = IDS.copy()
+    ids[200] = 5000
+    olmo(tmp_path / "train", ids)
+    corpus = Tokens(str(tmp_path / "train.npy"), "bytes").prepare(32)
+    with pytest.raises(ValueError, match=re.escape("train has the token id 5000")):
+        corpus.train.gather(np.arange(10))
+
+
+def test_two_hundred_gigabytes_start_at_once(tmp_path: Path, cache: Path) -> None:
+    """Sparse files: what is on disk does not count, only what is read at the start."""
+    for number in range(50):
+        with open(tmp_path / f"part-{number:02d}.npy", "wb") as file:
+            file.truncate(4_000_000_000)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    corpus = Tokens(str(tmp_path), "bytes").prepare(1024)
+    batch = next(stream(corpus.train, seed=1, start_step=123_456, batch_samples=16))
+    assert corpus.num_tokens == 99_000_000_000 and batch.tokens.shape == (16, 1025)
+    assert time.process_time() - began < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes, most of them of the files
