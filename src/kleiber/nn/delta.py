@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
-from kleiber.types import Count, Json, Width
+from kleiber.types import Count, Json, Positive, Width
 from kleiber.types.batch import Role
 from kleiber.types.model import Attention, Layer, LayerCache
 
@@ -41,7 +41,7 @@ class GatedDeltaNet(Attention):
         chunk: Count = 64,
         num_kv_heads: Width | None = None,
         qk_norm: bool | None = None,
-        rope_theta: float | None = None,
+        rope_theta: Positive | None = None,
         positions: str | None = None,
     ) -> None:
         super().__init__()

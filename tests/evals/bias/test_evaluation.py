@@ -115,7 +115,7 @@ def test_the_built_in_pairs_are_balanced_and_need_no_data(monkeypatch):
     types = [row["bias_type"] for row in data.rows()]
     assert len(types) == 114 and Bias().accepts(data)
     assert 0.4 < types.count("female") / len(types) < 0.6
-    with pytest.raises(ValueError, match=r"builtin/x must be builtin/docs, builtin/code or builtin/occupations"):
+    with pytest.raises(ValueError, match=r"builtin/x must be builtin/docs, .*builtin/occupations"):
         find_sets("builtin/x", "--data", subject(model, []).tokenizer, model)
 
 
