@@ -91,7 +91,7 @@ def parts_of(arguments: argparse.Namespace, root: Path) -> dict[str, Callable[[]
     machine = gpu_speed.Machine(arguments.device, arguments.scale, root, arguments.text)
     choices = arguments.choices or (FEW if small else agreement.COMPARED)
     compared: Row = {"precisions": ("fp32", "bf16"), "steps": 5} if small else {}
-    interrupted = {"steps": 30, "modes": (True,)} if small else {"steps": 200}
+    interrupted: Row = {"steps": 30, "modes": (True,)} if small else {"steps": 200}
     return {
         "agreement": lambda: agreement.dense_and_mixture(device, **compared),
         "choices": lambda: agreement.every_choice(device, choices),
