@@ -106,8 +106,9 @@ def cached_values(model: Config) -> float | None:
         sizes = model.get("config") or {}
         width, heads = sizes.get("hidden_size") or sizes.get("n_embd"), sizes.get("num_attention_heads")
         share = (sizes.get("num_key_value_heads") or heads) / heads if heads else 1.0
-        known = width and model.get("depth") and model.get("context")
-        return 2.0 * model["depth"] * model["context"] * width * share if known else None
+        if not (width and model.get("depth") and model.get("context")):
+            return None
+        return 2.0 * model["depth"] * model["context"] * width * share
     width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))

@@ -31,6 +31,7 @@ def copy_tensors(state: Json) -> Json:
     copies: dict[tuple[object, ...], Tensor] = {}
 
     def copied(value: object) -> object:
+        """The copy of a tensor, of a container, or the value itself."""
         if isinstance(value, Tensor):
             if value.numel() == 0:  # empty tensors share the address 0
                 return value.detach().to("cpu", copy=True)
