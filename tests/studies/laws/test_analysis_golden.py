@@ -38,7 +38,10 @@ def test_the_recorded_law_is_rebuilt_from_the_recorded_runs():
 
 @pytest.mark.slow
 def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
-    """Its branch of 1M tokens, as the uninterrupted run that it is; not compiled, which moves less than that."""
+    """Its branch of 1M tokens, as the uninterrupted run that it is, up to what a seed changes.
+
+    The samples come in another order than when the ladder was recorded; its three seeds differ by .018 nats.
+    """
     from kleiber.launch.main import main
 
     run = min(read_runs(GOLDEN), key=lambda run: (run.stage["params"]["total"], run.summary["seed"]))
@@ -55,4 +58,5 @@ def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
     (again,) = read_runs(tmp_path)
     if again.stage["data"]["hash"] != recorded["data"]["hash"]:
         pytest.skip("the built-in corpus of this machine is another one: other versions of the packages it is made of")
-    assert again.stage["metrics"] == pytest.approx(recorded["metrics"], abs=1e-4)
+    (loss,) = [name for name in recorded["metrics"] if name.endswith("/loss")]
+    assert again.stage["metrics"][loss] == pytest.approx(recorded["metrics"][loss], abs=0.03)
