@@ -1,10 +1,10 @@
 """The tables of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--articles RUNS] [--words RUNS]
+    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--also RUNS] [--articles RUNS] [--words RUNS]
 
-RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`; LOOP.jsonl has the lines that
-benchmarks/finetune.py prints, on the same rows of the same tasks. Words are runs on these tasks with
-evals=[reference], and articles the run on the table of benchmarks/articles.py.
+RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`, and that of --also has further tasks and
+seeds. LOOP.jsonl has the lines that benchmarks/finetune.py prints, on the same rows of these tasks. Words are runs on
+these tasks with evals=[reference], and articles the run on the table of benchmarks/articles.py.
 """
 
 import argparse
@@ -81,13 +81,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("runs", "loop", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--also", type=Path)
     parser.add_argument("--articles", type=Path)
     parser.add_argument("--words", type=Path)
     a = parser.parse_args()
     scores: dict[str, dict[Recipe, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     seconds: dict[str, list[float]] = defaultdict(list)
     rows: list[dict[str, object]] = []
-    for run in read_runs(a.runs):
+    for run in [*read_runs(a.runs), *(read_runs(a.also) if a.also else [])]:
         if run.status != "finished":
             continue
         stage, config = run.stages[-1], run.config
