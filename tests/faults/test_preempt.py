@@ -73,7 +73,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once_with_130(child, signalled, tmp_pat
     (folder,) = tmp_path.glob("killed/*/*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
     newest, defects = checkpoint.latest(folder / "stages/main/checkpoints")
-    assert newest is not None and newest.step in (10, 11) and not defects
+    assert newest is not None and newest.step in (8, 11) and not defects
 
 
 def test_a_run_whose_folder_is_deleted_says_so_and_ends_with_1(launch, monkeypatch, tmp_path, capsys):
