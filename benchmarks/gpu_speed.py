@@ -6,9 +6,7 @@ Parts of `benchmarks/gpu.py`. Every training is a process of its own, so that pe
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from resume import ProcessFailed, finish, start
 from step import bare, options
 
-HERE = Path(__file__).parent
-LIMIT = 300  # seconds of a training
+CALLBACK = Path(__file__).with_name("gpu_callback.py")
 # Active FLOPs of the mixture equal those of the dense model: top-2 experts of half its hidden units.
 MIXTURE = ["model=moe", "model.mlp.num_experts=8", "model.mlp.k=2"]
 WAYS = {  # of compiling
@@ -90,25 +88,6 @@ def random_words(count: int, lexicon: int = 60_000) -> str:
     return "\n".join(" ".join(words[i] for i in drawn[start : start + 500]) for start in range(0, count, 500))
 
 
-def start_training(machine: Machine, overrides: Sequence[str], root: Path) -> subprocess.Popen[str]:
-    """Starts train.py, which may use the callback beside this file."""
-    places = [str(HERE.parent / "src"), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "KLEIBER_EXTENSIONS": "gpu_callback"}
-    command = [sys.executable, str(HERE.parent / "train.py"), *machine.trainer, f"root={root}", *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-
-
-def wait(process: subprocess.Popen[str]) -> None:
-    """Waits for a training. Raises RuntimeError with its last line of output for another exit code than 0."""
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()
-    if process.returncode:
-        lines = [line for line in output.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"exit code {process.returncode}")
-
-
 def training(machine: Machine, name: str, overrides: Sequence[str], profiled: bool = False) -> dict[str, Any]:
     """Trains a few steps in a process. Returns {"timer": what StepTimer wrote, "stage": its record in summary.json}."""
     steps, warmup = STEPS[machine.scale]
@@ -120,7 +99,7 @@ def training(machine: Machine, name: str, overrides: Sequence[str], profiled: bo
     ]  # fmt: skip
     native = ("model.width=", "model.num_heads=") if "model=hf" in overrides else ()
     shape = [override for override in options(machine.shape, steps) if not override.startswith(native)]
-    wait(start_training(machine, [*shape, *machine.data, *timer, *overrides], root))
+    finish(start([*machine.trainer, *shape, *machine.data, *timer, *overrides], root, extension=CALLBACK))
     (summary,) = root.glob("*/*/summary.json")
     stage = json.loads(summary.read_text())["stages"][0]
     return {"timer": json.loads((root / "timer.json").read_text()), "stage": stage}
@@ -131,7 +110,7 @@ def attempt(name: str, measure: Callable[[], dict[str, Any]], **labels: object) 
     row = {"name": name, **labels}
     try:
         return row | {"status": "ok"} | measure()
-    except (RuntimeError, subprocess.SubprocessError, ValueError) as error:
+    except (ProcessFailed, subprocess.SubprocessError, ValueError) as error:
         output = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
         return row | {"status": "failed", "error": (output.strip() or str(error)).splitlines()[-1]}
 
@@ -274,9 +253,9 @@ def runs_per_hour(machine: Machine, width: int, count: int, steps: int) -> dict[
     processes: list[subprocess.Popen[str]] = []
     try:
         for seed in range(count):
-            processes.append(start_training(machine, [*overrides, f"seed={seed}"], root))
+            processes.append(start([*machine.trainer, *overrides, f"seed={seed}"], root, extension=CALLBACK))
         for process in processes:
-            wait(process)
+            finish(process)
     finally:
         for process in processes:
             process.kill()

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,22 @@ from agreement import Device, read_rows
 from small_run import REPOSITORY, TINY
 
 EVERY = 5  # steps between checkpoints
-LIMIT = 180  # seconds of a process
+LIMIT = 300  # seconds of a process
 
 
 class ProcessFailed(Exception):
     """A process of train.py that ended with an error; the message is its last line of output."""
 
 
-def start(overrides: list[str], root: Path, stdout: int | None = subprocess.PIPE) -> subprocess.Popen[str]:
-    """Starts train.py in a process that imports this checkout of kleiber."""
-    path = os.pathsep.join([str(REPOSITORY / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"root={root}"]
+def start(
+    overrides: Sequence[str], root: Path, stdout: int | None = subprocess.PIPE, extension: Path | None = None
+) -> subprocess.Popen[str]:
+    """Starts train.py in a process that imports this checkout of kleiber, and an extension from its file if given."""
+    places = [str(REPOSITORY / "src"), *([] if extension is None else [str(extension.parent)])]
+    path = os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
+    environment |= {} if extension is None else {"KLEIBER_EXTENSIONS": extension.stem}
+    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"root={root}"]
     return subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

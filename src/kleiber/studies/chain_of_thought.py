@@ -18,7 +18,7 @@ from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
 from kleiber.studies.compare.decision import as_row, paired_difference
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
-from kleiber.studies.compare.tables import at_common_budget
+from kleiber.studies.compare.tables import at_common_budget, cell_scores
 from kleiber.studies.study import Findings
 from kleiber.types import Json
 
@@ -38,7 +38,7 @@ class ChainOfThought(Compare):
         """
         findings = super().analyze(runs)
         arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
-        rows = accuracies(arms)
+        rows = cell_scores(arms, CELL, lambda match: {"digits": int(match[1])})
         if rows.empty:
             raise ValueError("no run here was scored on arithmetic: train with evals=exact_match and data=arithmetic")
         means = match_means(rows, self.level)
@@ -70,21 +70,6 @@ METHODS = (
     "problems. Exact match is the share of held-out problems, none of which any arm trained on in either order of its "
     "terms, whose greedy answer ends in the right sum. All arms and seeds answer the same problems."
 )
-
-
-def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
-    """A row for each arm at its best rate, seed and number of digits: arm, seed, run, digits, accuracy."""
-    rows = []
-    for name, arm in arms.items():
-        for metric, by_seed in arm.others.items():
-            match = CELL.fullmatch(metric)
-            if match is not None:
-                cell = {"arm": name, "digits": int(match[1])}
-                rows += [
-                    {**cell, "seed": seed, "run": f"{name}-{seed}", "accuracy": value}
-                    for seed, value in by_seed.items()
-                ]
-    return pd.DataFrame(rows, columns=["arm", "seed", "run", "digits", "accuracy"])
 
 
 def match_means(rows: pd.DataFrame, level: float) -> Rows:

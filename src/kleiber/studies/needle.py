@@ -15,12 +15,12 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
+from kleiber.studies.compare.arms import arm_name, read_ladders
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
-from kleiber.studies.compare.tables import at_common_budget
+from kleiber.studies.compare.tables import at_common_budget, cell_scores
 from kleiber.studies.study import Findings
-from kleiber.types import Json
+from kleiber.types import Json, Row
 
 CELL = re.compile(r"eval/needle/[^/]+/length(\d+)(?:/depth([\d.]+))?/accuracy")
 LABELS = {
@@ -39,7 +39,7 @@ class Needle(Compare):
         """Decides the claims, and shows the accuracy of each arm in every cell of depth and length."""
         findings = super().analyze(runs)
         arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
-        rows = accuracies(arms)
+        rows = cell_scores(arms, CELL, place)
         if rows.empty:
             raise ValueError(
                 "no run here was scored on needles: train with evals=needle and data=recall, data.distractors set"
@@ -78,20 +78,9 @@ METHODS = (
 )
 
 
-def accuracies(arms: Mapping[str, Arm]) -> pd.DataFrame:
-    """A row for each arm at its best rate, seed and cell: arm, length, depth (nan: mean over depths), accuracy."""
-    rows = []
-    for name, arm in arms.items():
-        for metric, by_seed in arm.others.items():
-            match = CELL.fullmatch(metric)
-            if match is None:
-                continue
-            cell = {"length": int(match[1]), "depth": math.nan if match[2] is None else float(match[2])}
-            rows += [
-                {"arm": name, "seed": seed, "run": f"{name}-{seed}", **cell, "accuracy": value}
-                for seed, value in by_seed.items()
-            ]
-    return pd.DataFrame(rows, columns=["arm", "seed", "run", "length", "depth", "accuracy"])
+def place(match: re.Match[str]) -> Row:
+    """Length and depth of a measure of `evals=needle`; the depth of a mean over depths is nan."""
+    return {"length": int(match[1]), "depth": math.nan if match[2] is None else float(match[2])}
 
 
 def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
