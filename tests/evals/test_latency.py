@@ -72,5 +72,5 @@ def test_a_model_goes_on_in_the_mode_in_which_it_was_found():
 def test_a_run_is_timed_from_the_command_line(launch, tmp_path):
     run, out = launch("trainer.max_steps=2"), tmp_path / "told.json"
     assert main(["eval", str(run), "--evals", "latency", "--json", str(out)]) == 0
-    told = json.loads(out.read_text())["evals"]["latency"]
+    told = json.loads(out.read_text())["evals"]["latency"]["random"]
     assert set(told) == {f"{name}/{rows}" for name in NAMES for rows in (1, 8, 64)}
