@@ -50,7 +50,7 @@ def copy_tensors(state: Json) -> Json:
 
 
 class Writer:
-    """Runs one function after another in a thread; an error is raised where the next one is looked for."""
+    """Runs one function at a time in a thread; its error is raised by the next `start`, `check` or `wait`."""
 
     def __init__(self) -> None:
         self.pool: ThreadPoolExecutor | None = None
@@ -63,7 +63,7 @@ class Writer:
         self.job = self.pool.submit(write)
 
     def check(self) -> None:
-        """Raises the error of the function that has ended last, if it had one."""
+        """Raises the error of the last function if it has ended with one; does not wait for it."""
         if self.job is not None and self.job.done():
             self.wait()
 
