@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
-from kleiber.training.sharding import scalar
+from kleiber.nn.sharding import scalar
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective

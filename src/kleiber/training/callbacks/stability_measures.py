@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kleiber.models.transformer import Block
 from kleiber.nn.attention import FullAttention
-from kleiber.training.sharding import is_sharded
+from kleiber.nn.sharding import is_sharded
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 
