@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
+from kleiber.nn.sharding import load_optimizer, optimizer_state
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalize
-from kleiber.training.sharding import load_optimizer, optimizer_state
 from kleiber.types.batch import Batch
 
 

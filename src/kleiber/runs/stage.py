@@ -16,6 +16,7 @@ from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
@@ -32,7 +33,6 @@ from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.private_step import poisson_stream
-from kleiber.training.sharding import full_parameters
 from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch

@@ -17,11 +17,12 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
+from kleiber.training.parallel import ExpertStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
-from kleiber.training.sharding import OptimizerState, load_optimizer
 from kleiber.training.step import (
     Diverged,
     Penalty,
@@ -91,7 +92,7 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, Sharded):
+        if isinstance(self.trainer.strategy, Sharded | ExpertStrategy):
             self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -20,11 +20,11 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Runtime, score_tasks
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import full_parameters
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model

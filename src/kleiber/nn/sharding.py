@@ -1,4 +1,4 @@
-"""Full tensors of a model and an optimizer that are sharded over ranks (FSDP2), and optimizer state by parameter name.
+"""Full tensors of a model and an optimizer that are sharded over ranks, and optimizer state by parameter name.
 
 Functions that gather are collective: every rank must call them at the same point. Without sharding they do nothing, and
 no rank waits for another. Nothing here imports FSDP or DTensor, which is slow: what is sharded has imported them.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -40,7 +40,8 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
     for module, _ in hooks:
         module._state_dict_pre_hooks = OrderedDict()
     try:
-        yield
+        with whole_parameters(model):
+            yield
     finally:
         for module, hook in hooks:
             module._state_dict_pre_hooks = hook
@@ -129,3 +130,34 @@ def scalar(value: Tensor) -> float:
 def full_tensor(value: Tensor) -> Tensor:
     """The whole tensor of which `value` is a shard; `value` itself where it is not sharded."""
     return value.full_tensor() if is_sharded(value) else value
+
+
+def needs_other_ranks(model: nn.Module) -> bool:
+    """Whether a rank cannot have all weights without the other ranks."""
+    return bool(sharded_modules(model)) or any(is_sharded(parameter) for parameter in model.parameters())
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Replaces parameters that are sharded without FSDP2, such as experts, by whole plain ones within the context."""
+    shards = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if is_sharded(parameter)
+    ]
+    for module, name, shard in shards:
+        module.register_parameter(name, nn.Parameter(shard.detach().full_tensor(), shard.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, shard in shards:
+            module.register_parameter(name, shard)
+
+
+def split_sharded(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors that are sharded and those that are not, which `torch._foreach_` functions do not take together."""
+    parts: dict[bool, list[Tensor]] = {}
+    for tensor in tensors:
+        parts.setdefault(is_sharded(tensor), []).append(tensor)
+    return list(parts.values())
