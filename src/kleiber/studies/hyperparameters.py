@@ -155,6 +155,6 @@ def frontier_figure(frontier: pd.DataFrame) -> Chart:
     names = {D: f"{format_count(D)} tokens" for D in sorted(frontier["D"].unique())}
     panels = [f"N = {format_count(N)}" for N in frontier["N"]]
     rows = frontier.assign(series=[names[D] for D in frontier["D"]], value=frontier["loss"], panel=panels)
-    x = values_axis("batch", "batch (tokens)", rows["batch"], "~s")
+    x = values_axis("batch", "batch (tokens)", rows["batch"], ",")
     title = "Validation loss at the best learning rate vs batch"
     return lines(rows, x, "validation loss (nats per token)", list(names.values()), title)

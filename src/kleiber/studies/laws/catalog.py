@@ -29,7 +29,6 @@ ALLOCATION = {
     "b_opt": lambda p: 1 - p["beta"] / (p["alpha"] + p["beta"]),
 }
 TOKENS_PER_PARAMETER = {"M_opt": lambda p: (p["b"] / p["a"]) ** (0.5 / p["eta"])}
-AT_A_MILLION = {"b_1M": lambda p: p["b"] * 1e6 ** p["e"]}
 CUTOFF = {"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])}
 
 
@@ -110,17 +109,6 @@ def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta) -> 
     Source: Gadre et al. 2024, arXiv:2403.08540
     """
     return E + (a * M**eta + b * M**-eta) * C**-eta
-
-
-@law(aliases=("mccandlish",), derived=AT_A_MILLION)
-def critical_batch(D: Array, batch: Array, *, E: Part, A: Part, b: Positive, e: Real, beta: Exponent) -> Array:
-    """Critical batch: L = E + A (D / (1 + batch/b*))^-beta with b* = b D^e, in tokens; b_1M is b* at D = 1M.
-
-    At batch = b*, steps take twice the tokens that very small steps need for the same loss. Map losses at one size,
-    each at the best learning rate for its batch, and leave out batches below the best one, where Adam's losses rise.
-    Source: McCandlish et al. 2018, eq. 2.11, arXiv:1812.06162; Zhang et al. 2024, arXiv:2410.21676 (power of D)
-    """
-    return E + A * (D / (1 + batch / (b * D**e))) ** -beta
 
 
 @law(start="chinchilla", aliases=("muennighoff",))
