@@ -24,7 +24,17 @@ ELSEWHERE = {
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
 ANSWERING = ("chain_of_thought", "instructions")
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
-PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
+PLANNED += [
+    "memorization",
+    "moe_law",
+    "needle",
+    "ood",
+    "retrieval",
+    "search",
+    "stability",
+    "ablation",
+    "hyperparameters",
+]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
