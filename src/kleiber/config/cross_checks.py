@@ -188,7 +188,8 @@ def _divided(config: Config) -> None:
 
 def _divided_experts(model: Config, devices: int) -> None:
     mlp = model.get("mlp")
-    experts = argument(mlp, "num_experts") if isinstance(mlp, Mapping) and "_target_" in mlp else None
+    mlp = mlp if isinstance(mlp, Mapping) and "_target_" in mlp else {"_target_": "kleiber.nn.SwiGLU"}
+    experts = argument(mlp, "num_experts")
     if experts is None:
         raise ConfigError(
             "trainer=expert divides the experts of a mixture over the devices, and this model has none: set model=moe, "

@@ -140,14 +140,10 @@ def needs_other_ranks(model: nn.Module) -> bool:
 @contextmanager
 def whole_parameters(model: nn.Module) -> Iterator[None]:
     """Replaces parameters that are sharded without FSDP2, such as experts, by whole plain ones within the context."""
-    shards = [
-        (module, name, parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if is_sharded(parameter)
-    ]
+    held = [(module, *pair) for module in model.modules() for pair in module.named_parameters(recurse=False)]
+    shards = [(module, name, parameter) for module, name, parameter in held if is_sharded(parameter.data)]
     for module, name, shard in shards:
-        module.register_parameter(name, nn.Parameter(shard.detach().full_tensor(), shard.requires_grad))
+        module.register_parameter(name, nn.Parameter(full_tensor(shard.detach()), shard.requires_grad))
     try:
         yield
     finally:
