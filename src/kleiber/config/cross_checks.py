@@ -16,7 +16,6 @@ from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
 SHARDED = "kleiber.training.FSDP"
-DIVIDED = {"kleiber.training.ExpertParallel": "expert"}  # trainers that divide parts of the model over devices
 
 
 def check_compatibility(config: Config) -> None:
@@ -27,7 +26,6 @@ def check_compatibility(config: Config) -> None:
     _batch(config)
     _devices(config["trainer"])
     _sharding(config)
-    _divided(config)
     _stages(config)
     _next_token(config)
     _future(config)
@@ -163,44 +161,6 @@ def _sharding(config: Config) -> None:
             raise ConfigError(
                 f"{key} does not work with the sharded parameters of trainer=fsdp: remove it, or set trainer=ddp"
             )
-
-
-def _divided(config: Config) -> None:
-    """Rejects models that cannot be divided over the devices, and features that read or change whole parameters."""
-    trainer = config["trainer"]
-    name, devices = DIVIDED.get(trainer["_target_"]), argument(trainer, "devices")
-    if name is None:
-        return
-    _divided_experts(config["model"], devices)
-    refused = {
-        "trainer.compile=true": argument(trainer, "compile"),
-        "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
-        f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
-        "adapter": config.get("adapter"),
-        "callbacks.ema": (config.get("callbacks") or {}).get("ema"),
-    }
-    for key, chosen in refused.items():
-        if chosen and devices > 1:
-            raise ConfigError(
-                f"{key} does not work with the divided parameters of trainer={name}: remove it, or set trainer=ddp"
-            )
-
-
-def _divided_experts(model: Config, devices: int) -> None:
-    mlp = model.get("mlp")
-    mlp = mlp if isinstance(mlp, Mapping) and "_target_" in mlp else {"_target_": "kleiber.nn.SwiGLU"}
-    experts = argument(mlp, "num_experts")
-    if experts is None:
-        raise ConfigError(
-            "trainer=expert divides the experts of a mixture over the devices, and this model has none: set model=moe, "
-            "or trainer=ddp"
-        )
-    granularity = argument(mlp, "granularity") or 1
-    if experts * granularity % devices:
-        parts = f" x model.mlp.granularity={granularity}" if granularity > 1 else ""
-        raise ConfigError(
-            f"model.mlp.num_experts={experts}{parts} must be a multiple of trainer.devices={devices} for trainer=expert"
-        )
 
 
 def _stages(config: Config) -> None:
