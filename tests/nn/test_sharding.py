@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 from kleiber.nn.sharding import (
     copy_model,
@@ -14,10 +14,12 @@ from kleiber.nn.sharding import (
     inner_product,
     is_sharded,
     load_optimizer,
+    needs_other_ranks,
     optimizer_state,
     place_by_name,
     place_like,
     shard,
+    split_sharded,
 )
 from kleiber.training import checkpoint
 
@@ -133,6 +135,18 @@ def test_a_plain_model_is_left_alone():
         assert net(torch.ones(1, 2)).shape == (1, 2)
     state = {"weight": {"step": torch.ones(())}}
     assert gather_state(state, keep=False)["weight"]["step"] is state["weight"]["step"]
+
+
+def test_with_full_parameters_what_is_sharded_without_fsdp_is_plain(net):
+    module, mesh = nn.Linear(3, 2), init_device_mesh("cpu", (1,))
+    shard = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))
+    module.weight = shard
+    assert needs_other_ranks(module)
+    with full_parameters(module), full_parameters(module):
+        assert not needs_other_ranks(module) and torch.equal(module.weight, shard.full_tensor())
+        assert isinstance(module.weight, nn.Parameter) and not isinstance(module.weight, DTensor)
+    assert module.weight is shard and list(dict(module.named_parameters())) == ["weight", "bias"]
+    assert split_sharded([module.bias, shard, module.bias]) == [[module.bias, module.bias], [shard]]
 
 
 def test_optimizer_state_goes_by_name_not_by_place():

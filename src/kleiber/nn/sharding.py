@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 from weakref import WeakSet
@@ -62,7 +62,8 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
     """
     parts = sharded_modules(model)
     if not parts or model in _whole:
-        yield
+        with whole_parameters(model):
+            yield
         return
     # The root keeps its weights from the forward to the backward pass.
     blocks = [part for part in parts if part is not model]
@@ -223,3 +224,30 @@ def place_by_name(values: Json, model: nn.Module) -> Json:
         return place_like(value, parameters[name]) if isinstance(value, Tensor) and name in parameters else value
 
     return {key: placed(key, value) for key, value in values.items()}
+
+
+def needs_other_ranks(model: nn.Module) -> bool:
+    """Whether a rank cannot have all weights without the other ranks."""
+    return bool(sharded_modules(model)) or any(is_sharded(parameter) for parameter in model.parameters())
+
+
+@contextmanager
+def whole_parameters(model: nn.Module) -> Iterator[None]:
+    """Replaces parameters that are sharded without FSDP2, such as experts, by whole plain ones within the context."""
+    held = [(module, *pair) for module in model.modules() for pair in module.named_parameters(recurse=False)]
+    shards = [(module, name, parameter) for module, name, parameter in held if is_sharded(parameter.data)]
+    for module, name, shard in shards:
+        module.register_parameter(name, nn.Parameter(full_tensor(shard.detach()), shard.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, shard in shards:
+            module.register_parameter(name, shard)
+
+
+def split_sharded(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The tensors that are sharded and those that are not, which `torch._foreach_` functions do not take together."""
+    parts: dict[bool, list[Tensor]] = {}
+    for tensor in tensors:
+        parts.setdefault(is_sharded(tensor), []).append(tensor)
+    return list(parts.values())

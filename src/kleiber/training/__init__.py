@@ -8,6 +8,7 @@ EXPORTS = {
     "mlflow_logger": "mirrors",
     "wandb_logger": "wandb_mirror",
     "DDP": "trainer",
+    "ExpertParallel": "parallel",
     "FSDP": "trainer",
     "Local": "trainer",
 }

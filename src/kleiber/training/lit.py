@@ -21,6 +21,7 @@ from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
+from kleiber.training.parallel import ExpertStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
@@ -90,7 +91,9 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        """Does nothing: the model was sharded before the first step. Lightning's strategy asks for this method."""
+        """Divides the experts where the trainer does; FSDP has sharded the model before the first step."""
+        if isinstance(self.trainer.strategy, ExpertStrategy):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)

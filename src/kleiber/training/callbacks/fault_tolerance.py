@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
-from kleiber.nn.sharding import full_parameters, gather_state, optimizer_state, sharded_modules
+from kleiber.nn.sharding import full_parameters, gather_state, needs_other_ranks, optimizer_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -82,7 +82,7 @@ class Checkpoints(LeanCallback):
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
-        if not isinstance(exception, RankTimeout) or not trainer.is_global_zero or sharded_modules(pl_module.model):
+        if not isinstance(exception, RankTimeout) or not trainer.is_global_zero or needs_other_ranks(pl_module.model):
             return
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
