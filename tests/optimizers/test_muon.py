@@ -53,7 +53,7 @@ def test_every_expert_moves_as_torchs_muon_moves_a_matrix(shape):
 
 
 def test_sharded_matrices_move_as_with_torchs_muon():
-    """In a group of one rank; tests/training/test_trainer_fsdp.py has two."""
+    """In a group of one rank; tests/training/test_fsdp.py has two."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))

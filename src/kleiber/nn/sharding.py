@@ -189,6 +189,7 @@ def gather_state(state: Json, keep: bool) -> Json:
     """
 
     def gathered(value: object) -> object:
+        """The full tensor of a shard, the copy of a dictionary, or the value itself."""
         if isinstance(value, dict):
             return {key: gathered(entry) for key, entry in value.items()}
         if not is_sharded(value):

@@ -1,9 +1,6 @@
-"""Trainers: one process on one device, data-parallel processes (DDP), and sharded ones (FSDP).
+"""Trainers: one process on one device, and data-parallel processes (DDP).
 
 The launcher starts the processes of the ranks; a trainer only reads their number from the environment.
-
-PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state (`nn.sharding`). While a model is
-scored, generates or is saved, every rank holds all of its weights (`full_parameters`).
 """
 
 from __future__ import annotations
@@ -14,8 +11,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -26,14 +23,12 @@ import lightning.pytorch as pl
 import torch
 from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.precision import DoublePrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
-from kleiber.nn.sharding import shard, sharded_modules
 from kleiber.types import Count
 from kleiber.types.model import Model
 
@@ -221,71 +216,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
-
-
-class Sharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 over all ranks."""
-
-    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
-        super().__init__(
-            data_parallel_size=ranks,
-            tensor_parallel_size=1,
-            process_group_backend=backend,
-            timeout=timeout,
-            save_distributed_checkpoint=False,
-        )
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Keeps the gradients of this rank to itself, for all micro-batches of a step except the last."""
-        assert self.model is not None
-        parts = sharded_modules(self.model)
-        for part in parts:
-            part.set_requires_gradient_sync(False, recurse=False)
-        try:
-            yield
-        finally:
-            for part in parts:
-                part.set_requires_gradient_sync(True, recurse=False)
-
-
-@dataclass(frozen=True)
-class FSDP(DDP):
-    """One process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
-
-    Every rank holds all weights before they are sharded and while the model is scored or saved, so they must fit on a
-    device. Checkpoints have the format of the other trainers. Zhao et al. 2023, arXiv:2304.11277.
-    """
-
-    def _check_devices(self) -> None:
-        if self.devices < 2:
-            raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
-        super()._check_devices()
-
-    def strategy(self) -> Strategy | str:
-        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
-
-    def shard(self, model: Model) -> None:
-        """Keeps only this rank's share of every parameter; all ranks must have equal weights."""
-        shard(model, self.mesh())
-
-    def mesh(self) -> DeviceMesh:
-        """All ranks as a line, which they join at the first call."""
-        if not torch.distributed.is_initialized():
-            if self.accelerator == "gpu":
-                torch.cuda.set_device(self.device)
-            backend = "nccl" if self.accelerator == "gpu" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
-        return init_device_mesh(self.device.type, (self.world_size,))
-
-    def compile_model(self, model: Model) -> None:
-        """Compiles each block, so that its weights are gathered between the graphs."""
-        for block in model.blocks:
-            block.compile(dynamic=False)
-
-    def precision_plugin(self) -> Precision | None:
-        # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.
-        return DoublePrecision() if str(self.precision) == "64" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
