@@ -7,10 +7,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
+from kleiber.nn.sharded_model import copy_model, shard
 from kleiber.nn.sharding import (
-    copy_model,
     full_parameters,
-    gather_state,
     inner_product,
     is_sharded,
     load_optimizer,
@@ -18,10 +17,10 @@ from kleiber.nn.sharding import (
     optimizer_state,
     place_by_name,
     place_like,
-    shard,
     split_sharded,
 )
 from kleiber.training import checkpoint
+from kleiber.training.snapshot import copy_tensors
 
 
 @pytest.fixture
@@ -67,15 +66,15 @@ def test_optimizer_state_is_gathered_whole_and_placed_in_shards(net):
     net(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
     state = optimizer_state(optimizer)
-    gathered = gather_state(state, keep=True)
+    gathered = copy_tensors(state, keep=True)
     assert not any(isinstance(value, DTensor) for values in gathered.values() for value in values.values())
     assert all(
         value is None
-        for values in gather_state(state, keep=False).values()
+        for values in copy_tensors(state, keep=False).values()
         for key, value in values.items()
         if key != "step"
     )
-    assert gather_state(gathered, keep=False) == gathered
+    assert copy_tensors(gathered, keep=False).keys() == gathered.keys()
     for name, values in gathered.items():
         for key, value in values.items():
             back = place_like(value, parameters[name])
@@ -124,9 +123,9 @@ def test_memory_is_placed_by_name_and_gathered(net):
     with full_parameters(net):
         expected = sum((memory["start"][name] * value).sum() for name, value in net.named_parameters())
     assert product.item() == pytest.approx(expected.item(), rel=1e-6)
-    gathered = gather_state(placed, keep=True)
+    gathered = copy_tensors(placed, keep=True)
     assert all(torch.equal(value, memory["start"][name]) for name, value in gathered["start"].items())
-    assert not any(gather_state(placed, keep=False)["start"].values())
+    assert not any(copy_tensors(placed, keep=False)["start"].values())
 
 
 def test_a_plain_model_is_left_alone():
@@ -134,7 +133,7 @@ def test_a_plain_model_is_left_alone():
     with full_parameters(net):
         assert net(torch.ones(1, 2)).shape == (1, 2)
     state = {"weight": {"step": torch.ones(())}}
-    assert gather_state(state, keep=False)["weight"]["step"] is state["weight"]["step"]
+    assert copy_tensors(state, keep=False) == state
 
 
 def test_with_full_parameters_what_is_sharded_without_fsdp_is_plain(net):

@@ -24,6 +24,7 @@ from kleiber.config.stages import stage_configs
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
+from kleiber.nn.sharded_model import whole_model
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary_file import read_summary
@@ -265,12 +266,13 @@ def load_trained(model: Model, folder: Path, stage: str) -> checkpoint.Checkpoin
     else:
         load_initial_weights(model, config, folder)
     adapter = build(DictConfig(config["adapter"]))
-    adapter.apply(model, config["seed"])
-    if saved.names is None:
-        saved.load_weights(model)
-    else:
-        saved.load_model(model, saved.names)
-    adapter.merge(model)
+    with whole_model(model) as whole:
+        adapter.apply(whole, config["seed"])
+        if saved.names is None:
+            saved.load_weights(whole)
+        else:
+            saved.load_model(whole, saved.names)
+        adapter.merge(whole)
     return saved
 
 
@@ -286,7 +288,8 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
     if config.get("init"):
         build(DictConfig(config["init"])).load(start)
     try:
-        model.load_state_dict(start.state_dict())
+        with whole_model(model) as whole:
+            whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
         difference = checkpoint.first_difference(error)
         raise ValueError(f"the run {folder} started from a model of another shape: {difference}") from None

@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
 from kleiber.config.errors import ConfigError
+from kleiber.nn.sharded_model import rows_of_rank
+from kleiber.nn.sharding import is_sharded
 from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
 from kleiber.types import Json
 
@@ -66,7 +68,7 @@ class Checkpoint:
         if names is None:
             self._refuse_part()
             try:
-                load_model(model, self.path / "model.safetensors")
+                self._load_file(model, strict=True)
             except RuntimeError as error:
                 raise ValueError(f"{self.path} holds another model: {error}") from None
             return
@@ -76,15 +78,31 @@ class Checkpoint:
                 f"{self.path} holds {content}, but the model expects {len(frozenset(names))} weights by name"
             )
         state = model.state_dict(keep_vars=True)
-        weights = load_file(self.path / "model.safetensors")
-        wrong = [name for name, value in weights.items() if name not in state or state[name].shape != value.shape]
-        if wrong or weights.keys() != saved:
-            raise ValueError(
-                f"{self.path} holds weights of another model: {(wrong or sorted(weights.keys() ^ saved))[:5]}"
-            )
-        with torch.no_grad():
-            for name, value in weights.items():
-                state[name].copy_(value)
+        with safe_open(self.path / "model.safetensors", "pt") as file:
+            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
+            if wrong or shapes.keys() != saved:
+                raise ValueError(
+                    f"{self.path} holds weights of another model: {(wrong or sorted(shapes.keys() ^ saved))[:5]}"
+                )
+            for name in shapes:
+                read_tensor(file, name, state[name])
+
+    def _load_file(self, model: nn.Module, strict: bool) -> tuple[Collection[str], Collection[str]]:
+        """As safetensors' load_model, but reads only this rank's rows of sharded parameters."""
+        path = self.path / "model.safetensors"
+        if not any(is_sharded(parameter) for parameter in model.parameters()):
+            return load_model(model, path, strict=strict)
+        state = model.state_dict(keep_vars=True)
+        with safe_open(path, "pt") as file:
+            saved = set(file.keys())
+            for name in saved & state.keys():
+                read_tensor(file, name, state[name])
+        loaded = {id(state[name]) for name in saved & state.keys()}
+        missing, unexpected = [name for name in state if id(state[name]) not in loaded], saved - state.keys()
+        if strict and (missing or unexpected):
+            raise RuntimeError(f"weights of only the checkpoint or only this model:\n{[*missing, *unexpected][:5]}")
+        return missing, unexpected
 
     def _refuse_part(self) -> None:
         if self.names is not None:
@@ -100,7 +118,7 @@ class Checkpoint:
         """
         self._refuse_part()
         try:
-            missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
+            missing, unexpected = self._load_file(model, strict=False)
         except RuntimeError as error:
             raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
         other = sorted(name for name in (*missing, *unexpected) if not name.startswith(("heads.", "future.")))
@@ -119,6 +137,22 @@ class Checkpoint:
                 f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
                 f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
             ) from None
+
+
+@torch.no_grad()
+def read_tensor(file: safe_open, name: str, target: Tensor) -> None:
+    """Reads a tensor of a safetensors file into `target`; this rank's rows of it where `target` is sharded.
+
+    Raises RuntimeError where their shapes differ.
+    """
+    shape = torch.Size(file.get_slice(name).get_shape())
+    if shape != target.shape:
+        raise RuntimeError(f"another shape:\n{name} is {tuple(shape)} in the checkpoint, not {tuple(target.shape)}")
+    if is_sharded(target):
+        first, last = rows_of_rank(shape[0], target.device_mesh)
+        target.to_local().copy_(file.get_slice(name)[first:last])
+    else:
+        target.copy_(file.get_tensor(name))
 
 
 def first_difference(error: RuntimeError) -> str:

@@ -112,8 +112,16 @@ class Local:
         if self.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
 
+    def build(self, draw: Callable[[], Model]) -> Model:
+        """The model that `draw` builds, of whose blocks a rank keeps only its share where the trainer shards them."""
+        return draw()
+
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of the weights, where the trainer shards them; here it keeps all of them."""
+
+    def trial(self, model: Model) -> Model:
+        """A model that can be called before `shard`, to measure what a forward pass needs; all ranks must call it."""
+        return model
 
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""

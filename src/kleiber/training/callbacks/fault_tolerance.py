@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
-from kleiber.nn.sharding import full_parameters, gather_state, needs_other_ranks, optimizer_state
+from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -86,7 +86,7 @@ class Checkpoints(LeanCallback):
             return
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
-            self.write(trainer, pl_module, self.state(trainer, pl_module))
+            self.write(trainer, pl_module)
             self.writer.wait()
             print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
@@ -103,12 +103,10 @@ class Checkpoints(LeanCallback):
 
         wait  whether all ranks wait until the checkpoint is on the disk
         """
-        state = gather_state(self.state(trainer, pl_module), keep=trainer.is_global_zero)
-        with full_parameters(pl_module.model):
-            if trainer.is_global_zero:
-                self.write(trainer, pl_module, state)
-                if wait:
-                    self.writer.wait()
+        if trainer.is_global_zero or needs_other_ranks(pl_module.model):
+            self.write(trainer, pl_module)
+        if wait:
+            self.writer.wait()
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
@@ -123,11 +121,8 @@ class Checkpoints(LeanCallback):
             "callbacks": {key: state for key, state in callbacks.items() if state},
         }
 
-    def write(self, trainer: Trainer, pl_module: LitLM, state: Json) -> None:
-        """Begins to write a checkpoint, after which old ones are removed.
-
-        state  what the method `state` returns, with full tensors
-        """
+    def write(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Begins to write a checkpoint on rank 0, after which old ones are removed."""
         if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
             raise FileNotFoundError(f"{self.folder} no longer exists")
         names = checkpoint.trained_names(pl_module.model) if pl_module.partial else None
@@ -135,10 +130,13 @@ class Checkpoints(LeanCallback):
         if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those
             kept.add(step - step % self.every)
         self.writer.wait()  # so that there is one copy at a time
-        model, copied = Snapshot(pl_module.model), copy_tensors(state)
+        weights = copy_tensors(pl_module.model.state_dict(keep_vars=True), trainer.is_global_zero)
+        state = copy_tensors(self.state(trainer, pl_module), trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
 
         def write() -> None:
-            checkpoint.save(self.folder, step, model, copied, self.config_hash, names)
+            checkpoint.save(self.folder, step, Snapshot(weights), state, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
 
         self.writer.start(write)
