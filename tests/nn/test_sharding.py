@@ -7,7 +7,6 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
-from kleiber.nn.sharded_model import copy_model, shard
 from kleiber.nn.sharding import (
     full_parameters,
     inner_product,
@@ -90,27 +89,6 @@ def test_within_full_parameters_scores_and_weights_that_are_loaded_stay(net):
             net(torch.tensor([[1, 2]])).sum().backward()
         assert all(bool((value == 1).all()) and not is_sharded(value) for value in net.parameters())
     assert all(is_sharded(value) for value in net.parameters())
-
-
-def test_a_copy_has_its_parameters_to_itself(net):
-    tokens = torch.tensor([[1, 2]])
-    expected = net(tokens)
-    with full_parameters(net):
-        plain = copy_model(net)
-    assert type(plain) is nn.Sequential and torch.equal(plain(tokens), expected)
-    assert plain[0][2].weight is plain[0][0].weight, "tied"
-    net(tokens).sum().backward()  # after which every part has its shards alone
-    sharded = copy_model(net)
-    assert type(sharded) is nn.Sequential and all(is_sharded(value) for value in sharded.parameters())
-    sharded.blocks = [sharded[0]]
-    shard(sharded, next(sharded.parameters()).device_mesh)
-    with torch.no_grad():
-        for value in net.parameters():
-            value.zero_()
-        assert torch.equal(sharded(tokens), expected)
-        assert sharded[0][2].weight is sharded[0][0].weight, "tied"
-    net(tokens).sum().backward()  # its own hooks and states are still there
-    assert all(is_sharded(value) and value.grad is not None for value in net.parameters())
 
 
 def test_memory_is_placed_by_name_and_gathered(net):

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.stages import is_chain, quantity
-from kleiber.config.targets import build
+from kleiber.config.targets import build, signature
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
@@ -41,6 +41,7 @@ from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
 from kleiber.types.model import Model
 
+LOCAL = "kleiber.training.Local"
 MIN_STEPS, MAX_STEPS = 6, 80  # of a measured run
 MEASURED_FLOPS = 2e10  # of a measured run, unless its number of steps would be outside of these limits
 EVALUATED_TOKENS = 4096  # largest number of tokens of each task that a measured run scores
@@ -237,12 +238,14 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
-        short["trainer"] |= {"_target_": "kleiber.training.Local", "devices": 1}
+        shared = {key: value for key, value in short["trainer"].items() if key in signature(LOCAL).parameters}
+        short["trainer"] = shared | {"_target_": LOCAL, "devices": 1}
         short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
     clock = {"_target_": "kleiber.launch.CoreClock"}
     short["callbacks"] = {**short["callbacks"], "progress": None, "throughput": clock}
+    (short["callbacks"].get("checkpoints") or {}).pop("sharded", None)
     return short | {"logger": {}, "root": str(folder.parent), "dry_run": False, "study": None, "resume": "auto"}
 
 

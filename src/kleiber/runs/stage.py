@@ -116,7 +116,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
     meter = EnergyMeter(hardware.device)
     callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
-    state = saved.load_state() if saved else None
+    state = saved.load_state(model) if saved else None
     if state:
         state |= {key: place_by_name(state[key], model) for key in ("callbacks", "retention")}
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
@@ -241,7 +241,7 @@ def begin_retention(
     has_adapter = any(other.config.adapter for other in tree.stages if other.name in (stage.name, stage.parent))
     if saved is None and methods and stage.parent is not None and not has_adapter:
         last, _ = checkpoint.latest(tree.checkpoints(stage.parent))
-        memory = last.load_state()["retention"] if last else {}
+        memory = last.load_state(model)["retention"] if last else {}
     samples: Samples = stage.plan.corpus.train
     for method in methods:
         if method_name(method) in memory:

@@ -2,7 +2,10 @@
 
     step-00001000/  model.safetensors   weights under the model's own names
                     state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
-                    meta.json           sha256 of the other two, step, config hash; written last
+                    meta.json           sha256 of the other files, step, config hash; written last
+
+Where ranks save their own shards, weights/ takes the place of model.safetensors, and state/ has what is sharded of
+state.pt, each with a file of every rank (`shard_files`). Any number of ranks reads either kind.
 
 A stage that trains a part of a model saves only that part; meta.json lists its names. Such a partial checkpoint is
 loaded into a model that already has the other weights, by a caller that passes exactly those names.
@@ -16,148 +19,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_file, save_model
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from kleiber.config.errors import ConfigError
-from kleiber.nn.sharded_model import rows_of_rank
-from kleiber.nn.sharding import is_sharded
 from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
+from kleiber.training import shard_files
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
-FILES = ("model.safetensors", "state.pt")
-
-
-class Damaged(ValueError):
-    """A checkpoint whose files are missing, incomplete, or different from those that its meta.json describes."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk whose checksums were verified."""
-
-    path: Path
-    meta: Json
-
-    @property
-    def step(self) -> int:
-        return self.meta["step"]
-
-    @property
-    def names(self) -> frozenset[str] | None:
-        """Names of the weights of a partial checkpoint; None for a whole model."""
-        names = self.meta.get("names")
-        return None if names is None else frozenset(names)
-
-    def load_model(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Loads the weights into `model`: all of them, or exactly the `names` that were passed to `save`.
-
-        Raises ValueError where names or shapes differ, and where a partial checkpoint is loaded without names or a
-        whole one with names.
-        """
-        saved = self.names
-        if names is None:
-            self._refuse_part()
-            try:
-                self._load_file(model, strict=True)
-            except RuntimeError as error:
-                raise ValueError(f"{self.path} holds another model: {error}") from None
-            return
-        if saved is None or saved != frozenset(names):
-            content = "a whole model" if saved is None else f"other weights: {sorted(saved ^ frozenset(names))[:5]}"
-            raise ValueError(
-                f"{self.path} holds {content}, but the model expects {len(frozenset(names))} weights by name"
-            )
-        state = model.state_dict(keep_vars=True)
-        with safe_open(self.path / "model.safetensors", "pt") as file:
-            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            wrong = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
-            if wrong or shapes.keys() != saved:
-                raise ValueError(
-                    f"{self.path} holds weights of another model: {(wrong or sorted(shapes.keys() ^ saved))[:5]}"
-                )
-            for name in shapes:
-                read_tensor(file, name, state[name])
-
-    def _load_file(self, model: nn.Module, strict: bool) -> tuple[Collection[str], Collection[str]]:
-        """As safetensors' load_model, but reads only this rank's rows of sharded parameters."""
-        path = self.path / "model.safetensors"
-        if not any(is_sharded(parameter) for parameter in model.parameters()):
-            return load_model(model, path, strict=strict)
-        state = model.state_dict(keep_vars=True)
-        with safe_open(path, "pt") as file:
-            saved = set(file.keys())
-            for name in saved & state.keys():
-                read_tensor(file, name, state[name])
-        loaded = {id(state[name]) for name in saved & state.keys()}
-        missing, unexpected = [name for name in state if id(state[name]) not in loaded], saved - state.keys()
-        if strict and (missing or unexpected):
-            raise RuntimeError(f"weights of only the checkpoint or only this model:\n{[*missing, *unexpected][:5]}")
-        return missing, unexpected
-
-    def _refuse_part(self) -> None:
-        if self.names is not None:
-            raise ValueError(
-                f"{self.path} holds only the {len(self.names)} weights that an adapter trained, not a whole model: "
-                "load the model that it started from first (init.path of its run), then these weights by name"
-            )
-
-    def load_weights(self, model: nn.Module) -> None:
-        """Loads the weights into a model whose task heads, and parts for later tokens, may differ.
-
-        Raises ValueError for any other difference.
-        """
-        self._refuse_part()
-        try:
-            missing, unexpected = self._load_file(model, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
-        other = sorted(name for name in (*missing, *unexpected) if not name.startswith(("heads.", "future.")))
-        if other:
-            raise ValueError(
-                f"{self.path} holds another model: {', '.join(other[:5])} are weights of only the checkpoint or only "
-                "this model; use the model settings of the checkpoint's run, or another checkpoint"
-            )
-
-    def load_state(self) -> Json:
-        """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
-        try:
-            return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # its text advises to run the code
-            raise ConfigError(
-                f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
-                f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
-            ) from None
-
-
-@torch.no_grad()
-def read_tensor(file: safe_open, name: str, target: Tensor) -> None:
-    """Reads a tensor of a safetensors file into `target`; this rank's rows of it where `target` is sharded.
-
-    Raises RuntimeError where their shapes differ.
-    """
-    shape = torch.Size(file.get_slice(name).get_shape())
-    if shape != target.shape:
-        raise RuntimeError(f"another shape:\n{name} is {tuple(shape)} in the checkpoint, not {tuple(target.shape)}")
-    if is_sharded(target):
-        first, last = rows_of_rank(shape[0], target.device_mesh)
-        target.to_local().copy_(file.get_slice(name)[first:last])
-    else:
-        target.copy_(file.get_tensor(name))
-
-
-def first_difference(error: RuntimeError) -> str:
-    """The first difference of two models, from PyTorch's error, which lists all of them."""
-    return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
 
 
 def name(step: int) -> str:
@@ -185,32 +64,85 @@ def save(
     Raises OSError, which names the folder, where writing fails, and then leaves no incomplete directory.
     """
     final = folder / name(step)
-    part = folder / f"{final.name}.part-{os.getpid()}"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
-        part.mkdir(parents=True)
+    with _new_directory(final) as part:
         if names is None:
             save_model(model, str(part / "model.safetensors"))
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
         shutil.copymode(part / "state.pt", part / "model.safetensors")  # safetensors ignores the umask
-        sha256 = {file: _digest(part / file) for file in FILES}
-        meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
-        meta |= {} if names is None else {"names": sorted(names)}
-        (part / "meta.json").write_text(json.dumps(meta, indent=1))
-        for file in part.iterdir():
+        sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
+        return _complete(part, final, step, config_hash, sha256, names)
+
+
+def save_shards(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    state: Json,
+    shards: Mapping[str, Tensor],
+    config_hash: str,
+    names: Collection[str] | None,
+    mesh: DeviceMesh,
+    pid: int,
+) -> None:
+    """Writes `folder/step-<step>` from all ranks, each with its rows; returns when all of it is on the disk.
+
+    weights        of the whole model by name, or the weights `names`
+    state, shards  from `shard_files.split_shards`
+    mesh           of all ranks
+    pid            of rank 0, in the name of the directory while it is incomplete
+
+    Raises OSError, as `save` does.
+    """
+    final, rank = folder / name(step), mesh.get_local_rank()
+    with _new_directory(final, pid, is_owner=rank == 0) as part:
+        dist.barrier(mesh.get_group())
+        shard_files.write_tensors(part / WEIGHTS, weights, mesh)
+        if shards:
+            shard_files.write_tensors(part / STATE, shards, mesh)
+        hashes: list[dict[str, str]] = [{} for _ in range(mesh.size())]
+        for file in (files := shard_files.files_of_rank(part, rank)):
             _sync(file)
-        if final.is_dir() and not final.is_symlink():
-            shutil.rmtree(final)
-        elif os.path.lexists(final):
-            rename_aside(final)
-        _commit(part, final)
+        own = {str(file.relative_to(part)): _digest(file) for file in files}
+        dist.all_gather_object(hashes, own, group=mesh.get_group())
+        if rank == 0:
+            torch.save(state, part / "state.pt")
+            sha256 = {"state.pt": _digest(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
+            _complete(part, final, step, config_hash, sha256, names)
+        dist.barrier(mesh.get_group())
+
+
+@contextmanager
+def _new_directory(final: Path, pid: int | None = None, is_owner: bool = True) -> Iterator[Path]:
+    """An empty directory beside `final`; removed where writing fails, which raises an OSError that names `final`."""
+    part = final.with_name(f"{final.name}.part-{os.getpid() if pid is None else pid}")
+    try:
+        if is_owner:
+            shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
+            part.mkdir(parents=True)
+        yield part
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = full_disk_error(part, error) or error
         shutil.rmtree(part, ignore_errors=True)
         text = _write_failure(final, cause)
         raise (OSError(cause.errno, text) if isinstance(cause, OSError) else OSError(text)) from error
+
+
+def _complete(
+    part: Path, final: Path, step: int, config_hash: str, sha256: Mapping[str, str], names: Collection[str] | None
+) -> Checkpoint:
+    """Writes meta.json, flushes all files, and gives the directory its final name."""
+    meta: Json = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": dict(sha256)}
+    meta |= {} if names is None else {"names": sorted(names)}
+    (part / "meta.json").write_text(json.dumps(meta, indent=1))
+    for path in (*part.rglob("*"), part):
+        _sync(path)
+    if final.is_dir() and not final.is_symlink():
+        shutil.rmtree(final)
+    elif os.path.lexists(final):
+        rename_aside(final)
+    _commit(part, final)
     return Checkpoint(final, meta)
 
 
@@ -253,7 +185,7 @@ def read(path: Path) -> Checkpoint:
             f"{path / 'meta.json'} is of step {meta['step']}, but its directory is {path.name}: rename the directory "
             f"to {name(meta['step'])}, or delete it to use another checkpoint"
         )
-    for file in FILES:
+    for file in meta["sha256"]:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
         if _digest(path / file) != meta["sha256"][file]:
@@ -271,17 +203,22 @@ def _read_meta(path: Path) -> Json:
     except DamagedFile as error:
         raise Damaged(str(error)) from None
     hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
-    has_hashes = isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in FILES)
+    has_hashes = isinstance(hashes, dict) and all(isinstance(each, str) for each in hashes.values())
+    has_hashes = has_hashes and "state.pt" in hashes and any(_has_weights(file) for file in hashes)
     has_names = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
     for key, kind, is_correct in (
         ("step", "a number of steps", type(step) is int and step >= 0),
-        ("sha256", f"the hashes of {' and '.join(FILES)}", has_hashes),
+        ("sha256", "the hashes of state.pt and the weights", has_hashes),
         ("names", "a list of names of weights", has_names),
     ):
         if not is_correct:
             value = str(meta.get(key, "missing"))[:60]
             raise Damaged(f"{path} is damaged: {key}={value} must be {kind}; delete {path.parent} to use an older one")
     return meta
+
+
+def _has_weights(file: str) -> bool:
+    return file == "model.safetensors" or file.startswith(f"{WEIGHTS}/")
 
 
 def steps(folder: Path) -> list[Path]:
@@ -307,7 +244,9 @@ def weights_sha256(folder: Path) -> str:
     """
     for path in steps(folder):
         try:
-            return _read_meta(path / "meta.json")["sha256"]["model.safetensors"]
+            hashes = _read_meta(path / "meta.json")["sha256"]
+            sharded = "\n".join(f"{hashes[file]} {file}" for file in sorted(hashes) if _has_weights(file))
+            return hashes.get("model.safetensors") or hashlib.sha256(sharded.encode()).hexdigest()
         except Damaged:
             continue
     raise Damaged(f"{folder} has no valid checkpoint")

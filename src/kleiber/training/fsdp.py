@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
@@ -53,6 +54,8 @@ class FSDP(DDP):
     something asks for all of them (`full_parameters`). Zhao et al. 2023, arXiv:2304.11277.
     """
 
+    shards_weights: ClassVar[bool] = True
+
     def _check_devices(self) -> None:
         if self.devices < 2:
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
@@ -62,7 +65,9 @@ class FSDP(DDP):
         return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
 
     def build(self, draw: Callable[[], Model]) -> Model:
-        """The model that `draw` builds, of whose blocks this rank keeps its share."""
+        """The model that `draw` builds, of whose blocks this rank keeps its share; a dry run has no other ranks."""
+        if self.world_size == 1:
+            return draw()
         with sharded_blocks(self.mesh):
             return draw()
 
@@ -72,6 +77,8 @@ class FSDP(DDP):
 
     def trial(self, model: Model) -> Model:
         """A sharded copy of the model."""
+        if self.world_size == 1:
+            return model
         model = copy_model(model)
         shard(model, self.mesh)
         return model

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -62,6 +62,8 @@ class Local:
     checkpoint_activations: bool = False
     deterministic: bool = False
     max_steps: Count | None = None
+
+    shards_weights: ClassVar[bool] = False  # whether each rank has a share of every weight
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():

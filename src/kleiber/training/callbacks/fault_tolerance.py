@@ -7,11 +7,12 @@ does the same with exit code 130 and the status `interrupted`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
-from kleiber.training import checkpoint
+from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
@@ -36,6 +37,8 @@ class Checkpoints(LeanCallback):
     and those of an interruption are on the disk before it ends.
 
     every         None: ten times per run, but at least every 1000 steps; 0: only after the last step
+    sharded       with trainer=fsdp, each rank writes its own shards: no rank gathers them, and files are written in
+                  parallel. Any number of ranks, and every command, reads such checkpoints
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
 
     Where the disk has no space for a checkpoint, the run ends with status `failed` at the next step, and earlier
@@ -48,9 +51,11 @@ class Checkpoints(LeanCallback):
         config_hash: str,
         every: Natural | None = None,
         keep: Count = 2,
+        sharded: bool = False,
         branch_steps: Sequence[Natural] = (),
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
+        self.sharded = sharded
         self.branch_steps = frozenset(branch_steps)
         self.writer = Writer()
 
@@ -130,6 +135,9 @@ class Checkpoints(LeanCallback):
         if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those
             kept.add(step - step % self.every)
         self.writer.wait()  # so that there is one copy at a time
+        if self.sharded:
+            self.write_shards(trainer, pl_module, names, kept)
+            return
         weights = copy_tensors(pl_module.model.state_dict(keep_vars=True), trainer.is_global_zero)
         state = copy_tensors(self.state(trainer, pl_module), trainer.is_global_zero)
         if not trainer.is_global_zero:
@@ -138,6 +146,32 @@ class Checkpoints(LeanCallback):
         def write() -> None:
             checkpoint.save(self.folder, step, Snapshot(weights), state, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+
+        self.writer.start(write)
+
+    def write_shards(self, trainer: Trainer, pl_module: LitLM, names: Collection[str] | None, kept: set[int]) -> None:
+        """Begins to write a checkpoint on all ranks, each with its shards, after which old ones are removed.
+
+        names  of the weights of a partial checkpoint
+        kept   steps whose checkpoints are not removed
+        """
+        step, mesh, model = trainer.global_step, shard_files.writers_mesh(), pl_module.model
+        all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied = all_names - dict(model.named_parameters()).keys()
+        chosen = {
+            name: value
+            for name, value in model.state_dict(keep_vars=True).items()
+            if name not in tied and (names is None or name in names)
+        }
+        buffers, shards = shard_files.split_shards(chosen, mesh)
+        weights = {name: shards.get(name, value) for name, value in buffers.items()}
+        state, state_shards = shard_files.split_shards(self.state(trainer, pl_module), mesh)
+        pid = int(trainer.strategy.broadcast(os.getpid()))
+
+        def write() -> None:
+            checkpoint.save_shards(self.folder, step, weights, state, state_shards, self.config_hash, names, mesh, pid)
+            if mesh.get_local_rank() == 0:
+                checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
 
         self.writer.start(write)
 
