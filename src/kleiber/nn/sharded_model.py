@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kleiber.nn.sharding import full_tensor, is_sharded, local, place_like, sharded_modules
+from kleiber.nn.sharding import full_tensor, is_sharded, place_like, sharded_modules
 from kleiber.types.model import Model
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def sharded_blocks(mesh: DeviceMesh) -> Iterator[None]:
         if module is None or not isinstance(owner, nn.ModuleList) or type(module).__module__.startswith("transformers"):
             return
         shares = {id(p): _share(p, mesh) for p in module.parameters() if not is_sharded(p)}
-        versions.extend(
-            (f"{type(module).__name__} {name}", local(share), local(share)._version) for share in shares.values()
-        )
+        versions.extend((f"{type(module).__name__} {name}", share, share._version) for share in shares.values())
         for part in module.modules():
             for key, parameter in part._parameters.items():
                 if parameter is not None and not is_sharded(parameter):
