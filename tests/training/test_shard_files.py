@@ -94,6 +94,14 @@ def test_a_damaged_shard_is_named_and_the_checkpoint_before_is_read(mesh, tmp_pa
     assert newest is not None and newest.step == 1 and str(shard) in complaints[0]
 
 
+def test_a_folder_that_cannot_be_written_is_named(mesh, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        shard_files.write_tensors(tmp_path / "file/weights", {"a": torch.ones(2)}, mesh)
+    with pytest.raises(OSError, match=r"step-00000001.*no earlier one"):
+        save(tmp_path / "file", net(mesh), mesh)
+
+
 def test_the_hash_of_the_weights_is_that_of_all_their_files(mesh, tmp_path):
     saved = save(tmp_path, net(mesh), mesh)
     first = checkpoint.weights_sha256(tmp_path)

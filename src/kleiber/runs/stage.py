@@ -109,8 +109,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
     hardware.shard(model)
-    with full_parameters(model):
-        tree.begin_objective(stage, model)
+    tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
     evaluate = make_evaluate(tree, stage, plan, tasks, record)

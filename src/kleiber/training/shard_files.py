@@ -99,11 +99,18 @@ def _target(path: tuple[str, ...], like: Tensor, parameters: Mapping[str, nn.Par
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], mesh: DeviceMesh) -> None:
-    """Writes tensors by name, each rank the rows that it has; of tensors that all ranks have, one rank each."""
+    """Writes tensors by name, each rank the rows that it has; of tensors that all ranks have, one rank each.
+
+    Raises OSError on all ranks where one of them cannot write.
+    """
     import torch.distributed.checkpoint as distributed
 
     writer = distributed.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    distributed.save(dict(tensors), storage_writer=writer, process_group=mesh.get_group())
+    try:
+        distributed.save(dict(tensors), storage_writer=writer, process_group=mesh.get_group())
+    except distributed.CheckpointException as failed:  # which is no Exception
+        cause, _ = next(iter(failed.failures.values()))
+        raise (cause if isinstance(cause, OSError) else OSError(str(cause))) from None
 
 
 def files_of_rank(folder: Path, rank: int) -> list[Path]:
