@@ -33,7 +33,6 @@ from kleiber.training.step import (
     rank_timeouts,
     seed_generators,
 )
-from kleiber.training.trainer import Sharded
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Retention
 from kleiber.types.model import Model
@@ -92,7 +91,8 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, Sharded | ExpertStrategy):
+        """Divides the experts where the trainer does; FSDP has sharded the model before the first step."""
+        if isinstance(self.trainer.strategy, ExpertStrategy):
             self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
