@@ -29,6 +29,7 @@ NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized":
 NEEDS |= {"data/tokens": ["data.path=IDS", "data.tokenizer=bytes"], "study/explain": ["batch.tokens=480"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
+NEEDS |= {"trainer/expert": ["model=moe"]}
 METHODS = [path.stem for path in CONF.glob("retention/*.yaml")]
 OTHER_TEXT = (
     f"{{data:{{path:{REPOSITORY / 'tests/data/labelled.jsonl'}}}}}"  # methods against forgetting need an earlier task

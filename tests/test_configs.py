@@ -18,12 +18,23 @@ ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
     "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
+    "trainer/expert": "divides experts over two ranks: tests/training/test_parallel.py",
     "trainer/smoke": "is in every run here",
 }
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
 ANSWERING = ("chain_of_thought", "instructions")
 PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
-PLANNED += ["memorization", "moe_law", "needle", "ood", "retrieval", "search", "stability", "ablation"]
+PLANNED += [
+    "memorization",
+    "moe_law",
+    "needle",
+    "ood",
+    "retrieval",
+    "search",
+    "stability",
+    "ablation",
+    "hyperparameters",
+]
 CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
 ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")

@@ -9,9 +9,9 @@ from adapters.small_moe import ALL, KINDS, TOKENS, VOCAB, build, logits, shaken
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.models.transformer import Transformer
 from kleiber.nn.patterns import layer_pattern
+from kleiber.nn.sharding import load_optimizer, optimizer_state
 from kleiber.optimizers.adamw import AdamW
 from kleiber.training import checkpoint
-from kleiber.training.sharding import load_optimizer, optimizer_state
 from kleiber.types.batch import Batch, Role
 
 

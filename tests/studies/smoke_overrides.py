@@ -44,6 +44,10 @@ EXPLAINED = [
 PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
 CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
 EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_occlusion_rollout", ""))
+SWEPT = [
+    "design.widths=[32]", "stages.branches=[4k,8k]", "batch.tokens=256,512", "optimizer.lr=0.001,0.01,0.03,0.3",
+    "study.bootstrap=20", "trainer.max_steps=40",
+]  # fmt: skip
 SEARCHED = [
     "design.keys={optimizer.lr:[0.003,0.01,0.02,0.03],batch.tokens:null,optimizer.weight_decay:null,"
     "schedule.decay:null,schedule.warmup_steps:null}",

@@ -19,6 +19,7 @@ from studies.smoke_overrides import (
     JUDGED,
     SEARCH,
     SUMS,
+    SWEPT,
     TRANSFER,
     TUNED,
     UPCYCLING,
@@ -157,6 +158,7 @@ STUDIES = {
         decision="not tested",
     ),
     "moe_law": Expected(["model.mlp.num_experts=2,4", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law"),
+    "hyperparameters": Expected(SWEPT, 8, "few_groups few_runs no_backtest not_identified", "a b c d e", True),
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
     ),
@@ -218,8 +220,7 @@ def start(name, root):
 def trained_base(root):
     """The dense run that upcycling starts from."""
     assert main([*SMOKE, *SMALL, *NARROW, f"root={root}"]) == 0
-    (folder,) = root.glob("runs/*")
-    return folder
+    return next(root.glob("runs/*"))
 
 
 def test_every_study_has_its_line():

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from retention.toys import NEW, model
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, add_penalty, micro_batches, normalize_gradients
@@ -50,6 +52,21 @@ def test_a_change_sees_the_mean_gradient_and_is_clipped():
     weight.grad = torch.tensor([30.0, 0.0])
     assert normalize_gradients([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
     assert gradients[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_the_norm_of_sharded_and_whole_gradients_is_that_of_all_of_them():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole, shard = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+        shard = torch.nn.Parameter(distribute_tensor(shard.detach(), mesh, [Shard(0)]))
+        whole.grad = torch.tensor([30.0, 0.0])
+        shard.grad = distribute_tensor(torch.tensor([0.0, 40.0]), mesh, [Shard(0)])
+        assert normalize_gradients([whole, shard], 10.0, 1, 1.0) == pytest.approx(5.0)
+        assert whole.grad.tolist() == pytest.approx([0.6, 0.0])
+        assert shard.grad.full_tensor().tolist() == pytest.approx([0.0, 0.8])
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("rows", [3, 4, 12])

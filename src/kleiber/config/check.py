@@ -2,7 +2,7 @@
 
 The arguments of a node with a `_target_` are checked against the signature of its class, and plain nodes against the
 dataclasses below. Types are strict: a number in quotes is not a number, and `true` is not 1. Rules about several keys
-are in `kleiber.config.cross_checks`.
+are in `cross_checks` and `division_checks`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from annotated_types import Le, MaxLen, MinLen, MultipleOf
 
 from kleiber.config.cost import Cost
 from kleiber.config.cross_checks import check_compatibility
+from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.stages import Budget, Quantity, has_pretrained_weights, is_chain, stage_configs, starts_from_weights
 from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
@@ -99,6 +100,7 @@ def check(config: Config, follows: bool = False) -> None:
     for key in OPTIONAL:
         _check_optional(key, config.get(key))
     check_compatibility(config)
+    check_division(config)
     if is_chain(config):
         _check_chain(config)
     elif config.get("retention") and not (

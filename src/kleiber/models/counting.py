@@ -15,8 +15,8 @@ from torch import nn
 
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Block, Transformer
+from kleiber.nn.dispatch import Experts
 from kleiber.nn.lora import A, B, M
-from kleiber.nn.mlp import Experts
 from kleiber.nn.moe import MoE
 from kleiber.types.model import Attention, Layer, Model
 

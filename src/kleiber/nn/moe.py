@@ -15,7 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.nn.mlp import Aux, Backend, Experts, SwiGLU, expert_sizes
+from kleiber.nn.dispatch import Backend, Experts
+from kleiber.nn.mlp import Aux, SwiGLU, expert_sizes
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice, TopK
 from kleiber.types import ChosenExperts, Depth, Natural, NonNegative, NumExperts, Positive, SharedExperts, Width
@@ -102,7 +103,7 @@ class MoE(MLP):
     z            coefficient of the router z-loss, logsumexp(logits)^2 (Zoph et al. 2022, arXiv:2202.08906, eq. 5)
     granularity  parts that each expert is cut into, at equal FLOPs and parameters (Krajewski et al. 2024,
                  arXiv:2402.07871)
-    backend      grouped, loop or dense: see `kleiber.nn.mlp`
+    backend      grouped, loop or dense: see `kleiber.nn.dispatch`
     """
 
     def __init__(

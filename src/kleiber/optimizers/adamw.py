@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import is_sharded
 from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
 
@@ -54,17 +55,19 @@ def parameter_groups(
     decay  see `AdamW`
 
     Every parameter is in exactly one group. Embeddings, gains and biases have no weight decay. Each group has
-    "lr_scale", and "names" in the order of its parameters, by which a checkpoint stores optimizer state.
+    "lr_scale", and "names" in the order of its parameters, by which a checkpoint stores optimizer state. Sharded
+    parameters have groups of their own, since fused steps do not take them together with others.
     """
-    groups: dict[tuple[float, float], list[str]] = defaultdict(list)
+    groups: dict[tuple[float, float, bool], list[str]] = defaultdict(list)
     weight_decay = weight_decay / lr if decay == "independent" else weight_decay
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if only is not None:
         parameters = {name: p for name, p in parameters.items() if name in only}
-    for name in parameters:
+    for name, parameter in parameters.items():
         role = roles[name]
         scale = lr_scale(role)
-        groups[scale, weight_decay / scale if role.kind in ("hidden", "output") else 0.0].append(name)
+        share = weight_decay / scale if role.kind in ("hidden", "output") else 0.0
+        groups[scale, share, is_sharded(parameter)].append(name)
     assert sorted(n for names in groups.values() for n in names) == sorted(parameters), "every parameter in one group"
     return [
         {
@@ -74,7 +77,7 @@ def parameter_groups(
             "lr_scale": scale,
             **({"weight_decay": 0.0, "cautious_decay": wd} if decay == "cautious" else {"weight_decay": wd}),
         }
-        for (scale, wd), names in groups.items()
+        for (scale, wd, _), names in groups.items()
     ]
 
 

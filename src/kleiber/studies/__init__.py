@@ -21,6 +21,7 @@ EXPORTS = {
     "Explain": "explain",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
+    "Hyperparameters": "hyperparameters",
     "Instructions": "instructions",
     "IsoFLOP": "scaling",
     "MoELaw": "joint_laws",

@@ -8,7 +8,8 @@ EXPORTS = {
     "mlflow_logger": "mirrors",
     "wandb_logger": "wandb_mirror",
     "DDP": "trainer",
-    "FSDP": "trainer",
+    "ExpertParallel": "parallel",
+    "FSDP": "fsdp",
     "Local": "trainer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

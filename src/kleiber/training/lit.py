@@ -17,11 +17,12 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
+from kleiber.training.parallel import ExpertStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
-from kleiber.training.sharding import OptimizerState, load_optimizer
 from kleiber.training.step import (
     Diverged,
     Penalty,
@@ -32,7 +33,6 @@ from kleiber.training.step import (
     rank_timeouts,
     seed_generators,
 )
-from kleiber.training.trainer import Sharded
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Retention
 from kleiber.types.model import Model
@@ -91,7 +91,8 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, Sharded):
+        """Divides the experts where the trainer does; FSDP has sharded the model before the first step."""
+        if isinstance(self.trainer.strategy, ExpertStrategy):
             self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

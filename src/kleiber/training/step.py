@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
-from kleiber.training.sharding import scalar
+from kleiber.nn.sharding import scalar, split_sharded
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
@@ -146,17 +146,19 @@ def normalize_gradients(
     clip        largest global norm; None does not clip
     change      called when the gradients are those of the mean loss, before their norm is computed
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts = split_sharded(p.grad for p in parameters if p.grad is not None)
     scale = world_size / tokens
     if change is not None:
-        torch._foreach_mul_(gradients, scale)
+        for gradients in parts:
+            torch._foreach_mul_(gradients, scale)
         change()
         scale = 1.0
-    norm = scalar(torch.nn.utils.get_total_norm(gradients)) * scale
+    norm = math.hypot(*(scalar(torch.nn.utils.get_total_norm(gradients)) for gradients in parts)) * scale
     if not math.isfinite(norm):
         raise Diverged(f"the gradient norm is {norm}")
     if clip is not None and norm > clip:
         scale *= clip / norm
     if scale != 1.0:
-        torch._foreach_mul_(gradients, scale)
+        for gradients in parts:
+            torch._foreach_mul_(gradients, scale)
     return norm

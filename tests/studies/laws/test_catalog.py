@@ -30,6 +30,7 @@ TRUTH = {
         "e": 0.9, "a": 400.0, "b": 410.0, "c": 0.1, "d": 5.0,
         "alpha": 0.34, "beta": 0.28, "lam": -0.3, "delta": 0.2, "gamma": 0.12,
     },
+    "critical_batch": {"E": 1.9, "A": 600.0, "b": 3.0, "e": 0.4, "beta": 0.3},
     "forgetting": {"E": 0.01, "A": 8.0, "B": 300.0, "alpha": 0.4, "beta": 0.25},
     "transfer": {"E": 1.2, "A": 300.0, "alpha": 0.2, "beta": 0.15},
     "forgetting_power": {"c": 0.3, "a": 0.1, "b": 0.3, "P0": 1e6, "t0": 50.0},
@@ -50,7 +51,7 @@ def inputs(rows: int = 60) -> dict[str, np.ndarray]:
         "X": 2.0 ** rng.integers(0, 10, rows),
         "G": 2.0 ** rng.integers(0, 6, rows), "S": 1 - 2.0 ** -rng.uniform(0, 6, rows), "p": rng.uniform(0, 0.3, rows),
         "L0": 2 + 1e3 * N**-0.4, "P": 10 ** rng.uniform(5, 9, rows), "t": 10 ** rng.uniform(0, 4, rows),
-        "Lx": rng.uniform(2, 5, rows),
+        "Lx": rng.uniform(2, 5, rows), "batch": 10 ** rng.uniform(3, 7, rows),
     }  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def by_hand(name, p, x):
         "sparsity": lambda e, a, b, c, d_, alpha, beta, lam, delta, gamma: (
             e + a / n**alpha + b / d**beta + c / (1 - x["S"]) ** lam + d_ / ((1 - x["S"]) ** delta * n**gamma)
         ),
+        "critical_batch": lambda E, A, b, e, beta: E + A * ((1 + x["batch"] / (b * d**e)) / d) ** beta,
         "forgetting": lambda E, A, B, alpha, beta: x["L0"] + E + A * d**beta / ((1 + B * x["p"]) * n) ** alpha,
         "transfer": lambda E, A, alpha, beta: E + A / (n**alpha * d**beta),
         "forgetting_power": lambda c, a, b, P0, t0: c * (x["P"] / P0) ** a * (1 + x["t"] / t0) ** b - c,

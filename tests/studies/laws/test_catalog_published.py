@@ -5,6 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from kleiber.studies.hyperparameters import from_best_batch
+
 from ..test_fit_command import app
 
 SMALL = "cc_mult = 1 and not model in [open_lm_1b, open_lm_7b]"
@@ -98,3 +100,21 @@ def test_clark_routed_law_and_its_bias(fit):
     test = fitted["backtests"][0]  # the cut at 1e15 FLOPs a step puts N < 1e9 below and the 1.3B models above
     assert (test["n_train"], test["n_test"]) == (46, 10) and test["bias"] == pytest.approx(-0.019, abs=5e-4)
     assert "biased" in {verdict["code"] for verdict in fitted["verdicts"]}
+
+
+def test_the_critical_batch_of_step_law_grows_with_the_tokens(shared, tmp_path):
+    """Batches from the best to 3M tokens, each at its best rate: the law holds to .2 %, with an exponent above 0."""
+    import pandas as pd
+
+    if not (shared / "laws").is_dir():
+        pytest.skip("needs ../shared/laws beside the checkout")
+    sweep = pd.read_csv(shared / "laws" / "steplaw_small.csv").query("batch_tokens < 3e6 and N == 268304384")
+    best = sweep.loc[sweep.groupby(["D", "batch_tokens"])["loss"].idxmin()]
+    rows = best.assign(batch=best["batch_tokens"]).reset_index(drop=True)
+    from_best_batch(rows).to_csv(tmp_path / "best.csv", index=False)
+    out = tmp_path / "law.json"
+    words = ["--law", "critical_batch", "--map", "D=D,batch=batch,L=loss", "--bootstrap", "100", "--json", str(out)]
+    assert CliRunner().invoke(app, ["fit", str(tmp_path / "best.csv"), *words]).exit_code in (0, 3)
+    law = json.loads(out.read_text())
+    assert law["residual_rms"] < 0.002 and 0 < law["params"]["e"]["lo"] < 0.47 < law["params"]["e"]["hi"]
+    assert 2e6 < law["params"]["b"]["value"] * 2e10 ** law["params"]["e"]["value"] < 4e6

@@ -68,6 +68,12 @@ def test_too_few_groups_are_refused_with_exit_3(table, tmp_path):
     assert main(["fit", str(tmp_path / "few.csv"), "--law", "hyperparameter", "--map", MAP]) == 3
 
 
+def test_a_sweep_without_any_optimum_inside_its_grid_is_refused():
+    entry = fit(sweep(shift=9.0, sizes=(1e7, 3e7), noise=0.0), "hyperparameter", map=ROLES).record
+    assert {row["place"] for row in entry["optima"]} == {"edge"} and entry["refused"]
+    assert not any(value["identified"] for value in entry["params"].values())
+
+
 def test_a_batch_that_is_not_swept_is_no_part_of_the_law(table):
     same = table.groupby(["params", "tokens", "rate"], as_index=False).first().assign(batch=1024)
     law = fit(same, "hyperparameter", map=ROLES, bootstrap=60)

@@ -269,8 +269,8 @@ def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
     The rank is the largest over several random parameter values at which no term vanishes.
     """
     rng, best = np.random.default_rng(0), 0
-    tokens = float(np.exp(np.log(inputs["D"]).mean())) if "D" in inputs else 1.0
-    units = {"D": tokens, "U": tokens, **({"N": float(np.exp(np.log(inputs["N"]).mean()))} if "N" in inputs else {})}
+    units = {name: float(np.exp(np.log(inputs[name]).mean())) for name in ("N", "D", "batch") if name in inputs}
+    units["U"] = units.get("D", 1.0)
     inputs = {name: column / units.get(name, 1.0) for name, column in inputs.items()}
     for _ in range(DRAWS):
         values = np.array([random_parameter(kind, rng) for kind in law.params.values()])

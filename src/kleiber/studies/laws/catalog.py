@@ -1,9 +1,10 @@
 """The shipped laws: one function each, whose docstring gives its formula and source.
 
-N parameters, D training tokens, C training FLOPs, M = D/N, U unique tokens, X experts, G granularity, S sparsity, L
-loss in nats per token, Lx another loss. In laws of forgetting: D unique tokens of the new text, M pre-training tokens
-per parameter, p replayed fraction, P tuned parameters, t steps, L0 loss on the pre-training text before fine-tuning, F
-its increase (mapped to L). To add a law, add a function (see `laws.law`) and a test that recovers its parameters.
+N parameters, D training tokens, C training FLOPs, M = D/N, U unique tokens, X experts, G granularity, S sparsity,
+batch tokens of a step, L loss in nats per token, Lx another loss. In laws of forgetting: D unique tokens of the new
+text, M pre-training tokens per parameter, p replayed fraction, P tuned parameters, t steps, L0 loss on the pre-training
+text before fine-tuning, F its increase (mapped to L). To add a law, add a function (see `laws.law`) and a test that
+recovers its parameters.
 """
 
 import difflib

@@ -100,9 +100,10 @@ def sizes_of(optima: Sequence[Optimum]) -> tuple[Array, Array]:
 
 
 def fit_laws(axes: Sequence[str], optima: Sequence[Optimum]) -> list[PowerLaw]:
-    """Fits the power law of every hyperparameter to optima inside their grids."""
+    """Fits the power law of every hyperparameter to optima, or to best runs where no optimum is inside its grid."""
     N, D = sizes_of(optima)
-    logs, variances = np.array([fit.log for fit in optima]), np.array([np.diag(fit.cov) for fit in optima])
+    logs = np.array([fit.log for fit in optima])
+    variances = np.nan_to_num([np.diag(fit.cov) for fit in optima], nan=1.0)
     return [power_law(axis, N, D, logs[:, j], variances[:, j]) for j, axis in enumerate(axes)]
 
 

@@ -1,4 +1,4 @@
-"""The law of optimal hyperparameters: learning rate c N^a D^b, batch d D^e, weight decay g (D/N)^h.
+"""The law of optimal hyperparameters: learning rate c N^a D^b, batch d D^e, weight decay g (D/N)^h; and critical batch.
 
 Source: Li et al. 2025 (Step Law), arXiv:2503.04715; Bergsma et al. 2025, arXiv:2505.13738 (weight decay)
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from kleiber.studies.laws.law import Array, Law, Shape
+from kleiber.studies.laws.law import Array, Exponent, Law, Part, Real, Shape, law
 
 # The scale of each hyperparameter's power law, and the input and name of each of its exponents.
 POWERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -69,3 +70,16 @@ def of_axes(axes: Sequence[str]) -> HyperparameterLaw:
         NAME, best_rate, ("N", "D"), params, formula, SOURCE, loss_fn="squared", derived=derived, axes=kept,
         swept=("lr", "batch", "decay"),
     )  # fmt: skip
+
+
+@law(aliases=("mccandlish",), derived={"b_1M": lambda p: p["b"] * 1e6 ** p["e"]})
+def critical_batch(
+    D: Array, batch: Array, *, E: Part, A: Part, b: Annotated[Array, Shape(1e-3, 1e30)], e: Real, beta: Exponent
+) -> Array:
+    """Critical batch: L = E + A (D / (1 + batch/b*))^-beta with b* = b D^e, in tokens; b_1M is b* at D = 1M.
+
+    At batch = b*, steps take twice the tokens that very small steps need for the same loss. Map losses at one size,
+    each at the best learning rate for its batch, and leave out batches below the best one, where Adam's losses rise.
+    Source: McCandlish et al. 2018, eq. 2.11, arXiv:1812.06162; Zhang et al. 2024, arXiv:2410.21676 (power of D)
+    """
+    return E + A * (D / (1 + batch / (b * D**e))) ** -beta

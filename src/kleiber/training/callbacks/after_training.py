@@ -19,13 +19,13 @@ from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
+from kleiber.nn.sharding import full_parameters
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.progress import activity
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
-from kleiber.training.sharding import full_parameters
 from kleiber.types import Count, Natural, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
 from kleiber.types.model import Model

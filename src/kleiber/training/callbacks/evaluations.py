@@ -9,10 +9,10 @@ from pathlib import Path
 
 from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import Measurement, metrics, save_results
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import full_parameters
 
 
 class Evaluations(LeanCallback):

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks.stability_alarms import Alarms, Bound, relative_to_others, rescaled, steepest_part
 from kleiber.training.callbacks.stability_measures import (
@@ -26,7 +27,6 @@ from kleiber.training.callbacks.stability_measures import (
 )
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import full_parameters
 from kleiber.training.step import Diverged, Rollback
 from kleiber.types import Count, Json, Positive, Share
 from kleiber.types.batch import Batch

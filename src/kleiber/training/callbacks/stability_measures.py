@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kleiber.models.transformer import Block
 from kleiber.nn.attention import FullAttention
-from kleiber.training.sharding import is_sharded
+from kleiber.nn.sharding import is_sharded
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 
@@ -170,7 +170,9 @@ def gradient_norms(layers: dict[str, list[nn.Parameter]]) -> dict[str, float]:
     if not pairs:
         return {}
     squares = torch.stack(torch._foreach_norm([_local(gradient) for _, gradient in pairs])).double().square()
-    if any(is_sharded(gradient) for _, gradient in pairs):
+    sharded = [is_sharded(gradient) for _, gradient in pairs]
+    if any(sharded):  # what every rank has whole counts once
+        squares /= torch.tensor([1 if each else dist.get_world_size() for each in sharded], device=squares.device)
         dist.all_reduce(squares)
     norms: dict[str, float] = {}
     for (name, _), square in zip(pairs, squares.tolist(), strict=True):

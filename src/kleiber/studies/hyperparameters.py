@@ -1,0 +1,160 @@
+"""The study `hyperparameters`: laws of the best learning rate and batch, and the critical batch, from a sweep of both.
+
+The law of the optimum is that of `kleiber fit --law hyperparameter`. The critical batch of a size is fitted to its
+losses at the best rate of each batch, from the best batch of each number of tokens on: below it, losses of Adam rise
+again, which the law of the critical batch does not describe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies import optimum_report
+from kleiber.studies.designs.design import shortfall
+from kleiber.studies.laws import analysis, hyperparameter_record, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.hyperparameters import HyperparameterLaw
+from kleiber.studies.laws.laws_json import without_nonfinite
+from kleiber.studies.laws.uncertainty import interval
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
+from kleiber.types import Json, Natural, Positive, Row
+
+if TYPE_CHECKING:
+    from kleiber.charts.theme import Chart
+
+ROLES = {"N": "active", "D": "tokens", "L": "loss", "lr": "lr", "batch": "batch_tokens"}
+EQUAL = 0.05  # sizes and tokens that differ by less are equal, since runs of another batch end on another whole step
+CRITICAL = "critical_batch"
+
+
+@dataclass(frozen=True)
+class Hyperparameters(IntervalStudy):
+    """Fits the laws of the best learning rate and batch to the runs, and the critical batch of each size.
+
+    bootstrap  number of bootstrap resamples
+    predict    points at which to predict the best hyperparameters, such as {N: 1e6, D: 3e7}
+    """
+
+    bootstrap: Natural = 1000
+    predict: Sequence[dict[str, Positive]] = field(default_factory=tuple)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError if no size is trained with several learning rates."""
+        rates = {(point.N, point.config["optimizer"]["lr"]) for point in points}
+        if len(rates) == len({N for N, _ in rates}):
+            raise ValueError("every size has a single optimizer.lr: sweep it, such as -m optimizer.lr=0.005,0.01,0.02")
+        return []
+
+    def law_inputs(self) -> Sequence[str]:
+        return ("N", "D", "lr", "batch")
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Fits both laws. Raises ValueError if the learning rate does not vary at any size and number of tokens."""
+        rows = points(runs)
+        loaded = table.load(rows, {**ROLES, "C": "flops"}, (), ("N", "D"))
+        form = find("hyperparameter")
+        assert isinstance(form, HyperparameterLaw)
+        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, predict=self.predict)
+        form, record = hyperparameter_record.analyze(loaded, form, options)
+        law = without_nonfinite(record)
+        frontier = best_rates(rows)
+        critical = [row for N in sorted(set(frontier["N"])) for row in self.critical_batches(N, frontier)]
+        figures = optimum_report.figures(law, form, loaded)
+        if len(set(frontier["batch"])) > 1:
+            figures["loss-at-best-rate"] = lambda: frontier_figure(frontier)
+        return Findings(
+            " ".join([optimum_report.headline(law), *([critical_text(critical)] if critical else [])]),
+            law["verdicts"],
+            {"Optimum by size and tokens": optimum_report.table(law, form), "Critical batch": critical},
+            figures,
+            law,
+            optimum_report.lines(law),
+            f"{optimum_report.methods(law)} {methods()}",
+        )
+
+    def critical_batches(self, N: float, frontier: pd.DataFrame) -> list[Json]:
+        """Returns a row for each number of tokens of a size: its critical batch in tokens, with an interval.
+
+        frontier  rows of `best_rates`
+        """
+        rows = from_best_batch(pd.DataFrame(frontier[frontier["N"] == N]))
+        law = find(CRITICAL)
+        if len(set(rows["D"])) < 3:
+            law = law.fix({"e": 0.0})
+        if shortfall(law, {name: rows[name].to_numpy(dtype=float) for name in law.inputs}):
+            return []
+        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, cluster="batch", find_suspects=False)
+        fitted = analysis.analyze_rows(rows, law, {"D": "D", "batch": "batch", "L": "loss"}, options)
+        values = {name: np.array([entry["value"]]) for name, entry in fitted["params"].items()}
+        draws = law.named(np.array(fitted["draws"])) if fitted["draws"] else {}
+        out: list[Json] = []
+        for D in sorted(rows["D"].unique().tolist()):
+            row: Json = {"N": N, "D": D, "critical batch": float(critical_batch(values, D)[0]), "lo": None, "hi": None}
+            if draws:
+                lo, hi = interval(critical_batch(draws, D), self.level)
+                row |= {"lo": float(lo), "hi": float(hi)}
+            out.append({**row, "points": len(rows), "residual rms": fitted["residual_rms"]})
+        return out
+
+
+def methods() -> str:
+    """Returns the sentence on how critical batches are estimated."""
+    law = find(CRITICAL)
+    return (
+        f"The critical batch of each size is that of {law.formula} ({law.source}), fitted to the losses at the best "
+        "rate of each batch, from the best batch on."
+    )
+
+
+def critical_batch(params: Row, D: float) -> np.ndarray:
+    """Returns the critical batch in tokens at D training tokens, (draws,), for values (draws,) of b and e by name."""
+    return params["b"] * D ** params["e"]
+
+
+def best_rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the frontier of the learning rate: columns N, D, batch, lr, loss and seeds.
+
+    rows  of `points`. The best rate of a size, number of tokens and batch has the least mean loss over seeds, among the
+          rates that were trained with the most seeds
+    """
+    sizes = {name: table.round_down(rows[ROLES[name]].to_numpy(dtype=float), EQUAL) for name in ("N", "D")}
+    placed = rows.assign(**sizes, batch=rows["batch_tokens"])
+    groups = placed.groupby(["N", "D", "batch", "lr"], as_index=False)
+    means = groups.agg(loss=("loss", "mean"), seeds=("seed", "nunique"))
+    place = ["N", "D", "batch"]
+    complete = pd.DataFrame(means[means["seeds"] == means.groupby(place)["seeds"].transform("max")])
+    best = complete.groupby(place)["loss"].idxmin()
+    return pd.DataFrame(complete.loc[best]).reset_index(drop=True)
+
+
+def from_best_batch(frontier: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows whose batch is at least the best for their number of tokens."""
+    best = frontier.loc[frontier.groupby("D")["loss"].idxmin()].set_index("D")["batch"]
+    kept = frontier["batch"].to_numpy() >= best.loc[frontier["D"]].to_numpy()
+    return pd.DataFrame(frontier[kept]).reset_index(drop=True)
+
+
+def critical_text(rows: Sequence[Row]) -> str:
+    """Returns a sentence with the critical batch of the largest size at its largest number of tokens."""
+    row = rows[-1]
+    ends = "" if row["lo"] is None else f" [{row['lo']:,.0f}, {row['hi']:,.0f}]"
+    return f"The critical batch at N = {row['N']:.3g}, D = {row['D']:.3g} is {row['critical batch']:,.0f}{ends} tokens."
+
+
+def frontier_figure(frontier: pd.DataFrame) -> Chart:
+    """Loss at the best rate vs batch, a line for each number of tokens and a panel for each size."""
+    from kleiber.charts.theme import format_count
+    from kleiber.studies.compare.chart_forms import lines, values_axis
+
+    names = {D: f"{format_count(D)} tokens" for D in sorted(frontier["D"].unique())}
+    panels = [f"N = {format_count(N)}" for N in frontier["N"]]
+    rows = frontier.assign(series=[names[D] for D in frontier["D"]], value=frontier["loss"], panel=panels)
+    x = values_axis("batch", "batch (tokens)", rows["batch"], ",")
+    title = "Validation loss at the best learning rate vs batch"
+    return lines(rows, x, "validation loss (nats per token)", list(names.values()), title)

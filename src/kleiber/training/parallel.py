@@ -1,0 +1,67 @@
+"""Trainers that divide a model over the devices: the experts of a mixture.
+
+Parameters that are divided are DTensors. While a model is scored, generates or is saved, every rank holds all of its
+weights (`sharding.full_parameters`), so they must fit on a device. Checkpoints have the format of the other trainers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from kleiber.nn.dispatch import Experts
+from kleiber.nn.sharding import is_sharded
+from kleiber.training.trainer import DDP
+from kleiber.types.model import Model
+
+
+@dataclass(frozen=True)
+class ExpertParallel(DDP):
+    """DDP in which each device holds a share of the experts; gloo on CPUs, NCCL on GPUs.
+
+    Every device trains on its own rows, as in DDP, and sends each token to the devices of its experts, which send the
+    results back (`kleiber.nn.dispatch`). Attention, routers, shared experts and embeddings are whole on every device.
+    The number of experts must divide by `devices`. Lepikhin et al. 2020, arXiv:2006.16668.
+    """
+
+    def strategy(self) -> Strategy | str:
+        """Lightning's strategy: DDP with divided experts, or the one of a single device."""
+        if self.devices == 1:
+            return super().strategy()
+        backend = "nccl" if self.accelerator == "gpu" else "gloo"
+        timeout = timedelta(seconds=self.rank_timeout)
+        return ExpertStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
+
+
+class ExpertStrategy(DDPStrategy):
+    """Lightning's strategy for DDP in which experts are divided over all ranks."""
+
+    def shard(self, model: Model) -> None:
+        """Keeps only this rank's share of the experts. All ranks must have equal weights."""
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        for module in model.modules():
+            if isinstance(module, Experts):
+                module.gate_up, module.down = divide(module.gate_up, mesh), divide(module.down, mesh)
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        divided = {name: parameter for name, parameter in model.named_parameters() if is_sharded(parameter)}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(divided))
+        for parameter in divided.values():
+            # Their gradients are sums over the tokens of all ranks, and DDP averages those of other parameters.
+            parameter.register_hook(self._average)
+        return super()._setup_model(model)
+
+    def _average(self, gradient: Tensor) -> Tensor:
+        return gradient / self.world_size
+
+
+def divide(parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
+    """This rank's share of a parameter along its first axis, without the memory of the others."""
+    share = parameter.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
+    return nn.Parameter(DTensor.from_local(share, mesh, [Shard(0)]), parameter.requires_grad)
