@@ -237,8 +237,12 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
+        tokens = round(quantity(short["batch"]["tokens"]))
+        if short["trainer"]["_target_"] == "kleiber.training.TensorParallel":  # whose devices need not divide the rows
+            context = short["model"]["context"]
+            tokens = max(devices, tokens // context // devices * devices) * context
         short["trainer"] |= {"_target_": "kleiber.training.Local", "devices": 1}
-        short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
+        short["batch"]["tokens"] = tokens // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
     clock = {"_target_": "kleiber.launch.CoreClock"}
