@@ -18,7 +18,6 @@ CONTRADICTIONS = [
     ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256", "4096"]),
     ("trainer=ddp trainer.devices=3", ["batch.tokens=4096", "trainer.devices=3", "4608"]),
     ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
-    ("trainer=fsdp trainer.devices=2 optimizer=muon", ["optimizer=muon", "trainer=fsdp"]),
     ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
     ("model=bert", ["objective=clm", "model.causal=false"]),

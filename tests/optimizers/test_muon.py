@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.nn.sharding import load_optimizer, optimizer_state
 from kleiber.objectives.clm import CLM
-from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalize
+from kleiber.optimizers.muon import Muon, ShardedMuon, StackedMuon, orthogonalize
 from kleiber.types.batch import Batch
 
 
@@ -47,6 +50,27 @@ def test_every_expert_moves_as_torchs_muon_moves_a_matrix(shape):
         reference.step()
     # Both work in bf16, where the order of a sum is worth three digits.
     torch.testing.assert_close(stack.detach(), torch.stack([m.detach() for m in single]), rtol=0, atol=5e-3)
+
+
+def test_sharded_matrices_move_as_with_torchs_muon():
+    """In a group of one rank; tests/training/test_fsdp.py has two."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        plain = [torch.nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (3, 9), (5, 5))]
+        sharded = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in plain]
+        options = {"lr": 0.1, "weight_decay": 0.2}
+        ours = ShardedMuon([{"params": sharded, **options}], momentum=0.9, steps=5)
+        reference = torch.optim.Muon(plain, momentum=0.9, adjust_lr_fn="match_rms_adamw", **options)
+        for _ in range(3):
+            for p, part in zip(plain, sharded, strict=True):
+                p.grad = torch.randn(p.shape)
+                part.grad = distribute_tensor(p.grad, mesh, [Shard(0)])
+            ours.step()
+            reference.step()
+        assert all(torch.equal(p, part.to_local()) for p, part in zip(plain, sharded, strict=True))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_singular_values_come_near_one_and_zeros_stay():

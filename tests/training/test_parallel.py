@@ -13,8 +13,8 @@ from small_run import TINY
 from torch.distributed.tensor import Shard, init_device_mesh
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from training.test_fsdp import assert_same
 from training.test_trainer_ddp import rows as all_rows
-from training.test_trainer_fsdp import assert_same
 
 from kleiber.launch.main import main
 from kleiber.training.parallel import ExpertParallel, ExpertStrategy, TensorParallel, TensorStrategy, divide

@@ -142,26 +142,13 @@ def _devices(trainer: Config) -> None:
 
 
 def _sharding(config: Config) -> None:
-    """Rejects features that need whole parameters, or that run the model on one rank only."""
+    """Refuses to shard over one device."""
     trainer = config["trainer"]
     if trainer["_target_"] != SHARDED:
         return
     devices = argument(trainer, "devices")
     if devices < 2:
         raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
-    ema = (config.get("callbacks") or {}).get("ema")
-    refused = {
-        "trainer.compile=true": argument(trainer, "compile"),
-        "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
-        f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
-        "adapter": config.get("adapter"),
-        "callbacks.ema": ema,
-    }
-    for key, chosen in refused.items():
-        if chosen:
-            raise ConfigError(
-                f"{key} does not work with the sharded parameters of trainer=fsdp: remove it, or set trainer=ddp"
-            )
 
 
 def _stages(config: Config) -> None:

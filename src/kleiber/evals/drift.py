@@ -6,7 +6,6 @@ section 3) minus the entropy of the start model, which training does not change.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from kleiber.data.batches import evaluation_batches
 from kleiber.evals.perplexity import Runtime, held_out_loss, score_task
 from kleiber.evals.routing.trace import moe_layers
 from kleiber.nn.loss import kl_divergence
+from kleiber.nn.sharding import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective, Task
 from kleiber.types.model import Model
@@ -173,6 +173,6 @@ def merge_copy(model: Model, merge: Callable[[Model], None] | None) -> Model:
     """A copy of the model in which `merge` has merged the adapter into the weights; the model itself for None."""
     if merge is None:
         return model
-    merged_model = copy.deepcopy(model)
+    merged_model = copy_model(model)
     merge(merged_model)
     return merged_model

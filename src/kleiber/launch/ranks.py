@@ -105,7 +105,10 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         )
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
         with forward_signals(process, folder) as received:
-            code = process.wait()
+            # Ray interrupts a task without a signal of the system, which would not end a wait without a time limit.
+            while (code := process.poll()) is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=1)
         if code == ExitCode.DONE:
             return code
         code, error = first_failure(failures, devices) or (

@@ -1,53 +1,92 @@
-"""Full tensors of a model and an optimizer that are sharded over ranks, and optimizer state by parameter name.
+"""Models, optimizers and nested states whose tensors are sharded over ranks (FSDP2), and their full tensors.
 
-Functions that gather are collective: every rank must call them at the same point. Without sharding they do nothing, and
-no rank waits for another. Nothing here imports FSDP or DTensor, which is slow: what is sharded has imported them.
+Every rank holds a share of each parameter, along its first axis, as a DTensor. Functions that gather are collective:
+every rank must call them at the same point. Without sharding they do nothing, and no rank waits for another. Nothing
+here imports FSDP or DTensor before something is sharded, because that import is slow.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from weakref import WeakSet
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from kleiber.types import Json
+from kleiber.types.model import Model
+
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
+M = TypeVar("M", bound=nn.Module)
+STATE_HOOKS = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 OptimizerState = dict[str, dict[str, Tensor | float]]  # by parameter name and by key
+
+_whole: WeakSet[nn.Module] = WeakSet()  # models within `full_parameters`
+
+
+def shard(model: Model, mesh: DeviceMesh) -> None:
+    """Keeps only this rank's share of every parameter, in place.
+
+    A parameter that is not sharded yet must be equal on all ranks. Each block is a unit of sharding. The rest of the
+    model is another, whose weights stay gathered from the forward pass to the end of the backward pass, because
+    objectives read the output layer outside of the forward pass.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    shards = {name: p for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)}
+    replacements = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in shards.values()}
+    for name, parameter in shards.items():
+        owner, _, last = name.rpartition(".")
+        replacements[id(parameter)].requires_grad_(parameter.requires_grad)
+        model.get_submodule(owner).register_parameter(last, replacements[id(parameter)])
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    model.load_state_dict(shards, strict=False, assign=True)
 
 
 @contextmanager
 def full_parameters(model: nn.Module) -> Iterator[None]:
     """Gives every rank all weights as plain tensors, so that it can read them or run the model without other ranks.
 
-    Values that are written to them within the context are lost at its end.
+    Values that are written to them within the context are lost at its end. Within another such context it does nothing.
     """
     parts = sharded_modules(model)
+    if not parts or model in _whole:
+        with whole_parameters(model):
+            yield
+        return
     # The root keeps its weights from the forward to the backward pass.
     blocks = [part for part in parts if part is not model]
     for part in parts:
         part.unshard()
+        part.set_reshard_after_backward(False, recurse=False)
     for block in blocks:
         block.set_reshard_after_forward(False, recurse=False)
-    # These hooks of FSDP2 would shard a module again when its state_dict is read.
-    hooks = [(module, module._state_dict_pre_hooks) for module in model.modules()] if parts else []
-    for module, _ in hooks:
-        module._state_dict_pre_hooks = OrderedDict()
+    # FSDP2's hooks for state dicts would shard a module again.
+    hooks = [(module, name, vars(module)[name]) for module in model.modules() for name in STATE_HOOKS]
+    for module, name, hook in hooks:
+        vars(module)[name] = type(hook)()
+    _whole.add(model)
     try:
-        with whole_parameters(model):
-            yield
+        yield
     finally:
-        for module, hook in hooks:
-            module._state_dict_pre_hooks = hook
+        _whole.discard(model)
+        for module, name, hook in hooks:
+            vars(module)[name] = hook
         for block in blocks:
             block.set_reshard_after_forward(True, recurse=False)
         for part in parts:
+            part.set_reshard_after_backward(True, recurse=False)
             part.reshard()
 
 
@@ -60,10 +99,60 @@ def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
+def copy_model(model: M) -> M:
+    """A deep copy of a model, without gradients and hooks; its parameters are shards where those of the model are now.
+
+    `shard` makes a model of it that gathers its shards; within `full_parameters`, the copy is a plain model.
+    """
+    parts = sharded_modules(model)
+    if not parts:
+        return copy.deepcopy(model)
+    copies: dict[int, object] = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
+    # Hooks and states of FSDP2 refuse to be copied, and the copy gets empty ones.
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") or name.startswith("__composable_api"):
+                copies[id(value)] = type(value)()
+    classes = [type(part) for part in parts]
+    for part, cls in zip(parts, classes, strict=True):
+        part.__class__ = cls.__mro__[2]
+    try:
+        return copy.deepcopy(model, copies)
+    finally:
+        for part, cls in zip(parts, classes, strict=True):
+            part.__class__ = cls
+
+
 def is_sharded(value: object) -> TypeGuard[DTensor]:
     """Whether a value is this rank's shard of a larger tensor."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(value, tensors.DTensor)
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor that is sharded, which shares its memory; `value` itself where it is not."""
+    return value.to_local() if is_sharded(value) else value
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """The whole tensor of which `value` is a shard; `value` itself where it is not sharded."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def scalar(value: Tensor) -> float:
+    """The value of a tensor with one element, summed over ranks where it is a partial sum on each."""
+    return float(full_tensor(value))
+
+
+@torch.no_grad()
+def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """The sum of the products of all elements of two lists of tensors, in one collective where they are sharded."""
+    total = torch.zeros((), dtype=first[0].dtype, device=first[0].device)
+    for a, b in zip(first, second, strict=True):
+        total += (local(a) * local(b)).sum()
+    if any(is_sharded(value) for value in first):
+        dist.all_reduce(total)
+    return total
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
@@ -91,45 +180,51 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> N
         optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}
 
 
-def gather_state(state: OptimizerState, keep: bool) -> OptimizerState:
-    """Optimizer state by parameter name with full tensors on the CPU, gathered one at a time.
+def gather_state(state: Json, keep: bool) -> Json:
+    """Nested dictionaries with full tensors on the CPU in place of shards, gathered one at a time.
 
-    Returns `state` itself where nothing is sharded.
+    Values that are not sharded are those of `state`. Collective, so all ranks need the same keys in the same order.
 
-    keep  False: this rank only takes part in the communication, and returns an empty state
+    keep  False: this rank only takes part in the communication, and gets None in place of the full tensors
     """
-    if not any(is_sharded(value) for values in state.values() for value in values.values()):
-        return state
-    full_state: OptimizerState = {}
-    for name, values in state.items():
-        for key, value in values.items():
-            full = full_tensor(value) if isinstance(value, Tensor) else value
-            if keep:
-                full_state.setdefault(name, {})[key] = full.cpu() if isinstance(full, Tensor) else full
-    return full_state
+
+    def gathered(value: object) -> object:
+        """The full tensor of a shard, the copy of a dictionary, or the value itself."""
+        if isinstance(value, dict):
+            return {key: gathered(entry) for key, entry in value.items()}
+        if not is_sharded(value):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if keep else None
+
+    return {key: gathered(value) for key, value in state.items()}
 
 
 def place_like(value: Tensor | float, parameter: Tensor) -> Tensor | float:
-    """A value of an optimizer's state on the device of its parameter, and sharded like it where their shapes agree."""
-    if not isinstance(value, Tensor):
+    """A value on the device of a parameter, and sharded like it where their shapes agree."""
+    if not isinstance(value, Tensor) or is_sharded(value):
         return value
     value = value.to(parameter.device)
     if is_sharded(parameter) and value.shape == parameter.shape:
         from torch.distributed.tensor import distribute_tensor
 
-        # All ranks have read the same file, so each takes its shard and nothing is sent.
+        # All ranks have the same value, so each takes its shard and nothing is sent.
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
 
 
-def scalar(value: Tensor) -> float:
-    """The value of a tensor with one element, summed over ranks where it is a partial sum on each."""
-    return float(full_tensor(value))
+def place_by_name(values: Json, model: nn.Module) -> Json:
+    """Nested dictionaries in which each tensor under the name of a parameter of the model is placed like it."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if not any(is_sharded(parameter) for parameter in parameters.values()):
+        return values
 
+    def placed(name: str, value: object) -> object:
+        if isinstance(value, dict):
+            return {key: placed(key, entry) for key, entry in value.items()}
+        return place_like(value, parameters[name]) if isinstance(value, Tensor) and name in parameters else value
 
-def full_tensor(value: Tensor) -> Tensor:
-    """The whole tensor of which `value` is a shard; `value` itself where it is not sharded."""
-    return value.full_tensor() if is_sharded(value) else value
+    return {key: placed(key, value) for key, value in values.items()}
 
 
 def needs_other_ranks(model: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.stages import Quantity, quantity
+from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
     random_bits,
@@ -50,14 +51,15 @@ class AGEM(Retention):
 
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         """Projects the gradients in place; logs "agem": 1 for a step whose gradient was projected, else 0."""
-        parameters = [parameter for parameter in trainable(model).values() if parameter.grad is not None]
-        reference = self.reference_gradient(model, parameters, step)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        product = sum((g * r).sum() for g, r in zip(gradients, reference, strict=True))
-        squared_norm = sum(r.square().sum() for r in reference)
-        assert isinstance(product, Tensor) and isinstance(squared_norm, Tensor)
+        gradients = {name: p.grad for name, p in trainable(model).items() if p.grad is not None}
+        with full_parameters(model):
+            parameters = [parameter for name, parameter in trainable(model).items() if name in gradients]
+            whole = self.reference_gradient(model, parameters, step)
+        reference = list(place_by_name(dict(zip(gradients, whole, strict=True)), model).values())
+        product = inner_product(list(gradients.values()), reference)
+        squared_norm = inner_product(reference, reference)
         if product < 0:
-            for g, r in zip(gradients, reference, strict=True):
+            for g, r in zip(gradients.values(), reference, strict=True):
                 g.sub_(r * (product / squared_norm))
         return {"agem": (product < 0).float()}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kleiber.data.order import Permutation
 from kleiber.nn.loss import cross_entropy
+from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
     rank_and_world_size,
@@ -55,7 +56,9 @@ class EWC(Retention):
         total = {name: self.gamma * value for name, value in older.items()} if new else older
         usable = tasks_with_samples(new, "ewc") if new or not older else []
         for number, task in enumerate(usable):
-            for name, value in fisher(model, task, self.samples, seed + number).items():
+            with full_parameters(model):
+                information = fisher(model, task, self.samples, seed + number)
+            for name, value in place_by_name(information, model).items():
                 total[name] = total[name] + value / len(usable) if name in total else value / len(usable)
         self.memory = {
             "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
@@ -64,14 +67,14 @@ class EWC(Retention):
     @torch.no_grad()
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         """Adds the gradient of the penalty in place; logs its value as "ewc"."""
-        value = torch.zeros((), device=device_of(model))
+        changes: list[Tensor] = []
+        gradients: list[Tensor] = []
         for name, parameter, start in remembered(model, self.memory["start"]):
             if name in self.memory["fisher"]:
-                change = parameter - start
-                gradient = self.memory["fisher"][name] * change * self.strength
-                value += 0.5 * (gradient * change).sum()
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return {"ewc": value}
+                changes.append(parameter - start)
+                gradients.append(self.memory["fisher"][name] * changes[-1] * self.strength)
+                parameter.grad = gradients[-1].clone() if parameter.grad is None else parameter.grad.add_(gradients[-1])
+        return {"ewc": 0.5 * inner_product(gradients, changes)}
 
 
 def fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 
 from kleiber.config.stages import Quantity
 from kleiber.nn.loss import kl_divergence
+from kleiber.nn.sharding import copy_model, is_sharded, shard
 from kleiber.retention.memory import EarlierText, reference_samples, same_loss
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
@@ -48,7 +48,7 @@ class LwF(Retention):
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         """Remembers the weights and, where the text is generated, the text."""
         self._old.clear()
-        old = copy.deepcopy(model).state_dict()
+        old = copy_model(model).state_dict()
         self.memory = {"seed": seed, "old": dict(old), **self.text.generate(model, seed)}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
@@ -91,9 +91,12 @@ class LwF(Retention):
     def old_model(self, model: Model) -> Model:
         """The model at the beginning of the stage, a copy of `model` with the remembered weights."""
         if not self._old:
-            old = copy.deepcopy(model)
+            old = copy_model(model).requires_grad_(False)
+            shards = [value for value in self.memory["old"].values() if is_sharded(value)]
+            if shards:
+                shard(old, shards[0].device_mesh)
             old.load_state_dict(self.memory["old"])
-            self._old.append(old.requires_grad_(False).eval())
+            self._old.append(old.eval())
             self.memory["old"] = dict(old.state_dict())
         return self._old[0]
 

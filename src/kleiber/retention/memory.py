@@ -20,6 +20,7 @@ from kleiber.config.stages import quantity
 from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.data.order import splitmix64
 from kleiber.models.generate import generate
+from kleiber.nn.sharding import full_parameters
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
@@ -213,7 +214,8 @@ class EarlierText:
             return {}
         assert self.vocabulary is not None, "the run supplies the vocabulary"
         tokens = round(quantity(self.generated_tokens))
-        return {"text": generate_samples(model, self.vocabulary.begin, tokens, seed, self.temperature)}
+        with full_parameters(model):
+            return {"text": generate_samples(model, self.vocabulary.begin, tokens, seed, self.temperature)}
 
     def tasks(self, tasks: Sequence[Task], memory: Json, tokens: float | None = None) -> list[Task]:
         """Tasks with the samples to read.

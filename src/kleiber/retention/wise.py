@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import full_tensor
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.types.contracts import Retention, Task
 from kleiber.types.model import Model
@@ -62,4 +63,4 @@ def float_tensors(model: nn.Module) -> dict[str, Tensor]:
 def interpolate(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> None:
     """Sets the model's tensors to (1 - alpha) start + alpha end; those without a start (a new output layer) to end."""
     for name, tensor in float_tensors(model).items():
-        tensor.copy_(torch.lerp(start[name], end[name], alpha) if name in start else end[name])
+        tensor.copy_(torch.lerp(full_tensor(start[name]), end[name], alpha) if name in start else end[name])

@@ -16,7 +16,7 @@ from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
-from kleiber.nn.sharding import full_parameters
+from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
@@ -108,7 +108,9 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     saved, resumed = tree.newest_checkpoint(stage)
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
-    tree.begin_objective(stage, model)
+    hardware.shard(model)
+    with full_parameters(model):
+        tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
@@ -116,6 +118,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
     state = saved.load_state() if saved else None
     if state:
+        state |= {key: place_by_name(state[key], model) for key in ("callbacks", "retention")}
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     if rollbacks:
         record.rollbacks = [*rollbacks[:-1], {**rollbacks[-1], "to": start}]
@@ -242,7 +245,7 @@ def begin_retention(
     samples: Samples = stage.plan.corpus.train
     for method in methods:
         if method_name(method) in memory:
-            method.load_state_dict(memory[method_name(method)])
+            method.load_state_dict(place_by_name(memory[method_name(method)], model))
         try:
             if saved is None:
                 method.begin_stage(model, tasks.earlier, stage.config.seed)

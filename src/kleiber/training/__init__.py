@@ -9,7 +9,7 @@ EXPORTS = {
     "wandb_logger": "wandb_mirror",
     "DDP": "trainer",
     "ExpertParallel": "parallel",
-    "FSDP": "trainer",
+    "FSDP": "fsdp",
     "Local": "trainer",
     "TensorParallel": "parallel",
 }

@@ -91,6 +91,7 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
+        """Divides the model where the trainer does; FSDP has sharded it before the first step."""
         if isinstance(self.trainer.strategy, Divides):
             self.trainer.strategy.shard(self.model)
 

@@ -1,12 +1,6 @@
-"""Trainers: one process on one device, data-parallel processes (DDP), and sharded ones (FSDP, experimental).
+"""Trainers: one process on one device, and data-parallel processes (DDP).
 
 The launcher starts the processes of the ranks; a trainer only reads their number from the environment.
-
-PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state. Each block is a unit of sharding, and
-the rest of the model is another, whose weights stay gathered from the forward pass to the end of the backward pass,
-because objectives read the output layer outside of the model's forward pass. While a model is scored, generates or is
-saved, every rank holds all of its weights (`sharding.full_parameters`). `config.cross_checks` refuses what cannot be
-combined with FSDP.
 """
 
 from __future__ import annotations
@@ -17,8 +11,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -29,9 +23,8 @@ import lightning.pytorch as pl
 import torch
 from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.precision import DoublePrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch.distributed.fsdp import fully_shard
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
@@ -124,14 +117,21 @@ class Local:
         if self.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
 
+    def shard(self, model: Model) -> None:
+        """Keeps only this rank's share of the weights, where the trainer shards them; here it keeps all of them."""
+
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
         if self.checkpoint_activations:
             checkpoint_activations(model)
         if self.compile:
             keep_compiled()
-            # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
-            model.compile(dynamic=False)
+            self.compile_model(model)
+
+    def compile_model(self, model: Model) -> None:
+        """Compiles the forward and the backward pass of the model."""
+        # One graph for each shape: with a symbolic shape the result would depend on the shapes of earlier steps.
+        model.compile(dynamic=False)
 
     def strategy(self) -> Strategy | str:
         return "auto"
@@ -221,61 +221,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
-
-
-class Sharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 over all ranks."""
-
-    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
-        super().__init__(
-            data_parallel_size=ranks,
-            tensor_parallel_size=1,
-            process_group_backend=backend,
-            timeout=timeout,
-            save_distributed_checkpoint=False,
-        )
-
-    def shard(self, model: Model) -> None:
-        """Keeps only this rank's share of every parameter, along its first axis. All ranks must have equal weights."""
-        mesh = self.device_mesh["data_parallel"]
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        self.sharded = fully_shard(model, mesh=mesh, reshard_after_forward=False)
-
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Keeps the gradients of this rank to itself, for all micro-batches of a step except the last."""
-        self.sharded.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            self.sharded.set_requires_gradient_sync(True)
-
-
-@dataclass(frozen=True)
-class FSDP(DDP):
-    """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
-
-    Every rank holds all weights before they are sharded and while the model is scored or saved, so they must fit on a
-    device. Checkpoints have the format of the other trainers. Zhao et al. 2023, arXiv:2304.11277.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compile:
-            raise ValueError("trainer.compile=true does not work with trainer=fsdp: set trainer.compile=false")
-
-    def _check_devices(self) -> None:
-        if self.devices < 2:
-            raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
-        super()._check_devices()
-
-    def strategy(self) -> Strategy | str:
-        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
-
-    def precision_plugin(self) -> Precision | None:
-        # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.
-        return DoublePrecision() if str(self.precision) == "64" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Runtime, score_tasks
-from kleiber.nn.sharding import full_parameters
+from kleiber.nn.sharding import full_parameters, local
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
@@ -202,7 +202,8 @@ class EMA(LeanCallback):
             return
         weights = averaged_tensors(model)
         if self.average:
-            torch._foreach_lerp_(list(self.average.values()), [weights[n] for n in self.average], 1 - self.decay)
+            averages, latest = ([local(values[n]) for n in self.average] for values in (self.average, weights))
+            torch._foreach_lerp_(averages, latest, 1 - self.decay)
         else:
             self.average = {name: tensor.detach().clone() for name, tensor in weights.items()}
         evaluate = self.evaluate
@@ -210,10 +211,11 @@ class EMA(LeanCallback):
             with self.in_place(model):
                 averaged = evaluate.scores(model, evaluate.stage_tasks, evaluate.tokens, "val_ema")
             evaluate.add(trainer, averaged)
-        if step == trainer.max_steps and trainer.is_global_zero:
-            with self.in_place(model):
-                checkpoint.save(self.folder, step, model, {}, self.config_hash)
-            checkpoint.tidy(self.folder, keep=1)
+        if step == trainer.max_steps:
+            with self.in_place(model), full_parameters(model):
+                if trainer.is_global_zero:
+                    checkpoint.save(self.folder, step, model, {}, self.config_hash)
+                    checkpoint.tidy(self.folder, keep=1)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

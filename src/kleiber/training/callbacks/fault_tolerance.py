@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
-from kleiber.nn.sharding import OptimizerState, full_parameters, gather_state, needs_other_ranks, optimizer_state
+from kleiber.nn.sharding import full_parameters, gather_state, needs_other_ranks, optimizer_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -86,7 +86,7 @@ class Checkpoints(LeanCallback):
             return
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
-            self.write(trainer, pl_module, optimizer_state(trainer.optimizers[0]))
+            self.write(trainer, pl_module, self.state(trainer, pl_module))
             self.writer.wait()
             print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
@@ -103,8 +103,7 @@ class Checkpoints(LeanCallback):
 
         wait  whether all ranks wait until the checkpoint is on the disk
         """
-        (optimizer,) = trainer.optimizers
-        state = gather_state(optimizer_state(optimizer), keep=trainer.is_global_zero)
+        state = gather_state(self.state(trainer, pl_module), keep=trainer.is_global_zero)
         with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, state)
@@ -113,20 +112,24 @@ class Checkpoints(LeanCallback):
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
-    def write(self, trainer: Trainer, pl_module: LitLM, optimizer: OptimizerState) -> None:
-        """Begins to write a checkpoint, after which old ones are removed.
-
-        optimizer  the optimizer's state by parameter name
-        """
-        if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
-            raise FileNotFoundError(f"{self.folder} no longer exists")
+    def state(self, trainer: Trainer, pl_module: LitLM) -> Json:
+        """The state after the latest step, without the weights of the model."""
         callbacks = {callback.state_key: callback.state_dict() for callback in callbacks_of(trainer)}
-        state = {
-            "optimizer": optimizer,
+        (optimizer,) = trainer.optimizers
+        return {
+            "optimizer": optimizer_state(optimizer),
             "retention": {method_name(method): method.state_dict() for method in pl_module.retention},
             "micro_batch": pl_module.micro_batch,
             "callbacks": {key: state for key, state in callbacks.items() if state},
         }
+
+    def write(self, trainer: Trainer, pl_module: LitLM, state: Json) -> None:
+        """Begins to write a checkpoint, after which old ones are removed.
+
+        state  what the method `state` returns, with full tensors
+        """
+        if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
+            raise FileNotFoundError(f"{self.folder} no longer exists")
         names = checkpoint.trained_names(pl_module.model) if pl_module.partial else None
         step, kept = trainer.global_step, set(self.branch_steps)
         if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those

@@ -1,4 +1,4 @@
-"""Two sharded ranks give the numbers of two data-parallel ones, and the same checkpoints."""
+"""Sharded ranks give the numbers of data-parallel ones and of one process, and the same checkpoints."""
 
 import json
 import os
@@ -49,6 +49,96 @@ def test_sharded_ranks_give_the_numbers_of_ddp(process, tmp_path, model):
     for row, other in zip(expected, logged, strict=True):
         assert other == pytest.approx(row, abs=1e-9)
     assert_same(last(tmp_path / "ddp"), last(tmp_path / "fsdp"))
+
+
+OTHER = "\n\n".join(" ".join(f"word{(7 * row + place) % 23}" for place in range(60)) for row in range(60))
+CHAIN = "stages.chain={first:{budget:{steps:2}},second:{data:{path:{other}},budget:{steps:4}}}"
+CHOICES = {  # overrides of runs that two sharded ranks and one process train
+    "base": ["budget.steps=3"],
+    "moe": ["model=moe", "optimizer=muon", "budget.steps=3"],
+    "muon": ["optimizer=muon", "callbacks=[default,ema]", "callbacks.ema.decay=0.5", "budget.steps=4"],
+    "lora": ["adapter=lora", "init=checkpoint", "init.path={base}", "budget.steps=3"],
+    "dora": ["model=moe", "adapter=dora", "init=checkpoint", "init.path={moe}", "budget.steps=3"],
+    "freeze": ["adapter=freeze", "adapter.train=[attention]", "budget.steps=3"],
+    "ewc": [CHAIN, "retention=[ewc,l2sp]", "retention.ewc.samples=6"],
+    "agem": [CHAIN, "retention=[agem]", "retention.agem.rows=3"],
+    "lwf": [CHAIN, "retention=[lwf]"],
+    "generated": [CHAIN, "retention=[replay,lwf]", *(f"retention.{m}.source=generated" for m in ("replay", "lwf")),
+                  *(f"retention.{m}.generated_tokens=256" for m in ("replay", "lwf"))],
+    "wise": [CHAIN, "retention=[wise]", "retention.wise.alphas=[0,.5]", "adapter=lora"],
+    "compile": ["trainer.compile=true", "model.depth=1", "budget.steps=3"],
+}  # fmt: skip
+SEVERAL = """
+import json, sys
+import torch
+from kleiber.launch.main import main
+graphs = []
+for overrides in json.load(open(sys.argv[1])):
+    torch._dynamo.utils.counters.clear()
+    if main(overrides) != 0:
+        sys.exit(f"failed: {overrides}")
+    graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+json.dump(graphs, open(sys.argv[1], "w"))
+"""
+
+
+def overrides(folder: Path, name: str, trainer: str) -> list[str]:
+    """The command line of a run of CHOICES in a root of its own; others start from the run of one process."""
+    replaced = CHOICES[name]
+    for other in ("base", "moe"):
+        start = next((folder / f"{other}-cpu").glob("*/*"), None)
+        replaced = [text.replace(f"{{{other}}}", str(start)) for text in replaced]
+    chain = ["stages=chain", "budget.steps=null"] if CHAIN in CHOICES[name] else []
+    options = [*TINY, *OPTIONS, "eval.tokens=512", f"trainer={trainer}", f"root={folder / f'{name}-{trainer}'}", *chain]
+    if trainer == "fsdp":
+        options += ["trainer.devices=2"]
+    else:
+        replaced = [text for text in replaced if text != "trainer.compile=true"]
+    return [*options, *(text.replace("{other}", str(folder / "other.txt")) for text in replaced)]
+
+
+def train_several(folder: Path, runs: list[list[str]], *launcher: str) -> list[int]:
+    """Trains one run after another in the same process or processes; the number of compiled graphs of each."""
+    file = folder / "runs.json"
+    file.write_text(json.dumps(runs))
+    command = [sys.executable, *launcher, str(folder / "several.py"), str(file)]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=550)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    """A folder with every run of CHOICES, trained in one process and in two ranks, which stay for all of them."""
+    folder = tmp_path_factory.mktemp("choices")
+    (folder / "other.txt").write_text(OTHER)
+    (folder / "several.py").write_text(SEVERAL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
+        patch.delenv("KLEIBER_DATA", raising=False)
+        for names in (["base", "moe"], [name for name in CHOICES if name not in ("base", "moe")]):
+            train_several(folder, [overrides(folder, name, "cpu") for name in names])
+        pair = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        graphs = train_several(folder, [overrides(folder, name, "fsdp") for name in CHOICES], *pair)
+    assert {name for name, count in zip(CHOICES, graphs, strict=True) if count} == {"compile"}
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("name", CHOICES)
+def test_two_sharded_ranks_train_what_one_process_trains(choices, name):
+    """Weights of all checkpoints, those of an average and of WiSE included, and the scores."""
+    alone, pair = (next((choices / f"{name}-{trainer}").glob("*/*")) for trainer in ("cpu", "fsdp"))
+    saved = sorted(path.relative_to(alone) for path in alone.glob("stages/*/*/step-*"))
+    assert saved and saved == sorted(path.relative_to(pair) for path in pair.glob("stages/*/*/step-*"))
+    for path in saved:
+        assert_same(*(load_file(folder / path / "model.safetensors") for folder in (alone, pair)))
+    stages = [json.loads((folder / "summary.json").read_text())["stages"] for folder in (alone, pair)]
+    for expected, stage in zip(*stages, strict=True):
+        assert stage["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
+    for row, other in zip(rows(alone), rows(pair), strict=True):
+        assert other == pytest.approx(row, abs=1e-6)
 
 
 LOOK = """

@@ -1,0 +1,85 @@
+"""Training with sharded weights: FSDP2 of PyTorch shards parameters, gradients and optimizer state (`nn.sharding`).
+
+While a model is scored, generates or is saved, every rank holds all of its weights (`full_parameters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from kleiber.nn.sharding import shard, sharded_modules
+from kleiber.training.trainer import DDP
+from kleiber.types.model import Model
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2 over all ranks."""
+
+    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
+        super().__init__(
+            data_parallel_size=ranks,
+            tensor_parallel_size=1,
+            process_group_backend=backend,
+            timeout=timeout,
+            save_distributed_checkpoint=False,
+        )
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keeps the gradients of this rank to itself, for all micro-batches of a step except the last."""
+        assert self.model is not None
+        parts = sharded_modules(self.model)
+        for part in parts:
+            part.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_requires_gradient_sync(True, recurse=False)
+
+
+@dataclass(frozen=True)
+class FSDP(DDP):
+    """One process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
+
+    Every rank holds all weights before they are sharded and while the model is scored or saved, so they must fit on a
+    device. Checkpoints have the format of the other trainers. Zhao et al. 2023, arXiv:2304.11277.
+    """
+
+    def _check_devices(self) -> None:
+        if self.devices < 2:
+            raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
+        super()._check_devices()
+
+    def strategy(self) -> Strategy | str:
+        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
+
+    def shard(self, model: Model) -> None:
+        """Keeps only this rank's share of every parameter; all ranks must have equal weights."""
+        shard(model, self.mesh())
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks as a line, which they join at the first call."""
+        if not torch.distributed.is_initialized():
+            if self.accelerator == "gpu":
+                torch.cuda.set_device(self.device)
+            backend = "nccl" if self.accelerator == "gpu" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
+        return init_device_mesh(self.device.type, (self.world_size,))
+
+    def compile_model(self, model: Model) -> None:
+        """Compiles each block, so that its weights are gathered between the graphs."""
+        for block in model.blocks:
+            block.compile(dynamic=False)
+
+    def precision_plugin(self) -> Precision | None:
+        # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.
+        return DoublePrecision() if str(self.precision) == "64" else None
