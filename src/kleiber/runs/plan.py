@@ -43,7 +43,6 @@ class Plan:
     stop_step        last step that is trained: `steps`, unless trainer.max_steps is smaller
     flops_per_token  training FLOPs of a token, forward and backward
     world_size       number of ranks
-    data_ranks       number of parts that the rows of a batch are divided into, one for each rank or one for all
     max_steps        trainer.max_steps
     outputs          number of outputs of each task head of the model, by name
     sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
@@ -65,7 +64,6 @@ class Plan:
     stop_step: int
     flops_per_token: float
     world_size: int
-    data_ranks: int
     max_steps: int | None = None
     outputs: dict[str, int] = field(default_factory=dict)
     sides: int = 1
@@ -148,7 +146,6 @@ def make_plan(
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
         world_size=hardware.world_size,
-        data_ranks=hardware.data_share[1],
         max_steps=hardware.max_steps,
         outputs=outputs,
         sides=sides,
@@ -167,8 +164,7 @@ def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
 def batch_samples(tokens: int | float | str, longest: int, world_size: int) -> int:
     """Returns the number of samples in a batch of `tokens` tokens.
 
-    longest     tokens of the longest possible sample
-    world_size  number of ranks that the batch is divided over
+    longest  tokens of the longest possible sample
 
     Raises ValueError when `tokens` is not a multiple of `longest`, or a rank would get no sample.
     """
