@@ -36,6 +36,7 @@ def check_compatibility(config: Config) -> None:
     _weights(config)
     _rollback(config)
     _privacy(config)
+    _streaming(config)
     _loggers(config.get("logger") or {})
 
 
@@ -58,6 +59,21 @@ def _privacy(config: Config) -> None:
             raise ConfigError(f"{key} does not work with privacy=dp_sgd, whose epsilon would be wrong: remove it")
     if find_spec("opacus") is None:
         raise ConfigError("privacy=dp_sgd needs opacus, which is not installed: pip install 'kleiber[privacy]'")
+
+
+def _streaming(config: Config) -> None:
+    """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
+    stages = ((config.get("stages") or {}).get("chain") or {}).values()
+    data = [config["data"], *((stage or {}).get("data") for stage in stages)]
+    epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
+    refused = {
+        f"budget.epochs={epochs}": (epochs, "set budget.tokens or budget.steps"),
+        "privacy=dp_sgd": (config.get("privacy"), "remove it"),
+        f"retention=[{','.join(sorted(methods))}]": (methods, "take l2sp or wise"),
+    }
+    for key, (chosen, fix) in refused.items():
+        if chosen and any(isinstance(node, Mapping) and node.get("streaming") for node in data):
+            raise ConfigError(f"{key} needs all samples, which data.streaming=true never has at once: {fix}")
 
 
 def _loggers(loggers: Config) -> None:

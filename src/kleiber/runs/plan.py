@@ -268,11 +268,11 @@ def describe_stages(stages: Sequence[Stage]) -> list[str]:
 def _plan_lines(plan: Plan, steps: int) -> list[str]:
     """Lines on a plan whose stages train `steps` optimizer steps in total."""
     parameters, trained = plan.parameters, steps * plan.batch_tokens
-    unique = plan.corpus.train.num_tokens
+    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
     return [
         f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
         f"{parameters.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
+        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "

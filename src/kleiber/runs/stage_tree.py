@@ -58,7 +58,7 @@ class Stage:
 
     def new_record(self, tasks: StageTasks) -> StageRecord:
         """Returns a record of the stage that holds what is known before it is trained."""
-        corpus = self.plan.corpus
+        corpus, counted = self.plan.corpus, self.plan.corpus.train.random_access
         return StageRecord(
             name=self.name,
             parent=self.parent,
@@ -68,8 +68,9 @@ class Stage:
             tasks=[task.name for task in tasks.current],
             data={
                 "name": corpus.name, "config": corpus.config, "hash": corpus.hash,
-                "tokenizer_hash": corpus.tokenizer.hash, "tokens": corpus.train.num_tokens,
-                "bytes": corpus.train.num_bytes,
+                "tokenizer_hash": corpus.tokenizer.hash,
+                "tokens": corpus.train.num_tokens if counted else None,
+                "bytes": corpus.train.num_bytes if counted else None,
                 "separator": corpus.tokenizer.separator_texts,
             },
             batch_tokens=self.plan.batch_tokens,
