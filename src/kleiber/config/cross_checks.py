@@ -134,7 +134,8 @@ def _experts(model: Config) -> None:
 
 def _batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
-    devices = argument(config["trainer"], "devices") or 1
+    shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
+    devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
     if context is None:
         return
     if tokens % context:

@@ -216,8 +216,7 @@ def core_share(folder: Path, config: Config) -> float:
     if torch.get_num_threads() > 1 or config["trainer"].get("accelerator") == "gpu":
         return 1.0
     rows = [line.split() for line in (folder / CORE_FILE).read_text().splitlines()]
-    cpu = sum(float(row[0]) for row in rows)
-    wall = sum(float(row[1]) for row in rows)
+    cpu, wall = (sum(float(row[column]) for row in rows) for column in (0, 1))
     return min(1.0, cpu / wall) if wall else 1.0
 
 
@@ -237,8 +236,10 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
+        shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
+        unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
         short["trainer"] |= {"_target_": "kleiber.training.Local", "devices": 1}
-        short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
+        short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
     clock = {"_target_": "kleiber.launch.CoreClock"}

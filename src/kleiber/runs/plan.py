@@ -124,14 +124,14 @@ def make_plan(
     parameters = count_parameters(model)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
-    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
+    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(
         batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
-    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
+    share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
     return Plan(
         corpus=corpus,
         model=model,

@@ -48,10 +48,13 @@ from kleiber.types.model import Model
 
 
 class Batches:
-    """An infinite stream of this rank's batches, starting at the position of step `start` in the data."""
+    """An infinite stream of this rank's batches, starting at the position of step `start` in the data.
 
-    def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
-        self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
+    share  number of this rank's part of the rows, and that of all parts
+    """
+
+    def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, share: tuple[int, int]) -> None:
+        self.arguments = (samples, seed, start, plan.rows, *share)
         self.privacy = plan.privacy
 
     def __iter__(self) -> Iterator[Batch]:
@@ -155,7 +158,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
         trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         position = start + record.skipped_steps
-        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.rank), start)
+        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
         start = trainer.global_step
     else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
         end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
