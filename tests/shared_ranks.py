@@ -20,6 +20,7 @@ def train_in_ranks(root: Path, devices: int, runs: Sequence[Sequence[str]]) -> t
         patch.setattr(ranks, "run_fresh", lambda folder, _: folders.append(folder) or 0)
         for overrides in runs:
             assert main([*TINY, f"root={root}", *overrides]) == 0
+    root.mkdir(exist_ok=True)
     codes = [root / f"codes-{rank}" for rank in range(devices)]
     run_forked(devices, folders, codes)
     each = [[int(code) for code in path.read_text().split()] for path in codes]

@@ -19,6 +19,7 @@ ELSEWHERE = {
     "trainer/gpu": "needs a GPU",
     "trainer/fsdp": "shards over two ranks: tests/training/test_fsdp.py",
     "trainer/expert": "divides experts over two ranks: tests/training/test_parallel.py",
+    "trainer/tensor": "divides blocks over two ranks: tests/training/test_parallel.py",
     "trainer/smoke": "is in every run here",
 }
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}

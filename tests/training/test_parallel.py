@@ -10,13 +10,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from shared_ranks import train_in_ranks
 from small_run import TINY
-from torch.distributed.tensor import init_device_mesh
+from torch.distributed.tensor import Shard, init_device_mesh
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from training.test_fsdp import assert_same
 from training.test_trainer_ddp import rows as all_rows
 
 from kleiber.launch.main import main
-from kleiber.training.parallel import ExpertParallel, ExpertStrategy, divide
+from kleiber.training.parallel import ExpertParallel, ExpertStrategy, TensorParallel, TensorStrategy, divide
 
 OPTIONS = [
     "trainer.precision=64", "model.depth=2", "model.context=64", "data.max_bytes=20000", "budget.steps=4",
@@ -37,6 +38,18 @@ MIXTURES = {
     "dropping": [*MOE, "model/mlp=dropping", "model.mlp.every=2", "trainer.checkpoint_activations=true"],
 }
 
+DENSE = {
+    "gpt": ["model.num_heads=4", "optimizer.weight_decay=0.1"],
+    "options": [
+        "model.dropout=0.2", "model/mlp=relu2", "model/attention=window", "model.attention.window=9",
+        "model.attention.value_residual=true", "optimizer=lion", "trainer.checkpoint_activations=true",
+    ],
+    "masked": ["model=bert", "objective=mlm", "model/mlp=gelu", "model.tied=false"],
+    "future": ["model.future=1", "model.positions=learned", "model.norm=sandwich"],
+}  # fmt: skip
+CASES = MIXTURES | DENSE
+RESUMED = ("topk", "gpt")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -51,15 +64,21 @@ def trained(tmp_path_factory):
             return next((root / name).glob("*/*"))
 
         rows_of_two = {"lossfree": ["batch.micro=8"]}
-        alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in MIXTURES.items()}
-        runs = [["trainer=expert", *OPTIONS, *case] for case in MIXTURES.values()]
-        begun = killed(alone["topk"], root / "begun/run")
-        folders, codes = train_in_ranks(root / "pair", 2, [*runs, [*runs[0], f"resume={begun}"]])
-        assert codes == [0] * len(codes) and folders[-1] == begun
-        pair = dict(zip(MIXTURES, folders, strict=False))
-        back = killed(pair["topk"], root / "back/run")
-        train("back", *MIXTURES["topk"], f"resume={back}")
-    return {"alone": alone, "pair": pair, "onward": begun, "back": back}
+        alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in CASES.items()}
+        runs = {name: ["trainer=expert", *OPTIONS, *case] for name, case in MIXTURES.items()}
+        runs |= {name: ["trainer=tensor", *OPTIONS, *case] for name, case in DENSE.items()}
+        onward = {name: killed(alone[name], root / f"onward-{name}/run") for name in RESUMED}
+        resumed = [[*runs[name], f"resume={folder}"] for name, folder in onward.items()]
+        folders, codes = train_in_ranks(root / "pair", 2, [*runs.values(), *resumed])
+        assert codes == [0] * len(codes) and folders[len(runs) :] == list(onward.values())
+        pair = dict(zip(runs, folders, strict=False))
+        four = {name: killed(pair[name], root / f"four-{name}/run") for name in RESUMED}
+        resumed = [[*runs[name], "trainer.devices=4", f"resume={folder}"] for name, folder in four.items()]
+        assert train_in_ranks(root / "four", 4, resumed) == (list(four.values()), [0] * len(four))
+        back = {name: killed(pair[name], root / f"back-{name}/run") for name in RESUMED}
+        for name, folder in back.items():
+            train(f"back-{name}", *CASES[name], f"resume={folder}")
+    return {"alone": alone, "pair": pair, "onward": onward, "back": back, "four": four}
 
 
 def killed(folder: Path, other: Path) -> Path:
@@ -86,38 +105,49 @@ def last(folder: Path) -> dict:
     return load_file(max(folder.glob("stages/main/checkpoints/step-????????")) / "model.safetensors")
 
 
-def test_a_rank_keeps_the_memory_of_its_own_experts_alone():
+@pytest.mark.parametrize(("placement", "rows"), [(Shard(0), [4, 5]), (_StridedShard(0, split_factor=2), [2, 6])])
+def test_a_rank_keeps_its_own_share_and_no_memory_of_the_others(placement, rows):
+    """Of two fused matrices of four rows each, the third of four ranks has the third row of both."""
     dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
     try:
-        whole, mesh = torch.nn.Parameter(torch.randn(8, 3, 2)), init_device_mesh("cpu", (4,))
-        share = divide(whole, mesh).to_local()
-        assert torch.equal(share, whole[4:6]) and share.untyped_storage().nbytes() == 2 * 3 * 2 * 4
+        whole, mesh = torch.nn.Parameter(torch.randn(8, 3)), init_device_mesh("cpu", (4,))
+        share = divide(whole, mesh, placement)
+        assert share.shape == whole.shape and torch.equal(share.to_local(), whole[rows])
+        assert share.to_local().untyped_storage().nbytes() == 2 * 3 * 4
     finally:
         dist.destroy_process_group()
 
 
-def test_one_device_has_all_experts_and_no_other_rank():
-    assert ExpertParallel(devices=1).strategy() == "auto"
-    assert isinstance(ExpertParallel(devices=2).strategy(), ExpertStrategy)
+@pytest.mark.parametrize(("trainer", "strategy"), [(ExpertParallel, ExpertStrategy), (TensorParallel, TensorStrategy)])
+def test_one_device_has_the_whole_model_and_no_other_rank(trainer, strategy):
+    assert trainer(devices=1).strategy() == "auto"
+    assert isinstance(trainer(devices=2).strategy(), strategy)
+
+
+def test_ranks_that_divide_every_block_train_on_the_same_rows(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ours, theirs = TensorParallel(devices=2), ExpertParallel(devices=2)
+    assert ours.data_share == (0, 1) and theirs.data_share == (ours.rank, ours.world_size) == (1, 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MIXTURES)
-def test_divided_experts_give_the_numbers_of_one_process(trained, name):
+@pytest.mark.parametrize("name", CASES)
+def test_a_divided_model_gives_the_numbers_of_one_process(trained, name):
     alone, pair = trained["alone"][name], trained["pair"][name]
     expected, logged = rows(alone), rows(pair)
     assert len(expected) == len(logged) >= 4
     for row, other in zip(expected, logged, strict=True):
         assert other == pytest.approx(row, abs=1e-9)
-    assert {"stability/gradient/layer 1", "moe/balance/1", "moe/load/1/0"} <= set().union(*logged)
+    assert {"train/loss", "train/grad_norm", "stability/gradient/layer 1"} <= set().union(*logged)
     assert scores(pair) == pytest.approx(scores(alone), abs=1e-9)
     assert_same(last(alone), last(pair))
 
 
 @pytest.mark.slow
-def test_divided_experts_and_one_process_go_on_from_each_other(trained):
+@pytest.mark.parametrize("name", RESUMED)
+def test_one_two_and_four_ranks_go_on_from_each_other(trained, name):
     """Weights and optimizer state: a moment that was lost would show in the next step."""
-    expected = last(trained["alone"]["topk"])
-    for folder in (trained["onward"], trained["back"]):
+    for folder in (trained[way][name] for way in ("onward", "back", "four")):
         assert max((folder / "stages/main/checkpoints").glob("step-????????")).name == "step-00000004"
-        assert_same(expected, last(folder))
+        assert_same(last(trained["alone"][name]), last(folder))

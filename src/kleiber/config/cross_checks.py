@@ -36,6 +36,7 @@ def check_compatibility(config: Config) -> None:
     _weights(config)
     _rollback(config)
     _privacy(config)
+    _streaming(config)
     _loggers(config.get("logger") or {})
 
 
@@ -58,6 +59,24 @@ def _privacy(config: Config) -> None:
             raise ConfigError(f"{key} does not work with privacy=dp_sgd, whose epsilon would be wrong: remove it")
     if find_spec("opacus") is None:
         raise ConfigError("privacy=dp_sgd needs opacus, which is not installed: pip install 'kleiber[privacy]'")
+
+
+def _streaming(config: Config) -> None:
+    """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
+    stages = ((config.get("stages") or {}).get("chain") or {}).values()
+    data = [config["data"], *((stage or {}).get("data") for stage in stages)]
+    epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
+    evals = config.get("evals") or {}
+    refused = {
+        f"budget.epochs={epochs}": (epochs, "set budget.tokens or budget.steps"),
+        "privacy=dp_sgd": (config.get("privacy"), "remove it"),
+        "evals=memorization": ("memorization" in evals, "remove it"),
+        "evals.retrieval.store=null": (evals.get("retrieval") and not evals["retrieval"].get("store"), "name texts"),
+        f"retention=[{','.join(sorted(methods))}]": (methods, "take l2sp or wise"),
+    }
+    for key, (chosen, fix) in refused.items():
+        if chosen and any(isinstance(node, Mapping) and node.get("streaming") for node in data):
+            raise ConfigError(f"{key} needs all samples, which data.streaming=true never has at once: {fix}")
 
 
 def _loggers(loggers: Config) -> None:
@@ -115,7 +134,8 @@ def _experts(model: Config) -> None:
 
 def _batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
-    devices = argument(config["trainer"], "devices") or 1
+    shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
+    devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
     if context is None:
         return
     if tokens % context:

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 
 from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
+from kleiber.config.model_size import width_of
 from kleiber.types import Config
 
-DIVIDED = {"kleiber.training.ExpertParallel": "expert"}  # trainers that divide parts of the model over devices
+# Trainers that divide parts of the model over devices, by class.
+DIVIDED = {"kleiber.training.ExpertParallel": "expert", "kleiber.training.TensorParallel": "tensor"}
+GATED = "kleiber.nn.SwiGLU"
+ATTENTION = ("kleiber.nn.FullAttention", "kleiber.nn.WindowAttention")
 
 
 def check_division(config: Config) -> None:
-    """Raises ConfigError for a model or a feature that does not work with trainer=expert.
+    """Raises ConfigError for a model or a feature that does not work with trainer=expert or tensor.
 
     Features that read or change whole parameters do not.
     """
@@ -20,7 +24,10 @@ def check_division(config: Config) -> None:
     name, devices = DIVIDED.get(trainer["_target_"]), argument(trainer, "devices")
     if name is None:
         return
-    _check_experts(config["model"], devices)
+    if name == "expert":
+        _check_experts(config["model"], devices)
+    else:
+        _check_dense(config["model"], devices)
     refused = {
         "trainer.compile=true": argument(trainer, "compile"),
         "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
@@ -37,7 +44,7 @@ def check_division(config: Config) -> None:
 
 def _check_experts(model: Config, devices: int) -> None:
     mlp = model.get("mlp")
-    mlp = mlp if isinstance(mlp, Mapping) and "_target_" in mlp else {"_target_": "kleiber.nn.SwiGLU"}
+    mlp = mlp if isinstance(mlp, Mapping) and "_target_" in mlp else {"_target_": GATED}
     experts = argument(mlp, "num_experts")
     if experts is None:
         raise ConfigError(
@@ -50,3 +57,33 @@ def _check_experts(model: Config, devices: int) -> None:
         raise ConfigError(
             f"model.mlp.num_experts={experts}{parts} must be a multiple of trainer.devices={devices} for trainer=expert"
         )
+
+
+def _check_dense(model: Config, devices: int) -> None:
+    """Refuses layers that have no plan of how to divide them, and sizes that do not divide by the devices."""
+    mlp, attention = model.get("mlp") or {"_target_": GATED}, model.get("attention") or {"_target_": ATTENTION[0]}
+    for key, value, allowed in (
+        ("model", model["_target_"], ("kleiber.models.Transformer",)),
+        ("model.mlp", mlp["_target_"], (GATED, "kleiber.nn.GELU", "kleiber.nn.ReLU2")),
+        ("model.attention", attention["_target_"], ATTENTION),
+    ):
+        if value not in allowed:
+            raise ConfigError(
+                f"{key}={value} cannot be divided by trainer=tensor, which knows {', '.join(allowed)}: set trainer=ddp "
+                "or fsdp, or trainer=expert for a mixture"
+            )
+    if argument(model, "positions") == "alibi":
+        raise ConfigError("model.positions=alibi does not work with trainer=tensor: set another one, or trainer=ddp")
+    shared, heads = argument(model, "num_kv_heads"), argument(model, "num_heads")
+    width = width_of(model)
+    if heads is None:
+        heads = 2 if width < 128 else width // 64
+    if shared not in (None, heads):
+        raise ConfigError(
+            f"model.num_kv_heads={shared} must be null or model.num_heads={heads} for trainer=tensor, which divides "
+            "queries, keys and values into equal parts"
+        )
+    hidden = argument(mlp, "hidden") or (-(-8 * width // 48) * 16 if mlp["_target_"] == GATED else 4 * width)
+    for key, value in (("model.num_heads", heads), ("model.mlp.hidden", hidden)):
+        if value % devices:
+            raise ConfigError(f"{key}={value} must be a multiple of trainer.devices={devices} for trainer=tensor")

@@ -33,6 +33,13 @@ class SamplesWithOrder(Protocol):
     def order(self, seed: int) -> Order: ...
 
 
+@runtime_checkable
+class SamplesInOrder(Protocol):
+    """Samples that can be read in their order alone, such as those of a text that is encoded on the way."""
+
+    def batches(self, seed: int, start_step: int, batch_samples: int, rank: int, world: int) -> Iterator[Batch]: ...
+
+
 def stream(
     samples: Samples, seed: int, start_step: int = 0, batch_samples: int = 1, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
@@ -43,6 +50,8 @@ def stream(
     """
     if batch_samples < world:
         raise ValueError(f"a batch of {batch_samples} samples is too small for {world} ranks: raise batch.tokens")
+    if isinstance(samples, SamplesInOrder):
+        yield from samples.batches(seed, start_step, batch_samples, rank, world)
     order = samples.order(seed) if isinstance(samples, SamplesWithOrder) else Order(len(samples), seed)
     rank_rows = slice(rank * batch_samples // world, (rank + 1) * batch_samples // world)
     step = start_step

@@ -7,6 +7,7 @@ decompressed. So the work that was done before a kill is skipped, not repeated.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt64
 
+from kleiber.data.location import suffix
 from kleiber.data.read_errors import compression, explain, is_url, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
 from kleiber.data.splits import HashSplit, text_hash
@@ -150,6 +152,18 @@ class ParquetRows(Rows):
             return file.schema_arrow.names
 
 
+@dataclass(frozen=True)
+class TextFile(Rows):
+    """A file of text, which is a document."""
+
+    def rows(self) -> Iterator[Iterable[object]]:
+        with io.TextIOWrapper(open_bytes(self.path), encoding="utf-8") as file:
+            yield [file.read()]
+
+    def names(self) -> Iterable[str]:
+        return ["text"]
+
+
 @contextmanager
 def open_parquet(path: str) -> Iterator[ParquetFile]:
     """Opens a Parquet file or URL. Raises ValueError that names what is wrong with it."""
@@ -165,8 +179,10 @@ def open_parquet(path: str) -> Iterator[ParquetFile]:
 
 
 def cut_file(path: str, columns: tuple[str, ...]) -> Iterator[Rows]:
-    """Yields the blocks of a file of JSON lines or, if its name says so, of Parquet."""
-    if ".parquet" in os.path.basename(path).lower():
+    """Yields the blocks of a file of JSON lines or, if its name says so, of Parquet; a text file is a block."""
+    if suffix(path) == ".txt":
+        yield TextFile(path, columns)
+    elif ".parquet" in os.path.basename(path).lower():
         yield from _cut_parquet(path, columns)
     elif compression(path):
         yield from _cut_stream(path, columns)

@@ -10,17 +10,19 @@ from kleiber.data.location import KINDS, WILDCARDS, Location, suffix
 from kleiber.data.read_errors import is_url
 
 
-def row_files(location: Location, config: str | None) -> tuple[dict[str, list[str]], str] | None:
+def row_files(location: Location, config: str | None, download: bool = True) -> tuple[dict[str, list[str]], str] | None:
     """Returns the files of a data set by split, and its config; None where only `datasets` can read them.
 
-    Files on the hub are downloaded. Raises the errors of `datasets`.
+    download  whether files on the hub are downloaded; else they are URLs
+
+    Raises the errors of `datasets`.
     """
-    files, config = split_files(location, config)
+    files, config = split_files(location, config, download)
     kinds = {suffix(path) for paths in files.values() for path in paths}
     return (files, config) if kinds <= {".jsonl", ".parquet"} or kinds == {".txt"} else None
 
 
-def split_files(location: Location, config: str | None) -> tuple[dict[str, list[str]], str]:
+def split_files(location: Location, config: str | None, download: bool = True) -> tuple[dict[str, list[str]], str]:
     """Returns the files of each split of a data set, by the data set's own names of splits, and its config."""
     if location.matches:
         return _files_by_name(location), ""
@@ -34,7 +36,7 @@ def split_files(location: Location, config: str | None) -> tuple[dict[str, list[
     if builder.config.data_files is None or any(options.get(option) is not None for option in ("field", "filters")):
         return {"train": [""]}, ""
     files = {str(split): [str(file) for file in paths] for split, paths in builder.config.data_files.items()}
-    if location.local is None:
+    if location.local is None and download:
         manager = DownloadManager(download_config=DownloadConfig(disable_tqdm=True))
         files = {split: manager.download(paths) for split, paths in files.items()}
     return files, config or ""

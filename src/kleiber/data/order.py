@@ -49,6 +49,8 @@ class Permutation:
 
     def __call__(self, places: Ids) -> Ids:
         """Returns the numbers at these places."""
+        if self.count == 1:  # where cycle walking would be the longest
+            return np.zeros_like(places)
         numbers = self._network(places.astype(np.uint64))
         while (outside := numbers >= self.count).any():
             numbers[outside] = self._network(numbers[outside])

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import IO, TypeVar, cast
 
 Item = TypeVar("Item")
@@ -36,13 +36,19 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
     items = iter(items)
     yield from map(function, itertools.islice(items, HERE if workers > 1 else None))
     first = list(itertools.islice(items, 1))
-    if not first:
-        return
+    if first:
+        yield from map_in_workers(function, itertools.chain(first, items), workers)
+
+
+def map_in_workers(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yields function(item) for every item, in order, computed by processes in turn; otherwise as `ordered_map`."""
     pool = [_start_worker(function) for _ in range(workers)]
     pending: list[int] = []
     try:
         turns = itertools.cycle(range(workers))
-        for item, turn in zip(itertools.chain(first, items), turns, strict=False):
+        for item, turn in zip(items, turns, strict=False):
             _send(pool[turn], item)
             pending.append(turn)
             if len(pending) >= AHEAD * workers:

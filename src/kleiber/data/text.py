@@ -19,17 +19,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt64
 
-from kleiber.config.stages import Quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.dataset import read_text_file
 from kleiber.data.location import Location, locate
 from kleiber.data.sources import Document, RereadableDocument, SourceText, limit_bytes
 from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
+from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
 
 log = logging.getLogger(__name__)
+
+BUFFER = 4_000_000  # tokens whose windows are permuted in streaming
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Text:
     max_bytes  at most that much text of each split
     separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
                null or `auto`: the tokens that the tokenizer puts around a text
+    streaming  whether the text is encoded while a model trains on it (see `streaming`), instead of before
+    shuffle_buffer
+               tokens whose windows are permuted in streaming; None: 4M
     """
 
     path: str
@@ -54,16 +60,34 @@ class Text:
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
+    streaming: bool | None = None
+    shuffle_buffer: Quantity | None = None
 
     def source(self) -> TextSource:
-        """Returns the text source. Raises ValueError for an unknown value of `rows` and a path that does not exist."""
+        """Returns the text source.
+
+        Raises ValueError for an unknown value of `rows`, a path that does not exist, and text that is not to be
+        prepared.
+        """
+        if self.streaming:
+            raise ValueError("data.streaming=true is for data=text itself, not for a data set made of it: remove it")
         if self.rows not in ("documents", "stream"):
             raise ValueError(f"data.rows={self.rows} must be documents or stream")
         columns = (self.text,) if isinstance(self.text, str) else tuple(self.text)
         return TextSource(locate(self.path), self.config, columns, self.rows == "stream", parse_bytes(self.max_bytes))
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
-        """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens."""
+        """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens.
+
+        In streaming, encodes the held-out text alone.
+        """
+        if self.streaming:
+            return self._stream(context, cache)
+        if self.shuffle_buffer is not None:
+            raise ValueError(
+                f"data.shuffle_buffer={self.shuffle_buffer} needs data.streaming=true: without it, all samples are "
+                "shuffled"
+            )
         source = self.source()
         corpus = prepare(
             source.name, "", [source], self.tokenizer, self.vocab_size, context, cache, separator=self.separator
@@ -72,6 +96,16 @@ class Text:
         if source.location.from_local_copy:
             log.info("%s", _describe_copy(source, manifest))
         return replace(corpus, config=manifest["config"])
+
+    def _stream(self, context: int, cache: Path | None) -> TextCorpus:
+        if self.rows != "documents":
+            raise ValueError(f"data.rows={self.rows} does not work with data.streaming=true: set data.rows=documents")
+        source = replace(self, streaming=None).source()
+        buffer = BUFFER if self.shuffle_buffer is None else round(quantity(self.shuffle_buffer))
+        return prepare_stream(
+            source.name, source.location, self.config, source.columns, self.tokenizer, self.vocab_size, self.separator,
+            source.max_bytes, context, buffer, cache,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
         objective,
         language,
         (),
-        corpus.train,
+        corpus.train if corpus.train.random_access else None,
         validation_sets,
         tokens,
         rows=rows,

@@ -25,11 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.stages import is_chain, quantity
-from kleiber.config.targets import build, signature
+from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
-from kleiber.runs.open import add_heads, freeze_unused_heads
+from kleiber.runs.open import HARDWARE, add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
 from kleiber.runs.stage_tree import Stage, Tree
@@ -41,7 +41,6 @@ from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
 from kleiber.types.model import Model
 
-LOCAL = "kleiber.training.Local"
 MIN_STEPS, MAX_STEPS = 6, 80  # of a measured run
 MEASURED_FLOPS = 2e10  # of a measured run, unless its number of steps would be outside of these limits
 EVALUATED_TOKENS = 4096  # largest number of tokens of each task that a measured run scores
@@ -217,8 +216,7 @@ def core_share(folder: Path, config: Config) -> float:
     if torch.get_num_threads() > 1 or config["trainer"].get("accelerator") == "gpu":
         return 1.0
     rows = [line.split() for line in (folder / CORE_FILE).read_text().splitlines()]
-    cpu = sum(float(row[0]) for row in rows)
-    wall = sum(float(row[1]) for row in rows)
+    cpu, wall = (sum(float(row[column]) for row in rows) for column in (0, 1))
     return min(1.0, cpu / wall) if wall else 1.0
 
 
@@ -233,18 +231,18 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     A run on several devices becomes a single rank with its share of the batch.
     """
     short = copy.deepcopy(dict(config))
-    largest = max(cost.flops_per_step for cost in costs)
-    steps = round(min(MAX_STEPS, max(MIN_STEPS, MEASURED_FLOPS / largest)))
+    steps = round(min(MAX_STEPS, max(MIN_STEPS, MEASURED_FLOPS / max(cost.flops_per_step for cost in costs))))
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
-        shared = {key: value for key, value in short["trainer"].items() if key in signature(LOCAL).parameters}
-        short["trainer"] = shared | {"_target_": LOCAL, "devices": 1}
-        short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
+        shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
+        unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
+        local = {key: value for key, value in short["trainer"].items() if key in Local.__dataclass_fields__}
+        short["trainer"] = {**local, **HARDWARE, "devices": 1}
+        short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
-    clock = {"_target_": "kleiber.launch.CoreClock"}
-    short["callbacks"] = {**short["callbacks"], "progress": None, "throughput": clock}
+    short["callbacks"] |= {"progress": None, "throughput": {"_target_": "kleiber.launch.CoreClock"}}
     (short["callbacks"].get("checkpoints") or {}).pop("sharded", None)
     return short | {"logger": {}, "root": str(folder.parent), "dry_run": False, "study": None, "resume": "auto"}
 

@@ -52,7 +52,8 @@ def describe_data(stage: Stage) -> str:
     """Returns the name of the data, its tokens and its tokenizer."""
     corpus = stage.plan.corpus
     tokenizer = f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens in the vocabulary"
-    return f"{corpus.name}, {corpus.train.num_tokens:,} training tokens; tokenizer {tokenizer}"
+    tokens = f"{corpus.train.num_tokens:,} training tokens" if corpus.train.random_access else "encoded while training"
+    return f"{corpus.name}, {tokens}; tokenizer {tokenizer}"
 
 
 def describe_steps(stage: Stage) -> str:
@@ -61,9 +62,10 @@ def describe_steps(stage: Stage) -> str:
     start = f" from step {stage.branch_step:,} of {stage.parent}" if stage.continues else ""
     data = "" if stage.parent is None or stage.continues else f" on {plan.corpus.name}"
     tokens, objective = steps * plan.batch_tokens, type(plan.objective).__name__.lower()
+    epochs = f", {plan.epochs:.2g} epochs" if plan.corpus.train.random_access else ""
     return (
         f"{steps:,} steps of {plan.batch_tokens:,} tokens{start}{data}: {tokens:,} tokens "
-        f"({tokens / plan.parameters.active:.2g} per active parameter, {plan.epochs:.2g} epochs), objective {objective}"
+        f"({tokens / plan.parameters.active:.2g} per active parameter{epochs}), objective {objective}"
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +20,7 @@ from kleiber.optimizers.schedules import Schedule, sparkline
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.private_step import plan_private_steps
-from kleiber.training.trainer import Local
+from kleiber.training.trainer import Local, free_memory_bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 from kleiber.types.model import Model
@@ -118,7 +116,6 @@ def make_plan(
         outputs |= reader.outputs
     if before is not None:
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
-    if before is not None:
         model = before.model
     else:
         model = build_model(cfg, corpus, {}, hardware) if model_of is None else model_of(cfg, corpus, {})
@@ -128,14 +125,14 @@ def make_plan(
     parameters = count_parameters(model)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
-    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
+    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(
         batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
-    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
+    share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
     return Plan(
         corpus=corpus,
         model=model,
@@ -251,17 +248,6 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def free_memory_bytes(accelerator: str) -> int:
-    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
-    if accelerator == "gpu":
-        return torch.cuda.mem_get_info()[0]
-    try:  # Linux reports available memory, which includes caches that the kernel can drop
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
 def describe_stages(stages: Sequence[Stage]) -> list[str]:
     """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
     is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
@@ -277,11 +263,11 @@ def describe_stages(stages: Sequence[Stage]) -> list[str]:
 def _plan_lines(plan: Plan, steps: int) -> list[str]:
     """Lines on a plan whose stages train `steps` optimizer steps in total."""
     parameters, trained = plan.parameters, steps * plan.batch_tokens
-    unique = plan.corpus.train.num_tokens
+    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
     return [
         f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
         f"{parameters.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
+        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "

@@ -15,6 +15,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
+from kleiber.data.streaming import StreamedWindows
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import Scores, StageRecord
@@ -26,7 +27,13 @@ from kleiber.runs.stage_record import complete_record
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
-from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
+from kleiber.training.callbacks.fault_tolerance import (
+    Checkpoints,
+    DataPosition,
+    Preempt,
+    method_name,
+    restore_callbacks,
+)
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import Callback, end_fit, fit
@@ -41,10 +48,13 @@ from kleiber.types.model import Model
 
 
 class Batches:
-    """An infinite stream of this rank's batches, starting at the position of step `start` in the data."""
+    """An infinite stream of this rank's batches, starting at the position of step `start` in the data.
 
-    def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
-        self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
+    share  number of this rank's part of the rows, and that of all parts
+    """
+
+    def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, share: tuple[int, int]) -> None:
+        self.arguments = (samples, seed, start, plan.rows, *share)
         self.privacy = plan.privacy
 
     def __iter__(self) -> Iterator[Batch]:
@@ -147,7 +157,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
         trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         position = start + record.skipped_steps
-        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.rank), start)
+        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
         start = trainer.global_step
     else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
         end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
@@ -182,6 +192,8 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     target_loss = cfg.budget.get("stop_at_loss")
     stops = [] if target_loss is None else [StopAtLoss(target_loss, evaluate)]
     others = [callback for callback in built if callback not in clocks and callback not in writers]
+    if isinstance(plan.corpus.train, StreamedWindows):
+        others.append(DataPosition(plan.corpus.train))
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
     return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]

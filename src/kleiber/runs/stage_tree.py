@@ -60,7 +60,7 @@ class Stage:
 
     def new_record(self, tasks: StageTasks) -> StageRecord:
         """Returns a record of the stage that holds what is known before it is trained."""
-        corpus = self.plan.corpus
+        corpus, counted = self.plan.corpus, self.plan.corpus.train.random_access
         return StageRecord(
             name=self.name,
             parent=self.parent,
@@ -70,8 +70,9 @@ class Stage:
             tasks=[task.name for task in tasks.current],
             data={
                 "name": corpus.name, "config": corpus.config, "hash": corpus.hash,
-                "tokenizer_hash": corpus.tokenizer.hash, "tokens": corpus.train.num_tokens,
-                "bytes": corpus.train.num_bytes,
+                "tokenizer_hash": corpus.tokenizer.hash,
+                "tokens": corpus.train.num_tokens if counted else None,
+                "bytes": corpus.train.num_bytes if counted else None,
                 "separator": corpus.tokenizer.separator_texts,
             },
             batch_tokens=self.plan.batch_tokens,
@@ -257,10 +258,8 @@ class Tree:
         """
         first = stage.parent if stage.continues and stage.parent else stage.name
         computes = model is not None and type(stage.plan.objective).begin is not Objective.begin
-        with (
-            full_parameters(model) if computes else nullcontext(),
-            self.hardware.runtime.precision(self.hardware.device),
-        ):  # the precision of training
+        precision = self.hardware.runtime.precision(self.hardware.device)  # that of training
+        with full_parameters(model) if computes else nullcontext(), precision:
             stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
 
     def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:

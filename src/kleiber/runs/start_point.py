@@ -143,7 +143,8 @@ def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
 def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
     """Returns a task for each validation domain."""
     validation = corpus.validation.items()
-    return [Task(name, objective, held_out, corpus.train, corpus.hash) for name, held_out in validation]
+    train = corpus.train if corpus.train.random_access else None
+    return [Task(name, objective, held_out, train, corpus.hash) for name, held_out in validation]
 
 
 def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:

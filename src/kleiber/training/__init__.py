@@ -11,5 +11,6 @@ EXPORTS = {
     "ExpertParallel": "parallel",
     "FSDP": "fsdp",
     "Local": "trainer",
+    "TensorParallel": "parallel",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -21,7 +21,7 @@ from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.parallel import ExpertStrategy
+from kleiber.training.parallel import Divides, TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
@@ -91,8 +91,8 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        """Divides the experts where the trainer does; FSDP has sharded the model before the first step."""
-        if isinstance(self.trainer.strategy, ExpertStrategy):
+        """Divides the model where the trainer does; FSDP has sharded it before the first step."""
+        if isinstance(self.trainer.strategy, Divides):
             self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -156,8 +156,10 @@ class LitLM(LeanModule):
         strategy = self.trainer.strategy
         no_sync = strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext
         while True:
-            # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones.
-            seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
+            # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones. Ranks
+            # that train on the same rows draw the same ones too.
+            rank = 0 if isinstance(strategy, TensorStrategy) else self.global_rank
+            seed_generators(hash((self.seed, step, rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
                 noise = noise_generator(self.seed, step, next(self.model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Trainers that divide a model over the devices: the experts of a mixture.
+"""Trainers that divide a model over the devices: the experts of a mixture, or every block of a dense model.
 
 Parameters that are divided are DTensors. While a model is scored, generates or is saved, every rank holds all of its
 weights (`sharding.full_parameters`), so they must fit on a device. Checkpoints have the format of the other trainers.
@@ -8,17 +8,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Protocol, runtime_checkable
 
+import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
+from kleiber.models.block import Block
 from kleiber.nn.dispatch import Experts
 from kleiber.nn.sharding import is_sharded
 from kleiber.training.trainer import DDP
 from kleiber.types.model import Model
+
+
+@runtime_checkable
+class Divides(Protocol):
+    """A strategy that keeps this rank's share of a model, which it gets whole and equal on all ranks."""
+
+    def shard(self, model: Model) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,8 @@ class ExpertStrategy(DDPStrategy):
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         for module in model.modules():
             if isinstance(module, Experts):
-                module.gate_up, module.down = divide(module.gate_up, mesh), divide(module.down, mesh)
+                module.gate_up = divide(module.gate_up, mesh, Shard(0))
+                module.down = divide(module.down, mesh, Shard(0))
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         divided = {name: parameter for name, parameter in model.named_parameters() if is_sharded(parameter)}
@@ -61,7 +74,92 @@ class ExpertStrategy(DDPStrategy):
         return gradient / self.world_size
 
 
-def divide(parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
-    """This rank's share of a parameter along its first axis, without the memory of the others."""
-    share = parameter.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
-    return nn.Parameter(DTensor.from_local(share, mesh, [Shard(0)]), parameter.requires_grad)
+@dataclass(frozen=True)
+class TensorParallel(DDP):
+    """Tensor parallelism of a dense model: each device computes a share of every attention layer and MLP.
+
+    All devices read the same rows. Each holds a part of the attention heads and of the hidden units of the MLPs, and
+    adds its result to those of the others: one all-reduce after attention and one after the MLP, and as many in the
+    backward pass. Embeddings, norms and output layers are whole on every device. Shoeybi et al. 2019,
+    arXiv:1909.08053, section 3. gloo on CPUs, NCCL on GPUs.
+    """
+
+    @property
+    def data_share(self) -> tuple[int, int]:
+        return 0, 1
+
+    def strategy(self) -> Strategy | str:
+        """Lightning's strategy for divided blocks, or the one of a single device."""
+        if self.devices == 1:
+            return super().strategy()
+        backend = "nccl" if self.accelerator == "gpu" else "gloo"
+        return TensorStrategy(process_group_backend=backend, timeout=timedelta(seconds=self.rank_timeout))
+
+
+class TensorStrategy(DDPStrategy):
+    """Lightning's strategy for blocks that are divided over all ranks, which all train on the same batch.
+
+    No gradient is averaged. Sums over ranks count every token `world_size` times, loss and divisor alike.
+    """
+
+    def shard(self, model: Model) -> None:
+        """Keeps only this rank's attention heads and hidden units. All ranks must have equal weights.
+
+        The output of a matrix that is divided by columns is this rank's part of the features, in which the input of the
+        next matrix, divided by rows, is divided too. Queries, keys and values, and gate and up, are one matrix with
+        several parts, each of which is divided.
+        """
+        mesh = self.mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        for block in model.modules():
+            if isinstance(block, Block):
+                attention = dict(block.attention.named_children())
+                layers = attention | dict(block.mlp.named_children())
+                for name, parts in (("qkv", 3), ("gate_up", 2), ("up", 1)):
+                    if isinstance(layer := layers.get(name), nn.Linear):
+                        layer.weight = divide(layer.weight, mesh, _StridedShard(0, split_factor=parts))
+                        layer.forward = partial(multiply_columns, layer)
+                for name in ("out", "down"):
+                    layer = layers[name]
+                    assert isinstance(layer, nn.Linear)
+                    layer.weight = divide(layer.weight, mesh, Shard(1))
+                    layer.forward = partial(multiply_rows, layer)
+
+    def configure_ddp(self) -> None:
+        """Instead of averaging gradients, adds those of weights that every rank applies to its own heads."""
+        assert self.lightning_module is not None
+        for block in self.lightning_module.modules():
+            if isinstance(block, Block):
+                for parameter in block.attention.parameters():
+                    if not is_sharded(parameter):
+                        parameter.register_hook(self._add)
+
+    def _add(self, gradient: Tensor) -> Tensor:
+        return DTensor.from_local(gradient, self.mesh, [Partial()]).full_tensor()
+
+
+def multiply_columns(layer: nn.Linear, input: Tensor) -> Tensor:
+    """This rank's features of a bias-free linear layer, of an input that all ranks have; all features if it is whole.
+
+    The gradient of the input is added up over ranks.
+    """
+    if not is_sharded(layer.weight):
+        return F.linear(input, layer.weight)
+    mesh = layer.weight.device_mesh
+    whole = DTensor.from_local(input, mesh, [Replicate()]).to_local(grad_placements=[Partial()])
+    return F.linear(whole, layer.weight.to_local())
+
+
+def multiply_rows(layer: nn.Linear, input: Tensor) -> Tensor:
+    """The output of a bias-free linear layer on all ranks, each of which has some of the input's features, or all."""
+    if not is_sharded(layer.weight):
+        return F.linear(input, layer.weight)
+    product = F.linear(input, layer.weight.to_local())
+    return DTensor.from_local(product, layer.weight.device_mesh, [Partial()]).full_tensor()
+
+
+def divide(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
+    """This rank's share of a parameter, without the memory of the other shares."""
+    shard = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
+    shape, stride = parameter.shape, parameter.stride()
+    share = DTensor.from_local(shard.to_local().clone(), mesh, [placement], shape=shape, stride=stride)
+    return nn.Parameter(share, parameter.requires_grad)

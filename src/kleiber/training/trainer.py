@@ -104,6 +104,11 @@ class Local:
     def rank(self) -> int:
         return int(os.environ.get("RANK", "0"))
 
+    @property
+    def data_share(self) -> tuple[int, int]:
+        """The number of this rank's part of a batch, and that of all parts."""
+        return self.rank, self.world_size
+
     def prepare(self) -> None:
         """Applies the settings of the process: threads, memory, TF32 for matrix products on GPUs, log messages."""
         silence(rank_zero=self.rank == 0)
@@ -233,6 +238,17 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory_bytes(accelerator: str) -> int:
+    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    try:  # Linux reports available memory, which includes caches that the kernel can drop
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @cache

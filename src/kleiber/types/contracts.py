@@ -40,12 +40,16 @@ class Samples:
     num_bytes   bytes of the text of the targets, for bits per byte
     sides       rows that a forward pass has per sample: 2 for a pair of answers
     padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
+    random_access
+                whether `gather` returns any sample; False: samples are read in order alone, and len() is above their
+                number until all were read
     """
 
     num_tokens: int
     num_bytes: int
     sides: int = 1
     padded: bool = False
+    random_access: bool = True
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -130,12 +130,14 @@ def planned(*arms):
 def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():
     study = Compare(claims=[{"arm": "b", "against": "a"}])
     assert study.check_plan(planned("a", "b")) == []
+    base = PlannedPoint(Path("base"), {"study": {}}, 1.0, 1.0)  # of no arm: they start from it
+    assert study.check_plan([base, *planned("a", "b")]) == []
     with pytest.raises(ValueError, match="b is not an arm"):
         study.check_plan(planned("a", "c"))
     with pytest.raises(ValueError, match=r"study\.sizes: big"):
         Compare(sizes=["big"]).check_plan(planned("a", "b"))
     with pytest.raises(ValueError, match="1 arms"):
-        Compare().check_plan(planned("a", "a"))
+        Compare().check_plan([base, *planned("a", "a")])
     points = planned("a", "b")
     for point in points:
         point.config["design"] = {"arms": {"a": {}, "b": {}, "merged": {}, "left_out": None}}

@@ -90,7 +90,8 @@ class Compare(IntervalStudy):
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError for fewer than two arms, arms of equal configs, and a claim about an arm without runs."""
-        arms = list(dict.fromkeys(str(point.config["study"]["arm"]) for point in points))
+        planned = [point.config["study"].get("arm") for point in points]  # None: a base that arms start from
+        arms = list(dict.fromkeys(str(name) for name in planned if name is not None))
         same_runs = [name for name in planned_arms([point.config for point in points]) if name not in arms]
         if same_runs:
             raise ValueError(

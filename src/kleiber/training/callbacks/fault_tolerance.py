@@ -21,6 +21,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
+from kleiber.data.streaming import StreamedWindows
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
@@ -174,6 +175,19 @@ class Checkpoints(LeanCallback):
                 checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
 
         self.writer.start(write)
+
+
+class DataPosition(LeanCallback):
+    """Keeps in every checkpoint where a resumed run finds its place in a text that is encoded while it trains."""
+
+    def __init__(self, samples: StreamedWindows) -> None:
+        self.samples = samples
+
+    def state_dict(self) -> Json:
+        return self.samples.state()
+
+    def load_state_dict(self, state_dict: Json) -> None:
+        self.samples.saved = state_dict
 
 
 def method_name(method: nn.Module) -> str:
