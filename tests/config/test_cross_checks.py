@@ -27,6 +27,8 @@ CONTRADICTIONS = [
     ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
     ("data=text data.path=x data.streaming=true budget.epochs=2", ["budget.epochs=2", "data.streaming=true"]),
+    ("data=text data.path=x data.streaming=true evals=memorization", ["evals=memorization", "data.streaming=true"]),
+    ("data=text data.path=x data.streaming=true evals=retrieval", ["evals.retrieval.store=null", "name texts"]),
     (
         "stages=docs_then_code data=text data.path=x data.streaming=true retention=replay",
         ["retention=[replay]", "data.streaming=true", "l2sp"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import resource
 import struct
@@ -38,6 +39,22 @@ def megatron(path: Path, ids: np.ndarray) -> None:
     ids.astype(np.int32).tofile(path.with_suffix(".bin"))
     lengths = struct.pack("<QQiq", 1, 2, len(ids), 0) + np.array([0, 1], np.int64).tobytes()
     path.with_suffix(".idx").write_bytes(struct.pack("<9sQB", MEGATRON, 1, 4) + lengths)
+
+
+def litdata(path: Path, ids: np.ndarray) -> None:
+    """Two chunks of items of different lengths, in the layout of litdata's writer, as a folder."""
+    path.mkdir(exist_ok=True)
+    index_path = path / "index.json"
+    chunks = json.loads(index_path.read_text())["chunks"] if index_path.exists() else []
+    for part in np.array_split(ids.astype(np.int32), 2):
+        ends = np.unique([0, len(part) // 3, len(part)])
+        name = f"chunk-0-{len(chunks)}.bin"
+        offsets = (4 * (len(ends) + 1) + 4 * ends).astype(np.uint32)
+        raw = np.uint32(len(ends) - 1).tobytes() + offsets.tobytes() + part.tobytes()
+        (path / name).write_bytes(raw)
+        chunks.append({"chunk_bytes": len(raw), "chunk_size": len(ends) - 1, "dim": len(part), "filename": name})
+    config = {"compression": None, "data_format": ["no_header_tensor:16"], "encryption": None}
+    index_path.write_text(json.dumps({"chunks": chunks, "config": config}))
 
 
 def ids_of(corpus: TextCorpus) -> tuple[np.ndarray, np.ndarray]:
@@ -126,3 +143,23 @@ def test_two_hundred_gigabytes_start_at_once(tmp_path: Path, cache: Path) -> Non
     assert corpus.num_tokens == 99_000_000_000 and batch.tokens.shape == (16, 1025)
     assert time.process_time() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes, most of them of the files
+
+
+def test_litdata_folders_are_read_in_the_order_of_their_index(tmp_path: Path, cache: Path) -> None:
+    for part in np.split(IDS, [7000, 7003, 14_000]):  # eight chunks, of items of different lengths
+        litdata(tmp_path / "chunks", part)
+    olmo(tmp_path / "plain", IDS)
+    chunked, plain = Tokens(str(tmp_path / "chunks"), "bytes").prepare(32), Tokens(f"{tmp_path}/plain.npy", "bytes")
+    assert all((a == b).all() for a, b in zip(ids_of(chunked), ids_of(plain.prepare(32)), strict=True))
+    index = tmp_path / "chunks" / "index.json"
+    written = index.read_text()
+    for change, message in [
+        (("tensor:16", "tensor:1"), "must describe rows of token ids"),
+        (("no_header_tensor", "jpeg"), "must describe rows of token ids"),
+        (('"compression": null', '"compression": "zstd"'), "has compression, which cannot be mapped"),
+        (("chunk-0-3.bin", "chunk-0-33.bin"), "chunk-0-33.bin is missing"),
+        (("tensor:16", "tensor:18"), "bytes, and index.json says"),
+    ]:
+        index.write_text(written.replace(*change))
+        with pytest.raises(ValueError, match=message):
+            Tokens(str(tmp_path / "chunks"), "bytes").prepare(32)

@@ -66,9 +66,12 @@ def _streaming(config: Config) -> None:
     stages = ((config.get("stages") or {}).get("chain") or {}).values()
     data = [config["data"], *((stage or {}).get("data") for stage in stages)]
     epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
+    evals = config.get("evals") or {}
     refused = {
         f"budget.epochs={epochs}": (epochs, "set budget.tokens or budget.steps"),
         "privacy=dp_sgd": (config.get("privacy"), "remove it"),
+        "evals=memorization": ("memorization" in evals, "remove it"),
+        "evals.retrieval.store=null": (evals.get("retrieval") and not evals["retrieval"].get("store"), "name texts"),
         f"retention=[{','.join(sorted(methods))}]": (methods, "take l2sp or wise"),
     }
     for key, (chosen, fix) in refused.items():

@@ -5,6 +5,7 @@ A file is one of these:
 numpy     an array of ids in numpy's own format
 raw ids   without a header, as OLMo (.npy), nanotron (.ds) and many others write them
 Megatron  raw ids in FILE.bin, whose type is in FILE.idx
+litdata   the chunks of a folder, which its index.json describes, as TokensLoader reads them
 
 Documents follow one another as they do in the files, with the separators that the tool wrote.
 """
@@ -36,12 +37,17 @@ from kleiber.data.token_files import (
     join_files,
     map_file,
 )
+from kleiber.records.files import read_json
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
 SUFFIXES = (".npy", ".bin", ".ds")
 NUMPY, MEGATRON = b"\x93NUMPY", b"MMIDIDX\x00\x00"
 MEGATRON_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+LITDATA = "index.json"
+TORCH_TYPES = {11: "uint8", 13: "int16", 14: "int16", 15: "int32", 16: "int32", 17: "int64", 18: "int64", 20: "uint16"}
+NUMPY_TYPES = {1: "int16", 2: "int32", 3: "int64", 4: "uint8", 5: "uint16", 6: "uint32", 7: "uint64"}
+LITDATA_TYPES = {"no_header_tensor": TORCH_TYPES, "no_header_numpy": NUMPY_TYPES}  # by litdata's numbers
 COUNTED = 1 << 24  # ids whose bytes are counted; those of a longer text are estimated from as many
 PIECES = 64  # places of a file that its checksum and the estimate read
 Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
@@ -50,6 +56,8 @@ Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 @dataclass(frozen=True)
 class Tokens:
     """Token ids at `path`: a file, a folder or a pattern, whose files follow one another in the order of their names.
+
+    The files of a litdata folder follow one another in the order of its index.
 
     tokenizer   of the ids: bytes, or a name on the hub, or a folder
     dtype       of ids without a header; auto: 16 bits if the vocabulary has at most 65,536 ids, else 32
@@ -101,7 +109,10 @@ class Tokens:
         paths = [file for file in locate(path).files() if file.suffix in SUFFIXES]
         if not paths:
             raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}")
-        parts = [map_ids(file, dtype) for file in paths]
+        folder = Path(path).expanduser()
+        chunks = litdata_chunks(folder) if (folder / LITDATA).is_file() else {}
+        paths = [*chunks] or paths
+        parts = [chunks[file] if chunks else map_ids(file, dtype) for file in paths]
         for file, ids in zip(paths, parts, strict=True):
             check_ids(np.concatenate(spread(ids, COUNTED // len(parts))), tokenizer, str(file))
         return parts, join_files(parts)
@@ -180,6 +191,37 @@ def megatron_type(index: Path) -> np.dtype:
     if magic != MEGATRON or version != 1 or code not in MEGATRON_TYPES:
         raise ValueError(f"{index} must be an index of Megatron, version 1, whose ids are whole numbers")
     return np.dtype(MEGATRON_TYPES[code])
+
+
+def litdata_chunks(folder: Path) -> dict[Path, Integer[np.ndarray, "_"]]:
+    """Maps the ids of each chunk of a litdata folder, in order. Raises ValueError for what TokensLoader does not read.
+
+    A chunk has the number of its items, the offset of each and that of its end, all in 32 bits, and then the ids of all
+    items.
+    """
+    index = read_json(folder / LITDATA)
+    try:
+        config, chunks = index["config"], index["chunks"]
+        (data_format,) = config["data_format"]
+        kind, number = data_format.split(":")
+        dtype = np.dtype(LITDATA_TYPES[kind][int(number)])
+        sizes = {folder / chunk["filename"]: (int(chunk["chunk_size"]), int(chunk["dim"])) for chunk in chunks}
+        altered = [key for key in ("compression", "encryption") if config.get(key)]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{folder / LITDATA} must describe rows of token ids that litdata wrote for its TokensLoader"
+        ) from None
+    if altered:
+        raise ValueError(f"{folder / LITDATA} has {altered[0]}, which cannot be mapped: write the chunks without it")
+    parts: dict[Path, Integer[np.ndarray, "_"]] = {}
+    for path, (items, count) in sizes.items():
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, which {folder / LITDATA} names: copy or download it again")
+        header, size = 4 * (items + 2), path.stat().st_size
+        if size != header + count * dtype.itemsize:
+            raise ValueError(f"{path} has {size:,} bytes, and {LITDATA} says {header + count * dtype.itemsize:,}")
+        parts[path] = map_file(path, dtype, header)
+    return parts
 
 
 def spread(ids: TokenIds, count: int) -> Sequence[Integer[np.ndarray, "_"]]:

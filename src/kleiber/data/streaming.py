@@ -242,6 +242,7 @@ def read_ahead(items: Generator[Item, None, None], depth: int) -> Iterator[Item]
     stopped = threading.Event()
 
     def read() -> None:
+        """Puts the items, or the error that reading them raised, where the caller waits for them."""
         try:
             for item in items:
                 ready.put(lambda item=item: item)
