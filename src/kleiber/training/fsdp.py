@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from typing import ClassVar
 
-import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from kleiber.nn.sharded_model import copy_model, shard, sharded_blocks
 from kleiber.nn.sharding import sharded_modules
@@ -68,30 +65,20 @@ class FSDP(DDP):
         """The model that `draw` builds, of whose blocks this rank keeps its share; a dry run has no other ranks."""
         if self.world_size == 1:
             return draw()
-        with sharded_blocks(self.mesh):
+        with sharded_blocks(self.mesh()):
             return draw()
 
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of every parameter, where all ranks have equal weights."""
-        shard(model, self.mesh)
+        shard(model, self.mesh())
 
     def trial(self, model: Model) -> Model:
         """A sharded copy of the model."""
         if self.world_size == 1:
             return model
         model = copy_model(model)
-        shard(model, self.mesh)
+        shard(model, self.mesh())
         return model
-
-    @cached_property
-    def mesh(self) -> DeviceMesh:
-        """All ranks as a line, which they join at the first use."""
-        if not torch.distributed.is_initialized():
-            if self.accelerator == "gpu":
-                torch.cuda.set_device(self.device)
-            backend = "nccl" if self.accelerator == "gpu" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
-        return init_device_mesh(self.device.type, (self.world_size,))
 
     def compile_model(self, model: Model) -> None:
         """Compiles each block, so that its weights are gathered between the graphs."""

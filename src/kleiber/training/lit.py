@@ -21,7 +21,7 @@ from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.parallel import Divides, TensorStrategy
+from kleiber.training.parallel import TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
@@ -91,9 +91,7 @@ class LitLM(LeanModule):
         return batch.to(device)
 
     def configure_model(self) -> None:
-        """Divides the model where the trainer does; FSDP has sharded it before the first step."""
-        if isinstance(self.trainer.strategy, Divides):
-            self.trainer.strategy.shard(self.model)
+        """Leaves the model as it is: the trainer has sharded it. Lightning's strategy for that asks for this method."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
