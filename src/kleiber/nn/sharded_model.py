@@ -32,7 +32,8 @@ def shard(model: Model, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     # FSDP2 takes whole parameters. Those that are shards already get their place only for that, without memory.
-    shards = [(m, name, p) for m in model.modules() for name, p in m._parameters.items() if is_sharded(p)]
+    held = [(m, name, p) for m in model.modules() for name, p in m._parameters.items() if p is not None]
+    shards = [(module, name, parameter) for module, name, parameter in held if is_sharded(parameter.data)]
     placeholders: dict[int, nn.Parameter] = {}  # by parameter, because tied ones stay one
     for module, name, parameter in shards:
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
@@ -59,6 +60,7 @@ def sharded_blocks(mesh: DeviceMesh) -> Iterator[None]:
     versions: list[tuple[str, Tensor, int]] = []
 
     def keep_share(owner: nn.Module, name: str, module: nn.Module | None) -> None:
+        """Replaces the parameters of a module that joins a list by this rank's shares."""
         if module is None or not isinstance(owner, nn.ModuleList) or type(module).__module__.startswith("transformers"):
             return
         shares = {id(p): _share(p, mesh) for p in module.parameters() if not is_sharded(p)}
@@ -139,4 +141,6 @@ def whole_model(model: M) -> Iterator[M]:
     weights = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):
-            value.copy_(place_like(weights[name], value))
+            placed = place_like(weights[name], value)
+            assert isinstance(placed, Tensor)
+            value.copy_(placed)

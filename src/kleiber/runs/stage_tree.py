@@ -257,9 +257,9 @@ class Tree:
         A stage that has checkpoints loads the results of its first start; `model` may then be None.
         """
         first = stage.parent if stage.continues and stage.parent else stage.name
-        computes = model is not None and type(stage.plan.objective).begin is not Objective.begin
+        reads_model = type(stage.plan.objective).begin is not Objective.begin
         precision = self.hardware.runtime.precision(self.hardware.device)  # that of training
-        with full_parameters(model) if computes else nullcontext(), precision:
+        with full_parameters(model) if model is not None and reads_model else nullcontext(), precision:
             stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
 
     def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:

@@ -104,8 +104,8 @@ def save_shards(
         hashes: list[dict[str, str]] = [{} for _ in range(mesh.size())]
         for file in (files := shard_files.files_of_rank(part, rank)):
             _sync(file)
-        own = {str(file.relative_to(part)): _digest(file) for file in files}
-        dist.all_gather_object(hashes, own, group=mesh.get_group())
+        mine = {str(file.relative_to(part)): _digest(file) for file in files}
+        dist.all_gather_object(hashes, mine, group=mesh.get_group())
         if rank == 0:
             torch.save(state, part / "state.pt")
             sha256 = {"state.pt": _digest(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
@@ -203,8 +203,9 @@ def _read_meta(path: Path) -> Json:
     except DamagedFile as error:
         raise Damaged(str(error)) from None
     hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
-    has_hashes = isinstance(hashes, dict) and all(isinstance(each, str) for each in hashes.values())
-    has_hashes = has_hashes and "state.pt" in hashes and any(_has_weights(file) for file in hashes)
+    files: Json = hashes if isinstance(hashes, dict) else {}
+    has_hashes = "state.pt" in files and any(_has_weights(file) for file in files)
+    has_hashes = has_hashes and all(isinstance(each, str) for each in files.values())
     has_names = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
     for key, kind, is_correct in (
         ("step", "a number of steps", type(step) is int and step >= 0),

@@ -164,8 +164,8 @@ class Checkpoints(LeanCallback):
             for name, value in model.state_dict(keep_vars=True).items()
             if name not in tied and (names is None or name in names)
         }
-        buffers, shards = shard_files.split_shards(chosen, mesh)
-        weights = {name: shards.get(name, value) for name, value in buffers.items()}
+        weights, shards = shard_files.split_shards(chosen, mesh)
+        weights |= shards
         state, state_shards = shard_files.split_shards(self.state(trainer, pl_module), mesh)
         pid = int(trainer.strategy.broadcast(os.getpid()))
 
