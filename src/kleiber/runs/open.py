@@ -268,10 +268,7 @@ def load_trained(model: Model, folder: Path, stage: str) -> checkpoint.Checkpoin
     adapter = build(DictConfig(config["adapter"]))
     with whole_model(model) as whole:
         adapter.apply(whole, config["seed"])
-        if saved.names is None:
-            saved.load_weights(whole)
-        else:
-            saved.load_model(whole, saved.names)
+        saved.load_weights(whole) if saved.names is None else saved.load_model(whole, saved.names)
         adapter.merge(whole)
     return saved
 
@@ -291,8 +288,8 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
         with whole_model(model) as whole:
             whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        difference = first_difference(error)
-        raise ValueError(f"the run {folder} started from a model of another shape: {difference}") from None
+        text = f"the run {folder} started from a model of another shape: {first_difference(error)}"
+        raise ValueError(text) from None
 
 
 def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:

@@ -64,10 +64,8 @@ class Checkpoint(StartPoint):
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns the tasks of the stage and of the stages before it."""
         folder, stage = locate_stage(self.path)
-        tasks: list[Task] = []
-        for name, stage_config in recorded_configs(folder, stage).items():
-            tasks += stage_tasks(stage_config, corpus, folder / "stages" / name)
-        return tasks
+        configs = recorded_configs(folder, stage).items()
+        return [task for name, node in configs for task in stage_tasks(node, corpus, folder / "stages" / name)]
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,8 @@ def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
 
 def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
     """Returns a task for each validation domain."""
-    validation = corpus.validation.items()
     train = corpus.train if corpus.train.random_access else None
-    return [Task(name, objective, held_out, train, corpus.hash) for name, held_out in validation]
+    return [Task(name, objective, text, train, corpus.hash) for name, text in corpus.validation.items()]
 
 
 def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:
