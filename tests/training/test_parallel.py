@@ -24,9 +24,10 @@ OPTIONS = [
     "eval.tokens=1024", "callbacks.log.every=1", "batch.micro=3", "callbacks.checkpoints.every=2",
     "callbacks.stability.every=2",
 ]  # fmt: skip
+AVERAGED = ["callbacks=[default,ema]", "callbacks.ema.decay=0.5"]
 MOE = ["model=moe", "model.mlp.num_experts=4", "model.mlp.k=2", "optimizer.weight_decay=0.1"]
 MIXTURES = {
-    "topk": [*MOE, "model.mlp.num_shared=1"],
+    "topk": [*MOE, *AVERAGED, "model.mlp.num_shared=1", "optimizer=muon"],
     "lossfree": [
         *MOE,
         "model/router=lossfree",
@@ -39,13 +40,15 @@ MIXTURES = {
 }
 
 DENSE = {
-    "gpt": ["model.num_heads=4", "optimizer.weight_decay=0.1"],
+    "gpt": [*AVERAGED, "model.num_heads=4", "optimizer.weight_decay=0.1"],
     "options": [
         "model.dropout=0.2", "model/mlp=relu2", "model/attention=window", "model.attention.window=9",
         "model.attention.value_residual=true", "optimizer=lion", "trainer.checkpoint_activations=true",
     ],
     "masked": ["model=bert", "objective=mlm", "model/mlp=gelu", "model.tied=false"],
-    "future": ["model.future=1", "model.positions=learned", "model.norm=sandwich"],
+    "future": [
+        "model.num_heads=4", "model.num_kv_heads=2", "model.future=1", "model.positions=learned", "model.norm=sandwich",
+    ],
 }  # fmt: skip
 CASES = MIXTURES | DENSE
 RESUMED = ("topk", "gpt")
@@ -101,8 +104,8 @@ def scores(folder: Path) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "stability/attention_logit"}
 
 
-def last(folder: Path) -> dict:
-    return load_file(max(folder.glob("stages/main/checkpoints/step-????????")) / "model.safetensors")
+def last(folder: Path, name: str = "checkpoints") -> dict:
+    return load_file(max(folder.glob(f"stages/main/{name}/step-????????")) / "model.safetensors")
 
 
 @pytest.mark.parametrize(("placement", "rows"), [(Shard(0), [4, 5]), (_StridedShard(0, split_factor=2), [2, 6])])
@@ -142,6 +145,8 @@ def test_a_divided_model_gives_the_numbers_of_one_process(trained, name):
     assert {"train/loss", "train/grad_norm", "stability/gradient/layer 1"} <= set().union(*logged)
     assert scores(pair) == pytest.approx(scores(alone), abs=1e-9)
     assert_same(last(alone), last(pair))
+    if AVERAGED[0] in CASES[name]:
+        assert_same(last(alone, "ema"), last(pair, "ema"))
 
 
 @pytest.mark.slow

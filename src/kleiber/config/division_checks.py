@@ -16,10 +16,7 @@ ATTENTION = ("kleiber.nn.FullAttention", "kleiber.nn.WindowAttention")
 
 
 def check_division(config: Config) -> None:
-    """Raises ConfigError for a model or a feature that does not work with trainer=expert or tensor.
-
-    Features that read or change whole parameters do not.
-    """
+    """Raises ConfigError for a model or a feature that does not work with trainer=expert or tensor."""
     trainer = config["trainer"]
     name, devices = DIVIDED.get(trainer["_target_"]), argument(trainer, "devices")
     if name is None:
@@ -30,10 +27,9 @@ def check_division(config: Config) -> None:
         _check_dense(config["model"], devices)
     refused = {
         "trainer.compile=true": argument(trainer, "compile"),
-        "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
+        "optimizer=muon": name == "tensor" and config["optimizer"]["_target_"].endswith(".Muon"),
         f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
         "adapter": config.get("adapter"),
-        "callbacks.ema": (config.get("callbacks") or {}).get("ema"),
     }
     for key, chosen in refused.items():
         if chosen and devices > 1:
@@ -74,16 +70,12 @@ def _check_dense(model: Config, devices: int) -> None:
             )
     if argument(model, "positions") == "alibi":
         raise ConfigError("model.positions=alibi does not work with trainer=tensor: set another one, or trainer=ddp")
-    shared, heads = argument(model, "num_kv_heads"), argument(model, "num_heads")
     width = width_of(model)
-    if heads is None:
-        heads = 2 if width < 128 else width // 64
-    if shared not in (None, heads):
-        raise ConfigError(
-            f"model.num_kv_heads={shared} must be null or model.num_heads={heads} for trainer=tensor, which divides "
-            "queries, keys and values into equal parts"
-        )
+    usual = 2 if width < 128 else width // 64
+    heads = argument(model, "num_heads") or argument(attention, "num_heads") or usual
+    shared = argument(model, "num_kv_heads") or argument(attention, "num_kv_heads") or heads
     hidden = argument(mlp, "hidden") or (-(-8 * width // 48) * 16 if mlp["_target_"] == GATED else 4 * width)
-    for key, value in (("model.num_heads", heads), ("model.mlp.hidden", hidden)):
+    sizes = {"model.num_heads": heads, "model.num_kv_heads": shared, "model.mlp.hidden": hidden}
+    for key, value in sizes.items():
         if value % devices:
             raise ConfigError(f"{key}={value} must be a multiple of trainer.devices={devices} for trainer=tensor")

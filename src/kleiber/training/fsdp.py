@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from kleiber.nn.sharding import shard, sharded_modules
 from kleiber.training.trainer import DDP
@@ -65,15 +63,6 @@ class FSDP(DDP):
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of every parameter; all ranks must have equal weights."""
         shard(model, self.mesh())
-
-    def mesh(self) -> DeviceMesh:
-        """All ranks as a line, which they join at the first call."""
-        if not torch.distributed.is_initialized():
-            if self.accelerator == "gpu":
-                torch.cuda.set_device(self.device)
-            backend = "nccl" if self.accelerator == "gpu" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
-        return init_device_mesh(self.device.type, (self.world_size,))
 
     def compile_model(self, model: Model) -> None:
         """Compiles each block, so that its weights are gathered between the graphs."""

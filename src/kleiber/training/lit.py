@@ -21,7 +21,7 @@ from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.parallel import Divides, TensorStrategy
+from kleiber.training.parallel import TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
@@ -89,11 +89,6 @@ class LitLM(LeanModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
-
-    def configure_model(self) -> None:
-        """Divides the model where the trainer does; FSDP has sharded it before the first step."""
-        if isinstance(self.trainer.strategy, Divides):
-            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)

@@ -25,6 +25,7 @@ from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
@@ -186,6 +187,15 @@ class DDP(Local):
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         timeout = timedelta(seconds=self.rank_timeout)
         return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks as a line, which they join at the first call."""
+        if not torch.distributed.is_initialized():
+            if self.accelerator == "gpu":
+                torch.cuda.set_device(self.device)
+            backend = "nccl" if self.accelerator == "gpu" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
+        return init_device_mesh(self.device.type, (self.world_size,))
 
 
 def keep_compiled() -> None:
