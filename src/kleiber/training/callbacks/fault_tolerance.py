@@ -26,6 +26,7 @@ from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
+from kleiber.training.remote import Remote
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_timeouts
 from kleiber.types import Count, Json, Natural
@@ -41,6 +42,7 @@ class Checkpoints(LeanCallback):
     sharded       with trainer=fsdp, each rank writes its own shards: no rank gathers them, and files are written in
                   parallel. Any number of ranks, and every command, reads such checkpoints
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
+    remote        URL of a folder to which the thread copies each checkpoint (see `remote`); None: none
 
     Where the disk has no space for a checkpoint, the run ends with status `failed` at the next step, and earlier
     checkpoints are kept.
@@ -54,10 +56,12 @@ class Checkpoints(LeanCallback):
         keep: Count = 2,
         sharded: bool = False,
         branch_steps: Sequence[Natural] = (),
+        remote: str | None = None,
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.sharded = sharded
         self.branch_steps = frozenset(branch_steps)
+        self.remote = None if remote is None else Remote(remote, folder)
         self.writer = Writer()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
@@ -85,6 +89,8 @@ class Checkpoints(LeanCallback):
                     if self.is_planned(int(path.name.rpartition("-")[2])):
                         break
                     shutil.rmtree(path)
+                    if self.remote is not None:
+                        self.remote.remove([path.name])
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
@@ -147,6 +153,8 @@ class Checkpoints(LeanCallback):
         def write() -> None:
             checkpoint.save(self.folder, step, Snapshot(weights), state, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+            if self.remote is not None:
+                self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
 
         self.writer.start(write)
 
