@@ -1,6 +1,7 @@
 """Files of shards in a group of one rank; tests/training/test_fsdp_checkpoints.py has two and four."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from kleiber.training import checkpoint, shard_files
+from kleiber.training.remote import Remote
 
 
 @pytest.fixture
@@ -69,6 +71,20 @@ def test_a_folder_that_cannot_be_written_is_named(mesh, tmp_path):
         shard_files.write_tensors(tmp_path / "file/weights", {"a": torch.ones(2)}, mesh)
     with pytest.raises(OSError, match=r"step-00000001.*no earlier one"):
         save(tmp_path / "file", net(mesh), mesh)
+
+
+def test_a_remote_copy_has_the_shards(mesh, tmp_path):
+    folder, model = tmp_path / "runs/run/stages/main/checkpoints", net()
+    saved, other = save(folder, net(mesh), mesh), Remote((tmp_path / "there").as_uri(), folder)
+    other.copy(saved.path, 2, [])
+    shutil.rmtree(saved.path)
+    other.fetch()
+    checkpoint.latest_of(folder).load_model(model)
+    meta = json.loads((saved.path / "meta.json").read_text())
+    meta["sha256"]["weights/../../other"] = "0"
+    (saved.path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(checkpoint.Damaged, match="sha256"):
+        checkpoint.read(saved.path)
 
 
 def test_the_hash_of_the_weights_is_that_of_all_their_files(mesh, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs, starts_from_weights
 from kleiber.config.targets import build
-from kleiber.nn.sharding import full_parameters
 from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage
@@ -31,7 +29,7 @@ from kleiber.training.loggers import Logger, StageAxis
 from kleiber.training.remote import fetch_missing
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
-from kleiber.types.contracts import Corpus, Objective, Task
+from kleiber.types.contracts import Corpus, Task
 from kleiber.types.model import Model
 
 Planner = Callable[[DictConfig, Plan | None], Plan]  # arguments: config of a stage, plan of the stage before it
@@ -258,9 +256,7 @@ class Tree:
         A stage that has checkpoints loads the results of its first start; `model` may then be None.
         """
         first = stage.parent if stage.continues and stage.parent else stage.name
-        reads_model = type(stage.plan.objective).begin is not Objective.begin
-        precision = self.hardware.runtime.precision(self.hardware.device)  # that of training
-        with full_parameters(model) if model is not None and reads_model else nullcontext(), precision:
+        with self.hardware.runtime.precision(self.hardware.device):  # the precision of training
             stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
 
     def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damage
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
+FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
 
 
 def name(step: int) -> str:
@@ -179,7 +181,7 @@ def _digest(path: Path) -> str:
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, after verifying it. Raises Damaged, which names the file."""
-    meta = _read_meta(path / "meta.json")
+    meta = read_meta(path / "meta.json")
     if name(meta["step"]) != path.name:
         raise Damaged(
             f"{path / 'meta.json'} is of step {meta['step']}, but its directory is {path.name}: rename the directory "
@@ -196,7 +198,7 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, meta)
 
 
-def _read_meta(path: Path) -> Json:
+def read_meta(path: Path) -> Json:
     """The content of a meta.json. Raises Damaged for a key that is missing or has a value of another type."""
     try:
         meta = read_json(path)
@@ -205,7 +207,7 @@ def _read_meta(path: Path) -> Json:
     hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
     files: Json = hashes if isinstance(hashes, dict) else {}
     has_hashes = "state.pt" in files and any(_has_weights(file) for file in files)
-    has_hashes = has_hashes and all(isinstance(each, str) for each in files.values())
+    has_hashes = has_hashes and all(isinstance(files[name], str) and FILE.fullmatch(name) for name in files)
     has_names = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
     for key, kind, is_correct in (
         ("step", "a number of steps", type(step) is int and step >= 0),
@@ -245,7 +247,7 @@ def weights_sha256(folder: Path) -> str:
     """
     for path in steps(folder):
         try:
-            hashes = _read_meta(path / "meta.json")["sha256"]
+            hashes = read_meta(path / "meta.json")["sha256"]
             sharded = "\n".join(f"{hashes[file]} {file}" for file in sorted(hashes) if _has_weights(file))
             return hashes.get("model.safetensors") or hashlib.sha256(sharded.encode()).hexdigest()
         except Damaged:

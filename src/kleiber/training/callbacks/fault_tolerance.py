@@ -152,11 +152,15 @@ class Checkpoints(LeanCallback):
 
         def write() -> None:
             checkpoint.save(self.folder, step, Snapshot(weights), state, self.config_hash, names)
-            checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
-            if self.remote is not None:
-                self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
+            self.tidy(step, kept)
 
         self.writer.start(write)
+
+    def tidy(self, step: int, kept: Collection[int]) -> None:
+        """Removes old checkpoints after that of `step` was written, and copies it where there is a remote folder."""
+        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+        if self.remote is not None:
+            self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
 
     def write_shards(self, trainer: Trainer, pl_module: LitLM, names: Collection[str] | None, kept: set[int]) -> None:
         """Begins to write a checkpoint on all ranks, each with its shards, after which old ones are removed.
@@ -180,7 +184,7 @@ class Checkpoints(LeanCallback):
         def write() -> None:
             checkpoint.save_shards(self.folder, step, weights, state, state_shards, self.config_hash, names, mesh, pid)
             if mesh.get_local_rank() == 0:
-                checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+                self.tidy(step, kept)
 
         self.writer.start(write)
 
