@@ -188,7 +188,5 @@ def add_up(mesh: DeviceMesh, gradient: Tensor) -> Tensor:
 
 def divide(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
     """This rank's share of a parameter, without the memory of the other shares."""
-    shard = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
-    shape, stride = parameter.shape, parameter.stride()
-    share = DTensor.from_local(shard.to_local().clone(), mesh, [placement], shape=shape, stride=stride)
+    share = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
     return nn.Parameter(share, parameter.requires_grad)
