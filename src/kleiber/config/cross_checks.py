@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def check_compatibility(config: Config) -> None:
     _privacy(config)
     _streaming(config)
     _loggers(config.get("logger") or {})
+    _remote((config.get("callbacks") or {}).get("checkpoints"))
 
 
 def _privacy(config: Config) -> None:
@@ -86,6 +88,14 @@ def _loggers(loggers: Config) -> None:
             raise ConfigError(
                 f"logger.{key} needs the package {package}, which is not installed: pip install 'kleiber[{package}]'"
             )
+
+
+def _remote(checkpoints: object) -> None:
+    url = checkpoints.get("remote") if isinstance(checkpoints, Mapping) else None
+    try:
+        _ = url and import_module("fsspec").core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
 
 
 def argument(node: Config, name: str) -> Any:

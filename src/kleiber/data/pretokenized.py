@@ -49,6 +49,7 @@ TORCH_TYPES = {11: "uint8", 13: "int16", 14: "int16", 15: "int32", 16: "int32", 
 NUMPY_TYPES = {1: "int16", 2: "int32", 3: "int64", 4: "uint8", 5: "uint16", 6: "uint32", 7: "uint64"}
 LITDATA_TYPES = {"no_header_tensor": TORCH_TYPES, "no_header_numpy": NUMPY_TYPES}  # by litdata's numbers
 COUNTED = 1 << 24  # ids whose bytes are counted; those of a longer text are estimated from as many
+AT_ONCE = 1 << 18  # ids whose bytes are in memory together
 PIECES = 64  # places of a file that its checksum and the estimate read
 Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 
@@ -114,12 +115,17 @@ class Tokens:
         paths = [*chunks] or paths
         parts = [chunks[file] if chunks else map_ids(file, dtype) for file in paths]
         for file, ids in zip(paths, parts, strict=True):
-            check_ids(np.concatenate(spread(ids, COUNTED // len(parts))), tokenizer, str(file))
+            for piece in spread(ids, COUNTED // len(parts)):
+                check_ids(piece, tokenizer, str(file))
         return parts, join_files(parts)
 
     def _file(self, ids: TokenIds, tokenizer: Tokenizer) -> TokenFile:
-        counted = np.concatenate(spread(ids, COUNTED))
-        num_bytes = round(int(tokenizer.token_bytes[counted].sum()) * len(ids) / max(1, len(counted)))
+        counted = size = 0
+        for piece in spread(ids, COUNTED):
+            for start in range(0, len(piece), AT_ONCE):
+                size += int(tokenizer.token_bytes[piece[start : start + AT_ONCE]].sum())
+            counted += len(piece)
+        num_bytes = round(size * len(ids) / max(1, counted))
         return TokenFile(ids, num_bytes, num_bytes, "")
 
 
@@ -134,7 +140,7 @@ def limit_ids(ids: TokenIds, limit: int, tokenizer: Tokenizer) -> TokenIds:
     """Returns the first ids that stand for at most `limit` bytes of text."""
     place, left = 0, limit
     while place < len(ids):
-        total = np.cumsum(tokenizer.token_bytes[ids[place : place + COUNTED]])
+        total = np.cumsum(tokenizer.token_bytes[ids[place : place + AT_ONCE]])
         if total[-1] > left:
             return cut_ids(ids, place + int(np.searchsorted(total, left, "right")))[0]
         place, left = place + len(total), left - int(total[-1])

@@ -26,6 +26,7 @@ from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
 from kleiber.training import checkpoint
 from kleiber.training.loggers import Logger, StageAxis
+from kleiber.training.remote import fetch_missing
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
@@ -264,6 +265,7 @@ class Tree:
         A branch that has no checkpoint yet continues from that of its trunk. Any other stage without a checkpoint gets
         (None, False). Warns about damaged checkpoints.
         """
+        fetch_missing(stage.config, self.checkpoints(stage.name))
         saved, defects = checkpoint.latest(self.checkpoints(stage.name))
         if self.hardware.rank == 0:
             for defect in defects:
@@ -272,6 +274,7 @@ class Tree:
                 print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
         if saved is None and stage.continues:
             assert stage.parent is not None
+            fetch_missing(stage.config, self.checkpoints(stage.parent), checkpoint.name(stage.branch_step))
             return checkpoint.read(self.checkpoints(stage.parent) / checkpoint.name(stage.branch_step)), False
         return saved, saved is not None
 

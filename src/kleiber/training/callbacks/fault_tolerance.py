@@ -25,6 +25,7 @@ from kleiber.nn.sharding import full_parameters, gather_state, needs_other_ranks
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
+from kleiber.training.remote import Remote
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_timeouts
 from kleiber.types import Count, Json, Natural
@@ -38,6 +39,7 @@ class Checkpoints(LeanCallback):
 
     every         None: ten times per run, but at least every 1000 steps; 0: only after the last step
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
+    remote        URL of a folder to which the thread copies each checkpoint (see `remote`); None: none
 
     Where the disk has no space for a checkpoint, the run ends with status `failed` at the next step, and earlier
     checkpoints are kept.
@@ -50,9 +52,11 @@ class Checkpoints(LeanCallback):
         every: Natural | None = None,
         keep: Count = 2,
         branch_steps: Sequence[Natural] = (),
+        remote: str | None = None,
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.branch_steps = frozenset(branch_steps)
+        self.remote = None if remote is None else Remote(remote, folder)
         self.writer = Writer()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
@@ -80,6 +84,8 @@ class Checkpoints(LeanCallback):
                     if self.is_planned(int(path.name.rpartition("-")[2])):
                         break
                     shutil.rmtree(path)
+                    if self.remote is not None:
+                        self.remote.remove([path.name])
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
@@ -141,6 +147,8 @@ class Checkpoints(LeanCallback):
         def write() -> None:
             checkpoint.save(self.folder, step, model, copied, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+            if self.remote is not None:
+                self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
 
         self.writer.start(write)
 
