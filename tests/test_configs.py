@@ -17,7 +17,7 @@ from kleiber.records.folder import NOT_IDENTITY, config_hash
 ELSEWHERE = {
     "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
     "trainer/gpu": "needs a GPU",
-    "trainer/fsdp": "shards over two ranks: tests/test_fsdp.py",
+    "trainer/fsdp": "shards over two ranks: tests/training/test_fsdp.py",
     "trainer/expert": "divides experts over two ranks: tests/training/test_parallel.py",
     "trainer/tensor": "divides blocks over two ranks: tests/training/test_parallel.py",
     "trainer/smoke": "is in every run here",

@@ -12,7 +12,7 @@ REFUSED = [
     ("trainer=expert model=moe trainer.devices=4 model.mlp.num_experts=6", ["num_experts=6", "trainer.devices=4"]),
     ("trainer=expert model=moe trainer.compile=true", ["trainer.compile=true", "trainer=expert"]),
     ("trainer=expert model=moe stages=docs_then_code retention=[ewc]", ["retention=ewc", "trainer=expert"]),
-    ("trainer=expert model=moe adapter=freeze", ["adapter", "trainer=expert"]),
+    ("trainer=expert model=moe adapter=lora", ["adapter=lora", "trainer=expert"]),
     ("trainer=tensor model=moe", ["model.mlp=kleiber.nn.interleaved_moe", "trainer=expert"]),
     ("trainer=tensor model=lstm", ["model=kleiber.models.LSTM", "trainer=ddp"]),
     ("trainer=tensor model/attention=latent", ["model.attention=kleiber.nn.LatentAttention"]),
@@ -39,7 +39,7 @@ def test_the_error_names_what_does_not_work_with_the_trainer(overrides, values):
     "overrides",
     [
         "trainer=expert model=moe trainer.devices=4 model.mlp.num_experts=6 model.mlp.granularity=2",
-        "trainer=expert model=moe optimizer=muon callbacks=[default,ema]",
+        "trainer=expert model=moe optimizer=muon callbacks=[default,ema] adapter=freeze",
         "trainer=tensor model.num_heads=4 trainer.devices=4 model/mlp=gelu model/attention=window batch.tokens=256",
     ],
 )

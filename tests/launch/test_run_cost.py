@@ -52,8 +52,9 @@ def test_a_stage_of_one_step_cannot_be_measured():
 
 
 CONFIG = {
-    "trainer": {"_target_": "kleiber.training.DDP", "devices": 2, "max_steps": None}, "batch": {"tokens": "1K"},
-    "eval": {"tokens": "1M"}, "callbacks": {"log": {}, "progress": {}}, "study": {}, "design": None,
+    "trainer": {"_target_": "kleiber.training.FSDP", "devices": 2, "max_steps": None, "rank_timeout": 9.0},
+    "batch": {"tokens": "1K"}, "eval": {"tokens": "1M"}, "study": {}, "design": None,
+    "callbacks": {"log": {}, "progress": {}, "checkpoints": {"keep": 1, "sharded": True}},
 }  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def test_a_run_is_shortened_to_a_rank_and_the_more_steps_the_cheaper_they_are(tm
     assert (short["batch"]["tokens"], short["eval"]["tokens"]) == (500, EVALUATED_TOKENS)
     assert short["root"] == str(tmp_path) and short["study"] is None
     assert short["callbacks"]["log"] == {} and short["callbacks"]["progress"] is None
+    assert short["callbacks"]["checkpoints"] == {"keep": 1}
     assert CONFIG["trainer"]["devices"] == 2, "the config itself does not change"
 
 

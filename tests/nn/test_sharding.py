@@ -8,9 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 from kleiber.nn.sharding import (
-    copy_model,
     full_parameters,
-    gather_state,
     inner_product,
     is_sharded,
     load_optimizer,
@@ -18,10 +16,10 @@ from kleiber.nn.sharding import (
     optimizer_state,
     place_by_name,
     place_like,
-    shard,
     split_sharded,
 )
 from kleiber.training import checkpoint
+from kleiber.training.snapshot import copy_tensors
 
 
 @pytest.fixture
@@ -67,15 +65,15 @@ def test_optimizer_state_is_gathered_whole_and_placed_in_shards(net):
     net(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
     state = optimizer_state(optimizer)
-    gathered = gather_state(state, keep=True)
+    gathered = copy_tensors(state, keep=True)
     assert not any(isinstance(value, DTensor) for values in gathered.values() for value in values.values())
     assert all(
         value is None
-        for values in gather_state(state, keep=False).values()
+        for values in copy_tensors(state, keep=False).values()
         for key, value in values.items()
         if key != "step"
     )
-    assert gather_state(gathered, keep=False) == gathered
+    assert copy_tensors(gathered, keep=False).keys() == gathered.keys()
     for name, values in gathered.items():
         for key, value in values.items():
             back = place_like(value, parameters[name])
@@ -93,27 +91,6 @@ def test_within_full_parameters_scores_and_weights_that_are_loaded_stay(net):
     assert all(is_sharded(value) for value in net.parameters())
 
 
-def test_a_copy_has_its_parameters_to_itself(net):
-    tokens = torch.tensor([[1, 2]])
-    expected = net(tokens)
-    with full_parameters(net):
-        plain = copy_model(net)
-    assert type(plain) is nn.Sequential and torch.equal(plain(tokens), expected)
-    assert plain[0][2].weight is plain[0][0].weight, "tied"
-    net(tokens).sum().backward()  # after which every part has its shards alone
-    sharded = copy_model(net)
-    assert type(sharded) is nn.Sequential and all(is_sharded(value) for value in sharded.parameters())
-    sharded.blocks = [sharded[0]]
-    shard(sharded, next(sharded.parameters()).device_mesh)
-    with torch.no_grad():
-        for value in net.parameters():
-            value.zero_()
-        assert torch.equal(sharded(tokens), expected)
-        assert sharded[0][2].weight is sharded[0][0].weight, "tied"
-    net(tokens).sum().backward()  # its own hooks and states are still there
-    assert all(is_sharded(value) and value.grad is not None for value in net.parameters())
-
-
 def test_memory_is_placed_by_name_and_gathered(net):
     memory = {"start": {name: torch.randn(value.shape) for name, value in net.named_parameters()}, "seed": 3}
     memory["0.0.weight"] = {"text": torch.ones(2)}
@@ -124,9 +101,9 @@ def test_memory_is_placed_by_name_and_gathered(net):
     with full_parameters(net):
         expected = sum((memory["start"][name] * value).sum() for name, value in net.named_parameters())
     assert product.item() == pytest.approx(expected.item(), rel=1e-6)
-    gathered = gather_state(placed, keep=True)
+    gathered = copy_tensors(placed, keep=True)
     assert all(torch.equal(value, memory["start"][name]) for name, value in gathered["start"].items())
-    assert not any(gather_state(placed, keep=False)["start"].values())
+    assert not any(copy_tensors(placed, keep=False)["start"].values())
 
 
 def test_a_plain_model_is_left_alone():
@@ -134,7 +111,7 @@ def test_a_plain_model_is_left_alone():
     with full_parameters(net):
         assert net(torch.ones(1, 2)).shape == (1, 2)
     state = {"weight": {"step": torch.ones(())}}
-    assert gather_state(state, keep=False)["weight"]["step"] is state["weight"]["step"]
+    assert copy_tensors(state, keep=False) == state
 
 
 def test_with_full_parameters_what_is_sharded_without_fsdp_is_plain(net):

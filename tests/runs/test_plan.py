@@ -1,7 +1,6 @@
 """batch.micro=auto: the estimated memory of activations, and the micro-batch that follows from it."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.runs import plan
+from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 
 CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)}}
@@ -36,7 +36,7 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
     model = Transformer(96, width=64, context=64, depth=4)
     row = plan.activation_bytes(model, 64)
     monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 2 * 10 * row)
-    plain, light = (SimpleNamespace(accelerator="cpu", checkpoint_activations=on) for on in (False, True))
+    plain, light = (Local(checkpoint_activations=on) for on in (False, True))
     assert plan.micro_batch("auto", 1000, 64, model, plain) == 10
     assert plan.micro_batch("auto", 7, 64, model, plain) == 7
     assert plan.micro_batch("auto", 1000, 64, model, light) > 20
@@ -46,7 +46,8 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
 def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
     model = Transformer(96, width=64, context=64, depth=1)
     monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 1e12)
-    cpu, gpu = (SimpleNamespace(accelerator=kind, checkpoint_activations=False) for kind in ("cpu", "gpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cpu, gpu = Local(accelerator="cpu"), Local(accelerator="gpu")
     sizes = [plan.micro_batch("auto", rows, 64, model, cpu, padded=True) for rows in (5, 64, 200)]
     assert sizes == [5, 8, 25]
     assert (

@@ -36,7 +36,14 @@ MIXTURES = {
         "batch.micro=4",
     ],
     "expert_choice": [*MOE, "model/router=expert_choice", "model.mlp.router.acknowledge_leak=true", "optimizer=lion"],
-    "dropping": [*MOE, "model/mlp=dropping", "model.mlp.every=2", "trainer.checkpoint_activations=true"],
+    "dropping": [
+        *MOE,
+        "model/mlp=dropping",
+        "model.mlp.every=2",
+        "trainer.checkpoint_activations=true",
+        "adapter=freeze",
+        "adapter.freeze=[experts]",
+    ],
 }
 
 DENSE = {
@@ -45,7 +52,10 @@ DENSE = {
         "model.dropout=0.2", "model/mlp=relu2", "model/attention=window", "model.attention.window=9",
         "model.attention.value_residual=true", "optimizer=lion", "trainer.checkpoint_activations=true",
     ],
-    "masked": ["model=bert", "objective=mlm", "model/mlp=gelu", "model.tied=false"],
+    "masked": [
+        "model=bert", "objective=mlm", "model/mlp=gelu", "model.tied=false", "adapter=freeze",
+        "adapter.freeze=[attention]",
+    ],
     "future": [
         "model.num_heads=4", "model.num_kv_heads=2", "model.future=1", "model.positions=learned", "model.norm=sandwich",
     ],

@@ -11,7 +11,8 @@ import pytest
 import torch
 from small_run import REPOSITORY, TINY
 
-from kleiber.training.trainer import DDP, FSDP, Local
+from kleiber.training.fsdp import FSDP
+from kleiber.training.trainer import DDP, Local
 
 OPTIONS = [
     "trainer.precision=64", "model.depth=1", "model.context=64", "data.max_bytes=20000", "budget.steps=20",

@@ -29,7 +29,7 @@ def check_division(config: Config) -> None:
         "trainer.compile=true": argument(trainer, "compile"),
         "optimizer=muon": name == "tensor" and config["optimizer"]["_target_"].endswith(".Muon"),
         f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
-        "adapter": config.get("adapter"),
+        "adapter=lora or dora": config.get("adapter") and not config["adapter"]["_target_"].endswith(".Freeze"),
     }
     for key, chosen in refused.items():
         if chosen and devices > 1:

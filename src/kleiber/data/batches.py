@@ -72,15 +72,22 @@ def gather(samples: Samples, ids: Ids, epochs: Ids) -> Batch:
 
 
 def evaluation_batches(
-    samples: HeldOut, rows: int, tokens: int | None = None, rank: int = 0, world: int = 1
+    samples: HeldOut, rows: int, tokens: int | None = None, rank: int = 0, world: int = 1, equal: bool = False
 ) -> Iterator[Batch]:
     """Yields held-out samples in a fixed order, in batches of at most `rows`: all, or the first `tokens` targets.
 
     Each rank gets a contiguous share. Shares differ by at most one sample, so sum over ranks before dividing. The text
     behind the samples has `samples.first(tokens).num_bytes` bytes.
+
+    equal  whether all ranks get the same number of batches, for which `rows` must be at least 2
     """
     chosen = samples.first(tokens)
     begin, end = rank * len(chosen) // world, (rank + 1) * len(chosen) // world
+    if equal:
+        assert rows > 1 or world == 1, "a rank with one sample less than others has too few for batches of one"
+        for part in np.array_split(np.arange(begin, end), -(-len(chosen) // (world * rows))):
+            yield chosen.gather(part)
+        return
     for start in range(begin, end, rows):
         yield chosen.gather(np.arange(start, min(start + rows, end)))
 

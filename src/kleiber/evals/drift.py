@@ -15,7 +15,7 @@ from kleiber.data.batches import evaluation_batches
 from kleiber.evals.perplexity import Runtime, held_out_loss, score_task
 from kleiber.evals.routing.trace import moe_layers
 from kleiber.nn.loss import kl_divergence
-from kleiber.nn.sharding import copy_model
+from kleiber.nn.sharded_model import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective, Task
 from kleiber.types.model import Model

@@ -30,6 +30,7 @@ from kleiber.evals.text_loss import (
     training_parts,
 )
 from kleiber.nn.loss import log_probs, target_weights
+from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
 from kleiber.types.batch import Batch, Loss, Sums
@@ -205,8 +206,13 @@ def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime:
     device = next(model.parameters()).device
     scorer = task.objective.scorer()
     samples = -(-len(held_out) // world_size)
-    with runtime.precision(device), activity(f"scoring {task.name}", samples, "samples") as work:
-        batches = evaluation_batches(held_out, rows, None, rank, world_size)
+    equal = waits_for_ranks(model)
+    with (
+        full_parameters(model) if rows == 1 else joint_passes(model),
+        runtime.precision(device),
+        activity(f"scoring {task.name}", samples, "samples") as work,
+    ):
+        batches = evaluation_batches(held_out, rows, None, rank, world_size, equal and rows > 1)
         sums = held_out_loss(model, scorer.add, work.track(batches, len), device)
     if world_size > 1:
         sums.reduce()

@@ -29,7 +29,7 @@ from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
-from kleiber.runs.open import add_heads, freeze_unused_heads
+from kleiber.runs.open import HARDWARE, add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
 from kleiber.runs.stage_tree import Stage, Tree
@@ -231,19 +231,19 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     A run on several devices becomes a single rank with its share of the batch.
     """
     short = copy.deepcopy(dict(config))
-    largest = max(cost.flops_per_step for cost in costs)
-    steps = round(min(MAX_STEPS, max(MIN_STEPS, MEASURED_FLOPS / largest)))
+    steps = round(min(MAX_STEPS, max(MIN_STEPS, MEASURED_FLOPS / max(cost.flops_per_step for cost in costs))))
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
         shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
         unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
-        short["trainer"] |= {"_target_": "kleiber.training.Local", "devices": 1}
+        local = {key: value for key, value in short["trainer"].items() if key in Local.__dataclass_fields__}
+        short["trainer"] = {**local, **HARDWARE, "devices": 1}
         short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
-    clock = {"_target_": "kleiber.launch.CoreClock"}
-    short["callbacks"] = {**short["callbacks"], "progress": None, "throughput": clock}
+    short["callbacks"] |= {"progress": None, "throughput": {"_target_": "kleiber.launch.CoreClock"}}
+    (short["callbacks"].get("checkpoints") or {}).pop("sharded", None)
     return short | {"logger": {}, "root": str(folder.parent), "dry_run": False, "study": None, "resume": "auto"}
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import full_tensor, is_sharded
 from kleiber.types.batch import Role
 from kleiber.types.model import Layer
 
@@ -67,8 +68,9 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
     fan_in = weight.shape[_inputs(weight)]
     shapes = _shapes(weight, rank)
     a = (torch.rand(shapes[0], generator=generator) * 2 - 1) / fan_in**0.5
-    module.register_parameter(name + A, nn.Parameter(a.to(weight)))
-    module.register_parameter(name + B, nn.Parameter(weight.new_zeros(shapes[1])))
+    zeros = torch.zeros(shapes[1], dtype=weight.dtype, device=weight.device)
+    module.register_parameter(name + A, nn.Parameter(a.to(weight.device, weight.dtype)))
+    module.register_parameter(name + B, nn.Parameter(zeros))
     plain, before = (module.plain, module.lora_scales) if isinstance(module, Adapted) else (type(module), {})
     scales = before | {name: scale}
     module.__class__ = _adapted(plain, tuple(sorted(scales)))
@@ -84,7 +86,7 @@ def decompose(module: nn.Module, name: str) -> None:
     """
     weight = module._parameters[name]
     assert weight is not None and name + A in module._parameters, f"{name} has no update"
-    module.register_parameter(name + M, nn.Parameter(_norms(weight)))
+    module.register_parameter(name + M, nn.Parameter(full_tensor(_norms(weight))))
 
 
 def merge(module: nn.Module) -> None:
@@ -153,7 +155,7 @@ def _effective(module: Adapted, name: str, scale: float) -> Tensor:
     """The matrix with which the layer computes: W + s B A, scaled to the magnitudes of DoRA if there are any."""
     weight, magnitudes = module._parameters[name], module._parameters.get(name + M)
     assert weight is not None
-    if module.lora_off:
+    if module.lora_off or is_sharded(weight):  # FSDP2 reads the attribute for the parameter itself
         return weight
     whole = _updated(module, name, scale)
     if magnitudes is None:

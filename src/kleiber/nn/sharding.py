@@ -7,11 +7,10 @@ here imports FSDP or DTensor before something is sharded, because that import is
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeGuard
 from weakref import WeakSet
 
 import torch
@@ -19,39 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kleiber.types import Json
-from kleiber.types.model import Model
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-M = TypeVar("M", bound=nn.Module)
 STATE_HOOKS = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 OptimizerState = dict[str, dict[str, Tensor | float]]  # by parameter name and by key
 
 _whole: WeakSet[nn.Module] = WeakSet()  # models within `full_parameters`
-
-
-def shard(model: Model, mesh: DeviceMesh) -> None:
-    """Keeps only this rank's share of every parameter, in place.
-
-    A parameter that is not sharded yet must be equal on all ranks. Each block is a unit of sharding. The rest of the
-    model is another, whose weights stay gathered from the forward pass to the end of the backward pass, because
-    objectives read the output layer outside of the forward pass.
-    """
-    from torch.distributed.fsdp import fully_shard
-
-    shards = {name: p for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)}
-    replacements = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in shards.values()}
-    for name, parameter in shards.items():
-        owner, _, last = name.rpartition(".")
-        replacements[id(parameter)].requires_grad_(parameter.requires_grad)
-        model.get_submodule(owner).register_parameter(last, replacements[id(parameter)])
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    model.load_state_dict(shards, strict=False, assign=True)
 
 
 @contextmanager
@@ -90,6 +65,28 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
+@contextmanager
+def joint_passes(model: nn.Module) -> Iterator[None]:
+    """For forward passes that all ranks make together, which under FSDP2 gather the weights of one block at a time.
+
+    Shards at the end what the last pass left gathered. Weights that are divided in another way are whole.
+    """
+    if not waits_for_ranks(model):
+        with full_parameters(model):
+            yield
+        return
+    try:
+        yield
+    finally:
+        for part in sharded_modules(model):
+            part.reshard()
+
+
+def waits_for_ranks(model: nn.Module) -> bool:
+    """Whether a forward pass gathers weights, so that all ranks must make equally many of them."""
+    return model not in _whole and bool(sharded_modules(model))
+
+
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules of the model that FSDP2 shards, each with its own group of parameters."""
     if "torch.distributed.fsdp" not in sys.modules:
@@ -97,30 +94,6 @@ def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def copy_model(model: M) -> M:
-    """A deep copy of a model, without gradients and hooks; its parameters are shards where those of the model are now.
-
-    `shard` makes a model of it that gathers its shards; within `full_parameters`, the copy is a plain model.
-    """
-    parts = sharded_modules(model)
-    if not parts:
-        return copy.deepcopy(model)
-    copies: dict[int, object] = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
-    # Hooks and states of FSDP2 refuse to be copied, and the copy gets empty ones.
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name.endswith("_hooks") or name.startswith("__composable_api"):
-                copies[id(value)] = type(value)()
-    classes = [type(part) for part in parts]
-    for part, cls in zip(parts, classes, strict=True):
-        part.__class__ = cls.__mro__[2]
-    try:
-        return copy.deepcopy(model, copies)
-    finally:
-        for part, cls in zip(parts, classes, strict=True):
-            part.__class__ = cls
 
 
 def is_sharded(value: object) -> TypeGuard[DTensor]:
@@ -178,26 +151,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> N
     for name, values in state.items():
         # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
         optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}
-
-
-def gather_state(state: Json, keep: bool) -> Json:
-    """Nested dictionaries with full tensors on the CPU in place of shards, gathered one at a time.
-
-    Values that are not sharded are those of `state`. Collective, so all ranks need the same keys in the same order.
-
-    keep  False: this rank only takes part in the communication, and gets None in place of the full tensors
-    """
-
-    def gathered(value: object) -> object:
-        """The full tensor of a shard, the copy of a dictionary, or the value itself."""
-        if isinstance(value, dict):
-            return {key: gathered(entry) for key, entry in value.items()}
-        if not is_sharded(value):
-            return value
-        full = value.full_tensor()
-        return full.cpu() if keep else None
-
-    return {key: gathered(value) for key, value in state.items()}
 
 
 def place_like(value: Tensor | float, parameter: Tensor) -> Tensor | float:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kleiber.data.preference import AnswerCorpus, PairRows
+from kleiber.nn.sharding import full_parameters
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.model import Model
 
@@ -124,13 +125,14 @@ def set_reference(
         )
     if not has_checkpoints:
         assert model is not None, "a stage without checkpoints has its model"
-        start, weights = model, fingerprint(model)
-        if stored is None or stored[0]["weights"] != weights:
-            values = corpus.cached_arrays(
-                f"{weights} {part}".strip(), lambda: {name: compute(start, split) for name, split in rows.items()}
-            )
-            stored = {**data, "weights": weights}, values
-            _write(folder, *stored)
+        with full_parameters(model):
+            start, weights = model, fingerprint(model)
+            if stored is None or stored[0]["weights"] != weights:
+                values = corpus.cached_arrays(
+                    f"{weights} {part}".strip(), lambda: {name: compute(start, split) for name, split in rows.items()}
+                )
+                stored = {**data, "weights": weights}, values
+                _write(folder, *stored)
     assert stored is not None
     for name, split in rows.items():
         split.reference = stored[1][name]

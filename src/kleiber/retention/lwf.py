@@ -9,7 +9,8 @@ import torch
 
 from kleiber.config.stages import Quantity
 from kleiber.nn.loss import kl_divergence
-from kleiber.nn.sharding import copy_model, is_sharded, shard
+from kleiber.nn.sharded_model import copy_model, shard
+from kleiber.nn.sharding import is_sharded
 from kleiber.retention.memory import EarlierText, reference_samples, same_loss
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss

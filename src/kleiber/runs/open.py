@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Int
 from omegaconf import DictConfig
-from safetensors import safe_open
 from torch import Tensor
 
 from kleiber.config.check import check
@@ -24,11 +23,13 @@ from kleiber.config.stages import stage_configs
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
+from kleiber.nn.sharded_model import whole_model
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
 from kleiber.training import checkpoint
+from kleiber.training.saved_checkpoint import first_difference
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
@@ -265,12 +266,10 @@ def load_trained(model: Model, folder: Path, stage: str) -> checkpoint.Checkpoin
     else:
         load_initial_weights(model, config, folder)
     adapter = build(DictConfig(config["adapter"]))
-    adapter.apply(model, config["seed"])
-    if saved.names is None:
-        saved.load_weights(model)
-    else:
-        saved.load_model(model, saved.names)
-    adapter.merge(model)
+    with whole_model(model) as whole:
+        adapter.apply(whole, config["seed"])
+        saved.load_weights(whole) if saved.names is None else saved.load_model(whole, saved.names)
+        adapter.merge(whole)
     return saved
 
 
@@ -286,15 +285,15 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
     if config.get("init"):
         build(DictConfig(config["init"])).load(start)
     try:
-        model.load_state_dict(start.state_dict())
+        with whole_model(model) as whole:
+            whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        difference = checkpoint.first_difference(error)
-        raise ValueError(f"the run {folder} started from a model of another shape: {difference}") from None
+        text = f"the run {folder} started from a model of another shape: {first_difference(error)}"
+        raise ValueError(text) from None
 
 
 def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:
     """Adds the task heads whose weights are in a checkpoint."""
-    with safe_open(saved.path / "model.safetensors", "pt") as file:
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            if name.startswith("heads.") and name.endswith(".weight"):
-                model.add_head(name.split(".")[1], file.get_slice(name).get_shape()[0])
+    for name, shape in saved.shapes().items():
+        if name.startswith("heads.") and name.endswith(".weight"):
+            model.add_head(name.split(".")[1], shape[0])

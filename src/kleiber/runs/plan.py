@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,13 +13,14 @@ from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
+from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule, sparkline
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.private_step import plan_private_steps
-from kleiber.training.trainer import Local
+from kleiber.training.trainer import Local, free_memory_bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 from kleiber.types.model import Model
@@ -117,7 +116,9 @@ def make_plan(
         outputs |= reader.outputs
     if before is not None:
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
-    model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
+        model = before.model
+    else:
+        model = build_model(cfg, corpus, {}, hardware) if model_of is None else model_of(cfg, corpus, {})
     if cfg.adapter is not None:
         build(cfg.adapter).check(model)
     add_heads(model, outputs)
@@ -188,13 +189,18 @@ def row_tokens(samples: Samples, sides: int) -> int:
     return max(1, round(samples.num_tokens / (len(samples) * sides)))
 
 
-def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Model:
+def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int], hardware: Local | None = None) -> Model:
     """Builds the untrained model of a config: weights are drawn with its seed, and the vocabulary is that of `corpus`.
 
-    outputs  number of outputs of each task head, by name; the weights of task heads are zero
+    outputs   number of outputs of each task head, by name; the weights of task heads are zero
+    hardware  the trainer, which may keep only a share of the weights; None keeps all
     """
-    torch.manual_seed(cfg.seed)
-    model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+
+    def draw() -> Model:
+        torch.manual_seed(cfg.seed)
+        return build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+
+    model = draw() if hardware is None else hardware.build(draw)
     add_heads(model, outputs)
     return model
 
@@ -212,7 +218,7 @@ def micro_batch(
     """
     if setting != "auto":
         return min(int(setting), rows)
-    row = sides * activation_bytes(model, context)
+    row = sides * activation_bytes(hardware.trial(model), context)
     if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     memory_limit = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
@@ -228,7 +234,7 @@ def activation_bytes(model: Model, context: int) -> int:
 
 def _saved_bytes(model: Model, rows: int, context: int) -> int:
     """Bytes of the tensors, other than weights, that a forward pass saves for the backward pass."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}  # references, so that no address is used twice
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
@@ -240,17 +246,6 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
     return sum(storage.nbytes() for storage in saved.values())
-
-
-def free_memory_bytes(accelerator: str) -> int:
-    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
-    if accelerator == "gpu":
-        return torch.cuda.mem_get_info()[0]
-    try:  # Linux reports available memory, which includes caches that the kernel can drop
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def describe_stages(stages: Sequence[Stage]) -> list[str]:

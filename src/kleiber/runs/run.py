@@ -70,6 +70,12 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
     def plan(config: DictConfig, before: Plan | None) -> Plan:
         return make_plan(config, hardware, before, model_of)
 
+    checkpoints = (cfg.callbacks or {}).get("checkpoints")
+    if checkpoints is not None and checkpoints.get("sharded") and not hardware.shards_weights:
+        raise ValueError(
+            "callbacks.checkpoints.sharded=true needs trainer=fsdp, whose ranks have shards of the weights: remove it, "
+            "or set trainer=fsdp"
+        )
     if cfg.stages is None:
         return Layout().stages(cfg, plan)
     if cfg.callbacks is None or cfg.callbacks.checkpoints is None:

@@ -76,7 +76,7 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
             start = f" from {stage.parent}{step}" if stage.parent else ""
             print(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", file=sys.stderr)
         if model is None:
-            model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
+            model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
         tree.done[stage.name] = run_stage(tree, stage, model).to_json()
         model = None
         put(tree.done[stage.name])
@@ -106,7 +106,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
             rollbacks = [*alarm.earlier, {"step": alarm.step, "to": 0, "reason": alarm.reason}]
             if tree.hardware.rank == 0:
                 print(f"stability at {alarm}; going back, and leaving out the data up to here", file=sys.stderr)
-        model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
+        model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
 
 
 def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -> StageRecord:
@@ -119,14 +119,13 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
     hardware.shard(model)
-    with full_parameters(model):
-        tree.begin_objective(stage, model)
+    tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
     meter = EnergyMeter(hardware.device)
     callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
-    state = saved.load_state() if saved else None
+    state = saved.load_state(model) if saved else None
     if state:
         state |= {key: place_by_name(state[key], model) for key in ("callbacks", "retention")}
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
@@ -164,10 +163,9 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -
         end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
     record.stopped_at_loss = target_loss if start < plan.stop_step else None
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
-    with full_parameters(model):
-        end_retention(methods, tree, stage, model, evaluate)
-        record.add_scores(stage_drift(tree, stage, model, tasks))
-        complete_record(record, tree, stage, model, meter.power())
+    end_retention(methods, tree, stage, model, evaluate)
+    record.add_scores(stage_drift(tree, stage, model, tasks))
+    complete_record(record, tree, stage, model, meter.power())
     return record
 
 
@@ -233,8 +231,9 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
     if not tree.load_start(stage, start):
         return {}
     adapter = stage.config.adapter
-    after = merge_copy(model, None if adapter is None else build(adapter).merge)
-    return before | drift_metrics(start, after, tasks.earlier, tasks.current, *options)
+    with full_parameters(model):
+        after = merge_copy(model, None if adapter is None else build(adapter).merge)
+        return before | drift_metrics(start, after, tasks.earlier, tasks.current, *options)
 
 
 def begin_retention(
@@ -253,7 +252,7 @@ def begin_retention(
     has_adapter = any(other.config.adapter for other in tree.stages if other.name in (stage.name, stage.parent))
     if saved is None and methods and stage.parent is not None and not has_adapter:
         last, _ = checkpoint.latest(tree.checkpoints(stage.parent))
-        memory = last.load_state()["retention"] if last else {}
+        memory = last.load_state(model)["retention"] if last else {}
     samples: Samples = stage.plan.corpus.train
     for method in methods:
         if method_name(method) in memory:
@@ -274,8 +273,14 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
     The updates of an adapter are first merged into a copy of the model, so methods see plain weights.
     """
     adapter = stage.config.adapter
-    model = merge_copy(model, None if adapter is None or not methods else build(adapter).merge)
+    if not methods:
+        return
+    with full_parameters(model):
+        merged = merge_copy(model, None if adapter is None else build(adapter).merge)
+        _end_retention(methods, tree, stage, merged, evaluate)
 
+
+def _end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name
         if rank_and_world_size()[0] == 0:

@@ -23,6 +23,7 @@ from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import Dropping, MoE
 from kleiber.nn.patterns import NoMixing
+from kleiber.nn.sharded_model import whole_model
 from kleiber.runs.inherit import locate_stage
 from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
 from kleiber.types import Config, Json, NonNegative, Seed
@@ -63,10 +64,8 @@ class Checkpoint(StartPoint):
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns the tasks of the stage and of the stages before it."""
         folder, stage = locate_stage(self.path)
-        tasks: list[Task] = []
-        for name, stage_config in recorded_configs(folder, stage).items():
-            tasks += stage_tasks(stage_config, corpus, folder / "stages" / name)
-        return tasks
+        configs = recorded_configs(folder, stage).items()
+        return [task for name, node in configs for task in stage_tasks(node, corpus, folder / "stages" / name)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ class HF(StartPoint):
         from kleiber.models.hf_twin import load_hf
 
         assert isinstance(model, Transformer)
-        load_hf(model, Path(self.path).expanduser(), self.allow_nonfinite)
+        with whole_model(model) as whole:
+            load_hf(whole, Path(self.path).expanduser(), self.allow_nonfinite)
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns a language-modeling task for each text of `upstream`."""
@@ -120,7 +120,8 @@ class Upcycle(Checkpoint):
             add_heads(dense, head_sizes(model))
             load_stage(dense, folder, stage)
             torch.manual_seed(self.seed)
-            upcycle(dense.state_dict(), model, noise=self.noise)
+            with whole_model(model) as whole:
+                upcycle(dense.state_dict(), whole, noise=self.noise)
 
 
 def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
@@ -139,9 +140,8 @@ def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
 
 def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
     """Returns a task for each validation domain."""
-    validation = corpus.validation.items()
     train = corpus.train if corpus.train.random_access else None
-    return [Task(name, objective, held_out, train, corpus.hash) for name, held_out in validation]
+    return [Task(name, objective, text, train, corpus.hash) for name, text in corpus.validation.items()]
 
 
 def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:

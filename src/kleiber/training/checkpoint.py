@@ -2,7 +2,10 @@
 
     step-00001000/  model.safetensors   weights under the model's own names
                     state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
-                    meta.json           sha256 of the other two, step, config hash; written last
+                    meta.json           sha256 of the other files, step, config hash; written last
+
+Where ranks save their own shards, weights/ takes the place of model.safetensors, and state/ has what is sharded of
+state.pt, each with a file of every rank (`shard_files`). Any number of ranks reads either kind.
 
 A stage that trains a part of a model saves only that part; meta.json lists its names. Such a partial checkpoint is
 loaded into a model that already has the other weights, by a caller that passes exactly those names.
@@ -16,114 +19,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import re
 import shutil
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from kleiber.config.errors import ConfigError
 from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
+from kleiber.training import shard_files
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
-FILES = ("model.safetensors", "state.pt")
-
-
-class Damaged(ValueError):
-    """A checkpoint whose files are missing, incomplete, or different from those that its meta.json describes."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint on disk whose checksums were verified."""
-
-    path: Path
-    meta: Json
-
-    @property
-    def step(self) -> int:
-        return self.meta["step"]
-
-    @property
-    def names(self) -> frozenset[str] | None:
-        """Names of the weights of a partial checkpoint; None for a whole model."""
-        names = self.meta.get("names")
-        return None if names is None else frozenset(names)
-
-    def load_model(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Loads the weights into `model`: all of them, or exactly the `names` that were passed to `save`.
-
-        Raises ValueError where names or shapes differ, and where a partial checkpoint is loaded without names or a
-        whole one with names.
-        """
-        saved = self.names
-        if names is None:
-            self._refuse_part()
-            try:
-                load_model(model, self.path / "model.safetensors")
-            except RuntimeError as error:
-                raise ValueError(f"{self.path} holds another model: {error}") from None
-            return
-        if saved is None or saved != frozenset(names):
-            content = "a whole model" if saved is None else f"other weights: {sorted(saved ^ frozenset(names))[:5]}"
-            raise ValueError(
-                f"{self.path} holds {content}, but the model expects {len(frozenset(names))} weights by name"
-            )
-        state = model.state_dict(keep_vars=True)
-        weights = load_file(self.path / "model.safetensors")
-        wrong = [name for name, value in weights.items() if name not in state or state[name].shape != value.shape]
-        if wrong or weights.keys() != saved:
-            raise ValueError(
-                f"{self.path} holds weights of another model: {(wrong or sorted(weights.keys() ^ saved))[:5]}"
-            )
-        with torch.no_grad():
-            for name, value in weights.items():
-                state[name].copy_(value)
-
-    def _refuse_part(self) -> None:
-        if self.names is not None:
-            raise ValueError(
-                f"{self.path} holds only the {len(self.names)} weights that an adapter trained, not a whole model: "
-                "load the model that it started from first (init.path of its run), then these weights by name"
-            )
-
-    def load_weights(self, model: nn.Module) -> None:
-        """Loads the weights into a model whose task heads, and parts for later tokens, may differ.
-
-        Raises ValueError for any other difference.
-        """
-        self._refuse_part()
-        try:
-            missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
-        other = sorted(name for name in (*missing, *unexpected) if not name.startswith(("heads.", "future.")))
-        if other:
-            raise ValueError(
-                f"{self.path} holds another model: {', '.join(other[:5])} are weights of only the checkpoint or only "
-                "this model; use the model settings of the checkpoint's run, or another checkpoint"
-            )
-
-    def load_state(self) -> Json:
-        """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
-        try:
-            return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # its text advises to run the code
-            raise ConfigError(
-                f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
-                f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
-            ) from None
-
-
-def first_difference(error: RuntimeError) -> str:
-    """The first difference of two models, from PyTorch's error, which lists all of them."""
-    return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
 
 
 def name(step: int) -> str:
@@ -151,32 +66,85 @@ def save(
     Raises OSError, which names the folder, where writing fails, and then leaves no incomplete directory.
     """
     final = folder / name(step)
-    part = folder / f"{final.name}.part-{os.getpid()}"
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
-        part.mkdir(parents=True)
+    with _new_directory(final) as part:
         if names is None:
             save_model(model, str(part / "model.safetensors"))
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
         shutil.copymode(part / "state.pt", part / "model.safetensors")  # safetensors ignores the umask
-        sha256 = {file: _digest(part / file) for file in FILES}
-        meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
-        meta |= {} if names is None else {"names": sorted(names)}
-        (part / "meta.json").write_text(json.dumps(meta, indent=1))
-        for file in part.iterdir():
+        sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
+        return _complete(part, final, step, config_hash, sha256, names)
+
+
+def save_shards(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    state: Json,
+    shards: Mapping[str, Tensor],
+    config_hash: str,
+    names: Collection[str] | None,
+    mesh: DeviceMesh,
+    pid: int,
+) -> None:
+    """Writes `folder/step-<step>` from all ranks, each with its rows; returns when all of it is on the disk.
+
+    weights        of the whole model by name, or the weights `names`
+    state, shards  from `shard_files.split_shards`
+    mesh           of all ranks
+    pid            of rank 0, in the name of the directory while it is incomplete
+
+    Raises OSError, as `save` does.
+    """
+    final, rank = folder / name(step), mesh.get_local_rank()
+    with _new_directory(final, pid, is_owner=rank == 0) as part:
+        dist.barrier(mesh.get_group())
+        shard_files.write_tensors(part / WEIGHTS, weights, mesh)
+        if shards:
+            shard_files.write_tensors(part / STATE, shards, mesh)
+        hashes: list[dict[str, str]] = [{} for _ in range(mesh.size())]
+        for file in (files := shard_files.files_of_rank(part, rank)):
             _sync(file)
-        if final.is_dir() and not final.is_symlink():
-            shutil.rmtree(final)
-        elif os.path.lexists(final):
-            rename_aside(final)
-        _commit(part, final)
+        mine = {str(file.relative_to(part)): _digest(file) for file in files}
+        dist.all_gather_object(hashes, mine, group=mesh.get_group())
+        if rank == 0:
+            torch.save(state, part / "state.pt")
+            sha256 = {"state.pt": _digest(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
+            _complete(part, final, step, config_hash, sha256, names)
+        dist.barrier(mesh.get_group())
+
+
+@contextmanager
+def _new_directory(final: Path, pid: int | None = None, is_owner: bool = True) -> Iterator[Path]:
+    """An empty directory beside `final`; removed where writing fails, which raises an OSError that names `final`."""
+    part = final.with_name(f"{final.name}.part-{os.getpid() if pid is None else pid}")
+    try:
+        if is_owner:
+            shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
+            part.mkdir(parents=True)
+        yield part
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = full_disk_error(part, error) or error
         shutil.rmtree(part, ignore_errors=True)
         text = _write_failure(final, cause)
         raise (OSError(cause.errno, text) if isinstance(cause, OSError) else OSError(text)) from error
+
+
+def _complete(
+    part: Path, final: Path, step: int, config_hash: str, sha256: Mapping[str, str], names: Collection[str] | None
+) -> Checkpoint:
+    """Writes meta.json, flushes all files, and gives the directory its final name."""
+    meta: Json = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": dict(sha256)}
+    meta |= {} if names is None else {"names": sorted(names)}
+    (part / "meta.json").write_text(json.dumps(meta, indent=1))
+    for path in (*part.rglob("*"), part):
+        _sync(path)
+    if final.is_dir() and not final.is_symlink():
+        shutil.rmtree(final)
+    elif os.path.lexists(final):
+        rename_aside(final)
+    _commit(part, final)
     return Checkpoint(final, meta)
 
 
@@ -213,13 +181,13 @@ def _digest(path: Path) -> str:
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, after verifying it. Raises Damaged, which names the file."""
-    meta = _read_meta(path / "meta.json")
+    meta = read_meta(path / "meta.json")
     if name(meta["step"]) != path.name:
         raise Damaged(
             f"{path / 'meta.json'} is of step {meta['step']}, but its directory is {path.name}: rename the directory "
             f"to {name(meta['step'])}, or delete it to use another checkpoint"
         )
-    for file in FILES:
+    for file in meta["sha256"]:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
         if _digest(path / file) != meta["sha256"][file]:
@@ -230,24 +198,30 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, meta)
 
 
-def _read_meta(path: Path) -> Json:
+def read_meta(path: Path) -> Json:
     """The content of a meta.json. Raises Damaged for a key that is missing or has a value of another type."""
     try:
         meta = read_json(path)
     except DamagedFile as error:
         raise Damaged(str(error)) from None
     hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
-    has_hashes = isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in FILES)
+    files: Json = hashes if isinstance(hashes, dict) else {}
+    has_hashes = "state.pt" in files and any(_has_weights(file) for file in files)
+    has_hashes = has_hashes and all(isinstance(files[name], str) and FILE.fullmatch(name) for name in files)
     has_names = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
     for key, kind, is_correct in (
         ("step", "a number of steps", type(step) is int and step >= 0),
-        ("sha256", f"the hashes of {' and '.join(FILES)}", has_hashes),
+        ("sha256", "the hashes of state.pt and the weights", has_hashes),
         ("names", "a list of names of weights", has_names),
     ):
         if not is_correct:
             value = str(meta.get(key, "missing"))[:60]
             raise Damaged(f"{path} is damaged: {key}={value} must be {kind}; delete {path.parent} to use an older one")
     return meta
+
+
+def _has_weights(file: str) -> bool:
+    return file == "model.safetensors" or file.startswith(f"{WEIGHTS}/")
 
 
 def steps(folder: Path) -> list[Path]:
@@ -273,7 +247,9 @@ def weights_sha256(folder: Path) -> str:
     """
     for path in steps(folder):
         try:
-            return _read_meta(path / "meta.json")["sha256"]["model.safetensors"]
+            hashes = read_meta(path / "meta.json")["sha256"]
+            sharded = "\n".join(f"{hashes[file]} {file}" for file in sorted(hashes) if _has_weights(file))
+            return hashes.get("model.safetensors") or hashlib.sha256(sharded.encode()).hexdigest()
         except Damaged:
             continue
     raise Damaged(f"{folder} has no valid checkpoint")

@@ -1,19 +1,18 @@
-"""Training with sharded weights: FSDP2 of PyTorch shards parameters, gradients and optimizer state (`nn.sharding`).
-
-While a model is scored, generates or is saved, every rank holds all of its weights (`full_parameters`).
-"""
+"""Training with sharded weights: FSDP2 of PyTorch shards parameters, gradients and optimizer state (`nn.sharding`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from kleiber.nn.sharding import shard, sharded_modules
+from kleiber.nn.sharded_model import copy_model, shard, sharded_blocks
+from kleiber.nn.sharding import sharded_modules
 from kleiber.training.trainer import DDP
 from kleiber.types.model import Model
 
@@ -48,9 +47,11 @@ class Sharded(ModelParallelStrategy):
 class FSDP(DDP):
     """One process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
-    Every rank holds all weights before they are sharded and while the model is scored or saved, so they must fit on a
-    device. Checkpoints have the format of the other trainers. Zhao et al. 2023, arXiv:2304.11277.
+    A rank never holds more whole weights than those of one block and of what is outside of the blocks, unless
+    something asks for all of them (`full_parameters`). Zhao et al. 2023, arXiv:2304.11277.
     """
+
+    shards_weights: ClassVar[bool] = True
 
     def _check_devices(self) -> None:
         if self.devices < 2:
@@ -60,9 +61,24 @@ class FSDP(DDP):
     def strategy(self) -> Strategy | str:
         return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
 
+    def build(self, draw: Callable[[], Model]) -> Model:
+        """The model that `draw` builds, of whose blocks this rank keeps its share; a dry run has no other ranks."""
+        if self.world_size == 1:
+            return draw()
+        with sharded_blocks(self.mesh()):
+            return draw()
+
     def shard(self, model: Model) -> None:
-        """Keeps only this rank's share of every parameter; all ranks must have equal weights."""
+        """Keeps only this rank's share of every parameter, where all ranks have equal weights."""
         shard(model, self.mesh())
+
+    def trial(self, model: Model) -> Model:
+        """A sharded copy of the model."""
+        if self.world_size == 1:
+            return model
+        model = copy_model(model)
+        shard(model, self.mesh())
+        return model
 
     def compile_model(self, model: Model) -> None:
         """Compiles each block, so that its weights are gathered between the graphs."""

@@ -90,6 +90,9 @@ class LitLM(LeanModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
+    def configure_model(self) -> None:
+        """Leaves the model as it is: the trainer has sharded it. Lightning's strategy for that asks for this method."""
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
         if self.restored is not None:

@@ -63,8 +63,9 @@ class ExpertStrategy(DDPStrategy):
         divided = {name: parameter for name, parameter in model.named_parameters() if is_sharded(parameter)}
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(divided))
         for parameter in divided.values():
-            # Their gradients are sums over the tokens of all ranks, and DDP averages those of other parameters.
-            parameter.register_hook(self._average)
+            if parameter.requires_grad:
+                # Their gradients are sums over the tokens of all ranks; DDP averages those of other parameters.
+                parameter.register_hook(self._average)
         return super()._setup_model(model)
 
     def _average(self, gradient: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def divide_attention(attention: FullAttention, mesh: DeviceMesh) -> None:
         rows = mine.to(attention.qkv.weight.device)
         attention.qkv.forward = partial(multiply_some_columns, attention.qkv, attention.out, rows)
     for parameter in attention.parameters():
-        if not is_sharded(parameter):  # of which every rank has the gradient by its own heads
+        if parameter.requires_grad and not is_sharded(parameter):  # every rank has the gradient by its own heads
             parameter.register_hook(partial(add_up, mesh))
 
 
@@ -187,7 +188,5 @@ def add_up(mesh: DeviceMesh, gradient: Tensor) -> Tensor:
 
 def divide(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
     """This rank's share of a parameter, without the memory of the other shares."""
-    shard = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
-    shape, stride = parameter.shape, parameter.stride()
-    share = DTensor.from_local(shard.to_local().clone(), mesh, [placement], shape=shape, stride=stride)
+    share = distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
     return nn.Parameter(share, parameter.requires_grad)

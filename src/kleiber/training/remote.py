@@ -57,9 +57,10 @@ class Remote:
         """
         try:
             system, folder = self.open()
-            system.makedirs(f"{folder}/{path.name}", exist_ok=True)
-            for name in (*checkpoint.FILES, META):
-                system.put_file(str(path / name), f"{folder}/{path.name}/{name}")
+            for name in (*checkpoint.read_meta(path / META)["sha256"], META):
+                place = f"{folder}/{path.name}/{name}"
+                system.makedirs(place.rpartition("/")[0], exist_ok=True)
+                system.put_file(str(path / name), place)
             self.remove([name for name in self.names()[max(1, keep) :] if name not in needed])
         except Exception as error:  # each file system has its own
             print(f"warning: {path} is not copied to {self.url}: {error}", file=sys.stderr)
@@ -85,7 +86,9 @@ class Remote:
             part = self.folder / f"{chosen[0]}.part-{os.getpid()}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            for file in (*checkpoint.FILES, META):
+            system.get_file(f"{folder}/{chosen[0]}/{META}", str(part / META))
+            for file in checkpoint.read_meta(part / META)["sha256"]:
+                (part / file).parent.mkdir(exist_ok=True)
                 system.get_file(f"{folder}/{chosen[0]}/{file}", str(part / file))
             os.replace(part, self.folder / chosen[0])
         print(f"fetched {chosen[0]} from {self.url}", file=sys.stderr)

@@ -11,27 +11,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from kleiber.nn.sharding import is_sharded
 from kleiber.types import Json
 
 
 class Snapshot(nn.Module):
-    """The state dict of a model as it is now; the model may change afterwards."""
+    """A module with the given state dict, which `copy_tensors` made."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.tensors = copy_tensors(model.state_dict())
+        self.tensors = tensors
 
     def state_dict(self, *_: object, **__: object) -> dict[str, Tensor]:
         """The copied tensors by name, tied ones as one."""
         return dict(self.tensors)
 
 
-def copy_tensors(state: Json) -> Json:
-    """Returns a copy of nested dictionaries, lists and tuples with its tensors copied to the CPU."""
-    copies: dict[tuple[object, ...], Tensor] = {}
+def copy_tensors(state: Json, keep: bool = True) -> Json:
+    """Returns a copy of nested dictionaries, lists and tuples with its tensors copied to the CPU.
+
+    Shards are gathered to full tensors one at a time, for which all ranks need the same keys in the same order.
+
+    keep  False: this rank only takes part in the communication, and gets None in place of the full tensors
+    """
+    copies: dict[object, Tensor | None] = {}
 
     def copied(value: object) -> object:
         """The copy of a tensor, of a container, or the value itself."""
+        if is_sharded(value):
+            if id(value) not in copies:
+                full = value.full_tensor()
+                copies[id(value)] = full.cpu() if keep else None
+            return copies[id(value)]
         if isinstance(value, Tensor):
             if value.numel() == 0:  # empty tensors share the address 0
                 return value.detach().to("cpu", copy=True)

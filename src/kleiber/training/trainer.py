@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -63,6 +63,8 @@ class Local:
     checkpoint_activations: bool = False
     deterministic: bool = False
     max_steps: Count | None = None
+
+    shards_weights: ClassVar[bool] = False  # whether each rank has a share of every weight
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -118,8 +120,16 @@ class Local:
         if self.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
 
+    def build(self, draw: Callable[[], Model]) -> Model:
+        """The model that `draw` builds, of whose blocks a rank keeps only its share where the trainer shards them."""
+        return draw()
+
     def shard(self, model: Model) -> None:
         """Keeps only this rank's share of the weights, where the trainer shards them; here it keeps all of them."""
+
+    def trial(self, model: Model) -> Model:
+        """A model that can be called before `shard`, to measure what a forward pass needs; all ranks must call it."""
+        return model
 
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
@@ -238,6 +248,17 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory_bytes(accelerator: str) -> int:
+    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    try:  # Linux reports available memory, which includes caches that the kernel can drop
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @cache

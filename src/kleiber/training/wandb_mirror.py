@@ -71,7 +71,8 @@ class WandbMirror(Mirror):
             log_files(self.run, f"{data['name']}-{data['hash']}", "dataset", {"data.json": place}, data, [])
         if "model" in self.artifacts and entry["checkpoint"]:
             checkpoint = self.folder / entry["checkpoint"]
-            files = {name: checkpoint / name for name in ("model.safetensors", "meta.json")}
+            weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("weights/*")]
+            files = {str(path.relative_to(checkpoint)): path for path in (*weights, checkpoint / "meta.json")}
             files["config.yaml"] = self.folder / "config.yaml"
             facts = {"stage": entry["name"], "tokens": entry["tokens"], "metrics": entry["metrics"]}
             log_files(self.run, self.folder.name, "model", files, facts, [entry["name"]])

@@ -19,7 +19,7 @@ from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
-from kleiber.nn.sharding import full_parameters
+from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.progress import activity
 from kleiber.records.summary import StageRecord
@@ -238,15 +238,19 @@ class Samples(LeanCallback):
         self.texts: list[str] = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Generates the continuations after the last step, on rank 0."""
+        """Generates the continuations after the last step, on rank 0; on all ranks where the model is sharded."""
         if trainer.global_step != trainer.max_steps:
             return
-        with full_parameters(pl_module.model), activity("writing sample continuations"):
-            if trainer.is_global_zero:
-                self.write(pl_module.model, trainer.loggers)
+        model = pl_module.model
+        with joint_passes(model), activity("writing sample continuations"):
+            if trainer.is_global_zero or waits_for_ranks(model):
+                self.write(model, trainer.loggers, trainer.is_global_zero)
 
-    def write(self, model: Model, loggers: Sequence[Logger]) -> None:
-        """Generates, writes and logs the continuations; does nothing for a model that is not causal."""
+    def write(self, model: Model, loggers: Sequence[Logger], is_writer: bool = True) -> None:
+        """Generates, writes and logs the continuations; does nothing for a model that is not causal.
+
+        is_writer  False: only generates them, together with other ranks
+        """
         if not model.causal:
             return
         tokenizer = self.corpus.tokenizer
@@ -255,6 +259,8 @@ class Samples(LeanCallback):
         prompts = torch.tensor([ids] * self.num, device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
         rows = generate(model, prompts, self.length, temperature=self.temperature, generator=generator)
+        if not is_writer:
+            return
         start = tokenizer.decode(ids)
         self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in rows.cpu()]
         blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]

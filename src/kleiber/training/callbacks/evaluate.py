@@ -141,8 +141,7 @@ class Evaluate(LeanCallback):
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
         began = time.perf_counter()
-        with full_parameters(model):
-            new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
+        new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
         self.record.evaluation_seconds += time.perf_counter() - began
         return new_scores
 

@@ -7,11 +7,12 @@ does the same with exit code 130 and the status `interrupted`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.data.streaming import StreamedWindows
-from kleiber.nn.sharding import full_parameters, gather_state, needs_other_ranks, optimizer_state
-from kleiber.training import checkpoint
+from kleiber.nn.sharding import needs_other_ranks, optimizer_state
+from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.remote import Remote
@@ -38,6 +39,8 @@ class Checkpoints(LeanCallback):
     and those of an interruption are on the disk before it ends.
 
     every         None: ten times per run, but at least every 1000 steps; 0: only after the last step
+    sharded       with trainer=fsdp, each rank writes its own shards: no rank gathers them, and files are written in
+                  parallel. Any number of ranks, and every command, reads such checkpoints
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
     remote        URL of a folder to which the thread copies each checkpoint (see `remote`); None: none
 
@@ -51,10 +54,12 @@ class Checkpoints(LeanCallback):
         config_hash: str,
         every: Natural | None = None,
         keep: Count = 2,
+        sharded: bool = False,
         branch_steps: Sequence[Natural] = (),
         remote: str | None = None,
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
+        self.sharded = sharded
         self.branch_steps = frozenset(branch_steps)
         self.remote = None if remote is None else Remote(remote, folder)
         self.writer = Writer()
@@ -93,7 +98,7 @@ class Checkpoints(LeanCallback):
             return
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
-            self.write(trainer, pl_module, self.state(trainer, pl_module))
+            self.write(trainer, pl_module)
             self.writer.wait()
             print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
@@ -110,12 +115,10 @@ class Checkpoints(LeanCallback):
 
         wait  whether all ranks wait until the checkpoint is on the disk
         """
-        state = gather_state(self.state(trainer, pl_module), keep=trainer.is_global_zero)
-        with full_parameters(pl_module.model):
-            if trainer.is_global_zero:
-                self.write(trainer, pl_module, state)
-                if wait:
-                    self.writer.wait()
+        if trainer.is_global_zero or needs_other_ranks(pl_module.model):
+            self.write(trainer, pl_module)
+        if wait:
+            self.writer.wait()
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
@@ -130,11 +133,8 @@ class Checkpoints(LeanCallback):
             "callbacks": {key: state for key, state in callbacks.items() if state},
         }
 
-    def write(self, trainer: Trainer, pl_module: LitLM, state: Json) -> None:
-        """Begins to write a checkpoint, after which old ones are removed.
-
-        state  what the method `state` returns, with full tensors
-        """
+    def write(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Begins to write a checkpoint on rank 0, after which old ones are removed."""
         if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
             raise FileNotFoundError(f"{self.folder} no longer exists")
         names = checkpoint.trained_names(pl_module.model) if pl_module.partial else None
@@ -142,13 +142,49 @@ class Checkpoints(LeanCallback):
         if self.every:  # an interruption may have saved later ones, and a rollback does not go back to those
             kept.add(step - step % self.every)
         self.writer.wait()  # so that there is one copy at a time
-        model, copied = Snapshot(pl_module.model), copy_tensors(state)
+        if self.sharded:
+            self.write_shards(trainer, pl_module, names, kept)
+            return
+        weights = copy_tensors(pl_module.model.state_dict(keep_vars=True), trainer.is_global_zero)
+        state = copy_tensors(self.state(trainer, pl_module), trainer.is_global_zero)
+        if not trainer.is_global_zero:
+            return
 
         def write() -> None:
-            checkpoint.save(self.folder, step, model, copied, self.config_hash, names)
-            checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
-            if self.remote is not None:
-                self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
+            checkpoint.save(self.folder, step, Snapshot(weights), state, self.config_hash, names)
+            self.tidy(step, kept)
+
+        self.writer.start(write)
+
+    def tidy(self, step: int, kept: Collection[int]) -> None:
+        """Removes old checkpoints after that of `step` was written, and copies it where there is a remote folder."""
+        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(step) for step in kept])
+        if self.remote is not None:
+            self.remote.copy(self.folder / checkpoint.name(step), self.keep, [*map(checkpoint.name, kept)])
+
+    def write_shards(self, trainer: Trainer, pl_module: LitLM, names: Collection[str] | None, kept: set[int]) -> None:
+        """Begins to write a checkpoint on all ranks, each with its shards, after which old ones are removed.
+
+        names  of the weights of a partial checkpoint
+        kept   steps whose checkpoints are not removed
+        """
+        step, mesh, model = trainer.global_step, shard_files.writers_mesh(), pl_module.model
+        all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied = all_names - dict(model.named_parameters()).keys()
+        chosen = {
+            name: value
+            for name, value in model.state_dict(keep_vars=True).items()
+            if name not in tied and (names is None or name in names)
+        }
+        weights, shards = shard_files.split_shards(chosen, mesh)
+        weights |= shards
+        state, state_shards = shard_files.split_shards(self.state(trainer, pl_module), mesh)
+        pid = int(trainer.strategy.broadcast(os.getpid()))
+
+        def write() -> None:
+            checkpoint.save_shards(self.folder, step, weights, state, state_shards, self.config_hash, names, mesh, pid)
+            if mesh.get_local_rank() == 0:
+                self.tidy(step, kept)
 
         self.writer.start(write)
 

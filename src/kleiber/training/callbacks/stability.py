@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from kleiber.nn.sharding import full_parameters
+from kleiber.nn.sharding import joint_passes
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks.stability_alarms import Alarms, Bound, relative_to_others, rescaled, steepest_part
 from kleiber.training.callbacks.stability_measures import (
@@ -218,7 +218,7 @@ class Stability(LeanCallback):
         model, measures = pl_module.model, Measures()
         reads_head = not pl_module.objective.outputs and self._bound("log_z") is not None
         if any(self._bound(kind) is not None for kind in INSIDE):
-            with full_parameters(model), trainer.precision_plugin.forward_context():
+            with joint_passes(model), trainer.precision_plugin.forward_context():
                 measures = look_inside(model, rows_of(batch, self.rows, model.context), reads_head)
         if self.before is not None and trainer.global_step > self.window:
             add_updates(measures, self.before, matrices_of(model))
