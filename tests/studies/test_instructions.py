@@ -56,8 +56,8 @@ def test_claims_about_the_start_are_decided_by_what_changed(findings):
 
 def test_scores_before_and_after_are_in_one_table_and_figure(findings):
     rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
-    assert rows["loss (tinystories)", "before tuning"] == 1.5
-    assert rows["loss (tinystories)", "replay"] == pytest.approx(1.6)
+    assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
+    assert rows["loss on tinystories (nats per token)", "replay"] == pytest.approx(1.6)
     assert not any("keywords" in measure for measure, _ in rows)
     assert "before tuning" in str(findings.figures["scores"]().to_dict())
 

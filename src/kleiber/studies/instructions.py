@@ -18,7 +18,6 @@ from kleiber.studies.compare.decision import (
     Claim,
     Estimate,
     as_row,
-    label_of,
     level_of_each,
     mean_estimate,
     paired_difference,
@@ -31,7 +30,11 @@ from kleiber.types import Json, NonNegative
 
 START = "before tuning"
 FOLLOWED = "eval/instructions/"
-SHOWN = ("accuracy", "unasked", "lift")  # of all instructions together
+SHOWN = {  # of all instructions together
+    "accuracy": "instructions followed (share)",
+    "unasked": "followed by answers to other prompts (share)",
+    "lift": "lift: followed, less by answers to other prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def score_rows(arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]
         for model, values in by_model.items():
             estimate = mean_estimate([*values.values()], level, unit_of(measure))
             if estimate is not None:
-                rows.append({"measure": label_of(measure), "model": model, **asdict(estimate)})
+                rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows
 
 
@@ -141,6 +144,12 @@ def is_shown(measure: str) -> bool:
     if measure.startswith(FOLLOWED):
         return measure.rpartition("/")[2] in SHOWN and measure.count("/") == FOLLOWED.count("/") + 2
     return measure.startswith("val/") and measure.endswith("/loss")
+
+
+def title_of(measure: str) -> str:
+    """What people call a measure."""
+    middle, last = measure.split("/")[1:-1], measure.rpartition("/")[2]
+    return SHOWN[last] if last in SHOWN else f"loss on {'/'.join(middle)} (nats per token)"
 
 
 def chart(rows: Sequence[Json]) -> object:
