@@ -61,6 +61,17 @@ def token_file(text: str = TEXT) -> TokenFile:
     return TokenFile(ids, len(raw), len(raw), "x")
 
 
+@pytest.mark.parametrize(("count", "rows", "world"), [(17, 4, 2), (9, 2, 4), (8, 16, 4), (5, 1, 1)])
+def test_ranks_that_score_together_get_equally_many_batches(count: int, rows: int, world: int) -> None:
+    train = windows(count * 8 + 1)
+    samples = ValidationWindows(train.file, train.context, Bytes())
+    parts = [list(evaluation_batches(samples, rows, rank=rank, world=world, equal=True)) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    assert all(0 < len(batch) <= rows for part in parts for batch in part)
+    tokens = torch.cat([batch.tokens for part in parts for batch in part])
+    assert torch.equal(tokens, torch.cat([batch.tokens for batch in evaluation_batches(samples, rows)]))
+
+
 def test_concatenated_samples_are_gathered_in_the_requested_order() -> None:
     parts = [TrainWindows(token_file(TEXT), 10), TrainWindows(token_file(TEXT[::-1]), 10)]
     joined = ConcatSamples(parts)

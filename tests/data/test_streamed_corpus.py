@@ -65,7 +65,9 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, folder: Path, cache:
         list(itertools.islice(stream(windows(folder), 0, 0, 10), 50))
 
 
-def test_other_content_is_another_corpus(folder: Path, cache: Path) -> None:
+def test_other_content_is_another_corpus(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kleiber.data.streamed_corpus.ENDS", 500)  # bytes, of a file of 20 kB
+
     def corpus_hash(**options: object) -> str:
         return Text(str(folder), streaming=True, **options).prepare(8).hash  # type: ignore[arg-type]
 
