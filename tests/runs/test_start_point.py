@@ -126,7 +126,9 @@ def test_a_task_of_the_start_gets_another_name_only_if_its_text_differs():
 
 def test_every_validation_domain_is_a_task():
     texts = {"docs": Rows([[1]]), "code": Rows([[2]])}
-    tasks = corpus_tasks(fake_corpus(**texts), CLM())
+    corpus = fake_corpus(**texts)
+    corpus.train = SimpleNamespace(random_access=False)
+    tasks = corpus_tasks(corpus, CLM())
     assert {task.name: task.held_out for task in tasks} == texts
 
 

@@ -66,7 +66,7 @@ def _privacy(config: Config) -> None:
 def _streaming(config: Config) -> None:
     """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
     stages = ((config.get("stages") or {}).get("chain") or {}).values()
-    data = [config["data"], *((stage or {}).get("data") for stage in stages)]
+    data = [config["data"], *(stage.get("data") for stage in stages if isinstance(stage, Mapping))]
     epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
     evals = config.get("evals") or {}
     refused = {
