@@ -82,6 +82,7 @@ class HF(StartPoint):
     allow_nonfinite: bool = False
 
     def load(self, model: Model) -> None:
+        """Loads the folder's weights into all of the model's."""
         from kleiber.models.hf_twin import load_hf
 
         assert isinstance(model, Transformer)

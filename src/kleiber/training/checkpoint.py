@@ -104,7 +104,8 @@ def save_shards(
         if shards:
             shard_files.write_tensors(part / STATE, shards, mesh)
         hashes: list[dict[str, str]] = [{} for _ in range(mesh.size())]
-        for file in (files := shard_files.files_of_rank(part, rank)):
+        files = shard_files.files_of_rank(part, rank)
+        for file in files:
             _sync(file)
         mine = {str(file.relative_to(part)): _digest(file) for file in files}
         dist.all_gather_object(hashes, mine, group=mesh.get_group())

@@ -84,6 +84,7 @@ class TensorParallel(DDP):
 
     @property
     def data_share(self) -> tuple[int, int]:
+        """All rows, on every rank."""
         return 0, 1
 
     def shard(self, model: Model) -> None:

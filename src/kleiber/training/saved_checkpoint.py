@@ -32,6 +32,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
+        """Number of optimizer steps before it."""
         return self.meta["step"]
 
     @property

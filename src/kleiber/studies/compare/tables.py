@@ -205,10 +205,14 @@ def cell_scores(arms: Mapping[str, Arm], pattern: re.Pattern[str], place: Callab
 
     place  the columns of a row that follow from the match; the others are arm, seed, run and accuracy
     """
-    return pd.DataFrame([
-        {"arm": name, "seed": seed, "run": f"{name}-{seed}", **place(match), "accuracy": value}
+    matches = [
+        (name, pattern.fullmatch(measure), by_seed)
         for name, arm in arms.items()
         for measure, by_seed in arm.others.items()
-        if (match := pattern.fullmatch(measure)) is not None
+    ]
+    return pd.DataFrame([
+        {"arm": name, "seed": seed, "run": f"{name}-{seed}", **place(match), "accuracy": value}
+        for name, match, by_seed in matches
+        if match is not None
         for seed, value in by_seed.items()
     ])  # fmt: skip
