@@ -1,10 +1,9 @@
 """Start points: random weights, a stage of a run, a Hugging Face folder, or an upcycled dense run.
 
 `kleiber.runs.inherit` copies model and tokenizer into the config. No pickle and no code of a checkpoint is executed.
-
-Upcycling makes every expert of a mixture a copy of the dense MLP (Komatsuzaki et al. 2022, arXiv:2212.05055). As all
-experts are equal, the mixture at first computes the same function as the dense model, provided that the weights of a
-token sum to 1 and experts are as wide as the dense MLP (`check_experts`). Only weights are copied, no optimizer state.
+Upcycling makes every expert of a mixture a copy of the dense MLP (Komatsuzaki et al. 2022, arXiv:2212.05055). So the
+mixture at first computes the function of the dense model, provided that the weights of a token sum to 1 and experts are
+as wide as the dense MLP (`check_experts`). Only weights are copied, no optimizer state.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class HF(StartPoint):
     allow_nonfinite: bool = False
 
     def load(self, model: Model) -> None:
-        """Loads the folder's weights into all of the model's."""
+        """Loads all weights."""
         from kleiber.models.hf_twin import load_hf
 
         assert isinstance(model, Transformer)
