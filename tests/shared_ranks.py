@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,19 @@ def train_in_ranks(root: Path, devices: int, runs: Sequence[Sequence[str]]) -> t
 
 def run_forked(devices: int, folders: Sequence[Path], codes: Sequence[Path]) -> None:
     """Runs the folders in forked ranks, each of which writes its exit codes to a file of its own."""
+
+    def run_all(rank: int) -> int:
+        done = []
+        for folder in folders:
+            done.append(run_process([str(folder)]))
+            codes[rank].write_text(" ".join(map(str, done)))
+        return 0
+
+    assert fork_ranks(devices, run_all) == 0
+
+
+def fork_ranks(devices: int, work: Callable[[int], int]) -> int:
+    """Calls `work` with the number of each rank in a fork of this process; returns the largest exit code."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -40,11 +53,7 @@ def run_forked(devices: int, folders: Sequence[Path], codes: Sequence[Path]) -> 
         if children[-1] == 0:
             try:
                 os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                done = []
-                for folder in folders:
-                    done.append(run_process([str(folder)]))
-                    codes[rank].write_text(" ".join(map(str, done)))
-                os._exit(0)
+                os._exit(work(rank))
             finally:
                 os._exit(99)
-    assert max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children) == 0
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)

@@ -187,7 +187,7 @@ def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
         out, err = run.communicate(timeout=100)
     finally:
         run.kill()
-    assert run.returncode == 1, out + err
+    assert run.returncode in (1, 75), out + err  # 75: the other rank was asked to end between two steps, and saved
     again = process(*options, root="killed")
     out, err = again.communicate(timeout=150)
     assert again.returncode == 0 and "resuming at step" in err, out + err

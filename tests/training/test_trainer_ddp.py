@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import alive, rank_of, wait_for
+from shared_ranks import fork_ranks
 from small_run import REPOSITORY, TINY
 from wandb_records import read
 
@@ -31,21 +31,7 @@ def rows(folder: Path) -> list[dict]:
 
 def in_forked_ranks(folder: Path, devices: int) -> int:
     """Trains the run of a folder in ranks that are forked from the test, which has imported torch; as `run_fresh`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
-    variables |= {"LOCAL_WORLD_SIZE": str(devices), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "forked"}
-    children = []
-    for rank in range(devices):
-        children.append(os.fork())
-        if children[-1] == 0:
-            try:
-                os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                os._exit(run_process([str(folder)]))
-            finally:
-                os._exit(99)
-    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    return fork_ranks(devices, lambda _: run_process([str(folder)]))
 
 
 def assert_same_run(alone: Path, folder: Path) -> None:
