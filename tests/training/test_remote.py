@@ -136,6 +136,7 @@ def test_copies_are_removed_while_no_other_process_fetches(remote: Remote, monke
             free.append(is_free)
 
     remote.copy(saved(remote.folder, 2), 2, [])
+    (remote.folder.parent / LOCK).touch()
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.rm", note)
     remote.remove(remote.names())
     assert free == [False]
