@@ -1,27 +1,34 @@
-"""The tables of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
+"""The numbers of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py RUNS LOOP.jsonl OUT.json [--also RUNS] [--articles RUNS] [--words RUNS]
+    python benchmarks/finetune_table.py OUT.json [--sweep RUNS] [--pairs RUNS LOOP] [--articles RUNS] [--words RUNS]
 
-RUNS is the folder of a sweep over tasks, learning rates and `objective.scale`, and that of --also has further tasks and
-seeds. LOOP.jsonl has the lines that benchmarks/finetune.py prints, on the same rows of these tasks. Words are runs on
-these tasks with evals=[reference], and articles the run on the table of benchmarks/articles.py.
+Replaces the parts of OUT.json whose records are given. The sweep has recipes by tasks and seeds. Pairs are runs of the
+default recipe, and the lines that benchmarks/finetune.py prints on the same rows. Words are runs with
+evals=[reference], and articles the run on the table of benchmarks/articles.py.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from kleiber.records.catalog import read_runs
+from kleiber.records.catalog import Run, read_runs
 from kleiber.types import Json
 
-DEFAULT = (1.3e-4, 16.0)  # learning rate and scale of all-MiniLM-L6-v2, whose width is 384
-HELD_OUT = {"trec_fine": 500, "sst2": 872, "cola": 1043}  # rows
-Recipe = tuple[float, float]
+Scores = dict[str, dict[str, dict[int, float]]]  # by task, recipe and seed
+DEFAULT = "lr 1.3e-4"  # the rate that .05 / width gives all-MiniLM-L6-v2; all else is the default too
+# Labels: the key that a recipe of the sweep differs in from the default, and its value there.
+OTHERS = {
+    ("budget", "epochs"): "passes",
+    ("objective", "pooling"): "pooling",
+    ("batch", "tokens"): "tokens a step",
+    ("schedule", "decay"): "decay",
+}
+USUAL = {"passes": None, "pooling": "mean", "tokens a step": 4096, "decay": 0.9}
 
 
 def score_of(stage: Json) -> float:
@@ -30,40 +37,44 @@ def score_of(stage: Json) -> float:
     return metrics["accuracy"] if "accuracy" in metrics else metrics["pearson"]
 
 
-def leave_one_out(scores: dict[str, dict[Recipe, dict[int, float]]]) -> list[dict[str, object]]:
-    """For each task of the sweep, the score of the recipe that the others choose, and the best score.
+def recipe_of(config: Mapping[str, Mapping[str, object]]) -> str:
+    """The learning rate, or what else differs from the default."""
+    values = {label: config[group][key] for (group, key), label in OTHERS.items()}
+    changed = [f"{label} {value}" for label, value in values.items() if value != USUAL[label]]
+    rate = f"{float(str(config['optimizer']['lr'])):.1e}".replace("e-0", "e-")
+    return changed[0] if changed else f"lr {rate}"
 
-    The others choose by their mean score (`chosen`, ahead of the second recipe by `margin`), or the recipe that loses
-    least to the best one where it loses most (`careful`).
+
+def finished(folder: Path) -> list[Run]:
+    return [run for run in read_runs(folder) if run.status == "finished"]
+
+
+def left_out(scores: Scores) -> list[Json]:
+    """For each task, the recipe that the other tasks choose, and what it loses to the best recipe of the task.
+
+    The others choose the recipe whose largest loss to the best one of a task is least. The best of the task is chosen
+    by one seed and scored by the others, in turn: the best score of several recipes would be too high by chance.
     """
-    swept = {task: by for task, by in scores.items() if len(by) > 1}
-    means = {task: {recipe: by_seed[0] for recipe, by_seed in by.items()} for task, by in swept.items()}
-    rows: list[dict[str, object]] = []
-    for task, own in means.items():
-        others = [by for name, by in means.items() if name != task]
-        averages = {recipe: float(np.mean([by[recipe] for by in others])) for recipe in own}
-        chosen, second = sorted(own, key=lambda recipe: averages[recipe], reverse=True)[:2]
-        losses = {recipe: max(max(by.values()) - by[recipe] for by in others) for recipe in own}
-        careful = min(own, key=lambda recipe: losses[recipe])
-        best = max(own, key=lambda recipe: own[recipe])
-        rows.append(
-            {
-                "task": task,
-                "chosen_lr": chosen[0], "chosen_scale": chosen[1], "chosen": own[chosen],
-                "margin": averages[chosen] - averages[second],
-                "careful_lr": careful[0], "careful": own[careful], "careful_loss": own[best] - own[careful],
-                "best_lr": best[0], "best_scale": best[1], "best": own[best],
-                "default": own[DEFAULT], "loss": own[best] - own[chosen], "default_loss": own[best] - own[DEFAULT],
-                "interval": of_rows(own[best], own[chosen], HELD_OUT[task]),
-            }
-        )  # fmt: skip
+    means = {
+        task: {recipe: float(np.mean([*by.values()])) for recipe, by in recipes.items()}
+        for task, recipes in scores.items()
+    }
+    worst = {task: {recipe: max(by.values()) - mean for recipe, mean in by.items()} for task, by in means.items()}
+    rows: list[Json] = []
+    for task, own in scores.items():
+        losses = {recipe: max(by[recipe] for name, by in worst.items() if name != task) for recipe in own}
+        chosen = min(own, key=lambda recipe: losses[recipe])
+        seeds = sorted(own[DEFAULT])
+        pairs = []
+        for seed in seeds:
+            rest = [other for other in seeds if other != seed]
+            best = max(own, key=lambda recipe: np.mean([own[recipe][other] for other in rest]))
+            pairs.append((own[best][seed], own[chosen][seed], own[DEFAULT][seed]))
+        tuned, others, default = (float(np.mean(column)) for column in zip(*pairs, strict=True))
+        row: Json = {"task": task, "chosen": chosen, "score": others, "default": default, "tuned": tuned}
+        row |= {"loss": tuned - others, "default_loss": tuned - default}
+        rows.append(row | {"best": max(means[task], key=means[task].__getitem__)})
     return rows
-
-
-def of_rows(ours: float, theirs: float, rows: int) -> dict[str, float]:
-    """The difference of two accuracies and its two-sided 90 % interval, as if on different held-out rows (normal)."""
-    half = stats.norm.ppf(0.95) * ((ours * (1 - ours) + theirs * (1 - theirs)) / rows) ** 0.5
-    return {"value": ours - theirs, "lo": ours - theirs - half, "hi": ours - theirs + half}
 
 
 def of_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float | None]:
@@ -77,55 +88,74 @@ def of_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float 
     return {"value": value, "lo": float(ends.low), "hi": float(ends.high)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    for name in ("runs", "loop", "out"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--also", type=Path)
-    parser.add_argument("--articles", type=Path)
-    parser.add_argument("--words", type=Path)
-    a = parser.parse_args()
-    scores: dict[str, dict[Recipe, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    seconds: dict[str, list[float]] = defaultdict(list)
-    rows: list[dict[str, object]] = []
-    for run in [*read_runs(a.runs), *(read_runs(a.also) if a.also else [])]:
-        if run.status != "finished":
-            continue
-        stage, config = run.stages[-1], run.config
-        recipe = (config["optimizer"]["lr"], config["objective"].get("scale") or 0.0)
-        task = stage["data"]["name"]
-        scores[task][recipe][config["seed"]] = score_of(stage)
-        trained = stage["tokens"] / stage["tokens_per_s"]
-        if recipe == DEFAULT:
-            seconds[task].append(trained)
-        row = {"task": task, "lr": recipe[0], "scale": recipe[1], "seed": config["seed"], "score": score_of(stage)}
-        rows.append(row | {"steps": stage["steps"], "seconds": trained})
-    loop: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for line in a.loop.read_text().splitlines():
+def seconds_of(run: Run) -> float:
+    return run.stage["tokens"] / run.stage["tokens_per_s"]
+
+
+def sweep(folder: Path) -> Json:
+    scores: Scores = defaultdict(lambda: defaultdict(dict))
+    rows: list[Json] = []
+    for run in finished(folder):
+        task, recipe, seed = run.stage["data"]["name"], recipe_of(run.config), run.config["seed"]
+        scores[task][recipe][seed] = score_of(run.stage)
+        row = {"task": task, "recipe": recipe, "seed": seed, "score": score_of(run.stage)}
+        rows.append(row | {"steps": run.stage["steps"], "seconds": seconds_of(run)})
+    means = [
+        {"task": task, "recipe": recipe, "score": float(np.mean([*by.values()]))}
+        for task, recipes in scores.items()
+        for recipe, by in recipes.items()
+    ]
+    return {"sweep": rows, "means": means, "left_out": left_out(scores)}
+
+
+def beside(folder: Path, lines: Path) -> list[Json]:
+    loop: dict[str, list[Json]] = defaultdict(list)
+    for line in lines.read_text().splitlines():
         entry = json.loads(line)
         loop[Path(entry["data"]).name.replace("trec", "trec_fine")].append(entry)
-    beside: list[dict[str, object]] = []
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for run in finished(folder):
+        runs[run.stage["data"]["name"]].append(run)
+    rows: list[Json] = []
     for task, entries in loop.items():
-        ours, theirs = list(scores[task][DEFAULT].values()), [entry["score"] for entry in entries]
-        row = {"task": task, "kleiber": float(np.mean(ours)), "loop": float(np.mean(theirs))}
-        row |= {"difference": of_seeds(ours, theirs), "kleiber_seeds": len(ours), "loop_seeds": len(theirs)}
-        row |= {"kleiber_seconds": float(np.mean(seconds[task])), "loop_scores": theirs}
-        row |= {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))}
-        beside.append(row)
-    words = {
+        ours, theirs = [score_of(run.stage) for run in runs[task]], [entry["score"] for entry in entries]
+        row: Json = {"task": task, "kleiber": float(np.mean(ours)), "loop": float(np.mean(theirs))}
+        row |= {"difference": of_seeds(ours, theirs), "kleiber_scores": ours, "loop_scores": theirs}
+        row |= {"kleiber_seconds": float(np.mean([seconds_of(run) for run in runs[task]]))}
+        rows.append(row | {"loop_seconds": float(np.mean([entry["seconds"] for entry in entries]))})
+    return rows
+
+
+def words(folder: Path) -> Json:
+    return {
         run.stage["data"]["name"]: value
-        for run in (read_runs(a.words) if a.words else [])
+        for run in read_runs(folder)
         for name, value in run.metrics.items()
         if name.endswith("tfidf/accuracy")
     }
-    stages = [run.stages[-1] for run in (read_runs(a.articles) if a.articles else []) if run.status == "finished"]
-    articles = [
-        {"score": score_of(stage), "steps": stage["steps"], "seconds": stage["tokens"] / stage["tokens_per_s"]}
-        for stage in stages
-    ]
-    result = {"words": words, "articles": articles, "runs": rows, "left_out": leave_one_out(scores), "beside": beside}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--pairs", type=Path, nargs=2, metavar=("RUNS", "LOOP"))
+    for name in ("--sweep", "--articles", "--words"):
+        parser.add_argument(name, type=Path, metavar="RUNS")
+    a = parser.parse_args()
+    result: Json = json.loads(a.out.read_text()) if a.out.exists() else {}
+    if a.sweep:
+        result |= sweep(a.sweep)
+    if a.pairs:
+        result["beside"] = beside(*a.pairs)
+    if a.words:
+        result["words"] = words(a.words)
+    if a.articles:
+        result["articles"] = [
+            {"score": score_of(run.stage), "steps": run.stage["steps"], "seconds": seconds_of(run)}
+            for run in finished(a.articles)
+        ]
     a.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["left_out"], indent=1), json.dumps(beside, indent=1), sep="\n")
+    print(json.dumps({name: result[name] for name in ("left_out", "beside") if name in result}, indent=1))
 
 
 if __name__ == "__main__":

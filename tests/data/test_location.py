@@ -32,7 +32,7 @@ def test_a_url_is_read_through_fsspec_and_its_folders_are_splits(row_files: dict
     ("path", "message"),
     [
         ("{home}/none-*.jsonl", "must stand for files, and there are none"),
-        ("memory://nowhere/x.jsonl", "cannot be opened"),
+        ("memory://nowhere/x.jsonl", "is no file or folder"),
         ("nonsense://bucket/x.jsonl", "cannot be opened"),
         ("{home}/*", r"\.jsonl and 1 \.parquet files"),
     ],
@@ -43,6 +43,18 @@ def test_a_pattern_or_url_that_stands_for_nothing_is_named(
     place = path.format(home=row_files[".jsonl"].parent)
     with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
         Text(place).prepare(16)
+
+
+def test_an_error_of_a_file_system_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore raises it, which is no OSError."""
+
+    def refuse(*_: object) -> None:
+        raise NoCredentialsError("no credentials")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.isdir", refuse)
+    with pytest.raises(ValueError, match=r"data\.path=memory://closed cannot be opened: no credentials"):
+        locate("memory://closed")
 
 
 def test_data_is_named_after_its_file_or_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,4 +66,6 @@ def test_a_page_of_results_names_its_records_or_why_there_are_none(path):
     if recorded:
         elsewhere = names["elsewhere"]
         assert [number for number in unrecorded(text, recorded) if number not in elsewhere] == []
+        missing = unrecorded_intervals(text, recorded)
+        assert [interval for interval in missing if not {*interval} & elsewhere.keys()] == []
         assert elsewhere.keys() - quoted(text) == set()

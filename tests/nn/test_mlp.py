@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.mlp import GELU, ReLU2, RMSNorm, SwiGLU, gated, gated_hidden
+from kleiber.nn.mlp import GELU, Normalized, ReLU2, RMSNorm, SwiGLU, gated, gated_hidden
 from kleiber.nn.mup import Site
 
 
@@ -52,3 +52,16 @@ def test_rms_norm_scales_rows_to_an_rms_of_one_times_the_gain():
     torch.nn.init.normal_(norm.weight)
     torch.testing.assert_close(norm(x), x / x.square().mean(-1, keepdim=True).sqrt() * norm.weight)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 3, 4, 16)])
+def test_the_norm_and_its_gradients_are_those_of_pytorch(shape):
+    x, gain = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, (16,)))
+    expected = F.rms_norm(x, (16,), gain, 1e-5)
+    y = Normalized.apply(x, gain, 1e-5)
+    assert torch.equal(y, expected)
+    weights = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, (x, gain), weights), torch.autograd.grad(expected, (x, gain), weights), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)

@@ -66,6 +66,16 @@ def test_a_copy_that_fails_is_reported_and_training_goes_on(remote: Remote, monk
     assert "step-00000002 is not copied to memory://bucket/all: no more room" in capsys.readouterr().err
 
 
+def test_copies_that_cannot_be_read_are_no_reason_to_begin_again(remote: Remote, monkeypatch) -> None:
+    def closed(*_: object) -> None:
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.glob", closed)
+    config = {"callbacks": {"checkpoints": {"remote": remote.url}}, "resume": "auto"}
+    with pytest.raises(ConfigError, match=r"callbacks\.checkpoints\.remote=memory://bucket/all .*access denied"):
+        fetch_missing(config, remote.folder)
+
+
 def test_a_folder_that_cannot_be_opened_is_refused() -> None:
     config, _ = resolve_config(Composer("train").compose(["callbacks.checkpoints.remote=nowhere://bucket"]))
     with pytest.raises(ConfigError, match=r"callbacks\.checkpoints\.remote=nowhere://bucket cannot be opened"):

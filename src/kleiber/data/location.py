@@ -44,7 +44,9 @@ def find_files(path: str) -> tuple[Match, ...]:
             entries = {place: system.info(place)}
     except ImportError as error:
         raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
+    except Exception as error:  # each file system has its own, such as for missing credentials
         raise ValueError(f"data.path={path} cannot be opened: {error}") from None
     base = os.path.dirname(place.split("*")[0])
     matches = [

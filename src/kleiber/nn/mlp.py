@@ -112,10 +112,35 @@ class RMSNorm(Layer):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        gain = self.weight.to(x.dtype)
+        whole = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if whole and not torch.compiler.is_compiling():  # elsewhere PyTorch has one kernel for it
+            return Normalized.apply(x, gain, self.eps)
+        return F.rms_norm(x, self.weight.shape, gain, self.eps)
 
     def roles(self) -> dict[str, Role]:
         return {"weight": Role("vector", 1)}
+
+
+class Normalized(torch.autograd.Function):
+    """RMSNorm whose backward pass is written out: on a CPU, autograd's follows each of its six operations."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        inverse = (x.square().mean(-1, keepdim=True) + eps).rsqrt_()
+        normalized = x * inverse
+        ctx.save_for_backward(normalized, gain, inverse)
+        return normalized * gain
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of the loss with respect to x and the gain; `grad` is that with respect to the output."""
+        normalized, gain, inverse = ctx.saved_tensors
+        to_gain = (grad * normalized).sum_to_size(gain.shape)
+        to_normalized = grad * gain
+        along = (to_normalized * normalized).mean(-1, keepdim=True)  # the part that the norm takes out of x
+        return to_normalized.addcmul_(normalized, along, value=-1).mul_(inverse), to_gain, None
 
 
 def expert_hidden(width: int, active: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kleiber.config.errors import ConfigError
 from kleiber.records.locks import wait_for_lock
 from kleiber.training import checkpoint
 from kleiber.types import Config
@@ -97,13 +98,17 @@ class Remote:
 def fetch_missing(config: Config, folder: Path, name: str | None = None) -> None:
     """Fetches what a folder of checkpoints lacks, where the config names copies: that of a name, or any at all.
 
-    With resume=never, removes the copies of an earlier run instead.
+    With resume=never, removes the copies of an earlier run instead. Raises ConfigError where the copies cannot be read:
+    without them, a run would begin again that could go on.
     """
     url = ((config.get("callbacks") or {}).get("checkpoints") or {}).get("remote")
     if url is None:
         return
     remote = Remote(url, folder)
-    if config["resume"] != "never":
-        remote.fetch(name)
-    elif name is None and not checkpoint.steps(folder):
-        remote.remove(remote.names())
+    try:
+        if config["resume"] != "never":
+            remote.fetch(name)
+        elif name is None and not checkpoint.steps(folder):
+            remote.remove(remote.names())
+    except Exception as error:  # each file system has its own
+        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be read: {error}") from error
