@@ -143,7 +143,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
 def superseded(runs: Sequence[Run]) -> set[str]:
     """Names of the fine-tunes from bases that are no longer the best: the choice may change with every further base."""
     bases = {run.name: (run, arm) for run in runs if (arm := pretrained_arm(run)) is not None}
-    rates: dict[tuple[str, str], set[float]] = defaultdict(set)
+    rates: dict[tuple[str, str], set[float | None]] = defaultdict(set)
     for run, arm in bases.values():
         rates[arm].add(run.stage.get("lr"))
     best = {arm: best_base_rate(runs, arm) for arm, tried in rates.items() if len(tried) > 1}
