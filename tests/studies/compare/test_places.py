@@ -13,6 +13,7 @@ from kleiber.studies.compare.places import Place, refuse_twins
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.study import PlannedPoint
 
+from ..ablation_runs import copied
 from ..arm_runs import write
 
 
@@ -22,10 +23,6 @@ def runs(tmp_path_factory):
     for arm in "ab":
         write(folder, {"_target_": "kleiber.studies.Compare"}, arm, 3.0, lrs=[0.01, 0.02, 0.04], seeds=1)
     return read_runs(folder)
-
-
-def copied(run, name, **config):
-    return replace(run, folder=run.folder.with_name(name), archived={"config": {**run.config, **config}, "rows": []})
 
 
 def test_runs_that_differ_are_refused_at_one_place_with_what_differs():
