@@ -53,7 +53,7 @@ def test_an_error_of_a_file_system_names_the_path(monkeypatch: pytest.MonkeyPatc
         raise NoCredentialsError("no credentials")
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.isdir", refuse)
-    with pytest.raises(ValueError, match="data.path=memory://closed cannot be opened: no credentials"):
+    with pytest.raises(ValueError, match=r"data\.path=memory://closed cannot be opened: no credentials"):
         locate("memory://closed")
 
 

@@ -15,6 +15,7 @@ import torch
 from streamed_text import DOCUMENTS, folder, lines, shards, small, tokens, windows
 
 from kleiber.data.batches import stream
+from kleiber.data.blocks import cut_file
 from kleiber.data.streaming import Place, read_ahead
 from kleiber.data.text import Text
 
@@ -87,6 +88,20 @@ def test_limited_text_is_that_of_prepared_text(shards: Path, cache: Path) -> Non
     train, prepared = windows(shards, max_bytes=5000, shuffle_buffer=1), Text(str(shards), max_bytes=5000).prepare(64)
     count = len(prepared.train)
     assert same(tokens(stream(train, 0, 0, count), 1), [prepared.train.gather(np.arange(count)).tokens])
+
+
+def test_an_epoch_that_has_ended_opens_no_further_file(
+    shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "kleiber.data.streaming.cut_file", lambda path, columns: opened.append(path) or cut_file(path, columns)
+    )
+    text, ended = windows(shards, max_bytes=5000).text, set[int]()
+    blocks = text.blocks(0, Place(), ended)
+    assert next(blocks)[0] == Place() and len(opened) == 1
+    ended.add(0)
+    assert next(blocks)[0] == Place(1) and opened == [text.paths[0]] * 2
 
 
 def test_what_is_in_memory_does_not_grow_with_the_text(tmp_path: Path, cache: Path) -> None:

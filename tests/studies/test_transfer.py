@@ -75,6 +75,35 @@ def test_failure_modes_are_counted_against_the_references(runs):
     assert all_labels["training loss"] == pytest.approx(0.1)
 
 
+def test_errors_are_compared_with_those_of_the_references(tmp_path):
+    for seed, error in enumerate((0.7, 0.9, 1.2)):
+        lines = [f"seed={seed}", "study.task=toy", "study.kind=mlm", "study.share=1", "study.start=scratch"]
+        linear = {"eval/reference/toy/majority/rmse": 1.4, "eval/reference/toy/tfidf/rmse": 1.1}
+        write(tmp_path, [*lines, "data.metric=rmse"], rmse=error, loss=0.5, **linear)
+    findings = Transfer().analyze(read_runs(tmp_path))
+    (row,) = findings.tables["Failure modes"]
+    assert row["score of TF-IDF"] == pytest.approx(-1.1) and row["no better than the largest class"] == 0
+    assert row["below TF-IDF"] == pytest.approx(1 / 3)
+    assert {row["metric"] for row in findings.tables["Scores"]} == {"-rmse"}
+
+
+def test_fine_tunes_from_bases_that_a_further_seed_has_superseded_do_not_count(tmp_path):
+    """The rate .01 was best at the first seed and .02 is over both: what started from .01 stays in the folder."""
+    labels = ["study.kind=mlm", "study.start=docs/1M"]
+    losses = {(0, 0.01): 1.0, (0, 0.02): 1.1, (1, 0.01): 1.5, (1, 0.02): 1.1}
+    bases = {
+        (seed, lr): write(tmp_path, [*labels, f"seed={seed}", f"optimizer.lr={lr}"], loss=loss)
+        for (seed, lr), loss in losses.items()
+    }
+    for (seed, lr), score in {(0, 0.01): 0.5, (0, 0.02): 0.7, (1, 0.02): 0.8}.items():
+        tuned = [*labels, f"seed={seed}", "study.task=toy", "study.share=1", "optimizer.lr=0.001"]
+        write(tmp_path, [*tuned, f"init.path={bases[seed, lr]}/main"], accuracy=score, loss=0.5)
+    runs = read_runs(tmp_path)
+    assert [row["score"] for row in Transfer().analyze(runs).tables["Scores"]] == [pytest.approx(0.75)]
+    first = [run for run in runs if run.summary["seed"] == 0]
+    assert [row["score"] for row in Transfer().analyze(first).tables["Scores"]] == [pytest.approx(0.5)]
+
+
 def test_one_seed_makes_no_claim(runs):
     findings = Transfer().analyze([run for run in runs if run.summary["seed"] == 0])
     assert (

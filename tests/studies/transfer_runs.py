@@ -21,7 +21,9 @@ def write(home: Path, lines: list[str], **metrics: float) -> Path:
         "params": {"total": 10, "non_embedding": 5},
     }  # fmt: skip
     seed = int(overrides["seed"])
-    config = {"study": study, "seed": seed, "data": {}}
+    config = {"study": study, "seed": seed, "model": {}, "data": {"metric": overrides.get("data.metric")}}
+    if "init.path" in overrides:
+        config["init"] = {"path": overrides["init.path"]}
     rows = [{"stage": "main", "step": 4, "train/loss": 0.3 if "scratch" in study["start"] else 0.1}]
     return fake_run(folder, [stage], config=config, overrides=lines, seed=seed, rows=rows)
 

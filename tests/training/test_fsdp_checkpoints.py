@@ -1,10 +1,12 @@
 """Checkpoints that two sharded ranks write in parallel, read by one process and by four ranks."""
 
+import io
 import json
 import os
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,16 @@ import torch
 import torch.distributed as dist
 from processes import wait_for
 from safetensors.torch import load_file
+from shared_ranks import fork_ranks
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.device_mesh import init_device_mesh
 from training.test_fsdp import ALONE, PAIR, assert_same, last
+from training.test_trainer_ddp import in_forked_ranks
 
 import kleiber
+from kleiber.launch import ranks
 from kleiber.launch.cli import main as command
+from kleiber.launch.process import main as run_process
 from kleiber.nn.sharded_model import shard, sharded_blocks
 from kleiber.nn.sharding import full_tensor
 from kleiber.records.folder import read_config
@@ -117,3 +124,55 @@ def assert_every_reader_reads(run: Path, launch: Callable[..., Path], tmp_path: 
     assert load_file(tmp_path / "exported/model.safetensors")
     following = launch(*ALONE, "init=checkpoint", f"init.path={run}", "budget.steps=2", root="next")
     assert json.loads((following / "summary.json").read_text())["status"] == "finished"
+
+
+ENDED = 77  # the exit code of a rank that ends within a file
+
+
+class HalfWriter(io.BufferedWriter):
+    """A file of which half is written when the process ends."""
+
+    def write(self, content: bytes) -> int:
+        super().write(content[: len(content) // 2])
+        self.flush()
+        os._exit(ENDED)
+
+
+def ranks_of_which_ends(number: int, folder: Path) -> int:
+    """Trains the run of a folder in two ranks, of which one ends after half of its file of weights of step 6."""
+    create = FileSystem.create_stream
+
+    def create_stream(system: FileSystem, path: Path, mode: str) -> AbstractContextManager[io.IOBase]:
+        place = Path(path)
+        if place.parent.name == "weights" and place.parts[-3].startswith("step-00000006"):
+            return HalfWriter(io.FileIO(place, "w"))
+        return create(system, path, mode)
+
+    def run(rank: int) -> int:
+        if rank == number:
+            FileSystem.create_stream = create_stream
+        return run_process([str(folder)])
+
+    return fork_ranks(2, run)
+
+
+@pytest.mark.slow
+def test_a_rank_that_ends_within_its_file_leaves_the_checkpoint_before(launch, monkeypatch, capfd):
+    """The same command goes on from there, and ends with the bits of the run that was not broken."""
+    run = [*SHARDED, "budget.steps=8"]
+    monkeypatch.setattr(ranks, "run_fresh", in_forked_ranks)
+    whole = checkpoint.latest_of(launch(*run, root="whole") / "stages/main/checkpoints")
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "run_fresh", lambda folder, _, rank=rank: ranks_of_which_ends(rank, folder))
+            broken = launch(*run, root=f"broken-{rank}", code=ENDED)
+        folder = broken / "stages/main/checkpoints"
+        assert [path.name for path in checkpoint.steps(folder)] == ["step-00000004", "step-00000002"]
+        capfd.readouterr()
+        assert launch(*run, root=f"broken-{rank}") == broken
+        assert "resuming at step 4 from" in capfd.readouterr().err
+        final = checkpoint.latest_of(folder)
+        files = whole.meta["sha256"].keys() - {"state.pt"}
+        assert len(files) == 4 and final.step == whole.step == 8
+        for file in files:  # their headers have entries in a random order
+            assert_equal_states(load_file(final.path / file), load_file(whole.path / file))

@@ -106,15 +106,20 @@ class StreamedText:
     def blocks(self, seed: int, start: Place, ended: set[int]) -> Iterator[tuple[Place, Rows]]:
         """Yields the blocks of all epochs from a place on; an epoch in `ended` is left at once."""
         for epoch in itertools.count(start.epoch):
-            for number, file in enumerate(self.order(seed, epoch)):
-                if (epoch, number) < (start.epoch, start.file):
-                    continue
-                first = start.block if (epoch, number) == (start.epoch, start.file) else 0
-                blocks = enumerate(cut_file(self.paths[file], self.columns))
-                for block, rows in itertools.islice(blocks, first, None):
-                    if epoch in ended:
-                        break
-                    yield Place(epoch, number, block), replace(rows, split=self.split)
+            for place, rows in self._epoch_blocks(seed, start if epoch == start.epoch else Place(epoch)):
+                yield place, replace(rows, split=self.split)
+                if epoch in ended:
+                    break  # before a further file is opened
+
+    def _epoch_blocks(self, seed: int, start: Place) -> Iterator[tuple[Place, Rows]]:
+        """Yields the blocks of an epoch from a place on."""
+        for number, file in enumerate(self.order(seed, start.epoch)):
+            if number < start.file:
+                continue
+            first = start.block if number == start.file else 0
+            blocks = enumerate(cut_file(self.paths[file], self.columns))
+            for block, rows in itertools.islice(blocks, first, None):
+                yield Place(start.epoch, number, block), rows
 
 
 class TokenStream:

@@ -99,23 +99,26 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     after it; a run that is killed before the next one meets the same alarm again, and does the same.
     """
     rollbacks: list[Json] = []
+    limit: int | None = None
     while True:
         try:
-            return train_stage(tree, stage, model, rollbacks)
+            return train_stage(tree, stage, model, rollbacks, limit)
         except Rollback as alarm:
+            limit = alarm.target
             rollbacks = [*alarm.earlier, {"step": alarm.step, "to": 0, "reason": alarm.reason}]
             if tree.hardware.rank == 0:
                 print(f"stability at {alarm}; going back, and leaving out the data up to here", file=sys.stderr)
         model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
 
 
-def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json]) -> StageRecord:
+def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], limit: int | None) -> StageRecord:
     """Trains a stage from its newest checkpoint to its last step, and returns its record.
 
     rollbacks  those so far, where this process trains the stage again after the last of them; else empty
+    limit      step to which the last of them goes back; None without any
     """
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
-    saved, resumed = tree.newest_checkpoint(stage)
+    saved, resumed = tree.newest_checkpoint(stage, limit)
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
     hardware.shard(model)

@@ -24,9 +24,8 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
-from kleiber.training import checkpoint
+from kleiber.training import checkpoint, remote
 from kleiber.training.loggers import Logger, StageAxis
-from kleiber.training.remote import fetch_missing
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
@@ -259,14 +258,15 @@ class Tree:
         with self.hardware.runtime.precision(self.hardware.device):  # the precision of training
             stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
 
-    def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
+    def newest_checkpoint(self, stage: Stage, limit: int | None = None) -> tuple[checkpoint.Checkpoint | None, bool]:
         """Returns the checkpoint that a stage continues from, and whether the stage itself saved it.
 
         A branch that has no checkpoint yet continues from that of its trunk. Any other stage without a checkpoint gets
         (None, False). Warns about damaged checkpoints.
+
+        limit  step after which copies elsewhere do not count; None: all count
         """
-        fetch_missing(stage.config, self.checkpoints(stage.name))
-        saved, defects = checkpoint.latest(self.checkpoints(stage.name))
+        saved, defects = remote.latest(stage.config, self.checkpoints(stage.name), limit)
         if self.hardware.rank == 0:
             for defect in defects:
                 print(f"warning: skipped a damaged checkpoint: {defect}", file=sys.stderr)
@@ -274,8 +274,8 @@ class Tree:
                 print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
         if saved is None and stage.continues:
             assert stage.parent is not None
-            fetch_missing(stage.config, self.checkpoints(stage.parent), checkpoint.name(stage.branch_step))
-            return checkpoint.read(self.checkpoints(stage.parent) / checkpoint.name(stage.branch_step)), False
+            trunk = self.checkpoints(stage.parent)
+            return remote.read(stage.config, trunk, checkpoint.name(stage.branch_step)), False
         return saved, saved is not None
 
     @cached_property

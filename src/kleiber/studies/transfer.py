@@ -6,12 +6,15 @@ Scores are paired within seeds, and every claim has an interval.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.arms import higher_is_better, read_ladders
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
 from kleiber.studies.compare.frontier import best_settings
@@ -28,6 +31,7 @@ from kleiber.studies.transfer_tables import (
     harm,
     main_metric,
     outcomes,
+    rising,
     size_of,
     text_differences,
     with_means,
@@ -126,6 +130,30 @@ def pretrained_arm(run: Run) -> tuple[str, str] | None:
     return labels["kind"], labels["start"]
 
 
+def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
+    """The learning rate with the lowest mean loss of the pre-training runs of a kind and text; None before any has
+    ended."""
+    ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
+    if not ended:
+        return None
+    ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
+    return longest.best_lr
+
+
+def superseded(runs: Sequence[Run]) -> set[str]:
+    """Names of the fine-tunes from bases that are no longer the best: the choice may change with every further base."""
+    bases = {run.name: (run, arm) for run in runs if (arm := pretrained_arm(run)) is not None}
+    rates: dict[tuple[str, str], set[float | None]] = defaultdict(set)
+    for run, arm in bases.values():
+        rates[arm].add(run.stage.get("lr"))
+    best = {arm: best_base_rate(runs, arm) for arm, tried in rates.items() if len(tried) > 1}
+    others = {name for name, (run, arm) in bases.items() if arm in best and run.stage.get("lr") != best[arm]}
+    if not others:
+        return set()
+    paths = {run.name: (run.config.get("init") or {}).get("path") for run in runs if run.name not in bases}
+    return {name for name, path in paths.items() if path and others.intersection(Path(str(path)).parts)}
+
+
 def score_verdict(row: Row) -> Json:
     """Whether the first of a pair scores better."""
     labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
@@ -138,22 +166,20 @@ def score_verdict(row: Row) -> Json:
 def score_rows(runs: Sequence[Run]) -> Rows:
     """A row for each finished fine-tune: run, kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled
     tokens), params, seconds. Raises ValueError where there is none."""
-    table = []
+    table, old = [], superseded(runs)
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
+        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in old:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)
-        score = stage["metrics"][f"val/{name}/{metric}"]
-        if metric == "rmse":  # scores rise with what is learned, here as everywhere in this study
-            metric, score = f"-{metric}", -score
+        score = rising(metric, stage["metrics"][f"val/{name}/{metric}"])
         table.append(
             {
                 "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
-                "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"], "metric": metric,
-                "score": score,
+                "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"],
+                "metric": metric if higher_is_better(metric) else f"-{metric}", "score": score,
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],

@@ -10,6 +10,7 @@ import numpy as np
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.arms import higher_is_better
 from kleiber.studies.compare.decision import as_row, interval, paired_difference
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.types import Json, Row
@@ -154,6 +155,11 @@ def main_metric(run: Run) -> str:
     return run.config["data"].get("metric") or next(name for name in usual if f"val/{task}/{name}" in metrics)
 
 
+def rising(metric: str, value: float) -> float:
+    """The value of a metric as a score, which rises with what is learned."""
+    return value if higher_is_better(metric) else -value
+
+
 def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[str, float]]:
     """The main score of each reference by task, share of the labels and seed, of runs with evals=[reference]."""
     scores: dict[tuple[str, float, int], dict[str, float]] = {}
@@ -161,10 +167,11 @@ def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[s
         labels = run.config.get("study") or {}
         if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
             continue
-        names = {name: f"eval/reference/{run.stage['tasks'][0]}/{name}/{main_metric(run)}" for name in REFERENCES}
+        metric = main_metric(run)
+        names = {name: f"eval/reference/{run.stage['tasks'][0]}/{name}/{metric}" for name in REFERENCES}
         if all(name in run.metrics for name in names.values()):
             key = labels["task"], float(labels["share"]), run.config["seed"]
-            scores[key] = {reference: run.metrics[name] for reference, name in names.items()}
+            scores[key] = {reference: rising(metric, run.metrics[name]) for reference, name in names.items()}
     return scores
 
 

@@ -141,12 +141,17 @@ def _complete(
     (part / "meta.json").write_text(json.dumps(meta, indent=1))
     for path in (*part.rglob("*"), part):
         _sync(path)
+    put_in_place(part, final)
+    return Checkpoint(final, meta)
+
+
+def put_in_place(part: Path, final: Path) -> None:
+    """Gives the directory of a complete checkpoint its final name, in place of a checkpoint that has it."""
     if final.is_dir() and not final.is_symlink():
         shutil.rmtree(final)
     elif os.path.lexists(final):
         rename_aside(final)
     _commit(part, final)
-    return Checkpoint(final, meta)
 
 
 def _write_failure(final: Path, cause: Exception) -> str:

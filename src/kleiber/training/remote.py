@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from kleiber.config.errors import ConfigError
 from kleiber.records.locks import wait_for_lock
 from kleiber.training import checkpoint
+from kleiber.training.saved_checkpoint import Checkpoint, Damaged
 from kleiber.types import Config
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class Remote:
     url: str
     folder: Path
 
+    @property
+    def config_hash(self) -> str:
+        """The hash at the end of the name of the run's folder, which its checkpoints have."""
+        return self.folder.absolute().parents[2].name.rsplit("-", 1)[-1]
+
     def open(self) -> tuple[AbstractFileSystem, str]:
         """Returns the file system of the copy, and the folder there."""
         import fsspec
@@ -45,6 +52,13 @@ class Remote:
         system, root = fsspec.core.url_to_fs(self.url)
         system.invalidate_cache()
         return system, "/".join([root.rstrip("/"), *self.folder.absolute().parts[-PARTS:]])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the other processes of this machine wait that fetch or remove copies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with wait_for_lock(self.folder.parent / LOCK, lambda: None):
+            yield
 
     def names(self) -> list[str]:
         """Returns the names of the complete copies, the newest first."""
@@ -66,49 +80,112 @@ class Remote:
         except Exception as error:  # each file system has its own
             print(f"warning: {path} is not copied to {self.url}: {error}", file=sys.stderr)
 
+    def go_back(self, step: int) -> None:
+        """Removes the copies of the checkpoints after a step. Where that fails, prints why."""
+        try:
+            self.remove([name for name in self.names() if name > checkpoint.name(step)])
+        except Exception as error:  # each file system has its own
+            print(f"warning: copies of after step {step:,} are not removed from {self.url}: {error}", file=sys.stderr)
+
     def remove(self, names: Collection[str]) -> None:
-        """Removes the copies of these names."""
+        """Removes the copies of these names, of which another process may have removed some already."""
+        if not names:
+            return
         system, folder = self.open()
-        for name in names:
-            system.rm(f"{folder}/{name}", recursive=True)
+        with self.locked():
+            for name in names:
+                with suppress(FileNotFoundError):
+                    system.rm(f"{folder}/{name}", recursive=True)
 
-    def fetch(self, name: str | None = None) -> None:
-        """Copies a checkpoint from there unless it is here: that of a name, or the newest where there is none here.
+    def fetch(self, names: Sequence[str]) -> tuple[Checkpoint | None, list[str]]:
+        """Copies the first of these checkpoints from there whose copy is valid, unless a valid one is here.
 
-        One process of a machine does so at a time, while the others wait.
+        Returns it, or None where there is none, and the defect of each copy before it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with wait_for_lock(self.folder.parent / LOCK, lambda: None):
-            present = [path.name for path in checkpoint.steps(self.folder)]
-            chosen = [copy for copy in self.names() if name is None or copy == name][:1]
-            if not chosen or (present if name is None else name in present):
-                return
-            system, folder = self.open()
-            part = self.folder / f"{chosen[0]}.part-{os.getpid()}"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            system.get_file(f"{folder}/{chosen[0]}/{META}", str(part / META))
-            for file in checkpoint.read_meta(part / META)["sha256"]:
+        defects: list[str] = []
+        with self.locked():
+            for name in names:
+                with suppress(Damaged):
+                    return checkpoint.read(self.folder / name), defects  # another process may have fetched it
+                try:
+                    return self._fetch(name), defects
+                except (Damaged, FileNotFoundError) as error:  # another machine may have removed it
+                    defects.append(f"the copy of {name} in {self.url}: {error}")
+        return None, defects
+
+    def _fetch(self, name: str) -> Checkpoint:
+        """Copies a checkpoint from there, in place of a damaged one that is here. Raises Damaged for a damaged copy."""
+        system, folder = self.open()
+        scratch, final = self.folder / f"{name}.part-{os.getpid()}", self.folder / name
+        part = scratch / name
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            system.get_file(f"{folder}/{name}/{META}", str(part / META))
+            meta = checkpoint.read_meta(part / META)
+            if meta.get("config_hash") != self.config_hash:
+                raise Damaged(f"its config has the hash {meta.get('config_hash')}, and this run {self.config_hash}")
+            for file in meta["sha256"]:
                 (part / file).parent.mkdir(exist_ok=True)
-                system.get_file(f"{folder}/{chosen[0]}/{file}", str(part / file))
-            os.replace(part, self.folder / chosen[0])
-        print(f"fetched {chosen[0]} from {self.url}", file=sys.stderr)
+                system.get_file(f"{folder}/{name}/{file}", str(part / file))
+            checkpoint.read(part)
+            checkpoint.put_in_place(part, final)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        print(f"fetched {name} from {self.url}", file=sys.stderr)
+        return Checkpoint(final, meta)
 
 
-def fetch_missing(config: Config, folder: Path, name: str | None = None) -> None:
-    """Fetches what a folder of checkpoints lacks, where the config names copies: that of a name, or any at all.
+def latest(config: Config, folder: Path, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint of a folder or of its copies, where the config names copies, and the defects.
 
-    With resume=never, removes the copies of an earlier run instead. Raises ConfigError where the copies cannot be read:
-    without them, a run would begin again that could go on.
+    A copy is fetched only if it is later than every valid checkpoint that is here. With resume=never, removes the
+    copies of an earlier run instead.
+
+    limit  step after which copies do not count; None: all count
+
+    Raises ConfigError where the copies cannot be read: without them, a run would begin again that could go on.
     """
+    saved, defects = checkpoint.latest(folder)
+    remote = remote_of(config, folder)
+    if remote is None:
+        return saved, defects
+    with readable(remote):
+        if config["resume"] == "never":
+            if not checkpoint.steps(folder):
+                remote.remove(remote.names())
+            return saved, defects
+        later = [name for name in remote.names() if saved is None or name > saved.path.name]
+        if limit is not None:
+            later = [name for name in later if name <= checkpoint.name(limit)]
+        fetched, of_copies = remote.fetch(later) if later else (None, [])
+    return fetched or saved, defects + of_copies
+
+
+def read(config: Config, folder: Path, name: str) -> Checkpoint:
+    """The checkpoint of a name, fetched where it is not valid here. Raises as `checkpoint.read` and `latest` do."""
+    remote = remote_of(config, folder)
+    if remote is None or config["resume"] == "never":
+        return checkpoint.read(folder / name)
+    with suppress(Damaged):
+        return checkpoint.read(folder / name)
+    with readable(remote):
+        fetched, defects = remote.fetch([copy for copy in remote.names() if copy == name])
+    for defect in defects:
+        print(f"warning: {defect}", file=sys.stderr)
+    return fetched or checkpoint.read(folder / name)
+
+
+def remote_of(config: Config, folder: Path) -> Remote | None:
+    """The copies of a folder of checkpoints that a config names, or None."""
     url = ((config.get("callbacks") or {}).get("checkpoints") or {}).get("remote")
-    if url is None:
-        return
-    remote = Remote(url, folder)
+    return None if url is None else Remote(url, folder)
+
+
+@contextmanager
+def readable(remote: Remote) -> Iterator[None]:
+    """Raises ConfigError for the errors of a file system."""
     try:
-        if config["resume"] != "never":
-            remote.fetch(name)
-        elif name is None and not checkpoint.steps(folder):
-            remote.remove(remote.names())
+        yield
     except Exception as error:  # each file system has its own
-        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be read: {error}") from error
+        raise ConfigError(f"callbacks.checkpoints.remote={remote.url} cannot be read: {error}") from error

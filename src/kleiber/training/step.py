@@ -41,11 +41,13 @@ class Rollback(RuntimeError):
     step     number of the step, from 1
     reason   text of the alarm
     earlier  rollbacks of the stage before this one
+    target   step of the checkpoint to go back to, 0 for the beginning; None until the callback that saves them sets it
     """
 
     def __init__(self, step: int, reason: str, earlier: Sequence[Json]) -> None:
         super().__init__(f"step {step:,}: {reason}")
         self.step, self.reason, self.earlier = step, reason, earlier
+        self.target: int | None = None
 
 
 def out_of_memory(error: BaseException) -> bool:

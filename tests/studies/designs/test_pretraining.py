@@ -116,6 +116,9 @@ def test_fewer_labels_are_planned_for_the_named_sizes_and_more_points_for_the_co
     plan = design(**sizes, only=["mlm", "docs", "toy"], seeds=1)
     shares = {start.name: plan.shares_of(start) for start in plan.starts()}
     assert shares == {"scratch": [1, 0.3, 0.1], "docs/2M": [1, 0.1], "docs/1M": [1]}
+    numbers = design(**(sizes | {"sizes": [2000, 1000], "share_sizes": [2000]}), only=["mlm", "docs", "toy"], seeds=1)
+    assert {start.name: numbers.shares_of(start) for start in numbers.starts()}["docs/2000"] == [1, 0.1]
+    assert design(shares=[1 / 3]).shares == [0.333333], "as runs record it, so that the tuned rate is recognized"
     with pytest.raises(ValueError, match=r"design\.share_sizes: 4M must be one of 2M, 1M"):
         design(**(sizes | {"share_sizes": ["4M"]}))
 

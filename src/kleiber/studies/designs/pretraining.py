@@ -21,7 +21,6 @@ from kleiber.config.compose import find_choice
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import read_ladders
 from kleiber.studies.compare.rows import SCRATCH
 from kleiber.studies.designs.design import (
     Cell,
@@ -34,7 +33,7 @@ from kleiber.studies.designs.design import (
     seed_levels,
 )
 from kleiber.studies.designs.grid import LR
-from kleiber.studies.transfer import pretrained_arm, tuned_rates
+from kleiber.studies.transfer import best_base_rate, tuned_rates
 from kleiber.types import Count, Json, Row
 
 Lines = Sequence[str]
@@ -127,7 +126,7 @@ class Pretraining:
         self.chosen = {name: Kind(**kind) for name, kind in kinds.items()}
         if any(not kind.lrs for kind in self.chosen.values()):
             raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
-        self.shares = sorted(self.shares, reverse=True)
+        self.shares = sorted({float(f"{share:g}") for share in self.shares}, reverse=True)  # as runs record them
         texts = [f"{source}/{size}" for source, size in itertools.product(self.sources, self.sizes)]
         check_names("share_sizes", list(map(str, self.share_sizes)), list(map(str, self.sizes)))
         check_names("tokenizer", [self.tokenizer] if self.tokenizer else [], texts)
@@ -206,7 +205,7 @@ class Pretraining:
         if start.name == SCRATCH:
             return sorted({*self.shares, *self.scratch_shares}, reverse=True)
         size = start.name.rpartition("/")[2]
-        return self.shares if size in (self.share_sizes or [size]) else self.shares[:1]
+        return self.shares if size in map(str, self.share_sizes or [size]) else self.shares[:1]
 
     def rates(self, start: Start) -> Sequence[float]:
         kind = self.chosen[start.kind]
@@ -220,12 +219,8 @@ class Pretraining:
         """
         if not self.chosen[start.kind].pretrain_lrs:
             return {}
-        arm = (start.kind, start.base.values["study.start"])
-        ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
-        if not ended:
-            return {LR: start.base.values[LR][0]}
-        ((*_, longest),) = read_ladders(ended, arm_of=lambda run: start.kind, least=1).values()
-        return {LR: f"{longest.best_lr:g}"}
+        best = best_base_rate(runs, (start.kind, start.base.values["study.start"]))
+        return {LR: start.base.values[LR][0] if best is None else f"{best:g}"}
 
     def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[Cell]:
         """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.

@@ -84,13 +84,13 @@ class Checkpoints(LeanCallback):
         with suppress(OSError):  # the exception that ends the run is the one to report
             self.writer.wait()
         if isinstance(exception, Rollback):
+            exception.target = self.planned_before(exception.step)
             if trainer.is_global_zero:
                 for path in checkpoint.steps(self.folder):
-                    if self.is_planned(int(path.name.rpartition("-")[2])):
-                        break
-                    shutil.rmtree(path)
-                    if self.remote is not None:
-                        self.remote.remove([path.name])
+                    if path.name > checkpoint.name(exception.target):
+                        shutil.rmtree(path)
+                if self.remote is not None:
+                    self.remote.go_back(exception.target)
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
@@ -109,6 +109,11 @@ class Checkpoints(LeanCallback):
     def is_planned(self, step: int) -> bool:
         """Whether every run of this config saves a checkpoint after that step, if it has further ones."""
         return step in self.branch_steps or bool(self.every and step % self.every == 0)
+
+    def planned_before(self, step: int) -> int:
+        """The latest step before `step` after which a checkpoint is planned; 0 without any."""
+        regular = (step - 1) // self.every * self.every if self.every else 0
+        return max((regular, *(branch for branch in self.branch_steps if branch < step)))
 
     def save(self, trainer: Trainer, pl_module: LitLM, wait: bool) -> None:
         """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for that.
