@@ -58,8 +58,7 @@ class PlannedPoint:
     """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
 
     For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
-    budget is given in FLOPs or tokens per parameter. An epoch counts as a million tokens, because the data is not read;
-    then D is not `counted`.
+    budget is given in FLOPs or tokens per parameter. D is not `counted` but a million tokens for each epoch of data.
     """
 
     folder: Path
