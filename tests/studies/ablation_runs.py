@@ -1,10 +1,12 @@
 """Planted runs of an ablation."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from fake_run import fake_run
 
+from kleiber.config.errors import Status
 from kleiber.records.catalog import read_runs
 
 LRS = [0.005, 0.01, 0.02, 0.04, 0.08]
@@ -34,3 +36,19 @@ def write(folder, gap=lambda x: -0.02, seeds=3, best=0.02, status="finished", ar
                     home = folder / f"{arm}-{width}-{seed}-{lr}"
                     fake_run(home, [{"name": "trunk"}, *stages], config=config, seed=seed, status=status)
     return read_runs(folder)
+
+
+def copied(run, name, **config):
+    """The run in another folder, with other values of its config."""
+    return replace(run, folder=run.folder.with_name(name), archived={"config": {**run.config, **config}, "rows": []})
+
+
+def with_divergence(runs, where):
+    """The runs, of which those `where` arm, width, seed and rate are so have diverged."""
+    out = []
+    for run in runs:
+        config = run.config
+        if where(config["study"]["arm"], config["model"]["width"], config["seed"], config["optimizer"]["lr"]):
+            run = replace(run, status=Status.DIVERGED, summary={**run.summary, "status": "diverged", "stages": []})
+        out.append(run)
+    return out

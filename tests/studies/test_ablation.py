@@ -1,13 +1,15 @@
 """An ablation: planted gaps, crossings and gains are recovered, and held-out widths test its predictions."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from kleiber.studies.ablation import Ablation
 from kleiber.studies.ablation_ladder import compute_gain, crossings, ladder_of, predict, read_scales
+from kleiber.studies.study import PlannedPoint
 
-from .ablation_runs import write
+from .ablation_runs import with_divergence, write
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,38 @@ def test_predictions_are_checked_at_held_out_widths(runs, tmp_path):
     turned = write(tmp_path, gap=lambda x: -0.02 if x < -0.5 else 0.02)  # only the largest models lose
     rows = Ablation(fit_width=64).analyze(turned).tables["Predictions at held-out widths"]
     assert [(row["sign"], row["holds"]) for row in rows][-1] == ("wrong", False)
+
+
+def test_a_change_that_diverges_with_a_seed_at_every_rate_is_not_supported(runs):
+    lost = with_divergence(runs, lambda arm, width, seed, lr: (arm, width, seed) == ("qk_norm", 128, 1))
+    found = Ablation().analyze(lost)
+    assert found.comparison["decision"] == "not tested"
+    (text,) = [row["text"] for row in found.verdicts if row["code"] == "diverged"]
+    assert "qk_norm at width 128 (seed 1)" in text and "qk_norm at width 128 (seed 1)" in found.headline
+    assert Ablation(fit_width=64).analyze(lost).comparison["decision"] == "not tested"
+
+
+@pytest.mark.parametrize("arm", ["plain", "qk_norm"])
+def test_an_arm_that_always_diverges_at_a_width_has_no_line_and_is_not_tested(runs, arm):
+    found = Ablation().analyze(with_divergence(runs, lambda *at: at[:2] == (arm, 128)))
+    assert found.comparison["decision"] == "not tested" and found.comparison["estimates"] == []
+    assert f"{arm} at width 128 (seeds 0, 1, 2)" in found.comparison["why"]
+    assert list(found.tables) == ["Gap by scale"] and found.figures == {}
+
+
+def planned(**changes):
+    """Two seeds of an arm at two widths and lengths; `changes` are further values of a key, all at one place."""
+    points = []
+    for seed in (0, 1):
+        for width, tokens in ((32, 1e6), (64, 1e6), (32, 4e6)):
+            for value in changes.get("z_loss", [0.0]):
+                config = {"seed": seed, "model": {"width": width}, "optimizer": {"lr": 0.01},
+                          "study": {"arm": "z_loss"}, "objective": {"z_loss": value}}  # fmt: skip
+                points.append(PlannedPoint(Path(f"{seed}-{width}-{tokens}-{value}"), config, 1e5, tokens))
+    return points
+
+
+def test_a_plan_with_two_runs_at_one_place_is_refused_before_training():
+    assert Ablation().check_plan(planned()) == []
+    with pytest.raises(ValueError, match=r"z_loss, width 32, .*objective\.z_loss \(0\.0001, 0\.001\)"):
+        Ablation().check_plan(planned(z_loss=[1e-4, 1e-3]))

@@ -1,5 +1,6 @@
 """The ladder of an ablation: equal arms are rarely told apart, and predictions are compared by seed."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from kleiber.studies.ablation_ladder import (
     sign,
 )
 
-from .ablation_runs import LRS, TOKENS, write
+from .ablation_runs import LRS, TOKENS, copied, with_divergence, write
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,36 @@ def test_losses_are_read_by_place_arm_rate_and_seed(runs):
     assert set(losses) == {(width, tokens) for width in (32, 64, 128) for tokens in TOKENS}
     assert set(losses[64, 1e6]["plain"]) == set(LRS) and set(losses[64, 1e6]["plain"][0.02]) == {0, 1, 2}
     assert flops["plain", 64, 1e6] == 6 * 64**2 * 1e6
+
+
+@pytest.mark.parametrize("name", ["a", "z"])
+@pytest.mark.parametrize(("key", "value"), [("objective", {"z_loss": 1e-3}), ("batch", {"tokens": 512})])
+def test_two_runs_at_one_place_are_refused_whichever_is_read_first(runs, name, key, value):
+    other = copied(runs[0], name, **{key: value})
+    both = sorted([*runs, other], key=lambda run: run.name)
+    with pytest.raises(ValueError, match=rf"{key}\.\w+ \(.*design\.arms") as refused:
+        losses_of(both)
+    assert runs[0].name in str(refused.value) and f" {name}" in str(refused.value)
+    assert losses_of([*runs, copied(runs[0], name)]) == losses_of(runs)
+
+
+def test_a_rate_at_which_a_run_diverged_is_not_chosen_while_another_has_none(runs):
+    some = with_divergence(runs, lambda arm, width, seed, lr: (arm, seed, lr) == ("qk_norm", 1, 0.02))
+    scales = read_scales(some, "plain", "qk_norm")
+    assert {scale.rates for scale in scales} <= {(0.02, 0.01), (0.02, 0.04)}
+    assert all(len(scale.gaps) == 3 and not scale.diverged for scale in scales)
+    high = with_divergence(runs, lambda arm, width, seed, lr: lr > 0.02)  # they bound the grid
+    assert [scale.at_edge for scale in read_scales(high, "plain", "qk_norm")] == [[]] * 6
+
+
+def test_a_seed_that_diverged_at_every_rate_is_named_and_has_no_gap(runs):
+    lost = with_divergence(runs, lambda arm, width, seed, lr: (arm, width, seed) == ("qk_norm", 128, 1))
+    for scale in read_scales(lost, "plain", "qk_norm"):
+        assert scale.diverged == ({"qk_norm": [1]} if scale.width == 128 else {})
+        assert set(scale.gaps) == ({0, 2} if scale.width == 128 else {0, 1, 2})
+    gone = with_divergence(runs, lambda arm, width, seed, lr: width == 128)  # of which no length is read
+    *_, last = read_scales(gone, "plain", "qk_norm")
+    assert last.gaps == {} and math.isinf(last.compute) and last.diverged["plain"] == [0, 1, 2]
 
 
 def test_equal_arms_are_rarely_told_apart():

@@ -83,3 +83,48 @@ def test_a_plan_with_one_rate_for_a_size_is_refused():
     assert Hyperparameters().check_plan(plan(0.01, 0.02)) == []
     with pytest.raises(ValueError, match=r"optimizer\.lr"):
         Hyperparameters().check_plan(plan(0.01, 0.01))
+
+
+def swept(batches, tokens, rates, lr=0.02):
+    """A frontier with b* = .5 D^.6 and lr* = lr sqrt(batch / 1024); a log2 step of the rate costs .8 % of the loss."""
+    rows = []
+    for D in tokens:
+        for batch in batches:
+            for rate in rates:
+                away = np.log2(rate / (lr * (batch / 1024) ** 0.5))
+                loss = (2.5 + 40 * (D / (1 + batch / (0.5 * D**0.6))) ** -0.3) * np.exp(0.008 * away**2)
+                rows.append({"active": 8e4, "tokens": D, "batch_tokens": float(batch), "lr": rate, "seed": 0,
+                             "loss": loss})  # fmt: skip
+    return best_rates(pd.DataFrame(rows))
+
+
+def bias(rows):
+    return np.array([row["critical batch"] / (0.5 * row["D"] ** 0.6) - 1 for row in rows])
+
+
+def test_batches_whose_best_rate_is_at_an_edge_are_left_out_and_named():
+    frontier = swept([4 * 2**k for k in range(8)], (1e4, 3e4, 1e5), RATES[:6], lr=0.2)
+    assert set(frontier["batch"][frontier["at_edge"]]) == {128, 256, 512}
+    rows, verdicts = Hyperparameters(bootstrap=0).critical_batches(8e4, frontier)
+    (verdict,) = verdicts
+    assert abs(bias(rows)).max() < 0.02 and "N = 8e+04" in verdict["text"] and "128, 256, 512" in verdict["text"]
+    assert (verdict["code"], verdict["level"]) == ("batch_at_edge", "warn")
+    silent, _ = Hyperparameters(bootstrap=0).critical_batches(8e4, frontier.assign(at_edge=False))
+    assert abs(bias(silent)).max() > 0.06
+
+
+def test_a_size_whose_batches_are_all_at_an_edge_has_no_critical_batch():
+    frontier = swept(BATCHES, (2.5e5, 5e5, 1e6), RATES[:6], lr=0.4)
+    rows, (verdict,) = Hyperparameters(bootstrap=0).critical_batches(8e4, frontier)
+    assert rows == [] and "do not determine" in verdict["text"]
+
+
+def test_two_numbers_of_tokens_determine_how_the_critical_batch_grows_unless_losses_are_few():
+    exact = [0.02 * (batch / 1024) ** 0.5 for batch in BATCHES]  # the best rate of each batch is in the grid
+    rates = [min(exact) / 2, *exact, max(exact) * 2]
+    rows, verdicts = Hyperparameters(bootstrap=0).critical_batches(8e4, swept(BATCHES[:4], (2.5e5, 1e6), rates))
+    assert abs(bias(rows)).max() < 0.01 and verdicts == []
+    few = swept([512, 2048, 8192], (2.5e5, 1e6), rates).drop(index=0)  # five losses for five parameters
+    rows, (verdict,) = Hyperparameters(bootstrap=0).critical_batches(8e4, few)
+    assert verdict["code"] == "batch_exponent_fixed" and "2 numbers of tokens" in verdict["text"]
+    assert rows[0]["critical batch"] == rows[1]["critical batch"]

@@ -28,7 +28,9 @@ def test_a_tree_has_a_point_a_branch_and_a_chain_none():
     assert [(point.folder.name, point.D) for point in points] == [("tree", 1e6), ("tree", 2e6), ("run", 10 * 4096)]
     assert {point.N for point in points} == {size(tree["model"], BYTES_VOCABULARY).active}
     tuned = composed("objective=classify", "data=labelled", "data.path=x")
-    assert points_of({Path("tuned"): tuned})[0].D == 3e6, "three passes over data that is not read"
+    (in_epochs,) = points_of({Path("tuned"): tuned})
+    assert in_epochs.D == 3e6, "three passes over data that is not read"
+    assert not in_epochs.counted and all(point.counted for point in points)
 
 
 def test_a_fine_tuning_run_is_a_row_with_the_replayed_share_taken_from_its_tokens():

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import ClassVar
-
-import numpy as np
 
 from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
+from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows
 from kleiber.studies.ablation_ladder import (
     UNIT,
     Ladder,
     Scale,
+    arm_at_width,
     check,
     compute_gain,
     crossing_text,
@@ -29,8 +30,9 @@ from kleiber.studies.ablation_ladder import (
     sign,
 )
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, level_of_each, mean_estimate, overall
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.compare.decision import Claim, Decision, Estimate, level_of_each, overall
+from kleiber.studies.compare.places import refuse_planned_twins
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
 
 SCALES = (2.0, 5.0, 10.0)  # multiples of the largest compute at which the gap is predicted
@@ -41,20 +43,39 @@ class Change:
     """A changed arm against the plain one.
 
     fitted, held_out  the scales of the fit, and those that only test its predictions
-    predictions       gap by multiple of the largest fitted compute
+    ladder            None where runs diverged at every rate of so many scales that no line can be fitted
+    predictions       gap by multiple of the largest fitted compute; empty without a ladder
     decision          on the claim that the change lowers the loss at the target
     """
 
     name: str
     fitted: Sequence[Scale]
     held_out: Sequence[Scale]
-    ladder: Ladder
+    ladder: Ladder | None
     predictions: Mapping[float, Estimate]
     decision: Decision
 
     @property
     def at_edge(self) -> list[str]:
         return [f"{scale.place} ({arm})" for scale in (*self.fitted, *self.held_out) for arm in scale.at_edge]
+
+    @property
+    def diverged(self) -> list[str]:
+        """The arms and widths at which runs diverged at every learning rate, with the seeds at the best of them."""
+        seeds: dict[tuple[str, int], set[int]] = {}
+        for scale in (*self.fitted, *self.held_out):
+            for arm, each in scale.diverged.items():
+                seeds.setdefault((arm, scale.width), set()).update(each)
+        return [
+            f"{arm} at width {width} (seed{'s' * (len(each) > 1)} {', '.join(map(str, sorted(each)))})"
+            for (arm, width), each in sorted(seeds.items())
+        ]
+
+    def checks(self, level: float) -> list[Json]:
+        """Returns a row for each held-out scale: its measured gap and the predicted one."""
+        if self.ladder is None:
+            return []
+        return [{"arm": self.name, **check(self.ladder, scale, level)} for scale in self.held_out if scale.gaps]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +93,11 @@ class Ablation(IntervalStudy):
     target: Positive = 10.0
     fit_width: Count | None = None
 
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError where two planned runs of an arm are at the same width, tokens, rate and seed."""
+        refuse_planned_twins(points, arm_at_width)
+        return []
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Predicts the gaps and decides the claims. Raises ValueError without a changed arm or with too few scales."""
         names = planned_arms([run.config for run in runs]) or list(dict.fromkeys(filter(None, map(arm_name, runs))))
@@ -83,16 +109,15 @@ class Ablation(IntervalStudy):
         unfinished = any(run.status not in (Status.FINISHED, Status.DIVERGED) for run in runs)
         changes = [self.change(runs, plain, name, unfinished, len(changed)) for name in changed]
         decision = overall([change.decision for change in changes])
-        checks = [
-            {"arm": change.name, **check(change.ladder, scale, self.level)}
-            for change in changes
-            for scale in change.held_out
-        ]
+        checks = [row for change in changes for row in change.checks(self.level)]
         edges = {change.name: change.at_edge for change in changes}
+        ladders = {change.name: change.ladder for change in changes if change.ladder is not None}
+        why = ["some best rates are at the edge of their grids"] if any(edges.values()) else []
+        places = sorted({place for change in changes for place in change.diverged})
+        why += [diverged_text(places)] if places else []
         comparison = {
             "schema": "kleiber.compare/1", "measure": "loss", "equal": "tokens", "level": self.level, "looks": 1,
-            "decision": str(decision), "why": "some best rates are at the edge of their grids" if any(edges.values())
-            else "", "more_seeds_needed": None,
+            "decision": str(decision), "why": "; ".join(why), "more_seeds_needed": None,
             "estimates": [{"arm": change.name, "against": plain, "equal": "tokens", "times": times, "value": gap.value,
                            "lo": gap.lo, "hi": gap.hi, "n": gap.n, "unit": UNIT, "tuned": not change.at_edge}
                           for change in changes for times, gap in change.predictions.items()],
@@ -103,33 +128,41 @@ class Ablation(IntervalStudy):
                  "seeds": gap.n, "sign": sign(gap)}
                 for change in changes for times, gap in change.predictions.items()
             ],
-            "Worth in compute": [{"arm": change.name, **asdict(compute_gain(change.ladder, self.level))}
-                                 for change in changes],
-            **({"Predictions at held-out widths": checks} if checks else {}),
+            "Worth in compute": [{"arm": name, **asdict(compute_gain(ladder, self.level))}
+                                 for name, ladder in ladders.items()],
+            "Predictions at held-out widths": checks,
             "Gap by scale": [row for change in changes for row in scale_rows(change, self.level)],
         }  # fmt: skip
+        tables = {title: rows for title, rows in tables.items() if rows}
         figures: Figures = {}
-        if len(changes) > 1:
-            figures["gap_by_arm"] = lambda: arms_figure(changes, self.target)
+        if len(ladders) > 1:
+            figures["gap_by_arm"] = lambda: arms_figure([c for c in changes if c.ladder is not None], self.target)
         for change in changes:
-            name = "gap" if len(changes) == 1 else f"gap_{change.name}"
-            figures[name] = lambda change=change: gap_figure(change, plain, self.level)
+            if change.ladder is not None:
+                name = "gap" if len(changes) == 1 else f"gap_{change.name}"
+                figures[name] = partial(gap_figure, change, change.ladder, plain, self.level)
         methods = METHODS.format(level=f"{self.level:.0%}") + (SEVERAL if len(changes) > 1 else "")
         headline = self.headline(changes, plain, checks)
         verdicts = self.verdicts(changes, edges, checks)
         return Findings(headline, verdicts, tables, figures, methods=methods, comparison=comparison)
 
     def change(self, runs: Sequence[Run], plain: str, name: str, unfinished: bool, claims: int) -> Change:
-        """Reads and extrapolates one changed arm; runs that are unfinished or untuned decide nothing."""
+        """Reads and extrapolates one changed arm; runs that are unfinished, untuned or diverged decide nothing."""
         scales = read_scales(runs, plain, name)
         widest = self.fit_width or max((scale.width for scale in scales), default=0)
         fitted, held_out = (
             [scale for scale in scales if (scale.width <= widest) == inside] for inside in (True, False)
         )
-        ladder = ladder_of(fitted)
+        diverged = any(scale.diverged for scale in scales)
+        try:
+            ladder = ladder_of(fitted)
+        except ValueError:
+            if not any(scale.diverged for scale in fitted):
+                raise
+            return Change(name, fitted, held_out, None, {}, Decision.NOT_TESTED)
         each = level_of_each(self.level, claims, 1)
         decision = Claim(name, plain).decide(predict(ladder, self.target, each))
-        if unfinished or any(scale.at_edge for scale in fitted):
+        if unfinished or diverged or any(scale.at_edge for scale in fitted):
             decision = Decision.NOT_TESTED
         times = sorted({1.0, *SCALES, self.target})
         predictions = {scale: predict(ladder, scale, self.level) for scale in times}
@@ -140,11 +173,14 @@ class Ablation(IntervalStudy):
         at = f"at {self.target:g} times the largest compute"
         if len(changes) == 1:
             (change,) = changes
-            gain = compute_gain(change.ladder, self.level)
-            text = (
-                f"{change.name} against {plain} {at}: {change.decision}; predicted gap "
-                f"{change.predictions[self.target].text()}. At the largest run the change is worth {gain.text('.2f')}."
-            )
+            text = f"{change.name} against {plain} {at}: {change.decision}"
+            text += f", since {diverged_text(change.diverged)}" if change.diverged else ""
+            if change.ladder is not None:
+                gain = compute_gain(change.ladder, self.level)
+                gap = change.predictions[self.target].text()
+                text += f"; predicted gap{' of the other seeds' if change.diverged else ''} {gap}. At the largest run "
+                text += f"the change is worth {gain.text('.2f')}"
+            text += "."
         else:
             groups = {
                 decision: [change.name for change in changes if change.decision == decision] for decision in Decision
@@ -159,18 +195,22 @@ class Ablation(IntervalStudy):
     def verdicts(
         self, changes: Sequence[Change], edges: Mapping[str, Sequence[str]], checks: Sequence[Row]
     ) -> list[Json]:
-        """Returns a verdict for each prediction and crossing, for rates at the edge, and for held-out widths."""
+        """Returns a verdict for each prediction and crossing, for edges and divergences, and for held-out widths."""
         out: list[Json] = []
         for change in changes:
             end = "" if len(changes) == 1 else f"_{change.name}"
             for times, gap in change.predictions.items():
                 text = f"at {times:g} times the largest compute {change.name} is {sign(gap)}: {gap.text()}"
                 out.append({"code": f"sign_{times:g}x{end}", "level": "note", "text": text})
-            text = crossing_text(crossings(change.ladder, self.level))
-            out.append({"code": f"crossing{end}", "level": "note", "text": f"{change.name}: {text}"})
+            if change.ladder is not None:
+                text = crossing_text(crossings(change.ladder, self.level))
+                out.append({"code": f"crossing{end}", "level": "note", "text": f"{change.name}: {text}"})
         if places := sorted({place for each in edges.values() for place in each}):
             text = f"the best learning rate is at the edge of its grid at {'; '.join(places)}: widen design.lrs"
             out.append({"code": "untuned", "level": "warn", "text": text})
+        if places := sorted({place for change in changes for place in change.diverged}):
+            text = f"{diverged_text(places)}: a change that this concerns is not tested"
+            out.append({"code": "diverged", "level": "warn", "text": text})
         if checks:
             out.append({"code": "held_out", "level": "note", "text": held_text(checks)})
         return out
@@ -178,12 +218,18 @@ class Ablation(IntervalStudy):
 
 METHODS = (
     "All arms were trained at every width and length with the same seeds and learning rates, and enter each scale at "
-    "the rate of the least mean loss over all seeds. The gap is the difference of log losses of the same seed. A line "
-    "in log10 of the training compute was fitted to the gaps of each seed; predictions are means over these lines with "
-    "Student's intervals at {level}. The intervals hold if the gap is a line in log compute. The compute-equivalent "
-    "gain is the gap at the largest scale over the slope of the plain arm's log loss in log compute."
+    "the rate of the least mean loss over all seeds. The loss of a run that diverged is infinite, and a change is not "
+    "tested if at some scale no rate trained every seed. The gap is the difference of log losses of the same seed. A "
+    "line in log10 of the training compute was fitted to the gaps of each seed; predictions are means over these lines "
+    "with Student's intervals at {level}. The intervals hold if the gap is a line in log compute. The "
+    "compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss in log compute."
 )
 SEVERAL = " Claims are decided at one level for all changed arms together (Bonferroni)."
+
+
+def diverged_text(places: Sequence[str]) -> str:
+    """Returns a sentence about the entries of `Change.diverged`."""
+    return f"no learning rate trained every seed of {'; '.join(places)}"
 
 
 def held_text(checks: Sequence[Row]) -> str:
@@ -195,79 +241,3 @@ def held_text(checks: Sequence[Row]) -> str:
         f"sign was right at {signs.count('right')}, wrong at {signs.count('wrong')}, and undecided at "
         f"{signs.count('undecided')} of {len(signs)} scales"
     )
-
-
-def scale_rows(change: Change, level: float) -> list[Json]:
-    """Returns a table row for each scale: its place, the best rates and the gap with its interval over seeds."""
-    rows = []
-    for scale in (*change.fitted, *change.held_out):
-        gap = mean_estimate(list(scale.gaps.values()), level, UNIT)
-        if gap is not None:
-            rows.append({"arm": change.name, "width": scale.width, "tokens": scale.tokens, "compute": scale.compute,
-                         "gap": gap.value, "lo": gap.lo, "hi": gap.hi, "rate of the plain arm": scale.rates[0],
-                         "rate of the changed arm": scale.rates[1],
-                         "fitted": "yes" if scale in change.fitted else "held out"})  # fmt: skip
-    return rows
-
-
-def gap_figure(change: Change, plain: str, level: float) -> object:
-    """Gap vs training compute: each scale with its interval, the line, and its band up to the largest prediction."""
-    import altair as alt
-    import pandas as pd
-
-    from kleiber.charts.theme import log_axis, with_title
-
-    rows = [{**row, **_percent(row)} for row in scale_rows(change, level)]
-    largest = float(change.ladder.compute.max())
-    last = max(largest * max(change.predictions), max(row["compute"] for row in rows))
-    at = np.geomspace(change.ladder.compute.min(), last, 60)
-    predicted = [(C, predict(change.ladder, C / largest, level)) for C in at.tolist()]
-    band = pd.DataFrame([{"compute": C, **_percent(asdict(gap) | {"gap": gap.value})} for C, gap in predicted])
-    x = log_axis("compute", "training compute (FLOPs)", at)
-    y, low = (alt.Y(f"{name}:Q", title=f"loss relative to {plain} (%)") for name in ("gap", "lo"))
-    colors = alt.Scale(domain=["yes", "held out"], range=["#0072B2", "#D55E00"])
-    color = alt.Color("fitted:N", scale=colors, legend=alt.Legend(title="in the fit") if change.held_out else None)
-    base, line = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=color), alt.Chart(band).encode(x=x)
-    zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(y=y)
-    inside = line.transform_filter(f"datum.compute <= {largest}").mark_line(color="black", strokeWidth=2).encode(y=y)
-    layers = [
-        zero, line.mark_area(opacity=0.2, color="#444").encode(y=low, y2="hi:Q"),
-        line.mark_line(color="black", strokeDash=[5, 4]).encode(y=y), inside,
-        base.mark_rule().encode(y=low, y2="hi:Q"), base.mark_point(filled=True, size=50, opacity=1).encode(y=y),
-    ]  # fmt: skip
-    subtitle = f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted"
-    return with_title(alt.layer(*layers), f"Gap of {change.name} vs training compute", subtitle=subtitle)
-
-
-def arms_figure(changes: Sequence[Change], target: float) -> object:
-    """The gap of each changed arm at the largest fitted scale and predicted at the target, with intervals."""
-    import altair as alt
-    import pandas as pd
-
-    from kleiber.charts.theme import kind_color, with_title
-
-    places = {1.0: "largest run", target: f"{target:g} times the largest run"}
-    rows = [
-        {"arm": change.name, "at": place, **_percent(asdict(gap) | {"gap": gap.value})}
-        for change in changes
-        for times, place in places.items()
-        for gap in [change.predictions[times]]
-    ]
-    order = sorted(
-        (change.name for change in changes), key=lambda name: next(r["gap"] for r in rows if r["arm"] == name)
-    )
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        y=alt.Y("arm:N", title=None, sort=order), yOffset=alt.YOffset("at:N", sort=list(places.values())),
-        color=kind_color(list(places.values()), "at", alt.Legend(title=None)),
-    )  # fmt: skip
-    x, low = (alt.X(f"{name}:Q", title="loss relative to the plain arm (%)") for name in ("gap", "lo"))
-    zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(x=x)
-    layers = [zero, base.mark_rule().encode(x=low, x2="hi:Q"), base.mark_point(filled=True, size=50).encode(x=x)]
-    return with_title(
-        alt.layer(*layers), "Gap of each change, at the largest run and predicted", height=60 + 40 * len(changes)
-    )
-
-
-def _percent(row: Row) -> Row:
-    """The columns gap, lo and hi of a row in percent."""
-    return {key: None if row[key] is None else 100 * row[key] for key in ("gap", "lo", "hi")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 from kleiber.config.errors import Status
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import SAME_TOKENS, arm_name
+from kleiber.studies.compare.arms import arm_name
 from kleiber.studies.compare.decision import Estimate, mean_estimate
+from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import round_down
-from kleiber.types import Json
+from kleiber.types import Config, Json
 
 UNIT = "of the loss, in log"
-Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed
+Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed; inf for a run that diverged
 
 
 @dataclass(frozen=True)
 class Scale:
     """Two arms at one width and number of tokens, each at the rate of the least mean loss over all seeds.
 
-    compute  training FLOPs of the plain arm
-    plain    log loss of the plain arm, by seed
-    changed  log loss of the changed arm, by seed
-    rates    learning rates of the two arms
-    at_edge  the arms whose best rate is at an end of its grid, or whose grid has fewer than three rates
+    A rate at which a run diverged is not chosen while another has none.
+
+    compute   training FLOPs of the plain arm, or of the changed one where no plain run finished; inf without either
+    plain     log loss of the plain arm, by seed
+    changed   log loss of the changed arm, by seed
+    rates     learning rates of the two arms
+    at_edge   the arms whose best rate is at an end of its grid, or whose grid has fewer than three rates
+    diverged  the seeds that diverged at that rate, by arm, of arms in which runs diverged at every rate
     """
 
     width: int
@@ -45,6 +49,7 @@ class Scale:
     changed: Mapping[int, float]
     rates: tuple[float, float]
     at_edge: Sequence[str] = ()
+    diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def gaps(self) -> dict[int, float]:
@@ -84,39 +89,75 @@ def read_scales(runs: Sequence[Run], plain: str, changed: str) -> list[Scale]:
     for (width, tokens), by_arm in losses.items():
         if not {plain, changed} <= by_arm.keys():
             continue
-        best, at_edge = {}, []
+        best, at_edge, diverged = {}, [], {}
         for arm in (plain, changed):
             grid = by_arm[arm]
             most = max(map(len, grid.values()))
-            means = {lr: sum(by_seed.values()) / most for lr, by_seed in grid.items() if len(by_seed) == most}
-            best[arm] = min(means, key=lambda lr: means[lr])
-            if len(means) < 3 or best[arm] in (min(means), max(means)):
+            complete = {lr: list(by_seed.values()) for lr, by_seed in grid.items() if len(by_seed) == most}
+            best[arm] = min(complete, key=lambda lr: divergences_and_mean(complete[lr]))
+            if len(complete) < 3 or best[arm] in (min(complete), max(complete)):
                 at_edge.append(arm)
-        a, b = ({seed: math.log(loss) for seed, loss in by_arm[arm][best[arm]].items()} for arm in (plain, changed))
+            if seeds := sorted(seed for seed, loss in grid[best[arm]].items() if math.isinf(loss)):
+                diverged[arm] = seeds
+        a, b = (log_losses(by_arm[arm][best[arm]]) for arm in (plain, changed))
+        compute = [flops[place] for place in ((plain, width, tokens), (changed, width, tokens)) if place in flops]
         rates = (best[plain], best[changed])
-        scales.append(Scale(width, tokens, flops[plain, width, tokens], a, b, rates, at_edge))
+        scales.append(Scale(width, tokens, [*compute, math.inf][0], a, b, rates, at_edge, diverged))
     return sorted(scales, key=lambda scale: scale.compute)
 
 
+def divergences_and_mean(losses: Sequence[float]) -> tuple[int, float]:
+    """Returns how many losses of a learning rate are infinite, and the mean of the others: less is better, in order."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return len(losses) - len(finite), sum(finite) / max(len(finite), 1)
+
+
+def log_losses(by_seed: Mapping[int, float]) -> dict[int, float]:
+    """Returns the log losses of the seeds that did not diverge."""
+    return {seed: math.log(loss) for seed, loss in by_seed.items() if math.isfinite(loss)}
+
+
+def arm_at_width(config: Config) -> str | None:
+    """Returns the arm and the width of a run, which this study tells apart; None for a run of no arm."""
+    arm = (config.get("study") or {}).get("arm")
+    return None if arm is None else f"{arm}, width {width_of(config['model'])}"
+
+
 def losses_of(runs: Sequence[Run]) -> tuple[dict[tuple[int, float], Losses], dict[tuple[str, int, float], float]]:
-    """Returns the losses by width and tokens; and the training FLOPs by arm, width and tokens."""
-    rows = []
-    for run in runs:
-        arm = arm_name(run)
-        if arm is None or run.status != Status.FINISHED:
-            continue
-        for row in run.leaf_rows():
-            if row["loss"] is not None and math.isfinite(row["loss"]):
-                rows.append((arm, width_of(run.config["model"]), run.config["seed"], row))
+    """Returns the losses by width and tokens; and the training FLOPs by arm, width and tokens.
+
+    A run that diverged has an infinite loss at all lengths of its width at which no run of its arm, rate and seed has
+    finished; where no run of its width has, at all lengths. Raises ValueError as `refuse_twins`.
+    """
+    ended = [run for run in runs if arm_name(run) is not None]
+    rows = [
+        (run, row)
+        for run in ended
+        if run.status == Status.FINISHED
+        for row in run.leaf_rows()
+        if row["loss"] is not None
+    ]
     if not rows:
         raise ValueError("no finished run here belongs to an arm: this study reads cells of design=arms")
-    tokens = round_down(np.array([float(row["tokens"]) for *_, row in rows]), SAME_TOKENS)
+    tokens = round_down(np.array([float(row["tokens"]) for _, row in rows]), SAME_TOKENS).tolist()
     losses: dict[tuple[int, float], Losses] = {}
     flops: dict[tuple[str, int, float], float] = {}
-    for (arm, width, seed, row), length in zip(rows, tokens.tolist(), strict=True):
-        by_arm = losses.setdefault((width, length), {})
-        by_arm.setdefault(arm, {}).setdefault(float(row["lr"]), {})[int(seed)] = float(row["loss"])
+    placed = []
+    for (run, row), length in zip(rows, tokens, strict=True):
+        arm, width, lr, seed = str(arm_name(run)), width_of(run.config["model"]), float(row["lr"]), run.config["seed"]
+        placed.append((Place(f"{arm}, width {width}", length, lr, seed), run.name, run.config))
+        loss = float(row["loss"]) if math.isfinite(row["loss"]) else math.inf
+        losses.setdefault((width, length), {}).setdefault(arm, {}).setdefault(lr, {})[seed] = loss
         flops[arm, width, length] = float(row["flops"])
+    refuse_twins(placed)
+    finished = [*losses]
+    for run in ended:
+        if run.status == Status.DIVERGED:
+            width, lr = width_of(run.config["model"]), float(run.config["optimizer"]["lr"])
+            lengths = [length for at, length in finished if at == width] or [length for _, length in finished]
+            for length in lengths:
+                by_arm = losses.setdefault((width, length), {})
+                by_arm.setdefault(str(arm_name(run)), {}).setdefault(lr, {}).setdefault(run.config["seed"], math.inf)
     return losses, flops
 
 

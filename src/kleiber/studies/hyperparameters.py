@@ -20,6 +20,7 @@ from kleiber.studies.designs.design import shortfall
 from kleiber.studies.laws import analysis, hyperparameter_record, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
+from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import without_nonfinite
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
@@ -64,13 +65,14 @@ class Hyperparameters(IntervalStudy):
         form, record = hyperparameter_record.analyze(loaded, form, options)
         law = without_nonfinite(record)
         frontier = best_rates(rows)
-        critical = [row for N in sorted(set(frontier["N"])) for row in self.critical_batches(N, frontier)]
+        fits = [self.critical_batches(N, frontier) for N in sorted(set(frontier["N"]))]
+        critical = [row for rows, _ in fits for row in rows]
         figures = optimum_report.figures(law, form, loaded)
         if len(set(frontier["batch"])) > 1:
             figures["loss-at-best-rate"] = lambda: frontier_figure(frontier)
         return Findings(
             " ".join([optimum_report.headline(law), *([critical_text(critical)] if critical else [])]),
-            law["verdicts"],
+            [*law["verdicts"], *(verdict for _, verdicts in fits for verdict in verdicts)],
             {"Optimum by size and tokens": optimum_report.table(law, form), "Critical batch": critical},
             figures,
             law,
@@ -78,29 +80,70 @@ class Hyperparameters(IntervalStudy):
             f"{optimum_report.methods(law)} {methods()}",
         )
 
-    def critical_batches(self, N: float, frontier: pd.DataFrame) -> list[Json]:
-        """Returns a row for each number of tokens of a size: its critical batch in tokens, with an interval.
+    def critical_batches(self, N: float, frontier: pd.DataFrame) -> tuple[list[Json], list[Json]]:
+        """Returns a row for each number of tokens of a size, its critical batch with an interval; and verdicts.
+
+        Batches whose best rate is at an edge of its grid are left out, since their losses are too high. The exponent e
+        is 0 where the rows do not determine it; there are no rows where they do not determine the critical batch.
 
         frontier  rows of `best_rates`
         """
         rows = from_best_batch(pd.DataFrame(frontier[frontier["N"] == N]))
-        law = find(CRITICAL)
-        if len(set(rows["D"])) < 3:
-            law = law.fix({"e": 0.0})
-        if shortfall(law, {name: rows[name].to_numpy(dtype=float) for name in law.inputs}):
-            return []
-        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, cluster="batch", find_suspects=False)
-        fitted = analysis.analyze_rows(rows, law, {"D": "D", "batch": "batch", "L": "loss"}, options)
+        kept = pd.DataFrame(rows[~rows["at_edge"]]).reset_index(drop=True)
+        at_edge, law = sorted(set(rows["batch"][rows["at_edge"]])), determined_form(kept)
+        verdicts = [edge_verdict(N, at_edge, determined=law is not None)] if at_edge else []
+        if law is None:
+            return [], verdicts
+        if "e" not in law.params and len(set(kept["D"])) > 1:
+            verdicts.append(fixed_verdict(N, len(set(kept["D"])), len(kept)))
+        options = analysis.Options(
+            bootstrap=self.bootstrap, level=self.level, cluster="batch", find_suspects=False, backtest=()
+        )
+        fitted = analysis.analyze_rows(kept, law, {"D": "D", "batch": "batch", "L": "loss"}, options)
         values = {name: np.array([entry["value"]]) for name, entry in fitted["params"].items()}
         draws = law.named(np.array(fitted["draws"])) if fitted["draws"] else {}
         out: list[Json] = []
-        for D in sorted(rows["D"].unique().tolist()):
+        for D in sorted(kept["D"].unique().tolist()):
             row: Json = {"N": N, "D": D, "critical batch": float(critical_batch(values, D)[0]), "lo": None, "hi": None}
             if draws:
                 lo, hi = interval(critical_batch(draws, D), self.level)
                 row |= {"lo": float(lo), "hi": float(hi)}
-            out.append({**row, "points": len(rows), "residual rms": fitted["residual_rms"]})
-        return out
+            out.append({**row, "points": len(kept), "residual rms": fitted["residual_rms"]})
+        return out, verdicts
+
+
+def determined_form(rows: pd.DataFrame) -> Law | None:
+    """Returns the law of the critical batch that has fewer parameters than there are rows and is determined by them.
+
+    That is the law with its power e of the tokens or, failing that, with e = 0; None if the rows determine neither.
+    """
+    free = find(CRITICAL)
+    inputs = {name: rows[name].to_numpy(dtype=float) for name in free.inputs}
+    forms = [law for law in (free, free.fix({"e": 0.0})) if len(rows) > len(law.params) and not shortfall(law, inputs)]
+    return forms[0] if forms else None
+
+
+def edge_verdict(N: float, batches: Sequence[float], determined: bool) -> Json:
+    """Returns a warning that names the batches of a size whose best learning rate is at an edge of its grid.
+
+    determined  whether the other batches determine the critical batch
+    """
+    names = ", ".join(f"{batch:,.0f}" for batch in batches)
+    text = (
+        f"at N = {N:.3g} the best learning rates of batches of {names} tokens are at an edge of their grid, and these "
+        "losses are left out of the critical batch"
+    )
+    text += f"{'' if determined else ', which the others do not determine'}: widen optimizer.lr"
+    return {"code": "batch_at_edge", "level": "warn", "text": text}
+
+
+def fixed_verdict(N: float, lengths: int, rows: int) -> Json:
+    """Returns a warning that the critical batch of a size was fitted as if it did not depend on the tokens."""
+    text = (
+        f"at N = {N:.3g} the critical batch was fitted as equal at all {lengths} numbers of tokens (e = 0), since "
+        f"{rows} losses do not determine how it grows with them: add batches or numbers of tokens"
+    )
+    return {"code": "batch_exponent_fixed", "level": "warn", "text": text}
 
 
 def methods() -> str:
@@ -108,7 +151,8 @@ def methods() -> str:
     law = find(CRITICAL)
     return (
         f"The critical batch of each size is that of {law.formula} ({law.source}), fitted to the losses at the best "
-        "rate of each batch, from the best batch on."
+        "rate of each batch, from the best batch on. Losses whose best rate is at an edge of its grid are left out. "
+        "The exponent e is fitted where the losses determine it, and is 0 elsewhere."
     )
 
 
@@ -118,10 +162,10 @@ def critical_batch(params: Row, D: float) -> np.ndarray:
 
 
 def best_rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the frontier of the learning rate: columns N, D, batch, lr, loss and seeds.
+    """Returns the frontier of the learning rate: columns N, D, batch, lr, loss, seeds and at_edge.
 
     rows  of `points`. The best rate of a size, number of tokens and batch has the least mean loss over seeds, among the
-          rates that were trained with the most seeds
+          rates that were trained with the most seeds; at_edge is whether it is the least or the largest of these
     """
     sizes = {name: table.round_down(rows[ROLES[name]].to_numpy(dtype=float), EQUAL) for name in ("N", "D")}
     placed = rows.assign(**sizes, batch=rows["batch_tokens"])
@@ -129,8 +173,10 @@ def best_rates(rows: pd.DataFrame) -> pd.DataFrame:
     means = groups.agg(loss=("loss", "mean"), seeds=("seed", "nunique"))
     place = ["N", "D", "batch"]
     complete = pd.DataFrame(means[means["seeds"] == means.groupby(place)["seeds"].transform("max")])
+    rates = complete.groupby(place)["lr"]
+    at_edge = (complete["lr"] == rates.transform("min")) | (complete["lr"] == rates.transform("max"))
     best = complete.groupby(place)["loss"].idxmin()
-    return pd.DataFrame(complete.loc[best]).reset_index(drop=True)
+    return pd.DataFrame(complete.assign(at_edge=at_edge).loc[best]).reset_index(drop=True)
 
 
 def from_best_batch(frontier: pd.DataFrame) -> pd.DataFrame:

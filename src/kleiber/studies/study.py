@@ -58,13 +58,14 @@ class PlannedPoint:
     """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
 
     For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
-    budget is given in FLOPs or tokens per parameter. An epoch counts as a million tokens, because the data is not read.
+    budget is given in FLOPs or tokens per parameter. D is not `counted` but a million tokens for each epoch of data.
     """
 
     folder: Path
     config: Config
     N: float
     D: float
+    counted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +138,17 @@ def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
         if stages.get("branches"):
             points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
         elif not stages:
-            batch = quantity(config["batch"]["tokens"])
-            D = Budget(**config["budget"]).num_tokens(
+            batch, budget = quantity(config["batch"]["tokens"]), Budget(**config["budget"])
+            epochs = class_attribute(str(config["objective"]["_target_"]), "default_epochs")
+            D = budget.num_tokens(
                 batch_tokens=batch,
                 active_params=N,
                 flops_per_token=flops_per_token,
                 epoch_steps=EPOCH_TOKENS / batch,
-                default_epochs=class_attribute(str(config["objective"]["_target_"]), "default_epochs"),
+                default_epochs=epochs,
             )
-            points.append(PlannedPoint(folder, config, N, D))
+            in_epochs = budget.epochs is not None if budget.limits() else epochs is not None
+            points.append(PlannedPoint(folder, config, N, D, counted=not in_epochs))
     return points
 
 

@@ -124,7 +124,8 @@ def test_a_claim_about_an_arm_that_is_not_there_is_refused(tmp_path):
 
 
 def planned(*arms):
-    return [PlannedPoint(Path("r"), {"study": {"arm": arm}}, 1.0, 1.0) for arm in arms]
+    common = {"optimizer": {"lr": 0.01}, "seed": 0}
+    return [PlannedPoint(Path("r"), {"study": {"arm": arm}, **common}, 1.0, 1.0) for arm in arms]
 
 
 def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():

@@ -18,12 +18,12 @@ from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
 from kleiber.studies.compare.decision import LOSS
+from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.types import Config, Json, Row
 
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 LOWER_IS_BETTER = (LOSS, "bits_per_byte", "perplexity", "gap", "rmse", "mae", "error")
-SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one budget
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
 LOADS = "moe/"  # prefix of what expert_loads measures
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
@@ -128,9 +128,9 @@ def read_ladders(
     """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
 
     Arms are in the order of the design that planned them, others in that of the runs. Raises ValueError for fewer than
-    `least` arms with the measure.
+    `least` arms with the measure, and as `refuse_twins`.
     """
-    rows = leaf_rows(runs, arm_of)
+    rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
     order = dict.fromkeys([*planned_arms([run.config for run in runs]), *(row["arm"] for row in usable)])
     parts = {name: [row for row in usable if row["arm"] == name] for name in order}
@@ -141,6 +141,10 @@ def read_ladders(
             if not budgets or not near(tokens, budgets[-1]):
                 budgets.append(tokens)
         at = {tokens: [row for row in part if diverged(row) or near(row["tokens"], tokens)] for tokens in budgets}
+        for tokens, near_rows in at.items():
+            ended = [row for row in near_rows if not diverged(row)]
+            places = [Place(name, tokens, row["lr"], row["seed"]) for row in ended]
+            refuse_twins((place, row["run"], configs[row["run"]]) for place, row in zip(places, ended, strict=True))
         if at:
             ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
     if len(ladders) < least:
@@ -168,12 +172,18 @@ def near(tokens: float, budget: float) -> bool:
 
 
 def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
-    """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst."""
+    """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst.
+
+    A run of this budget takes precedence over one that diverged, which may have been of another budget.
+    """
     higher = higher_is_better(measure)
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
-        worst = -math.inf if higher else math.inf
-        losses.setdefault(row["lr"], {})[row["seed"]] = worst if diverged(row) else row[measure]
+        by_seed = losses.setdefault(row["lr"], {})
+        if diverged(row):
+            by_seed.setdefault(row["seed"], -math.inf if higher else math.inf)
+        else:
+            by_seed[row["seed"]] = row[measure]
     most = max(len(by_seed) for by_seed in losses.values())
     means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
     best = (max if higher else min)(means, key=lambda lr: means[lr])

@@ -35,6 +35,7 @@ from kleiber.studies.compare.decision import (
     overall,
 )
 from kleiber.studies.compare.differences import Ladders, judge, other_measures, same, side_by_side
+from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
     at_common_budget,
@@ -89,7 +90,10 @@ class Compare(IntervalStudy):
         return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for fewer than two arms, arms of equal configs, and a claim about an arm without runs."""
+        """Raises ValueError for arms of equal configs, fewer than two arms, and a claim about an arm without runs.
+
+        Also where two planned runs of an arm are at the same tokens, rate and seed.
+        """
         planned = [point.config["study"].get("arm") for point in points]  # None: a base that arms start from
         arms = list(dict.fromkeys(str(name) for name in planned if name is not None))
         same_runs = [name for name in planned_arms([point.config for point in points]) if name not in arms]
@@ -100,6 +104,7 @@ class Compare(IntervalStudy):
         if len(arms) < 2:
             raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
         self.require_arms(self.read_claims(arms), arms)
+        refuse_planned_twins(points, lambda config: config["study"].get("arm"))
         return []
 
     def require_arms(self, claims: Sequence[Claim], arms: Sequence[str]) -> None:

@@ -1,0 +1,39 @@
+"""Figures of an ablation: a scale has a point if seeds have its gap, and arms are in the order of their gaps."""
+
+import pytest
+
+from kleiber.studies.ablation import Change
+from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows
+from kleiber.studies.ablation_ladder import Scale, ladder_of, predict
+from kleiber.studies.compare.decision import Decision
+
+
+def change(name, gap):
+    """A change at three scales of the fit and two held-out ones, of which the last has no gap."""
+    plain = {0: 1.0, 1: 1.01, 2: 0.99}
+    changed = {seed: loss + gap + 1e-4 * seed for seed, loss in plain.items()}
+    scales = [Scale(32 * k, 1e6, 1e12 * 10**k, plain, changed, (0.02, 0.04)) for k in (1, 2, 3, 4)]
+    diverged = Scale(160, 1e6, 1e17, plain, {}, (0.02, 0.02), (), {name: [0, 1, 2]})
+    ladder = ladder_of(scales[:3])
+    predictions = {times: predict(ladder, times, 0.9) for times in (1.0, 10.0)}
+    return Change(name, scales[:3], [scales[3], diverged], ladder, predictions, Decision.NOT_TESTED)
+
+
+def test_a_scale_without_a_gap_has_no_row():
+    rows = scale_rows(change("a", -0.02), 0.9)
+    assert [(row["width"], row["fitted"]) for row in rows] == [(32, "yes"), (64, "yes"), (96, "yes"), (128, "held out")]
+    assert {row["rate of the changed arm"] for row in rows} == {0.04}
+
+
+def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction():
+    drawn = change("a", -0.02)
+    assert drawn.ladder is not None
+    chart = gap_figure(drawn, drawn.ladder, "plain", 0.9).to_dict()
+    (points,) = [rows for rows in chart["datasets"].values() if "fitted" in rows[0]]
+    (line,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
+    assert points[0]["gap"] == pytest.approx(-1.99) and line[-1]["compute"] == pytest.approx(1e16)
+
+
+def test_arms_are_in_the_order_of_their_gaps():
+    chart = arms_figure([change("worse", 0.01), change("better", -0.02)], 10.0).to_dict()
+    assert "['better', 'worse']" in str(chart)
