@@ -194,19 +194,22 @@ def test_a_folder_that_cannot_be_opened_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_folder_is_lost_goes_on_bit_identically(launch, interrupted, tmp_path: Path, capsys) -> None:
+def test_a_run_goes_on_from_copies_bit_identically(launch, interrupted, tmp_path: Path, capsys) -> None:
+    """A machine loses the folder of the run, and another one still has it as it was before that."""
     unbroken = launch(*OFTEN, root="unbroken")
     copies = f"callbacks.checkpoints.remote=file://{tmp_path}/copies"
     with interrupted(3):
         launch(*OFTEN, copies, code=130)
     (lost,) = (tmp_path / "runs").glob("*/*")
     assert len(list((tmp_path / "copies").rglob("meta.json"))) == 2
+    behind = tmp_path / "behind" / lost.relative_to(tmp_path / "runs")
+    shutil.copytree(lost, behind)
     shutil.rmtree(lost)
-    again = launch(*OFTEN, copies)
-    records = [read_run(folder).summary["stages"][0] for folder in (again, unbroken)]
-    assert again == lost and records[0]["curve"] == records[1]["curve"]
-    a, b = (
-        load_file(f / r["checkpoint"] / "model.safetensors") for f, r in zip((again, unbroken), records, strict=True)
-    )
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert "fetched step-" in (shown := capsys.readouterr().err) and "resuming at step" in shown
+    for root, folder in (("runs", lost), ("behind", behind)):
+        capsys.readouterr()
+        assert launch(*OFTEN, copies, root=root) == folder
+        assert "fetched step-" in (shown := capsys.readouterr().err) and "resuming at step" in shown
+        ours, theirs = (read_run(run).summary["stages"][0] for run in (folder, unbroken))
+        assert ours["curve"] == theirs["curve"] and ours["checkpoint"] == theirs["checkpoint"]
+        a, b = (load_file(run / theirs["checkpoint"] / "model.safetensors") for run in (folder, unbroken))
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -96,14 +96,22 @@ def test_a_kill_changes_nothing(launch, planted, interrupted, checkpoints):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [27, 32])
-def test_a_checkpoint_of_a_preemption_is_not_gone_back_to(launch, planted, step):
+@pytest.mark.parametrize(("step", "copied"), [(27, False), (32, False), (27, True)])
+def test_a_checkpoint_of_a_preemption_is_not_gone_back_to(launch, planted, tmp_path, monkeypatch, step, copied):
+    """Nor is its copy, where that cannot be removed."""
+
+    def closed(*_: object) -> None:
+        raise PermissionError("access denied")
+
+    monkeypatch.setattr("kleiber.training.remote.Remote.remove", closed)
+    copies = [f"callbacks.checkpoints.remote=file://{tmp_path}/copies"] if copied else []
     _, signals = planted(29, 33)  # step 32 is taken after the rollback, as the second from step 24 on
     whole = launch(*OPTIONS, ROLLBACK, root="whole")
     signals[step] = signal.SIGTERM
     planted(29, 33)
-    launch(*OPTIONS, ROLLBACK, root="broken", code=75)
-    assert_same_result(launch(*OPTIONS, ROLLBACK, root="broken"), whole)
+    launch(*OPTIONS, ROLLBACK, *copies, root="broken", code=75)
+    assert_same_result(launch(*OPTIONS, ROLLBACK, *copies, root="broken"), whole)
+    assert len(list(tmp_path.glob(f"copies/**/step-000000{step}/meta.json"))) == copied
 
 
 @pytest.mark.slow
