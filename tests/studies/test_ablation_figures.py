@@ -12,7 +12,8 @@ def change(name, gap):
     """A change at three scales of the fit and two held-out ones, of which the last has no gap."""
     plain = {0: 1.0, 1: 1.01, 2: 0.99}
     changed = {seed: loss + gap + 1e-4 * seed for seed, loss in plain.items()}
-    scales = [Scale(32 * k, 1e6, 1e12 * 10**k, plain, changed, (0.02, 0.04)) for k in (1, 2, 3, 4)]
+    computes = (1e13, 1e14, 1e15, 4e15)
+    scales = [Scale(32 * k, 1e6, C, plain, changed, (0.02, 0.04)) for k, C in enumerate(computes, start=1)]
     diverged = Scale(160, 1e6, 1e17, plain, {}, (0.02, 0.02), (), {name: [0, 1, 2]})
     ladder = ladder_of(scales[:3])
     predictions = {times: predict(ladder, times, 0.9) for times in (1.0, 10.0)}
