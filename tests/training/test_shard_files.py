@@ -74,11 +74,11 @@ def test_a_folder_that_cannot_be_written_is_named(mesh, tmp_path):
 
 
 def test_a_remote_copy_has_the_shards(mesh, tmp_path):
-    folder, model = tmp_path / "runs/run/stages/main/checkpoints", net()
+    folder, model = tmp_path / "runs/run-hash/stages/main/checkpoints", net()
     saved, other = save(folder, net(mesh), mesh), Remote((tmp_path / "there").as_uri(), folder)
     other.copy(saved.path, 2, [])
     shutil.rmtree(saved.path)
-    other.fetch()
+    other.fetch(other.names())
     checkpoint.latest_of(folder).load_model(model)
     meta = json.loads((saved.path / "meta.json").read_text())
     meta["sha256"]["weights/../../other"] = "0"
