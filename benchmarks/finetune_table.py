@@ -37,6 +37,11 @@ def score_of(stage: Json) -> float:
     return metrics["accuracy"] if "accuracy" in metrics else metrics["pearson"]
 
 
+def main_score_of(run: Run) -> float:
+    """The metric by which the task is usually scored: Matthews correlation on CoLA, F1 on MRPC."""
+    return run.metrics[f"val/{run.stage['tasks'][0]}/{run.config['data']['metric']}"]
+
+
 def recipe_of(config: Mapping[str, Mapping[str, object]]) -> str:
     """The learning rate, or what else differs from the default."""
     values = {label: config[group][key] for (group, key), label in OTHERS.items()}
@@ -97,8 +102,8 @@ def sweep(folder: Path) -> Json:
     rows: list[Json] = []
     for run in finished(folder):
         task, recipe, seed = run.stage["data"]["name"], recipe_of(run.config), run.config["seed"]
-        scores[task][recipe][seed] = score_of(run.stage)
-        row = {"task": task, "recipe": recipe, "seed": seed, "score": score_of(run.stage)}
+        scores[task][recipe][seed] = main_score_of(run)
+        row = {"task": task, "recipe": recipe, "seed": seed, "score": main_score_of(run)}
         rows.append(row | {"steps": run.stage["steps"], "seconds": seconds_of(run)})
     means = [
         {"task": task, "recipe": recipe, "score": float(np.mean([*by.values()]))}
