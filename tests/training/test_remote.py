@@ -160,7 +160,7 @@ def test_a_rollback_goes_back_without_the_copies_of_an_interruption(
     alarm = Rollback(14, "a spike", [])
     callback = Checkpoints(remote.folder, "hash", every=5, remote=remote.url)
     callback.on_exception(SimpleNamespace(is_global_zero=True), None, alarm)  # type: ignore[arg-type]
-    warning = "copies of after step 10 are not removed from memory://bucket/all: access denied"
+    warning = "copies after step 10 are not removed from memory://bucket/all: access denied"
     assert (warning in capsys.readouterr().err) != is_readable
     assert [path.name for path in checkpoint.steps(remote.folder)] == ["step-00000010"]
     assert remote.names()[-1] == "step-00000010" and len(remote.names()) == 1 + (not is_readable)

@@ -113,8 +113,8 @@ class RMSNorm(Layer):
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
         gain = self.weight.to(x.dtype)
-        whole = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if whole and not torch.compiler.is_compiling():  # elsewhere PyTorch has one kernel for it
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and x.dtype in (torch.float32, torch.float64):  # elsewhere PyTorch has one kernel for it
             return Normalized.apply(x, gain, self.eps)
         return F.rms_norm(x, self.weight.shape, gain, self.eps)
 
@@ -123,7 +123,7 @@ class RMSNorm(Layer):
 
 
 class Normalized(torch.autograd.Function):
-    """RMSNorm whose backward pass is written out: on a CPU, autograd's follows each of its six operations."""
+    """RMSNorm whose backward pass is written out: on a CPU, autograd differentiates each of its operations."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -134,7 +134,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
     """The learning rate with the lowest mean loss of the pre-training runs of a kind and text; None before any has
     ended."""
     ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
-    if not ended:
+    if not any(run.status == "finished" for run in ended):
         return None
     ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
     return longest.best_lr
@@ -142,7 +142,8 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
 
 def superseded(runs: Sequence[Run]) -> set[str]:
     """Names of the fine-tunes from bases that are no longer the best: the choice may change with every further base."""
-    bases = {run.name: (run, arm) for run in runs if (arm := pretrained_arm(run)) is not None}
+    arms = [(run, pretrained_arm(run)) for run in runs]
+    bases = {run.name: (run, arm) for run, arm in arms if arm is not None}
     rates: dict[tuple[str, str], set[float | None]] = defaultdict(set)
     for run, arm in bases.values():
         rates[arm].add(run.stage.get("lr"))
@@ -166,11 +167,11 @@ def score_verdict(row: Row) -> Json:
 def score_rows(runs: Sequence[Run]) -> Rows:
     """A row for each finished fine-tune: run, kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled
     tokens), params, seconds. Raises ValueError where there is none."""
-    table, old = [], superseded(runs)
+    table, stale = [], superseded(runs)
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in old:
+        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)

@@ -55,7 +55,7 @@ class Remote:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the other processes of this machine wait that fetch or remove copies."""
+        """Makes other processes of this machine that fetch or remove copies wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(self.folder.parent / LOCK, lambda: None):
             yield
@@ -85,7 +85,7 @@ class Remote:
         try:
             self.remove([name for name in self.names() if name > checkpoint.name(step)])
         except Exception as error:  # each file system has its own
-            print(f"warning: copies of after step {step:,} are not removed from {self.url}: {error}", file=sys.stderr)
+            print(f"warning: copies after step {step:,} are not removed from {self.url}: {error}", file=sys.stderr)
 
     def remove(self, names: Collection[str]) -> None:
         """Removes the copies of these names, of which another process may have removed some already."""

@@ -126,7 +126,10 @@ class Pretraining:
         self.chosen = {name: Kind(**kind) for name, kind in kinds.items()}
         if any(not kind.lrs for kind in self.chosen.values()):
             raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
-        self.shares = sorted({float(f"{share:g}") for share in self.shares}, reverse=True)  # as runs record them
+        self.shares, self.scratch_shares = (  # as runs record them
+            sorted({float(f"{share:g}") for share in shares}, reverse=True)
+            for shares in (self.shares, self.scratch_shares)
+        )
         texts = [f"{source}/{size}" for source, size in itertools.product(self.sources, self.sizes)]
         check_names("share_sizes", list(map(str, self.share_sizes)), list(map(str, self.sizes)))
         check_names("tokenizer", [self.tokenizer] if self.tokenizer else [], texts)
