@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tables import folder
 
+from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import evaluate
 
 
@@ -34,3 +35,13 @@ def test_all_rows_and_a_part_of_a_text_need_no_warning(launch, table: str, messa
     launch("data=labelled", table, "objective=classify", "eval.tokens=null")
     launch("data.max_bytes=100K", "eval.tokens=64", root="text")
     assert messages == []
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("trunk", 5.0), ("branch", 0.0)])
+def test_a_branch_has_the_curve_of_its_trunk_but_not_the_seconds_that_it_took(stage: str, seconds: float) -> None:
+    trunk, record = StageRecord(name="trunk"), StageRecord(name=stage)
+    trunk.evaluation_seconds = 5.0
+    trunk.add_row(4, {"val/docs/loss": 2.0})
+    saved = evaluate.Evaluate(trunk, [], every=0, tokens=None, rows=1).state_dict()
+    evaluate.Evaluate(record, [], every=0, tokens=None, rows=1).load_state_dict(saved)
+    assert record.curve == trunk.curve and record.evaluation_seconds == seconds

@@ -78,13 +78,16 @@ class Evaluate(LeanCallback):
             "latest": record.metrics,
             "curve": record.curve,
             "start": record.start_metrics,
+            "stage": record.name,
             "seconds": record.evaluation_seconds,
         }
 
     def load_state_dict(self, state_dict: Json) -> None:
         record = self.record
         record.metrics, record.curve = state_dict["latest"], state_dict["curve"]
-        record.start_metrics, record.evaluation_seconds = state_dict["start"], state_dict["seconds"]
+        record.start_metrics = state_dict["start"]
+        if state_dict["stage"] == record.name:  # a branch has the curve of its trunk, whose time it did not spend
+            record.evaluation_seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Scores all tasks before the first step, in a run that begins with trained weights."""
