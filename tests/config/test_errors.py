@@ -14,6 +14,7 @@ from kleiber.config.errors import (
     Status,
     did_you_mean,
     exit_on_interrupt,
+    listed,
     on_preemption,
     preempted_by,
 )
@@ -120,3 +121,8 @@ def test_a_process_that_has_nothing_to_save_leaves_ctrl_c_to_a_run_that_has():
         os.kill(os.getpid(), signal.SIGINT)
         os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+
+
+def test_a_long_list_of_names_is_cut_and_counted():
+    assert listed(["a", "b"], most=2) == "a, b"
+    assert listed(["a", "b", "c", "d"], most=2) == "a, b, and 2 more"

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from enum import IntEnum, StrEnum
@@ -97,6 +97,12 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?`, or an empty string where no choice is similar."""
     near = get_close_matches(name, list(dict.fromkeys(choices)), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Returns the names, separated by commas; of more than `most`, the first ones and how many more there are."""
+    further = [f"and {len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *further])
 
 
 class _CtrlC:

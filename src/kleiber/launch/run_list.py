@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kleiber.config.errors import ConfigError, Status, did_you_mean
+from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.folder import flatten
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MOST_NAMES = 20  # columns that an error lists
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,7 @@ def check_column(name: str, rows: Sequence[Row]) -> None:
     """Raises ValueError, with the nearest column, where no row has a column of this name."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     if rows and name not in names:
-        listed = ", ".join(names[:MOST_NAMES])
-        further = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        raise ValueError(f"{name} is not a column of these runs.{did_you_mean(name, names)} Columns: {listed}{further}")
+        raise ValueError(f"{name} is not a column of these runs.{did_you_mean(name, names)} Columns: {listed(names)}")
 
 
 def print_table(runs: Sequence[Run]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.cost import describe_total
-from kleiber.config.errors import ExitCode
+from kleiber.config.errors import ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.files import read_config_node, write_json
@@ -189,7 +189,7 @@ def report(
 
 def closing_lines(findings: Json, page: Path) -> list[str]:
     """Returns the lines that the command prints after it has written the report to `page`."""
-    missing = f"; not finished: {', '.join(findings['missing'])}" if findings["missing"] else ""
+    missing = f"; not finished: {listed(findings['missing'], most=5)}" if findings["missing"] else ""
     lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
     return [*lines, *(f"not logged to W&B: {part}" for part in findings.get("not_mirrored", ()))]
 
@@ -238,7 +238,7 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
     took += f", {describe_total(findings['cost'])}" if findings.get("cost") else ""
-    missing = [f"Not finished: {', '.join(findings['missing'])}"] if findings["missing"] else []
+    missing = [f"Not finished: {listed(findings['missing'])}"] if findings["missing"] else []
     return render_page(
         findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],
         verdicts=findings["verdicts"], tables=findings["tables"], text="\n".join(result.text),

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kleiber.config.errors import listed
+
 Mask = NDArray[np.bool_]
 TOKEN = re.compile(r"""(?P<word>"[^"]*"|'[^']*'|`[^`]+`|[^\s()\[\],<>=!"'`]+)|[<>=!]=|\S""")
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?([kKMBT]?)$")
 UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 KEYWORDS = ("and", "or", "not", "in")
-MOST_NAMES = 20  # columns that an error lists
 EQUALITY = (ast.Eq, ast.NotEq)
 COMPARISONS = {
     ast.Eq: np.equal, ast.NotEq: np.not_equal, ast.Lt: np.less, ast.LtE: np.less_equal, ast.Gt: np.greater,
@@ -60,10 +61,9 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
     if name in table.columns:
         return name
     names = [str(c) for c in table.columns]
-    listed = ", ".join([*names[:MOST_NAMES], *([f"and {len(names) - MOST_NAMES} more"] if names[MOST_NAMES:] else [])])
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {listed}")
+    raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {listed(names)}")
 
 
 class _Filter:
