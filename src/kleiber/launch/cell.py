@@ -21,6 +21,7 @@ from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
 from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import discard_unstarted, read_config, status, write_final_status
+from kleiber.records.locks import is_locked
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 
@@ -85,6 +86,8 @@ def progress_line(done: int, total: int, folder: Path, code: int, seconds: float
     losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in task_losses]
     error = (run.summary.get("error") or "").partition("\n")[0]
     outcome = error if code else f"loss {' '.join(losses)}" if losses else ""
+    if code and is_locked(folder):
+        outcome = "in use by another process"
     return f"[{done}/{total}] {label or run.status:8} {folder.name}  {seconds:.1f} s  {outcome}".rstrip()
 
 
