@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections import deque
@@ -28,6 +29,7 @@ from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
 from kleiber.types import Count, Json, Natural, Positive
 
+ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
 TEMPORARY_REASONS = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # the user need not act
 
@@ -42,7 +44,7 @@ class Submitit(Launcher):
     cpus_per_task      CPU cores of a job; None means one per device, or `trainer.threads` per device
     gpus_per_node      GPUs of a job; None means trainer.devices if accelerator=gpu
     mem_gb             memory of a job in GB
-    array_parallelism  largest number of jobs that run at once
+    array_parallelism  largest number of jobs of an array that run at once
     setup              shell lines to run before the job, such as "module load cuda"
     """
 
@@ -76,21 +78,34 @@ class Submitit(Launcher):
             folders = self._submit(submitit, home, cells)
         except (OSError, RuntimeError) as error:
             raise ConfigError(
-                f"launcher=submitit: SLURM refused the jobs ({error}): check that this machine has the command sbatch "
-                "and that the SLURM controller is up"
+                f"launcher=submitit: SLURM refused jobs of this sweep ({error}), and those that it had accepted are "
+                "canceled: check that this machine has the command sbatch, and that SLURM allows the partition, the "
+                "resources and the number of jobs"
             ) from error
         return JobMonitor(cells, SlurmJobs(folders)).run()
 
     def _submit(self, submitit: ModuleType, home: Path, cells: Sequence[Cell]) -> dict[str, Path]:
-        """Submits the cells and returns their folders by job id: `12_3` is job 3 of array 12, `12` a single job."""
+        """Submits the cells and returns their folders by job id: `12_3` is job 3 of array 12, `12` a single job.
+
+        Cancels the jobs that SLURM has accepted when it refuses a later array, or when this process is interrupted.
+        """
         jobs: dict[str, Path] = {}
-        for group in group_by_resources(cells):
-            executor = submitit.SlurmExecutor(home)
-            executor.update_parameters(**self.parameters(group[0]))
-            with executor.batch():
-                submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
-            jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
-            print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
+        size = max_array_size()
+        groups = [
+            group[start : start + size] for group in group_by_resources(cells) for start in range(0, len(group), size)
+        ]
+        try:
+            for group in groups:
+                executor = submitit.SlurmExecutor(home)
+                executor.update_parameters(**self.parameters(group[0]))
+                with executor.batch():
+                    submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
+                jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
+                print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
+        except BaseException:
+            if jobs:
+                SlurmJobs(jobs).cancel()
+            raise
         return jobs
 
     def _cpus(self, cell: Cell) -> int:
@@ -204,6 +219,16 @@ class LocalJobs:
         for job in self.running.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job.job_id), signal.SIGTERM)
+
+
+def max_array_size() -> int:
+    """Returns the largest number of jobs of an array, SLURM's MaxArraySize; its default where SLURM does not answer."""
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    except OSError:  # no such command
+        answer = ""
+    setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
+    return max(1, int(setting[1])) if setting else ARRAY_SIZE
 
 
 def job_state(job: str) -> str:
