@@ -10,23 +10,21 @@ starts a task again when its worker dies; the run then resumes. All machines mus
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import available_cores
-from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
+from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
 from kleiber.types import Count, Json, Natural, Positive
 
 ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize
@@ -177,48 +175,6 @@ class SlurmJobs:
     def cancel(self) -> None:
         """Cancels all jobs: running jobs get SIGTERM, save and exit, and do not come back."""
         subprocess.run(["scancel", *self.arrays.split(",")], check=False, capture_output=True)
-
-
-class LocalJob(Protocol):
-    """A job of submitit's LocalExecutor; its id is the number of its process."""
-
-    job_id: str
-
-    def done(self) -> bool:
-        """Whether the job has ended."""
-        ...
-
-
-class LocalExecutor(Protocol):
-    """Type of submitit's LocalExecutor, with the one method that `LocalJobs` calls."""
-
-    def submit(self, fn: Task) -> LocalJob:
-        """Starts a process that runs the task."""
-        ...
-
-
-class LocalJobs:
-    """The jobs of a sweep as processes of this machine, at most `at_once` at a time."""
-
-    def __init__(self, executor: LocalExecutor, cells: Sequence[Cell], cpus: int | None, at_once: int) -> None:
-        self.executor, self.at_once = executor, at_once
-        self.waiting = deque(make_task(cell, cpus) for cell in cells)
-        self.running: dict[Path, LocalJob] = {}
-
-    def pending(self) -> set[Path]:
-        """Returns the folders whose jobs wait or run; first starts the jobs for which there is room."""
-        self.running = {folder: job for folder, job in self.running.items() if not job.done()}
-        while self.waiting and len(self.running) < self.at_once:
-            task = self.waiting.popleft()
-            self.running[task.folder] = self.executor.submit(task)
-        return {*self.running, *(task.folder for task in self.waiting)}
-
-    def cancel(self) -> None:
-        """Sends SIGTERM to every running job and starts no further one."""
-        self.waiting.clear()
-        for job in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def max_array_size() -> int:

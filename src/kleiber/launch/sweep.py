@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
 from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
-from kleiber.launch.cell import Cell, Launcher
+from kleiber.launch.cell import Cell, Launcher, unique_cells
 from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
@@ -34,10 +33,8 @@ from kleiber.records.locks import is_locked
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
-CELL_KEYS = (
-    "arm",
-    "generation",
-)  # keys that a design writes into the node `study` of a cell, and that no analysis reads
+# Keys that a design writes into the node `study` of a cell, and that no analysis reads.
+CELL_KEYS = ("arm", "generation")
 SWEEP_KEYS = ("root", "name", "launcher", "logger", "dry_run")  # keys of an archived run that this sweep sets anew
 
 
@@ -228,21 +225,6 @@ class Sweep:
                 "run the same command again when those have ended"
             )
         return todo, in_use
-
-
-def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
-    """Returns the cells by folder, without those in `before`. Prints cells that are the same run as another one."""
-    by_folder: dict[Path, Cell] = {}
-    for cell in cells:
-        if cell.folder in before:
-            continue
-        if cell.folder in by_folder:
-            print(
-                f"cell {' '.join(cell.overrides)} is the same run as {' '.join(by_folder[cell.folder].overrides)}, and "
-                "runs once"
-            )
-        by_folder.setdefault(cell.folder, cell)
-    return by_folder
 
 
 def write_report(folder: Path, study: Config) -> int:

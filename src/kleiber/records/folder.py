@@ -44,16 +44,8 @@ NOT_IDENTITY = (
     "cost",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
-UNSTARTED = {
-    "config.yaml",
-    "overrides.yaml",
-    "summary.json",
-    "log.txt",
-    ".lock",
-    "wandb",
-    "tensorboard",
-    "ranks",
-}  # before the first step
+# Entries of the folder of a run before its first step.
+UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
