@@ -126,7 +126,8 @@ class Search(IntervalStudy):
         if regret is None:
             return f"{text}they are too few to estimate its regret."
         tuned = "tuned" if sum(regret.values()) <= self.tolerance else "not tuned"
-        return f"{text}its expected regret is {format_total(regret)} nats, so the search is {tuned} to {self.tolerance:g} nats."
+        text += f"its expected regret is {format_total(regret)} nats"
+        return f"{text}, so the search is {tuned} to {self.tolerance:g} nats."
 
 
 METHODS = (
