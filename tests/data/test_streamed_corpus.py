@@ -11,7 +11,9 @@ import torch
 from streamed_text import DOCUMENTS, folder, lines, small, tokens, windows
 
 from kleiber.data.batches import stream
+from kleiber.data.blocks import WrongColumn
 from kleiber.data.text import Text
+from kleiber.data.texts import RowTexts
 
 pytestmark = pytest.mark.usefixtures("small")
 __all__ = ["folder", "small"]
@@ -77,3 +79,18 @@ def test_other_content_is_another_corpus(folder: Path, cache: Path, monkeypatch:
     assert corpus_hash(shuffle_buffer=8) == first and corpus_hash(max_bytes=99) != first
     path.write_bytes(path.read_bytes().replace(b"document 249", b"dokument 249"))
     assert corpus_hash() != first
+
+
+def test_every_file_must_have_the_column_and_an_empty_one_is_no_end(folder: Path, cache: Path) -> None:
+    rows = (folder / "train.jsonl").read_bytes()
+    (folder / "train.jsonl").rename(folder / "train-1.jsonl")
+    (folder / "train-0.jsonl").write_bytes(b"")
+    assert len(tokens(stream(windows(folder), 0, 0, 10), 20)) == 20
+    last = folder / "train-2.jsonl"
+    last.write_bytes(b'{"content": "a"}\n' + rows)
+    assert len(tokens(stream(windows(folder), 0, 0, 10), 20)) == 20, "some rows of it have the column"
+    last.write_bytes(rows.replace(b'"text"', b'"content"'))
+    prepared = RowTexts([*map(str, sorted(folder.glob("train-*")))], ("text",), "whole")
+    for read in (lambda: list(prepared.read()), lambda: tokens(stream(windows(folder), 0, 0, 10), 50)):
+        with pytest.raises(WrongColumn, match=f"{last} has no such column.*its columns are content"):
+            read()
