@@ -165,6 +165,7 @@ def test_a_lock_that_is_no_file_is_named_and_left_alone(kind: str, tmp_path: Pat
 def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path: Path) -> None:
     def fill(folder: Path) -> dict[str, Any]:
         (folder / "x.bin").write_bytes(b"half")
+        (folder / ".journal").write_text("")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):

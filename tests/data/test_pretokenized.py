@@ -95,6 +95,16 @@ def test_held_out_ids_come_from_the_end_or_from_a_path(tmp_path: Path, cache: Pa
     assert [len(ids) for ids in ids_of(few)] == [150, 150] and few.num_bytes == 150
 
 
+def test_held_out_files_are_not_trained_on(tmp_path: Path, cache: Path) -> None:
+    for number in range(3):
+        olmo(tmp_path / f"part-{number}", IDS[: 1000 * (number + 1)] // 3 * 3 + number)
+    for path in (str(tmp_path), f"{tmp_path}/*.npy"):
+        corpus = Tokens(path, "bytes", validation=f"{tmp_path}/part-1.npy").prepare(8)
+        assert [set((ids % 3).tolist()) for ids in ids_of(corpus)] == [{0, 2}, {1}]
+    with pytest.raises(ValueError, match=f"data.path={tmp_path} must .* not those of data.validation={tmp_path}"):
+        Tokens(str(tmp_path), "bytes", validation=f"{tmp_path}").prepare(8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -151,6 +161,11 @@ def test_litdata_folders_are_read_in_the_order_of_their_index(tmp_path: Path, ca
     olmo(tmp_path / "plain", IDS)
     chunked, plain = Tokens(str(tmp_path / "chunks"), "bytes").prepare(32), Tokens(f"{tmp_path}/plain.npy", "bytes")
     assert all((a == b).all() for a, b in zip(ids_of(chunked), ids_of(plain.prepare(32)), strict=True))
+    (tmp_path / "plain.npy").rename(tmp_path / "plain")
+    for path in (str(tmp_path), f"{tmp_path}/chunks/*.bin"):
+        assert Tokens(path, "bytes").prepare(32).hash == chunked.hash
+    few = Tokens(f"{tmp_path}/chunks", "bytes", validation=f"{tmp_path}/chunks/chunk-0-[67].bin").prepare(32)
+    assert [ids.tolist() for ids in ids_of(few)] == [IDS[:14_000].tolist(), IDS[14_000:].tolist()]
     index = tmp_path / "chunks" / "index.json"
     written = index.read_text()
     for change, message in [

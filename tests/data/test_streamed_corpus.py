@@ -11,7 +11,9 @@ import torch
 from streamed_text import DOCUMENTS, folder, lines, small, tokens, windows
 
 from kleiber.data.batches import stream
+from kleiber.data.blocks import WrongColumn
 from kleiber.data.text import Text
+from kleiber.data.texts import RowTexts
 
 pytestmark = pytest.mark.usefixtures("small")
 __all__ = ["folder", "small"]
@@ -77,3 +79,20 @@ def test_other_content_is_another_corpus(folder: Path, cache: Path, monkeypatch:
     assert corpus_hash(shuffle_buffer=8) == first and corpus_hash(max_bytes=99) != first
     path.write_bytes(path.read_bytes().replace(b"document 249", b"dokument 249"))
     assert corpus_hash() != first
+
+
+def test_every_file_must_have_the_column_and_an_empty_one_is_no_end(folder: Path, cache: Path) -> None:
+    def streamed() -> list[torch.Tensor]:
+        return tokens(stream(windows(folder, shuffle_buffer=1500), 0, 0, 10), 40)
+
+    rows = (folder / "train.jsonl").read_bytes()
+    (folder / "train.jsonl").rename(folder / "train-1.jsonl")
+    (folder / "train-0.jsonl").write_bytes(b"")
+    last = folder / "train-2.jsonl"
+    last.write_bytes(b'{"content": "a"}\n' + rows)
+    assert len(streamed()) == 40, "a row without the column has no text"
+    last.write_bytes(rows.replace(b'"text"', b'"content"'))
+    prepared = RowTexts([*map(str, sorted(folder.glob("train-*")))], ("text",), "whole")
+    for read in (streamed, lambda: list(prepared.read())):
+        with pytest.raises(WrongColumn, match=f"{last} has no such column.*its columns are content"):
+            read()

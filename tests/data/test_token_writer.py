@@ -49,18 +49,18 @@ def documents() -> list[list[str]]:
 
 
 class Interrupted(Bytes):
-    """Bytes with a token after every document, whose process is interrupted at the batch `stop`."""
+    """Bytes with a token after every document, which raise an error at the batch `stop`."""
 
     _separator = Separator(Bytes.eos, Bytes.mask)
 
-    def __init__(self, stop: int | None = None) -> None:
+    def __init__(self, stop: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         super().__init__()
-        self.stop, self.batches = stop, 0
+        self.stop, self.error, self.batches = stop, error, 0
 
     def encode_many(self, texts: list[str]) -> list[Any]:
         self.batches += 1
         if self.batches == self.stop:
-            raise KeyboardInterrupt
+            raise self.error
         return super().encode_many(texts)
 
 
@@ -158,22 +158,33 @@ def test_an_id_outside_of_the_vocabulary_is_named(tmp_path: Path) -> None:
         write(tmp_path / "wrong", Wrong(), [["a"]])
 
 
-def test_an_interrupted_folder_of_the_cache_is_continued(small_batches: None, tmp_path: Path) -> None:
-    def folder(tokenizer: Tokenizer, root: str) -> tuple[Path, dict[str, Any]]:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_folder_of_the_cache_is_continued(
+    error: type[BaseException], small_batches: None, tmp_path: Path
+) -> None:
+    """RuntimeError is that of a worker that was killed."""
+
+    def folder(tokenizer: Tokenizer, root: str, texts: list[list[str]] | None = None) -> tuple[Path, dict[str, Any]]:
         def build(part: Path) -> dict[str, Any]:
-            return write(part, tokenizer)
+            return write(part, tokenizer, texts)
 
         (tmp_path / root).mkdir(exist_ok=True)
         return cached_folder(tmp_path / root, "name", {"of": "a test"}, build)
 
-    with pytest.raises(KeyboardInterrupt):
-        folder(Interrupted(5), "killed")
+    with pytest.raises(error):
+        folder(Interrupted(5, error), "killed")
     (part,) = (tmp_path / "killed").glob(".*.part")
     (part / "stale").mkdir()
     (part / "manifest.json").write_text("{}")
     last, whole = Interrupted(), Interrupted()
     assert contents(folder(last, "killed")[0]) == contents(folder(whole, "unbroken")[0])
     assert last.batches == whole.batches - 4 and not list((tmp_path / "killed").glob(".*.part"))
+    with pytest.raises(error):
+        folder(Interrupted(5, error), "changed")
+    others = [["other"], *documents()]
+    with pytest.raises(ConfigError, match="run the command again"):
+        folder(Bytes(), "changed", others)
+    folder(Bytes(), "changed", others)
 
 
 @pytest.mark.process

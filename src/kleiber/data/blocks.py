@@ -73,7 +73,7 @@ class Rows:
             raise ValueError(explain(self.path, error)) from error
 
     def rows(self) -> Iterator[Iterable[object]]:
-        """Yields the values of the columns of each row."""
+        """Yields the values of the columns of each row. Raises WrongColumn for a file that lacks one."""
         raise NotImplementedError
 
     def names(self) -> Iterable[str]:
@@ -86,12 +86,23 @@ class Rows:
             names = self.names()
         except Exception as error:
             raise ValueError(explain(self.path, error)) from error
-        for column in self.columns:
-            if names and column not in names:
-                present = ", ".join(names)
-                raise WrongColumn(
-                    f"data.text={column}: data.path={name} has no such column; set data.text to one of {present}"
-                )
+        for column in self._missing(names):
+            raise WrongColumn(
+                f"data.text={column}: data.path={name} has no such column; set data.text to one of {', '.join(names)}"
+            )
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        """Returns the columns that are not among the names, if there are any names."""
+        present = set(names)
+        return [column for column in self.columns if present and column not in present]
+
+    def _require(self, names: Iterable[str]) -> None:
+        """Raises WrongColumn for the first column that the file of these columns lacks."""
+        for column in self._missing(names):
+            raise WrongColumn(
+                f"data.text={column}: {self.path} has no such column, unlike other files of data.path: give the column "
+                f"this name in all files, or leave this file out; its columns are {', '.join(names)}"
+            )
 
     def _join(self, values: Iterable[object]) -> str:
         texts = []
@@ -117,10 +128,13 @@ class JsonLines(Rows):
     """Lines of JSON."""
 
     def rows(self) -> Iterator[Iterable[object]]:
-        return (map(row.get, self.columns) for row in self._objects())
+        objects = self._objects()
+        first = list(itertools.islice(objects, SAMPLED if self.begin == 0 else 0))
+        self._require(_names(first))
+        return (map(row.get, self.columns) for row in itertools.chain(first, objects))
 
     def names(self) -> Iterable[str]:
-        return dict.fromkeys(name for row in itertools.islice(self._objects(), SAMPLED) for name in row)
+        return _names(itertools.islice(self._objects(), SAMPLED))
 
     def _objects(self) -> Iterator[dict[str, object]]:
         decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode
@@ -138,12 +152,18 @@ class JsonLines(Rows):
             return lines if not lines or lines.endswith(b"\n") else lines + file.readline()
 
 
+def _names(rows: Iterable[Iterable[str]]) -> Iterable[str]:
+    """Returns the names that occur in any of the rows, in order."""
+    return dict.fromkeys(name for row in rows for name in row)
+
+
 @dataclass(frozen=True)
 class ParquetRows(Rows):
     """Row groups of a Parquet file."""
 
     def rows(self) -> Iterator[Iterable[object]]:
         with open_parquet(self.path) as file:
+            self._require(file.schema_arrow.names)
             for batch in file.iter_batches(DECODED, range(self.begin, self.end), list(self.columns)):
                 yield from zip(*(batch.column(column).to_pylist() for column in self.columns), strict=True)
 

@@ -2,7 +2,7 @@
 
 The cache holds folders. A folder is built under a temporary name, its manifest is written last, and then it is renamed,
 so a folder is either complete or absent. A file lock makes other processes wait for the one that builds. Of a build
-that was killed, only token files with a journal (`token_writer`) stay, for the next one to go on with.
+that was killed or failed, only files with a journal (`token_writer`) stay, for the next one to go on with.
 
 Whenever a folder is used, every byte of it is compared with the checksums of the manifest, and the manifest with its
 own: XXH3 reads 20 GB a second, so this costs less than opening the files. A folder that differs is built again. Of a
@@ -135,9 +135,10 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
             os.fsync(file.fileno())
         remove(folder)
         os.replace(part, folder)
-    except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on
-        remove(part)
+    except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on as well
+        keep_resumable(part)
         if is_full_disk(error):
+            remove(part)
             raise ConfigError(
                 f"the cache {folder.parent} is full ({error}): free space on its disk, or set KLEIBER_CACHE=DIR to "
                 "another one"
@@ -151,7 +152,7 @@ def manifest_of(path: Path) -> Path:
 
 
 def keep_resumable(part: Path) -> None:
-    """Removes the folder of a build that was killed, unless it has a journal."""
+    """Removes the folder of a build that was killed or failed, unless it has a journal."""
     if part.is_symlink() or not (part / JOURNAL).is_file():
         remove(part)
 

@@ -5,7 +5,7 @@ A file is one of these:
 numpy     an array of ids in numpy's own format
 raw ids   without a header, as OLMo (.npy), nanotron (.ds) and many others write them
 Megatron  raw ids in FILE.bin, whose type is in FILE.idx
-litdata   the chunks of a folder, which its index.json describes, as TokensLoader reads them
+litdata   a chunk, .bin, of a folder whose index.json describes it, as TokensLoader reads it
 
 Documents follow one another as they do in the files, with the separators that the tool wrote.
 """
@@ -58,11 +58,11 @@ Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 class Tokens:
     """Token ids at `path`: a file, a folder or a pattern, whose files follow one another in the order of their names.
 
-    The files of a litdata folder follow one another in the order of its index.
+    The chunks in a folder of litdata follow one another in the order of its index.
 
     tokenizer   of the ids: bytes, or a name on the hub, or a folder
     dtype       of ids without a header; auto: 16 bits if the vocabulary has at most 65,536 ids, else 32
-    validation  the same for held-out ids; null: the last `held_out` of the ids
+    validation  the same for held-out ids, whose files are left out of `path`; null: the last `held_out` of the ids
     held_out    share of the ids at the end that are held out where `validation` is null
     max_bytes   at most the ids of that much text of each split; null: all
     """
@@ -81,43 +81,44 @@ class Tokens:
                 "data.tokenizer=bpe must name the tokenizer that made the ids of data.path: bpe is trained on text"
             )
         tokenizer = choose_tokenizer(self.tokenizer, None, [], cache_root(cache))
-        parts, train = self._open("path", self.path, tokenizer)
-        if self.validation is None:
-            cut = round(len(train) * (1 - self.held_out))
-            split = cut_ids(train, cut)
+        others = {} if self.validation is None else self._open("validation", self.validation, tokenizer, set())
+        files = self._open("path", self.path, tokenizer, {file.resolve() for file in others})
+        train, parts = join_files([*files.values()]), [*files.values(), *others.values()]
+        if others:
+            split = train, join_files([*others.values()])
         else:
-            others, held_out = self._open("validation", self.validation, tokenizer)
-            parts, split = [*parts, *others], (train, held_out)
+            split = cut_ids(train, round(len(train) * (1 - self.held_out)))
         sums = [[len(part), part.dtype.name, sampled_checksum(part)] for part in parts]
         limit = parse_bytes(self.max_bytes)
-        files = [self._file(ids if limit is None else limit_ids(ids, limit, tokenizer), tokenizer) for ids in split]
+        limited = split if limit is None else [limit_ids(ids, limit, tokenizer) for ids in split]
+        ours, held_out = (self._file(ids, tokenizer) for ids in limited)
         name = Path(self.path).stem if Path(self.path).is_file() else locate(self.path).stem
-        windows = CheckedWindows(files[0], context, name, tokenizer)
+        windows = CheckedWindows(ours, context, name, tokenizer)
         return TextCorpus(
             name=name,
             config="",
             hash=digest([tokenizer.data_hash, sums, self.validation is None and self.held_out, limit]),
             tokenizer=tokenizer,
             train=windows,
-            validation={name: ValidationWindows(files[1], context, tokenizer)},
-            num_tokens=len(files[0].ids),
-            num_bytes=files[0].num_bytes,
+            validation={name: ValidationWindows(held_out, context, tokenizer)},
+            num_tokens=len(ours.ids),
+            num_bytes=ours.num_bytes,
         )
 
-    def _open(self, key: str, path: str, tokenizer: Tokenizer) -> tuple[list[Integer[np.ndarray, "_"]], TokenIds]:
-        """Returns the ids of each file, and of all of them."""
+    def _open(
+        self, key: str, path: str, tokenizer: Tokenizer, held_out: set[Path]
+    ) -> dict[Path, Integer[np.ndarray, "_"]]:
+        """Returns the ids of each file that is not held out, in order."""
         dtype = id_dtype(tokenizer.vocab_size) if self.dtype == "auto" else np.dtype(self.dtype)
-        paths = [file for file in locate(path).files() if file.suffix in SUFFIXES]
-        if not paths:
-            raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}")
-        folder = Path(path).expanduser()
-        chunks = litdata_chunks(folder) if (folder / LITDATA).is_file() else {}
-        paths = [*chunks] or paths
-        parts = [chunks[file] if chunks else map_ids(file, dtype) for file in paths]
-        for file, ids in zip(paths, parts, strict=True):
-            for piece in spread(ids, COUNTED // len(parts)):
+        paths = [file for file in locate(path).files() if file.suffix in SUFFIXES and file.resolve() not in held_out]
+        files = map_files(paths, dtype)
+        if not files:
+            others = f" and are not those of data.validation={self.validation}" if held_out else ""
+            raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}{others}")
+        for file, ids in files.items():
+            for piece in spread(ids, COUNTED // len(files)):
                 check_ids(piece, tokenizer, str(file))
-        return parts, join_files(parts)
+        return files
 
     def _file(self, ids: TokenIds, tokenizer: Tokenizer) -> TokenFile:
         counted = size = 0
@@ -169,6 +170,25 @@ def check_ids(ids: Integer[np.ndarray, "*shape"], tokenizer: Tokenizer, name: st
             f"{name} has the token id {wrong}, and data.tokenizer={tokenizer.name} has ids from 0 to "
             f"{tokenizer.vocab_size - 1}: set data.tokenizer to the tokenizer of the ids, or data.dtype to their type"
         )
+
+
+def map_files(paths: Sequence[Path], dtype: np.dtype) -> dict[Path, Integer[np.ndarray, "_"]]:
+    """Maps the ids in each of some files, in order; the chunks of a folder of litdata in that of its index.
+
+    dtype  of ids without a header
+
+    Raises ValueError for a file of another kind.
+    """
+    files: dict[Path, Integer[np.ndarray, "_"]] = {}
+    chosen, indexed = set(paths), set[Path]()
+    for path in paths:
+        folder = path.parent
+        if path.suffix != ".bin" or not (folder / LITDATA).is_file():
+            files[path] = map_ids(path, dtype)
+        elif folder not in indexed:
+            indexed.add(folder)
+            files |= {chunk: ids for chunk, ids in litdata_chunks(folder).items() if chunk in chosen}
+    return files
 
 
 def map_ids(path: Path, dtype: np.dtype) -> Integer[np.ndarray, "_"]:

@@ -7,6 +7,7 @@ documents are in the same split, and nothing must be read to know which. Only th
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -106,7 +107,8 @@ def prepare_stream(
             "convert them, or set data.streaming=null"
         )
     files = standard_splits(files, location.name)
-    next(cut_file(files["train"][0], columns)).check_columns(location.name)
+    for block in itertools.islice((block for path in files["train"] for block in cut_file(path, columns)), 1):
+        block.check_columns(location.name)
     train = StreamedFiles(name, location, chosen, columns, files, ("train",), max_bytes)
     held_out = ("validation", "test") if "test" in files else ("validation",)
     limit = SCORED_BYTES if max_bytes is None else min(max_bytes, SCORED_BYTES)

@@ -68,11 +68,11 @@ class RowTexts(Texts):
 
     def blocks(self) -> Iterator[Rows]:
         """Yields the rows in blocks. Raises WrongColumn where the first block lacks a column."""
-        for number, path in enumerate(self.paths):
-            for block in cut_file(path, self.columns):
-                if number == 0 and block.begin == 0:
-                    block.check_columns(self.name)
-                yield block
+        blocks = (block for path in self.paths for block in cut_file(path, self.columns))
+        for block in itertools.islice(blocks, 1):
+            block.check_columns(self.name)
+            yield block
+        yield from blocks
 
     def write_hashes(self, folder: Path) -> Json:
         """Does so on all cores, and goes on where a process was killed that did the same."""

@@ -154,10 +154,14 @@ class Journal:
             split.file.close()
 
     def skip(self, blocks: Iterator[Block]) -> None:
-        """Takes the blocks that the files contain already. Raises ConfigError where these are others."""
+        """Takes the blocks that the files contain already.
+
+        Raises ConfigError where these are others, and removes the journal, so that the next call begins anew.
+        """
         for block in itertools.islice(blocks, self.num_blocks):
             self.text_hash.update(block.key())
         if self.written_text not in (None, self.text_hash.hexdigest()):
+            remove(self.path)
             raise ConfigError(
                 f"the text of {self.folder.name} has changed while it was being prepared: run the command again"
             )

@@ -205,6 +205,12 @@ class IsoFLOP:
                         f"FLOPs by {abs(flops / budgets[k] - 1):.1%} after rounding to whole batches, at most "
                         f"{TOLERANCE:.0%} is allowed: increase design.flops or decrease batch.tokens"
                     )
+        if best_width(self.law, budgets[-1], context, self.head_dim) == (widest := widths_of(self.head_dim)[-1]):
+            raise ValueError(
+                f"design=isoflop: the best model for the largest budget, {budgets[-1]:.3g} FLOPs, is at least as wide "
+                f"as the widest, {widest}, which has {widest // self.head_dim} heads: increase "
+                f"design.head_dim={self.head_dim} or decrease design.flops"
+            )
         if min(held.values()) < MIN_SIZES:
             raise ValueError(
                 f"design=isoflop: one compute budget has only {min(held.values())} model sizes, but fitting its "
