@@ -84,8 +84,10 @@ class Demand:
         low, high = self.sizes(params)
         log_n = float(np.minimum(high, np.log(self.max_params)))
         if self.slope(params, log_n) > 0:  # otherwise the largest size is the best
-            inside = self.slope(params, low) < 0
-            log_n = brentq(lambda x: self.slope(params, x), low, log_n, xtol=1e-12) if inside else np.nan
+            if not self.slope(params, low) < 0:
+                return dict.fromkeys(QUANTITIES, np.nan)
+            zero: object = brentq(lambda x: self.slope(params, x), low, log_n, xtol=1e-12)
+            log_n = float(np.asarray(zero, dtype=np.float64))
         N = np.exp(log_n)
         D = self.tokens(params, N)
         if not np.isfinite(N * D):
