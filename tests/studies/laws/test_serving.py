@@ -135,3 +135,17 @@ def test_the_command_prints_the_allocation_and_refuses_what_it_cannot_do(law, tm
         ["L=1.75", "--serve", "1T"],
     ):
         assert main(["predict", file, *wrong]) == 2, wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--on", "ROWS", "--serve", "1T"], "--serve and --max-params"),
+     (["--on", "ROWS", "--max-params", "10"], "--serve and --max-params"),
+     (["L=2.1", "--serve", "1T", "--where", "tokens > 1"], "--on is missing"),
+     (["L=2.1", "--serve", "1T", "--map", "L=loss"], "--on is missing")],
+)  # fmt: skip
+def test_the_command_refuses_options_that_it_would_ignore(law, words, message, tmp_path, capsys):
+    law.write(tmp_path / "laws.json")
+    ladder().rename(columns={"params": "N", "tokens": "D", "loss": "L"}).to_csv(tmp_path / "rows.csv")
+    words = [str(tmp_path / "rows.csv") if word == "ROWS" else word for word in words]
+    assert main(["predict", str(tmp_path / "laws.json"), *words]) == 2 and message in capsys.readouterr().err
