@@ -58,7 +58,7 @@ def lines(entry: Row) -> list[str]:
         out.append(_objective_at(entry))
     for exponent in [*entry["approaches"], *entry["accounting"]]:
         counting = f"{exponent['convention']}, " if "convention" in exponent else ""
-        shift = f", shift {exponent['shift']:+.4f}" if "shift" in exponent else ""
+        shift = f", shift {exponent['shift']:+.4f}" if exponent.get("shift") is not None else ""
         ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
