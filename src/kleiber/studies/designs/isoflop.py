@@ -6,7 +6,6 @@ which cooldowns branch off. `cells` converts a plan to overrides.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from kleiber.config.model_size import RECURRENT
+from kleiber.config.model_size import RECURRENT, available_cores
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
 from kleiber.studies.laws.allocation import is_additive
@@ -154,7 +153,7 @@ class IsoFLOP:
     def plan(self, context: SweepContext) -> list[Trunk]:
         """Returns the trunks of the most expensive design with these settings that costs at most `flops` or `hours`."""
         widths = [2 * self.head_dim, 4 * self.head_dim, 8 * self.head_dim]
-        allowed = budget_flops(self.flops, self.hours, context, widths, os.cpu_count() or 1)
+        allowed = budget_flops(self.flops, self.hours, context, widths, available_cores())
         low, high = allowed * 1e-4, allowed
         for _ in range(40):
             middle = float(np.sqrt(low * high))
