@@ -40,6 +40,25 @@ def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
     assert options[1] in capsys.readouterr().err
 
 
+def set_in_runs(folder, node, **values):
+    for path in folder.glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config[node] = {**(config.get(node) or {}), **values}
+        path.write_text(yaml.safe_dump(config))
+
+
+def test_arms_that_differ_in_other_keys_have_these_named_and_are_refused_on_other_texts(folders, tmp_path, capsys):
+    for name, depth in (("a", 2), ("b", 3)):
+        set_in_runs(tmp_path / name, "model", depth=depth, mlp={"hidden": 64 * depth})
+    command = ["compare", *folders, "--arm", "model.depth"]
+    assert main(command) == 0
+    assert "note: the arms also differ in model.mlp.hidden," in capsys.readouterr().out
+    set_in_runs(tmp_path / "b", "data", domain="code")
+    assert main(command) == 2
+    assert "data.domain" in capsys.readouterr().err
+    assert main(["compare", *folders, "--arm", "data.domain"]) == 0
+
+
 def test_an_arm_whose_runs_differ_in_another_key_is_refused_with_the_key(folders, tmp_path, capsys):
     """One of the arms would be two, and the difference that of what they are mixed with."""
     for number, config in enumerate(sorted((tmp_path / "a").glob("*/config.yaml"))):

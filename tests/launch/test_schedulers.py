@@ -77,6 +77,30 @@ def test_cells_of_equal_resources_are_one_array(cell, tmp_path, monkeypatch):
     assert all(executor.parameters["mem"] == "2048MB" for executor in Executor.made)
 
 
+def test_no_array_is_larger_than_slurm_allows_and_a_refusal_cancels_the_accepted_ones(
+    cell, tmp_path, monkeypatch, commands
+):
+    answers, calls = commands
+    answers["scontrol"] = (0, "MaxArraySize            = 2\nMaxJobCount             = 10000\n", "")
+    monkeypatch.setattr(Executor, "made", [])
+    cells = [cell(tmp_path / name) for name in "abcde"]
+    submitit = SimpleNamespace(SlurmExecutor=Executor)
+    folders = Submitit()._submit(submitit, tmp_path, cells)
+    assert list(folders) == ["1_0", "1_1", "2_0", "2_1", "3_0"] and list(folders.values()) == [c.folder for c in cells]
+
+    def refuse(self, job):
+        if len(self.made) == 6:
+            raise RuntimeError("QOSMaxSubmitJobPerUserLimit")
+        return submit(self, job)
+
+    submit = Executor.submit
+    monkeypatch.setattr(Executor, "submit", refuse)
+    monkeypatch.setattr(schedulers, "import_submitit", lambda: submitit)
+    with pytest.raises(ConfigError, match="QOSMaxSubmitJobPerUserLimit"):
+        Submitit().run(cells)
+    assert calls[-1] == ["scancel", "4", "5"]
+
+
 @pytest.mark.parametrize(
     ("options", "value"),
     [

@@ -6,6 +6,7 @@ import kleiber.runs.run
 from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
 from kleiber.records.catalog import read_runs
+from kleiber.records.locks import locked
 
 SWEEP = ["-m", "name=first", "launcher=basic"]
 
@@ -32,6 +33,19 @@ def test_a_cell_that_is_refused_before_its_first_step_leaves_nothing(seeds, tmp_
     assert capsys.readouterr().err.count("nowhere") == 2 and not (tmp_path / "root").exists()
     assert main(["-m", "seed=0,2", "launcher=basic", "logger=csv"]) == 4
     assert [run.config["seed"] for run in read_runs(tmp_path / "root")] == [2]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_cell_that_another_process_runs_is_left_to_it_and_the_others_run(seeds, tmp_path, capsys, resume):
+    assert main([*SWEEP, "seed=1"]) == 4
+    (live,) = (run.folder for run in read_runs(tmp_path / "root/first"))
+    (live / "summary.json").unlink()
+    seeds.clear()
+    with locked(live):  # another sweep is preparing it, before its first step
+        before = {path.name: path.read_bytes() for path in live.iterdir()}
+        assert main([*SWEEP, "seed=1,3", f"resume={resume}"]) == 4
+        assert {path.name: path.read_bytes() for path in live.iterdir()} == before
+    assert seeds == [3] and f"in use by other processes and are not started: {live.name}" in capsys.readouterr().out
 
 
 def test_a_single_run_has_the_folder_of_the_equal_cell(seeds, tmp_path):

@@ -9,7 +9,7 @@ from fake_run import write_summary
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
-from kleiber.records import folder
+from kleiber.records import folder, locks
 from kleiber.records.folder import (
     cell_folder,
     cell_name,
@@ -151,6 +151,20 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
     assert Summary(tmp_path).values["status"] == "preempted"
     write_final_status(tmp_path, Status.FAILED, "rank 1: boom", replaceable=Status.PREEMPTED)
     assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
+
+
+@pytest.mark.parametrize("status", [None, "running"])
+def test_a_run_that_another_process_has_locked_keeps_its_folder_and_status(tmp_path, monkeypatch, status):
+    monkeypatch.setattr(locks, "END_SECONDS", 0.05)
+    write_config(tmp_path / "run", {"name": "s", "seed": 0, "trainer": {}}, [])
+    if status:
+        write_summary(tmp_path / "run", status=status)
+    with locked(tmp_path / "run"):
+        write_final_status(tmp_path / "run", Status.FAILED, "exit code 2")
+        discard_unstarted(tmp_path / "run")
+        assert Summary(tmp_path / "run").values.get("status") == status
+    write_final_status(tmp_path / "run", Status.FAILED, "exit code 2")
+    assert Summary(tmp_path / "run").values["status"] == "failed"
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "loop"])

@@ -24,18 +24,18 @@ def pretrained(home, kind, lr, seed):
     fake_run(home / f"{kind}-{lr}-{seed}", [{"lr": lr, "metrics": {"val/text/loss": loss}}], config=config, seed=seed)
 
 
-def tuned(home, kind, task, seed):
+def tuned(home, kind, task, seed, share="1"):
     stage = {
         "tasks": ["t"], "lr": 0.01, "data": {"tokens": 100}, "params": {"total": 10, "non_embedding": 5},
         "metrics": {
-            "val/t/accuracy": SCORES[kind][task] + NOISE[seed], "val/t/loss": 0.5,
+            "val/t/accuracy": SCORES[kind][task] + NOISE[seed] - 0.3 * (share != "1"), "val/t/loss": 0.5,
             "eval/reference/t/majority/accuracy": 0.6, "eval/reference/t/tfidf/accuracy": 0.75,
             "eval/reference/t/tfidf/mcc": 0.1,
         },
     }  # fmt: skip
-    labels = {"kind": kind, "start": "text/1M", "task": task, "share": "1"}
+    labels = {"kind": kind, "start": "text/1M", "task": task, "share": share}
     config = {"study": labels, "seed": seed, "data": {}}
-    return fake_run(home / f"{kind}-{task}-{seed}", [stage], config=config, seed=seed)
+    return fake_run(home / f"{kind}-{task}-{seed}{share[1:]}", [stage], config=config, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,13 @@ def test_a_seed_that_lacks_a_task_is_not_in_the_mean(runs):
     lacking = [run for run in runs if run.folder.name != "ours-b-2"]
     (mean,) = study().analyze(lacking).tables["Mean score over all tasks"]
     assert mean["n"] == 2
+
+
+def test_a_seed_that_lacks_a_share_of_the_labels_is_not_in_the_mean(runs, tmp_path):
+    few = [tuned(tmp_path, kind, task, seed, "0.1") for kind in LOSSES for task in "ab" for seed in range(3)]
+    some = [run for run in [*runs, *read_runs(tmp_path)] if run.folder.name != "theirs-a-0"]
+    (mean,) = study().analyze(some).tables["Mean score over all tasks"]
+    assert len(few) == 12 and mean["n"] == 2 and mean["value"] == pytest.approx(-0.05)
 
 
 def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):

@@ -4,7 +4,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.chain_of_thought import ChainOfThought
+from kleiber.studies.chain_of_thought import ChainOfThought, settings
 
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 CLAIM = {"arm": "steps_32", "against": "direct_32", "direction": "higher", "margin": 0.05,
@@ -33,9 +33,14 @@ def write(folder, scored: bool = True) -> None:
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arithmetic")
     write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def findings(folder):
     return ChainOfThought(measure="val/digits2/loss", claims=[CLAIM]).analyze(read_runs(folder))
 
 
@@ -59,6 +64,19 @@ def test_every_number_of_digits_is_in_the_tables_and_the_figure(findings):
     assert "exact match with steps less without" in gain and "width 32" in gain
     assert not {"Differences", "Differences by training tokens"} & findings.tables.keys()
     assert not {"differences", "arms", "sizes"} & findings.figures.keys() and "tuning" in findings.figures
+
+
+def test_one_seed_has_a_figure_of_the_matches_and_none_of_the_gains(folder):
+    first = [run for run in read_runs(folder) if run.config["seed"] == 0]
+    found = ChainOfThought(measure="val/digits2/loss", claims=[CLAIM]).analyze(first)
+    assert "gains" not in found.figures and "worked steps" in str(found.figures["digits"]().to_dict())
+
+
+def test_two_arms_of_one_width_and_kind_of_answer_are_refused(folder):
+    configs = [run.config for run in read_runs(folder)]
+    assert settings(configs) == {"direct_32": (False, 32), "steps_32": (True, 32)}
+    with pytest.raises(ValueError, match="deeper"):
+        settings([*configs, {**configs[0], "study": {"arm": "deeper"}}])
 
 
 def test_runs_without_exact_match_are_refused(tmp_path):

@@ -18,12 +18,16 @@ ABOUT = [
     {"arm": "plain", "direction": "lower", "margin": 0.05},
     {"arm": "plain", "direction": "higher", "margin": 0.02, "measure": LIFT},
     {"arm": "replay", "direction": "higher", "margin": 0.02, "measure": LIFT},
-    {"arm": "lora", "direction": "higher", "margin": 0.02, "measure": LIFT},
 ]  # fmt: skip
 
 
+def analyzed(folder, against_start=ABOUT):
+    study = Instructions(measure="val/alpaca/loss", claims=CLAIMS, against_start=against_start)
+    return study.analyze(read_runs(folder))
+
+
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     for arm, after in AFTER.items():
         for rate in RATES:
@@ -38,20 +42,41 @@ def findings(tmp_path_factory):
                 stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics, "start_metrics": BEFORE,
                          "flops": {"model": 1e9}, "tasks": ["alpaca", "dolly"]}  # fmt: skip
                 fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
-    return Instructions(measure="val/alpaca/loss", claims=CLAIMS, against_start=ABOUT).analyze(read_runs(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def findings(folder):
+    return analyzed(folder)
 
 
 def test_claims_about_the_start_are_decided_by_what_changed(findings):
     rows = findings.tables["Claims about the start"]
-    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted", "not tested"]
+    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted"]
     assert rows[0]["value"] == pytest.approx(-1.0) and rows[1]["value"] == pytest.approx(0.07)
     assert rows[0]["claim"] == "plain has a lower loss (alpaca) by more than 0.05 than before tuning"
-    assert (
-        findings.headline.startswith("plain has a lower loss (alpaca)")
-        and findings.comparison["decision"] == "supported"
-    )
+    assert findings.headline.startswith("plain has a lower loss (alpaca)")
     codes = [entry["code"] for entry in findings.verdicts]
-    assert codes[:4] == ["start_plain", "start_plain", "start_replay", "start_lora"]
+    assert codes[:3] == ["start_plain", "start_plain", "start_replay"]
+
+
+def test_claims_about_the_start_count_for_the_decision_of_the_study(findings):
+    comparison = findings.comparison
+    assert comparison["decision"] == "contradicted" and "interval of the change" in comparison["why"]
+    assert [entry["decision"] for entry in comparison["estimates"]] == ["supported"]
+
+
+def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(folder):
+    write_summary = folder / "replay-0.01-2" / "summary.json"
+    finished = write_summary.read_text()
+    write_summary.write_text(finished.replace('"finished"', '"killed"'))
+    try:
+        rows = analyzed(folder).tables["Claims about the start"]
+    finally:
+        write_summary.write_text(finished)
+    assert {row["decision"] for row in rows} == {"not tested"} and "1 of 30 runs" in rows[0]["why"]
+    with pytest.raises(ValueError, match=r"study\.against_start: plian"):
+        analyzed(folder, [{"arm": "plian", "direction": "lower", "margin": 0.05}])
 
 
 def test_scores_before_and_after_are_in_one_table_and_figure(findings):

@@ -54,6 +54,31 @@ def test_an_early_lead_that_does_not_last_is_said(tmp_path):
     assert "untuned" in codes(found)
 
 
+def test_a_finalist_that_diverged_is_named_and_the_others_decide(tmp_path):
+    def diverging(values, seed, tokens):
+        return math.inf if (values["study.arm"], seed) == ("trial10", 2) else planted_loss(values, seed, tokens)
+
+    train(tmp_path, Design(KEYS, trials=16, finalists=4, seeds=3), diverging)
+    found = Search(tolerance=0.5).analyze(read_runs(tmp_path))
+    rows = found.tables["Finalists on held-out seeds"]
+    assert codes(found)["diverged"].startswith("trial10 ") and len(rows) == 3
+    assert "tuned" in codes(found) and all(math.isfinite(row["lo"]) for row in rows)
+
+
+def test_a_search_whose_trials_all_diverged_is_reported(tmp_path):
+    train(tmp_path, Design(KEYS, trials=8), lambda *_: math.nan)
+    found = Search().analyze(read_runs(tmp_path))
+    assert "not_tested" in codes(found)
+    assert [row["share of variance"] for row in found.tables["Importance of each key"]] == [0, 0, 0]
+
+
+def test_too_few_trials_have_a_best_one_but_no_regret(tmp_path):
+    train(tmp_path, Design(KEYS, trials=3, finalists=2, seeds=2))
+    found = Search().analyze(read_runs(tmp_path))
+    assert "from 3 trials" in codes(found)["not_tested"] and found.headline.startswith("The best of 3 trials is")
+    assert len(found.tables["Finalists on held-out seeds"]) == 2
+
+
 def test_a_search_that_has_not_ended_decides_nothing(folder):
     runs = [run for run in read_runs(folder) if run.config["seed"] == 0]
     found = Search().analyze(runs)

@@ -18,6 +18,15 @@ def test_trials_have_their_values_losses_and_held_out_seeds(tmp_path):
     assert last_loss(trials, name) == trials.searched[4e5][name]
 
 
+def test_overrides_of_the_command_that_continued_a_search_are_no_searched_keys(tmp_path):
+    design = Design(KEYS, trials=6, tokens=["100K", "400K"], finalists=2, seeds=2, controls=0)
+    train(tmp_path, design)
+    before = read_trials(read_runs(tmp_path))
+    for path in tmp_path.glob("*-400000-*/overrides.yaml"):
+        path.write_text(path.read_text() + "- launcher.workers=2\n")
+    assert read_trials(read_runs(tmp_path)) == before and set(before.values["trial0"]) == set(KEYS)
+
+
 def test_runs_of_two_searches_in_one_folder_are_refused(tmp_path):
     train(tmp_path / "a", Design(KEYS, trials=4, finalists=1))
     train(tmp_path / "b", Design(KEYS, trials=4, finalists=1, sampler_seed=1))

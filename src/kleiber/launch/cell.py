@@ -2,18 +2,22 @@
 
 A job does the same as `launcher=process` on this machine: it runs a cell in fresh processes, writes the output to the
 cell's log.txt, and returns an exit code. The folder of the cell must be visible here and where the job runs.
-`JobMonitor` waits for the jobs of a sweep; `kleiber.launch.schedulers` contains what is specific to one scheduler.
+`JobMonitor` waits for the jobs of a sweep, and `LocalJobs` are such jobs on this machine; `kleiber.launch.schedulers`
+contains what is specific to one scheduler.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
@@ -21,6 +25,7 @@ from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
 from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import discard_unstarted, read_config, status, write_final_status
+from kleiber.records.locks import is_locked
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
 
@@ -51,6 +56,26 @@ class Cell:
     def threads(self) -> int | None:
         """CPU threads of each process; None when the config leaves them to the launcher."""
         return self.config["trainer"].get("threads")
+
+    @property
+    def slots(self) -> int:
+        """Number of CPU cores, or of GPUs, that the run occupies."""
+        return self.devices * (1 if self.accelerator == "gpu" else self.threads or 1)
+
+
+def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
+    """Returns the cells by folder, without those in `before`. Prints cells that are the same run as another one."""
+    by_folder: dict[Path, Cell] = {}
+    for cell in cells:
+        if cell.folder in before:
+            continue
+        if cell.folder in by_folder:
+            print(
+                f"cell {' '.join(cell.overrides)} is the same run as {' '.join(by_folder[cell.folder].overrides)}, and "
+                "runs once"
+            )
+        by_folder.setdefault(cell.folder, cell)
+    return by_folder
 
 
 class Launcher:
@@ -85,6 +110,8 @@ def progress_line(done: int, total: int, folder: Path, code: int, seconds: float
     losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in task_losses]
     error = (run.summary.get("error") or "").partition("\n")[0]
     outcome = error if code else f"loss {' '.join(losses)}" if losses else ""
+    if code and is_locked(folder):
+        outcome = "in use by another process"
     return f"[{done}/{total}] {label or run.status:8} {folder.name}  {seconds:.1f} s  {outcome}".rstrip()
 
 
@@ -212,3 +239,45 @@ class JobMonitor:
             seconds = time.monotonic() - self.started
             print(progress_line(len(self.codes), self.total, folder, code, seconds), flush=True)
             archive_or_discard(folder, code)
+
+
+class LocalJob(Protocol):
+    """A job of submitit's LocalExecutor; its id is the number of its process."""
+
+    job_id: str
+
+    def done(self) -> bool:
+        """Whether the job has ended."""
+        ...
+
+
+class LocalExecutor(Protocol):
+    """Type of submitit's LocalExecutor, with the one method that `LocalJobs` calls."""
+
+    def submit(self, fn: Task) -> LocalJob:
+        """Starts a process that runs the task."""
+        ...
+
+
+class LocalJobs:
+    """The jobs of a sweep as processes of this machine, at most `at_once` at a time."""
+
+    def __init__(self, executor: LocalExecutor, cells: Sequence[Cell], cpus: int | None, at_once: int) -> None:
+        self.executor, self.at_once = executor, at_once
+        self.waiting = deque(make_task(cell, cpus) for cell in cells)
+        self.running: dict[Path, LocalJob] = {}
+
+    def pending(self) -> set[Path]:
+        """Returns the folders whose jobs wait or run; first starts the jobs for which there is room."""
+        self.running = {folder: job for folder, job in self.running.items() if not job.done()}
+        while self.waiting and len(self.running) < self.at_once:
+            task = self.waiting.popleft()
+            self.running[task.folder] = self.executor.submit(task)
+        return {*self.running, *(task.folder for task in self.waiting)}
+
+    def cancel(self) -> None:
+        """Sends SIGTERM to every running job and starts no further one."""
+        self.waiting.clear()
+        for job in self.running.values():
+            with suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)

@@ -97,9 +97,9 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
         with locked(folder) if writes else nullcontext(), copy_output(folder) if writes else nullcontext():
             code, error = _train_and_report(config, folder, overrides)
             if writes and isinstance(error, Preempted):
-                write_final_status(folder, error.status, str(error))
+                write_final_status(folder, error.status, str(error), holds_lock=True)
             elif writes and error is not None:
-                write_final_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
+                write_final_status(folder, Status.FAILED, f"{type(error).__name__}: {error}", holds_lock=True)
     except ConfigError as in_use:  # another process has locked the folder
         return print_error(in_use)
     except Preempted as reason:  # by a signal after the run wrote its final status
@@ -128,7 +128,8 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
 def _write_interrupted(folder: Path) -> None:
     """Writes the status of a run that a second Ctrl-C ends."""
     if rank() == 0:
-        write_final_status(folder, Status.INTERRUPTED, "SIGINT, twice: no new checkpoint was written")
+        error = "SIGINT, twice: no new checkpoint was written"
+        write_final_status(folder, Status.INTERRUPTED, error, holds_lock=True)
 
 
 def raise_preempted(name: str) -> None:

@@ -192,8 +192,11 @@ def compare(
     check_type("--level", Level, level)
     selected = [run for folder in folders for run in read_runs(folder)]
     options = study.Compare(measure=measure, equal=equal, level=level)
-    findings = study.compare(selected, options, arms_by_key(arm, selected))
+    arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
+    findings = study.compare(selected, options, arm_of)
     typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
+    if further:
+        typer.echo(f"note: the arms also differ in {', '.join(further)}, which may be why")
     content = findings.comparison or {}
     if json is not None:
         write_json(json, content)
@@ -201,6 +204,7 @@ def compare(
 
 
 MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
+OF_THE_LOSS = ("data.", "eval.tokens")  # what two arms must have in common for their losses to be of the same text
 
 
 def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
@@ -209,7 +213,7 @@ def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
     Raises ValueError where the key has fewer than two values, and where runs with one value differ in other keys than
     those of MAY_VARY, since they would be several arms.
     """
-    from kleiber.records.folder import flatten, identity
+    from kleiber.records.folder import flatten
 
     values = {run.folder: flatten(run.config).get(key) for run in runs}
     distinct = dict.fromkeys(map(str, values.values()))
@@ -218,13 +222,38 @@ def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
     if key == "study.arm":
         return lambda run: None if values[run.folder] is None else str(values[run.folder])
     for value in distinct:
-        configs = [flatten(identity(run.config)) for run in runs if str(values[run.folder]) == value]
-        keys = {name for config in configs for name in config if name.partition(".")[0] not in MAY_VARY}
-        varied = sorted(name for name in keys - {"optimizer.lr"} if len({str(c.get(name)) for c in configs}) > 1)
-        if varied:
+        varied = varied_keys([run for run in runs if str(values[run.folder]) == value])
+        further = [name for name in varied if name.partition(".")[0] not in MAY_VARY]
+        if further:
             raise ValueError(
-                f"--arm {key}: the runs with the value {value} also differ in {', '.join(varied)}: name folders whose "
+                f"--arm {key}: the runs with the value {value} also differ in {', '.join(further)}: name folders whose "
                 "runs differ in this key, the learning rate, the seed and the number of tokens alone"
             )
     last = key.rpartition(".")[2]
     return lambda run: f"{last}={values[run.folder]}"
+
+
+def further_differences(key: str, runs: Sequence[Run]) -> list[str]:
+    """Returns the keys other than `key` in which arms of `arms_by_key` differ; none for the arms of a design.
+
+    Raises ValueError where they differ in what their losses are of, unless `key` is a key of the data.
+    """
+    if key == "study.arm":
+        return []
+    varied = [name for name in varied_keys(runs) if name != key]
+    of_the_loss = [name for name in varied if name.startswith(OF_THE_LOSS)]
+    if of_the_loss and not key.startswith("data"):
+        raise ValueError(
+            f"--arm {key}: the arms also differ in {', '.join(of_the_loss)}, so their losses are of different texts: "
+            "name folders whose runs have the same data and eval.tokens"
+        )
+    return [name for name in varied if name.partition(".")[0] not in MAY_VARY]
+
+
+def varied_keys(runs: Sequence[Run]) -> list[str]:
+    """Returns the keys of the config, without the learning rate, in which runs differ."""
+    from kleiber.records.folder import flatten, identity
+
+    configs = [flatten(identity(run.config)) for run in runs]
+    keys = {name for config in configs for name in config} - {"optimizer.lr"}
+    return sorted(name for name in keys if len({str(config.get(name)) for config in configs}) > 1)

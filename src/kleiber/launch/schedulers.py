@@ -10,24 +10,24 @@ starts a task again when its worker dies; the run then resumes. All machines mus
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import available_cores
-from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
+from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
 from kleiber.types import Count, Json, Natural, Positive
 
+ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
 TEMPORARY_REASONS = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # the user need not act
 
@@ -42,7 +42,7 @@ class Submitit(Launcher):
     cpus_per_task      CPU cores of a job; None means one per device, or `trainer.threads` per device
     gpus_per_node      GPUs of a job; None means trainer.devices if accelerator=gpu
     mem_gb             memory of a job in GB
-    array_parallelism  largest number of jobs that run at once
+    array_parallelism  largest number of jobs of an array that run at once
     setup              shell lines to run before the job, such as "module load cuda"
     """
 
@@ -76,21 +76,34 @@ class Submitit(Launcher):
             folders = self._submit(submitit, home, cells)
         except (OSError, RuntimeError) as error:
             raise ConfigError(
-                f"launcher=submitit: SLURM refused the jobs ({error}): check that this machine has the command sbatch "
-                "and that the SLURM controller is up"
+                f"launcher=submitit: SLURM refused jobs of this sweep ({error}), and those that it had accepted are "
+                "canceled: check that this machine has the command sbatch, and that SLURM allows the partition, the "
+                "resources and the number of jobs"
             ) from error
         return JobMonitor(cells, SlurmJobs(folders)).run()
 
     def _submit(self, submitit: ModuleType, home: Path, cells: Sequence[Cell]) -> dict[str, Path]:
-        """Submits the cells and returns their folders by job id: `12_3` is job 3 of array 12, `12` a single job."""
+        """Submits the cells and returns their folders by job id: `12_3` is job 3 of array 12, `12` a single job.
+
+        Cancels the jobs that SLURM has accepted when it refuses a later array, or when this process is interrupted.
+        """
         jobs: dict[str, Path] = {}
-        for group in group_by_resources(cells):
-            executor = submitit.SlurmExecutor(home)
-            executor.update_parameters(**self.parameters(group[0]))
-            with executor.batch():
-                submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
-            jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
-            print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
+        size = max_array_size()
+        groups = [
+            group[start : start + size] for group in group_by_resources(cells) for start in range(0, len(group), size)
+        ]
+        try:
+            for group in groups:
+                executor = submitit.SlurmExecutor(home)
+                executor.update_parameters(**self.parameters(group[0]))
+                with executor.batch():
+                    submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
+                jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
+                print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
+        except BaseException:
+            if jobs:
+                SlurmJobs(jobs).cancel()
+            raise
         return jobs
 
     def _cpus(self, cell: Cell) -> int:
@@ -164,46 +177,14 @@ class SlurmJobs:
         subprocess.run(["scancel", *self.arrays.split(",")], check=False, capture_output=True)
 
 
-class LocalJob(Protocol):
-    """A job of submitit's LocalExecutor; its id is the number of its process."""
-
-    job_id: str
-
-    def done(self) -> bool:
-        """Whether the job has ended."""
-        ...
-
-
-class LocalExecutor(Protocol):
-    """Type of submitit's LocalExecutor, with the one method that `LocalJobs` calls."""
-
-    def submit(self, fn: Task) -> LocalJob:
-        """Starts a process that runs the task."""
-        ...
-
-
-class LocalJobs:
-    """The jobs of a sweep as processes of this machine, at most `at_once` at a time."""
-
-    def __init__(self, executor: LocalExecutor, cells: Sequence[Cell], cpus: int | None, at_once: int) -> None:
-        self.executor, self.at_once = executor, at_once
-        self.waiting = deque(make_task(cell, cpus) for cell in cells)
-        self.running: dict[Path, LocalJob] = {}
-
-    def pending(self) -> set[Path]:
-        """Returns the folders whose jobs wait or run; first starts the jobs for which there is room."""
-        self.running = {folder: job for folder, job in self.running.items() if not job.done()}
-        while self.waiting and len(self.running) < self.at_once:
-            task = self.waiting.popleft()
-            self.running[task.folder] = self.executor.submit(task)
-        return {*self.running, *(task.folder for task in self.waiting)}
-
-    def cancel(self) -> None:
-        """Sends SIGTERM to every running job and starts no further one."""
-        self.waiting.clear()
-        for job in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)
+def max_array_size() -> int:
+    """Returns the largest number of jobs of an array, SLURM's MaxArraySize; its default where SLURM does not answer."""
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
+    except OSError:  # no such command
+        answer = ""
+    setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
+    return max(1, int(setting[1])) if setting else ARRAY_SIZE
 
 
 def job_state(job: str) -> str:

@@ -12,17 +12,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
 from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
-from kleiber.launch.cell import Cell, Launcher
+from kleiber.launch.cell import Cell, Launcher, unique_cells
 from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
@@ -30,13 +29,12 @@ from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
 from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
+from kleiber.records.locks import is_locked
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
-CELL_KEYS = (
-    "arm",
-    "generation",
-)  # keys that a design writes into the node `study` of a cell, and that no analysis reads
+# Keys that a design writes into the node `study` of a cell, and that no analysis reads.
+CELL_KEYS = ("arm", "generation")
 SWEEP_KEYS = ("root", "name", "launcher", "logger", "dry_run")  # keys of an archived run that this sweep sets anew
 
 
@@ -116,7 +114,7 @@ class Sweep:
             self.check_plan({cell.folder: cell for cell in cells})
         archived = archived_by_hash(first.folder.parent)
         cells = [with_archived_folder(cell, archived) for cell in cells]
-        todo = self._unfinished(cells, archived)
+        todo, in_use = self._unfinished(cells, archived)
         try:
             if archived:
                 retrain_bases(todo, archived, launcher)
@@ -124,7 +122,10 @@ class Sweep:
         finally:
             if first.folder.parent.is_dir():  # it is removed with the last cell if all of them are refused
                 print_table(read_runs(first.folder.parent))
-        results = [codes.get(cell.folder, ExitCode.FAILED if cell in todo else ExitCode.DONE) for cell in cells]
+        unfinished = {cell.folder for cell in todo} | in_use
+        results = [
+            codes.get(cell.folder, ExitCode.FAILED if cell.folder in unfinished else ExitCode.DONE) for cell in cells
+        ]
         self.codes += results
         return results
 
@@ -193,39 +194,37 @@ class Sweep:
         lines = [text for text in lines if not (text.startswith("budget.") and text.endswith("=null"))]
         return Cell(cell_folder(config, lines, model), config, lines)
 
-    def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> list[Cell]:
-        """Returns the cells that have to run, and writes their configs, so that a cell that never starts is listed."""
-        todo, num_archived = [], 0
+    def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> tuple[list[Cell], set[Path]]:
+        """Returns the cells that have to run, and the folders of unfinished cells that another process runs.
+
+        Writes the configs of the former, so that a cell that never starts is listed.
+        """
+        todo, in_use, num_archived = [], set(), 0
         finished = {run.folder for run in archived.values()}
-        for cell in unique_cells(cells).values():
-            if cell.config["resume"] == "never":
-                folder.set_aside(cell.folder)
-            elif cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
+        by_folder = unique_cells(cells)
+        for cell in by_folder.values():
+            anew = cell.config["resume"] == "never"
+            if not anew and cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
                 num_archived += 1
-                continue
-            if not is_complete(cell.folder, cell.config):
-                todo.append(cell)
+            elif anew or not is_complete(cell.folder, cell.config):
+                if is_locked(cell.folder):
+                    in_use.add(cell.folder)
+                    continue
+                if anew:
+                    folder.set_aside(cell.folder)
                 folder.write_config(cell.folder, cell.config, cell.overrides)
-        done = len(unique_cells(cells)) - len(todo)
+                todo.append(cell)
+        done = len(by_folder) - len(todo) - len(in_use)
         if done:
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
-            print(f"{done} of {len(unique_cells(cells))} cells are finished already{without_weights}")
-        return todo
-
-
-def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
-    """Returns the cells by folder, without those in `before`. Prints cells that are the same run as another one."""
-    by_folder: dict[Path, Cell] = {}
-    for cell in cells:
-        if cell.folder in before:
-            continue
-        if cell.folder in by_folder:
+            print(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
+        if in_use:
+            names = listed(sorted(where.name for where in in_use), most=5)
             print(
-                f"cell {' '.join(cell.overrides)} is the same run as {' '.join(by_folder[cell.folder].overrides)}, and "
-                "runs once"
+                f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
+                "run the same command again when those have ended"
             )
-        by_folder.setdefault(cell.folder, cell)
-    return by_folder
+        return todo, in_use
 
 
 def write_report(folder: Path, study: Config) -> int:
@@ -275,7 +274,7 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
             needing[run.name], folder=run.folder, config=retrain_config(run, needing[run.name]), overrides=run.overrides
         )
         for run in archived.values()
-        if run.name in needing and folder.status(run.folder) != Status.FINISHED
+        if run.name in needing and folder.status(run.folder) != Status.FINISHED and not is_locked(run.folder)
     ]
     if not bases:
         return

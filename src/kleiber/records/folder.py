@@ -18,7 +18,7 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
-from kleiber.records.locks import is_locked, locked
+from kleiber.records.locks import is_locked, locked, stays_locked
 from kleiber.records.summary import Summary, cpu_name, map_strings
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
@@ -44,16 +44,8 @@ NOT_IDENTITY = (
     "cost",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
-UNSTARTED = {
-    "config.yaml",
-    "overrides.yaml",
-    "summary.json",
-    "log.txt",
-    ".lock",
-    "wandb",
-    "tensorboard",
-    "ranks",
-}  # before the first step
+# Entries of the folder of a run before its first step.
+UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -231,9 +223,10 @@ def set_aside(folder: Path) -> None:
 def discard_unstarted(folder: Path) -> None:
     """Removes the folder of a run that was refused before its first step, with the empty folders above it.
 
-    Does nothing where there are other files. The folders above are those of `name` and `root`.
+    Does nothing where there are other files, or where a live process holds the lock: another sweep may prepare the same
+    run. The folders above are those of `name` and `root`.
     """
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
+    if folder.is_dir() and not is_locked(folder) and {path.name for path in folder.iterdir()} <= UNSTARTED:
         shutil.rmtree(folder)
         for parent in (folder.parent, folder.parent.parent):
             with contextlib.suppress(OSError):  # it is not empty
@@ -260,11 +253,18 @@ def flatten(node: object, prefix: str = "") -> Json:
     }
 
 
-def write_final_status(folder: Path, final: Status, error: str, replaceable: Status | None = None) -> None:
+def write_final_status(
+    folder: Path, final: Status, error: str, replaceable: Status | None = None, holds_lock: bool = False
+) -> None:
     """Writes the final status and error of a run whose process ended before it wrote them.
 
-    Changes nothing where the run has a final status, unless that is `replaceable`.
+    Changes nothing where the run has a final status, unless that is `replaceable`, and where another process that is
+    alive holds the lock: then the process that ended was refused, and the run is that of the other one.
+
+    holds_lock  whether this process holds the lock of the run
     """
+    if not holds_lock and stays_locked(folder):
+        return
     if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
         return
     if not (folder / "config.yaml").is_file():  # the folder was deleted while the run trained

@@ -28,6 +28,7 @@ NAME = ".lock"  # in a run's folder
 LONGEST_ID = 32  # bytes of a process id
 SCRATCH = ".kleiber-scratch"  # in a scratch folder
 PART = re.compile(r".+\.part-(\d+)")
+END_SECONDS = 1.0  # in which a process that was killed releases its locks
 CLOCK_SECONDS = 2.0  # by which the start of a process and the time stamp of a file may differ
 
 
@@ -127,6 +128,16 @@ def is_locked(folder: Path) -> bool:
         return False
     finally:
         os.close(handle)
+    return False
+
+
+def stays_locked(folder: Path) -> bool:
+    """As `is_locked`, but first gives a process that was killed just now END_SECONDS to end."""
+    deadline = time.monotonic() + END_SECONDS
+    while is_locked(folder):
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.02)
     return False
 
 

@@ -100,11 +100,12 @@ def prefixed(findings: Findings) -> Findings:
 
 
 def mean_scores(rows: Rows) -> dict[str, dict[int, float]]:
-    """The mean score over tasks by kind and seed, of seeds that have all tasks of all kinds."""
-    count = rows["task"].nunique()
+    """The mean score over tasks by kind and seed, of seeds that have all tasks from all texts and shares of labels."""
+    cell = ["task", "start", "share"]
+    count = len(rows[cell].drop_duplicates())
     means: dict[str, dict[int, float]] = {}
     for (kind, seed), part in rows.groupby(["kind", "seed"], sort=False):
-        if part["task"].nunique() == count:
+        if len(part[cell].drop_duplicates()) == count:
             means.setdefault(kind, {})[int(seed)] = float(part["score"].mean())
     return means
 

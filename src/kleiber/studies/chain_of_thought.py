@@ -7,7 +7,7 @@ The arms and claims are those of `Compare`. This module adds the exact match of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,8 +19,8 @@ from kleiber.studies.compare.decision import as_row, paired_difference
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget, cell_scores
-from kleiber.studies.study import Findings
-from kleiber.types import Json
+from kleiber.studies.study import Figures, Findings, PlannedPoint
+from kleiber.types import Config, Json
 
 CELL = re.compile(r"eval/exact_match/digits(\d+)/accuracy")
 # What compares losses, which are of different answers, and so of different tokens.
@@ -30,6 +30,11 @@ OF_LOSS = ("Differences", "Differences by training tokens", "Trends of differenc
 @dataclass(frozen=True)
 class ChainOfThought(Compare):
     """Compares arms that answer with and without steps, by the number of digits and the size of the model."""
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for what `Compare` refuses, and for two arms that differ neither in steps nor in width."""
+        settings(point.config for point in points)
+        return super().check_plan(points)
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides the claims, and shows the exact match of each arm at every number of digits.
@@ -52,7 +57,10 @@ class ChainOfThought(Compare):
             "Gain of worked steps by number of digits": gained,
             **findings.tables,
         }
-        figures = {"digits": partial(chart, shown), "gains": partial(gain_chart, gained), **findings.figures}
+        with_interval = [row for row in gained if row["lo"] is not None]  # which one seed has not
+        figures: Figures = {"digits": partial(chart, shown), **findings.figures}
+        if with_interval:
+            figures["gains"] = partial(gain_chart, with_interval)
         return replace(
             findings,
             headline=f"{summary(shown, gained)} {findings.headline}",
@@ -80,13 +88,23 @@ def match_means(rows: pd.DataFrame, level: float) -> Rows:
     return means
 
 
-def settings(runs: Sequence[Run]) -> dict[str, tuple[bool, int]]:
-    """Whether the answers of each arm show steps, and the width of its model; narrow models first."""
-    read = {}
-    for run in runs:
-        arm = arm_name(run)
+def settings(configs: Iterable[Config]) -> dict[str, tuple[bool, int]]:
+    """Whether the answers of each arm show steps, and the width of its model; narrow models first.
+
+    Raises ValueError for two arms that differ in neither.
+    """
+    read = dict[str, tuple[bool, int]]()
+    for config in configs:
+        arm = (config.get("study") or {}).get("arm")
         if arm is not None:
-            read[arm] = (bool(run.config["data"].get("steps")), int(run.config["model"]["width"]))
+            read[str(arm)] = (bool(config["data"].get("steps")), int(config["model"]["width"]))
+    arm_of = {setting: arm for arm, setting in read.items()}
+    for arm, setting in read.items():
+        if arm_of[setting] != arm:
+            raise ValueError(
+                f"the arms {arm} and {arm_of[setting]} differ neither in data.steps nor in model.width, by which this "
+                "study tells arms apart: give them another width, or use study=compare"
+            )
     return dict(sorted(read.items(), key=lambda item: (item[1][1], item[1][0])))
 
 
@@ -94,13 +112,13 @@ def labels(runs: Sequence[Run]) -> dict[str, str]:
     """What each arm is called."""
     return {
         arm: f"{'worked steps' if steps else 'sum alone'}, width {width}"
-        for arm, (steps, width) in settings(runs).items()
+        for arm, (steps, width) in settings(run.config for run in runs).items()
     }
 
 
 def gains(arms: Mapping[str, Arm], runs: Sequence[Run], level: float) -> list[Json]:
     """The exact match with steps less that without, for each width and number of digits, paired by seed."""
-    by_setting = {setting: arm for arm, setting in settings(runs).items() if arm in arms}
+    by_setting = {setting: arm for arm, setting in settings(run.config for run in runs).items() if arm in arms}
     rows = []
     for width in sorted({width for _, width in by_setting}):
         if not {(True, width), (False, width)} <= by_setting.keys():

@@ -13,16 +13,17 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
+from kleiber.studies.compare.arms import Arm, arm_name, not_ready, read_ladders
 from kleiber.studies.compare.decision import (
     Claim,
-    Estimate,
-    as_row,
+    Decision,
     level_of_each,
     mean_estimate,
+    overall,
     paired_difference,
     unit_of,
 )
+from kleiber.studies.compare.differences import Result
 from kleiber.studies.compare.study import Compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
@@ -57,6 +58,9 @@ class Instructions(Compare):
             for at, node in enumerate(self.against_start)
         ]
 
+    def named_arms(self, arms: Sequence[str]) -> dict[str, Sequence[str]]:
+        return {**super().named_arms(arms), "against_start": [claim.arm for claim in self.start_claims()]}
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides all claims, and shows what each arm scores beside its start."""
         findings = super().analyze(runs)
@@ -64,12 +68,15 @@ class Instructions(Compare):
         starts = start_scores(runs)
         claims = self.start_claims()
         level = level_of_each(self.level, max(1, len(claims)), self.looks)
-        judged = [judge_start(claim, arms, starts, level) for claim in claims]
+        why_not = not_ready(runs, self.looks)
+        judged = [judge_start(claim, arms, starts, level, why_not) for claim in claims]
         rows = score_rows(arms, starts, self.level)
-        changed = [
-            {"claim": sentence(claim), "decision": decision, **as_row(estimate)} for claim, estimate, decision in judged
-        ]
-        verdicts = [verdict(claim, estimate, decision) for claim, estimate, decision in judged]
+        changed = [{**result.row(), "claim": sentence(result.claim)} for result in judged]
+        verdicts = [verdict(result) for result in judged]
+        comparison = findings.comparison or {}
+        decision = overall([Decision(comparison["decision"]), *(result.decision for result in judged)])
+        reasons = [comparison["why"]] if comparison["decision"] == decision else []
+        reasons += [result.why for result in judged if result.decision == decision]
         return replace(
             findings,
             headline=" ".join([*(entry["text"] for entry in verdicts), findings.headline]),
@@ -77,6 +84,7 @@ class Instructions(Compare):
             tables={"Scores before and after tuning": rows, "Claims about the start": changed, **findings.tables},
             figures={"scores": partial(chart, rows), **findings.figures},
             methods=f"{METHODS} {findings.methods}",
+            comparison={**comparison, "decision": str(decision), "why": "; ".join(dict.fromkeys(reasons))},
         )
 
 
@@ -102,16 +110,23 @@ def start_scores(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
 
 
 def judge_start(
-    claim: Claim, arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float
-) -> tuple[Claim, Estimate | None, str]:
-    """The change of a measure from the start to an arm at its best rate, and what it decides."""
+    claim: Claim, arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float, why_not: str
+) -> Result:
+    """Decides a claim about the change of a measure from the start to an arm at its best rate.
+
+    why_not  why the runs as a whole decide nothing; "" where they can
+    """
     arm = arms.get(claim.arm)
     if arm is None:
-        return claim, None, str(claim.decide(None))
-    estimate = paired_difference(
-        arm.values(claim.measure), starts.get(claim.measure, {}), level, unit_of(claim.measure)
-    )
-    return claim, estimate, str(claim.decide(None if arm.wrong else estimate))
+        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
+    start = starts.get(claim.measure, {})
+    estimate = paired_difference(arm.values(claim.measure), start, level, unit_of(claim.measure))
+    problem = arm.wrong or why_not
+    if problem or estimate is None or estimate.lo is None:
+        problem = problem or f"fewer than two seeds have {claim.measure} before and after"
+        return Result(claim, estimate, Decision.NOT_TESTED, problem, not arm.wrong)
+    why = f"the {level:.1%} interval of the change is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
+    return Result(claim, estimate, claim.decide(estimate), why, tuned=True)
 
 
 def sentence(claim: Claim) -> str:
@@ -119,11 +134,12 @@ def sentence(claim: Claim) -> str:
     return claim.text().replace(f" than {START}", "").replace(" at equal training tokens", f" than {START}")
 
 
-def verdict(claim: Claim, estimate: Estimate | None, decision: str) -> Json:
+def verdict(result: Result) -> Json:
     """The verdict of findings.json."""
-    change = "" if estimate is None else f", change {estimate.text()}"
-    level = "note" if decision == "supported" else "warn"
-    return {"code": f"start_{claim.arm}", "level": level, "text": f"{sentence(claim)}: {decision}{change}."}
+    estimate, level = result.estimate, "note" if result.decision == Decision.SUPPORTED else "warn"
+    text = f"{sentence(result.claim)}: {result.decision}{'' if estimate is None else f', change {estimate.text()}'}"
+    text += f"; {result.why}" if result.decision == Decision.NOT_TESTED else ""
+    return {"code": f"start_{result.claim.arm}", "level": level, "text": f"{text}."}
 
 
 def score_rows(arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float) -> list[Json]:

@@ -28,6 +28,7 @@ from kleiber.studies.tuning_curves import curve, running_best
 from kleiber.types import Json, Positive, Row
 
 NATS = "nats per token"
+FEWEST = 4  # different trials for an estimate of the regret
 AGREES = 0.5  # least rank correlation of the losses at two numbers of tokens
 EDGE = 0.05  # share of a range that counts as its edge
 
@@ -53,7 +54,8 @@ class Search(IntervalStudy):
         means = self.means(trials)
         best = min(means, key=lambda name: means[name].value) if means else None
         regret = self.regret(trials, best, tuning)
-        verdicts = [self._verdict(best, regret), *agreement(trials), *edges(trials, best, runs)]
+        verdicts = [self._verdict(best, regret, len(losses)), *diverged(trials), *agreement(trials)]
+        verdicts += edges(trials, best, runs)
         if best is not None:
             verdicts.append(optimism(trials, best))
         importance = importances(trials)
@@ -89,7 +91,7 @@ class Search(IntervalStudy):
     def regret(self, trials: Trials, best: str | None, tuning: Sequence[Row]) -> dict[str, float] | None:
         """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long."""
         first = list(next(iter(trials.searched.values())).values())
-        if best is None or len(first) < 4:
+        if best is None or len(first) < FEWEST:
             return None
         half, whole = (tuning[count - 1]["mean"] for count in (len(first) // 2, len(first)))
         longer = math.inf if half is None or whole is None else half - whole
@@ -99,10 +101,12 @@ class Search(IntervalStudy):
             "search": longer,
         }
 
-    def _verdict(self, best: str | None, regret: Mapping[str, float] | None) -> Json:
-        """The verdict `tuned`, or why the search is not."""
+    def _verdict(self, best: str | None, regret: Mapping[str, float] | None, count: int) -> Json:
+        """The verdict `tuned`, or why the search is not; `count` is the number of different trials."""
         if best is None or regret is None:
-            text = "no trial was trained with held-out seeds, so the search decides nothing: run the same command again"
+            text = "no trial has finished with all held-out seeds, so the search decides nothing"
+            if best is not None:
+                text = f"the regret of {best} cannot be estimated from {count} trials: it takes {FEWEST} different ones"
             return {"code": "not_tested", "level": "warn", "text": text}
         total = sum(regret.values())
         text = f"the expected regret of {best} is {format_total(regret)} nats per token: {regret_text(regret)}"
@@ -115,14 +119,15 @@ class Search(IntervalStudy):
         self, trials: Trials, best: str | None, means: Mapping[str, Estimate], regret: Mapping[str, float] | None
     ) -> str:
         count = len(next(iter(trials.searched.values())))
-        if best is None or regret is None:
-            return f"{count} trials were searched, and none was trained with held-out seeds yet."
+        if best is None:
+            return f"{count} trials were searched, and none has finished with all held-out seeds."
         values = ", ".join(f"{key} = {value}" for key, value in trials.values[best].items())
+        text = f"The best of {count} trials is {values}, with a loss of {means[best].text('.4f')} on held-out seeds; "
+        if regret is None:
+            return f"{text}they are too few to estimate its regret."
         tuned = "tuned" if sum(regret.values()) <= self.tolerance else "not tuned"
-        return (
-            f"The best of {count} trials is {values}, with a loss of {means[best].text('.4f')} on held-out seeds; its "
-            f"expected regret is {format_total(regret)} nats, so the search is {tuned} to {self.tolerance:g} nats."
-        )
+        text += f"its expected regret is {format_total(regret)} nats"
+        return f"{text}, so the search is {tuned} to {self.tolerance:g} nats."
 
 
 METHODS = (
@@ -134,6 +139,19 @@ METHODS = (
     "without a band. The regret of the selection is the mean loss of the best trial above the lowest of "
     "the finalists, over draws of their means with the noise that pairing by seed leaves."
 )
+
+
+def diverged(trials: Trials) -> list[Json]:
+    """A warning for each trial that diverged or failed with a held-out seed, and so is not chosen."""
+    return [
+        {
+            "code": "diverged",
+            "level": "warn",
+            "text": f"{name} diverged or failed with {count} of its "
+            f"{len(trials.held_out[name])} held-out seeds, so it is not chosen",
+        }
+        for name, count in trials.diverged.items()
+    ]
 
 
 def agreement(trials: Trials) -> list[Json]:
@@ -209,7 +227,8 @@ def importances(trials: Trials) -> list[Json]:
             continue
         fitted, *_ = np.linalg.lstsq(design, ranks, rcond=None)
         rest = float(((ranks - design @ fitted) ** 2).sum()) / spare
-        rows.append({"key": key, "share of variance": max(0.0, 1 - rest / float(ranks.var(ddof=1)))})
+        variance = float(ranks.var(ddof=1))
+        rows.append({"key": key, "share of variance": max(0.0, 1 - rest / variance) if variance else 0.0})
     return sorted(rows, key=lambda row: -row["share of variance"])
 
 

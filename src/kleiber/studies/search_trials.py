@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from kleiber.config.errors import Status
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.design import parse_lines
-from kleiber.studies.designs.search import SET_BY_THE_DESIGN
 
 ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
 
@@ -30,20 +29,27 @@ class Trials:
 
     @property
     def finalists(self) -> dict[str, dict[int, float]]:
-        """The held-out losses of the trials that have all held-out seeds of the search."""
+        """The held-out losses of the trials that have all held-out seeds of the search and diverged with none."""
         seeds = sorted({seed for losses in self.held_out.values() for seed in losses})
-        complete = {name: dict(losses) for name, losses in self.held_out.items() if sorted(losses) == seeds}
-        return complete if len(seeds) > 1 else {}
+        finite = {name: dict(losses) for name, losses in self.held_out.items() if name not in self.diverged}
+        return {name: losses for name, losses in finite.items() if sorted(losses) == seeds} if len(seeds) > 1 else {}
+
+    @property
+    def diverged(self) -> dict[str, int]:
+        """The number of held-out seeds with which a trial diverged or failed, by trial, where there are any."""
+        counts = {name: sum(map(math.isinf, losses.values())) for name, losses in self.held_out.items()}
+        return {name: count for name, count in counts.items() if count}
 
 
 def read_trials(runs: Sequence[Run]) -> Trials:
     """Reads the trials of a search from its runs. Raises ValueError if none has ended."""
-    rows = []
+    rows, keys = [], set[str]()
     for run in runs:
         name = (run.config.get("study") or {}).get("arm")
         if name is None or not str(name).startswith("trial") or run.status not in ENDED:
             continue
-        lines = parse_lines(run.overrides)
+        lines, spaces = parse_lines(run.overrides), run.config["design"]["keys"]
+        keys |= {key for key, space in spaces.items() if space is not None}
         loss = run.leaf_rows()[0]["loss"] if run.status == Status.FINISHED else None
         tokens = quantity(run.config["budget"]["tokens"])
         loss = math.inf if loss is None or not math.isfinite(loss) else float(loss)
@@ -51,7 +57,7 @@ def read_trials(runs: Sequence[Run]) -> Trials:
         rows.append({"trial": str(name), "seed": seed, "tokens": tokens, "loss": loss, "lines": lines})
     if not rows:
         raise ValueError("no finished trial: this study reads cells that design=search made")
-    values = values_of({row["trial"]: row["lines"] for row in rows})
+    values = values_of({row["trial"]: row["lines"] for row in rows}, keys)
     for row in rows:
         if any(row["lines"].get(key, "") != value for key, value in values[row["trial"]].items()):
             raise ValueError(
@@ -75,10 +81,10 @@ def read_trials(runs: Sequence[Run]) -> Trials:
     return Trials({name: values[name] for name in order}, by_length, ordered)
 
 
-def values_of(lines: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-    """Returns the values of the keys that differ between trials, by trial."""
-    keys = dict.fromkeys(key for by_key in lines.values() for key in by_key if not key.startswith(SET_BY_THE_DESIGN))
-    varied = [key for key in keys if len({by_key.get(key) for by_key in lines.values()}) > 1]
+def values_of(lines: Mapping[str, Mapping[str, str]], keys: Collection[str]) -> dict[str, dict[str, str]]:
+    """Returns the values of those of the searched keys that differ between trials, by trial."""
+    ordered = dict.fromkeys(key for by_key in lines.values() for key in by_key if key in keys)
+    varied = [key for key in ordered if len({by_key.get(key) for by_key in lines.values()}) > 1]
     return {name: {key: by_key.get(key, "") for key in varied} for name, by_key in lines.items()}
 
 

@@ -102,5 +102,7 @@ def test_senseless_designs_are_refused():
         Generations(BASE, {"plain": {"data": "builtin"}})
     with pytest.raises(ValueError, match="both have the name replace"):
         Generations(BASE, ARMS, tuned={"replace": {}})
+    with pytest.raises(ValueError, match=r"design\.arms\.a\.optimizer\.lr.*is a list"):
+        Generations(BASE, {"a": {"data.models": "[{last}]", "optimizer.lr": [0.01, 0.02]}})
     with pytest.raises(ValueError, match="at least one arm"):
         Generations(BASE, {"replace": None})

@@ -41,7 +41,8 @@ def test_without_branches_every_point_is_a_run_of_its_own(context):
 
 
 def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
     assert cost(IsoFLOP(hours=2).plan(context), context) == pytest.approx(2 * 3600 * 2 * 2e10, rel=0.1)
 
 
@@ -51,9 +52,10 @@ def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
         ({}, "design.flops"),
         ({"flops": 1e9, "hours": 1}, "design.hours"),
         ({"flops": 1e9}, "design.flops"),
+        ({"flops": 3e21, "span": 8.0, "sizes": 8}, "2048.*increase design.head_dim"),
     ],
 )
-def test_a_budget_that_is_none_or_too_small_is_refused(context, options, named):
+def test_a_budget_that_is_none_or_too_small_or_large_is_refused(context, options, named):
     with pytest.raises(ValueError, match=named):
         IsoFLOP(**options).cells(context)
 

@@ -130,6 +130,7 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
     for changes, words in (
         ({"only": ["mml"]}, "design.only: mml .*mlm"),
         ({"kinds": {"a": {"model": [], "pretrain": [], "lrs": []}}}, "design.kinds.*lrs"),
+        ({"kinds": {"a": {**KINDS["mlm"], "learning_rates": [0.1]}}}, "design.kinds.a.*lrs.*learning_rates"),
         ({"tasks": {}}, "design.tasks"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -43,6 +43,8 @@ def test_a_range_is_rounded_and_a_choice_keeps_its_values():
     steps = read_space("schedule.warmup_steps", {"log": [10, 400], "round": 5})
     assert (steps.value(0.0), steps.value(0.999), steps.value(0.5)) == (10, 400, 65)
     assert read_space("x", {"linear": [0, 1], "round": 0.25}).value(0.6) == 0.5
+    wide = read_space("schedule.warmup_steps", {"log": [10, 430], "round": 50})
+    assert (wide.value(0.0), wide.value(0.999)) == (50, 400), "multiples within the range"
     assert read_space("model/mlp", ["swiglu", "gelu"]).value(0.7) == "gelu"
 
 
@@ -57,6 +59,18 @@ def test_halving_keeps_the_best_and_new_seeds_train_the_finalists(tmp_path):
     assert {parse_lines(cell)["study.arm"] for cell in last} == set(order[:2])
     assert sorted({parse_lines(cell)["seed"] for cell in last}) == ["1", "2", "3"]
     assert [*design.rounds(Folder(tmp_path))] == [first, second, last]  # a repeated command plans the same cells
+
+
+def test_equal_trials_are_trained_once_and_take_one_place_among_the_finalists(tmp_path):
+    design = Search(
+        {"optimizer.lr": [0.001, 0.003, 0.01, 0.03]}, trials=16, tokens=["100K", "400K"], finalists=3, seeds=2
+    )
+    first, second, last = train(
+        tmp_path, design, lambda values, *_: abs(math.log(float(values["optimizer.lr"]) / 0.01))
+    )
+    rates = [[parse_lines(cell)["optimizer.lr"] for cell in cells] for cells in (first, second, last)]
+    assert sorted(rates[0]) == sorted(rates[1]) == ["0.001", "0.003", "0.01", "0.03"]
+    assert sorted(rates[2]) == sorted(["0.003", "0.01", "0.03"] * 2)
 
 
 def test_trials_that_diverged_go_no_further_and_a_search_without_any_ends(tmp_path, capsys):

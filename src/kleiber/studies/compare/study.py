@@ -103,14 +103,18 @@ class Compare(IntervalStudy):
             )
         if len(arms) < 2:
             raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
-        self.require_arms(self.read_claims(arms), arms)
+        self.require_arms(arms)
         refuse_planned_twins(points, lambda config: config["study"].get("arm"))
         return []
 
-    def require_arms(self, claims: Sequence[Claim], arms: Sequence[str]) -> None:
-        """Raises ValueError for a claim or a size that names an arm that is not among `arms`."""
-        claimed = [name for claim in claims for name in (claim.arm, claim.against)]
-        for key, names in (("claims", claimed), ("sizes", self.sizes)):
+    def named_arms(self, arms: Sequence[str]) -> dict[str, Sequence[str]]:
+        """The arms that each key of the study names, where the runs have `arms`."""
+        claims = self.read_claims(arms)
+        return {"claims": [name for claim in claims for name in (claim.arm, claim.against)], "sizes": self.sizes}
+
+    def require_arms(self, arms: Sequence[str]) -> None:
+        """Raises ValueError where the study names an arm that is not among `arms`."""
+        for key, names in self.named_arms(arms).items():
             for name in names:
                 if name not in arms:
                     raise ValueError(f"study.{key}: {name} is not an arm of these runs; name some of {', '.join(arms)}")
@@ -141,7 +145,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     ladders = read_ladders(runs, measure, arm_of)
     claims = study.read_claims([*ladders])
     planned = planned_arms([run.config for run in runs])
-    study.require_arms(claims, list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
+    study.require_arms(list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
     why_not = not_ready(runs, study.looks, arm_of)
     results = [judge(claim, ladders, level_of_each(level, len(claims), study.looks), why_not) for claim in claims]
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)

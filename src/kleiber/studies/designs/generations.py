@@ -59,6 +59,12 @@ class Generations:
                     f"design.arms.{name}={arm} reads no text of an earlier generation: add data=generated with "
                     'data.models="[{last}]" or "{all}", or move it to design.tuned'
                 )
+            lists = [key for key, value in arm.items() if isinstance(value, Sequence) and not isinstance(value, str)]
+            if lists:
+                raise ValueError(
+                    f"design.arms.{name}.{lists[0]}={arm[lists[0]]} is a list, and a generation has a run of each arm: "
+                    "make an arm of each value"
+                )
         for name in self.arms.keys() & self.tuned.keys():
             raise ValueError(f"design.arms and design.tuned both have the name {name}: rename one of the two")
 

@@ -62,6 +62,15 @@ class Kind:
         return Level({LR: [f"{lr:g}" for lr in sorted(self.pretrain_lrs)]} if self.pretrain_lrs else {})
 
 
+def read_kind(name: str, node: Row) -> Kind:
+    """Returns the kind of a config node. Raises ValueError for an unknown or a missing key."""
+    try:
+        return Kind(**node)
+    except TypeError:
+        keys = "must have model, pretrain and lrs, and may have scratch and pretrain_lrs"
+        raise ValueError(f"design.kinds.{name}: a kind {keys}; this one has {', '.join(node)}") from None
+
+
 @dataclass(frozen=True)
 class Start:
     """The start point of fine-tuning runs: random weights (name `SCRATCH`), or a pre-trained model.
@@ -123,7 +132,7 @@ class Pretraining:
                     f"design.only: {name} must be one of {choices}.{did_you_mean(name, choices.split(', '))}"
                 )
         kinds, self.sources, self.tasks = (select_by_name(group, self.only) for group in there.values())
-        self.chosen = {name: Kind(**kind) for name, kind in kinds.items()}
+        self.chosen = {name: read_kind(name, kind) for name, kind in kinds.items()}
         if any(not kind.lrs for kind in self.chosen.values()):
             raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
         self.shares, self.scratch_shares = (  # as runs record them

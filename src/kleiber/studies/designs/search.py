@@ -27,7 +27,7 @@ DIGITS = 4  # of a sampled value
 class Space:
     """The values of one key: choices, or a range on a linear or logarithmic scale.
 
-    step  values are rounded to multiples of it; None leaves them as they are
+    step  values are rounded to multiples of it within the range; None leaves them as they are
     """
 
     choices: tuple[Values, ...] = ()
@@ -44,9 +44,14 @@ class Space:
         value = ends[0] + share * (ends[1] - ends[0])
         value = math.exp(value) if self.log else value
         if self.step is not None:
-            value = round(value / self.step) * self.step
+            first, last = self.multiples(self.step)
+            value = min(max(round(value / self.step), first), last) * self.step
             return round(value) if float(self.step).is_integer() else float(f"{value:.{DIGITS}g}")
         return float(f"{value:.{DIGITS}g}")
+
+    def multiples(self, step: float) -> tuple[int, int]:
+        """Returns the least and the largest integer whose product with `step` is in the range, but for rounding."""
+        return math.ceil(round(self.low / step, 9)), math.floor(round(self.high / step, 9))
 
 
 class Search:
@@ -105,8 +110,7 @@ class Search:
         if finalists > trials:
             raise ValueError(f"design.finalists={finalists} must be <= design.trials={trials}")
         self.trials, self.eta, self.sampler, self.sampler_seed = trials, eta, sampler, sampler_seed
-        self.at_once = at_once
-        self.finalists, self.seeds = finalists, seeds
+        self.at_once, self.finalists, self.seeds = at_once, finalists, seeds
         self.controls = controls if len(self.tokens) > 1 else 0
         self.flops, self.hours = None if flops is None else quantity(flops), hours
 
@@ -196,7 +200,9 @@ class Search:
             levels = yield from self.proposed(context, count)
         else:
             levels = self.levels(count)
-        counts, alive = self.rungs(len(levels)), list(range(len(levels)))
+        # Choices and rounded values can give a trial twice, which must not take two places among the finalists.
+        first = {tuple(level.values[key] for key in self.spaces): n for n, level in [*enumerate(levels)][::-1]}
+        counts, alive = self.rungs(len(levels)), sorted(first.values())
         stopped: list[int] = []
         for number, tokens in enumerate(self.tokens):
             if number == len(self.tokens) - 1 and stopped:
@@ -288,4 +294,7 @@ def read_space(key: str, values: Values) -> Space:
         raise ValueError(f"design.keys.{key}={dict(values)}: the ends of a log range must be > 0")
     if step is not None and not (isinstance(step, int | float) and step > 0):
         raise ValueError(f"design.keys.{key}: round={step} must be a number > 0")
-    return Space(low=float(numbers[0]), high=float(numbers[1]), log=log, step=step)
+    space = Space(low=float(numbers[0]), high=float(numbers[1]), log=log, step=step)
+    if step is not None and space.multiples(step)[0] > space.multiples(step)[1]:
+        raise ValueError(f"design.keys.{key}={dict(values)}: no multiple of round={step} is in the range")
+    return space
