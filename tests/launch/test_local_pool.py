@@ -8,6 +8,7 @@ from fake_run import write_summary
 from kleiber.config.errors import ConfigError
 from kleiber.launch import local_pool
 from kleiber.launch.local_pool import Pool
+from kleiber.launch.price import num_workers
 
 
 class EndedProcess:
@@ -52,6 +53,30 @@ def test_cells_that_run_at_once_have_different_gpus(cell, started, tmp_path):
 def test_more_gpus_than_the_machine_has_are_refused(cell, started, tmp_path):
     with pytest.raises(ConfigError, match=r"trainer\.devices=4 .*3"):
         Pool([cell(tmp_path, devices=4, accelerator="gpu")], None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("workers", "trainer", "at_once"),
+    [
+        (None, {}, 8),
+        (2, {}, 2),
+        (2, {"threads": 2}, 2),
+        (None, {"threads": 3}, 2),
+        (2, {"threads": 16}, 1),
+        (2, {"devices": 3, "accelerator": "gpu"}, 1),
+        (2, {"accelerator": "gpu"}, 2),
+    ],
+)
+def test_workers_are_cells_that_run_at_once_and_a_dry_run_counts_them(
+    cell, started, tmp_path, monkeypatch, workers, trainer, at_once
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    cells = [cell(tmp_path / str(i), **trainer) for i in range(9)]
+    pool = Pool(cells, workers, retries=0, stop_after=None)
+    pool._start_cells()
+    assert len(pool.running) == at_once == num_workers({**cells[0].config, "launcher": {"workers": workers}})
+    assert len(pool.run()) == 9
 
 
 def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, started, tmp_path):

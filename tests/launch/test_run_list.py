@@ -43,6 +43,24 @@ def test_runs_are_filtered_sorted_and_limited(runs, selection, expected):
     assert names(selection, runs) == [f"run{number}" for number in expected]
 
 
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(sort="budget.tokens"), [3, 0, 1, 2, 4]),
+        (Selection(where="budget.tokens > 300000"), [1, 2]),
+        (Selection(where="budget.tokens = 1M"), [1]),
+        (Selection(where="budget.tokens = null"), [4]),
+        (Selection(where="budget.tokens != null", sort="-budget.tokens"), [2, 1, 0, 3]),
+        (Selection(where="warmup = auto"), [4]),
+        (Selection(sort="warmup"), [1, 2, 3, 0, 4]),
+    ],
+)
+def test_quantities_are_compared_as_numbers_and_a_mixture_with_words_as_text(tmp_path, selection, expected):
+    for number, (tokens, warmup) in enumerate([("200K", 9), ("1M", 10), ("20M", "200K"), (50_000, 3), (None, "auto")]):
+        fake_run(tmp_path / f"run{number}", config={"budget": {"tokens": tokens}, "warmup": warmup})
+    assert names(selection, read_runs(tmp_path)) == [f"run{number}" for number in expected]
+
+
 def test_asked_columns_come_in_their_order_and_no_others(runs):
     selection = Selection(columns=["model.depth", "run", "val/docs/loss"])
     rows = selection.rows(selection.apply(runs))

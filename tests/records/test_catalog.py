@@ -38,6 +38,15 @@ def test_states_are_read_from_summary_and_lock(study):
         assert read_runs(study / "c")[0].status == "running"
 
 
+def test_runs_below_a_folder_named_wandb_are_listed_and_those_of_wandb_are_not(tmp_path):
+    run = fake_run(tmp_path / "wandb" / "runs" / "a")
+    for home in (run, run.parent):  # of the run, and of the report of its study
+        (home / "wandb" / "offline-run-1" / "files").mkdir(parents=True)
+        (home / "wandb" / "offline-run-1" / "files" / "config.yaml").touch()
+    for place in (tmp_path, tmp_path / "wandb", run.parent):
+        assert [listed.folder for listed in read_runs(place)] == [run]
+
+
 def test_a_frame_has_one_row_a_run_with_its_metrics(study):
     table = frame(read_runs(study))
     assert list(table["run"]) == ["a", "b", "c", "d"]

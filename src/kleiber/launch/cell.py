@@ -57,6 +57,11 @@ class Cell:
         """CPU threads of each process; None when the config leaves them to the launcher."""
         return self.config["trainer"].get("threads")
 
+    @property
+    def slots(self) -> int:
+        """Number of CPU cores, or of GPUs, that the run occupies."""
+        return self.devices * (1 if self.accelerator == "gpu" else self.threads or 1)
+
 
 def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
     """Returns the cells by folder, without those in `before`. Prints cells that are the same run as another one."""

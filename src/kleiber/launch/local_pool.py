@@ -68,17 +68,17 @@ class Job:
 
 
 class Pool:
-    """Runs cells in order, each as soon as it finds enough free slots. A slot is a core or a GPU.
+    """Runs cells in order, each as soon as there are enough free slots. A slot is a core or a GPU.
 
-    workers     number of slots; None means all cores, or all GPUs
+    workers     largest number of cells that run at once; None means no limit but the slots
     retries     how often a failed cell is started again
     stop_after  number of failed cells after which no further cell starts; None means no limit
     """
 
     def __init__(self, cells: Sequence[Cell], workers: int | None, retries: int, stop_after: int | None) -> None:
         self.pending = deque((cell, 0) for cell in cells)
-        self.total, self.retries, self.stop_after = len(cells), retries, stop_after
-        self.free = {"cpu": [f"core {i}" for i in range(workers or available_cores())], "gpu": gpu_ids(workers)}
+        self.total, self.workers, self.retries, self.stop_after = len(cells), workers, retries, stop_after
+        self.free = {"cpu": [f"core {i}" for i in range(available_cores())], "gpu": gpu_ids()}
         self.size = {kind: len(slots) for kind, slots in self.free.items()}
         self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
@@ -116,9 +116,9 @@ class Pool:
         """Starts the next cells while there are slots for them."""
         while self.pending and not self._stopped():
             cell, attempt = self.pending[0]
-            count = self._slots_needed(cell)
             free = self.free[cell.accelerator]
-            if count > len(free):
+            count = min(cell.slots, self.size[cell.accelerator])
+            if count > len(free) or len(self.running) == self.workers:
                 return
             self.pending.popleft()
             slots, self.free[cell.accelerator] = free[:count], free[count:]
@@ -133,11 +133,6 @@ class Pool:
                 send_signal(child, signal.SIGTERM)
         if self._stopped():
             self.pending.clear()
-
-    def _slots_needed(self, cell: Cell) -> int:
-        """Number of slots of a cell, but never more than there are."""
-        wanted = cell.devices * (1 if cell.accelerator == "gpu" else cell.threads or 1)
-        return min(wanted, self.size[cell.accelerator])
 
     def _stopped(self) -> bool:
         """Whether no further cell may start."""
@@ -238,17 +233,12 @@ def exit_after_parent(is_fresh: bool) -> None:
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
 
 
-def gpu_ids(workers: int | None) -> list[str]:
-    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
-
-    workers  returns at most this number of ids
-    """
+def gpu_ids() -> list[str]:
+    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        ids = [name for name in visible.split(",") if name]
-    else:
-        ids = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-    return ids[:workers] if workers else ids
+        return [name for name in visible.split(",") if name]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 class Basic(Launcher):
@@ -279,7 +269,7 @@ class Basic(Launcher):
 class Process(Launcher):
     """Runs each cell in its own process, several at once.
 
-    workers     number of cells that run at once; None means one per core or GPU
+    workers     largest number of cells that run at once; None means as many as the cores or GPUs have room for
     retries     how often a failed cell is started again
     stop_after  number of failed cells after which no further cell starts; None means no limit
     """

@@ -33,6 +33,9 @@ import numpy as np
 
 from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.model_size import available_cores
+from kleiber.launch.cell import Cell
+from kleiber.launch.local_pool import gpu_ids
 from kleiber.records import folder
 from kleiber.records.files import write_json
 from kleiber.records.progress import activity
@@ -138,7 +141,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
         lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
         return [*lines, f"time         not measured: {estimate['unmeasured']}"]
-    hours, workers = plan["seconds"] / 3600, 1 if plan["runs"] == 1 else num_workers(configs[0])
+    hours, workers = plan["seconds"] / 3600, max(1, min(plan["runs"], num_workers(configs[0])))
     duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
     if plan["runs"] == 1:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
@@ -189,8 +192,12 @@ def describe_interval(law: str | Mapping[str, float] | None, cells: Sequence[Jso
 
 
 def num_workers(config: Config) -> int:
-    """Returns the number of cells that the launcher runs at once."""
-    return int(config["launcher"].get("workers") or os.cpu_count() or 1) if "workers" in config["launcher"] else 1
+    """Returns the number of cells of this config that the launcher runs at once."""
+    if "workers" not in config["launcher"]:
+        return 1
+    cell = Cell(Path(), dict(config), [])
+    slots = len(gpu_ids()) if cell.accelerator == "gpu" else available_cores()
+    return max(1, min(slots // cell.slots, config["launcher"]["workers"] or slots))
 
 
 def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: bool = False) -> Json:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.folder import flatten
 from kleiber.types import Json, Row
@@ -91,15 +92,30 @@ def config_columns(run: Run) -> Json:
 
 
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Returns rows as a table; a column of numbers and missing values (None, or `null` of a config) is numeric."""
+    """Returns rows as a table of numeric columns and columns of text.
+
+    A column of numbers, quantities such as `20M`, and missing values (None, or `null` of a config) is numeric.
+    """
     import pandas as pd
 
     table = pd.DataFrame(rows)
     for name in table.columns:
         present = [value for value in table[name].dropna() if value != "null"]
-        if present and all(isinstance(value, int | float) for value in present):
-            table[name] = pd.to_numeric(table[name], errors="coerce")
+        if present and all(as_number(value) is not None for value in present):
+            table[name] = pd.to_numeric(table[name].map(as_number), errors="coerce")
+        elif not all(isinstance(value, str) for value in present):
+            table[name] = table[name].map(str, na_action="ignore")
     return table
+
+
+def as_number(value: object) -> float | None:
+    """Returns a number, or the number that a quantity such as `20M` states; None for any other value."""
+    if isinstance(value, int | float):
+        return value
+    try:
+        return quantity(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def check_column(name: str, rows: Sequence[Row]) -> None:

@@ -66,8 +66,7 @@ class Run:
     """One run, as its summary describes it.
 
     folder    of the run; of an archived run, the folder beside the archive in which it was trained
-    archived  `config` and `rows` of a run that was read from runs.jsonl.gz or is only planned; None for a run that was
-              read from its folder
+    archived  `config` and `rows` of a run that is in runs.jsonl.gz or only planned; None: they are read from the folder
     index     reads the config of one of many runs; None: it is read from the folder
     """
 
@@ -199,13 +198,14 @@ def read_runs(place: Path) -> list[Run]:
 def find_records(place: Path) -> tuple[list[Path], list[Path]]:
     """The folders of runs in a folder and its subfolders, and the files runs.jsonl.gz there."""
     homes, archives = [], []
-    for parent, _, files in os.walk(place):
+    for parent, subfolders, files in os.walk(place):
         home = Path(parent)
+        if home.name == "wandb":  # the folders of W&B's runs have a config.yaml too
+            subfolders[:] = [name for name in subfolders if not name.startswith(("run-", "offline-run-"))]
         if archive.NAME in files:
             archives.append(home / archive.NAME)
         is_run = "config.yaml" in files or "summary.json" in files
-        is_part = ".part-" in home.name or "wandb" in home.parts
-        if is_run and not is_part and (home == place or not SET_ASIDE.fullmatch(home.name)):
+        if is_run and ".part-" not in home.name and (home == place or not SET_ASIDE.fullmatch(home.name)):
             homes.append(home)
     return homes, archives
 

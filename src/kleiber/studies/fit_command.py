@@ -187,14 +187,19 @@ def predict(
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
+            if serve is not None or max_params is not None:
+                raise ValueError(
+                    f"--serve and --max-params choose a model, and --on {on} predicts the rows of a table: remove one "
+                    "of them"
+                )
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
             typer.echo("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
-        if serve or max_params:
+        if map is not None or where:
+            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
+        if serve is not None or max_params is not None:
             typer.echo("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
-        if map or where:
-            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")

@@ -280,7 +280,7 @@ def comparison_lines(record: Row, form: Law, rows: table.Table, max_decades: flo
     """
     if isinstance(form, HyperparameterLaw):
         _, groups, _ = hyperparameter_record.read_groups(rows, form)
-        comparison = optimum_prediction.compare_with_sweep(record, form, groups)
+        comparison = optimum_prediction.compare_with_sweep(record, form, groups, max_decades)
         lines = [optimum_prediction.group_line(row) for row in comparison["groups"]]
         return [*lines, optimum_prediction.summary_line(comparison, len(groups))]
     return prediction.comparison_lines(prediction.compare_with_rows(record, form, rows, max_decades), record["level"])

@@ -51,14 +51,12 @@ def lines(entry: Row) -> list[str]:
     out += _not_finite_lines(entry["excluded"])
     estimates = {**entry["params"], **entry["derived"]}
     out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
-    out.append(
-        f"residual rms {entry['residual_rms']:.3g} in {goal['space']} space; intervals {_interval_method(entry)}"
-    )
+    out.append(f"residual rms {entry['residual_rms']:.3g} in {goal['space']} space; {_interval_method(entry)}")
     if "at" in entry:
         out.append(_objective_at(entry))
     for exponent in [*entry["approaches"], *entry["accounting"]]:
         counting = f"{exponent['convention']}, " if "convention" in exponent else ""
-        shift = f", shift {exponent['shift']:+.4f}" if "shift" in exponent else ""
+        shift = f", shift {exponent['shift']:+.4f}" if exponent.get("shift") is not None else ""
         ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
@@ -145,7 +143,8 @@ def _estimate_line(estimate: Row, level: str) -> str:
         return f"{point}   fixed"
     if not estimate["identified"]:
         return f"not identified ({estimate.get('reason') or 'no interval'}; best fit at {point})"
-    return f"{point}   {level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+    ends = "no interval" if estimate["lo"] is None else f"{level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+    return f"{point}   {ends}"
 
 
 def format_estimate(estimate: Row) -> str:
@@ -155,15 +154,16 @@ def format_estimate(estimate: Row) -> str:
     if not estimate["identified"] or estimate["value"] is None:
         point = "" if estimate["value"] is None else f" (best fit at {estimate['value']:.4g})"
         return f"not identified{point}"
-    return f"{estimate['value']:.4g} [{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
+    ends = "(no interval)" if estimate["lo"] is None else f"[{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
+    return f"{estimate['value']:.4g} {ends}"
 
 
 def _interval_method(entry: Row) -> str:
-    used = entry["bootstrap"]
-    if used:
-        return f"by {used['method']} ({used['draws']} refits)"
+    if used := entry["bootstrap"]:
+        return f"intervals by {used['method']} ({used['draws']} refits)"
     methods = {estimate.get("method") for estimate in [*entry["params"].values(), *entry["derived"].values()]}
-    return "by profile likelihood" + (", widened for the noise that trunks share" if "cluster t" in methods else "")
+    widened = ", widened for the noise that trunks share" if "cluster t" in methods else ""
+    return "no intervals" if methods == {None} else f"intervals by profile likelihood{widened}"
 
 
 def suspects_table(law: Row) -> list[Json]:
@@ -278,7 +278,7 @@ def parameters(entry: Row) -> list[Json]:
     """Returns a table row for each parameter and derived quantity: name, value and interval."""
     rows = []
     for name, estimate in {**entry["params"], **entry["derived"]}.items():
-        interval = "fixed" if estimate.get("fixed") else "not identified"
+        interval = "fixed" if estimate.get("fixed") else "none" if estimate["identified"] else "not identified"
         if estimate["lo"] is not None and estimate["identified"]:
             interval = f"[{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
         rows.append({"parameter": name, "value": estimate["value"], f"{percent(entry['level'])} interval": interval})

@@ -231,7 +231,8 @@ def conventions(law: Row) -> list[Json]:
     return [
         {
             "counting": row["convention"], "approach": row["approach"], "a": f"{row['a']:.3f}",
-            percent(law["level"]): f"[{row['lo']:.3f}, {row['hi']:.3f}]", "shift": f"{row['shift']:+.3f}",
+            percent(law["level"]): f"[{row['lo']:.3f}, {row['hi']:.3f}]",
+            "shift": "-" if row["shift"] is None else f"{row['shift']:+.3f}",
         }
         for row in rows
     ]  # fmt: skip

@@ -41,7 +41,8 @@ def test_without_branches_every_point_is_a_run_of_its_own(context):
 
 
 def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
     assert cost(IsoFLOP(hours=2).plan(context), context) == pytest.approx(2 * 3600 * 2 * 2e10, rel=0.1)
 
 

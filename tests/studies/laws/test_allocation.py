@@ -70,7 +70,13 @@ def test_allocation_bands_hold_the_truth_and_spend_the_budget():
     assert row["N_lo"] < true_n < row["N_hi"] and 6 * row["N"] * row["D"] == pytest.approx(1e20)
 
 
-def test_a_vertex_has_an_interval_of_the_asked_level():
+def test_a_law_of_other_terms_has_no_allocation_by_the_closed_form():
+    table = ladders.twenty()
+    sample = NoiseModel.of(fit("interaction", table, ladders.noisy(ladders.loss(**table), 0, 0.002))).draws(20, 0)
+    assert sample is not None and len(sample.values) and allocation(sample, np.array([1e20])) == []
+
+
+def test_a_vertex_has_a_t_interval_of_the_asked_level():
     C = np.repeat(np.geomspace(1e18, 1e20, 4), 6)
     N = np.sqrt(C / 6) * np.tile(np.geomspace(0.03, 0.4, 6), 4)
     D = C / (6 * N)
@@ -78,7 +84,21 @@ def test_a_vertex_has_an_interval_of_the_asked_level():
     wide, narrow = (regress("2", points, level) for level in (0.99, 0.9))
     assert wide is not None and narrow is not None
     width = [np.log(row.points[0]["hi"] / row.points[0]["lo"]) for row in (wide, narrow)]
-    assert width[0] / width[1] == pytest.approx(2.5758 / 1.6449, rel=1e-4)
+    assert points[0].df == 3 and width[0] / width[1] == pytest.approx(5.8409 / 2.3534, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [4, 7])
+def test_the_interval_of_a_vertex_covers_the_optimum_as_often_as_its_level_says(sizes):
+    rng, x = np.random.default_rng(0), np.linspace(-1, 1, sizes)
+    held = []
+    for _ in range(80):
+        C = np.repeat(np.geomspace(1e15, 8e15, 4), sizes)
+        N = np.sqrt(C) * np.exp(np.tile(x, 4))
+        loss = 2 + 0.05 * np.tile(x, 4) ** 2 + 1e-3 * rng.standard_normal(len(C))
+        fitted = regress("2 isoflop", vertices(N, C, loss))
+        assert fitted is not None
+        held += [point["lo"] <= point["C"] ** 0.5 <= point["hi"] for point in fitted.points]
+    assert np.mean(held) == pytest.approx(0.9, abs=0.05)
 
 
 LAW = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28}

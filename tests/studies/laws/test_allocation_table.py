@@ -56,7 +56,7 @@ def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
     assert min(b.hi - b.lo for b in shared) > 3 * max(c.hi - c.lo for c in calm)
 
 
-def test_leaving_embeddings_out_moves_the_exponent_up():
+def test_leaving_embeddings_out_moves_the_exponent_up(monkeypatch):
     """Nnoemb = N - vocabulary part: small models look smaller than they are, so N_opt grows faster (Porian)."""
     N, D, C = ladders.isoflop()
     N_noemb = N - 40.0 * N**0.7
@@ -67,6 +67,15 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
     assert accounting(NoiseModel.of(fitted, columns={"C": C}), None) == []
+    # Without parabolas under 6ND, those of the other conventions have nothing to be compared with.
+    model, compared = NoiseModel.of(fitted, columns={"C": C, "Cexact": 2 * C}), exponents_by_approach
+
+    def none_under_6nd(counted, draws, level):
+        return [] if np.array_equal(counted.compute, 6 * N * D) else compared(counted, draws, level)
+
+    monkeypatch.setattr("kleiber.studies.laws.allocation_table.exponents_by_approach", none_under_6nd)
+    table = accounting(model, None, draws=0)
+    assert table and {row["shift"] for row in table} == {None}
     columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
     by_name = conventions(columns)
     np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])

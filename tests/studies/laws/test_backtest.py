@@ -81,6 +81,14 @@ def test_ranking_puts_the_true_form_before_the_floorless():
     assert [entry["law"] for entry in table] == ["chinchilla", "no_floor"]
 
 
+def test_ranking_holds_out_every_row_of_the_largest_budget():
+    """With five rows at each of four nominal budgets, no row lies above the quantile of the compute."""
+    fit_result, C = fitted()
+    budgets = np.repeat([1e18, 3e18, 1e19, 3e19], len(C) // 4)[np.argsort(np.argsort(C))]
+    (entry,) = rank([find("chinchilla")], fit_result.fit, budgets)
+    assert entry["n_test"] == len(C) // 4
+
+
 @pytest.mark.parametrize("exponent", [-0.1, 0.5])
 def test_along_compute_the_line_is_exact_on_a_power_of_either_sign(exponent):
     C = np.geomspace(1e17, 1e20, 8)

@@ -21,6 +21,14 @@ def test_exponents_are_those_of_the_main_approaches():
     assert {row["approach"] for row in RECORD["accounting"]} > {row["approach"] for row in rows}
 
 
+def test_the_axis_of_the_optimal_sizes_contains_their_intervals():
+    points = [{"C": 1e12, "N": 1e5, "lo": 1e3, "hi": 1e7}, {"C": 1e13, "N": 3e5}]
+    approaches = [{"approach": "2 isoflop", "a": 0.5, "lo": 0.4, "hi": 0.6, "points": points}]
+    chart = figures.allocation({**RECORD, "allocation": [], "approaches": approaches}).to_dict()
+    domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in chart["layer"]]
+    assert all(low <= 1e3 and high >= 1e7 for low, high in domains)
+
+
 @pytest.mark.slow
 def test_200_sizes_are_drawn():
     N = np.repeat(np.geomspace(2e4, 2e6, 200), 4)

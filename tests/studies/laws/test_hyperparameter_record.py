@@ -9,6 +9,7 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.studies.fitted_law import SCHEMA, fit, load
+from kleiber.studies.law_report import parameters
 from tests.studies.laws.sweeps import EXPONENTS, ROLES, sweep
 
 MAP = ",".join(f"{role}={column}" for role, column in ROLES.items())
@@ -49,6 +50,9 @@ def test_the_command_writes_what_the_function_returns_and_predicts_from_it(law, 
     assert f"lr {read.predict(N=1e9, D=1e11)['value']:.4g}" in capsys.readouterr().out
     assert main(["predict", str(tmp_path / "laws.json"), "--on", str(tmp_path / "runs.csv"), "--map", MAP]) == 0
     assert "9 groups: excess loss" in capsys.readouterr().out
+    table.assign(params=100 * table["params"]).to_csv(tmp_path / "far.csv", index=False)
+    far = ["predict", str(tmp_path / "laws.json"), "--on", str(tmp_path / "far.csv"), "--map", MAP, "--max-decades"]
+    assert [main([*far, most]) for most in ("3", "1.9")] == [0, 2] and "2.0 decades" in capsys.readouterr().err
 
 
 def test_a_group_at_the_edge_of_its_grid_is_left_out_and_named(table):
@@ -57,6 +61,22 @@ def test_a_group_at_the_edge_of_its_grid_is_left_out_and_named(table):
     (edge,) = [verdict["text"] for verdict in law.verdicts if verdict["code"] == "edge"]
     places = [row["place"] for row in law.record["optima"]]
     assert places.count("edge") >= 1 and "N = 1e+07" in edge and law.record["draws"] == []
+
+
+def test_a_fit_without_refits_is_printed_without_intervals(table):
+    law = fit(table, "hyperparameter", map=ROLES, bootstrap=0)
+    assert str(law).count("   no interval\n") == 8 and "; no intervals\n" in str(law)  # 5 parameters, 3 exponents
+    assert {row["90% interval"] for row in parameters(law.record)} == {"none"}
+
+
+def test_a_record_keeps_enough_refits_for_its_level(table):
+    assert len(fit(table, "hyperparameter", map=ROLES, bootstrap=450, level=0.9955).record["draws"]) == 445
+
+
+def test_a_backtest_cut_that_leaves_too_few_groups_is_refused(table):
+    for cut, sides in ((1e10, "0 groups .* and 9 above"), (1e30, "9 groups .* and 0 above")):
+        with pytest.raises(ValueError, match=f"leaves {sides}"):
+            fit(table, "hyperparameter", map=ROLES, bootstrap=0, backtest=[3e17, cut])
 
 
 def test_too_few_groups_are_refused_with_exit_3(table, tmp_path):

@@ -144,3 +144,12 @@ def test_no_study_and_no_design_runs_a_file_of_code(record, tmp_path, code_file)
         find(name)
     assert not path.with_suffix(".ran").exists()
     assert law_by_option(name).inputs == ("N", "D") and np.isclose(planning_law(None)["E"], 0.977)
+
+
+def test_a_design_plans_with_no_law_of_other_terms(record, tmp_path):
+    assert planning_law(str(written(tmp_path, record))).keys() == {"E", "A", "B", "alpha", "beta"}
+    product = {**record["params"], "F": {"value": 30000.0}}
+    order = {name: product[name] for name in ("E", "A", "B", "F", "alpha", "beta")}
+    rows = {"law": "interaction", "params": order, "draws": [], "untold": [], "flat": []}
+    with pytest.raises(ValueError, match=r"L = E \+ A N\^-alpha"):
+        planning_law(str(written(tmp_path, {**record, **rows})))

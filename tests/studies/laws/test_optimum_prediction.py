@@ -33,7 +33,7 @@ def test_a_choice_costs_what_the_curvature_of_the_nearest_group_says(law):
 @pytest.mark.parametrize(
     ("at", "message"),
     [({"N": 1e8}, "add D="), ({"N": 1e8, "D": 1e9, "X": 8}, "X is no input"), ({"N": 1e8, "D": -1}, "D=-1 must be"),
-     ({"N": 1e8, "D": 1e9, "lr": 0.1}, "add batch")],
+     ({"N": 1e8, "D": 1e9, "lr": 0.1}, "add batch"), ({"N": 1e8, "D": 1e9, "M": 500}, "M=500 contradicts D=1e")],
 )  # fmt: skip
 def test_a_wrong_point_is_refused(law, at, message):
     with pytest.raises(ValueError, match=message):
@@ -47,4 +47,6 @@ def test_choices_in_a_sweep_that_was_not_fitted_cost_little(law):
     rows = select_rows(sweep(sizes=[3e8], seed=1), ROLES, (), law.form)
     _, groups, _ = read_groups(rows, law.form)
     found = compare_with_sweep(law.record, law.form, groups)
+    with pytest.raises(ValueError, match=r"N=3e\+08, D=3e\+09: 0.5 decades outside"):
+        compare_with_sweep(law.record, law.form, groups, max_decades=0.4)
     assert len(found["groups"]) == 3 and found["worst"] < 0.004 and 0 <= found["coverage"] <= 1

@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.prediction import POWER, predict
+from kleiber.studies.laws.prediction import POWER, check_consistent, predict
 
 from .. import ladders
 
@@ -83,3 +83,14 @@ def test_the_level_of_the_record_is_that_of_both(record):
     assert high["lo"] < low["lo"] < low["hi"] < high["hi"]
     ratio = np.log(high["run_hi"] / high["value"]) / np.log(low["run_hi"] / low["value"])
     assert ratio == pytest.approx(1.95996 / 0.67449, rel=0.05)
+
+
+def test_a_value_that_contradicts_the_others_is_refused_unless_the_law_counts_it_itself(record):
+    consistent = {**TOP, "C": 6 * 1e9 * 8e10, "M": 80.2}
+    assert predict(record, LAW, consistent)["value"] == at(record)["value"]
+    for name, value in (("M", 500), ("C", 4e19)):
+        with pytest.raises(ValueError, match=f"{name}={value:g} contradicts .*remove {name}".replace("+", r"\+")):
+            predict(record, LAW, {**TOP, name: value})
+    with pytest.raises(ValueError, match="M=500 contradicts"):
+        predict(record, LAW, {"N": 1e9, "C": 4.8e20, "M": 500})
+    check_consistent({**TOP, "M": 500}, {**TOP, "M": 500}, find("replay_grid_ratio").inputs)

@@ -6,7 +6,6 @@ which cooldowns branch off. `cells` converts a plan to overrides.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -14,11 +13,12 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from kleiber.config.model_size import RECURRENT
+from kleiber.config.model_size import RECURRENT, available_cores
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
+from kleiber.studies.laws.allocation import is_additive
 from kleiber.studies.laws.catalog import chinchilla
-from kleiber.studies.laws.laws_json import read
+from kleiber.studies.laws.laws_json import law_of, read
 from kleiber.types import Count, NonNegative, Positive, Width
 
 Law = Mapping[str, float]
@@ -67,11 +67,11 @@ def planning_law(law: str | Mapping[str, float] | None) -> Law:
     if law is None:
         return PRIOR
     if isinstance(law, str):
-        params = {name: entry["value"] for name, entry in read(law).get("params", {}).items()}
-        if not {"alpha", "A", "B", "E"} <= set(params):
+        record = read(law)
+        params = {name: entry["value"] for name, entry in record.get("params", {}).items()}
+        if "E" not in params or not is_additive(law_of(record)):
             raise ValueError(
-                f"design.law={law} must be the laws.json of a law with the parameters E, A, B and alpha, such as "
-                "chinchilla"
+                f"design.law={law} must be the laws.json of one law L = E + A N^-alpha + B D^-beta, such as chinchilla"
             )
         return {"beta": params["alpha"], **params}
     if not set(PRIOR) <= set(law):
@@ -153,7 +153,7 @@ class IsoFLOP:
     def plan(self, context: SweepContext) -> list[Trunk]:
         """Returns the trunks of the most expensive design with these settings that costs at most `flops` or `hours`."""
         widths = [2 * self.head_dim, 4 * self.head_dim, 8 * self.head_dim]
-        allowed = budget_flops(self.flops, self.hours, context, widths, os.cpu_count() or 1)
+        allowed = budget_flops(self.flops, self.hours, context, widths, available_cores())
         low, high = allowed * 1e-4, allowed
         for _ in range(40):
             middle = float(np.sqrt(low * high))

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
+
+EXAMPLE = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}  # at which a law is compared with a formula
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,15 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The optimum at one compute budget: log N, and its standard error (delta method)."""
+    """The optimum at one compute budget: log N, its standard error (delta method), and that error's degrees of freedom.
+
+    df  rows less parameters of the parabola; 0 without one
+    """
 
     compute: float
     log_n: float
     se: float = 1.0
+    df: int = 0
 
 
 def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
@@ -87,7 +93,8 @@ def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
     if c2 <= 0 or not x.min() < vertex < x.max():
         return None
     slope = np.array([c1 / (2 * c2**2), -1 / (2 * c2), 0.0])
-    return Vertex(budget, float(vertex), float(np.sqrt(max(slope @ covariance @ slope, 0.0))))
+    se = float(np.sqrt(max(slope @ covariance @ slope, 0.0)))
+    return Vertex(budget, float(vertex), se, df=len(x) - 3)
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
@@ -108,8 +115,8 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
 
 
 def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
-    """Returns the point {C, N} and, with `with_interval`, its normal interval lo, hi."""
-    half = float(ndtri((1 + level) / 2)) * point.se
+    """Returns the point {C, N} and, with `with_interval`, its t interval lo, hi."""
+    half = student_quantile(point.df, level) * point.se
     bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
     if with_interval:
         bar |= {
@@ -133,6 +140,30 @@ def disagreement(exponents: list[Exponent], tolerance: float = 0.1) -> str | Non
     return None
 
 
+def beta_of(params: Mapping[str, float]) -> float:
+    """Returns the exponent of the tokens: alpha where a law has one exponent for both terms."""
+    return params.get("beta", params["alpha"])
+
+
+def loss_at(params: Mapping[str, float], N: float, D: float) -> float:
+    """Returns E + A N^-alpha + B D^-beta."""
+    return params.get("E", 0.0) + params["A"] * N ** -params["alpha"] + params["B"] * D ** -beta_of(params)
+
+
+def is_additive(law: Law) -> bool:
+    """Returns whether a law is E + A N^-alpha + B D^-beta, of which E and beta may be missing (see `loss_at`).
+
+    The names of its parameters do not decide this, since a law may use them in other ways: it is also evaluated.
+    """
+    if set(law.inputs) != {"N", "D"} or not {"A", "B", "alpha"} <= {*law.params, *law.fixed} <= EXAMPLE.keys():
+        return False
+    values = np.array([[EXAMPLE[name] for name in law.params]])
+    params = {name: float(column[0]) for name, column in law.named(values).items()}
+    N, D = np.array([1e7, 1e9, 3e9]), np.array([1e10, 3e8, 1e11])
+    expected = [loss_at(params, n, d) for n, d in zip(N, D, strict=True)]
+    return bool(np.allclose(law.predict({"N": N, "D": D}, values), expected, rtol=1e-9))
+
+
 def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
     """Returns N_opt = G (C/6)^a and D_opt = (C/6)^b / G for each draw of the parameters, at C = 6 N D.
 
@@ -146,9 +177,9 @@ def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
 
 
 def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
-    """Returns N_opt and D_opt at each budget with intervals from the draws; empty for laws without A, B and alpha."""
+    """Returns N_opt and D_opt at each budget with intervals from the draws; empty for laws that are not additive."""
     law = draws.fit.law
-    if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.undetermined()):
+    if not is_additive(law) or draws.fit.dropped or len(draws.fit.undetermined()):
         return []
     sampled, point = law.named(draws.values), law.named(draws.fit.values)
     rows = []

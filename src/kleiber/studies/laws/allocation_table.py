@@ -28,6 +28,7 @@ from kleiber.types import Json
 NEAR = 8.0  # sizes that differ by more than this factor cross where a size in between is better than both
 BUDGETS = 9  # approach 2 uses at most this many budgets
 DRAWS = 120  # simulated tables behind an interval
+STANDARD = "6ND"  # the convention that others are compared with
 FARTHEST = 4.0  # the allocation is reported up to this multiple of the largest compute of the rows
 
 
@@ -189,7 +190,7 @@ def exponents_by_approach(model: NoiseModel, draws: Draws | None, level: float =
 def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     """Returns (N, C) by counting convention, from N, D, `Nnoemb` (without embeddings), `Cexact` (exact FLOPs)."""
     N, D = columns["N"], columns["D"]
-    choices = {"6ND": (N, 6 * N * D)}
+    choices = {STANDARD: (N, 6 * N * D)}
     if "Nnoemb" in columns:
         choices["6ND without embeddings"] = (columns["Nnoemb"], 6 * columns["Nnoemb"] * D)
     if "Cexact" in columns:
@@ -205,15 +206,17 @@ def accounting(
 ) -> list[Json]:
     """Returns a row for each counting convention and approach: {convention, approach, a, lo, hi, shift}.
 
-    `shift` is the difference to the convention 6ND. Approach 3 refits the law with the convention's N; its a_opt
-    assumes C = 6 N D with that N. If that N is the N of the model, the interval is taken from its draws `drawn`, so
-    that the report has one interval for this number. Empty if 6ND is the only convention.
+    `shift` is the difference to the convention 6ND, None if that does not have the approach. Approach 3 refits the law
+    with the convention's N; its a_opt assumes C = 6 N D with that N. If that N is the N of the model, the interval is
+    taken from its draws `drawn`, so that the report has one interval for this number. Empty if 6ND is the only
+    convention.
     """
     problem = model.fit.problem
     choices = conventions({**model.columns, **problem.inputs})
     if len(choices) < 2:
         return []
-    rows, base = [], {}
+    rows: list[Json] = []
+    base: dict[str, float] = {}
     for name, (N, C) in choices.items():
         if np.array_equal(N, problem.inputs["N"]):
             counted, refits = replace(model, columns={"C": C}), drawn
@@ -221,8 +224,9 @@ def accounting(
             counted = refit_with_counts(model, N, C)
             refits = counted.draws(draws, seed)
         for exponent in exponents_by_approach(counted, refits, level):
-            base.setdefault(exponent.approach, exponent.a)
-            shift = exponent.a - base[exponent.approach]
+            if name == STANDARD:
+                base[exponent.approach] = exponent.a
+            shift = exponent.a - base[exponent.approach] if exponent.approach in base else None
             ends = {"a": exponent.a, "lo": exponent.lo, "hi": exponent.hi, "shift": shift}
             rows.append({"convention": name, "approach": exponent.approach, **ends})
     return rows

@@ -211,12 +211,14 @@ def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
 def rank(laws: Sequence[Law], fitted: Fit, compute: Array, share: float = 0.2) -> list[Json]:
     """Ranks laws by their error on the `share` of rows with the largest compute, which are left out of the fit.
 
-    Also returns AIC = n log(RSS / n) + 2 p on the fitted rows. It does not decide the order, since a low AIC does not
+    Where more rows have the largest compute, as in a table of budgets, all of them are left out. Also returns AIC =
+    n log(RSS / n) + 2 p on the fitted rows. It does not decide the order, since a low AIC does not
     imply good extrapolation.
     """
     problem = fitted.problem
     cut = np.quantile(compute, 1 - share)
-    train, test = compute <= cut, compute > cut
+    test = compute > cut if (compute > cut).any() else compute >= cut
+    train = ~test
     table: list[Json] = []
     for law in laws:
         if any(name not in problem.inputs for name in law.inputs) or train.sum() <= len(law.params) or not test.any():

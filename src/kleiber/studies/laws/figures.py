@@ -153,7 +153,7 @@ def allocation(record: Row) -> Chart:
     held = [
         *(rows["N_lo"] if len(rows) else ()),
         *(rows["N_hi"] if len(rows) else ()),
-        *(marks["N"] if len(marks) else ()),
+        *(value for name in ("N", "lo", "hi") if name in marks for value in marks[name].dropna()),
     ]
     at, low = (log_axis(name, "compute-optimal parameters N", held, kind=alt.Y) for name in ("N", "N_lo"))
     if len(rows):

@@ -112,6 +112,8 @@ class _Filter:
         if pd.api.types.is_bool_dtype(column):
             column, value = column.astype(str).str.lower(), value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
+        if numeric and value == "null" and isinstance(op, EQUALITY):
+            return np.asarray(column.isna() if isinstance(op, ast.Eq) else column.notna(), dtype=bool)
         if numeric and limit is None:
             raise ValueError(
                 f"{self.option} {self.text!r}: column {column_name!r} contains numbers, and {value!r} is not a number"

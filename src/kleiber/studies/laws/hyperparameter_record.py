@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from kleiber.studies.laws.analysis import Options
+from kleiber.studies.laws.analysis import Options, fewest_draws
 from kleiber.studies.laws.backtest import ABOVE, BELOW, SAME
 from kleiber.studies.laws.hyperparameter_fit import (
     JointFit,
@@ -96,7 +96,6 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
     ]
     tests = _backtests(form, inside, options)
     judged += _backtest_verdicts(tests)
-    exponents = exponent_names(form)
     residuals = joint.residuals if joint else _surface_residuals(inside)
     record: Json = {
         "schema": "kleiber.law/1", "law": form.name, "formula": form.formula, "source": form.source,
@@ -104,12 +103,13 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
         "objective": {"kind": "squared", "delta": None, "space": "log", "value": float((residuals**2).sum()),
                       "sigma": None},
         "params": params, "derived": derived,
-        "cov": [] if draws is None else np.cov(coordinates(form, draws).T).tolist(),
-        "cov_of": [] if draws is None else [name if name in exponents else f"log {name}" for name in form.params],
+        "cov": [] if draws is None else np.cov(form.coordinates(draws).T).tolist(),
+        "cov_of": [] if draws is None else [name if name in form.exponents else f"log {name}" for name in form.params],
         "level": options.level, "residual_rms": float(np.sqrt(np.mean(residuals**2))) if len(residuals) else 0.0,
         "bootstrap": {"method": method, "draws": len(draws)} if draws is not None else None,
         "domain": {name: [float(end(table.columns[name])) for end in (np.min, np.max)] for name in ("N", "D", "C")},
-        "runs_hash": table.hash(), "draws": [] if draws is None else draws[:400].tolist(),
+        "runs_hash": table.hash(),
+        "draws": [] if draws is None else draws[: max(400, fewest_draws(options.level))].tolist(),
         "noise": None, "residual_sd": None, "misfit": {"at_one_decade": 0.0, "tests": 0, "expected": 0.0},
         "scatter": {law.axis: law.scatter for law in laws},
         "optima": [_optimum_row(fit, form, options.level) for fit in fits],
@@ -125,17 +125,6 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
     return form, record
 
 
-def exponent_names(form: HyperparameterLaw) -> list[str]:
-    """Returns the parameters that are exponents."""
-    return [name for axis in form.axes for name in POWERS[axis][1].values()]
-
-
-def coordinates(form: HyperparameterLaw, draws: Array) -> Array:
-    """Returns draws of the parameters (draws, params) with the logarithms of the scales."""
-    scales = np.array([name not in exponent_names(form) for name in form.params])
-    return np.where(scales, np.log(np.where(scales, draws, 1.0)), draws)
-
-
 def _estimates(
     form: HyperparameterLaw, laws: Sequence[PowerLaw], draws: Array | None, method: str, level: float, determined: bool
 ) -> tuple[dict[str, Json], dict[str, Json]]:
@@ -148,7 +137,7 @@ def _estimates(
         reason = "" if law.determined else "the groups with an optimum inside their grid do not determine it"
         if not reason and not determined:
             reason = "the law of another hyperparameter is not determined by these groups"
-        if not reason and name in exponent_names(form) and lo is not None and hi is not None and hi - lo > WIDEST:
+        if not reason and name in form.exponents and lo is not None and hi is not None and hi - lo > WIDEST:
             reason = f"its interval [{lo:.2f}, {hi:.2f}] is wider than {WIDEST:g}"
         entry: Json = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
         params[name] = entry | ({"method": method} if method else {})
@@ -243,7 +232,10 @@ def _window_verdict(form: HyperparameterLaw, groups: Sequence[Group], derived: M
 
 
 def _backtests(form: HyperparameterLaw, inside: Sequence[Optimum], options: Options) -> list[Json]:
-    """Returns a backtest at each requested cut in compute; by default of the largest size and the upper third."""
+    """Returns a backtest at each requested cut in compute; by default of the largest size and the upper third.
+
+    Raises ValueError for a requested cut that leaves too few groups on a side.
+    """
     if not inside:
         return []
     N, D = sizes_of(inside)
@@ -261,6 +253,12 @@ def _backtests(form: HyperparameterLaw, inside: Sequence[Optimum], options: Opti
         laws = fit_laws(form.axes, train) if train else []
         if test and laws and all(law.determined for law in laws):
             tests.append(_backtest(form, laws, train, test, cut, along, options))
+        elif options.backtest is not None:
+            raise ValueError(
+                f"backtest cut {cut:g} leaves {len(train)} groups with an optimum inside their grid below and "
+                f"{len(test)} above; it needs enough below to determine the law, and at least 1 above: choose a cut "
+                f"within the range of C, {C.min():.3g} to {C.max():.3g}"
+            )
     return tests
 
 

@@ -39,6 +39,16 @@ class HyperparameterLaw(Law):
         """Returns the law of the hyperparameters whose scales are among the parameters `names`."""
         return of_axes([axis for axis, (scale, _) in POWERS.items() if scale in names])
 
+    @property
+    def exponents(self) -> list[str]:
+        """Names of the parameters that are exponents; the others are scales."""
+        return [name for axis in self.axes for name in POWERS[axis][1].values()]
+
+    def coordinates(self, draws: Array) -> Array:
+        """Returns draws of the parameters (draws, params) with the logarithms of the scales."""
+        scales = np.array([name not in self.exponents for name in self.params])
+        return np.where(scales, np.log(np.where(scales, draws, 1.0)), draws)
+
     def optimum(self, axis: str, inputs: Mapping[str, Array], values: Array) -> Array:
         """Returns the optimal value of a hyperparameter for parameters (draws, params), (draws, rows)."""
         scale, exponents = POWERS[axis]

@@ -13,7 +13,13 @@ import numpy as np
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.optima import INSIDE, Group, Optimum, optima_of
-from kleiber.studies.laws.prediction import MAX_DECADES, complete_point, decades_outside, fitted_values
+from kleiber.studies.laws.prediction import (
+    MAX_DECADES,
+    check_consistent,
+    complete_point,
+    decades_outside,
+    fitted_values,
+)
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Json, Row
 
@@ -38,8 +44,8 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
     Returns the optimum of each hyperparameter, by its name: value; lo and hi, the interval of the law; run_lo and
     run_hi, the band of the optimum of a new size. `value`, `lo`, `hi`, `run_lo` and `run_hi` of the answer itself are
     those of the learning rate. If `at` has hyperparameters, `excess` is the relative excess loss there, by the
-    curvature of the nearest fitted group, with its interval. Raises ValueError for a missing, unknown or non-positive
-    input.
+    curvature of the nearest fitted group, with its interval. Raises ValueError for a missing, unknown, non-positive or
+    contradictory input.
     """
     allowed = ("N", "D", "C", "M", *form.axes)
     if unread := [name for name in at if name not in allowed]:
@@ -58,6 +64,7 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
         raise ValueError(
             f"a prediction of the law {form.name} needs N, D: add {' and '.join(f'{name}=...' for name in missing)}"
         )
+    check_consistent(at, full, form.inputs)
     chosen = [axis for axis in form.axes if axis in at]
     if chosen and len(chosen) < len(form.axes):
         missing = [axis for axis in form.axes if axis not in at]
@@ -152,11 +159,21 @@ def summarize(chosen: Sequence[Row]) -> Json:
             "coverage": float(np.mean(covered)) if covered else None}  # fmt: skip
 
 
-def compare_with_sweep(record: Row, form: HyperparameterLaw, groups: Sequence[Group]) -> Json:
+def compare_with_sweep(
+    record: Row, form: HyperparameterLaw, groups: Sequence[Group], max_decades: float = MAX_DECADES
+) -> Json:
     """Compares a recorded law with a sweep that it was not fitted to: the cost of its choice in each group.
 
-    Returns the summary of `summarize` and `groups`, a row for each group as in `compare_group`.
+    Returns the summary of `summarize` and `groups`, a row for each group as in `compare_group`. Raises ValueError for a
+    group more than `max_decades` outside the fitted rows.
     """
+    for group in groups:
+        decades = float(decades_outside(record["domain"], complete_point({"N": group.N, "D": group.D})))
+        if decades > max_decades:
+            raise ValueError(
+                f"N={group.N:g}, D={group.D:g}: {decades:.1f} decades outside the rows, above the limit of "
+                f"{max_decades:g}; add --force to predict anyway"
+            )
     draws = np.array(record["draws"]).reshape(-1, len(form.params))
     values, scatter = fitted_values(record), record["scatter"]
     chosen = [compare_group(fit, form, values, draws, scatter, record["level"]) for fit in optima_of(groups)]

@@ -138,7 +138,7 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
     Returns value; lo and hi, its confidence interval if the law holds; run_lo and run_hi, the prediction interval of a
     new run; and decades, the distance from the rows. If any input or C is more than `max_decades` outside the rows, the
     value is None and `refused` gives the reason. lo and hi are None if the rows do not determine the value. Raises
-    ValueError for a missing, unknown or non-positive input.
+    ValueError for a missing, unknown, non-positive or contradictory input.
     """
     unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
     if unread:
@@ -156,6 +156,7 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
             f"a prediction of the law {law.name} needs {', '.join(law.inputs)}: add "
             + " and ".join(f"{name}=..." for name in missing)
         )
+    check_consistent(at, full, law.inputs)
     decades = float(decades_outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
     if decades > max_decades:
@@ -201,6 +202,23 @@ def complete_point(at: Mapping[str, float]) -> dict[str, float]:
         if role not in full and all(part in full for part in parts):
             full[role] = rule(*(full[part] for part in parts))
     return full
+
+
+def check_consistent(at: Mapping[str, float], full: Mapping[str, float], inputs: Sequence[str]) -> None:
+    """Raises ValueError for a value of a point that differs by over 1 % from that which follows from the others.
+
+    full    the point with `complete_point`
+    inputs  of the law, which may count them in other ways, such as C with the FLOPs of attention
+    """
+    for role, (parts, rule) in DERIVED.items():
+        if role in at and role not in inputs and all(part in full for part in parts):
+            follows = rule(*(full[part] for part in parts))
+            if not np.isclose(at[role], follows, rtol=0.01, atol=0):
+                others = " and ".join(f"{part}={full[part]:g}" for part in parts)
+                raise ValueError(
+                    f"predict {role}={at[role]:g} contradicts {others}, from which {role}={follows:g} follows: remove "
+                    f"{role}, which is no input of the law"
+                )
 
 
 def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -> Json:

@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import fminbound
+from scipy.optimize import brentq
 
+from kleiber.studies.laws.allocation import beta_of, is_additive, loss_at, optimum
 from kleiber.studies.laws.filters import parse_numbers, parse_values
-from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.prediction import MAX_DECADES, decades_outside, fitted_values
+from kleiber.studies.laws.fit import depends
+from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.prediction import MAX_DECADES, complete_point, decades_outside, fitted_values
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Json, Row
 
 TRAINING, SERVING = 6.0, 2.0  # FLOPs per parameter and token
-SEARCHED = 30.0  # range of log N above the smallest possible size
 QUANTITIES = ("N", "D", "total", "loss")
 
 
@@ -46,49 +47,52 @@ class Demand:
             return D if D > 0 else np.nan
         assert self.loss is not None
         rest = self.loss - params.get("E", 0.0) - params["A"] * N ** -params["alpha"]
-        return float((params["B"] / rest) ** (1 / beta_of(params))) if rest > 0 else np.nan
+        return np.exp(np.log(params["B"] / rest) / beta_of(params)) if rest > 0 else np.nan
 
-    def objective(self, params: Mapping[str, float], log_n: float) -> float:
-        """Returns the logarithm of what is minimized at a size: all FLOPs, or the loss."""
-        N = float(np.exp(log_n))
-        D = self.tokens(params, N)
-        if not np.isfinite(D):
-            return np.inf
-        return float(np.log(total_flops(N, D, self.served) if self.flops is None else loss_at(params, N, D)))
+    def slope(self, params: Mapping[str, float], log_n: float) -> float:
+        """Returns a number that increases with log N and is > 0 where a smaller model is better.
 
-    def sizes(self, params: Mapping[str, float]) -> tuple[float, float] | None:
-        """Returns the range of log N in which the optimum lies; None if no size can meet the demand."""
+        It is the log of the loss that a FLOP of training on further tokens saves, less that of a larger model, whose
+        FLOPs include those of serving: log[beta B D^-beta / D] - log[alpha A N^-alpha / (D + S/3)].
+        """
+        D, beta = self.tokens(params, np.exp(log_n)), beta_of(params)
+        for_tokens = np.log(beta * params["B"]) - beta * np.log(D)
+        for_size = np.log(params["alpha"] * params["A"]) - params["alpha"] * log_n
+        return float(for_tokens - for_size + np.log1p(SERVING * self.served / (TRAINING * D)))
+
+    def sizes(self, params: Mapping[str, float]) -> tuple[float, float]:
+        """Returns the ends of a range of log N with the best size; nan if no size can meet the demand.
+
+        Without serving, the upper end is the best size. At the lower end, serving takes no more FLOPs than training,
+        and `slope` is < 0.
+        """
+        alpha, beta = params["alpha"], beta_of(params)
         if self.flops is not None:
-            most = min(self.flops / (SERVING * self.served) if self.served else np.inf, self.max_params, self.flops)
-            return float(np.log(most)) - SEARCHED, float(np.log(most))
+            sizes, _ = optimum({name: np.array(value) for name, value in params.items()}, self.flops)
+            best, most = float(np.log(sizes)), float(np.log(self.flops / np.float64(SERVING * self.served)))
+            return min(best - (1 + beta) / (alpha + beta), most - 1), min(best, most - 1e-9)
         assert self.loss is not None
-        gap = self.loss - params.get("E", 0.0)
-        least = float(np.log(params["A"] / gap) / params["alpha"]) if gap > 0 else np.inf
-        most = min(least + SEARCHED, float(np.log(self.max_params)))
-        return (least, most) if least < most else None
+        gap = np.float64(self.loss - params.get("E", 0.0))
+        cheap = params["B"] / gap * (TRAINING / np.float64(SERVING * self.served)) ** beta
+        shares = np.array([min(alpha / (alpha + 3 * beta), cheap), alpha / (alpha + beta)])  # of B D^-beta in the gap
+        low, high = (np.log(params["A"] / gap) - np.log1p(-shares)) / alpha
+        return float(low), float(high)
 
+    @np.errstate(all="ignore")
     def optimum(self, params: Mapping[str, float]) -> dict[str, float]:
         """Returns N, D, total FLOPs and loss of the best model; nan if no size can meet the demand."""
-        ends = self.sizes(params)
-        if ends is None:
-            return dict.fromkeys(QUANTITIES, np.nan)
-        # The objective is infinite below the least size, so the search begins a little above.
-        inner = (ends[0] + 1e-9, ends[1])
-        least: object = fminbound(lambda x: self.objective(params, x), inner[0], inner[1], xtol=1e-9)
-        log_n = min((float(np.asarray(least, dtype=np.float64)), inner[1]), key=lambda x: self.objective(params, x))
-        N = float(np.exp(log_n))
+        low, high = self.sizes(params)
+        log_n = float(np.minimum(high, np.log(self.max_params)))
+        if self.slope(params, log_n) > 0:  # otherwise the largest size is the best
+            if not self.slope(params, low) < 0:
+                return dict.fromkeys(QUANTITIES, np.nan)
+            zero: object = brentq(lambda x: self.slope(params, x), low, log_n, xtol=1e-12)
+            log_n = float(np.asarray(zero, dtype=np.float64))
+        N = np.exp(log_n)
         D = self.tokens(params, N)
+        if not np.isfinite(N * D):
+            return dict.fromkeys(QUANTITIES, np.nan)
         return {"N": N, "D": D, "total": total_flops(N, D, self.served), "loss": loss_at(params, N, D)}
-
-
-def beta_of(params: Mapping[str, float]) -> float:
-    """Returns the exponent of the tokens: alpha where a law has one exponent for both terms."""
-    return params.get("beta", params["alpha"])
-
-
-def loss_at(params: Mapping[str, float], N: float, D: float) -> float:
-    """Returns E + A N^-alpha + B D^-beta."""
-    return params.get("E", 0.0) + params["A"] * N ** -params["alpha"] + params["B"] * D ** -beta_of(params)
 
 
 def total_flops(N: float, D: float, served: float) -> float:
@@ -99,12 +103,12 @@ def total_flops(N: float, D: float, served: float) -> float:
 def check_demand(law: Law, at: Mapping[str, float], served: float, max_params: float | None) -> Demand:
     """Returns the demand of a point that has either L, the loss to reach, or C, the FLOPs of training and serving.
 
-    Raises ValueError for a law without the parameters of Chinchilla, for another point, and for values out of range.
+    Raises ValueError for a law that is not of the form of Chinchilla, for another point, and for values out of range.
     """
-    names = {*law.params, *law.fixed}
-    if not {"A", "B", "alpha"} <= names or set(law.inputs) != {"N", "D"}:
+    if not is_additive(law):
         raise ValueError(
-            f"--serve needs a law of N and D with the terms A N^-alpha and B D^-beta, which {law.name!r} is not"
+            "--serve needs a law of N and D with the terms E, A N^-alpha and B D^-beta and no others, which "
+            f"{law.name!r} is not"
         )
     if set(at) not in ({"L"}, {"C"}):
         raise ValueError(
@@ -125,22 +129,34 @@ def allocate(record: Row, law: Law, demand: Demand, max_decades: float = MAX_DEC
     numbers without intervals for the model of the same loss that is best without serving. Raises ValueError if no model
     can meet the demand, and if the best is more than `max_decades` outside the fitted rows.
     """
-    point = demand.optimum(_named(law, fitted_values(record))[0])
+    params = _named(law, fitted_values(record))[0]
+    dropped = [name for name in ("A", "B") if params[name] == 0]
+    if dropped:
+        raise ValueError(f"--serve: the term of {dropped[0]} was fitted to 0 and dropped, so the law has no best size")
+    point = demand.optimum(params)
     if not np.isfinite(point["N"]):
         bound = f" with at most {demand.max_params:.3g} parameters" if np.isfinite(demand.max_params) else ""
         floor = record["params"].get("E", {"value": 0.0})["value"]
         raise ValueError(f"no model{bound} reaches the loss {demand.loss:g} (irreducible loss E = {floor:.4g})")
-    decades = float(decades_outside(record["domain"], {"N": point["N"], "D": point["D"]}))
+    decades = float(decades_outside(record["domain"], complete_point({"N": point["N"], "D": point["D"]})))
     if decades > max_decades:
         raise ValueError(
             f"the best model, N={point['N']:.3g} and D={point['D']:.3g}, is {decades:.1f} decades outside the rows, "
             f"above the limit of {max_decades:g}; add --force to predict anyway"
         )
-    drawn = [demand.optimum(params) for params in _named(law, np.array(record["draws"]).reshape(-1, len(law.params)))]
+    drawn, undetermined, flat = (
+        [demand.optimum(draw) for draw in _named(law, np.array(record.get(key, ())).reshape(-1, len(law.params)))]
+        for key in ("draws", "untold", "flat")
+    )
     answer: Json = {"served": demand.served, "decades": decades}
     for name in QUANTITIES:
-        answer[name] = {"value": point[name], **_ends([row[name] for row in drawn], record["level"])}
-    only = Demand(0.0, point["loss"], None, demand.max_params).optimum(_named(law, fitted_values(record))[0])
+        sampled, ways, along = (np.array([row[name] for row in rows]) for rows in (drawn, undetermined, flat))
+        determined = not depends(ways) and np.isfinite([*ways, *along]).all()
+        lo, hi = _ends(sampled, record["level"]) if determined else (None, None)
+        if lo is not None and hi is not None:
+            lo, hi = min([lo, *along.tolist()]), max([hi, *along.tolist()])
+        answer[name] = {"value": point[name], "lo": lo, "hi": hi}
+    only = Demand(0.0, point["loss"], None, demand.max_params).optimum(params)
     answer["training_only"] = {**only, "total": total_flops(only["N"], only["D"], demand.served)}
     return answer
 
@@ -151,14 +167,13 @@ def _named(law: Law, values: np.ndarray) -> list[dict[str, float]]:
     return [{name: float(column[row]) for name, column in columns.items()} for row in range(len(values))]
 
 
-def _ends(drawn: list[float], level: float) -> dict[str, float | None]:
-    """Returns the interval of draws; an end is None if more draws than lie beyond it cannot meet the demand."""
-    values = np.array(drawn)
+def _ends(values: Array, level: float) -> tuple[float, float] | tuple[None, None]:
+    """Returns the interval of draws; None if more draws than lie beyond an end cannot meet the demand."""
     missing = float(np.mean(~np.isfinite(values))) if len(values) else 1.0
     if missing > (1 - level) / 2:
-        return {"lo": None, "hi": None}
+        return None, None
     lo, hi = interval(values, level)
-    return {"lo": float(lo), "hi": float(hi)}
+    return float(lo), float(hi)
 
 
 def allocation_lines(answer: Row, level: float) -> list[str]:
