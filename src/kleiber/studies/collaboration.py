@@ -15,6 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Config, Json, Row
@@ -100,7 +101,9 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
             "no run here was fine-tuned on judgments and compared with its start: train with data=judged and "
             "evals=win_rate"
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    refuse_twin_rows(table, [*KEYS, "seed"], runs)
+    return table
 
 
 def faults(data: Config) -> str:
