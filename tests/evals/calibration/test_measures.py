@@ -14,7 +14,9 @@ from kleiber.evals.calibration.measures import (
     mean_of,
     reliability_rows,
     selective_scores,
+    share_of,
 )
+from kleiber.evals.evaluation import proportion_score
 
 
 def outcomes(confidence: np.ndarray, correct: np.ndarray, cluster: np.ndarray | None = None) -> Outcomes:
@@ -123,6 +125,15 @@ def test_clusters_of_equal_items_widen_the_intervals():
         assert 2 < (wide.hi - wide.lo) / (narrow.hi - narrow.lo) < 4.5
     single = outcomes(confidence, correct, np.zeros(900, np.int64))
     assert error_scores(single, 5)["ece"].lo is None and selective_scores(single, [0.5])["aurc"].lo is None
+
+
+def test_equal_items_leave_a_share_an_interval_over_clusters():
+    correct, cluster = np.ones(40), np.repeat(np.arange(4), 10)
+    score = share_of(correct, cluster)
+    assert (score.value, score.hi, score.n) == (1, 1, 40) and score.lo == pytest.approx(0.05 ** (1 / 4))
+    varied = correct - (np.arange(40) % 3 == 0)
+    assert share_of(varied, cluster) == mean_of(varied, cluster)
+    assert share_of(varied, np.arange(40)) == proportion_score(varied)
 
 
 def test_the_points_of_the_diagram_have_wilsons_interval():

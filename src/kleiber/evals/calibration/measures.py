@@ -7,12 +7,12 @@ on each other. The bins of a calibration error are those of the whole sample in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score
+from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score, proportion_score
 from kleiber.types import Json
 
 NULL_DRAWS = 300  # of the outcomes that calibrated predictions would have
@@ -167,6 +167,17 @@ def mean_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"])
     totals = np.concatenate([weights @ sums for weights in cluster_weights(len(sums))])
     lo, hi = np.quantile(totals[:, 1] / totals[:, 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(mean, float(lo), float(hi), len(values))
+
+
+def share_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"]) -> Score:
+    """Mean of shares over items, as of `mean_of`; with that of `proportion_score` where no clusters vary within.
+
+    These are clusters of single items, and equal items, of which each cluster counts as a single one.
+    """
+    clusters = int(cluster.max()) + 1
+    if clusters > 1 and (clusters == len(values) or np.ptp(values) == 0):
+        return replace(proportion_score(values[:clusters]), n=len(values))
+    return mean_of(values, cluster)
 
 
 def expected_errors(outcomes: Outcomes) -> tuple[Int[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:

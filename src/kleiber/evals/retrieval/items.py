@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Score, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.likelihood import encode_pairs
 from kleiber.evals.perplexity import bits_per_byte, bytes_per_target
 from kleiber.evals.retrieval.datastore import cut_windows
@@ -119,7 +119,7 @@ def scores_of(
         return scores
     assert greedy is not None
     right = all_right(numbers, greedy.numpy()[reported])[kept]
-    scores = {"exact_match": mean_score(right), "log_prob": mean_score(-nats[kept])}
+    scores = {"exact_match": proportion_score(right), "log_prob": mean_score(-nats[kept])}
     if plain is not None:
         before = all_right(numbers, plain.greedy.numpy()[reported])[kept]
         scores["difference"] = mean_score(right - before)
@@ -144,4 +144,4 @@ def share_with_answer(items: Items, texts: Sequence[Int[np.ndarray, "_"]], numbe
         answer = row.ids[row.scored]
         windows = np.lib.stride_tricks.sliding_window_view(text, len(answer)) if len(text) >= len(answer) else text[:0]
         hits.append(bool(len(windows)) and bool((windows == answer).all(1).any()))
-    return mean_score(np.array(hits)[numbers])
+    return proportion_score(np.array(hits)[numbers])
