@@ -74,10 +74,9 @@ def refuse_planned_twins(points: Sequence[PlannedPoint], arm_of: Callable[[Confi
 def refuse_twin_rows(rows: pd.DataFrame, columns: Sequence[str], runs: Sequence[Run]) -> None:
     """Raises ValueError as `refuse_twins` where rows of two runs agree in `columns`; the column `run` names the run."""
     configs = {run.name: run.config for run in runs}
-    places = rows[[*columns, "run"]].drop_duplicates().to_dict("records")
     refuse_twins(
-        (", ".join(f"{name} {place[name]}" for name in columns), str(place["run"]), configs[str(place["run"])])
-        for place in places
+        (", ".join(f"{name} {row[name]}" for name in columns), str(row["run"]), configs[str(row["run"])])
+        for _, row in rows.drop_duplicates([*columns, "run"]).iterrows()
     )
 
 
