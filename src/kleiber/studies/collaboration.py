@@ -221,10 +221,7 @@ def usual_noise(rows: Rows) -> float:
 def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
     """The win rate at the most judgments of each selection and noise, and what it costs the loss on other text."""
     most = max(row["judgments"] for row in wins)
-    parts = []
-    for row in wins:
-        if row["judgments"] == most:
-            parts.append(f"{share(from_row(row))} ({label(row)})")
+    parts = [f"{share(from_row(row))} ({label(row)})" for row in wins if row["judgments"] == most]
     losses = [row for row in changes if row["judgments"] == most and row["measure"] == CALIBRATION["nats"]]
     text = "; ".join(f"{from_row(row).text('+.3f').strip()} nats per token ({label(row)})" for row in losses)
     cost = f" The loss on other text changes by {text}." if losses else ""
