@@ -15,7 +15,7 @@ import torch
 
 from kleiber.data.chat import FORMS, encode_prompt, has_conversations, parse_row
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
 from kleiber.models.generate import generate
 from kleiber.types import Count, Row
 from kleiber.types.contracts import Samples
@@ -74,7 +74,7 @@ class ExactMatch(Evaluation):
             numbers["all"] = [number for each in numbers.values() for number in each]
         return Results(
             {
-                domain: {"accuracy": mean_score(each), "constant": best_constant(numbers[domain])}
+                domain: {"accuracy": proportion_score(each), "constant": best_constant(numbers[domain])}
                 for domain, each in correct.items()
             }
         )
@@ -83,7 +83,7 @@ class ExactMatch(Evaluation):
 def best_constant(numbers: Sequence[Decimal | None]) -> Score:
     """The share of the most frequent number."""
     ((frequent, _),) = Counter(numbers).most_common(1)
-    return mean_score([number == frequent for number in numbers])
+    return proportion_score([number == frequent for number in numbers])
 
 
 def numeric_questions(subject: Subject, data: DataSet, tokens: int | None = None) -> tuple[list[list[int]], list[str]]:

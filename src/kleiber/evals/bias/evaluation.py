@@ -14,7 +14,7 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.bias.items import ANTI, CROWS, CROWS_DIRECTIONS, PRO, STEREOSET, WINOBIAS, Item, read_items
 from kleiber.evals.bias.scoring import ItemScores, item_scores
 from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
-from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
     for direction in CROWS_DIRECTIONS:
         members = np.array([at for at, item in enumerate(items) if item.direction == direction], dtype=np.int64)
         if len(members):
-            strata = Strata.of([""] * len(members))
-            (resampled,) = strata.resampled_means(prefers[members])
-            scores[direction] = score_of(strata.mean(prefers[members]), resampled, len(members))
+            scores[direction] = proportion_score(prefers[members])
     return scores, groups
 
 
@@ -131,7 +129,10 @@ def group_scores(
         means["icat"] = icat(means["lm_score"], means[SCORE])
         pairs = zip(resampled["lm_score"].tolist(), resampled[SCORE].tolist(), strict=True)
         resampled["icat"] = np.array([icat(*pair) for pair in pairs])
-    return {f"{name}{suffix}": score_of(means[name], resampled[name], len(members)) for name in means}
+    scores = {name: score_of(means[name], resampled[name], len(members)) for name in means}
+    if len(strata.members) == 1:  # a plain share
+        scores[SCORE] = proportion_score(values[SCORE])
+    return {f"{name}{suffix}": score for name, score in scores.items()}
 
 
 def preferences(
