@@ -253,6 +253,10 @@ def _packing(config: Config) -> None:
             "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
             "data.pack=false"
         )
+    if _is(config["model"], "HFModel") and _is(config["data"], "Arithmetic"):
+        raise ConfigError(
+            "data=arithmetic puts several problems in a row, and model=hf attends across their borders: set model=gpt"
+        )
 
 
 def _weights(config: Config) -> None:
