@@ -5,7 +5,7 @@ from __future__ import annotations
 from kleiber.config.stages import quantity
 from kleiber.evals.measure import make_subject
 from kleiber.records.summary import StageRecord
-from kleiber.runs.plan import Plan
+from kleiber.runs.plan import Plan, plan_reading
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import Evaluations
@@ -34,10 +34,11 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
     """Builds the callback that runs the evaluations of the config's node `evals`."""
     settings = stage.config.eval
     tokens = None if settings.tokens is None else round(quantity(settings.tokens))
+    reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_leaf = not branch_steps(tree.stages, stage.name)
     return Evaluations(
         plan.measurements,
-        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64))),
+        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64)), reading),
         record,
         tree.folder,
         batch_tokens=plan.batch_tokens,
