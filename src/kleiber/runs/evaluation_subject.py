@@ -20,7 +20,8 @@ from kleiber.models.transformer import Transformer
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
-from kleiber.runs.plan import batch_samples, plan_reading
+from kleiber.runs.plan import batch_samples
+from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
-from kleiber.data.order import Reading
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.nn.sharding import local
@@ -161,13 +160,6 @@ def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
     """Builds the retention methods of a stage's config. Raises ValueError for wrong settings."""
     nodes = cfg.retention or {}
     return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]
-
-
-def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> Reading | None:
-    """How a stage reads its training samples, `rows` in each step; None where a retention method mixes in others."""
-    if any(method.mixes_data for method in build_retention(cfg, corpus)):
-        return None
-    return Reading(cfg.seed, rows, steps, cfg.get("privacy") is not None)
 
 
 def batch_samples(tokens: int | float | str, longest: int, world_size: int) -> int:

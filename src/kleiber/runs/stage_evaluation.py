@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from omegaconf import DictConfig
+
 from kleiber.config.stages import quantity
+from kleiber.data.order import Reading
 from kleiber.evals.measure import make_subject
 from kleiber.records.summary import StageRecord
-from kleiber.runs.plan import Plan, plan_reading
+from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import Evaluations
+from kleiber.types.contracts import Corpus
 
 
 def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
@@ -28,6 +32,13 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
         start={name: value for name, value in parent.items() if name.startswith(("val/", "eval/"))},
         watched=round(quantity(settings.watch_tokens)),
     )
+
+
+def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> Reading | None:
+    """How a stage reads its training samples, `rows` in each step; None where a retention method mixes in others."""
+    if any(method.mixes_data for method in build_retention(cfg, corpus)):
+        return None
+    return Reading(cfg.seed, rows, steps, cfg.get("privacy") is not None)
 
 
 def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
