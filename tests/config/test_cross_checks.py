@@ -26,6 +26,7 @@ CONTRADICTIONS = [
     ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),
     ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
+    ("model=hf model.path=gpt2 model.weights=random data=instruct_sets", ["data.pack=true", "model=hf"]),
     ("data=text data.path=x data.streaming=true budget.epochs=2", ["budget.epochs=2", "data.streaming=true"]),
     ("data=text data.path=x data.streaming=true evals=memorization", ["evals=memorization", "data.streaming=true"]),
     ("data=text data.path=x data.streaming=true evals=retrieval", ["evals.retrieval.store=null", "name texts"]),

@@ -35,14 +35,45 @@ def test_a_url_is_read_through_fsspec_and_its_folders_are_splits(row_files: dict
         ("memory://nowhere/x.jsonl", "is no file or folder"),
         ("nonsense://bucket/x.jsonl", "cannot be opened"),
         ("{home}/*", r"\.jsonl and 1 \.parquet files"),
+        ("{notes}/*.md", r"must end in \.txt, \.jsonl, \.json, \.parquet, \.csv"),
     ],
 )
 def test_a_pattern_or_url_that_stands_for_nothing_is_named(
-    path: str, message: str, row_files: dict[str, Path], cache: Path
+    path: str, message: str, row_files: dict[str, Path], tmp_path: Path, cache: Path
 ) -> None:
-    place = path.format(home=row_files[".jsonl"].parent)
+    (tmp_path / "a.md").write_text("text")
+    place = path.format(home=row_files[".jsonl"].parent, notes=tmp_path)
     with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
         Text(place).prepare(16)
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("{home}/p?/x.jsonl", ["p1/x.jsonl", "p2/x.jsonl"]),
+        ("{home}/p[13]/*.jsonl", ["p1/x.jsonl"]),
+        ("{home}/.hidden/*.jsonl", [".hidden/x.jsonl"]),
+        ("file://{home}/.hidden", [".hidden/x.jsonl"]),
+        ("file://{home}/.hidden/x.jsonl", [".hidden/x.jsonl"]),
+        ("{home}/set/*.jsonl", ["set/link.jsonl"]),
+        ("{home}/set/*/*.jsonl", ["set/linked/x.jsonl", "set/part/x.jsonl"]),
+        ("{home}/set", ["set/link.jsonl", "set/linked/x.jsonl", "set/part/x.jsonl"]),
+    ],
+)
+def test_wildcards_and_links_may_be_anywhere(path: str, names: list[str], tmp_path: Path) -> None:
+    for name in ("p1", "p2", ".hidden", "set/part"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "x.jsonl").write_text("{}")
+    links = {"link.jsonl": "p1/x.jsonl", ".seen": "p1", "linked": "p1", "up": ".", "part/up": "set"}
+    for link, target in links.items():
+        (tmp_path / "set" / link).symlink_to(tmp_path / target)
+    place = path.format(home=tmp_path)
+    location = locate(place)
+    paths = [match.path.removeprefix("file://") for match in location.matches] or [*map(str, location.files())]
+    assert [name.removeprefix(f"{tmp_path}/") for name in paths] == names
+    if path == "{home}/set":
+        with pytest.raises(ValueError, match=r"has the folder linked, which is a link.* such as .*/set/\*/\*"):
+            Text(place).prepare(8)
 
 
 def test_an_error_of_a_file_system_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,26 @@ def test_held_out_files_are_not_trained_on(tmp_path: Path, cache: Path) -> None:
         Tokens(str(tmp_path), "bytes", validation=f"{tmp_path}").prepare(8)
 
 
+def test_many_files_are_opened_where_the_system_allows_it(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        olmo(tmp_path / f"part-{number:02d}", IDS[200 * number :][:200])
+    with open(tmp_path / "free", "wb") as file:
+        few = file.fileno() + 30
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        assert (ids_of(Tokens(str(tmp_path), "bytes").prepare(8))[0] == IDS[:19_800]).all()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+        with pytest.raises(ValueError, match=f"a process may have open, {few:,}: .*ulimit -n"):
+            Tokens(str(tmp_path), "bytes").prepare(8)
+    finally:
+        monkeypatch.undo()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

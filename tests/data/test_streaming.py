@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,19 @@ def test_items_are_read_ahead_and_the_reader_ends() -> None:
     assert not any(thread.name == "reads text" for thread in threading.enumerate())
     with pytest.raises(OSError, match="the disk is gone"):
         list(read_ahead(numbers(5), 3))  # type: ignore[arg-type]
+
+
+def test_a_closed_iterator_leaves_its_place_and_nothing_that_reads(shards: Path, cache: Path) -> None:
+    train, resumed = (windows(shards, shuffle_buffer=1500) for _ in range(2))
+    batches = train.batches(3, 0, 12, 0, 1)
+    whole = tokens(batches, 30)
+    resumed.saved = state = train.state()
+    batches.close()
+    assert train._stream is None and not any(thread.name == "reads text" for thread in threading.enumerate())
+    assert train.state() == state and state["place"] != asdict(Place())
+    assert same(tokens(train.batches(3, 30, 12, 0, 1), 9), tokens(resumed.batches(3, 30, 12, 0, 1), 9))
+    first, later = (train.batches(3, 0, 12, 0, 1) for _ in range(2))
+    assert same(tokens(first, 30), whole) and same(tokens(later, 1), whole[:1])
+    first.close()
+    assert train._stream is not None, "that of the later iterator"
+    later.close()

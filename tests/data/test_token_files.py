@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from kleiber.data.batches import evaluation_batches
 from kleiber.data.sources import SourceText
 from kleiber.data.token_files import (
+    AT_ONCE,
     CachedSource,
     TokenFile,
     TrainWindows,
@@ -53,6 +55,18 @@ def test_the_first_targets_are_a_prefix_with_their_own_bytes() -> None:
     assert torch.equal(torch.cat([b.tokens for b in evaluation_batches(samples, 100, tokens=40)]), everything[:2])
     assert samples.first(None) is samples
     assert len(samples.first(1)) == 1
+
+
+def test_the_bytes_of_many_tokens_are_counted_in_pieces() -> None:
+    size = 3 * AT_ONCE + 7
+    file = TokenFile(np.full(size, 97, np.uint16), size, size, "x")
+    tokenizer = Bytes().with_separator("none")
+    tracemalloc.start()
+    samples = ValidationWindows(file, 64, tokenizer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert samples.num_bytes == size - 1 and samples.first(2 * AT_ONCE).num_bytes == 2 * AT_ONCE
+    assert peak < 2 * 8 * AT_ONCE
 
 
 def test_padding_is_neither_real_nor_a_target() -> None:

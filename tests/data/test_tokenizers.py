@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from odd_texts import ODD, noise
 
+from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, Bytes, train_bpe
 from kleiber.records.files import DamagedFile
@@ -47,6 +49,20 @@ def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str)
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
     with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
         train_bpe([Text(tiny).source()], 100, tmp_path)
+
+
+def test_a_lone_surrogate_is_a_question_mark_for_every_tokenizer(bpe: BPE, tmp_path: Path) -> None:
+    lone, plain = "a river\ud83d \U0001f642", "a river? \U0001f642"
+    assert Bytes().encode(lone) == Bytes().encode(plain)
+    hashes = []
+    for text in (lone, plain):
+        (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"{n} {text}"}) for n in range(99)))
+        hashes.append(train_bpe([Text(f"{tmp_path}/rows.jsonl").source()], 300, tmp_path).hash)
+    assert hashes[0] == hashes[1]
+    (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    pretrained = load_pretrained(str(tmp_path))
+    assert pretrained.encode(lone) == pretrained.encode(plain)
+    assert [ids.tolist() for ids in pretrained.encode_many([plain, lone])] == [pretrained.encode(plain)] * 2
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def test_scores_are_those_of_planted_log_probabilities():
 def test_the_limit_is_a_number_of_rows():
     scores = Choice().evaluate(subject(planted(a=0.5, b=0.25), [table("t", ROWS)], limit=1)).scores["t"]
     assert scores["accuracy"].n == 1 and scores["accuracy"].value == 0
+    assert scores["accuracy"].hi == pytest.approx(0.95)  # a single wrong answer says little
+    assert scores["margin"].lo == scores["margin"].hi
 
 
 def test_a_group_has_the_scores_of_all_items():

@@ -7,7 +7,7 @@ import pytest
 from evals.subjects import table
 
 from kleiber.evals import evaluation
-from kleiber.evals.evaluation import Evaluation, Score, flatten_numbers, mean_score, ratio_score
+from kleiber.evals.evaluation import Evaluation, Score, flatten_numbers, mean_score, proportion_score, ratio_score
 
 
 def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
@@ -18,6 +18,20 @@ def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
 
 def test_equal_values_and_a_single_one_have_an_interval_of_no_width() -> None:
     assert mean_score([2.0, 2.0]) == Score(2.0, 2.0, 2.0, 2) and mean_score([True]) == Score(1.0, 1.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(("items", "share"), [(4, 0.9), (20, 0.98), (128, 0.995), (20, 0.5)])
+def test_the_interval_of_a_share_covers_the_truth_near_0_and_1_too(items: int, share: float) -> None:
+    hits = np.random.default_rng(0).random((200, items)) < share
+    for right in (hits, ~hits):
+        scores = [proportion_score(row.astype(float)) for row in right]
+        assert np.mean([score.lo <= abs(share - (right is not hits)) <= score.hi for score in scores]) > 0.87
+
+
+def test_shares_of_items_that_tie_have_a_bootstrap_interval() -> None:
+    ties = [0.0, 0.5, 1.0, 1.0]
+    assert proportion_score(ties) == mean_score(ties)
+    assert proportion_score([1, 1, 1, 1]).lo == pytest.approx(0.05 ** (1 / 4))
 
 
 def test_the_interval_does_not_depend_on_how_many_resamples_are_held_at_once(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from tables import folder
 from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import exact_match as exact_match_module
-from kleiber.evals.evaluation import Score
+from kleiber.evals.evaluation import proportion_score
 from kleiber.evals.exact_match import ExactMatch, best_constant, exact_match, final_number
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
@@ -63,10 +63,10 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     torch.manual_seed(0)
     net = Transformer(272, depth=1, width=32, context=64)
     subject = subject_of(net, corpus, SFT(corpus))
-    assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == Score(0.0, 0.0, 0.0, 3)
+    assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == proportion_score([0, 0, 0])
     monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
     scores = ExactMatch().evaluate(subject).scores["t"]
-    assert scores["accuracy"] == Score(1.0, 1.0, 1.0, 3) and scores["constant"].value == pytest.approx(1 / 3)
+    assert scores["accuracy"] == proportion_score([1, 1, 1]) and scores["constant"].value == pytest.approx(1 / 3)
     assert best_constant([Decimal(2), Decimal(3), Decimal("2.0"), Decimal(5)]).value == 0.5
     corpus.validation = {"t": corpus.validation["t"], "u": corpus.validation["t"].first(1)}
     scores = ExactMatch(tokens=1).evaluate(subject_of(net, corpus, SFT(corpus))).scores

@@ -52,6 +52,7 @@ def test_who_looks_it_up_is_always_right():
     assert all(score.value == 1 for name, score in scores.items() if name.endswith("accuracy"))
     assert all(score.value < 1e-6 for name, score in scores.items() if name.endswith("loss"))
     assert scores["accuracy"].n == scores["length32/depth0.25/loss"].n == 12
+    assert scores["accuracy"].lo == scores["length32/depth0.25/accuracy"].lo == pytest.approx(0.05 ** (1 / 12))
     assert len(scores) == 2 * (1 + 2 + 10) and len(results.details["recall"]) == 10
 
 

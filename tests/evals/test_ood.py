@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from evals.planted import planted
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.token_files import TokenFile, ValidationWindows
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals import OOD
+from kleiber.evals import OOD, Perplexity
 from kleiber.evals.evaluation import Subject
 from kleiber.objectives.clm import CLM
 
@@ -46,6 +47,25 @@ def test_the_gap_is_the_difference_in_bits_per_byte():
     half = 1.645 * math.sqrt(2 * 0.09 / 2000)
     assert gap.hi - gap.lo == pytest.approx(2 * half, rel=0.25) and gap.lo < gap.value < gap.hi
     assert results.details == {"in_domain": ["own"]}
+
+
+@pytest.mark.parametrize("evaluation", [OOD(), Perplexity(), Perplexity(stride=5)])
+def test_resamples_have_the_bytes_of_their_tokens(evaluation):
+    """Where every byte costs one bit, the bits per byte do not vary, though the bytes per token do."""
+    tokenizer = Bytes()
+    tokenizer.token_bytes = tokenizer.token_bytes + (np.arange(len(tokenizer.token_bytes)) == ord("b"))
+    ids = letters(0.4, "other").samples().file.ids[:402]
+    size = int(tokenizer.token_bytes[ids[1:]].sum())
+    file = TokenFile(ids, size, size, "")
+    data = [DataSet("other", lambda: ValidationWindows(file, 16, tokenizer))]
+    within = letters(0.1, "own", own=True)
+    read = replace(subject([within], data), tokenizer=tokenizer)
+    score = evaluation.evaluate(read).scores["other"]["bits_per_byte"]
+    assert (score.value, score.lo, score.hi) == pytest.approx((1, 1, 1), abs=1e-3)
+    lossy = replace(file, num_bytes=2 * size)
+    read = replace(read, data=[DataSet("other", lambda: ValidationWindows(lossy, 16, tokenizer))])
+    score = evaluation.evaluate(read).scores["other"]["bits_per_byte"]
+    assert (score.value, score.lo, score.hi) == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
 
 
 def test_the_reference_is_the_mean_of_the_domains_of_the_run():

@@ -107,7 +107,7 @@ def test_the_interval_is_that_of_the_mean_over_samples():
     score = TextLosses(draws.tolist(), [1.0] * 400).score()
     half = 1.645 * draws.std() / 20
     assert (score.lo, score.hi) == pytest.approx((draws.mean() - half, draws.mean() + half), abs=0.15 * half)
-    alone = TextLosses([3.0], [2.0]).score(2.0)
+    alone = TextLosses([6.0], [2.0]).score()
     assert (alone.value, alone.lo, alone.n) == (3.0, None, 2)
     heavy = TextLosses([10.0, 1.0], [10.0, 2.0]).score()
     assert heavy.value == pytest.approx(11 / 12) and (heavy.lo, heavy.hi) == (0.5, 1.0)

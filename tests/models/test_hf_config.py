@@ -2,6 +2,7 @@
 
 import json
 import re
+from fnmatch import fnmatch
 from functools import partial
 
 import numpy as np
@@ -10,11 +11,20 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from kleiber.config import hub
 from kleiber.config.check import check_node
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.models.hf import HFModel
-from kleiber.models.hf_config import DEFAULTS, KINDS, configuration, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_config import (
+    DEFAULTS,
+    KINDS,
+    configuration,
+    hf_model_node,
+    hf_tokenizer,
+    hf_vocab_size,
+    model_folder,
+)
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
@@ -240,3 +250,18 @@ def test_odd_rotary_settings_are_named(rope, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"rope_parameters": rope}))
     with pytest.raises(ValueError, match="rope_parameters"):
         hf_model_node(tmp_path)
+
+
+def test_chat_templates_are_downloaded_and_pickles_and_code_are_not(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    patterns: list[str] = []
+    monkeypatch.setattr(hub, "local_copy", lambda _: None)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda _, allow_patterns, **__: patterns.extend(allow_patterns) or tmp_path
+    )
+    assert model_folder("owner/name") == tmp_path
+    files = ["chat_template.jinja", "model.safetensors", "pytorch_model.bin", "modeling.py", "tokenizer.json"]
+    assert [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)] == [
+        "chat_template.jinja", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip

@@ -71,6 +71,16 @@ def test_the_auxiliary_loss_of_experts_is_part_of_the_trained_loss_alone() -> No
     assert loss.metrics["load/0"].sum().item() == 2 * text()[:, 1:].numel()
 
 
+def test_the_auxiliary_loss_per_target_is_the_mean_per_token_however_few_the_targets() -> None:
+    net = model(mlp=lambda site: MoE(site, num_experts=4, k=2))
+    weights = torch.zeros(text().shape)
+    weights[:, -2:] = 1
+    whole, marked = CLM()(net, Batch(text())), CLM()(net, Batch(text(), weights=weights))
+    assert marked.tokens.item() == 6
+    assert (marked.metrics["loss"] / 6).item() == pytest.approx((whole.metrics["loss"] / whole.tokens).item())
+    assert torch.equal(marked.metrics["load/0"], whole.metrics["load/0"])
+
+
 def test_inputs_leave_out_the_last_token_of_every_field() -> None:
     tokens = text()
     segments, real = torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import MoE
 from kleiber.objectives.clm import Distill
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -39,14 +40,23 @@ def opens(path: str) -> SimpleNamespace:
     return SimpleNamespace(model=teacher(causal=path == "RUN"), tokenizer=Bytes())
 
 
-def student() -> Transformer:
+def student(**options) -> Transformer:
     torch.manual_seed(2)
-    return Transformer(272, depth=1, width=64, context=32)
+    return Transformer(272, depth=1, width=64, context=32, **options)
 
 
 def rows() -> Batch:
     tokens = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
     return Batch(tokens, weights=(torch.arange(20) % 3 > 0).float().expand(3, 20))
+
+
+def test_the_auxiliary_loss_per_target_does_not_depend_on_how_many_tokens_are_targets() -> None:
+    net, batch = student(mlp=lambda site: MoE(site, num_experts=4, k=2)), rows()
+    objective = Distill(TOY, opens, "RUN")
+    means = [
+        loss.metrics["loss"] / loss.tokens for loss in (objective(net, batch), objective(net, Batch(batch.tokens)))
+    ]
+    assert means[0].item() == pytest.approx(means[1].item())
 
 
 @pytest.mark.parametrize(("temperature", "mix"), [(1.0, 1.0), (2.0, 0.5), (4.0, 0.9)])

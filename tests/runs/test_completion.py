@@ -1,5 +1,6 @@
 """Continued prompts and conversations: pieces of whole characters, stop texts, the end of text, remembered turns."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from kleiber.data.chat import Turn, encode_prompt
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
+from kleiber.records.files import read_json
 from kleiber.runs import completion
-from kleiber.runs.completion import Chat, Sampling, certain_length, chat_loop, continue_prompt
+from kleiber.runs.completion import Chat, Sampling, certain_length, chat_loop, continue_prompt, encoder
+from kleiber.runs.huggingface import save_tokenizer
 from kleiber.runs.open import TrainedModel
 
 BYTES = Bytes()
@@ -119,6 +122,19 @@ def test_the_oldest_turns_leave_a_full_context_and_the_system_prompt_stays(drawn
         chat.remember(answer)
     contents = [turn.content for turn in chat.turns]
     assert contents[0] == "sys" and "first" not in contents and contents[-2:] == ["third", "ok"]
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_with_a_hugging_face_folder_has_the_template_of_the_folder(file, tmp_path):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    save_tokenizer(BYTES, tmp_path, 64)
+    if file.endswith(".json"):
+        template = json.dumps(read_json(tmp_path / file) | {"chat_template": template})
+    (tmp_path / file).write_text(template)
+    encode = encoder(TrainedModel(tmp_path, trained().model, BYTES))
+    assert BYTES.decode(encode([Turn("user", "Hi")])) == "[user]Hi>"
 
 
 def test_answers_to_the_same_message_differ_by_seed_and_repeat_with_it():

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+from kleiber import data
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.records.folder import read_config
-from kleiber.runs.huggingface import export, import_hf, model_card, save_chat_template, save_tokenizer
+from kleiber.runs import huggingface
+from kleiber.runs.huggingface import CONVERSATIONS, export, import_hf, model_card, save_chat_template, save_tokenizer
 from kleiber.runs.open import TrainedModel, open_model
 from kleiber.types.batch import Batch
 
@@ -128,6 +132,23 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
     assert whole == encode_conversations([turns], Bytes())[0].ids.tolist()
     prompt = tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
     assert prompt == encode_prompt(turns, Bytes())
+
+
+def test_all_data_in_the_chat_template_is_exported_with_it():
+    templated = [k for k, m in data.EXPORTS.items() if "TEMPLATE" in vars(import_module(f"kleiber.data.{m}"))]
+    assert sorted(CONVERSATIONS) == sorted(f"kleiber.data.{kind}" for kind in templated)
+
+
+def test_a_wrapped_model_with_random_weights_is_exported_with_the_end_of_text_of_its_tokenizer(tmp_path, monkeypatch):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    node = {"path": "llama", "weights": "random", "config": sizes | {"num_key_value_heads": 2}}
+    run = TrainedModel(
+        Path("run"), HFModel(258, **node), Bytes(), {"model": {"_target_": "kleiber.models.HFModel", **node}}
+    )
+    monkeypatch.setattr(huggingface, "open_model", lambda _: run)
+    export("run", tmp_path / "out")
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / file).read_text())["eos_token_id"] == Bytes.eos
 
 
 def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):

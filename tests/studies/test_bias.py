@@ -52,6 +52,14 @@ def test_differences_are_within_seeds_and_claims_are_decided(folder):
     assert list(findings.figures) == ["arms", "trade_off", "sizes"]
 
 
+def test_intervals_of_scores_end_at_0_and_1(folder):
+    rows = scored(read_runs(folder), "builtin/occupations")
+    rows["stereotype_score"] = rows["stereotype_score"].mask(rows["arm"] == "plain", 1.0)
+    means = shown_means(rows, list(SCORES), 0.9)
+    plain = means[(means["column"] == "stereotype_score") & (means["arm"] == "plain fine-tuning")]
+    assert (plain["hi"] == 1).all() and (plain["lo"] < 1).all()
+
+
 def test_what_was_not_measured_is_refused_or_left_out(folder, tmp_path):
     runs = read_runs(folder)
     with pytest.raises(ValueError, match=r"no run has a metric eval/bias/other/stereotype_score"):

@@ -78,6 +78,18 @@ def test_copies_are_kept_as_here_and_fetched_where_there_is_none(remote: Remote,
     assert remote.names() == [] and checkpoint.steps(remote.folder) == []
 
 
+def test_copies_that_were_not_completed_are_removed(remote: Remote, config: dict) -> None:
+    system, there = remote.open()
+    for name in ("step-00000002", "step-00000009", "other"):
+        system.pipe_file(f"{there}/{name}/model.safetensors", b"half")
+    remote.copy(saved(remote.folder, 4), 1, ["step-00000002"])
+    assert {place.split("/")[-2] for place in system.find(there)} == {"step-00000004", "other"}
+    system.pipe_file(f"{there}/step-00000006/model.safetensors", b"half")
+    shutil.rmtree(remote.folder)
+    assert step_of({**config, "resume": "never"}, remote.folder) is None
+    assert [place.split("/")[-2] for place in system.find(there)] == ["other"]
+
+
 def test_the_newest_that_is_valid_here_or_there_counts(remote: Remote, config: dict, tmp_path: Path) -> None:
     """Each of two steps is missing, damaged or intact, here and there."""
     system, there = remote.open()

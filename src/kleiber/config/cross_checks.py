@@ -248,8 +248,7 @@ def _reference(config: Config) -> None:
 
 
 def _packing(config: Config) -> None:
-    data = config["data"]
-    if _is(config["model"], "HFModel") and _is(data, "Instruct") and argument(data, "pack"):
+    if _is(config["model"], "HFModel") and argument(config["data"], "pack"):
         raise ConfigError(
             "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
             "data.pack=false"

@@ -50,6 +50,11 @@ Conversation = list[Turn]
 PLAIN = "text"  # role of the first of two turns that are one text, in no template
 
 
+def is_answer(turn: Turn) -> bool:
+    """Whether a turn is an answer by the assistant that is not empty."""
+    return turn.role == "assistant" and turn.content != ""
+
+
 def parse_messages(messages: object, column: str = "messages") -> Conversation:
     """Returns the turns of a list of messages with role and content (or from and value).
 

@@ -191,6 +191,7 @@ def named_errors(location: Location, config: str | None) -> Iterator[None]:
     Within it, Hugging Face libraries do not use the network for data on this machine.
     """
     _check_one_kind(location)
+    _check_links(location)
     _check_content(location)
     needs_hub = location.on_hub or location.name.startswith("hf://")
     online = not needs_hub or hub.reachable()
@@ -229,6 +230,23 @@ def _check_one_kind(location: Location) -> None:
         raise ValueError(
             f"data.path={location.name} has {listed} files, and only one kind can be read: make a folder of each kind"
         )
+
+
+def _check_links(location: Location) -> None:
+    """Raises ValueError for files in a folder that is a link, which `datasets` leaves out.
+
+    A folder with a README describes itself.
+    """
+    if location.local is None or (location.local / "README.md").is_file():
+        return
+    paths = [path.relative_to(location.local) for path in location.files() if suffix(str(path)) in KINDS]
+    for folder in sorted({folder for path in paths for folder in path.parents}):
+        if folder.parts and (location.local / folder).is_symlink():
+            pattern = f"{location.name.rstrip('/')}/*{'/*' * len(folder.parts)}"
+            raise ValueError(
+                f"data.path={location.name} has the folder {folder}, which is a link, and such folders are read only "
+                f"by patterns: set data.path to a pattern such as {pattern}, or copy the folder"
+            )
 
 
 def _check_content(location: Location) -> None:

@@ -22,6 +22,7 @@ from kleiber.data.chat import (
     Conversation,
     encode_conversations,
     has_conversations,
+    is_answer,
     parse_row,
 )
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
@@ -62,7 +63,7 @@ class Instruct(TableData):
             raise ValueError(f"data.prompt={self.prompt} and data.response={self.response}: set both columns or none")
 
     def identity(self) -> list[object]:
-        return ["instruct", TEMPLATE, self.prompt, self.response]
+        return ["instruct", TEMPLATE, self.prompt, self.response, "by prompt"]
 
     def check_columns(self, table: Dataset, name: str) -> None:
         """Raises ValueError for a table without columns of conversations."""
@@ -78,6 +79,12 @@ class Instruct(TableData):
     def texts(self, row: Row) -> list[str]:
         return [turn.content for turn in self.conversation(row)]
 
+    def prompt_texts(self, row: Row) -> list[str] | None:
+        """Returns the texts of the turns before the last answer; None for a row without an answer."""
+        dialog = self.conversation(row)
+        answers = [i for i, turn in enumerate(dialog) if is_answer(turn)]
+        return [turn.content for turn in dialog[: answers[-1]]] if answers else None
+
     def conversation(self, row: Row) -> Conversation:
         """Returns the turns of a row. Raises ValueError for a row that is not a conversation."""
         if self.prompt is None or self.response is None:
@@ -91,7 +98,7 @@ class Instruct(TableData):
         marks: list[Integer[np.ndarray, "_"]] = []
         for batch in row_batches(rows):
             dialogs = [self.conversation(row) for row in batch]
-            answered = [d for d in dialogs if any(turn.role == "assistant" and turn.content != "" for turn in d)]
+            answered = [d for d in dialogs if any(map(is_answer, d))]
             unanswered += len(dialogs) - len(answered)
             for dialog in encode_conversations(answered, tokenizer):
                 ids.append(dialog.ids.astype(dtype))

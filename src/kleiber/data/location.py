@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from kleiber.config import hub
 from kleiber.data.read_errors import COMPRESSION, is_url
+from kleiber.types import Json
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 WILDCARDS = "*?["
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
@@ -30,33 +38,68 @@ def is_pattern(path: str) -> bool:
 def find_files(path: str) -> tuple[Match, ...]:
     """Returns the files of a URL or a pattern, or those in the folder that a URL names, in order, without hidden ones.
 
-    Raises ValueError where there are none, and where the package for the URL is not installed.
+    Links are followed, but not those to folders that `**` or a URL would have to search. Raises ValueError where there
+    are no files, and where the package for the URL is not installed.
     """
     import fsspec
 
     try:
         system, place = fsspec.core.url_to_fs(path)
-        if any(sign in place for sign in WILDCARDS):
-            entries = system.glob(place, detail=True)
-        elif system.isdir(place):
-            entries = system.find(place, detail=True)
-        else:
-            entries = {place: system.info(place)}
+        has_wildcard = any(sign in place for sign in WILDCARDS)
+        base = os.path.dirname(re.split(r"[*?[]", place)[0]) if has_wildcard else place
+        entries = {
+            name: system.info(name) if info.get("islink") else info
+            for name, info in (_glob(system, place) if has_wildcard else _find(system, place)).items()
+            if not any(part.startswith(".") for part in Path(os.path.relpath(name, base)).parts)
+        }
     except ImportError as error:
         raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
     except FileNotFoundError:
         raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
     except Exception as error:  # each file system has its own, such as for missing credentials
         raise ValueError(f"data.path={path} cannot be opened: {error}") from None
-    base = os.path.dirname(place.split("*")[0])
     matches = [
         Match(system.unstrip_protocol(name) if is_url(path) else name, info["size"], _version(info))
         for name, info in sorted(entries.items())
-        if info["type"] == "file" and not any(part.startswith(".") for part in os.path.relpath(name, base).split("/"))
+        if info["type"] == "file"
     ]
     if not matches:
         raise ValueError(f"data.path={path} must stand for files, and there are none")
     return tuple(matches)
+
+
+def _glob(system: AbstractFileSystem, pattern: str) -> dict[str, Json]:
+    """Returns the facts of what a pattern stands for, by name."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(system, LocalFileSystem) and "**" not in pattern:  # also what is in folders that are links
+        return {str(Path(name)): system.info(name) for name in glob.glob(pattern)}
+    return cast(dict[str, Json], system.glob(pattern, detail=True))
+
+
+def _find(system: AbstractFileSystem, place: str) -> dict[str, Json]:
+    """Returns the facts of the files in a folder, or of a file, by name."""
+    if not system.isdir(place):
+        return {place: system.info(place)}
+    return cast(dict[str, Json], system.find(place, detail=True))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yields the files in a folder, and then those in the folders that links in it name, each folder once.
+
+    Hidden files and folders are left out.
+    """
+    pending, visited = [folder], {*folder.resolve().parents}  # a link to the latter would never end
+    while pending:
+        for name, folders, files in os.walk(pending.pop(0)):
+            place = Path(name)
+            if (resolved := place.resolve()) in visited:
+                folders.clear()
+                continue
+            visited.add(resolved)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            pending += [place / name for name in sorted(folders) if (place / name).is_symlink()]
+            yield from (place / name for name in files if not name.startswith("."))
 
 
 def _version(info: dict[str, object]) -> str:
@@ -112,13 +155,12 @@ class Location:
         return parts[-1].split(".", 1)[0] if self.kind or len(self.matches) == 1 else parts[-1]
 
     def files(self) -> list[Path]:
-        """The local files, without hidden ones."""
+        """The local files, without hidden ones, and with those in folders that are links."""
         if self.local is None:
             return [Path(match.path) for match in self.matches if not is_url(match.path)]
         if self.local.is_file():
             return [self.local]
-        paths = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
-        return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
+        return sorted(walk(self.local))
 
     def fingerprint(self) -> object:
         """JSON-able facts that change with the content: sizes and time stamps of the files, or the hub's name."""

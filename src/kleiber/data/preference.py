@@ -22,7 +22,16 @@ from jaxtyping import Float, Int, Integer
 
 from kleiber.data.batches import HeldOutRows, pad, sample_numbers, text_bytes
 from kleiber.data.cache import cached_folder
-from kleiber.data.chat import PLAIN, TEMPLATE, Conversation, Turn, encode_conversations, parse_column, parse_messages
+from kleiber.data.chat import (
+    PLAIN,
+    TEMPLATE,
+    Conversation,
+    Turn,
+    encode_conversations,
+    is_answer,
+    parse_column,
+    parse_messages,
+)
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.table import TableData
@@ -82,7 +91,7 @@ def is_usable(pair: tuple[Conversation, Conversation]) -> bool:
 
 def ends_with_answer(dialog: Conversation) -> bool:
     """Whether the last turn is an answer by the assistant that is not empty."""
-    return bool(dialog) and dialog[-1].role == "assistant" and dialog[-1].content != ""
+    return bool(dialog) and is_answer(dialog[-1])
 
 
 @dataclass

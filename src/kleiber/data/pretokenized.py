@@ -28,16 +28,18 @@ from kleiber.data.cache import cache_root, digest
 from kleiber.data.corpus import TextCorpus, choose_tokenizer, parse_bytes
 from kleiber.data.location import locate
 from kleiber.data.token_files import (
+    AT_ONCE,
     Shards,
     TokenFile,
     TokenIds,
     TrainWindows,
     ValidationWindows,
+    count_bytes,
     id_dtype,
     join_files,
     map_file,
 )
-from kleiber.records.files import read_json
+from kleiber.records.files import many_open_files, read_json
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
@@ -49,7 +51,6 @@ TORCH_TYPES = {11: "uint8", 13: "int16", 14: "int16", 15: "int32", 16: "int32", 
 NUMPY_TYPES = {1: "int16", 2: "int32", 3: "int64", 4: "uint8", 5: "uint16", 6: "uint32", 7: "uint64"}
 LITDATA_TYPES = {"no_header_tensor": TORCH_TYPES, "no_header_numpy": NUMPY_TYPES}  # by litdata's numbers
 COUNTED = 1 << 24  # ids whose bytes are counted; those of a longer text are estimated from as many
-AT_ONCE = 1 << 18  # ids whose bytes are in memory together
 PIECES = 64  # places of a file that its checksum and the estimate read
 Dtype = Literal["auto", "uint8", "uint16", "uint32", "int32", "int64"]
 
@@ -111,7 +112,8 @@ class Tokens:
         """Returns the ids of each file that is not held out, in order."""
         dtype = id_dtype(tokenizer.vocab_size) if self.dtype == "auto" else np.dtype(self.dtype)
         paths = [file for file in locate(path).files() if file.suffix in SUFFIXES and file.resolve() not in held_out]
-        files = map_files(paths, dtype)
+        with many_open_files():
+            files = map_files(paths, dtype)
         if not files:
             others = f" and are not those of data.validation={self.validation}" if held_out else ""
             raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}{others}")
@@ -123,8 +125,7 @@ class Tokens:
     def _file(self, ids: TokenIds, tokenizer: Tokenizer) -> TokenFile:
         counted = size = 0
         for piece in spread(ids, COUNTED):
-            for start in range(0, len(piece), AT_ONCE):
-                size += int(tokenizer.token_bytes[piece[start : start + AT_ONCE]].sum())
+            size += count_bytes(piece, tokenizer, 0, len(piece))
             counted += len(piece)
         num_bytes = round(size * len(ids) / max(1, counted))
         return TokenFile(ids, num_bytes, num_bytes, "")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, token_to_bytes
+from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, replace_surrogates, token_to_bytes
 from kleiber.records.files import read_json
 from kleiber.records.progress import activity
 from kleiber.types import Json
@@ -98,7 +98,7 @@ class Pretrained(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         with self._named_panics():
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def _separator_of_file(self) -> Separator | None:
         """Returns the tokens that the file puts around a text; None where it puts no token in front."""
@@ -113,7 +113,11 @@ class Pretrained(Tokenizer):
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         with self._named_panics():
-            encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            try:
+                encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            except (TypeError, UnicodeEncodeError):  # a lone surrogate
+                texts = [*map(replace_surrogates, texts)]
+                encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
 
 

@@ -197,26 +197,36 @@ class StreamedWindows(Samples):
     def __len__(self) -> int:
         return self.num_tokens // self.context
 
-    def batches(self, seed: int, start_step: int, batch_samples: int, rank: int, world: int) -> Iterator[Batch]:
-        """Yields this rank's rows of the batch of each step, infinitely, starting at `start_step`."""
+    def batches(
+        self, seed: int, start_step: int, batch_samples: int, rank: int, world: int
+    ) -> Generator[Batch, None, None]:
+        """Yields this rank's rows of the batch of each step, infinitely, starting at `start_step`.
+
+        Once the iterator is closed, `state` returns the point that it had reached, and its tokens and workers are gone.
+        """
         order = Order(self.group, seed)
         first, last = rank * batch_samples // world, (rank + 1) * batch_samples // world
         begin = (start_step * batch_samples + first) // self.group
         workers = max(1, available_cores() // (2 * world))
         self._seed = seed
         self._stream = stream = TokenStream(self.text, seed, self._start(begin), workers)
-        for step in itertools.count(start_step):
-            positions = np.arange(step * batch_samples + first, step * batch_samples + last)
-            places, groups = order.samples_at(positions)
-            # One group more than needed stays, since the training process may be a batch behind this iterator.
-            stream.drop((int(groups[0]) - 1) * self.group * self.context)
-            # The following group is read little by little, so that no step waits for all of it.
-            stream.extend((int(positions[-1]) + 1 + self.group) * self.context + 1)
-            self._count(stream.epoch_tokens)
-            numbers = groups * self.group + places
-            windows = stream.windows(numbers * self.context, self.context + 1)
-            tokens = torch.from_numpy(windows.astype(np.int64))
-            yield Batch(tokens=tokens, samples=sample_numbers(numbers, 0, 0))
+        try:
+            for step in itertools.count(start_step):
+                positions = np.arange(step * batch_samples + first, step * batch_samples + last)
+                places, groups = order.samples_at(positions)
+                # One group more than needed stays, since the training process may be a batch behind this iterator.
+                stream.drop((int(groups[0]) - 1) * self.group * self.context)
+                # The following group is read little by little, so that no step waits for all of it.
+                stream.extend((int(positions[-1]) + 1 + self.group) * self.context + 1)
+                self._count(stream.epoch_tokens)
+                numbers = groups * self.group + places
+                windows = stream.windows(numbers * self.context, self.context + 1)
+                tokens = torch.from_numpy(windows.astype(np.int64))
+                yield Batch(tokens=tokens, samples=sample_numbers(numbers, 0, 0))
+        finally:
+            if self._stream is stream:
+                self.saved, self._stream = self.state(), None
+            stream.encoded.close()
 
     def state(self) -> Json:
         """Returns the point from which a resumed run reads on."""
@@ -241,7 +251,7 @@ class StreamedWindows(Samples):
             self.num_tokens = max(1, epoch_tokens // self.context) * self.context
 
 
-def read_ahead(items: Generator[Item, None, None], depth: int) -> Iterator[Item]:
+def read_ahead(items: Generator[Item, None, None], depth: int) -> Generator[Item, None, None]:
     """Yields the items, which a thread reads before they are asked for, `depth` at most. Raises their error."""
     ready: queue.Queue[Callable[[], Item]] = queue.Queue(depth)
     stopped = threading.Event()

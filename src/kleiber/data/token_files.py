@@ -27,6 +27,7 @@ from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.sources import SPLITS, Document, Source, SourceText, text_blocks
 from kleiber.data.token_writer import write_tokens
 from kleiber.data.tokenizers import Bytes
+from kleiber.records.files import many_open_files
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples
@@ -34,6 +35,7 @@ from kleiber.types.tokenizer import Tokenizer
 
 MANIFEST_KEYS = ("schema", "identity", "splits", "files")  # the other keys of a manifest are notes of the source
 GOLDEN_RATIO = 0.6180339887498949
+AT_ONCE = 1 << 18  # ids whose bytes are in memory together
 
 
 class Shards:
@@ -143,7 +145,8 @@ def _open(folder: Path, split: str, manifest: Json, tokenizer: Tokenizer) -> Tok
     names = sorted(name for name in manifest["files"] if name.rpartition("-")[0] == split)
     files = [manifest["files"][name] for name in names]
     dtype, count = id_dtype(tokenizer.vocab_size), manifest["splits"][split]
-    ids = [map_file(folder / name, dtype) for name in names]
+    with many_open_files():
+        ids = [map_file(folder / name, dtype) for name in names]
     sums = [file["sha256"] for file in files]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     return TokenFile(join_files(ids), count["bytes"], count["counted_bytes"], sha256)
@@ -160,6 +163,12 @@ def map_file(path: Path, dtype: np.dtype, offset: int = 0) -> Integer[np.ndarray
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype, offset=offset)
+
+
+def count_bytes(ids: TokenIds, tokenizer: Tokenizer, begin: int, end: int) -> int:
+    """Returns the bytes of text that the ids from `begin` to `end` stand for."""
+    starts = range(begin, end, AT_ONCE)
+    return sum(int(tokenizer.token_bytes[ids[start : min(start + AT_ONCE, end)]].sum()) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -254,7 +263,7 @@ class ValidationWindows(HeldOut):
         self.num_bytes = file.num_bytes if whole or not file.num_bytes else self._bytes()
 
     def _bytes(self) -> int:
-        counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())
+        counted = count_bytes(self.file.ids, self._tokenizer, 1, self.num_tokens + 1)
         return round(counted * self.file.num_bytes / self.file.counted_bytes)
 
     def first(self, tokens: int | None) -> ValidationWindows:

@@ -41,6 +41,15 @@ TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a sma
 SMALLEST = 258  # 256 bytes and two special tokens
 
 
+def replace_surrogates(text: str) -> str:
+    """Returns the text with `?` for each lone surrogate, which UTF-8 cannot represent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
 def padded_size(vocab: int) -> int:
     """Returns the size of a vocabulary with its padding: the next multiple of 16."""
     return -(-vocab // ALIGN) * ALIGN
@@ -172,7 +181,7 @@ def _text(sources: list[Source], root: Path) -> Iterator[str]:
         with source.open_text(root) as text:
             for document in text.documents["train"]:
                 for chunk in chunks(document):
-                    yield chunk
+                    yield replace_surrogates(chunk)
                     left -= len(chunk)
                 if left <= 0:
                     break

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.types import Json, Row
 
@@ -82,8 +82,11 @@ def score_groups(sets: Sequence[DataSet], values: Callable[[DataSet], Values]) -
 
 
 def mean_scores(values: Values) -> Scores:
-    """The mean of each metric with its interval; that of chance has none."""
-    scores = {metric: mean_score(of_items) for metric, of_items in values.items()}
+    """The mean of each metric with its interval, an accuracy as a share; that of chance has none."""
+    scores = {
+        metric: (proportion_score if metric.startswith("accuracy") else mean_score)(of_items)
+        for metric, of_items in values.items()
+    }
     if "chance" in values:
         scores["chance"] = Score(float(values["chance"].mean()), n=len(values["chance"]))
     return scores

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Score, Scores, Subject, proportion_score
 from kleiber.records.progress import activity
 from kleiber.types import Row
 from kleiber.types.contracts import Samples
@@ -79,7 +79,7 @@ def contamination(
         for texts in of_data:
             shares.append(float(any(flags[start : start + len(texts)])))
             start += len(texts)
-        scores[name] = mean_score(shares)
+        scores[name] = proportion_score(shares)
     return scores
 
 

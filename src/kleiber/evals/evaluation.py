@@ -216,11 +216,17 @@ def ratio_score(parts: np.ndarray, wholes: np.ndarray) -> Score:
     return Score(value, float(lo), float(hi), count)
 
 
-def proportion_score(successes: Sequence[bool] | np.ndarray) -> Score:
-    """The share of successes, with the exact interval of a binomial share (Clopper and Pearson 1934)."""
+def proportion_score(shares: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
+    """The mean of shares from 0 to 1, one for each item, such as whether it is answered right.
+
+    The interval is the exact one of a binomial share (Clopper and Pearson 1934) where all shares are 0 or 1, and that
+    of `mean_score` otherwise: a bootstrap of items that are all right would have no width.
+    """
     from scipy.special import betaincinv
 
-    count, hits = len(successes), int(np.sum(successes))
+    if not np.isin(shares, (0, 1)).all():
+        return mean_score(shares)
+    count, hits = len(shares), int(np.sum(shares))
     tail = (1 - LEVEL) / 2
     lo = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
     hi = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0

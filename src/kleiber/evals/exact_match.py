@@ -13,7 +13,7 @@ from decimal import Decimal
 
 import torch
 
-from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
 from kleiber.models.generate import generate
 from kleiber.types import Count
 from kleiber.types.contracts import Samples
@@ -64,7 +64,7 @@ class ExactMatch(Evaluation):
             numbers["all"] = [number for each in numbers.values() for number in each]
         return Results(
             {
-                domain: {"accuracy": mean_score(each), "constant": best_constant(numbers[domain])}
+                domain: {"accuracy": proportion_score(each), "constant": best_constant(numbers[domain])}
                 for domain, each in correct.items()
             }
         )
@@ -73,7 +73,7 @@ class ExactMatch(Evaluation):
 def best_constant(numbers: Sequence[Decimal | None]) -> Score:
     """The share of the most frequent number."""
     ((frequent, _),) = Counter(numbers).most_common(1)
-    return mean_score([number == frequent for number in numbers])
+    return proportion_score([number == frequent for number in numbers])
 
 
 def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.recall import RecallRows
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.nn.loss import log_probs
 from kleiber.types import Context, Count, Json, Share
 from kleiber.types.batch import Batch
@@ -127,7 +127,7 @@ def cell_scores(
         groups.setdefault(f"length{length}/", []).append((length, depth))
         groups[f"length{length}/depth{depth:g}/"] = [(length, depth)]
     return {
-        f"{prefix}{metric}": mean_score(np.mean([cells[cell][which] for cell in members], axis=0))
-        for which, metric in enumerate(("accuracy", "loss"))
+        f"{prefix}{metric}": score(np.mean([cells[cell][which] for cell in members], axis=0))
+        for which, (metric, score) in enumerate((("accuracy", proportion_score), ("loss", mean_score)))
         for prefix, members in groups.items()
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
-from kleiber.evals.perplexity import bits_per_byte, bytes_per_target
+from kleiber.evals.perplexity import bytes_per_target
 from kleiber.evals.text_loss import TextLosses, resampled_score, text_losses
 from kleiber.records.progress import activity
 from kleiber.types import Json
@@ -86,8 +86,9 @@ class OOD(Evaluation):
             raise ValueError(f"--evals ood needs text, and {data.name} has no loss per byte under this objective")
         with activity(f"scoring {data.name}", len(held_out), "samples") as work:
             batches = subject.batches_of(held_out)
-            losses = text_losses(subject.model, objective, work.track(batches, len), subject.device)
-        return losses.means() * bits_per_byte(1.0, size), losses
+            sizes = subject.tokenizer.token_bytes
+            losses = text_losses(subject.model, objective, work.track(batches, len), subject.device, sizes)
+        return losses.bits_per_byte(size), losses
 
     def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
         from kleiber.evals.item_figures import gap_chart

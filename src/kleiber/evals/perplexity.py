@@ -116,7 +116,8 @@ class Perplexity(Evaluation):
             scores[domain] = {"loss": losses.score()}
             size = bytes_per_target(objective, held_out)
             if size is not None:
-                scores[domain]["bits_per_byte"] = losses.score(bits_per_byte(1.0, size))
+                bits, samples = losses.bits_per_byte(size), len(losses.nats)
+                scores[domain]["bits_per_byte"] = resampled_score(bits, losses.num_targets, samples)
             if domain in parts and subject[domain].of_run:
                 scores[domain]["gap"] = training_gap(subject, parts[domain], objective, losses, f"training of {domain}")
             if self.stride is None and len(losses.counts):
@@ -124,16 +125,17 @@ class Perplexity(Evaluation):
         return Results(scores, {"positions": positions})
 
     def _losses(self, subject: Subject, domain: str, held_out: HeldOut, objective: Objective) -> TextLosses:
+        sizes = None if bytes_per_target(objective, held_out) is None else subject.tokenizer.token_bytes
         if self.stride is None:
             with activity(f"scoring {domain}", len(held_out), "samples") as work:
                 batches = subject.batches_of(held_out)
-                return text_losses(subject.model, objective, work.track(batches, len), subject.device)
+                return text_losses(subject.model, objective, work.track(batches, len), subject.device, sizes)
         if not isinstance(held_out, ValidationWindows):
             raise ValueError(
                 f"evals.perplexity.stride={self.stride} needs text, and {domain} has samples of its own: set it to null"
             )
         with activity(f"scoring {domain} with stride {self.stride}"):
-            return strided_losses(subject.model, held_out, self.stride, subject.rows, subject.device)
+            return strided_losses(subject.model, held_out, self.stride, subject.rows, subject.device, sizes)
 
     def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
         from kleiber.evals.item_figures import position_chart

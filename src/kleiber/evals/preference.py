@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 
 ACCURACIES = ("reward_accuracy", "accuracy", "start_accuracy", "longer_accuracy")
 DIFFERENCES = {
@@ -60,9 +60,9 @@ class Preference(Evaluation):
 
 
 def pair_scores(pairs: Mapping[str, np.ndarray]) -> Scores:
-    """Means over pairs of each accuracy and of each difference, with percentile bootstrap intervals."""
-    columns = {name: pairs[name] for name in ACCURACIES if name in pairs}
+    """Means over pairs of each accuracy and of each difference, with their intervals."""
+    scores = {name: proportion_score(pairs[name]) for name in ACCURACIES if name in pairs}
     for name, (accuracy, baseline) in DIFFERENCES.items():
         if accuracy in pairs and baseline in pairs:
-            columns[name] = pairs[accuracy] - pairs[baseline]
-    return {name: mean_score(values) for name, values in columns.items()}
+            scores[name] = mean_score(pairs[accuracy] - pairs[baseline])
+    return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,12 +29,14 @@ class TextLosses:
     targets      number (or weight) of targets of each sample
     by_position  sums of the losses of the targets at position 1, 2, ... of their rows; empty where not known
     counts       number (or weight) of the targets at each of these positions
+    bytes        of the text of the targets of each sample, as its tokens have them; empty where they are not counted
     """
 
     nats: list[float] = field(default_factory=list)
     targets: list[float] = field(default_factory=list)
     by_position: Float[np.ndarray, "_"] = field(default_factory=lambda: np.zeros(0))
     counts: Float[np.ndarray, "_"] = field(default_factory=lambda: np.zeros(0))
+    bytes: list[float] = field(default_factory=list)
 
     def add(self, losses: Float[Tensor, "rows _"], weights: Float[Tensor, "rows _"] | None) -> None:
         """Adds rows of losses; a weight of 0 leaves a target out."""
@@ -53,18 +56,32 @@ class TextLosses:
 
     def means(self) -> Float[np.ndarray, "_"]:
         """Mean loss per target in nats: of all samples first, then of bootstrap resamples of the samples."""
-        nats, targets = np.array(self.nats), np.array(self.targets)
-        random, count = np.random.default_rng(0), len(nats)
-        size = max(1, CHUNK // count)
-        means = [np.array([nats.sum() / targets.sum()])]
-        for start in range(0, RESAMPLES, size):
-            chosen = random.integers(count, size=(min(size, RESAMPLES - start), count))
-            means.append(nats[chosen].sum(1) / targets[chosen].sum(1))
-        return np.concatenate(means)
+        return resampled_ratios(np.array(self.nats), np.array(self.targets))
 
-    def score(self, scale: float = 1.0) -> Score:
-        """Mean loss per target, times `scale`, with a bootstrap interval over the samples; none for one sample."""
-        return resampled_score(self.means() * scale, self.num_targets, len(self.nats))
+    def bits_per_byte(self, bytes_per_target: float) -> Float[np.ndarray, "_"]:
+        """Loss in bits per byte of text: of all samples first, then of bootstrap resamples of the samples.
+
+        bytes_per_target  mean over all samples, to which `bytes` are scaled, since a lossy tokenizer counts fewer than
+                          the text has; where they are not counted, all targets have as many
+        """
+        counted = np.array(self.bytes if any(self.bytes) else self.targets)
+        sizes = counted * (bytes_per_target * sum(self.targets) / counted.sum())
+        return resampled_ratios(np.array(self.nats) / math.log(2), sizes)
+
+    def score(self) -> Score:
+        """Mean loss per target in nats, with a bootstrap interval over the samples; none for one sample."""
+        return resampled_score(self.means(), self.num_targets, len(self.nats))
+
+
+def resampled_ratios(parts: Float[np.ndarray, "_"], wholes: Float[np.ndarray, "_"]) -> Float[np.ndarray, "_"]:
+    """The sum of `parts` over that of `wholes`: of all samples first, then of bootstrap resamples of the samples."""
+    random, count = np.random.default_rng(0), len(parts)
+    size = max(1, CHUNK // count)
+    ratios = [np.array([parts.sum() / wholes.sum()])]
+    for start in range(0, RESAMPLES, size):
+        chosen = random.integers(count, size=(min(size, RESAMPLES - start), count))
+        ratios.append(parts[chosen].sum(1) / wholes[chosen].sum(1))
+    return np.concatenate(ratios)
 
 
 def resampled_score(means: Float[np.ndarray, "_"], targets: int, samples: int) -> Score:
@@ -76,11 +93,23 @@ def resampled_score(means: Float[np.ndarray, "_"], targets: int, samples: int) -
 
 
 @torch.inference_mode()
-def text_losses(model: Model, objective: Objective, batches: Iterable[Batch], device: torch.device | str) -> TextLosses:
-    """Losses of held-out samples: of each row for the prediction of the next token, else of each forward pass."""
+def text_losses(
+    model: Model,
+    objective: Objective,
+    batches: Iterable[Batch],
+    device: torch.device | str,
+    token_bytes: Int[np.ndarray, "vocab"] | None = None,
+) -> TextLosses:
+    """Losses of held-out samples: of each row for the prediction of the next token, else of each forward pass.
+
+    token_bytes  bytes of each token of the vocabulary, where the targets are the tokens from the second on; None counts
+                 no bytes
+    """
     losses = TextLosses()
     for batch in batches:
+        sizes = [] if token_bytes is None else target_bytes(batch.tokens[:, 1:], target_weights(batch), token_bytes)
         batch = batch.to(device)
+        losses.bytes += sizes if isinstance(objective, CLM) or not sizes else [sum(sizes)]
         if isinstance(objective, CLM):
             inputs = batch.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)
             nats = -log_probs(model(inputs).hidden, model.head, batch.tokens[:, 1:])
@@ -90,6 +119,14 @@ def text_losses(model: Model, objective: Objective, batches: Iterable[Batch], de
             losses.nats.append(float(loss.metrics["ce"]))
             losses.targets.append(float(loss.tokens))
     return losses
+
+
+def target_bytes(
+    targets: Int[Tensor, "rows _"], weights: Float[Tensor, "rows _"] | None, token_bytes: Int[np.ndarray, "vocab"]
+) -> list[float]:
+    """Bytes of the targets of each row, times their weights."""
+    sizes = token_bytes[targets.cpu().numpy()]
+    return (sizes if weights is None else sizes * weights.cpu().numpy()).sum(1).astype(float).tolist()
 
 
 def strided_windows(targets: int, context: int, stride: int) -> list[tuple[int, int]]:
@@ -106,9 +143,14 @@ def strided_windows(targets: int, context: int, stride: int) -> list[tuple[int, 
 
 @torch.inference_mode()
 def strided_losses(
-    model: Model, text: ValidationWindows, stride: int, rows: int, device: torch.device | str
+    model: Model,
+    text: ValidationWindows,
+    stride: int,
+    rows: int,
+    device: torch.device | str,
+    token_bytes: Int[np.ndarray, "vocab"] | None = None,
 ) -> TextLosses:
-    """Losses of the targets of a text in overlapping windows; a sample is a window.
+    """Losses of the targets of a text in overlapping windows; a sample is a window. For token_bytes see `text_losses`.
 
     Each target is predicted from at least text.context - stride tokens before it, unless the text begins there.
     """
@@ -118,9 +160,12 @@ def strided_losses(
         for batch, scored in _equal_widths(windows[start : start + rows], text):
             ids = torch.from_numpy(batch).to(device)
             hidden = model(Batch(ids[:, :-1])).hidden[:, -max(scored) :]
-            nats = -log_probs(hidden, model.head, ids[:, -max(scored) :])
+            targets = ids[:, -max(scored) :]
             first = torch.tensor([max(scored) - count for count in scored], device=device)
-            losses.add(nats, (torch.arange(max(scored), device=device) >= first[:, None]).float())
+            weights = (torch.arange(max(scored), device=device) >= first[:, None]).float()
+            losses.add(-log_probs(hidden, model.head, targets), weights)
+            if token_bytes is not None:
+                losses.bytes += target_bytes(targets, weights, token_bytes)
     return losses
 
 

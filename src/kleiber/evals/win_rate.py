@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 
 from kleiber.data.annotators import Utility
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.models.generate import generate, left_padded
 from kleiber.types import Count, NonNegative, Seed
 from kleiber.types.batch import Batch
@@ -61,7 +61,7 @@ class WinRate(Evaluation):
             ours = np.array([self.utility.utility(text) for text in texts])
             theirs = np.array([self.utility.utility(case.answer) for case in cases])
             scores[domain] = {
-                "win_rate": mean_score((np.sign(ours - theirs) + 1) / 2),
+                "win_rate": proportion_score((np.sign(ours - theirs) + 1) / 2),
                 "utility": mean_score(ours),
                 "start_utility": mean_score(theirs),
                 "bytes": mean_score([float(len(text.encode())) for text in texts]),

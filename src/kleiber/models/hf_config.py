@@ -45,7 +45,7 @@ LIMITS = {  # largest values of sizes in config.json, by each name that an archi
 }
 FRACTIONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta")
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type")
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # that are downloaded from the hub
 
 
 def model_folder(name: str, key: str = "model.path") -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
-from kleiber.objectives.objective import loss_with_auxiliary
+from kleiber.objectives.objective import loss_with_auxiliary, rescale_auxiliary
 from kleiber.types import NonNegative, Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Predictions
@@ -44,7 +44,8 @@ class CLM(Objective):
         if batch.tokens.shape[1] < 2:
             raise ValueError("objective=clm needs rows of at least 2 tokens, and these have 1: use longer rows")
         require_causal(model, "clm")
-        output = model(next_token_inputs(batch))
+        rows = next_token_inputs(batch)
+        output = model(rows)
         targets = batch.tokens[:, 1:]
         weights = target_weights(batch)
         total, cross = cross_entropy(output.hidden, model.head, targets, weights, z_loss=self.z_loss)
@@ -53,7 +54,9 @@ class CLM(Objective):
         if output.future:
             later = future_loss(output.future, model, batch, weights)
             total, metrics["future_ce"] = total + model.future_weight * later, later.detach()
-        return loss_with_auxiliary(total, tokens, metrics, output.aux)
+        # Where targets are marked, auxiliary sums have more tokens: those of prompts too.
+        auxiliary = output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens)
+        return loss_with_auxiliary(total, tokens, metrics, auxiliary)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
@@ -189,4 +192,6 @@ class Distill(Objective):
         )
         total = (1 - self.mix) * total + self.mix * divergence
         metrics = {"ce": cross.detach(), "kd": divergence.detach()}
-        return loss_with_auxiliary(total, weights.sum(), metrics, output.aux)
+        tokens = weights.sum()
+        auxiliary = output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens)
+        return loss_with_auxiliary(total, tokens, metrics, auxiliary)

@@ -6,13 +6,16 @@ encoding, other syntax, deep nesting, a huge file, and YAML aliases, a few of wh
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import json
 import math
 import os
+import resource
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +29,7 @@ T = TypeVar("T")
 MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
 PROBE_BYTES = 2**20  # written to see whether a disk is full
 MAX_DEPTH = 100  # levels of nesting in YAML
+OPEN_FILES = 2**16  # more than Linux maps at once, unless vm.max_map_count is raised
 
 
 class DamagedFile(ConfigError):
@@ -195,6 +199,28 @@ def full_disk_error(folder: Path, error: Exception) -> OSError | None:
     except OSError as cause:
         return cause if cause.errno in NO_SPACE else None
     return None
+
+
+@contextmanager
+def many_open_files() -> Iterator[None]:
+    """Raises the limit of open files as far as the system allows, for files that are mapped: each of them stays open.
+
+    Raises ValueError where that is not enough.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        with suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise ValueError(
+            f"the data has more files than a process may have open, {limit:,}: allow more (`ulimit -n`), or join files"
+        ) from error
 
 
 def _finite(value: object) -> object:

@@ -162,8 +162,7 @@ class Chat:
 
 def encoder(run: TrainedModel) -> Callable[[Conversation], list[int]]:
     """Returns the function that turns a conversation into the ids of a prompt for its next answer."""
-    file = run.folder / "tokenizer_config.json"
-    if run.config or not (file.is_file() and read_json(file).get("chat_template")):
+    if run.config or not has_chat_template(run.folder):
         return lambda turns: encode_prompt(turns, run.tokenizer)
     from transformers import AutoTokenizer
 
@@ -175,6 +174,12 @@ def encoder(run: TrainedModel) -> Callable[[Conversation], list[int]]:
         return [int(i) for i in ids]
 
     return encode
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a Hugging Face folder has a chat template: in a file of its own, or in tokenizer_config.json."""
+    file = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (file.is_file() and "chat_template" in read_json(file))
 
 
 def chat_loop(chat: Chat, read: Callable[[], str], write: Callable[[str], None]) -> None:

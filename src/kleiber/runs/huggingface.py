@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.cross_checks import argument
 from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
@@ -23,7 +24,7 @@ from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
 from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
-from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_config import PreTrainedModel, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import write_yaml
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
-CONVERSATIONS = ("kleiber.data.Instruct", "kleiber.data.Preference", "kleiber.data.Unpaired")
+CONVERSATIONS = tuple(f"kleiber.data.{kind}" for kind in ("Instruct", "InstructSets", "Preference", "Unpaired"))
 AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
@@ -58,6 +59,8 @@ def export(run: str, out: Path) -> None:
     model, tokenizer = trained.model, trained.tokenizer
     if isinstance(model, HFModel):
         hf_model = model.inner
+        if trained.config and argument(trained.config["model"], "weights") == "random":
+            set_special_tokens(hf_model, tokenizer)
     elif isinstance(model, Transformer):
         hf_model = to_hf(model, bos=tokenizer.bos, eos=tokenizer.eos)
     else:
@@ -77,6 +80,14 @@ def export(run: str, out: Path) -> None:
     (out / "README.md").write_text(model_card(trained, type(hf_model).__name__))
     if model.heads:
         print(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", file=sys.stderr)
+
+
+def set_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Sets the ids of the tokens at the beginning and the end of text, which a model with random weights lacks."""
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    model.config.update(ids)
+    if model.can_generate():
+        model.generation_config.update(**ids)
 
 
 def import_hf(folder: Path, out: Path, allow_nonfinite: bool = False) -> None:

@@ -202,6 +202,8 @@ def shown_means(rows: Rows, order: Sequence[str], level: float) -> Rows:
         present = rows[rows[column].notna()].drop(columns="run")
         if len(present):
             means = seed_means(present, ("arm", "size"), column, level).drop(columns="half")
+            if column == SCORE:  # the interval of a mean does not know that shares end at 0 and 1
+                means[["lo", "hi"]] = means[["lo", "hi"]].clip(0, 1)
             parts.append(means.assign(metric=name, column=column))
     table = pd.concat(parts, ignore_index=True)
     table = table.assign(at=table["column"].map([*METRICS].index), rank=table["arm"].map([*order].index))

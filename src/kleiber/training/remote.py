@@ -1,7 +1,7 @@
 """Copies of checkpoints in a folder elsewhere, such as s3://bucket/runs, which fsspec opens.
 
 The copy of ROOT/NAME/CELL/stages/STAGE/checkpoints/step-00001000 is REMOTE/NAME/CELL/stages/STAGE/checkpoints/
-step-00001000. Its meta.json is written last, and a copy without one does not count.
+step-00001000. Its meta.json is written last. A copy without one does not count, and the next complete copy removes it.
 """
 
 from __future__ import annotations
@@ -65,10 +65,19 @@ class Remote:
         system, folder = self.open()
         return sorted((str(place).split("/")[-2] for place in system.glob(f"{folder}/step-*/{META}")), reverse=True)
 
+    def all_names(self) -> list[str]:
+        """Returns the names of all copies, among them those that were not completed."""
+        system, folder = self.open()
+        with suppress(FileNotFoundError):
+            names = [str(place).rstrip("/").rpartition("/")[2] for place in system.ls(folder, detail=False)]
+            return [name for name in names if name.startswith("step-")]
+        return []
+
     def copy(self, path: Path, keep: int, needed: Collection[str]) -> None:
         """Copies a checkpoint there, and removes all copies but the newest `keep` and those of the names `needed`.
 
-        Where that fails, prints why: training goes on, and later checkpoints are copied.
+        Copies that a killed process did not complete are removed too. Where that fails, prints why: training goes on,
+        and later checkpoints are copied.
         """
         try:
             system, folder = self.open()
@@ -76,7 +85,9 @@ class Remote:
                 place = f"{folder}/{path.name}/{name}"
                 system.makedirs(place.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path / name), place)
-            self.remove([name for name in self.names()[max(1, keep) :] if name not in needed])
+            complete = self.names()
+            old = [name for name in complete[max(1, keep) :] if name not in needed]
+            self.remove([*old, *{*self.all_names()} - {path.name, *complete}])
         except Exception as error:  # each file system has its own
             print(f"warning: {path} is not copied to {self.url}: {error}", file=sys.stderr)
 
@@ -153,7 +164,7 @@ def latest(config: Config, folder: Path, limit: int | None = None) -> tuple[Chec
     with readable(remote):
         if config["resume"] == "never":
             if not checkpoint.steps(folder):
-                remote.remove(remote.names())
+                remote.remove(remote.all_names())
             return saved, defects
         later = [name for name in remote.names() if saved is None or name > saved.path.name]
         if limit is not None:

@@ -128,12 +128,14 @@ def test_a_preference_for_a_pronoun_is_no_bias_and_occupations_are_the_units():
     scores, groups = score_items(items, np.stack([women, ~women], 1).astype(float), 0.1)
     assert scores["biased_groups"].value == 0 and scores["biased_groups"].n == 1
     assert scores["stereotype_score/female"].value == 1 and scores["stereotype_score/male"].value == 0
+    jobs = len({item.cluster for item in items if item.subset == "female"})
+    assert scores["stereotype_score/female"].lo == pytest.approx(0.05 ** (1 / jobs))  # one of occupations, not pairs
     assert "q_value/female" not in scores and [group["q"] is None for group in groups] == [False, True, True]
     with pytest.raises(ValueError, match="subset=female has the name of a bias_type"):
         score_items([replace(item, bias_type="female") for item in items], np.ones((len(items), 2)), 0.1)
-    jobs, covered, flagged = sorted({item.cluster for item in items}), 0, 0
+    names, covered, flagged = sorted({item.cluster for item in items}), 0, 0
     for trial in range(30):  # models whose preference in an occupation is random, and so without a stereotype
-        leaning = dict(zip(jobs, np.random.default_rng(trial).normal(size=len(jobs)), strict=True))
+        leaning = dict(zip(names, np.random.default_rng(trial).normal(size=len(names)), strict=True))
         by_item = np.array([[leaning[item.cluster], 0.0] for item in items])
         scores, _ = score_items(items, by_item, 0.1)
         covered += scores["stereotype_score"].lo <= 0.5 <= scores["stereotype_score"].hi

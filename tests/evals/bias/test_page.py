@@ -32,7 +32,7 @@ def test_subsets_are_shown_without_a_test():
     case = {"scores": {"d": named}, "details": {"fdr": 0.1, "groups": {"d": groups}}}
     drawn = next(rows for rows in figures(case)["bias_d"].to_dict()["datasets"].values() if len(rows) > 1)
     assert [row["label"] for row in drawn] == ["all groups (20)", "gender (20)", "x (10)", "y (10)"]
-    assert "<td>y</td><td>10</td><td>1.000 [1.000, 1.000]</td><td></td><td></td><td></td>" in groups_html(case)
+    assert "<td>y</td><td>10</td><td>1.000 [0.741, 1.000]</td><td></td><td></td><td></td>" in groups_html(case)
 
 
 def test_the_table_escapes_names_and_has_both_values():

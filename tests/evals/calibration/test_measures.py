@@ -10,11 +10,14 @@ from kleiber.evals.calibration.measures import (
     Outcomes,
     bin_numbers,
     coverage_rows,
+    curve_values,
     error_scores,
     mean_of,
     reliability_rows,
     selective_scores,
+    share_of,
 )
+from kleiber.evals.evaluation import proportion_score
 
 
 def outcomes(confidence: np.ndarray, correct: np.ndarray, cluster: np.ndarray | None = None) -> Outcomes:
@@ -107,6 +110,35 @@ def test_equal_confidences_are_in_random_order():
     assert {row["error"] for row in coverage_rows(case)} == {0.5}
 
 
+def test_resamples_of_equal_confidences_vary_as_the_accuracy_does():
+    correct = np.arange(200) % 5 < 3
+    scores = selective_scores(outcomes(np.ones(200), correct), [0.5, 1.0])
+    accuracy = mean_of(correct.astype(float), np.arange(200))
+    for score in (scores["accuracy_at_0.5"], scores["accuracy_at_1"]):
+        assert (score.lo, score.hi) == pytest.approx((accuracy.lo, accuracy.hi), abs=0.015)
+    assert scores["aurc"].hi - scores["aurc"].lo == pytest.approx(accuracy.hi - accuracy.lo, abs=0.02)
+
+
+def test_a_perfect_ranking_has_no_excess_in_any_resample():
+    confidence = np.random.default_rng(0).random(60)
+    scores = selective_scores(outcomes(confidence, confidence > 0.4, np.arange(60) // 2), [0.5])
+    assert (scores["excess_aurc"].lo, scores["excess_aurc"].hi) == pytest.approx((0, 0), abs=1e-12)
+    assert scores["aurc"].lo < scores["aurc"].hi
+
+
+def test_a_resample_has_the_curve_of_its_items():
+    """An item that is drawn twice counts as two of equal confidence."""
+    random, confidence = np.random.default_rng(0), np.array([0.9, 0.8, 0.8, 0.8, 0.6, 0.5, 0.5, 0.2])
+    errors, ties = np.array([0.0, 1, 0, 0, 1, 0.5, 1, 0]), np.array([0, 1, 4, 5, 7])
+    weights = random.integers(0, 3, size=(5, 8))
+    for row in weights:
+        drawn = np.repeat(np.arange(8), row)
+        means = [errors[drawn][confidence[drawn] == confidence[i]].mean() for i in drawn]
+        risks = np.cumsum(means) / np.arange(1, len(drawn) + 1)
+        values = curve_values(row[None].astype(float), errors, ties, [0.3, 1.0])[0]
+        assert values[:3] == pytest.approx([risks[int(np.ceil(0.3 * len(drawn))) - 1], risks[-1], risks.mean()])
+
+
 def test_clusters_of_equal_items_widen_the_intervals():
     random = np.random.default_rng(1)
     correct = np.repeat(random.random(100) < 0.6, 9).astype(float)
@@ -123,6 +155,15 @@ def test_clusters_of_equal_items_widen_the_intervals():
         assert 2 < (wide.hi - wide.lo) / (narrow.hi - narrow.lo) < 4.5
     single = outcomes(confidence, correct, np.zeros(900, np.int64))
     assert error_scores(single, 5)["ece"].lo is None and selective_scores(single, [0.5])["aurc"].lo is None
+
+
+def test_equal_items_leave_a_share_an_interval_over_clusters():
+    correct, cluster = np.ones(40), np.repeat(np.arange(4), 10)
+    score = share_of(correct, cluster)
+    assert (score.value, score.hi, score.n) == (1, 1, 40) and score.lo == pytest.approx(0.05 ** (1 / 4))
+    varied = correct - (np.arange(40) % 3 == 0)
+    assert share_of(varied, cluster) == mean_of(varied, cluster)
+    assert share_of(varied, np.arange(40)) == proportion_score(varied)
 
 
 def test_the_points_of_the_diagram_have_wilsons_interval():

@@ -44,15 +44,26 @@ def test_too_long_answers_and_single_samples_are_refused():
 
 
 def test_scores_of_a_text_are_means_over_targets_and_paired():
-    items = Items("text", [], [], 2, False, 1.0)
+    items = Items("text", [], [], 2, False, np.array([1.0, 2.0]))
     plain = targets([0, 0, 1], [-1.0, -2.0, -3.0], [True, True, False])
     scores = scores_of(items, plain, plain.log_probs + 0.5, plain.greedy, np.ones(3, bool), plain)
     assert scores["loss"].value == pytest.approx(1.5) and scores["loss"].n == 3
     assert scores["bits_per_byte"].value == pytest.approx(1.5 / np.log(2))
     assert scores["difference"].value == pytest.approx(-0.5)
     assert scores["difference"].lo == scores["difference"].hi == pytest.approx(-0.5)  # though the losses differ
+    plain.ids[2] = 1  # of two bytes
     half = scores_of(items, plain, plain.log_probs, plain.greedy, np.array([False, False, True]), plain)
     assert half["loss"].value == 3 and half["loss"].n == 1
+    assert half["bits_per_byte"].value == pytest.approx(1.5 / np.log(2))
+    whole = scores_of(items, plain, plain.log_probs, plain.greedy, np.ones(3, bool))["bits_per_byte"]
+    assert (whole.value, whole.lo, whole.hi) == pytest.approx((1.5 / np.log(2),) * 3)
+
+
+def test_the_bytes_of_the_tokens_of_a_text_add_up_to_it():
+    subject = on_text(tiny_model(), ["a text of some words"] * 9, ["text"])
+    items = read_items(subject, subject.data[0], 8, 4)
+    counted = sum(items.token_bytes[row.ids[row.scored]].sum() for row in items.rows)
+    assert counted == pytest.approx(subject.data[0].samples().num_bytes)
 
 
 def test_a_row_matches_if_all_of_its_answer_does():

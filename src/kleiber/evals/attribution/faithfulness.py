@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kleiber.evals.attribution.predictions import ExplainedPredictions, chunks
-from kleiber.evals.evaluation import Scores, mean_score
+from kleiber.evals.evaluation import Scores, mean_score, proportion_score
 from kleiber.records.progress import Activity
 from kleiber.types.model import Model
 
@@ -159,6 +159,6 @@ def planted_scores(attributions: Mapping[str, Float[Tensor, "rows time"]], predi
         order = values.masked_fill(~ranked, -torch.inf).argsort(dim=1, descending=True, stable=True)
         hits = causes.gather(1, order)
         top = torch.arange(hits.shape[1], device=hits.device) < counts[:, None]
-        scores[f"planted_first/{method}"] = mean_score(hits[:, 0].double().cpu().numpy())
-        scores[f"planted_found/{method}"] = mean_score(((hits & top).sum(1) / counts).double().cpu().numpy())
+        scores[f"planted_first/{method}"] = proportion_score(hits[:, 0].double().cpu().numpy())
+        scores[f"planted_found/{method}"] = proportion_score(((hits & top).sum(1) / counts).double().cpu().numpy())
     return scores

@@ -16,7 +16,7 @@ from torch import Tensor
 from kleiber.config.stages import Quantity, quantity
 from kleiber.evals.attention.attention import token_text
 from kleiber.evals.autoencoder.sparse import SparseAutoencoder, most_active, train_autoencoder
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, ratio_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score, ratio_score
 from kleiber.evals.streams import changed_stream, num_layers, read_streams
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Positive, Seed, Width
@@ -272,4 +272,4 @@ def reconstruction(model: Model, batches: Sequence[Batch], layer: int, autoencod
         active = active | (features > 0).any(0)
     unexplained = ratio_score(np.array(variances) - np.array(errors), np.array(variances))
     dead = (~active).double().cpu().numpy()
-    return {"explained_variance": unexplained, "l0": mean_score(counts), "dead": mean_score(dead)}
+    return {"explained_variance": unexplained, "l0": mean_score(counts), "dead": proportion_score(dead)}

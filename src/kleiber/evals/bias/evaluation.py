@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.bias.items import ANTI, CROWS, CROWS_DIRECTIONS, PRO, STEREOSET, WINOBIAS, Item, read_items
 from kleiber.evals.bias.scoring import ItemScores, item_scores
 from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
-from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
         if len(members):
             strata = strata_of(items, members)
             (resampled,) = strata.resampled_means(prefers[members])
-            scores[direction] = score_of(strata.mean(prefers[members]), resampled, len(members))
+            scores[direction] = share_score(prefers[members], strata, resampled)
     return scores, groups
 
 
@@ -142,7 +143,20 @@ def group_scores(
         means["icat"] = icat(means["lm_score"], means[SCORE])
         pairs = zip(resampled["lm_score"].tolist(), resampled[SCORE].tolist(), strict=True)
         resampled["icat"] = np.array([icat(*pair) for pair in pairs])
-    return {f"{name}{suffix}": score_of(means[name], resampled[name], len(members)) for name in means}
+    scores = {name: score_of(means[name], resampled[name], len(members)) for name in means}
+    scores[SCORE] = share_score(values[SCORE], strata, resampled[SCORE])
+    return {f"{name}{suffix}": score for name, score in scores.items()}
+
+
+def share_score(shares: Float[np.ndarray, "rows"], strata: Strata, resampled: Float[np.ndarray, "_"]) -> Score:
+    """The mean of shares with the interval of its resamples, or that of `proportion_score` for independent shares.
+
+    Clusters that are all 0 or all 1 have that of their number, since their resamples would have no width.
+    """
+    if len(strata.members) == 1 and (not strata.clustered or np.ptp(shares) == 0):
+        of_clusters = strata.sums(0, shares) / strata.sums(0, np.ones(len(shares)))
+        return replace(proportion_score(of_clusters), n=len(shares))
+    return score_of(strata.mean(shares), resampled, len(shares))
 
 
 def strata_of(items: Sequence[Item], members: np.ndarray) -> Strata:

@@ -37,6 +37,11 @@ class Strata:
         keys = [(name, -1 if name else at) for at, name in enumerate(names)]
         return cls([np.flatnonzero(codes == number) for number in range(len(set(terms)))], _codes(keys))
 
+    @property
+    def clustered(self) -> bool:
+        """Whether a cluster has several items."""
+        return len(np.unique(self.clusters)) < len(self.clusters)
+
     def sums(self, stratum: int, values: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "_"]:
         """The sum of the values of each cluster of a stratum."""
         members = self.members[stratum]
@@ -83,7 +88,7 @@ def sign_test(prefers: Float[np.ndarray, "rows"], strata: Strata) -> float:
     A single stratum has the exact binomial test, and with clusters the exact test in which each cluster prefers as it
     does or the other way around with probability 1/2. Several strata have the first one by simulation.
     """
-    if len(np.unique(strata.clusters)) < len(prefers):
+    if strata.clustered:
         assert len(strata.members) == 1, "strata have no clusters"
         return _cluster_test(strata.sums(0, 2 * prefers - 1))
     ties = [prefers[members][prefers[members] == 0.5] for members in strata.members]

@@ -20,6 +20,7 @@ from kleiber.evals.calibration.measures import (
     reliability_rows,
     resampled_errors,
     selective_scores,
+    share_of,
 )
 from kleiber.evals.calibration.predictions import Predicted
 from kleiber.evals.choice import COLUMNS, score_questions
@@ -152,7 +153,7 @@ def scores_of(outcomes: Outcomes, bins: int, coverages: Sequence[float]) -> Scor
     """All scores of predictions but those of a temperature; see `Calibration`."""
     cluster = outcomes.cluster
     return {
-        "accuracy": mean_of(outcomes.correct, cluster),
+        "accuracy": share_of(outcomes.correct, cluster),
         "confidence": mean_of(outcomes.confidence, cluster),
         "overconfidence": mean_of(outcomes.confidence - outcomes.correct, cluster),
         **error_scores(outcomes, bins),

@@ -7,12 +7,12 @@ on each other. The bins of a calibration error are those of the whole sample in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score
+from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score, proportion_score
 from kleiber.types import Json
 
 NULL_DRAWS = 300  # of the outcomes that calibrated predictions would have
@@ -169,15 +169,15 @@ def mean_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"])
     return Score(mean, float(lo), float(hi), len(values))
 
 
-def expected_errors(outcomes: Outcomes) -> tuple[Int[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
-    """The order of the items, the most confident one first, and the error of each in that order.
+def share_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"]) -> Score:
+    """Mean over items of shares from 0 to 1, with the interval of `proportion_score` where each cluster has one item.
 
-    Items of equal confidence have their mean error, which is that of a random order among them.
+    Otherwise it is that of `mean_of`. Where all items are equal, whose resamples do not vary, a cluster counts as one.
     """
-    _, group, counts = np.unique(-outcomes.confidence, return_inverse=True, return_counts=True)
-    means = np.bincount(group, weights=1 - outcomes.correct) / counts
-    order = np.argsort(-outcomes.confidence, kind="stable")
-    return order, means[group][order]
+    clusters = int(cluster.max()) + 1
+    if clusters > 1 and (clusters == len(values) or np.ptp(values) == 0):
+        return replace(proportion_score(values[:clusters]), n=len(values))
+    return mean_of(values, cluster)
 
 
 def selective_scores(outcomes: Outcomes, coverages: Sequence[float]) -> dict[str, Score]:
@@ -189,57 +189,63 @@ def selective_scores(outcomes: Outcomes, coverages: Sequence[float]) -> dict[str
                             (Geifman et al. 2019, arXiv:1805.08206)
     """
     curve = resampled_curves(outcomes, coverages)
-    best = ideal_area(float(outcomes.correct.mean()), len(outcomes))
-    names = [f"accuracy_at_{coverage:g}" for coverage in coverages]
-    lo, hi = np.quantile(curve[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) if len(curve) > 1 else (None, None)
-
-    def score(column: int, shift: float = 0.0, sign: int = 1) -> Score:
-        """shift + sign * the value of a column, with its interval."""
-        value = shift + sign * float(curve[0, column])
-        if lo is None or hi is None:
-            return Score(value, n=len(outcomes))
-        bounds = sorted(shift + sign * float(bound[column]) for bound in (lo, hi))
-        return Score(value, bounds[0], bounds[1], len(outcomes))
-
-    scores = {name: score(i, 1.0, -1) for i, name in enumerate(names)}
-    return scores | {"aurc": score(len(names)), "excess_aurc": score(len(names), -best)}
-
-
-def ideal_area(accuracy: float, items: int) -> float:
-    """The area under the risk-coverage curve where all right answers come before all wrong ones."""
-    right = round(accuracy * items)
-    at = np.arange(1, items + 1)
-    return float((np.maximum(0, at - right) / at).mean())
+    curve[:, : len(coverages)] = 1 - curve[:, : len(coverages)]
+    names = [*(f"accuracy_at_{coverage:g}" for coverage in coverages), "aurc", "excess_aurc"]
+    values, count = dict(zip(names, curve[0].tolist(), strict=True)), len(outcomes)
+    if len(curve) < 2:
+        return {name: Score(value, n=count) for name, value in values.items()}
+    lo, hi = np.quantile(curve[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).tolist()
+    return {name: Score(values[name], lo[i], hi[i], count) for i, name in enumerate(names)}
 
 
 def resampled_curves(
     outcomes: Outcomes, coverages: Sequence[float], resamples: int = RESAMPLES // 4
 ) -> Float[np.ndarray, "draws values"]:
-    """Selective risk at each coverage, and the area under the curve: of all items first, then of resamples.
+    """The values of `curve_values`: of all items first, then of resamples.
 
     There are no resamples where all items are of one cluster.
     """
-    order, errors = expected_errors(outcomes)
-    cluster = outcomes.cluster[order]
+    order = np.argsort(-outcomes.confidence, kind="stable")
+    _, ties = np.unique(-outcomes.confidence[order], return_index=True)
+    errors, cluster = 1 - outcomes.correct[order], outcomes.cluster[order]
     clusters = int(cluster.max()) + 1
-    parts = [curve_values(np.ones((1, len(errors))), errors, coverages)]
+    parts = [curve_values(np.ones((1, len(errors))), errors, ties, coverages)]
     if clusters > 1:
         drawn = cluster_weights(clusters, resamples, len(errors))
-        parts += [curve_values(weights[:, cluster], errors, coverages) for weights in drawn]
+        parts += [curve_values(weights[:, cluster], errors, ties, coverages) for weights in drawn]
     return np.concatenate(parts)
 
 
 def curve_values(
-    weights: Float[np.ndarray, "draws rows"], errors: Float[np.ndarray, "rows"], coverages: Sequence[float]
+    weights: Float[np.ndarray, "draws rows"],
+    errors: Float[np.ndarray, "rows"],
+    ties: Int[np.ndarray, "_"],
+    coverages: Sequence[float],
 ) -> Float[np.ndarray, "draws values"]:
-    """Risk at each coverage, and the area under the curve, of weighted items with the most confident one first."""
-    answered = weights.cumsum(1)
-    risks = (weights * errors).cumsum(1) / np.maximum(answered, 1e-12)
-    total = answered[:, -1:]
-    area = (weights * risks).sum(1) / total[:, 0]
-    last = [(answered < coverage * total - 1e-9).sum(1).clip(max=len(errors) - 1) for coverage in coverages]
-    at = [np.take_along_axis(risks, index[:, None], 1)[:, 0] for index in last]
-    return np.stack([*at, area], 1)
+    """Risk at each coverage, the area under the curve, and the area less the least one that the accuracy allows.
+
+    weights  how often each item is in each draw, the most confident item first
+    ties     the first item of each confidence; items of equal confidence are in random order, so that the risk behind
+             any of them counts the mean error of all of them in the draw
+    """
+    counts, wrong = (np.add.reduceat(values, ties, 1) for values in (weights, weights * errors))
+    answered, mistakes = counts.cumsum(1), wrong.cumsum(1)
+    means, total = wrong / np.maximum(counts, 1), answered[:, -1]
+    # The risk behind item k of a tie is (mistakes + (k - answered) mean) / k, with both as they are behind the tie.
+    constant = mistakes - answered * means
+    harmonic = np.concatenate([[0], (1 / np.arange(1, total.max() + 1)).cumsum()])
+    ends, starts = (places.astype(np.int64) for places in (answered, answered - counts))
+    area = (wrong + constant * (harmonic[ends] - harmonic[starts])).sum(1) / total
+    # All right answers before all wrong ones: the risk behind item k is 0, and from k = right on 1 - right / k.
+    size, right = total.astype(np.int64), np.round(total - mistakes[:, -1]).astype(np.int64)
+    least = (size - right - right * (harmonic[size] - harmonic[right])) / total
+    risks = []
+    for coverage in coverages:
+        item = np.maximum(np.ceil(coverage * total - 1e-9), 1)
+        at = (answered < item[:, None]).sum(1)[:, None]
+        slope, shift = (np.take_along_axis(values, at, 1)[:, 0] for values in (means, constant))
+        risks.append(slope + shift / item)
+    return np.stack([*risks, area, area - least], 1)
 
 
 def reliability_rows(outcomes: Outcomes, bins: int) -> list[Json]:

@@ -24,7 +24,7 @@ from kleiber.evals.degeneration.repetition import (
     self_bleu,
 )
 from kleiber.evals.degeneration.texts import KINDS, Texts, Tokens, counts_words, decode, mark_repeats, read_texts, split
-from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score, proportion_score
 from kleiber.models.generate import generate
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
@@ -162,7 +162,7 @@ class Degeneration(Evaluation):
             for units, ids in zip(texts.units, texts.tokens.tolist(), strict=True)
         ]
         scores["longest_repeat"] = mean_score([float(longest_repeat(sample)) for sample in texts.units])
-        scores["loop_rate"] = mean_score(loops)
+        scores["loop_rate"] = proportion_score(loops)
         scores["self_bleu_4"] = mean_score(self_bleu(texts.units))
         scores["entropy"] = mean_score(self._entropies(subject, texts).numpy())
         scores["unigram_kl"] = unigram_kl(texts.units, corpus)

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from kleiber.data.chat import Turn, encode_prompt
 from kleiber.data.evaluation_sets import INSTRUCTIONS, DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.instructions.checks import follows
 from kleiber.models.generate import generate, left_padded
 from kleiber.types import Count, Json, Natural, Row
@@ -146,11 +146,14 @@ def following(requests: Sequence[Request], passed: Bool[np.ndarray, "requests an
         )
     asked = passed.diagonal().astype(np.float64)
     unasked = (passed & others).sum(axis=1) / others.sum(axis=1)
-    values = {"accuracy": asked, "unasked": unasked, "lift": asked - unasked}
+    values = {
+        "accuracy": (proportion_score, asked), "unasked": (proportion_score, unasked),
+        "lift": (mean_score, asked - unasked),
+    }  # fmt: skip
     kinds = np.array([request.kind for request in requests])
-    scores = {metric: mean_score(value) for metric, value in values.items()}
+    scores = {metric: score(value) for metric, (score, value) in values.items()}
     for kind in dict.fromkeys(kinds.tolist()):
-        scores |= {f"{kind}/{metric}": mean_score(value[kinds == kind]) for metric, value in values.items()}
+        scores |= {f"{kind}/{metric}": score(value[kinds == kind]) for metric, (score, value) in values.items()}
     return scores
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, ratio_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score, ratio_score
 from kleiber.evals.likelihood import pass_tokens
 from kleiber.evals.patching.pairs import PROMPTS, SENTENCES, PatchingPair, collate, read_pairs
 from kleiber.evals.patching.patch import Patcher, num_heads, sites
@@ -71,7 +71,7 @@ class Patching(Evaluation):
             rows = data.rows(subject.limit)
             read = read_pairs(subject.tokenizer, rows, self.prefix, subject.model.context)
             usable = [pair for pair in read if pair is not None]
-            scores[data.name] = {"equal_length": mean_score([pair is not None for pair in read])}
+            scores[data.name] = {"equal_length": proportion_score([pair is not None for pair in read])}
             if usable:
                 scores[data.name] |= restored(self.values(subject, usable[: self.pairs], data.name))
         if all(of_data["equal_length"].value == 0 for of_data in scores.values()):
@@ -139,7 +139,7 @@ def restored(values: Values) -> Scores:
     """The restored share of each patch, over the pairs whose clean text is likelier; no patch without such a pair."""
     gaps = values["clean"] - values["corrupted"]
     kept = gaps > 0
-    scores = {"difference": mean_score(gaps), "clean_is_likelier": mean_score(kept)}
+    scores = {"difference": mean_score(gaps), "clean_is_likelier": proportion_score(kept)}
     for patch, patched in values.items():
         use = kept & ~np.isnan(patched)
         if patch not in ("clean", "corrupted") and use.any():

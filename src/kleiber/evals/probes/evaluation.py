@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.data.evaluation_sets import TEXT, DataSet
-from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.probes.features import FEATURES, Feature, control_labels, token_texts
 from kleiber.evals.probes.probe import correct_on_held_out
 from kleiber.evals.streams import num_layers, read_streams
@@ -166,7 +166,7 @@ class Probes(Evaluation):
                 control = control_labels(items.types, labels, self.seed)
                 counts = np.bincount(labels[training.numpy()])
                 majority = labels[~training.numpy()] == counts.argmax()
-                scores[f"{feature}/majority"] = mean_score(means_of_texts(majority, held_out))
+                scores[f"{feature}/majority"] = proportion_score(means_of_texts(majority, held_out))
                 for layer, vectors in zip(layers, items.vectors, strict=True):
                     accuracy, memorized = (
                         means_of_texts(
@@ -175,8 +175,8 @@ class Probes(Evaluation):
                         )
                         for task in work.track((labels, control))
                     )
-                    scores[f"{feature}/layer{layer}/accuracy"] = mean_score(accuracy)
-                    scores[f"{feature}/layer{layer}/control"] = mean_score(memorized)
+                    scores[f"{feature}/layer{layer}/accuracy"] = proportion_score(accuracy)
+                    scores[f"{feature}/layer{layer}/control"] = proportion_score(memorized)
                     scores[f"{feature}/layer{layer}/selectivity"] = mean_score(accuracy - memorized)
         return scores
 

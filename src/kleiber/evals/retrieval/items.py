@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.evaluation import Score, Scores, Subject, mean_score
+from kleiber.evals.evaluation import Score, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.likelihood import encode_pairs
-from kleiber.evals.perplexity import bits_per_byte, bytes_per_target
+from kleiber.evals.perplexity import bytes_per_target
 from kleiber.evals.retrieval.datastore import cut_windows
 from kleiber.evals.retrieval.in_context import Piece, answer_pieces, text_pieces
 from kleiber.evals.retrieval.scoring import ScoredRow, Targets
-from kleiber.evals.text_loss import TextLosses
+from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score
 from kleiber.types import Row
 from kleiber.types.tokenizer import Tokenizer
 
@@ -36,7 +37,8 @@ class Items:
     rows    token ids with their targets; the targets of a table are its answers
     pieces  of rows, which are scored together with retrieved text
     count   number of samples or of rows of the table
-    bytes_per_target  of a text; None where a loss per byte has no meaning, and of a table
+    token_bytes  of a text: bytes of each token of the vocabulary, scaled to those that the text has; None where a loss
+                 per byte has no meaning, and of a table
     """
 
     name: str
@@ -44,7 +46,7 @@ class Items:
     pieces: Sequence[Piece]
     count: int
     is_table: bool
-    bytes_per_target: float | None = None
+    token_bytes: Float[np.ndarray, "vocab"] | None = None
 
 
 def read_items(subject: Subject, data: DataSet, stride: int, query_tokens: int, retrieved: int = 0) -> Items:
@@ -73,8 +75,11 @@ def text_items(subject: Subject, data: DataSet, stride: int, query_tokens: int) 
         for index in [np.arange(start, min(start + subject.rows, len(held_out)))]
         for window, scored in cut_windows(held_out.gather(index), index.tolist())
     ]
-    size = bytes_per_target(subject.objective_of(data.name), held_out)
-    return Items(data.name, rows, text_pieces(rows, stride, query_tokens), len(held_out), False, size)
+    size, sizes = bytes_per_target(subject.objective_of(data.name), held_out), None
+    if size is not None:
+        counted = subject.tokenizer.token_bytes[np.concatenate([row.ids[row.scored] for row in rows])]
+        sizes = subject.tokenizer.token_bytes * (size / counted.mean())
+    return Items(data.name, rows, text_pieces(rows, stride, query_tokens), len(held_out), False, sizes)
 
 
 def table_items(subject: Subject, data: DataSet, columns: tuple[str, str], retrieved: int) -> Items:
@@ -123,15 +128,17 @@ def scores_of(
     if not items.is_table:
         losses = TextLosses(nats[kept].tolist(), counts[kept].tolist())
         scores = {"loss": losses.score()}
-        if items.bytes_per_target is not None:
-            scores["bits_per_byte"] = losses.score(bits_per_byte(1.0, items.bytes_per_target))
+        if items.token_bytes is not None:
+            sizes = by_item(numbers, items.token_bytes[targets.ids.numpy()[reported]])
+            bits = resampled_ratios(nats[kept] / math.log(2), sizes[kept])
+            scores["bits_per_byte"] = resampled_score(bits, losses.num_targets, int(kept.sum()))
         if plain is not None:
             change = by_item(numbers, (plain.log_probs - log_probs).numpy()[reported])
             scores["difference"] = TextLosses(change[kept].tolist(), counts[kept].tolist()).score()
         return scores
     assert greedy is not None
     right = all_right(numbers, greedy.numpy()[reported])[kept]
-    scores = {"exact_match": mean_score(right), "log_prob": mean_score(-nats[kept])}
+    scores = {"exact_match": proportion_score(right), "log_prob": mean_score(-nats[kept])}
     if plain is not None:
         before = all_right(numbers, plain.greedy.numpy()[reported])[kept]
         scores["difference"] = mean_score(right - before)
@@ -160,4 +167,4 @@ def share_with_answer(
         row = items.rows[piece.row]
         answer = tokenizer.decode(row.ids[row.scored].tolist()).strip()
         hits.append(bool(answer) and answer in tokenizer.decode(text.tolist()))
-    return mean_score(np.array(hits)[numbers])
+    return proportion_score(np.array(hits)[numbers])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
-from kleiber.evals.evaluation import Score, Scores, mean_score
+from kleiber.evals.evaluation import Score, Scores, proportion_score
 from kleiber.evals.retrieval.datastore import Hashes, StoreText, n_gram_hashes, overlap
 from kleiber.evals.retrieval.items import Items, scores_of
 from kleiber.evals.retrieval.knn import Retrieved, Setting, most_probable
@@ -55,7 +55,7 @@ class Measured:
         flags = np.zeros(self.items.count, bool)
         for row in self.items.rows:
             flags[row.item] |= len(overlap(n_gram_hashes(row.ids, length), shared)) > 0
-        self.scores["contamination"] = mean_score(flags)
+        self.scores["contamination"] = proportion_score(flags)
 
 
 def knn_scores(model: Model, part: Measured, targets: Retrieved, setting: Setting) -> Scores:
