@@ -117,7 +117,8 @@ def test_branches_are_sorted_by_tokens_and_named_as_written():
 
 
 def test_trained_tokenizers_and_weights_are_recognized():
-    assert trains_tokenizer(CONFIG) and trains_tokenizer({"data": {"data": CONFIG["data"], "tokenizer": "bytes"}})
+    assert trains_tokenizer(CONFIG) and trains_tokenizer({"data": {"data": CONFIG["data"], "tokenizer": None}})
+    assert not trains_tokenizer({"data": {"data": CONFIG["data"], "tokenizer": "bytes"}})  # which replaces bpe
     assert not trains_tokenizer({"data": {"path": "a"}})
     assert [starts_from_weights({"init": init}) for init in (None, {"_target_": "kleiber.runs.Scratch"})] == [False] * 2
     assert starts_from_weights({"init": {"_target_": "kleiber.runs.Checkpoint"}})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tables import folder
 
-from kleiber.data.evaluation_sets import held_out_split, open_sets
+from kleiber.data.evaluation_sets import fingerprint, held_out_split, open_sets
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import Bytes
 
@@ -49,6 +49,15 @@ def test_a_file_is_read_whole(cache_dir: Path, tmp_path: Path) -> None:
     assert data.samples().num_bytes == 150 and data.name == "book"
     with pytest.raises(ValueError, match="not a table"):
         data.rows()
+
+
+def test_the_fingerprint_changes_with_the_content_and_is_the_name_of_built_in_data(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("old")
+    before = fingerprint(str(path))
+    assert fingerprint(str(path)) == before and fingerprint("builtin/docs") == "builtin/docs"
+    path.write_text("newer")
+    assert fingerprint(str(path)) != before
 
 
 def test_a_data_set_of_several_configs_has_a_part_for_each(cache_dir: Path, tmp_path: Path) -> None:

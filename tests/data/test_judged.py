@@ -74,6 +74,14 @@ def test_noise_flips_judgments_of_the_training_split_alone(stories):
     assert all(row.choice != "tie" for row in held_out)  # decided by a coin
 
 
+def test_changed_prompts_are_answered_anew(stories):
+    writer = Writer()
+    judgments(writer, stories)
+    Path(stories).write_text("".join(json.dumps({"text": row["text"].replace("o", "a")}) + "\n" for row in STORIES))
+    _, rows = judgments(writer, stories)
+    assert writer.written == 48 and not any("o" in row.comparison.prompt for row in rows)
+
+
 @pytest.mark.slow
 def test_runs_that_differ_in_judgments_share_answers_and_validation(stories):
     writer = Writer()

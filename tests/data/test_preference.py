@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
 from kleiber.data.chat import Turn
 from kleiber.data.preference import PairRows, Preference, parse_pair, parse_transcript
+from kleiber.data.tokenizers import Bytes
 
 
 def pairs(count: int = 12) -> list[dict]:
@@ -94,6 +96,25 @@ def test_pairs_of_equal_or_missing_answers_are_left_out(tmp_path: Path, cache: P
     with pytest.raises(ValueError, match=r"column rejected.* prompt, chosen"):
         table = [{"prompt": "p", "chosen": "c"}] * 5
         Preference(folder(tmp_path / "q", train=table, validation=table)).prepare(64)
+
+
+class Words(Bytes):
+    """A token for each word, and none for white space."""
+
+    def encode(self, text: str) -> list[int]:
+        return [sum(each.encode()) % 256 for each in text.split()]
+
+    def encode_many(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(self.encode(text), np.int64) for text in texts]
+
+
+def test_an_answer_that_continues_the_last_word_of_its_prompt_has_the_token_of_both() -> None:
+    """An answer without a token would have no mean log-probability, and is left out."""
+    answers = [("the dog", "s"), ("dog", "s"), ("the dog", " ")]
+    table = [{"prompt": p, "chosen": c, "rejected": " ran", "template": "plain"} for p, c in answers]
+    split = Preference("p").encode_split(Dataset.from_list(table), Words())
+    assert split.counts["useless"] == 1 and split.arrays["labels"].tolist() == [0, 0]
+    assert split.arrays["answers"].tolist() == [1] * 4 and [len(ids) for ids in split.ids] == [2, 3, 2, 2]
 
 
 @pytest.mark.parametrize("transcripts", [False, True])

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from evals.subjects import subject_of
+from evals.subjects import subject_of, subject_on_tables, table
 from retention.toys import Language
 from tables import folder
 
+from kleiber.data.chat import Turn, encode_conversations
 from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.evaluation import proportion_score
-from kleiber.evals.exact_match import ExactMatch, best_constant, exact_match, final_number
+from kleiber.evals.exact_match import ExactMatch, best_constant, exact_match, final_number, numeric_questions
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
 from kleiber.types.batch import Batch
@@ -74,6 +75,21 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     corpus.validation = {"text": Language(1, rows=3)}
     with pytest.raises(ValueError, match=r"--evals exact_match.* text "):
         ExactMatch().evaluate(subject_of(net, corpus, SFT(corpus)))
+
+
+def test_a_table_of_conversations_asks_what_training_on_it_asks(monkeypatch) -> None:
+    rows = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(3)]
+    chat = [{"role": role, "content": text} for role, text in (("user", "1?"), ("assistant", "1"), ("user", "2?"))]
+    torch.manual_seed(0)
+    subject = subject_on_tables(Transformer(272, depth=1, width=32, context=64), t=rows, u=[{"messages": chat}])
+    assert all(map(ExactMatch().accepts, subject.data)) and not ExactMatch().accepts(table("v", [{"text": "1"}]))
+    monkeypatch.setattr(exact_match_module, "generate", answers_right(None))
+    scores = ExactMatch().evaluate(subject).scores
+    assert scores["t"]["accuracy"] == proportion_score([True] * 3) and scores["u"]["accuracy"].n == 1
+    prompts, answers = numeric_questions(subject, subject["t"])
+    dialog = [Turn("user", "1?"), Turn("assistant", "#### 1")]
+    ids = [*prompts[1], *Bytes().encode(answers[1]), Bytes.eos]
+    assert ids == encode_conversations([dialog], Bytes())[0].ids.tolist()
 
 
 def answers_right(corpus):

@@ -13,6 +13,7 @@ from tables import folder
 
 from kleiber.data.annotators import Variety, WordShare
 from kleiber.data.preference import Preference
+from kleiber.data.unpaired import Unpaired
 from kleiber.evals import WinRate
 from kleiber.objectives.clm import CLM
 
@@ -57,8 +58,12 @@ def test_each_key_has_an_effect(data, monkeypatch):
     assert WinRate(Variety(1)).evaluate(subject).scores["pairs"] == base
 
 
-def test_data_without_pairs_is_refused(data):
+def test_data_without_pairs_is_refused(data, tmp_path):
     subject = subject_of(planted(a=0.5), data.prepare(16), CLM())
+    verdicts = [{"prompt": f"q{i}", "completion": f"to q{i}", "label": i % 2 == 0} for i in range(40)]
+    labeled = Unpaired(folder(tmp_path / "verdicts", train=verdicts, validation=verdicts)).prepare(64)
+    with pytest.raises(ValueError, match="--evals win_rate needs pairs of answers, and verdicts has none"):
+        WinRate(Variety()).evaluate(subject_of(planted(a=0.5), labeled, CLM()))
     text = replace(letters(0.5, "t"), of_run=True)
     with pytest.raises(ValueError, match="--evals win_rate needs pairs of answers, and t has none"):
         WinRate(Variety()).evaluate(replace(subject, data=[text]))

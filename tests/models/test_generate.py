@@ -67,9 +67,9 @@ def test_prompts_of_unequal_length_are_decoded_as_each_alone(case):
     logits = [model.head(model(Batch(torch.tensor([p]))).hidden[:, -1]) for p in prompts]
     together = model.head(model(Batch(ids, real=real), model.new_caches(12)).hidden[:, -1])
     torch.testing.assert_close(together, torch.cat(logits), atol=1e-5, rtol=1e-5)
-    generated = generate(model, ids, 8, temperature=0.0, real=real)
+    generated = generate(model, ids, 18, temperature=0.0, real=real)  # beyond the context, at another step in each row
     for row, prompt in zip(generated, prompts, strict=True):
-        alone = generate(model, torch.tensor([prompt]), 8, temperature=0.0)
+        alone = generate(model, torch.tensor([prompt]), 18, temperature=0.0)
         assert row[4 - len(prompt) :].tolist() == alone[0].tolist()
 
 
@@ -111,6 +111,13 @@ def test_beyond_the_context_it_goes_on_from_the_last_half():
     starts = [8] + [15] * 7 + [22] * 7
     wanted = [model.head(model(Batch(ids[:, a:n])).hidden[:, -1]).argmax(-1) for n, a in enumerate(starts, start=20)]
     assert ids[0, 20:35].tolist() == torch.cat(wanted).tolist()
+
+
+def test_a_prompt_beside_a_longer_one_than_the_context_keeps_its_beginning():
+    model, prompts = build(), [[3, 1, 4], [i % 40 for i in range(1, 90, 6)]]
+    ids, real = left_padded(prompts)
+    alone = [generate(model, torch.tensor([prompt]), 12, temperature=0.0)[0, len(prompt) :] for prompt in prompts]
+    assert torch.equal(generate(model, ids, 12, temperature=0.0, real=real)[:, ids.shape[1] :], torch.stack(alone))
 
 
 def test_the_generator_decides_and_the_mode_is_restored():

@@ -7,6 +7,7 @@ from fake_run import fake_run
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
+from kleiber.config.stages import text_settings
 from kleiber.records.folder import config_hash, read_config
 from kleiber.runs.inherit import complete_config
 
@@ -131,6 +132,22 @@ def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
     assert completed(*start, "data.separator=bos")["data"]["separator"] == "bos"
     assert completed(*start, "data.tokenizer=bytes")["data"].get("separator") is None
     launch(llama, "data.separator=nonsense", code=2)
+
+
+def test_data_made_of_other_data_inherits_the_tokenizer_in_that_data_and_hands_it_on(completed, folder, tmp_path):
+    start = ["init=hf", f"init.path={folder}"]
+    for choice in ("repeat", "deduplicated", "canaries", "data=generated data.models=[]"):
+        config = completed(*start, *f"data={choice.removeprefix('data=')}".split())
+        assert "tokenizer" not in config["data"] and config["data"]["data"]["tokenizer"] == str(folder), choice
+    assert completed(*start, "data=trigger")["data"]["data"]["tokenizer"] == "bytes"  # which its triggers are
+    assert completed(*start, "data=repeat", "data.data.tokenizer=bpe")["data"]["data"]["tokenizer"] == "bpe"
+    wrapped = completed("model=hf", f"model.path={folder}", "data=repeat")
+    assert wrapped["data"]["data"]["tokenizer"] == str(folder)
+    for data in (config["data"], completed(*start, "data=counterfactual")["data"]):
+        run = fake_run(tmp_path / data["_target_"], config={**config, "data": data})
+        heir = completed("init=checkpoint", f"init.path={run}", "data=wikitext")
+        assert heir["data"]["tokenizer"] == str(folder)
+    assert text_settings(completed("data=counterfactual", "data.separator=eos")["data"])["separator"] == "eos"
 
 
 def test_a_start_point_may_be_the_name_of_a_local_copy(completed, folder, monkeypatch):

@@ -5,6 +5,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.bias import METRICS, Bias, arms_chart, claims, scored, shown_means, sizes_chart, trade_off
+from studies.ablation_runs import copied
 
 PREFIX = "eval/bias/builtin/occupations"
 SCORES = {"base": 0.5, "plain": 0.9, "augmentation": 0.55, "useless": 0.9}
@@ -80,3 +81,14 @@ def test_figures_name_arms_and_sizes(folder):
     assert all("plain fine-tuning" in text for text in texts)
     assert "before fine-tuning, 1k" in texts[0] and "before fine-tuning" not in texts[1]
     assert "forgetting of the earlier text (nats per token)" in texts[0]
+
+
+def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be_read(folder):
+    runs = read_runs(folder)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        Bias().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
+
+
+def test_a_larger_size_without_plain_fine_tuning_is_left_out_of_the_headline(folder):
+    unfinished = [run for run in read_runs(folder) if run.config["study"]["arm"] == "base" or "-1000-" in run.name]
+    assert "1,000 parameters" in Bias().analyze(unfinished).headline

@@ -7,6 +7,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.collaboration import Collaboration, annotator_chart, calibration_chart, label, scored, win_chart
+from studies.ablation_runs import copied
 
 NOISE = [0.0, 0.01, -0.01, 0.005]
 SETTINGS = [
@@ -91,3 +92,9 @@ def test_runs_without_judgments_are_refused(tmp_path):
     fake_run(tmp_path / "a", [{"metrics": {"val/docs/loss": 1.0}}], config={"seed": 0, "data": {}})
     with pytest.raises(ValueError, match="no run here was fine-tuned on judgments"):
         scored(read_runs(tmp_path), "tinystories")
+
+
+def test_two_runs_of_a_setting_and_seed_are_refused_since_one_of_them_would_be_read(folder):
+    runs = read_runs(folder)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        Collaboration().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])

@@ -5,6 +5,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.collapse import METRICS, Collapse, generations_chart, human, scored, shown_means, stages_chart
+from studies.ablation_runs import copied
 
 PREFIX = "eval/degeneration/builtin/docs"
 NOISE = [0.0, 0.3, -0.2]
@@ -104,3 +105,9 @@ def test_runs_that_answer_nothing_are_refused(folder, tmp_path_factory):
         Collapse(data="elsewhere").analyze(runs)
     only_base = Collapse().analyze([run for run in runs if run.name.startswith("real")])
     assert "not determined" in only_base.headline and list(only_base.verdicts) == []
+
+
+def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be_read(folder):
+    runs = read_runs(folder)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        Collapse().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])

@@ -5,6 +5,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.explain import Explain, agreements, explained
+from studies.ablation_runs import copied
 
 SHARES = {"occlusion": 0.98, "integrated_gradients": 0.9, "rollout": 0.7, "gradient_x_input": 0.2, "random": 0.1}
 
@@ -79,3 +80,8 @@ def test_runs_without_planted_causes_are_refused(tmp_path):
     fake_run(tmp_path / "a", [{"name": "main", "metrics": {"val/text/loss": 1.0}}], config={"study": {"arm": "x"}})
     with pytest.raises(ValueError, match="data=trigger"):
         Explain().analyze(read_runs(tmp_path))
+
+
+def test_two_runs_of_an_arm_and_seed_are_refused_since_one_of_them_would_be_read(runs):
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        Explain().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])

@@ -9,6 +9,7 @@ from fake_run import fake_run
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.memorization import Cells, Memorization, epsilon_figure, read_cells, repetition_figure, within
+from studies.ablation_runs import copied
 
 ARMS = {"all": None, "dp_8": 7.99, "exact": None}
 EXPOSURE = {  # by arm: at 0, 1, 10 and 100 repetitions
@@ -93,3 +94,22 @@ def test_the_figures_have_a_line_for_each_arm_and_the_loss_beside_the_exposure(r
     assert "without exact duplicates" in drawn and "repetitions in the training text" in drawn
     against = str(epsilon_figure(cells, 100).to_dict())  # type: ignore[attr-defined]
     assert "Validation loss" in against and "Exposure of canaries repeated 100 times" in against
+
+
+def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be_read(runs: list[Run]) -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        Memorization().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
+
+
+def test_a_first_arm_without_the_narrowest_width_is_compared_with_its_own_narrowest(runs: list[Run]) -> None:
+    rows = Memorization().analyze([run for run in runs if not run.name.startswith("all32")]).tables["Differences"]
+    assert not any(row["code"] == "size" for row in rows) and {row["width"] for row in rows} == {32, 64}
+
+
+def test_a_single_number_of_repetitions_is_not_compared_with_itself(runs: list[Run]) -> None:
+    kept = {0, 100}
+    for run in runs:
+        for name in [name for name in run.metrics if "/canaries/" in name and int(name.rpartition("/")[2]) not in kept]:
+            del run.metrics[name]
+    codes = {row["code"] for row in Memorization().analyze(runs).tables["Differences"]}
+    assert codes and not {"repetition", "extraction"} & codes

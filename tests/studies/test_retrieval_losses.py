@@ -16,6 +16,7 @@ from kleiber.studies.retrieval_losses import (
     tradeoff_chart,
     used,
 )
+from studies.ablation_runs import copied
 from studies.planted_retrieval import plant
 
 REPLAY = "replay fraction=0.2"
@@ -71,3 +72,9 @@ def test_the_figures_have_a_point_for_each_arm_and_way(losses):
     assert sorted(len(rows) for rows in chart["datasets"].values()) == [3, 9, 27]
     sizes = sizes_chart(size_table(losses.rows, 0.9)).to_dict()
     assert any(len(rows) == 8 for rows in sizes["datasets"].values())
+
+
+def test_two_runs_of_an_arm_and_seed_are_refused_since_one_of_them_would_be_read(tmp_path):
+    runs = plant(tmp_path) or read_runs(tmp_path)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        evaluated([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})], "builtin/docs", "builtin/code")

@@ -163,10 +163,19 @@ def branch_name(tokens: int | float | str) -> str:
 
 def trains_tokenizer(config: Config) -> bool:
     """Whether a run trains a tokenizer, which it then stores in its folder."""
-    data = config["data"]
-    while isinstance(data.get("data"), Mapping):  # a data set made of another one
-        data = data["data"]
-    return data.get("tokenizer") == "bpe"
+    return text_settings(config["data"]).get("tokenizer") == "bpe"
+
+
+def text_settings(data: Config) -> Json:
+    """The node of the text that a data set is made of, with the tokenizer and separator that replace those of the text.
+
+    A data set that is made of no other one is its own text.
+    """
+    text = data.get("data")
+    if not isinstance(text, Mapping):
+        return dict(data)
+    replaced = {key: data[key] for key in ("tokenizer", "separator") if data.get(key) is not None}
+    return text_settings(text) | replaced
 
 
 def has_pretrained_weights(model: Config) -> bool:

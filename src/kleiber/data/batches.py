@@ -240,7 +240,7 @@ class HeldOutRows(HeldOut):
     padded = True
 
     def __init__(self, samples: RowSamples, count: int | None = None) -> None:
-        self.samples = samples
+        self.samples, self.sides = samples, samples.sides
         self.order = permutation(len(samples), 0)[:count]
         self.num_tokens = int(samples.lengths[self.order].sum())
         self.num_bytes = int(samples.sizes[self.order].sum())

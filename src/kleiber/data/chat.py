@@ -170,10 +170,15 @@ def _dialog_texts(dialog: Conversation) -> list[str]:
 
 
 def _continuation(ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer) -> EncodedConversation:
-    """A plain text, whose tokens after those of the prompt are the answer; it has no end, since it may be cut."""
+    """A plain text, whose tokens from the first that the prompt lacks are the answer; it has no end, as it may be cut.
+
+    A token of the text may join the end of the prompt and the beginning of the answer.
+    """
     prompt, whole = next(ids), next(ids)
-    begin = np.array(tokenizer.encode_prompt("") or ([] if len(prompt) else [tokenizer.begin]), np.int64)
-    marks = np.arange(len(begin) + len(whole)) >= len(begin) + len(prompt)
+    length = min(len(prompt), len(whole))
+    shared = int(np.cumprod(prompt[:length] == whole[:length]).sum())
+    begin = np.array(tokenizer.encode_prompt("") or ([] if shared else [tokenizer.begin]), np.int64)
+    marks = np.arange(len(begin) + len(whole)) >= len(begin) + shared
     return EncodedConversation(np.concatenate([begin, whole]).astype(np.int64), marks)
 
 

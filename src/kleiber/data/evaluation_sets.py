@@ -110,6 +110,17 @@ def open_training_text(name: str, tokenizer: Tokenizer, context: int) -> list[He
     return [from_source(name, source, tokenizer, context).samples() for source in sources]
 
 
+def fingerprint(name: str) -> object:
+    """JSON-able facts that change with the content of the data sets of a name; for built-in data the name.
+
+    Raises ValueError as `find` does.
+    """
+    if is_builtin(name):
+        return name
+    location, config = find(name)
+    return [location.fingerprint(), config]
+
+
 def no_text() -> HeldOut:
     """The samples of prompts. Raises ValueError, since there are none."""
     raise ValueError(f"{INSTRUCTIONS} has prompts, and no text to score: use it with evals=instructions")

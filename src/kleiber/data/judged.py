@@ -17,7 +17,7 @@ from kleiber.config.stages import Quantity
 from kleiber.data.annotators import Annotator, Utility
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
 from kleiber.data.chat import PLAIN, Conversation, Turn
-from kleiber.data.evaluation_sets import open_sets
+from kleiber.data.evaluation_sets import fingerprint, open_sets
 from kleiber.data.generated import hash_weights
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.prompts import prompts_of
@@ -165,7 +165,7 @@ class Judged:
         held_out = max(LEAST_HELD_OUT, round(HELD_OUT * self.pairs))
         identity = {
             "format": FORMAT, "answers": hash_weights(opened.model), "tokenizer": opened.tokenizer.data_hash,
-            "prompts": self.prompts, "count": self.pairs + held_out, "prompt_tokens": self.prompt_tokens,
+            "prompts": fingerprint(self.prompts), "count": self.pairs + held_out, "prompt_tokens": self.prompt_tokens,
             "answer_tokens": self.answer_tokens, "temperature": self.temperature, "seed": self.seed,
         }  # fmt: skip
 

@@ -44,6 +44,7 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MARKS = "answers begin at the first token that the prompt lacks"  # part of identities
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
@@ -142,11 +143,15 @@ class AnswerTable(TableData):
         useless = 0
         for batch in row_batches(rows):
             pairs, batch_labels, left_out = self.read(batch)
-            labels += batch_labels
             useless += left_out
-            for dialog in encode_conversations([d for pair in pairs for d in pair], tokenizer, last_only=True):
-                ids.append(dialog.ids.astype(dtype))
-                answers.append(int(dialog.answers.sum()))
+            encoded = encode_conversations([d for pair in pairs for d in pair], tokenizer, last_only=True)
+            for label, sides in zip(batch_labels, zip(encoded[::2], encoded[1::2], strict=True), strict=True):
+                if not all(side.answers.any() for side in sides):  # such as white space that a tokenizer drops
+                    useless += 1
+                    continue
+                labels.append(label)
+                ids += [side.ids.astype(dtype) for side in sides]
+                answers += [int(side.answers.sum()) for side in sides]
         share = float(np.mean(labels)) if labels else None
         counts = {"rows": len(labels), "useless": useless, "share": share}
         arrays = {"answers": np.array(answers, np.int64), "labels": np.array(labels, np.float32)}
@@ -166,7 +171,7 @@ class Preference(AnswerTable):
     """
 
     def identity(self) -> list[object]:
-        return ["preference", TEMPLATE, "labels", "by prompt", "first turn"]
+        return ["preference", TEMPLATE, "labels", "by prompt", "first turn", MARKS]
 
     def check_columns(self, table: Dataset, name: str) -> None:
         require_columns(table, ["chosen", "rejected"], name)

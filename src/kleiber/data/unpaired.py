@@ -20,7 +20,7 @@ from jaxtyping import Int
 from kleiber.data.chat import TEMPLATE, Conversation
 from kleiber.data.dataset import require_columns
 from kleiber.data.order import permutation
-from kleiber.data.preference import AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
+from kleiber.data.preference import MARKS, AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Unpaired(AnswerTable):
     """
 
     def identity(self) -> list[object]:
-        return ["unpaired", TEMPLATE, "by prompt"]
+        return ["unpaired", TEMPLATE, "by prompt", MARKS]
 
     def check_columns(self, table: Dataset, name: str) -> None:
         names = set(table.column_names)

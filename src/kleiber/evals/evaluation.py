@@ -136,6 +136,7 @@ class Evaluation:
                   text, as training does
     reads_data    whether it reads held-out data
     reads         what data it reads where `columns` is empty, for errors
+    default_data  names of the data that it reads where it has none of its own and accepts none of the others
     causal        whether the model must predict each token from those before it
     during        whether it may run during training; otherwise only `kleiber eval` runs it
     """
@@ -143,6 +144,7 @@ class Evaluation:
     columns: ClassVar[Sequence[Sequence[str]]] = ()
     reads_data: ClassVar[bool] = True
     reads: ClassVar[str] = "text, in a column text"
+    default_data: ClassVar[Sequence[str]] = ()
     causal: ClassVar[bool] = False
     during: ClassVar[bool] = True
     data: Sequence[str] | None = None

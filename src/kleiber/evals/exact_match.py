@@ -13,9 +13,11 @@ from decimal import Decimal
 
 import torch
 
+from kleiber.data.chat import FORMS, encode_prompt, has_conversations, parse_row
+from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
 from kleiber.models.generate import generate
-from kleiber.types import Count
+from kleiber.types import Count, Row
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -23,6 +25,8 @@ from kleiber.types.tokenizer import Tokenizer
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 ANSWER_MARK = "####"
 ROWS = 64  # answered at once
+
+Question = tuple[list[int], str]  # token ids of the prompt, and the text of the right answer
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Answers:
 class ExactMatch(Evaluation):
     """Accuracy of the final numbers of answers, which the model generates greedily.
 
-    The questions are the held-out conversations whose last answer contains a number (the first ones, of `--tokens`
-    tokens together). Where there are several data sets, `all` has the scores on all their questions.
+    The questions are the held-out conversations whose last answer contains a number: of the run (the first ones, of
+    `--tokens` tokens together), or of tables in a form that data=instruct reads. Where there are several data sets,
+    `all` has the scores on all their questions.
 
     accuracy  share of questions whose answer has the right final number
     constant  share that the most frequent of the right numbers would get as the answer to every question
@@ -47,16 +52,21 @@ class ExactMatch(Evaluation):
     """
 
     causal = True
+    reads = f"conversations, in a table with the columns {FORMS}"
 
     def __init__(self, tokens: Count = 256, data: Sequence[str] | None = None) -> None:
         self.tokens, self.data = tokens, data
+
+    def accepts(self, data: DataSet) -> bool:
+        """Whether the data is a table of conversations, or the data of a run, which may have questions."""
+        return data.of_run or has_conversations(data.columns)
 
     def evaluate(self, subject: Subject) -> Results:
         """The accuracy on each data set. Raises ValueError for one without such a question."""
         correct: dict[str, list[bool]] = {}
         numbers: dict[str, list[Decimal | None]] = {}
         for domain in subject.domains:
-            prompts, answers = numeric_questions(subject.samples(domain, subject.tokens), subject.tokenizer, domain)
+            prompts, answers = numeric_questions(subject, subject[domain], subject.tokens)
             match = exact_match(subject.model, subject.tokenizer, prompts, answers, self.tokens)
             correct[domain], numbers[domain] = match.correct, [final_number(answer) for answer in answers]
         if len(correct) > 1:
@@ -76,25 +86,42 @@ def best_constant(numbers: Sequence[Decimal | None]) -> Score:
     return proportion_score([number == frequent for number in numbers])
 
 
-def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:
+def numeric_questions(subject: Subject, data: DataSet, tokens: int | None = None) -> tuple[list[list[int]], list[str]]:
     """Prompts (token ids) and answers (texts) of the conversations whose last answer contains a number.
 
-    Raises ValueError where there are none.
+    tokens  about how many of the samples of a run to read; None: all of them
+
+    Raises ValueError where there are none, and for a row of a table that is not a conversation.
     """
-    questions = [question for question in map(samples.question, range(len(samples))) if question is not None]
+    if data.table is None:
+        questions = sample_questions(subject.samples(data.name, tokens), subject.tokenizer)
+    else:
+        questions = row_questions(data.rows(subject.limit), subject.tokenizer)
     if not questions:
         raise ValueError(
-            f"--evals exact_match needs conversations, and {domain} has none: evaluate a run with data=instruct"
+            f"--evals exact_match needs conversations, and {data.name} has none: evaluate a run with data=instruct, or "
+            "name a table of conversations with --data"
         )
-    prompts, answers = [], []
-    for prompt, answer_ids in questions:
-        answer = tokenizer.decode(answer_ids)
-        if final_number(answer) is not None:
-            prompts.append(prompt)
-            answers.append(answer)
-    if not prompts:
-        raise ValueError(f"--evals exact_match: none of the {len(questions)} answers in {domain} contains a number")
-    return prompts, answers
+    numeric = [(prompt, answer) for prompt, answer in questions if final_number(answer) is not None]
+    if not numeric:
+        raise ValueError(f"--evals exact_match: none of the {len(questions)} answers in {data.name} contains a number")
+    return [prompt for prompt, _ in numeric], [answer for _, answer in numeric]
+
+
+def sample_questions(samples: Samples, tokenizer: Tokenizer) -> list[Question]:
+    """The questions of the conversations that a run holds out."""
+    asked = [question for question in map(samples.question, range(len(samples))) if question is not None]
+    return [(prompt, tokenizer.decode(answer)) for prompt, answer in asked]
+
+
+def row_questions(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Question]:
+    """The questions of a table, each the turns before the last answer of a row."""
+    questions: list[Question] = []
+    for dialog in map(parse_row, rows):
+        answers = [i for i, turn in enumerate(dialog) if turn.role == "assistant"]
+        if answers:
+            questions.append((encode_prompt(dialog[: answers[-1]], tokenizer), dialog[answers[-1]].content))
+    return questions
 
 
 def final_number(text: str) -> Decimal | None:

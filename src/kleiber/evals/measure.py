@@ -80,6 +80,8 @@ def plan_measurements(
 ) -> list[Measurement]:
     """Chooses the data of each evaluation: of its key `data`, else `named`, else the validation data of the run.
 
+    An evaluation that accepts none of these reads its default data, if it has any.
+
     validation_sets  of the run
     named     data sets of the command line
     training  whether the evaluations are for a training run
@@ -94,9 +96,11 @@ def plan_measurements(
             raise ValueError(f"--evals {name} needs a causal model, such as model=gpt; this model is bidirectional")
         evaluation.check(model)
         data: Sequence[DataSet] = named or validation_sets
-        if evaluation.data is not None:
-            key = f"evals.{name}.data"
-            data = [part for text in evaluation.data for part in find_sets(text, key, tokenizer, model)]
+        paths = evaluation.data
+        if paths is None and not any(map(evaluation.accepts, data)):
+            paths = evaluation.default_data or None
+        if paths is not None:
+            data = [part for text in paths for part in find_sets(text, f"evals.{name}.data", tokenizer, model)]
         accepted = [part for part in data if evaluation.accepts(part)]
         if evaluation.reads_data and (not accepted or (evaluation.data is not None and len(accepted) < len(data))):
             refused = next((part for part in data if part not in accepted), None)

@@ -72,7 +72,7 @@ class WinRate(Evaluation):
     def _cases(self, subject: Subject, domain: str) -> list[Case]:
         """The prompt of each held-out pair, with one of its two answers at random."""
         samples, random = subject.samples(domain), np.random.default_rng(abs(self.seed))
-        if samples.gather(np.array([0])).counterpart is None:
+        if samples.sides < 2:  # the counterpart of a labeled answer is one to another prompt
             raise ValueError(
                 f"--evals win_rate needs pairs of answers, and {domain} has none: evaluate a run with data=preference "
                 "or data=judged"

@@ -32,6 +32,7 @@ def generate(
 
     When the context is full, the model continues with the last half of it as its prompt. A window that moved by one
     token would have to be computed again for every token, because cached keys depend on the tokens that leave it.
+    Padding fills no context, so a greedy continuation does not depend on the other prompts.
 
     temperature  0 takes the most probable token
     top_k  keeps the k most probable tokens; None keeps all
@@ -81,20 +82,20 @@ def _decode(
     context, start = model.context, prompt_ids.shape[1]
     total, rows = start + max_new_tokens, len(prompt_ids)
     tokens = torch.cat([prompt_ids, prompt_ids.new_zeros(rows, max_new_tokens)], 1)
-    if real is not None:
-        real = torch.cat([real, real.new_ones(rows, max_new_tokens)], 1)
-    first = max(0, start - context)
-    caches, unread = model.new_caches(min(context, total - first)), slice(first, start)
+    padding = [0] * rows if real is None else (~real).sum(1).tolist()
+    windows = [max(before, start - context) for before in padding]  # column at which the window of each row begins
+    caches, unread = model.new_caches(min(context, total - min(windows))), slice(min(windows), start)
     done = torch.zeros(rows, dtype=torch.bool, device=prompt_ids.device)
     was_training = model.training
     model.eval()
     try:
         for at in range(start, total):
-            if len(caches) + unread.stop - unread.start > context:
-                caches, unread = model.new_caches(context), slice(at - max(1, context // 2), at)
-            # Sampled tokens are real, and the cache remembers the padding of prompts.
-            padding = None if real is None or unread.start >= start else real[:, unread]
-            logits = _next_logits(model, Batch(tokens[:, unread], real=padding), caches, adjust)
+            if at - min(windows) > context:
+                # Rows whose context is not full are read again too, as they are: all share the columns of a cache.
+                windows = [at - max(1, context // 2) if at - begin > context else begin for begin in windows]
+                caches, unread = model.new_caches(context), slice(min(windows), at)
+            batch = Batch(tokens[:, unread], real=_in_windows(windows, unread, tokens.device))
+            logits = _next_logits(model, batch, caches, adjust)
             token = sample(logits, *settings, draws=None if draws is None else draws[:, at - start])
             if eos is not None:
                 token = torch.where(done, eos, token)
@@ -105,6 +106,14 @@ def _decode(
                 return
     finally:
         model.train(was_training)
+
+
+def _in_windows(windows: Sequence[int], columns: slice, device: torch.device) -> Bool[Tensor, "batch time"] | None:
+    """Whether each column is in the window of each row; None where all are. The cache remembers those before it."""
+    if columns.start >= max(windows):
+        return None
+    begin = torch.tensor(windows, device=device)
+    return torch.arange(columns.start, columns.stop, device=device) >= begin[:, None]
 
 
 @torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length

@@ -7,12 +7,13 @@ imports no torch, so a config is complete, and can be checked and hashed, before
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean
-from kleiber.config.stages import is_chain, stage_config, stage_names, trains_tokenizer
+from kleiber.config.stages import is_chain, stage_config, stage_names, text_settings, trains_tokenizer
 from kleiber.config.targets import signature
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
@@ -104,9 +105,9 @@ def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
     config = {**config, "init": {**init, "path": str(run.folder / stage)}}
     if kind == "Checkpoint":
         config = _with_model(config, run.config["model"], set_keys)
-    data = stage_config(run.config, stage)["data"]
-    tokenizer = str(run.tokenizer or data.get("tokenizer", "bytes"))
-    return _with_tokenizer(config, tokenizer, set_keys, data.get("separator"))
+    text = text_settings(stage_config(run.config, stage)["data"])
+    tokenizer = str(run.tokenizer or text.get("tokenizer", "bytes"))
+    return _with_tokenizer(config, tokenizer, set_keys, text.get("separator"))
 
 
 def _with_writers(config: Json, planned: Planned) -> Json:
@@ -161,7 +162,7 @@ def _with_hf_tokenizer(config: Json, set_keys: set[str]) -> Json:
         return config
     from kleiber.models.hf_config import hf_tokenizer, model_folder
 
-    if "data.tokenizer" in set_keys or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+    if _sets("tokenizer", set_keys) or not _has_tokenizer(config["data"]):
         return config
     return _with_tokenizer(config, hf_tokenizer(model_folder(str(model["path"])).absolute()), set_keys)
 
@@ -192,10 +193,10 @@ def _with_tokenizer(config: Json, name: str, set_keys: set[str], separator: obje
 
     separator  `data.separator` of the start point, which is inherited where the command line sets none
     """
-    if "data.tokenizer" in set_keys:
+    if _sets("tokenizer", set_keys):
         return config
     keys: Json = {"tokenizer": name}
-    if separator is not None and "data.separator" not in set_keys:
+    if separator is not None and not _sets("separator", set_keys):
         keys["separator"] = separator
     config = {**config, "data": _data_with_tokenizer(config["data"], keys)}
     if not is_chain(config):
@@ -207,13 +208,33 @@ def _with_tokenizer(config: Json, name: str, set_keys: set[str], separator: obje
 def _stage_with_tokenizer(node: Config | None, keys: Config) -> Config | None:
     """The node of a stage with the tokenizer, where its data has a `_target_` of its own and sets no tokenizer."""
     data = (node or {}).get("data")
-    if node is None or not isinstance(data, Mapping) or "_target_" not in data or "tokenizer" in data:
+    if node is None or not isinstance(data, Mapping) or "_target_" not in data or "tokenizer" in text_settings(data):
         return node
     return {**node, "data": _data_with_tokenizer(data, keys)}
 
 
 def _data_with_tokenizer(data: Config, keys: Config) -> Config:
-    """A node of data with the tokenizer, and the separator if there is one, of a start point."""
-    if "tokenizer" not in signature(str(data["_target_"])).parameters:
+    """A node of data with the tokenizer, and the separator if there is one, of a start point.
+
+    Data that is made of other data, and has no tokenizer of its own, gets them in the node of that data.
+    """
+    if not _has_tokenizer(data):
         return data
-    return {**data, **keys, **({"vocab_size": None} if "vocab_size" in data else {})}
+    parameters = signature(str(data["_target_"])).parameters
+    if "tokenizer" not in parameters:
+        return {**data, "data": _data_with_tokenizer(data["data"], keys)}
+    inherited = {key: value for key, value in keys.items() if key in parameters}
+    return {**data, **inherited, **({"vocab_size": None} if "vocab_size" in data else {})}
+
+
+def _has_tokenizer(data: Config) -> bool:
+    """Whether the tokenizer of a data set, or of the data that it is made of, can be set; triggers are bytes."""
+    target, text = str(data["_target_"]), data.get("data")
+    if "tokenizer" in signature(target).parameters:
+        return True
+    return isinstance(text, Mapping) and not target.endswith(".Trigger") and _has_tokenizer(text)
+
+
+def _sets(key: str, set_keys: set[str]) -> bool:
+    """Whether the command line sets a key of the data, or of the data that it is made of."""
+    return any(re.fullmatch(rf"data(\.data)*\.{key}", each) for each in set_keys)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
-from kleiber.config.stages import stage_configs
+from kleiber.config.stages import stage_configs, text_settings
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
@@ -194,9 +194,7 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
-    data = config["data"]
-    while isinstance(data.get("data"), Mapping):  # a data set made of another one
-        data = data["data"]
+    data = text_settings(config["data"])
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
     if (folder / TOKENIZER).is_dir():

@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kleiber.config.stages import text_settings
 from kleiber.config.targets import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
@@ -93,8 +94,9 @@ class HF(StartPoint):
         if not self.upstream:
             return []
         parts = {name: 1 / len(self.upstream) for name in self.upstream}
-        settings = {"tokenizer": config.data.tokenizer, "separator": config.data.get("separator")}
-        texts = MixtureCorpus(parts, **settings).prepare(config.model.context)
+        text = text_settings(config.data)
+        mixture = MixtureCorpus(parts, text.get("tokenizer", "bytes"), separator=text.get("separator"))
+        texts = mixture.prepare(config.model.context)
         check_same_tokenizer(corpus, texts, "init.upstream")
         return corpus_tasks(texts, build(DictConfig({"_target_": "kleiber.objectives.CLM"})))
 
@@ -174,7 +176,7 @@ def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
     if vocabulary(corpus) != vocabulary(other):
         raise ValueError(
             f"{key}: data {other.name} has tokenizer {other.tokenizer.hash}, but data {corpus.name} has tokenizer "
-            f"{corpus.tokenizer.hash}; all data of a model must have the same tokenizer: set the same data.tokenizer"
+            f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer"
         )
 
 
@@ -238,9 +240,7 @@ def check_experts(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
             "from that of the dense model: use topk, noisy, sigmoid, lossfree, group_limited, hash or random"
         )
     if moe.shared is not None:
-        raise ValueError(
-            "init=upcycle: shared experts would add to the output of the dense model: set model.mlp.num_shared=0"
-        )
+        raise ValueError("init=upcycle: shared experts would change the dense output: set model.mlp.num_shared=0")
     if isinstance(moe, Dropping):
         raise ValueError(
             "init=upcycle: model/mlp=dropping drops tokens that the dense model computes: use model/mlp=moe"

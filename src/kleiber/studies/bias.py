@@ -16,8 +16,9 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
 from kleiber.studies.compare.rows import Rows, outcomes, seed_means
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Config, Json, Row
 
 BASE, PLAIN = "base", "plain"
@@ -44,6 +45,11 @@ class Bias(IntervalStudy):
 
     data: str = "builtin/occupations"
     arm: str | None = None
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
+        refuse_unread_runs(points, arm_of_design)
+        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates all differences and decides the claims. Raises ValueError without a run of plain fine-tuning."""
@@ -115,6 +121,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
             f"no run has a metric {prefix}{SCORE}: train them with evals=bias evals.bias.data=[{data}], or set "
             "study.data to the name of the pairs by which they were scored"
         )
+    refuse_twin_rows(table, ["arm", "size", "seed"], runs)
     fine_tuned = outcomes(runs, named_arm)[["run", "F", "target"]]
     return table.merge(fine_tuned, on="run", how="left")
 
@@ -175,8 +182,8 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
 
 
 def headline(means: Rows, gaps: Sequence[Row]) -> str:
-    """The score of each arm at the largest size."""
-    largest = int(means["parameters"].max())
+    """The score of each arm at the largest size of plain fine-tuning."""
+    largest = int(means.loc[means["arm"] == label(PLAIN), "parameters"].max())
     part = means[(means["parameters"] == largest) & (means["column"] == SCORE)]
     values = {row["arm"]: level_text(row) for row in part.to_dict("records")}
     lowered = [

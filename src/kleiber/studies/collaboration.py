@@ -15,6 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Config, Json, Row
@@ -100,7 +101,9 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
             "no run here was fine-tuned on judgments and compared with its start: train with data=judged and "
             "evals=win_rate"
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    refuse_twin_rows(table, [*KEYS, "seed"], runs)
+    return table
 
 
 def faults(data: Config) -> str:
@@ -218,10 +221,7 @@ def usual_noise(rows: Rows) -> float:
 def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
     """The win rate at the most judgments of each selection and noise, and what it costs the loss on other text."""
     most = max(row["judgments"] for row in wins)
-    parts = []
-    for row in wins:
-        if row["judgments"] == most:
-            parts.append(f"{share(from_row(row))} ({label(row)})")
+    parts = [f"{share(from_row(row))} ({label(row)})" for row in wins if row["judgments"] == most]
     losses = [row for row in changes if row["judgments"] == most and row["measure"] == CALIBRATION["nats"]]
     text = "; ".join(f"{from_row(row).text('+.3f').strip()} nats per token ({label(row)})" for row in losses)
     cost = f" The loss on other text changes by {text}." if losses else ""

@@ -16,9 +16,10 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import planned_arms
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.designs.generations import BASE
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Json, Natural, Row
 
 LOSS = "loss"
@@ -49,6 +50,11 @@ class Collapse(IntervalStudy):
     data: str = "builtin/docs"
     arm: str | None = None
     generation: Natural = 0
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
+        refuse_unread_runs(points, arm_of_design)
+        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates all changes and decides the claims. Raises ValueError without runs of generation 0."""
@@ -110,6 +116,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
             f"no run has a metric {prefix}...: train them with evals=[perplexity,degeneration], or set study.data to "
             "the name of the text on which they were evaluated"
         )
+    refuse_twin_rows(table, ["arm", "generation", "size", "seed"], runs)
     return table
 
 

@@ -26,8 +26,9 @@ from kleiber.studies.compare.decision import (
     level_of_each,
     mean_estimate,
 )
+from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.study import Findings, IntervalStudy
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Json
 
 METRIC = re.compile(r"eval/attribution/[^/]+/(planted_first|planted_found|deletion_gain|insertion_gain)/(\w+)")
@@ -75,6 +76,11 @@ class Explain(IntervalStudy):
 
     arm: str | None = None
 
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for two runs of an arm of one seed: one of them would be read."""
+        refuse_unread_runs(points, arm_of_design, sizes=False)
+        return []
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates each method on each task, and decides the claims.
 
@@ -111,6 +117,7 @@ def explained(runs: Sequence[Run]) -> Rows:
             "no run here was explained on data with planted causes: train with evals=attribution and data=trigger or "
             "data=recall"
         )
+    refuse_twin_rows(table, ["arm", "seed"], runs)
     return table
 
 

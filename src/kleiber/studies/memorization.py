@@ -19,7 +19,8 @@ from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, leaf_rows, planned_arms
 from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate, paired_difference
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Json, Row
 
 CANARY = re.compile(r"eval/memorization/canaries/(exposure|extracted)/(\d+)")
@@ -59,6 +60,11 @@ class Memorization(IntervalStudy):
     """Exposure and extraction of canaries by arm, width and repetitions, against the first arm of the design."""
 
     arm: str | None = None
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
+        refuse_unread_runs(points, arm_of_design)
+        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates exposure, extraction and loss of each arm, and differences of those that the questions need.
@@ -119,18 +125,19 @@ class Memorization(IntervalStudy):
         most, least = max(repetitions), min((count for count in repetitions if count), default=0)
         middle = [count for count in repetitions if least < count < most][-1:] or [most]
         first = cells[0].place[0]
-        narrow = min(cell.place[1] for cell in cells)
+        narrow = min(cell.place[1] for cell in cells if cell.place[0] == first)
         by_place = {cell.place: cell for cell in cells}
         rows = []
         for (arm, width), cell in by_place.items():
             at_most = cell.of("exposure", most)
             if arm == first:
-                text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
-                rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
-                text = f"Share of canaries repeated {most} times that are extracted less that of those repeated"
-                text = f"{text} {times(least)}"
-                always, once = (cell.of("extracted", count) for count in (most, least))
-                rows.append(self.row("extraction", cell, text, always, once, "share"))
+                if least < most:
+                    text = f"Exposure of canaries repeated {most} times less that of those repeated {times(least)}"
+                    rows.append(self.row("repetition", cell, text, at_most, cell.of("exposure", least), BITS))
+                    text = f"Share of canaries repeated {most} times that are extracted less that of those repeated"
+                    text = f"{text} {times(least)}"
+                    always, once = (cell.of("extracted", count) for count in (most, least))
+                    rows.append(self.row("extraction", cell, text, always, once, "share"))
                 if width != narrow:
                     text = f"Exposure of canaries repeated {middle[0]} times less that at width {narrow}"
                     other = by_place[arm, narrow].of("exposure", middle[0])
@@ -190,6 +197,8 @@ def times(count: int) -> str:
 def read_cells(runs: Sequence[Run]) -> list[Cells]:
     """The cells, arms in the order of the design and widths ascending."""
     rows = [row for run in runs if arm_name(run) for row in finished_rows(run)]
+    if rows:
+        refuse_twin_rows(pd.DataFrame(rows), ["arm", "width", "seed"], runs)
     values: dict[Place, dict[str, BySeed]] = {}
     epsilons: dict[Place, float | None] = {}
     for row in rows:

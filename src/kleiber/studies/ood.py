@@ -131,8 +131,8 @@ def headline(slopes: dict[str, Estimate], distance: Estimate | None) -> str:
     """The result in two sentences."""
     lowest, highest = min(slopes, key=lambda d: slopes[d].value), max(slopes, key=lambda d: slopes[d].value)
     between = (
-        f"Per bit of loss in domain, the loss on other text falls by {slopes[lowest].value:.2f} ({label(lowest)}) to "
-        f"{slopes[highest].value:.2f} bits ({label(highest)})."
+        "With each bit by which the loss in domain falls, the loss on other text changes by "
+        f"{-slopes[lowest].value:+.2f} ({label(lowest)}) to {-slopes[highest].value:+.2f} bits ({label(highest)})."
     )
     if distance is None:
         return f"{between} There are no mixtures of experts to compare with the dense models."

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, level_of_each, mean_estimate
+from kleiber.studies.compare.places import refuse_unread_runs
 from kleiber.studies.compare.rows import PLAIN
 from kleiber.studies.retrieval_losses import (
     ALONE,
@@ -23,6 +24,7 @@ from kleiber.studies.retrieval_losses import (
     UNIT,
     WAYS,
     Losses,
+    arm_of,
     arm_table,
     change,
     evaluated,
@@ -33,7 +35,7 @@ from kleiber.studies.retrieval_losses import (
     tradeoff_chart,
     used,
 )
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import NonNegative
 
 
@@ -58,6 +60,11 @@ class Retrieval(IntervalStudy):
     old: str = "builtin/docs"
     new: str = "builtin/code"
     tolerance: NonNegative = 0.01
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for two runs of an arm of one seed: one of them would be read."""
+        refuse_unread_runs(points, arm_of, sizes=False)
+        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares all arms and ways. Raises ValueError without evaluated runs of plain fine-tuning and of bases."""

@@ -11,8 +11,9 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import as_row, gaps_by_seed, mean_estimate
+from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import PLAIN, Rows, described, seed_means
-from kleiber.types import Json
+from kleiber.types import Config, Json
 
 UNIT = "nats per token"
 BASE = "base"
@@ -41,6 +42,11 @@ def used(arm: str, way: str) -> str:
     return f"{label(arm)} {WAYS[way]}".strip()
 
 
+def arm_of(config: Config) -> str:
+    """The method of fine-tuning and its setting; BASE for a run that started from random weights."""
+    return " ".join(described(config)).strip() if (config.get("init") or {}).get("path") else BASE
+
+
 def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
     """A row for each loss of each evaluated run.
 
@@ -50,8 +56,7 @@ def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
     """
     table = []
     for run in (run for run in runs if run.status == "finished"):
-        method, setting = described(run.config)
-        arm = BASE if not (run.config.get("init") or {}).get("path") else f"{method} {setting}".strip()
+        arm = arm_of(run.config)
         for domain, data in (("old", old), ("new", new)):
             prefix = f"eval/retrieval/{data}/"
             scores = {key.removeprefix(prefix): v for key, v in run.metrics.items() if key.startswith(prefix)}
@@ -74,6 +79,7 @@ def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
             f"no finished run of {names} was evaluated by retrieval on {old} and {new}: train the runs with "
             f"evals=[retrieval] 'evals.retrieval.data=[{old},{new}]', or set study.old and study.new"
         )
+    refuse_twin_rows(rows, ["arm", "seed"], runs)
     return rows
 
 

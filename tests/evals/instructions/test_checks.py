@@ -9,7 +9,7 @@ CASES = {
     "keywords:forbidden_words": ({"forbidden_words": ["the"]}, "Then we left.", "We left The house."),
     "length_constraints:number_words": ({"relation": "less than", "num_words": 3}, "Two words!", "One two three"),
     "length_constraints:number_sentences": ({"relation": "at least", "num_sentences": 2}, "Yes. No", "It cost 3.5."),
-    "detectable_format:number_bullet_lists": ({"num_bullets": 2}, "* a\n- b", "* a\n**b**\n* c\n* d"),
+    "detectable_format:number_bullet_lists": ({"num_bullets": 3}, "* a\n- **b**\n * **c**", "* a\n**b**\n-c"),
     "change_case:english_lowercase": ({}, "all of it.", "Nearly all."),
     "change_case:english_capital": ({}, "ALL OF IT.", "NEARLY aLL."),
     "startend:end_checker": ({"end_phrase": "thank you."}, 'I say "Thank you."', "thank you. Bye."),

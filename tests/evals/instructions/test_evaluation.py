@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evals.subjects import subject_on_tables, values
+from evals.subjects import subject_on_tables, table, values
 
 from kleiber.data.evaluation_sets import open_sets
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.instructions import evaluation as module
 from kleiber.evals.instructions.evaluation import Instructions
-from kleiber.evals.measure import explain_refusal
+from kleiber.evals.measure import explain_refusal, plan_measurements
 from kleiber.models.transformer import Transformer
 
 ROWS = [
@@ -68,7 +68,6 @@ def test_the_keys_have_their_effect(subject, monkeypatch):
     monkeypatch.setattr(module, "generate", answers(obey))
     results = Instructions(tokens=2, shown=1, data=None).evaluate(subject)
     assert [row["answer"] for row in results.details["t"]] == ["so"]
-    assert Instructions().data == ("builtin/instructions",)
 
 
 def test_the_built_in_prompts_are_answered_by_a_real_model(subject):
@@ -78,6 +77,16 @@ def test_the_built_in_prompts_are_answered_by_a_real_model(subject):
     assert scores["accuracy"].n == 22 and scores["lift"].lo <= scores["lift"].value <= scores["lift"].hi
     with pytest.raises(ValueError, match="no text to score"):
         data.samples()
+
+
+def test_a_named_table_replaces_the_built_in_prompts(subject):
+    def planned(*named):
+        (measurement,) = plan_measurements({"x": Instructions()}, subject.model, Bytes(), [], named)
+        return [data.name for data in measurement.data]
+
+    assert planned() == ["builtin/instructions"] and planned(*subject.data) == ["t"]
+    with pytest.raises(ValueError, match=r"--data u has the columns text"):
+        planned(table("u", [{"text": "a"}]))
 
 
 def test_the_figure_and_the_page_show_the_kinds_and_escaped_answers(subject, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from kleiber.config.errors import Status
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import read_ladders
-from kleiber.studies.compare.places import Place, refuse_twins
+from kleiber.studies.compare.places import Place, arm_of_design, refuse_twins, refuse_unread_runs
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.study import PlannedPoint
 
@@ -69,3 +69,21 @@ def test_a_plan_may_list_rates_and_budgets_of_an_arm_and_no_other_key():
     with pytest.raises(ValueError, match=r"a, 1,000,000 tokens.*data\.unique \(1000, 2000\)"):
         Compare().check_plan(planned(1000, 2000))
     assert Compare().check_plan(planned(1000, 2000, counted=False)) == []  # in epochs: their tokens may differ
+
+
+def test_runs_that_a_study_without_rates_would_not_read_are_refused_in_a_plan():
+    rates = [point for point in planned(None) if point.config["optimizer"]["lr"] == 0.01]
+    refuse_unread_runs(rates, arm_of_design)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        refuse_unread_runs(planned(None), arm_of_design)
+    larger = [
+        replace(point, folder=Path("larger"), N=2 * point.N, config={**point.config, "model": {}}) for point in rates
+    ]
+    refuse_unread_runs([*rates, *larger], arm_of_design)
+    with pytest.raises(ValueError, match="model"):
+        refuse_unread_runs([*rates, *larger], arm_of_design, sizes=False)
+    later = [
+        replace(p, folder=Path("later"), config={**p.config, "study": {**p.config["study"], "generation": 1}})
+        for p in rates
+    ]
+    refuse_unread_runs([*rates, *later], arm_of_design)

@@ -130,7 +130,7 @@ class Calibration(Evaluation):
 
     def _answers(self, subject: Subject, data: DataSet, count: Count) -> Outcomes:
         """Generated answers: whether their final numbers are right, and how probable the model finds them."""
-        prompts, answers = numeric_questions(subject.samples(data.name), subject.tokenizer, data.name)
+        prompts, answers = numeric_questions(subject, data)
         prompts, answers = prompts[:count], answers[:count]
         match = exact_match(subject.model, subject.tokenizer, prompts, answers)
         ids = [subject.tokenizer.encode(text) or [subject.tokenizer.eos] for text in match.texts]

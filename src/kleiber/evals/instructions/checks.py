@@ -13,7 +13,7 @@ from kleiber.types import Json
 
 WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
-BULLET = re.compile(r"^\s*[*-]\s*[^\s*-]", re.MULTILINE)
+BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-))[ \t]*\S", re.MULTILINE)  # not a word in bold, and no rule
 RELATIONS = ("less than", "at least")
 
 Check = Callable[[str, Json], bool]  # a text that is not empty and the arguments of the instruction

@@ -59,13 +59,14 @@ class Instructions(Evaluation):
 
     tokens  most tokens of an answer
     shown   answers on the page, with whether they follow the instruction
-    data    names or paths of tables; null: those of the command
+    data    names or paths of tables; null: those of the command, or the built-in prompts
     """
 
     causal = True
     reads = "tables with the columns prompt, instruction_id_list and kwargs"
+    default_data = (INSTRUCTIONS,)
 
-    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[str] | None = (INSTRUCTIONS,)) -> None:
+    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[str] | None = None) -> None:
         self.tokens, self.shown, self.data = tokens, shown, data
 
     def accepts(self, data: DataSet) -> bool:

@@ -1,7 +1,7 @@
-"""Places of runs in a study of arms: arm, tokens, learning rate and seed. Of two runs at one place it would read one.
+"""Places of runs in a study, such as arm, tokens, learning rate and seed. Of two runs at one place it would read one.
 
 Values that an arm lists and swept keys, except those that a place has, put several runs at one place; these are
-refused, when the study is planned and when it is read.
+refused, when the study is planned and when it is read. A study that chooses no learning rate has places without one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from kleiber.records.catalog import Run
 from kleiber.records.diff import differing, is_identity
 from kleiber.records.folder import flatten
 from kleiber.studies.laws.table import round_down
@@ -32,16 +34,16 @@ class Place(NamedTuple):
     seed: int
     start: str = ""
 
-    def text(self) -> str:
+    def __str__(self) -> str:
         return f"{self.arm}, {self.tokens:,.0f} tokens, learning rate {self.lr:g}, seed {self.seed}"
 
 
-def refuse_twins(placed: Iterable[tuple[Place, str, Config]]) -> None:
+def refuse_twins(placed: Iterable[tuple[Place | str, str, Config]]) -> None:
     """Raises ValueError if two runs with different configs have the same place, as only one of them would be read.
 
     placed  place, name and config of each run
     """
-    there: dict[Place, tuple[str, Config]] = {}
+    there: dict[Place | str, tuple[str, Config]] = {}
     for place, name, config in placed:
         twin, theirs = there.setdefault(place, (name, config))
         if twin == name:
@@ -50,7 +52,7 @@ def refuse_twins(placed: Iterable[tuple[Place, str, Config]]) -> None:
         values = [f"{key} ({a}, {b})" for key, (a, b) in differences.items() if is_identity(key)]
         if values:
             raise ValueError(
-                f"two runs have the same place ({place.text()}), {twin} and {name}; they differ in "
+                f"two runs have the same place ({place}), {twin} and {name}; they differ in "
                 f"{', '.join(values[:3])}{', ...' * (len(values) > 3)}. Give each value an arm of its own in "
                 "design.arms, or a study of its own with name=NEW_NAME"
             )
@@ -67,3 +69,34 @@ def refuse_planned_twins(points: Sequence[PlannedPoint], arm_of: Callable[[Confi
         place = Place(arm, length, float(config["optimizer"]["lr"]), config["seed"], start)
         placed.append((place, point.folder.name, config))
     refuse_twins(placed)
+
+
+def refuse_twin_rows(rows: pd.DataFrame, columns: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raises ValueError as `refuse_twins` where rows of two runs agree in `columns`; the column `run` names the run."""
+    configs = {run.name: run.config for run in runs}
+    refuse_twins(
+        (", ".join(f"{name} {row[name]}" for name in columns), str(row["run"]), configs[str(row["run"])])
+        for _, row in rows.drop_duplicates([*columns, "run"]).iterrows()
+    )
+
+
+def refuse_unread_runs(
+    points: Sequence[PlannedPoint], arm_of: Callable[[Config], str | None], sizes: bool = True
+) -> None:
+    """Raises ValueError as `refuse_twins` where an arm has several planned runs of one seed.
+
+    sizes  whether the study reads a run of each size
+    """
+    placed = [(arm_of(point.config), point) for point in points]
+    refuse_twins(
+        (f"{arm}{f', N = {point.N:.4g}' * sizes}, seed {point.config['seed']}", point.folder.name, point.config)
+        for arm, point in placed
+        if arm is not None
+    )
+
+
+def arm_of_design(config: Config) -> str | None:
+    """The arm that a design gave to a run, with its generation where it has one; None without an arm."""
+    study = config.get("study") or {}
+    arm, generation = study.get("arm"), study.get("generation")
+    return None if arm is None else f"{arm}, generation {generation}" if generation else str(arm)
