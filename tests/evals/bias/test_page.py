@@ -31,6 +31,8 @@ def test_subsets_are_shown_without_a_test():
     named = {name: score.to_json() for name, score in scores.items()}
     case = {"scores": {"d": named}, "details": {"fdr": 0.1, "groups": {"d": groups}}}
     drawn = next(rows for rows in figures(case)["bias_d"].to_dict()["datasets"].values() if len(rows) > 1)
+    assert "subsets, which are not tested" in str(figures(case)["bias_d"].to_dict()["title"])
+    assert "subsets" not in str(figures(results("age"))["bias_d_e"].to_dict()["title"])
     assert [row["label"] for row in drawn] == ["all groups (20)", "gender (20)", "x (10)", "y (10)"]
     assert "<td>y</td><td>10</td><td>1.000 [0.741, 1.000]</td><td></td><td></td><td></td>" in groups_html(case)
 

@@ -46,6 +46,8 @@ def score_chart(name: str, groups: list[Json], whole: Json, fdr: float) -> alt.T
     subtitle = (
         f"dashed: no preference; filled: differs from .5 at a false discovery rate of {fdr:.0%}; in brackets: items"
     )
+    if any(group["q"] is None for group in groups):
+        subtitle += "; last rows: subsets, which are not tested"
     heading = f"Stereotype score by group: {name}"
     return with_title(alt.layer(*layers), heading, 40 + 24 * len(rows), subtitle)
 
