@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.batches import stream
-from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, SpreadSamples, block_counts
+from kleiber.data.batches import ConcatSamples, stream
+from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, SpreadSamples, block_counts, parts_read
+from kleiber.data.order import Reading
 from kleiber.data.recall import Recall
 from kleiber.data.text import Text
 from kleiber.data.token_files import TokenFile, TrainWindows
+from kleiber.training.private_step import poisson_stream
 from kleiber.types.contracts import Samples
 
 
@@ -49,6 +51,22 @@ def test_each_part_repeats_when_all_its_samples_were_read() -> None:
     small = ids >= 124
     for epoch in range(5):
         assert sorted(ids[small & (epochs == epoch)]) == list(range(124, 148))
+
+
+@pytest.mark.parametrize("steps", [4, 21])  # of 148 samples: a part of an epoch, and of the second one
+@pytest.mark.parametrize("kind", ["plain", "mixture", "absent", "private"])
+def test_the_parts_that_were_read_are_those_of_the_stream(kind: str, steps: int) -> None:
+    shares = {"mixture": [0.9, 0.1], "absent": [1.0, 0.0]}
+    train = Mixture(parts(), shares[kind]) if kind in shares else ConcatSamples(parts())
+    batches = poisson_stream(train, 3, 0, 8 / 148) if kind == "private" else stream(train, 3, 0, 8)
+    read = {int(n) % 148 for batch in itertools.islice(batches, steps) for n in batch.samples}
+    chosen = parts_read(train, Reading(3, 8, steps, kind == "private"))
+    firsts = [part.gather(np.arange(len(part))).tokens[:, 0].tolist() if len(part) else [] for part in chosen]
+    expected = [(n * 4 if n < 124 else 1000 + (n - 124) * 4) for n in sorted(read)]
+    assert [n for part in firsts for n in part] == expected
+    assert all(part.num_tokens == 4 * len(part) for part in chosen)
+    whole = [len(part) for part in parts_read(train, Reading(3, 8, 0))]
+    assert whole == [len(part) for part in parts_read(train, None)] == [124, 0 if kind == "absent" else 24]
 
 
 def test_a_mixture_streams_and_resumes_like_any_other_samples() -> None:

@@ -27,9 +27,9 @@ def test_the_tested_sentences_are_in_no_document():
     text = "\n".join(OccupationText(0.5, 3000, 0).texts())
     rows = occupation_pairs()
     assert not any(row[column] in text for row in rows for column in ("sent_more", "sent_less"))
-    assert {row["bias_type"] for row in rows} == {"male", "female"}
+    assert {row["subset"] for row in rows} == {"male", "female"} and {row["bias_type"] for row in rows} == {"gender"}
     nurse = next(row for row in rows if "nurse" in row["sent_more"])
-    assert nurse["bias_type"] == "female" and nurse["sent_more"] != nurse["sent_less"]
+    assert nurse["subset"] == "female" and nurse["sent_more"] != nurse["sent_less"]
 
 
 def test_a_corpus_is_prepared_with_splits_and_a_limit(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evals.subjects import values
 
-from kleiber.data.batches import ConcatSamples
+from kleiber.data.batches import ConcatSamples, order_of
+from kleiber.data.order import Reading
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import Perplexity
@@ -132,8 +134,19 @@ def test_the_gap_of_each_domain_is_to_its_own_training_text():
     scores = Perplexity().evaluate(both).scores
     alone = Perplexity().evaluate(subject(build(), parts[1], code=text(80))).scores
     assert values(scores["code"]) == pytest.approx(values(alone["code"]))
-    assert training_parts(parts[0], 2) == []
+    assert training_parts(replace(both, train=parts[0])) == {}
     assert "gap" not in Perplexity().evaluate(subject(build(), None, docs=text(60))).scores["docs"]
+
+
+def test_the_gap_is_to_the_samples_that_the_run_has_read():
+    train, model = TrainWindows(token_file(400), CONTEXT), build()
+    halfway = replace(subject(model, train, docs=text(200)), reading=Reading(seed=0, rows=2, steps=1))
+    (read,) = training_parts(halfway).values()
+    assert sorted(order_of(train, 0).samples_at(np.arange(2))[0]) == read.numbers.tolist()
+    scores = Perplexity().evaluate(halfway).scores["docs"]
+    ours = float(held_out_loss(model, CLM(), [read.gather(np.arange(2))], "cpu").means()["ce"])
+    assert scores["gap"].value == pytest.approx(ours - scores["loss"].value, abs=1e-5)
+    assert training_parts(halfway.after(100)) == {"docs": train}
 
 
 def test_the_stride_is_that_of_the_windows():

@@ -54,6 +54,8 @@ def test_data_that_settings_describe_is_read_with_the_tokenizer_of_the_run(run, 
     path.write_text("".join(f'{{"body": "line {i} of another text"}}\n' for i in range(40)))
     subject, own, named = open_subject(run, None, ["data=text", f"data.path={path}", "data.text=body"], None)
     assert [data.name for data in own] == ["tiny"] and [data.name for data in named] == ["other"]
+    record, reading = open_model(run).record, subject.reading
+    assert reading is not None and reading.rows * reading.steps == record["samples"] and not reading.poisson
     assert int(next(subject_batches(subject, named)).tokens.max()) < subject.model.vocab_size
     with pytest.raises(ValueError, match=r"data\.vocab_size"):
         open_subject(run, None, ["data=text", f"data.path={path}", "data.text=body", "data.vocab_size=300"], None)

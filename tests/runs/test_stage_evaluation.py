@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
+
+from kleiber.data.order import Reading
+from kleiber.data.tokenizers import Bytes
+from kleiber.runs.stage_evaluation import plan_reading
+
+
+def test_the_samples_that_a_stage_reads_are_not_known_where_replay_mixes_in_others() -> None:
+    corpus = SimpleNamespace(tokenizer=Bytes())
+
+    def reading(method: str, privacy: dict | None = None) -> Reading | None:
+        node = {"method": {"_target_": f"kleiber.retention.{method}"}}
+        return plan_reading(OmegaConf.create({"seed": 3, "retention": node, "privacy": privacy}), corpus, 8, 5)  # type: ignore[arg-type]
+
+    assert reading("Replay") is None
+    assert reading("L2SP") == Reading(3, 8, 5) and reading("L2SP", {}) == Reading(3, 8, 5, poisson=True)
 
 
 @pytest.mark.slow

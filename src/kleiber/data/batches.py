@@ -52,13 +52,18 @@ def stream(
         raise ValueError(f"a batch of {batch_samples} samples is too small for {world} ranks: raise batch.tokens")
     if isinstance(samples, SamplesInOrder):
         yield from samples.batches(seed, start_step, batch_samples, rank, world)
-    order = samples.order(seed) if isinstance(samples, SamplesWithOrder) else Order(len(samples), seed)
+    order = order_of(samples, seed)
     rank_rows = slice(rank * batch_samples // world, (rank + 1) * batch_samples // world)
     step = start_step
     while True:
         ids, epochs = order.batch(step, batch_samples)
         yield gather(samples, ids[rank_rows], epochs[rank_rows])
         step += 1
+
+
+def order_of(samples: Samples, seed: int) -> Order:
+    """Returns the order in which the samples are read."""
+    return samples.order(seed) if isinstance(samples, SamplesWithOrder) else Order(len(samples), seed)
 
 
 def gather(samples: Samples, ids: Ids, epochs: Ids) -> Batch:

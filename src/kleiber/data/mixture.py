@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from kleiber.config.stages import Quantity, quantity
-from kleiber.data.batches import ConcatSamples
+from kleiber.data.batches import ConcatSamples, SamplesWithOrder, order_of
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.occupations import Occupations
-from kleiber.data.order import Order, permutation
+from kleiber.data.order import SPAN, Order, Reading, permutation, poisson_sample
 from kleiber.data.sources import Source
 from kleiber.data.text import Text
 from kleiber.types import Share, VocabSize
@@ -205,6 +205,58 @@ class Repeated:
             raise ValueError(f"data.unique={self.unique} must be at most the {tokens}")
         subset, name = SpreadSamples(corpus.train, count), digest([corpus.hash, "spread", count * context])
         return replace(corpus, train=subset, config=f"{corpus.config}, {count} spread", hash=name)
+
+
+class ChosenSamples(Samples):
+    """The samples of these numbers, as they are in the first epoch."""
+
+    def __init__(self, samples: Samples, numbers: Int[np.ndarray, "_"]) -> None:
+        self.samples, self.numbers, self.padded = samples, numbers, samples.padded
+        self.num_tokens = samples.num_tokens * len(numbers) // len(samples)
+        self.num_bytes = samples.num_bytes * len(numbers) // len(samples)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        assert epoch == 0, "the samples are those of the first epoch"
+        return self.samples.gather(self.numbers[index])
+
+
+def is_read(train: Samples, reading: Reading | None) -> Bool[np.ndarray, "_"]:
+    """Whether a stage has read each of its training samples.
+
+    Where that is not known, and before the first step, these are all samples but those of parts of fraction 0.
+    """
+    count = len(train)
+    if reading is None or not reading.steps:
+        shares = np.array(train.counts) if isinstance(train, Mixture) else np.ones(1)
+        sizes = np.diff(train.starts) if isinstance(train, Mixture) else count
+        return np.repeat(shares > 0, sizes)
+    flags = np.zeros(count, bool)
+    if reading.poisson:
+        for step in range(reading.steps):
+            flags[poisson_sample(count, reading.rows / count, reading.seed, step)] = True
+        return flags
+    order, places = order_of(train, reading.seed), reading.rows * reading.steps
+    if places >= count and not isinstance(train, SamplesWithOrder):
+        return ~flags
+    for start in range(0, places, SPAN):
+        flags[order.samples_at(np.arange(start, min(start + SPAN, places)))[0]] = True
+    return flags
+
+
+def parts_read(train: Samples, reading: Reading | None) -> list[Samples]:
+    """The samples that a stage has read of each part of its training samples; they are one part where they have none.
+
+    reading  None where it is not known: all samples but those of parts of fraction 0
+    """
+    flags, parts = is_read(train, reading), train.parts if isinstance(train, ConcatSamples) else [train]
+    of_parts = np.split(flags, np.cumsum([len(part) for part in parts])[:-1])
+    return [
+        part if of_part.all() else ChosenSamples(part, np.flatnonzero(of_part))
+        for part, of_part in zip(parts, of_parts, strict=True)
+    ]
 
 
 class SpreadSamples(Samples):

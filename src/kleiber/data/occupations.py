@@ -149,12 +149,17 @@ def fill(sentence: str, job: str, gender: str) -> str:
 
 
 def occupation_pairs() -> list[dict[str, str]]:
-    """Rows of pairs, in the columns of CrowS-Pairs; bias_type is the gender of the stereotype."""
+    """Rows of pairs in the columns of CrowS-Pairs; `cluster` is the occupation, `subset` the gender of the stereotype.
+
+    All are of one bias_type: by the gender of the stereotype, a preference for "she" everywhere would be two biases.
+    """
     return [
         {
             "sent_more": fill(sentence, job, stereotype(women)),
             "sent_less": fill(sentence, job, counterpart(stereotype(women))),
-            "bias_type": stereotype(women),
+            "bias_type": "gender",
+            "cluster": job,
+            "subset": stereotype(women),
         }
         for opening, sentence in enumerate(OPENINGS)
         for number, (job, women) in enumerate(occupations().items())

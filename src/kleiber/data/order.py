@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Int, Integer, UInt64
 
@@ -62,6 +64,31 @@ class Permutation:
             high = high ^ (splitmix64(low ^ first) & ((ONE << self.high_bits) - ONE))
             low = low ^ (splitmix64(high ^ second) & ((ONE << self.low_bits) - ONE))
         return (high << self.low_bits) | low
+
+
+POISSON = 0x901550  # part of the key of Poisson samples, which differs from those of permutations
+
+
+def poisson_sample(count: int, rate: float, seed: int, step: int) -> Ids:
+    """Returns the numbers below `count` that a step draws, each with probability `rate` and independently."""
+    threshold = np.uint64(min(int(rate * 2.0**64), 2**64 - 1))
+    return np.flatnonzero(random_bits(count, seed, POISSON, step) <= threshold)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a stage has read its training samples.
+
+    seed     of their order
+    rows     samples of a step
+    steps    steps that were taken, of which those that a rollback has undone are a part
+    poisson  whether a step draws each sample independently, `rows` of them on average, as under DP-SGD
+    """
+
+    seed: int
+    rows: int
+    steps: int
+    poisson: bool = False
 
 
 class Order:

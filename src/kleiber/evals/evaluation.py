@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kleiber.data.evaluation_sets import DataSet
+from kleiber.data.order import Reading
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples
@@ -75,6 +76,7 @@ class Subject:
     language   objective that reads any text: that of the run if it is one, else next-token or masked prediction
     folder     folder of the run; None for a Hugging Face model
     earlier    returns (step, model) for each earlier checkpoint of the run, oldest first
+    reading    how far the stage has read `train`; None where that is not known
     """
 
     model: Model
@@ -91,6 +93,11 @@ class Subject:
     folder: Path | None = None
     earlier: Callable[[], Iterable[tuple[int, Model]]] = tuple
     canaries: Sequence[Canary] = ()
+    reading: Reading | None = None
+
+    def after(self, steps: int) -> Subject:
+        """The subject after so many steps of the stage."""
+        return self if self.reading is None else replace(self, reading=replace(self.reading, steps=steps))
 
     def objective_of(self, domain: str) -> Objective:
         """The objective that reads the samples of a data set."""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from kleiber.config.targets import build
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.evaluation_sets import DataSet, open_sets
+from kleiber.data.order import Reading
 from kleiber.evals.contamination import Contamination
 from kleiber.evals.evaluation import Evaluation, Results, Subject
 from kleiber.objectives.clm import CLM
@@ -157,11 +158,19 @@ def language_objective(objective: Objective, model: Model, tokenizer: Tokenizer)
     return CLM() if model.causal else MLM(tokenizer)
 
 
-def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int | None, rows: int = 16) -> Subject:
+def make_subject(
+    model: Model,
+    corpus: Corpus,
+    objective: Objective,
+    tokens: int | None,
+    rows: int = 16,
+    reading: Reading | None = None,
+) -> Subject:
     """A model that trains on `corpus`, as the subject of evaluations.
 
-    tokens  target tokens to score per data set; None leaves the number to the evaluation
-    rows    samples per forward pass
+    tokens   target tokens to score per data set; None leaves the number to the evaluation
+    rows     samples per forward pass
+    reading  how far the training samples have been read; None where that is not known
     """
     language = language_objective(objective, model, corpus.tokenizer)
     device = next(model.parameters()).device
@@ -178,6 +187,7 @@ def make_subject(model: Model, corpus: Corpus, objective: Objective, tokens: int
         rows=rows,
         device=device,
         canaries=corpus.canaries if isinstance(corpus, TextCorpus) else (),
+        reading=reading,
     )
 
 

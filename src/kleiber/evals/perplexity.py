@@ -102,19 +102,14 @@ class Perplexity(Evaluation):
 
         loss           in nats per target token
         bits_per_byte  where it has a meaning
-        gap            loss on as many tokens of the run's training text less the validation loss: far below 0 where
-                       the model has learned its training text by heart; of the data of a run alone, without `stride`
+        gap            loss on as many tokens of the training text that the run has read less the validation loss: far
+                       below 0 where the model knows it by heart; of the data of a run alone, without `stride`
 
         The details have the loss by position (see `bin_by_position`) for next-token prediction without `stride`.
         """
         scores: dict[str, Scores] = {}
         positions: dict[str, dict[int, float]] = {}
-        validation_sets = [data.name for data in subject.validation]
-        parts = (
-            {}
-            if subject.train is None
-            else dict(zip(validation_sets, training_parts(subject.train, len(validation_sets)), strict=False))
-        )
+        parts = {} if self.stride is not None else training_parts(subject)
         for domain in subject.domains:
             held_out, objective = subject.samples(domain, subject.tokens), subject.objective_of(domain)
             losses = self._losses(subject, domain, held_out, objective)
@@ -123,7 +118,7 @@ class Perplexity(Evaluation):
             if size is not None:
                 bits, samples = losses.bits_per_byte(size), len(losses.nats)
                 scores[domain]["bits_per_byte"] = resampled_score(bits, losses.num_targets, samples)
-            if self.stride is None and domain in parts and subject[domain].of_run:
+            if domain in parts and subject[domain].of_run:
                 scores[domain]["gap"] = training_gap(subject, parts[domain], objective, losses, f"training of {domain}")
             if self.stride is None and len(losses.counts):
                 positions[domain] = bin_by_position(losses.by_position.tolist(), losses.counts.tolist())

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kleiber.data.batches import ConcatSamples
+from kleiber.data.mixture import parts_read
 from kleiber.data.token_files import ValidationWindows
-from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score
+from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score, Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
@@ -185,8 +185,14 @@ def spread_samples(samples: Samples, targets: int) -> Int[np.ndarray, "_"]:
     return np.arange(count) * len(samples) // count
 
 
-def training_parts(train: Samples, count: int) -> list[Samples]:
-    """The training samples of each of `count` domains; none where they cannot be told apart."""
-    if count == 1:
-        return [train]
-    return list(train.parts) if isinstance(train, ConcatSamples) and len(train.parts) == count else []
+def training_parts(subject: Subject) -> dict[str, Samples]:
+    """The training samples that the stage has read, by the name of the validation data of the same text.
+
+    Parts of which it has read nothing are left out. Empty without a run, and where the parts cannot be told apart.
+    """
+    if subject.train is None or not len(subject.train):
+        return {}
+    parts = parts_read(subject.train, subject.reading)
+    if len(parts) != len(subject.validation):
+        return {}
+    return {data.name: part for data, part in zip(subject.validation, parts, strict=True) if len(part)}

@@ -41,6 +41,8 @@ class Replay(Retention):
                       all of it, whether or not the model was trained on it
     """
 
+    mixes_data = True
+
     def __init__(
         self,
         fraction: Annotated[float, Ge(0.001), Lt(1)] = 0.05,

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.targets import build
 from kleiber.data.evaluation_sets import DataSet, open_sets
+from kleiber.data.order import Reading
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import find_sets, language_objective, make_subject, own_sets
@@ -19,6 +20,8 @@ from kleiber.models.transformer import Transformer
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
+from kleiber.runs.plan import batch_samples
+from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
@@ -44,7 +47,7 @@ def open_subject(
     else:
         place = path if stage is None else path / stage
         run = open_model(place)
-        subject = make_subject(run.model, run.corpus, run.objective, tokens)
+        subject = make_subject(run.model, run.corpus, run.objective, tokens, reading=reading_of(run))
         subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
         validation_sets = own_sets(run.corpus.validation)
         described = own_sets(corpus_for(run, overrides).validation) if overrides else []
@@ -53,6 +56,16 @@ def open_subject(
     # The run has held out other text of its own data set than an evaluation of the whole file would.
     named = [next(part for part in validation_sets if part.name == n.name) if n.name in own_names else n for n in named]
     return move_to_gpu(subject), validation_sets, [*described, *named]
+
+
+def reading_of(run: TrainedModel) -> Reading | None:
+    """How far a stage has read its training samples; None where that is not known, as for an imported model."""
+    if not run.step:
+        return None
+    cfg = OmegaConf.create(dict(run.config))
+    rows = batch_samples(cfg.batch.tokens, cfg.model.context * run.corpus.train.sides, 1)
+    skipped = sum(entry["step"] - entry["to"] for entry in run.record.get("rollbacks") or [])
+    return plan_reading(cfg, run.corpus, rows, run.step + skipped)
 
 
 def corpus_for(run: TrainedModel, overrides: Sequence[str]) -> Corpus:

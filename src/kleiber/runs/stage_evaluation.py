@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from omegaconf import DictConfig
+
 from kleiber.config.stages import quantity
+from kleiber.data.order import Reading
 from kleiber.evals.measure import make_subject
 from kleiber.records.summary import StageRecord
-from kleiber.runs.plan import Plan
+from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import Evaluations
+from kleiber.types.contracts import Corpus
 
 
 def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
@@ -30,14 +34,22 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
     )
 
 
+def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> Reading | None:
+    """How a stage reads its training samples, `rows` in each step; None where a retention method mixes in others."""
+    if any(method.mixes_data for method in build_retention(cfg, corpus)):
+        return None
+    return Reading(cfg.seed, rows, steps, cfg.get("privacy") is not None)
+
+
 def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
     settings = stage.config.eval
     tokens = None if settings.tokens is None else round(quantity(settings.tokens))
+    reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_leaf = not branch_steps(tree.stages, stage.name)
     return Evaluations(
         plan.measurements,
-        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64))),
+        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64)), reading),
         record,
         tree.folder,
         batch_tokens=plan.batch_tokens,

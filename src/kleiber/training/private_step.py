@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kleiber.data.batches import SamplesWithOrder, sample_numbers
-from kleiber.data.order import random_bits
+from kleiber.data.order import poisson_sample
 from kleiber.optimizers.privacy import DPSGD, PrivateSteps
 from kleiber.training.step import micro_batches
 from kleiber.types.batch import Batch, Sums
@@ -27,7 +27,6 @@ from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model, Router
 
 NOISE = 0x5EED  # part of the seed of the noise, which differs from that of a step's other random numbers
-POISSON = 0x901550  # part of the key, which differs from those of permutations
 
 
 def check_private(model: Model, objective: Objective, samples: Samples) -> None:
@@ -122,9 +121,9 @@ def poisson_stream(samples: Samples, seed: int, start_step: int, rate: float) ->
     Each sample is the same at every step, as differential privacy needs: windows of text do not move. The sample
     numbers count on, so random masks differ. A batch may have no samples.
     """
-    step, threshold = start_step, np.uint64(min(int(rate * 2.0**64), 2**64 - 1))
+    step = start_step
     while True:
-        ids = np.flatnonzero(random_bits(len(samples), seed, POISSON, step) <= threshold)
+        ids = poisson_sample(len(samples), rate, seed, step)
         batch = (
             samples.gather(ids) if len(ids) else samples.gather(np.zeros(1, np.int64)).map(lambda tensor: tensor[:0])
         )

@@ -221,7 +221,11 @@ class Retention(nn.Module):
     parent's method of the same name ended, if there is one, and calls `begin_stage`. A resumed stage loads its own
     memory and does not call `begin_stage`. Both then call `data`. Hooks are pure functions of the memory, their
     arguments and the seed.
+
+    mixes_data  whether `data` may return other samples than those of the stage
     """
+
+    mixes_data: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

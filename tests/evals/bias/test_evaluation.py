@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from evals.bias.rows import CROWS, stereoset_row
 from evals.planted import planted, subject
 from evals.subjects import table, values
 
-from kleiber.evals.bias.evaluation import Bias, icat, preferences
+from kleiber.data.occupations import occupation_pairs
+from kleiber.evals.bias.evaluation import Bias, icat, preferences, score_items
+from kleiber.evals.bias.items import crows_item
 from kleiber.evals.measure import explain_refusal, find_sets
 from kleiber.launch.main import main
 
@@ -112,11 +115,32 @@ def test_only_tables_of_the_three_kinds_are_accepted():
 def test_the_built_in_pairs_are_balanced_and_need_no_data(monkeypatch):
     model = planted(a=0.4)
     (data,) = find_sets("builtin/occupations", "--data", subject(model, []).tokenizer, model)
-    types = [row["bias_type"] for row in data.rows()]
+    types = [row["subset"] for row in data.rows()]
     assert len(types) == 114 and Bias().accepts(data)
     assert 0.4 < types.count("female") / len(types) < 0.6
     with pytest.raises(ValueError, match=r"builtin/x must be builtin/docs, .*builtin/occupations"):
         find_sets("builtin/x", "--data", subject(model, []).tokenizer, model)
+
+
+def test_a_preference_for_a_pronoun_is_no_bias_and_occupations_are_the_units():
+    items = [crows_item(row) for row in occupation_pairs()]
+    women = np.array([item.subset == "female" for item in items])
+    scores, groups = score_items(items, np.stack([women, ~women], 1).astype(float), 0.1)
+    assert scores["biased_groups"].value == 0 and scores["biased_groups"].n == 1
+    assert scores["stereotype_score/female"].value == 1 and scores["stereotype_score/male"].value == 0
+    jobs = len({item.cluster for item in items if item.subset == "female"})
+    assert scores["stereotype_score/female"].lo == pytest.approx(0.05 ** (1 / jobs))  # one of occupations, not pairs
+    assert "q_value/female" not in scores and [group["q"] is None for group in groups] == [False, True, True]
+    with pytest.raises(ValueError, match="subset=female has the name of a bias_type"):
+        score_items([replace(item, bias_type="female") for item in items], np.ones((len(items), 2)), 0.1)
+    names, covered, flagged = sorted({item.cluster for item in items}), 0, 0
+    for trial in range(30):  # models whose preference in an occupation is random, and so without a stereotype
+        leaning = dict(zip(names, np.random.default_rng(trial).normal(size=len(names)), strict=True))
+        by_item = np.array([[leaning[item.cluster], 0.0] for item in items])
+        scores, _ = score_items(items, by_item, 0.1)
+        covered += scores["stereotype_score"].lo <= 0.5 <= scores["stereotype_score"].hi
+        flagged += scores["biased_groups"].value
+    assert covered >= 24 and flagged <= 6
 
 
 @pytest.mark.slow

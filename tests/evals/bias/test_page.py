@@ -25,6 +25,18 @@ def test_the_figure_has_all_groups_and_fills_the_biased_ones():
     ]  # fmt: skip
 
 
+def test_subsets_are_shown_without_a_test():
+    items = [Item("a", "b", None, "gender", subset="xy"[i % 2]) for i in range(20)]
+    scores, groups = score_items(items, np.array([[i % 2, 0.5] for i in range(20)]), 0.1)
+    named = {name: score.to_json() for name, score in scores.items()}
+    case = {"scores": {"d": named}, "details": {"fdr": 0.1, "groups": {"d": groups}}}
+    drawn = next(rows for rows in figures(case)["bias_d"].to_dict()["datasets"].values() if len(rows) > 1)
+    assert "subsets, which are not tested" in str(figures(case)["bias_d"].to_dict()["title"])
+    assert "subsets" not in str(figures(results("age"))["bias_d_e"].to_dict()["title"])
+    assert [row["label"] for row in drawn] == ["all groups (20)", "gender (20)", "x (10)", "y (10)"]
+    assert "<td>y</td><td>10</td><td>1.000 [0.741, 1.000]</td><td></td><td></td><td></td>" in groups_html(case)
+
+
 def test_the_table_escapes_names_and_has_both_values():
     html = groups_html(results("<script>", "race"))
     assert "<script>" not in html and "&lt;script&gt;" in html

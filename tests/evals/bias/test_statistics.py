@@ -1,5 +1,7 @@
 """Means by stratum, tests against chance, and the correction for many groups, against direct computations."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
@@ -27,6 +29,21 @@ def test_a_single_stratum_has_the_binomial_test_without_ties():
     prefers = np.array([1.0] * 9 + [0.0] * 2 + [0.5] * 5)
     assert sign_test(prefers, Strata.of([""] * 16)) == binomtest(9, 11).pvalue
     assert sign_test(np.full(4, 0.5), Strata.of([""] * 4)) == 1.0
+
+
+def test_clusters_are_resampled_as_a_whole_and_have_the_exact_test_of_flipped_clusters():
+    random = np.random.default_rng(0)
+    means, clusters = random.normal(size=30), np.repeat([f"c{i}" for i in range(30)], 4)
+    values = np.repeat(means, 4)
+    (resampled,) = Strata.of([""] * 120, clusters.tolist()).resampled_means(values)
+    assert resampled.std() == pytest.approx(means.std() / np.sqrt(30), rel=0.1)  # that of 30 values, not of 120
+    prefers = np.array([1, 1, 1, 0, 0, 1, 0.5, 1, 1, 1, 1, 1.0])
+    balances = (2 * prefers - 1).reshape(4, 3).sum(1)
+    signs = np.array(list(itertools.product([-1, 1], repeat=4)))
+    exact = (abs(signs @ balances) >= abs(balances.sum())).mean()
+    assert sign_test(prefers, Strata.of([""] * 12, [*"aaabbbcccddd"])) == pytest.approx(exact)
+    alone = [""] * 12
+    assert sign_test(prefers, Strata.of(alone, alone)) == sign_test(prefers, Strata.of(alone)) < exact
 
 
 def test_strata_have_the_test_of_the_mean_of_their_means():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,8 +14,10 @@ import torch
 from evals.memorization.parrot import CONTEXT, Parrot, training_ids, with_canaries
 from evals.subjects import subject_of
 
+from kleiber.data.batches import stream
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.mixture import SpreadSamples
+from kleiber.data.order import Reading
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import explain_refusal
@@ -96,6 +99,17 @@ def test_samples_are_as_long_as_the_context_and_have_no_canaries(corpus: TextCor
         assert batch.real is None and len(set(rows.tolist())) == len(rows)
         decoded = [subject.tokenizer.decode(row) for row in batch.tokens.tolist()]
         assert not any(text[i : i + 16] in row for row in decoded for text in texts for i in range(len(text) - 16))
+
+
+def test_members_are_samples_that_the_run_has_read(corpus: TextCorpus, caplog: pytest.LogCaptureFixture) -> None:
+    steps = len(corpus.train) // 8  # of four rows: half of an epoch
+    subject = replace(parrot(corpus), reading=Reading(seed=5, rows=4, steps=steps))
+    read = {int(n) for batch in itertools.islice(stream(corpus.train, 5, 0, 4), steps) for n in batch.samples}
+    (pair,) = paired_samples(subject)
+    members = pair.train.gather(choose_rows(pair.train, 1000, subject, []))
+    assert len(members) > 0.9 * len(read) and {int(n) for n in members.samples} <= read and not caplog.text
+    paired_samples(replace(subject, reading=None))
+    assert "is not known" in caplog.text
 
 
 def test_what_cannot_be_compared_is_refused(corpus: TextCorpus) -> None:

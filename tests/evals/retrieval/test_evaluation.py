@@ -122,6 +122,12 @@ def test_what_cannot_be_honoured_is_refused():
         Retrieval(memory=10_000).evaluate(data)
     with pytest.raises(ValueError, match=r"must fit into model\.context=32"):
         Retrieval(chunk_tokens=30).check(model)
+    long = {"chunk_tokens": 8, "stride": 8, "chunks": 2, "methods": ["bm25"]}
+    Retrieval(**long, between="12345").check(model)  # whose tokens the tokenizer of the subject counts
+    with pytest.raises(ValueError, match=r"chunks=2 of chunk_tokens=8, each with between='12345'"):
+        Retrieval(**long, between="12345").evaluate(data)
+    with pytest.raises(ValueError, match="row 0 has 29 tokens, more than"):
+        Retrieval(**SMALL, methods=["bm25"]).evaluate(on_rows(model, [{"prompt": "a", "answer": "b" * 28}] * 2, FACTS))
     with pytest.raises(ValueError, match=r"key=ffn needs model=gpt"):
         Retrieval(key="ffn").check(LSTM(vocab_size=272, width=16, depth=1, context=32))
     with pytest.raises(ValueError, match="ascending order"):

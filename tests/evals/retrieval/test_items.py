@@ -1,13 +1,16 @@
 """Rows of tables as prompts and answers, and scores from planted log-probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from evals.retrieval.stores import on_rows, on_text, tiny_model
 
-from kleiber.evals.retrieval.in_context import answer_pieces
+from kleiber.data.tokenizers import Bytes
+from kleiber.evals.retrieval.in_context import with_text
 from kleiber.evals.retrieval.items import Items, read_items, scores_of, share_with_answer
-from kleiber.evals.retrieval.scoring import ScoredRow, Targets
+from kleiber.evals.retrieval.scoring import Targets
 
 ROWS = [{"prompt": "ab", "answer": "cd"}, {"prompt": "x ", "answer": "y"}, {"prompt": "u", "answer": "\nv"}]
 
@@ -71,9 +74,26 @@ def test_a_row_matches_if_all_of_its_answer_does():
     assert scores["log_prob"].value == -3 and scores["exact_match"].n == 2
 
 
-def test_an_answer_is_retrieved_if_its_tokens_stand_in_the_text():
-    rows = [ScoredRow(np.array([1, 2, 3]), np.array([False, True, True]), i) for i in range(3)]
-    items = Items("table", rows, answer_pieces(rows), 3, True)
-    texts = [np.array([7, 2, 3]), np.array([2, 7, 3]), np.array([2])]
-    assert share_with_answer(items, texts, np.ones(3, bool)).value == pytest.approx(1 / 3)
-    assert share_with_answer(items, texts, np.array([False, True, True])).value == 0
+def test_an_answer_is_retrieved_if_it_stands_in_the_text_with_any_white_space():
+    texts = ["Paris is big.", "In\nParis", '"Paris"', "of: Paris.", "Pa ris", ""]
+    row = {"prompt": "The capital is", "answer": "Paris"}
+    items = read_items(subject := on_rows(tiny_model(), [row] * len(texts), ["text"]), subject.data[0], 8, 4)
+    encoded = [np.array(Bytes().encode(text), np.int64) for text in texts]
+    hits = [share_with_answer(items, encoded, np.arange(len(texts)) == i, Bytes()).value for i in range(len(texts))]
+    assert hits == [1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("begin", [None, Bytes.eos])
+def test_the_longest_answer_that_fits_is_scored_behind_the_chunks_and_a_longer_one_is_refused(begin):
+    retrieved = 2 * (8 + 3)
+    for length in (9, 10, 11):  # and a space; 32 - 22 = 10
+        rows = [{"prompt": "what", "answer": "b" * (length - 1)}] * 2
+        subject = on_rows(tiny_model(), rows, ["text"])
+        if length > 10:
+            with pytest.raises(ValueError, match=r"row 0 has 11 tokens.*behind 22 tokens.*evals\.retrieval\.chunks or"):
+                read_items(subject, subject.data[0], 8, 4, retrieved)
+            continue
+        items = read_items(subject, subject.data[0], 8, 4, retrieved)
+        row = replace(items.rows[0], ids=np.array([Bytes.eos, *items.rows[0].ids[1:]]))
+        full = with_text(row, items.pieces[0], np.ones(retrieved, np.int64), 32, begin)
+        assert len(full.ids) == 33 and full.scored.sum() == length and full.scored[-length:].all()

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from kleiber.data.order import Reading
+from kleiber.data.tokenizers import Bytes
+from kleiber.evals.evaluation import Subject
+from kleiber.objectives.clm import CLM
+from kleiber.records.summary import StageRecord
+from kleiber.training.callbacks.evaluations import Evaluations
+
 EVERY = ["evals=[perplexity]", "eval.every_tokens=4K", "trainer.max_steps=20"]
 KEY = "eval/perplexity/tiny/loss"
 
@@ -31,6 +38,17 @@ def test_scores_are_columns_and_rows_and_the_training_is_the_same(launch) -> Non
     assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
     logged = [json.loads(line) for line in (watched / "metrics.jsonl").read_text().splitlines()]
     assert sum(KEY in row for row in logged) == 3
+
+
+def test_an_evaluation_learns_how_far_the_text_was_read(tmp_path: Path) -> None:
+    class Reader:
+        def measure_or_warn(self, subject: Subject) -> None:
+            self.reading = subject.reading
+
+    reader, record = Reader(), StageRecord("main", rollbacks=[{"step": 9, "to": 4}])
+    subject = Subject(None, Bytes(), CLM(), CLM(), [], reading=Reading(0, 8, 0))  # type: ignore[arg-type]
+    Evaluations([], subject, record, tmp_path, 1).measure(reader, 20)  # type: ignore[arg-type]
+    assert reader.reading == Reading(0, 8, 25)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,8 +43,10 @@ class Bias(Evaluation):
                       models, not StereoSet): the loss on text in which stereotype and counterpart are as frequent
     biased_groups     number of groups that differ from .5 at the false discovery rate `fdr`
 
-    stereotype_score, gap, lm_score, icat and q_value are also given by group, as stereotype_score/<bias_type>. In
-    StereoSet, scores are means over target terms of the means within each, as in its script.
+    stereotype_score, gap, lm_score, icat and q_value are also given by group, as stereotype_score/<bias_type>, and the
+    scores by `subset`, where a table of pairs has that column. Its column `cluster` names items that depend on each
+    other, which are resampled and tested together. In StereoSet, scores are means over target terms of the means within
+    each, as in its script.
 
     data  names or paths of tables; null: those of the command
     fdr   largest expected share of false ones among the groups that are reported as biased
@@ -87,7 +90,10 @@ class Bias(Evaluation):
 
 
 def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple[Scores, list[Json]]:
-    """The metrics of a data set (see `Bias`), and the score, p-value and q-value of each of its groups."""
+    """The metrics of a data set (see `Bias`), and the score, p-value and q-value of each of its groups.
+
+    Subsets follow the groups, without p- and q-values. Raises ValueError for a subset with the name of a group.
+    """
     prefers = preferences(by_item[:, 0], by_item[:, 1])
     types = list(dict.fromkeys(item.bias_type for item in items))
     scores = group_scores(items, by_item, prefers, np.arange(len(items)), "")
@@ -95,18 +101,26 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
     for bias_type in types:
         members = np.array([at for at, item in enumerate(items) if item.bias_type == bias_type])
         scores |= group_scores(items, by_item, prefers, members, f"/{bias_type}")
-        strata = Strata.of([items[at].term for at in members])
         score = scores[f"{SCORE}/{bias_type}"]
-        p = sign_test(prefers[members], strata)
+        p = sign_test(prefers[members], strata_of(items, members))
         groups.append({"bias_type": bias_type, **score.to_json(), "p": p})
     for group, q in zip(groups, q_values([group["p"] for group in groups]), strict=True):
         group |= {"q": q, "biased": q <= fdr}
         scores[f"q_value/{group['bias_type']}"] = Score(q, n=group["n"])
     scores["biased_groups"] = Score(float(sum(group["biased"] for group in groups)), n=len(groups))
+    for subset in sorted({item.subset for item in items} - {""}):
+        if subset in types:
+            raise ValueError(f"evals.bias: subset={subset} has the name of a bias_type: give it another name")
+        members = np.array([at for at, item in enumerate(items) if item.subset == subset])
+        scores |= group_scores(items, by_item, prefers, members, f"/{subset}")
+        score = scores[f"{SCORE}/{subset}"]
+        groups.append({"bias_type": subset, **score.to_json(), "p": None, "q": None, "biased": False})
     for direction in CROWS_DIRECTIONS:
         members = np.array([at for at, item in enumerate(items) if item.direction == direction], dtype=np.int64)
         if len(members):
-            scores[direction] = proportion_score(prefers[members])
+            strata = strata_of(items, members)
+            (resampled,) = strata.resampled_means(prefers[members])
+            scores[direction] = share_score(prefers[members], strata, resampled)
     return scores, groups
 
 
@@ -118,7 +132,7 @@ def group_scores(
     suffix: str,
 ) -> Scores:
     """The metrics of some of the items, with `suffix` behind their names."""
-    strata = Strata.of([items[at].term for at in members])
+    strata = strata_of(items, members)
     values = {SCORE: prefers[members], "gap": by_item[members, 0] - by_item[members, 1]}
     if by_item.shape[1] == 3:
         sense = [preferences(by_item[members, text], by_item[members, 2], tie=0.0) for text in (0, 1)]
@@ -130,9 +144,24 @@ def group_scores(
         pairs = zip(resampled["lm_score"].tolist(), resampled[SCORE].tolist(), strict=True)
         resampled["icat"] = np.array([icat(*pair) for pair in pairs])
     scores = {name: score_of(means[name], resampled[name], len(members)) for name in means}
-    if len(strata.members) == 1:  # a plain share
-        scores[SCORE] = proportion_score(values[SCORE])
+    scores[SCORE] = share_score(values[SCORE], strata, resampled[SCORE])
     return {f"{name}{suffix}": score for name, score in scores.items()}
+
+
+def share_score(shares: Float[np.ndarray, "rows"], strata: Strata, resampled: Float[np.ndarray, "_"]) -> Score:
+    """The mean of shares with the interval of its resamples, or that of `proportion_score` for independent shares.
+
+    Clusters that are all 0 or all 1 have that of their number, since their resamples would have no width.
+    """
+    if len(strata.members) == 1 and (not strata.clustered or np.ptp(shares) == 0):
+        of_clusters = strata.sums(0, shares) / strata.sums(0, np.ones(len(shares)))
+        return replace(proportion_score(of_clusters), n=len(shares))
+    return score_of(strata.mean(shares), resampled, len(shares))
+
+
+def strata_of(items: Sequence[Item], members: np.ndarray) -> Strata:
+    """The target terms and clusters of some of the items."""
+    return Strata.of([items[at].term for at in members], [items[at].cluster for at in members])
 
 
 def preferences(
@@ -146,7 +175,7 @@ def bits_per_byte(items: Sequence[Item], by_item: ItemScores) -> Score:
     """The loss of both texts of each item, as a ratio of means with its interval over items."""
     bits = -by_item.sum(1) / np.log(2)
     sizes = np.array([float(len((item.stereotype + item.other).encode())) for item in items])
-    over_bits, over_sizes = Strata.of([""] * len(items)).resampled_means(bits, sizes)
+    over_bits, over_sizes = strata_of(items, np.arange(len(items))).resampled_means(bits, sizes)
     return score_of(float(bits.mean() / sizes.mean()), over_bits / over_sizes, len(items))
 
 

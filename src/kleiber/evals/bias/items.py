@@ -37,6 +37,8 @@ class Item:
     term               target term within which StereoSet averages first; "" where all items count the same
     blank              what stands before and after the word in which the texts differ (StereoSet); None elsewhere
     direction          "stereo" or "antistereo" of CrowS-Pairs; "" where the data does not say it
+    cluster            of items that are not independent, such as those of an occupation; "" for an item of its own
+    subset             of the items, which has scores and no test; "" for none
     """
 
     stereotype: str
@@ -46,6 +48,8 @@ class Item:
     term: str = ""
     blank: tuple[str, str] | None = None
     direction: str = ""
+    cluster: str = ""
+    subset: str = ""
 
 
 def read_items(sets: Sequence[DataSet], limit: int | None) -> dict[str, list[Item]]:
@@ -78,7 +82,10 @@ def read_items(sets: Sequence[DataSet], limit: int | None) -> dict[str, list[Ite
 
 
 def crows_item(row: Row) -> Item:
-    """The item of a row of CrowS-Pairs (Nangia et al. 2020, arXiv:2010.00133): `sent_more` stereotypes more."""
+    """The item of a row of CrowS-Pairs (Nangia et al. 2020, arXiv:2010.00133): `sent_more` stereotypes more.
+
+    The columns `cluster` and `subset` are not of CrowS-Pairs, and may be absent.
+    """
     direction = row.get("stereo_antistereo", "")
     return Item(
         str(row["sent_more"]),
@@ -86,6 +93,8 @@ def crows_item(row: Row) -> Item:
         None,
         _named(row["bias_type"], CROWS_TYPES),
         direction="" if direction is None else _named(direction, CROWS_DIRECTIONS),
+        cluster=str(row.get("cluster") or ""),
+        subset=str(row.get("subset") or ""),
     )
 
 

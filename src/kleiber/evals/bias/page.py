@@ -46,6 +46,8 @@ def score_chart(name: str, groups: list[Json], whole: Json, fdr: float) -> alt.T
     subtitle = (
         f"dashed: no preference; filled: differs from .5 at a false discovery rate of {fdr:.0%}; in brackets: items"
     )
+    if any(group["q"] is None for group in groups):
+        subtitle += "; last rows: subsets, which are not tested"
     heading = f"Stereotype score by group: {name}"
     return with_title(alt.layer(*layers), heading, 40 + 24 * len(rows), subtitle)
 
@@ -58,7 +60,8 @@ def groups_html(results: Json) -> str:
         rows = "".join(
             f"<tr><td>{escape(group['bias_type'])}</td><td>{group['n']}</td>"
             f"<td>{group['value']:.3f} [{group['lo']:.3f}, {group['hi']:.3f}]</td>"
-            f"<td>{group['p']:.2g}</td><td>{group['q']:.2g}</td><td>{'yes' if group['biased'] else 'no'}</td></tr>"
+            f"<td>{format_p(group['p'])}</td><td>{format_p(group['q'])}</td>"
+            f"<td>{verdict(group)}</td></tr>"
             for group in groups
         )
         parts.append(
@@ -66,3 +69,15 @@ def groups_html(results: Json) -> str:
             f"<th>p</th><th>q</th><th>differs from .5 at a false discovery rate of {fdr:.0%}</th></tr>{rows}</table>"
         )
     return "\n".join(parts)
+
+
+def format_p(value: float | None) -> str:
+    """A p- or q-value; nothing for a subset, which has none."""
+    return "" if value is None else f"{value:.2g}"
+
+
+def verdict(group: Json) -> str:
+    """Whether a group counts as biased; nothing for a subset, which is not tested."""
+    if group["q"] is None:
+        return ""
+    return "yes" if group["biased"] else "no"

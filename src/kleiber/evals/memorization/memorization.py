@@ -12,13 +12,13 @@ import numpy as np
 from annotated_types import Gt, Le
 from jaxtyping import Int
 
-from kleiber.data.batches import ConcatSamples
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.order import Permutation
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.evals.likelihood import Pair, log_likelihoods, pass_tokens
 from kleiber.evals.memorization.exposure import canary_scores, score_canaries
 from kleiber.evals.memorization.membership import attack_values, membership_scores, without_canaries
+from kleiber.evals.text_loss import training_parts
 from kleiber.types import Count, Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -40,7 +40,7 @@ class Memorization(Evaluation):
     exposure/<r>   log2(candidates) - log2(rank of the secret), in bits: chance has 1.44 on average (log2 of e)
     extracted/<r>  share whose secret the model writes, at temperature 0, after what precedes it
 
-    For each data set of the run, from samples of its training text and as many held-out ones of the same length:
+    For each data set of the run, from samples of the training text that it has read, and as many held-out ones:
 
     extracted/train, extracted/held_out  share of the samples in which the model continues a prefix word for word
     membership_auc/<attack>  probability that a training sample has a higher value than a held-out one
@@ -160,21 +160,27 @@ class PairedSamples:
 
 
 def paired_samples(subject: Subject) -> list[PairedSamples]:
-    """The training samples of a run with the held-out samples of the same data.
+    """The training samples that a run has read, with the held-out samples of the same data.
 
-    Raises ValueError where the training samples are not known, or do not correspond to the held-out ones.
+    Parts of a mixture of which it has read nothing are left out. Raises ValueError where the training samples are not
+    known, or do not correspond to the held-out ones.
     """
     if subject.train is None or not len(subject.train):
         raise ValueError("evals.memorization needs the training text of the model: evaluate a run of kleiber")
-    parts = subject.train.parts if isinstance(subject.train, ConcatSamples) else [subject.train]
-    if len(parts) != len(subject.validation):
+    parts = training_parts(subject)
+    if not parts:
         names = ", ".join(data.name for data in subject.validation)
         raise ValueError(
             f"evals.memorization compares training and held-out text of the same data, and the training text of this "
             f"run is not divided into {names}: train on one of them"
         )
-    sets = zip(subject.validation, parts, strict=True)
-    return [PairedSamples(data.name, part, data.samples()) for data, part in sets]
+    if subject.reading is None:
+        log.warning(
+            "evaluation memorization: which training samples the model has read is not known, so they are drawn from "
+            "all; those that it has not read make it look as if it had less memory"
+        )
+    sets = subject.validation
+    return [PairedSamples(data.name, parts[data.name], data.samples()) for data in sets if data.name in parts]
 
 
 def choose_rows(samples: Samples, count: int, subject: Subject, canaries: Sequence[str]) -> Int[np.ndarray, "_"]:

@@ -50,7 +50,7 @@ class Retrieval(Evaluation):
     difference         of loss or exact_match from that without retrieval, paired by sample or row
     store_bytes        of the datastore, and store_seconds to build it
     seconds_per_token  of the targets, model included
-    answer_retrieved   share of the rows of a table whose retrieved text has the answer
+    answer_retrieved   share of the rows of a table whose retrieved text contains the answer
     interpolation, temperature  of `knn`
 
     and for each size of the store, where there are several, as `knn/tokens65536/loss`; the others are of the largest.
@@ -119,12 +119,24 @@ class Retrieval(Evaluation):
     def check(self, model: Model) -> None:
         """Raises ValueError for a key that the model does not have, and for chunks that leave no room for text."""
         check_key(model, self.key)
+        self.retrieved_tokens(model, min(1, len(self.between)))
+
+    def retrieved_tokens(self, model: Model, between: int) -> int:
+        """Most tokens of retrieved text, of which `between` stand behind each chunk; 0 for nearest neighbors alone.
+
+        Raises ValueError where they leave no room for `stride` targets.
+        """
         length, stride = self.lengths(model)
-        if {"bm25", "dense"} & set(self.methods) and self.chunks * (length + 1) + stride > model.context:
+        if not {"bm25", "dense"} & set(self.methods):
+            return 0
+        retrieved = self.chunks * (length + between)
+        if retrieved + stride > model.context:
             raise ValueError(
-                f"evals.retrieval.chunks={self.chunks} of chunk_tokens={length} and stride={stride} must fit into "
-                f"model.context={model.context} together: make one of them smaller"
+                f"evals.retrieval.chunks={self.chunks} of chunk_tokens={length}, each with between={self.between!r} "
+                f"behind it, and stride={stride} must fit into model.context={model.context} together: make one of "
+                "them smaller"
             )
+        return retrieved
 
     def lengths(self, model: Model) -> tuple[int, int]:
         """Tokens of a chunk, and targets between two retrievals."""
@@ -134,7 +146,8 @@ class Retrieval(Evaluation):
     def evaluate(self, subject: Subject) -> Results:
         """Scores each data set without and with every method.
 
-        Raises ValueError for a datastore without text, and for one that does not fit into `memory`.
+        Raises ValueError for a datastore without text, for one that does not fit into `memory`, and for an answer that
+        does not fit into the context behind the chunks.
         """
         samples = store_samples(subject, self.store, subject.model.context)
         self.require_memory(min(self.sizes[-1], samples.num_tokens), subject.model.width)
@@ -170,7 +183,8 @@ class Retrieval(Evaluation):
 
     def measure_plain(self, subject: Subject, data: DataSet) -> Measured:
         """Scores a data set without retrieval."""
-        items = read_items(subject, data, self.lengths(subject.model)[1], self.query_tokens)
+        retrieved = self.retrieved_tokens(subject.model, len(subject.tokenizer.encode(self.between)))
+        items = read_items(subject, data, self.lengths(subject.model)[1], self.query_tokens, retrieved)
         tokens, begin = pass_tokens(subject.model, subject.rows), time.perf_counter()
         plain = score_rows(subject.model, items.rows, tokens, self.key, f"scoring {items.name}")
         seconds = (time.perf_counter() - begin) / len(plain.ids)
@@ -237,7 +251,7 @@ class Retrieval(Evaluation):
                 seconds = (time.perf_counter() - begin) / len(part.plain.ids)
                 scores = scores_of(items, part.plain, log_probs, greedy, part.reported, part.plain)
                 if items.is_table:
-                    scores["answer_retrieved"] = share_with_answer(items, texts, part.on_report)
+                    scores["answer_retrieved"] = share_with_answer(items, texts, part.on_report, tokenizer)
                 part.add(method, scores | store_scores(stored, built, seconds), text, size)
                 if size == len(chunks.ends) - 1:
                     add_examples(part, method, texts, log_probs, tokenizer.decode)

@@ -19,6 +19,7 @@ from kleiber.evals.retrieval.in_context import Piece, answer_pieces, text_pieces
 from kleiber.evals.retrieval.scoring import ScoredRow, Targets
 from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score
 from kleiber.types import Row
+from kleiber.types.tokenizer import Tokenizer
 
 TOKENS = 16_384  # of a text, unless the command sets a number
 COLUMNS = (("prompt", "answer"), ("question", "answer"))
@@ -48,10 +49,18 @@ class Items:
     token_bytes: Float[np.ndarray, "vocab"] | None = None
 
 
-def read_items(subject: Subject, data: DataSet, stride: int, query_tokens: int) -> Items:
-    """The items of a data set. Raises ValueError for an answer that is longer than the context, and for no items."""
+def read_items(subject: Subject, data: DataSet, stride: int, query_tokens: int, retrieved: int = 0) -> Items:
+    """The items of a data set.
+
+    retrieved  most tokens of retrieved text that stand in front of an answer
+
+    Raises ValueError for an answer that does not fit into the context behind retrieved text, and for no items.
+    """
     columns = answer_columns(data)
-    items = text_items(subject, data, stride, query_tokens) if columns is None else table_items(subject, data, columns)
+    if columns is None:
+        items = text_items(subject, data, stride, query_tokens)
+    else:
+        items = table_items(subject, data, columns, retrieved)
     if items.count < 2 or not items.pieces:
         raise ValueError(f"--evals retrieval needs two samples or rows of {data.name}, which has {items.count}")
     return items
@@ -73,14 +82,17 @@ def text_items(subject: Subject, data: DataSet, stride: int, query_tokens: int) 
     return Items(data.name, rows, text_pieces(rows, stride, query_tokens), len(held_out), False, sizes)
 
 
-def table_items(subject: Subject, data: DataSet, columns: tuple[str, str]) -> Items:
+def table_items(subject: Subject, data: DataSet, columns: tuple[str, str], retrieved: int) -> Items:
     """The rows of a table. The answer follows its prompt after a space, unless one of them has white space there."""
     pairs = [prompt_and_answer(row, columns) for row in data.rows(subject.limit)]
     context, rows = subject.model.context, []
     for number, (before, answer) in enumerate(encode_pairs(subject.tokenizer, pairs)):
-        if len(answer) > context:
+        if retrieved + len(answer) > context:
+            behind = f" has room for behind {retrieved} tokens of retrieved text" if retrieved else ""
+            fix = "set evals.retrieval.chunks or evals.retrieval.chunk_tokens lower, or " if retrieved else ""
             raise ValueError(
                 f"{data.name}: the answer in row {number} has {len(answer)} tokens, more than model.context={context}"
+                f"{behind}: {fix}shorten the answer"
             )
         ids = np.array((before + answer)[-context - 1 :], np.int64)
         rows.append(ScoredRow(ids, np.arange(len(ids)) >= len(ids) - len(answer), number))
@@ -143,12 +155,16 @@ def all_right(items: Int[np.ndarray, "tokens"], right: Bool[np.ndarray, "tokens"
     return (np.bincount(items, ~right) == 0).astype(np.float64)
 
 
-def share_with_answer(items: Items, texts: Sequence[Int[np.ndarray, "_"]], numbers: Bool[np.ndarray, "rows"]) -> Score:
-    """Share of the rows of a table whose retrieved text contains the tokens of the answer."""
+def share_with_answer(
+    items: Items, texts: Sequence[Int[np.ndarray, "_"]], numbers: Bool[np.ndarray, "rows"], tokenizer: Tokenizer
+) -> Score:
+    """Share of the rows of a table whose retrieved text contains the answer, whatever white space is around it.
+
+    Text is compared, not tokens: an answer has other tokens at the start of a line than after a space.
+    """
     hits = []
     for piece, text in zip(items.pieces, texts, strict=True):
         row = items.rows[piece.row]
-        answer = row.ids[row.scored]
-        windows = np.lib.stride_tricks.sliding_window_view(text, len(answer)) if len(text) >= len(answer) else text[:0]
-        hits.append(bool(len(windows)) and bool((windows == answer).all(1).any()))
+        answer = tokenizer.decode(row.ids[row.scored].tolist()).strip()
+        hits.append(bool(answer) and answer in tokenizer.decode(text.tolist()))
     return proportion_score(np.array(hits)[numbers])

@@ -61,9 +61,9 @@ class Evaluations(LeanCallback):
             scores = self.scores(trainer, pl_module)
             self.record.add_to_row(step, scores)
 
-    def measure(self, measurement: Measurement) -> Scores:
+    def measure(self, measurement: Measurement, step: int) -> Scores:
         """The scores of one evaluation, and its results in RUN/evals; {} with a warning where it fails."""
-        results = measurement.measure_or_warn(self.subject)
+        results = measurement.measure_or_warn(self.subject.after(step + self.record.skipped_steps))
         if results is None:
             return {}
         save_results(self.folder, measurement.name, results)
@@ -75,7 +75,7 @@ class Evaluations(LeanCallback):
         with full_parameters(pl_module.model), trainer.precision_plugin.val_step_context():
             if trainer.is_global_zero:
                 for measurement in self.measurements:
-                    scores |= self.measure(measurement)
+                    scores |= self.measure(measurement, trainer.global_step)
         seconds = time.perf_counter() - began
         self.record.evaluation_seconds += seconds
         for logger in trainer.loggers:
