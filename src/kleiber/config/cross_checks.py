@@ -248,14 +248,11 @@ def _reference(config: Config) -> None:
 
 
 def _packing(config: Config) -> None:
-    if _is(config["model"], "HFModel") and argument(config["data"], "pack"):
+    arithmetic = _is(config["data"], "Arithmetic")  # which is always packed
+    if _is(config["model"], "HFModel") and (arithmetic or argument(config["data"], "pack")):
+        packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
         raise ConfigError(
-            "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
-            "data.pack=false"
-        )
-    if _is(config["model"], "HFModel") and _is(config["data"], "Arithmetic"):
-        raise ConfigError(
-            "data=arithmetic puts several problems in a row, and model=hf attends across their borders: set model=gpt"
+            f"{packed} puts several conversations in a row, and model=hf attends across their borders: set {fix}"
         )
 
 
