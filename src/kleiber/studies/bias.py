@@ -16,9 +16,9 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
-from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, outcomes, seed_means
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
 
 BASE, PLAIN = "base", "plain"
@@ -36,7 +36,7 @@ Key = tuple[int, int]  # size and seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bias(IntervalStudy):
+class Bias(OneRunStudy):
     """Bias, loss and forgetting of each arm, and its differences from plain fine-tuning.
 
     arm   of a cell: set by the design; the bases have the arm `base`, plain fine-tuning has `plain`
@@ -45,11 +45,6 @@ class Bias(IntervalStudy):
 
     data: str = "builtin/occupations"
     arm: str | None = None
-
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
-        refuse_unread_runs(points, arm_of_design)
-        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates all differences and decides the claims. Raises ValueError without a run of plain fine-tuning."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
-from kleiber.studies.compare.places import refuse_twin_rows
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
 
 WIN = "win_rate"
@@ -31,23 +32,27 @@ CALIBRATION = {  # what is shown of the next-token predictions, by metric of eva
 }
 SCALED = "scaled/ece_change"  # change of the calibration error by the temperature
 KEYS = ("judgments", "select", "noise", "annotators")  # of a setting
-# What annotators do beside noise, by the key of data=judged that lets them.
-FAULTS = {"longer": "favor length", "first": "favor the left", "disagreement": "disagree"}
+FAULTS = {"longer": "favor length", "first": "favor the left", "disagreement": "disagree"}  # by key of data=judged
 LARGEST_RISE = 0.5  # nats per token by which the loss on other text may rise, for the language to be kept
 
 Setting = tuple[int, str, float, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collaboration(IntervalStudy):
+class Collaboration(OneRunStudy):
     """Win rates by number, selection and faults of judgments, and calibration before and after training on them.
 
     arm   of a cell: set by the design
     data  name of the text whose next tokens are predicted for calibration
     """
 
+    of_each_size: ClassVar[bool] = False
     data: str = "tinystories"
     arm: str | None = None
+
+    def arm_of(self, config: Config) -> str | None:
+        judged = [config["data"].get(key) for key in (*KEYS[:3], *FAULTS)]  # the first are the judgments
+        return None if judged[0] is None else str(judged)
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates win rates and changes of calibration, and decides the claims. Raises ValueError without any."""
@@ -113,18 +118,15 @@ def faults(data: Config) -> str:
 
 def settings(rows: Rows) -> list[Setting]:
     """The distinct settings, in order."""
-    distinct = rows[list(KEYS)].drop_duplicates().itertuples(index=False)
-    return sorted((int(row[0]), str(row[1]), float(row[2]), str(row[3])) for row in distinct)
+    distinct = rows[[*KEYS]].drop_duplicates()
+    return sorted((int(row[0]), str(row[1]), float(row[2]), str(row[3])) for row in distinct.itertuples(index=False))
 
 
 def by_seed(rows: Rows, setting: Setting, column: str) -> dict[int, float]:
     """A column of a setting by seed; empty where no run has it."""
     if column not in rows:
         return {}
-    chosen = rows[column].notna()
-    for key, value in zip(KEYS, setting, strict=True):
-        chosen &= rows[key] == value
-    part = rows[chosen]
+    part = rows[rows[column].notna() & (rows[[*KEYS]] == [*setting]).all(axis=1)]
     return dict(zip(map(int, part["seed"]), map(float, part[column]), strict=True))
 
 

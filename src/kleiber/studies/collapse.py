@@ -16,10 +16,10 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import planned_arms
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
-from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.designs.generations import BASE
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json, Natural, Row
 
 LOSS = "loss"
@@ -40,7 +40,7 @@ Key = tuple[int, int]  # size and seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collapse(IntervalStudy):
+class Collapse(OneRunStudy):
     """Changes of held-out loss and diversity from the first generation to the last, and from before to after a stage.
 
     arm, generation  of a cell: set by the design
@@ -50,11 +50,6 @@ class Collapse(IntervalStudy):
     data: str = "builtin/docs"
     arm: str | None = None
     generation: Natural = 0
-
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
-        refuse_unread_runs(points, arm_of_design)
-        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates all changes and decides the claims. Raises ValueError without runs of generation 0."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,9 @@ from kleiber.studies.compare.decision import (
     level_of_each,
     mean_estimate,
 )
-from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import Findings
 from kleiber.types import Json
 
 METRIC = re.compile(r"eval/attribution/[^/]+/(planted_first|planted_found|deletion_gain|insertion_gain)/(\w+)")
@@ -68,18 +69,15 @@ PAPER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain(IntervalStudy):
+class Explain(OneRunStudy):
     """How often each attribution finds the planted cause, and whether deletion tells which attribution does.
 
     arm  of a cell: set by the design
     """
 
-    arm: str | None = None
+    of_each_size: ClassVar[bool] = False
 
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for two runs of an arm of one seed: one of them would be read."""
-        refuse_unread_runs(points, arm_of_design, sizes=False)
-        return []
+    arm: str | None = None
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates each method on each task, and decides the claims.

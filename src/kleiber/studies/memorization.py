@@ -19,8 +19,8 @@ from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, leaf_rows, planned_arms
 from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate, paired_difference
-from kleiber.studies.compare.places import arm_of_design, refuse_twin_rows, refuse_unread_runs
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
+from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json, Row
 
 CANARY = re.compile(r"eval/memorization/canaries/(exposure|extracted)/(\d+)")
@@ -56,15 +56,10 @@ class Cells:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memorization(IntervalStudy):
+class Memorization(OneRunStudy):
     """Exposure and extraction of canaries by arm, width and repetitions, against the first arm of the design."""
 
     arm: str | None = None
-
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for two runs of an arm that differ in neither size nor seed: one of them would be read."""
-        refuse_unread_runs(points, arm_of_design)
-        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates exposure, extraction and loss of each arm, and differences of those that the questions need.

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import Claim, level_of_each, mean_estimate
-from kleiber.studies.compare.places import refuse_unread_runs
+from kleiber.studies.compare.places import OneRunStudy
 from kleiber.studies.compare.rows import PLAIN
 from kleiber.studies.retrieval_losses import (
     ALONE,
@@ -35,8 +35,8 @@ from kleiber.studies.retrieval_losses import (
     tradeoff_chart,
     used,
 )
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import NonNegative
+from kleiber.studies.study import Figures, Findings
+from kleiber.types import Config, NonNegative
 
 
 class Test(NamedTuple):
@@ -50,21 +50,22 @@ class Test(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(IntervalStudy):
+class Retrieval(OneRunStudy):
     """Losses on the old and on the new domain, by arm and way of retrieval.
 
     old, new   names of the data of both domains in the evaluation
     tolerance  nats within which the loss on the new domain counts as unchanged by the datastore of the old one
     """
 
+    of_each_size: ClassVar[bool] = False
+
     old: str = "builtin/docs"
     new: str = "builtin/code"
     tolerance: NonNegative = 0.01
 
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError for two runs of an arm of one seed: one of them would be read."""
-        refuse_unread_runs(points, arm_of, sizes=False)
-        return []
+    def arm_of(self, config: Config) -> str:
+        """The arm of the tables, since the runs of a method may have several arms of the design."""
+        return arm_of(config)
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares all arms and ways. Raises ValueError without evaluated runs of plain fine-tuning and of bases."""

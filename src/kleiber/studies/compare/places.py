@@ -7,7 +7,8 @@ refused, when the study is planned and when it is read. A study that chooses no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.records.diff import differing, is_identity
 from kleiber.records.folder import flatten
 from kleiber.studies.laws.table import round_down
-from kleiber.studies.study import PlannedPoint
+from kleiber.studies.study import IntervalStudy, PlannedPoint
 from kleiber.types import Config
 
 SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one budget
@@ -80,23 +81,28 @@ def refuse_twin_rows(rows: pd.DataFrame, columns: Sequence[str], runs: Sequence[
     )
 
 
-def refuse_unread_runs(
-    points: Sequence[PlannedPoint], arm_of: Callable[[Config], str | None], sizes: bool = True
-) -> None:
-    """Raises ValueError as `refuse_twins` where an arm has several planned runs of one seed.
+@dataclass(frozen=True, kw_only=True)
+class OneRunStudy(IntervalStudy):
+    """A study that chooses no learning rate, and so reads one run of each arm and seed, and of each size.
 
-    sizes  whether the study reads a run of each size
+    of_each_size  whether it tells sizes apart
     """
-    placed = [(arm_of(point.config), point) for point in points]
-    refuse_twins(
-        (f"{arm}{f', N = {point.N:.4g}' * sizes}, seed {point.config['seed']}", point.folder.name, point.config)
-        for arm, point in placed
-        if arm is not None
-    )
 
+    of_each_size: ClassVar[bool] = True
 
-def arm_of_design(config: Config) -> str | None:
-    """The arm that a design gave to a run, with its generation where it has one; None without an arm."""
-    study = config.get("study") or {}
-    arm, generation = study.get("arm"), study.get("generation")
-    return None if arm is None else f"{arm}, generation {generation}" if generation else str(arm)
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError as `refuse_twins` where an arm has several planned runs of one size and seed."""
+        placed = [(self.arm_of(point.config), point) for point in points]
+        refuse_twins(
+            (f"{arm}{f', N = {point.N:.4g}' * self.of_each_size}, seed {point.config['seed']}", point.folder.name,
+             point.config)
+            for arm, point in placed
+            if arm is not None
+        )  # fmt: skip
+        return []
+
+    def arm_of(self, config: Config) -> str | None:
+        """The arm that the design gave to a run, with its generation where it has one; None without an arm."""
+        study = config.get("study") or {}
+        arm, generation = study.get("arm"), study.get("generation")
+        return None if arm is None else f"{arm}, generation {generation}" if generation else str(arm)
