@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,24 @@ def test_results_come_in_the_order_of_the_items_and_errors_are_raised() -> None:
     results = ordered_map(partial(operator.floordiv, 12), [1, 2, 3, 0, 5], workers=2)
     with pytest.raises(ZeroDivisionError):
         print([next(results) for _ in range(5)])
+
+
+def leave_file(path: Path) -> bytes:
+    """Returns what no pipe can hold."""
+    path.touch()
+    return bytes(1 << 21)
+
+
+@pytest.mark.process
+def test_a_worker_goes_on_while_its_result_is_not_read(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(4)]
+    results = ordered_map(leave_file, paths, workers=2)
+    next(results)  # the second worker has done two items by itself, or waits for a reader of the first
+    end = time.monotonic() + 20
+    while not paths[3].exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert len(list(results)) == 3
 
 
 @pytest.mark.process

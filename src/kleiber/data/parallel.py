@@ -96,7 +96,7 @@ def _died(worker: subprocess.Popen[bytes]) -> RuntimeError:
 
 def serve(tasks: IO[bytes], results: IO[bytes]) -> None:
     """Answers each item that comes in with whether the function succeeded, and its result or its error."""
-    function, items = pickle.load(tasks), queue.SimpleQueue()
+    function, items, answers = pickle.load(tasks), queue.SimpleQueue(), queue.SimpleQueue()
 
     def read() -> None:
         """Takes items while the function is busy, so that the sender never waits for a full pipe."""
@@ -105,17 +105,27 @@ def serve(tasks: IO[bytes], results: IO[bytes]) -> None:
                 items.put((True, pickle.load(tasks)))
         items.put((False, None))
 
+    def write() -> None:
+        """Writes answers while the function is busy with the next item, so that it never waits for the reader."""
+        with contextlib.suppress(BrokenPipeError):
+            while answer := answers.get():
+                results.write(answer)
+                results.flush()
+
     threading.Thread(target=read, daemon=True).start()
+    writer = threading.Thread(target=write)
+    writer.start()
     while True:
         present, item = items.get()
         if not present:
-            return
+            break
         try:
             answer = (True, function(item))
         except Exception as error:
             answer = (False, error)
-        pickle.dump(answer, results, pickle.HIGHEST_PROTOCOL)
-        results.flush()
+        answers.put(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+    answers.put(b"")
+    writer.join()
 
 
 def main() -> None:
