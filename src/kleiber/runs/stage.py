@@ -122,6 +122,8 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
+    if stage.parent and not stage.continues:  # it may have stopped before the steps of its plan
+        record.branch_step = tree.done[stage.parent]["steps"]
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
     meter = EnergyMeter(hardware.device)
     callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
