@@ -99,6 +99,15 @@ def find_sources(composer: Composer, overrides: list[str]) -> Sources:
     return sources
 
 
+def is_set(composer: Composer, overrides: list[str], key: str) -> bool:
+    """Whether an override or a file of the user sets the value at a key, even to its default.
+
+    kleiber's choices of the key's group and its studies do not count, because they repeat the defaults of the class.
+    """
+    own = ("default", "conf/train.yaml", "conf/study/", f"conf/{key.partition(NESTED)[0]}/")
+    return not find_sources(composer, overrides).of(key).startswith(own)
+
+
 def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:
     """Yields the lines of a config as YAML, each value with its source as a comment.
 

@@ -97,7 +97,7 @@ def config(overrides: Overrides = None) -> None:
     composer = Composer(args.config_name or "train", args.config_dir)
     sources = find_sources(composer, args.overrides)
     composed, _ = resolve_config(composer.compose(args.overrides))
-    completed = complete_config(composed, args.overrides)
+    completed = complete_config(composed, args.overrides, composer=composer)
     check(completed)
     sources.set_changes(composed, completed, "follows from the model, the objective or the start point")
     typer.echo("\n".join(annotated_yaml(completed, sources)))

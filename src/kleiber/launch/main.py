@@ -119,10 +119,7 @@ def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
 
 
 def run_single(composer: Composer, overrides: list[str]) -> Trained:
-    """Trains one run, or estimates its cost in a dry run.
-
-    Starts a sweep instead when the config has hydra.mode=MULTIRUN.
-    """
+    """Trains one run, or estimates its cost in a dry run; starts a sweep where the config has hydra.mode=MULTIRUN."""
     try:
         cfg = composer.compose(overrides)
     except ConfigError:
@@ -132,7 +129,7 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
-    config = complete_config(composed, overrides)
+    config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print(f"{' '.join(changed)}, the default for this model and objective", file=sys.stderr)
     if ranks.started_as_rank():
@@ -290,7 +287,8 @@ def compose_config(overrides: Sequence[str] = ()) -> Json:
 
     Raises ConfigError, a ValueError, for wrong overrides, also for those of a sweep.
     """
-    config = complete_config(resolve_config(Composer("train").compose(list(overrides)))[0], list(overrides))
+    composer = Composer("train")
+    config = complete_config(resolve_config(composer.compose(list(overrides)))[0], overrides, composer=composer)
     check(config)
     return config
 

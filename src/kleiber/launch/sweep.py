@@ -183,7 +183,7 @@ class Sweep:
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
-        config = complete_config(config, overrides, self.starts)
+        config = complete_config(config, overrides, self.starts, self.composer)
         check(config)
         check_memory(config)
         if config["resume"] not in ("auto", "never"):

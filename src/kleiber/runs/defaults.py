@@ -2,7 +2,8 @@
 
 The default learning rate depends on the width of the model where muP's default does not serve: in the standard
 parametrization the best rate falls with the width, and trained weights need a smaller rate than new ones (at muP's .02
-an imported model forgets within five steps). A rate that a config sets is never changed. The defaults are:
+an imported model forgets within five steps). A rate that an override or a file of the user sets is never changed. Each
+stage of a chain has the default of its own objective, adapter and start. The defaults are:
 
 - From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer).
   At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
@@ -18,10 +19,10 @@ An objective has further defaults of its own for fine-tuning an imported model: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from kleiber.config.stages import has_pretrained_weights, starts_from_weights
+from kleiber.config.stages import has_pretrained_weights, is_chain, stage_configs, starts_from_weights
 from kleiber.config.targets import class_attribute, signature
 from kleiber.types import Config, Json
 
@@ -30,15 +31,16 @@ SCRATCH, TRAINED = 0.3, 0.05  # rate times width, for new and for trained weight
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # names of the width in config.json files
 
 
-def with_defaults(config: Json, set_keys: set[str]) -> Json:
-    """Returns the config with the default learning rate and those of fine-tuning; values that are set stay.
+def with_defaults(config: Json, is_set: Callable[[str], bool]) -> Json:
+    """Returns the config with the default learning rates and those of fine-tuning; values that are set stay.
 
-    set_keys  keys on the command line
+    is_set  whether the user sets the value at a key; asked only where that is the default of its class
 
     Raises ValueError where the config.json of the model, from which its width is read, is wrong.
     """
-    config = _with_fine_tuning(config, set_keys)
-    return config if "optimizer.lr" in set_keys else _with_rate(config)
+    config = _with_fine_tuning(config, is_set)
+    changed = _with_stage_rates(config) if is_chain(config) else _with_rate(config)
+    return config if changed is config or is_set("optimizer.lr") else changed
 
 
 def changed_defaults(before: Config, after: Config) -> list[str]:
@@ -46,11 +48,17 @@ def changed_defaults(before: Config, after: Config) -> list[str]:
 
     before, after  configs before and after it
     """
+    groups = {group: (before[group], after[group]) for group in ("optimizer", "schedule", "objective")}
+    if is_chain(after):
+        stages = [config["stages"]["chain"] for config in (before, after)]
+        for name in stages[1]:
+            nodes = [((chain[name] or {}).get("optimizer") or {}) for chain in stages]
+            groups[f"stages.chain.{name}.optimizer"] = (nodes[0], nodes[1])
     return [
         f"{group}.{name}={value:g}"
-        for group in ("optimizer", "schedule", "objective")
-        for name, value in after[group].items()
-        if isinstance(value, float) and before[group].get(name) != value
+        for group, (old, new) in groups.items()
+        for name, value in new.items()
+        if isinstance(value, float) and old.get(name) != value
     ]
 
 
@@ -79,12 +87,37 @@ def _with_rate(config: Json) -> Json:
     return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
 
 
+def _with_stage_rates(config: Json) -> Json:
+    """The config of a chain with the default rate of each stage that sets none.
+
+    The rate of the first stage is that of the run, which the others have unless their default is another one.
+    """
+    chain, stages = config["stages"]["chain"], stage_configs(config)
+    own = {name: (node or {}).get("optimizer") or {} for name, node in chain.items()}
+    trained = {name: bool(number) or starts_trained(config) for number, name in enumerate(stages)}
+    rates = {
+        name: default_learning_rate(stage, trained[name]) for name, stage in stages.items() if "lr" not in own[name]
+    }
+    if not any(rates.values()):
+        return config
+    default = (config["optimizer"] or {}).get("lr")
+    of_run = rates.get(next(iter(stages))) or default
+    changed = {}
+    for name, rate in rates.items():
+        has_other_class = "_target_" in own[name]
+        wanted = rate if has_other_class else rate or default
+        if wanted is not None and (has_other_class or wanted != of_run):
+            changed[name] = {**(chain[name] or {}), "optimizer": {**own[name], "lr": wanted}}
+    optimizer = config["optimizer"] if of_run == default else {**config["optimizer"], "lr": of_run}
+    return {**config, "optimizer": optimizer, "stages": {**config["stages"], "chain": {**chain, **changed}}}
+
+
 def starts_trained(config: Config) -> bool:
     """Whether a run starts from trained weights: those of its `init`, or of a wrapped model."""
     return has_pretrained_weights(config["model"]) or starts_from_weights(config)
 
 
-def _with_fine_tuning(config: Json, set_keys: set[str]) -> Json:
+def _with_fine_tuning(config: Json, is_set: Callable[[str], bool]) -> Json:
     """The config with the defaults that the objective has where it fine-tunes a model that kleiber did not pre-train.
 
     They replace the defaults of classes; a value that the config sets stays.
@@ -95,7 +128,7 @@ def _with_fine_tuning(config: Json, set_keys: set[str]) -> Json:
         group, name = key.split(".")
         node = config[group]
         parameter = signature(str(node["_target_"])).parameters.get(name)
-        if parameter is None or key in set_keys or node.get(name, parameter.default) != parameter.default:
+        if parameter is None or node.get(name, parameter.default) != parameter.default or is_set(key):
             continue
         config = {**config, group: {**node, name: value}}
     return config

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, Status, did_you_mean
+from kleiber.config.provenance import is_set
 from kleiber.config.stages import is_chain, stage_config, stage_names, text_settings, trains_tokenizer
 from kleiber.config.targets import signature
 from kleiber.records import archive
@@ -76,17 +78,27 @@ def finished_stage(run: Run, stage: str | None, path: str) -> str:
     return stage or finished[-1]
 
 
-def complete_config(config: Json, overrides: Sequence[str], planned: Planned = MappingProxyType({})) -> Json:
+def complete_config(
+    config: Json,
+    overrides: Sequence[str],
+    planned: Planned = MappingProxyType({}),
+    composer: Composer | None = None,
+) -> Json:
     """Returns the config with the model and tokenizer of its start point, and with the defaults of fine-tuning.
 
     Keys that the command line sets are not changed. Raises ConfigError when the start point does not exist.
 
-    planned  runs of a dry run by folder (`planned_run`), from which this run may start
+    planned   runs of a dry run by folder (`planned_run`), from which this run may start
+    composer  has composed the config: numbers that its files set do not change either, even where they are defaults
     """
     set_keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+
+    def is_key_set(key: str) -> bool:
+        return key in set_keys or (composer is not None and is_set(composer, list(overrides), key))
+
     config = _with_start(_with_hf_tokenizer(_with_writers(config, planned), set_keys), set_keys, planned)
     try:
-        return with_defaults(config, set_keys)
+        return with_defaults(config, is_key_set)
     except ValueError as error:  # in the config.json of the model, from which its width is read
         raise ConfigError(str(error)) from error
 
