@@ -4,12 +4,19 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from small_run import TINY
 from torch.profiler import profile
 
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.targets import build
+from kleiber.launch.run_cost import Models, count_costs
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
 from kleiber.runs import plan
+from kleiber.runs.inherit import complete_config
+from kleiber.runs.run import plan_stages
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 
@@ -54,3 +61,16 @@ def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
         plan.micro_batch("auto", 64, 64, model, cpu) == plan.micro_batch("auto", 64, 64, model, gpu, padded=True) == 64
     )
     assert plan.micro_batch(64, 64, 64, model, cpu, padded=True) == 64, "as asked"
+
+
+def test_a_budget_of_flops_counts_what_a_stage_with_an_adapter_trains(cache_dir):
+    chain = "{one:{budget:{steps:1}},two:{budget:{flops:1e8}}}"
+    options = ["stages=chain", f"stages.chain={chain}", "adapter=lora", "trainer.max_steps=null", "model.width=64"]
+    config = OmegaConf.create(complete_config(resolve_config(Composer().compose([*TINY, *options]))[0], options))
+    first, second = plan_stages(config, build(config.trainer))
+    flops = second.plan.flops_per_token * second.plan.tokens
+    assert second.plan.flops_per_token < 0.9 * first.plan.flops_per_token
+    assert flops == pytest.approx(1e8, abs=0.5 * second.plan.flops_per_token * second.plan.batch_tokens)
+    (_, cost) = count_costs([first, second], build(config.trainer), Models())
+    assert cost.flops_per_token == second.plan.flops_per_token, "as the record will have it"
+    assert not any(parameter.is_meta for parameter in second.plan.model.parameters())

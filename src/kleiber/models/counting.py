@@ -7,10 +7,12 @@ literature.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from kleiber.models.hf import HFModel
@@ -77,6 +79,17 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
         return 3 * model.forward_flops(time, read)
     forward, backward = _cost(model, time, entered=False, idle=_unread(model, read))
     return forward + backward
+
+
+def without_weights(model: Model) -> Model:
+    """Returns a copy of a model whose parameters and buffers are on PyTorch's meta device: they need no memory."""
+    empty: dict[int, torch.Tensor] = {}  # by the id of the tensor of the model, as deepcopy looks copies up
+    for parameter in model.parameters():
+        shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        empty[id(parameter)] = nn.Parameter(shape, parameter.requires_grad)
+    for buffer in model.buffers():
+        empty[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, empty)
 
 
 def _unread(model: Model, read: Collection[str]) -> frozenset[int]:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
-from kleiber.models.counting import Parameters, count_parameters, training_flops
+from kleiber.models.counting import Parameters, count_parameters, training_flops, without_weights
+from kleiber.models.hf import HFModel
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
@@ -122,11 +123,14 @@ def make_plan(
     if cfg.adapter is not None:
         build(cfg.adapter).check(model)
     add_heads(model, outputs)
-    parameters = count_parameters(model)
+    parameters, trained = count_parameters(model), model
+    if cfg.adapter is not None and not isinstance(model, HFModel):  # whose FLOPs follow from its config
+        trained = without_weights(model)
+        build(cfg.adapter).apply(trained, cfg.seed)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
-    flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
+    flops = training_flops(trained, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(
         batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
