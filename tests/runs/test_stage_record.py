@@ -1,6 +1,25 @@
 """The record of a finished stage counts what was trained, from the root of the tree, and points to its checkpoint."""
 
 import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from kleiber.data.mixture import Mixture
+from kleiber.retention.replay import mix_earlier
+from kleiber.runs.stage_record import unique_tokens
+from kleiber.types.contracts import Samples
+
+
+class Rows(Samples):
+    """A number of samples of three tokens each."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.num_tokens, self.num_bytes = count, 3 * count, 3 * count
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def test_tokens_samples_and_flops_follow_from_the_steps(once):
@@ -22,3 +41,17 @@ def test_energy_and_price_are_those_of_the_device_seconds_and_change_no_folder(o
     assert launch("cost.watts=60", "trainer.max_steps=2") == priced
     unstated = json.loads((once() / "summary.json").read_text())["stages"][0]["cost"]
     assert unstated["source"] in ("assumed", "RAPL") and unstated["price"] is None
+
+
+@pytest.mark.parametrize("rows", [7, 130, 600])
+@pytest.mark.parametrize("replay", [False, True])
+def test_unique_tokens_are_those_of_the_samples_of_its_own_data_that_a_stage_reads(rows, replay):
+    """Of a small part of a mixture that is read again, and with half of the samples replayed."""
+    train = Mixture([Rows(20), Rows(300), Rows(50)], [0.9, 0.1, 0.0])
+    samples = mix_earlier(train, [Rows(400)], 0.5) if replay else train
+    plan = SimpleNamespace(corpus=SimpleNamespace(train=train), stop_step=1, rows=rows, epochs=rows / len(train))
+    ids, _ = samples.order(5).samples_at(np.arange(rows))
+    own = np.unique(ids[ids < 320])
+    assert unique_tokens(plan, samples, 5) == 3 * len(own)
+    plain = SimpleNamespace(corpus=SimpleNamespace(train=Rows(370)), stop_step=1, rows=rows, epochs=rows / 370)
+    assert unique_tokens(plain, plain.corpus.train, 5) == 3 * min(rows, 370)

@@ -229,7 +229,7 @@ class Budget:
     flops   training FLOPs of the model (forward and backward, without recomputation)
     ratio   training tokens per active parameter
     steps   optimizer steps
-    epochs  passes over the training samples of the stage's data
+    epochs  passes over the training samples of the stage's data, where samples of retention=replay count as its own
 
     stop_at_loss, in nats per token, ends training early: at the first validation (eval.every_steps) where all losses of
     the tasks of the stage have reached it. It goes with any budget, and the schedule still ends at that of the budget.

@@ -113,6 +113,13 @@ class MixtureOrder(Order):
             ids[in_part] += self._starts[part]
         return ids, epochs
 
+    def num_read(self, positions: int) -> Int[np.ndarray, "_"]:
+        """Returns the number of distinct samples of each part at the first `positions` positions."""
+        blocks, slots = divmod(positions, self.block)
+        in_last_block = self._owner[permutation(self.block, self.seed, blocks)[:slots]]
+        places = blocks * self._counts + np.bincount(in_last_block, minlength=len(self._counts))
+        return np.minimum(places, np.diff(self._starts))
+
 
 @dataclass(frozen=True)
 class MixtureCorpus:

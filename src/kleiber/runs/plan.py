@@ -91,11 +91,6 @@ class Plan:
         """Passes over the training samples."""
         return self.stop_step * self.rows / len(self.corpus.train)
 
-    @property
-    def unique_tokens(self) -> int:
-        """Number of distinct training tokens: those of the samples that the stage reads at least once."""
-        return round(self.corpus.train.num_tokens * min(1.0, self.epochs))
-
 
 def make_plan(
     cfg: DictConfig, hardware: Local, before: Plan | None = None, model_of: ModelBuilder | None = None

@@ -7,19 +7,25 @@ import dataclasses
 import torch
 
 from kleiber.config.cost import Power, cost_of, device_power, read_cost
+from kleiber.data.mixture import Mixture, fractions_of
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import StageRecord
+from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
 from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 
 
-def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model, measured: Power | None = None) -> None:
+def complete_record(
+    record: StageRecord, tree: Tree, stage: Stage, model: Model, samples: Samples, measured: Power | None = None
+) -> None:
     """Adds to the record what the stage trained and what it cost.
 
     Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
 
+    samples   those that the stage has trained on
     measured  power of a device while it trained; None where no counter could be read
     """
     plan, cfg = stage.plan, stage.config
@@ -35,7 +41,7 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model,
     tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
     executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
     record.status = "finished"
-    record.tokens, record.unique_tokens = before["tokens"] + tokens, plan.unique_tokens
+    record.tokens, record.unique_tokens = before["tokens"] + tokens, unique_tokens(plan, samples, cfg.seed)
     record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step
     record.flops = {
         "model": before["flops"]["model"] + flops * tokens,
@@ -54,3 +60,16 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model,
         record.add_scores({"privacy/epsilon": record.privacy["epsilon"]})
     last = checkpoint.steps(tree.checkpoints(stage.name))
     record.checkpoint = str(last[0].relative_to(tree.folder)) if last else None
+
+
+def unique_tokens(plan: Plan, samples: Samples, seed: int) -> int:
+    """Returns the number of distinct tokens of the stage's data that it has read up to `plan.stop_step`.
+
+    samples  those that it trains on: its data, or a mixture with those of earlier tasks behind them
+    """
+    train = plan.corpus.train
+    if not isinstance(samples, Mixture):
+        return round(train.num_tokens * min(1.0, plan.epochs))
+    read = samples.order(seed).num_read(plan.stop_step * plan.rows)
+    own = samples.parts if samples is train else samples.parts[: len(fractions_of(train))]
+    return round(sum(part.num_tokens * count / len(part) for part, count in zip(own, read, strict=False)))
