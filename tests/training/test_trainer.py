@@ -71,6 +71,29 @@ def test_a_dense_model_is_one_graph_with_the_same_gradients():
     assert done.stdout == "one graph each\n", done.stderr
 
 
+EVERY_WIDTH = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from kleiber.models.transformer import Transformer
+from kleiber.training.trainer import allow_graphs
+from kleiber.types.batch import Batch
+
+model, graphs = Transformer(96, width=32, depth=1, context=48), CompileCounter()
+allow_graphs(model.context)
+model.compile(dynamic=False, backend=graphs)
+for width in range(8, 56, 8):
+    for rows in (3, 2):
+        model(Batch(torch.zeros(rows, width, dtype=torch.long)))
+print(graphs.frame_count)
+"""
+
+
+@pytest.mark.slow
+def test_padded_rows_of_every_width_are_compiled():
+    done = subprocess.run([sys.executable, "-c", EVERY_WIDTH], capture_output=True, text=True, timeout=240)
+    assert done.stdout == "12\n", done.stderr
+
+
 def kept_bytes(model: Transformer) -> int:
     """Bytes of the distinct storages that a forward pass keeps for the backward pass, weights left out."""
     weights, sizes = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}

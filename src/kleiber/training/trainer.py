@@ -28,6 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
+from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.types import Count
@@ -137,6 +138,7 @@ class Local:
             checkpoint_activations(model)
         if self.compile:
             keep_compiled()
+            allow_graphs(model.context)
             self.compile_model(model)
 
     def compile_model(self, model: Model) -> None:
@@ -216,6 +218,16 @@ def keep_compiled() -> None:
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if folder is None or Path(folder).name.startswith("torchinductor_"):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
+
+
+def allow_graphs(context: int) -> None:
+    """Lets PyTorch, which stops after 8 graphs, compile all shapes that padded rows of up to `context` tokens can have.
+
+    Each width has a graph for full and for smaller micro-batches, with and without gradients.
+    """
+    config, graphs = torch._dynamo.config, 4 * -(-context // ALIGN)
+    config.recompile_limit = max(config.recompile_limit, graphs)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * graphs)
 
 
 def checkpoint_activations(model: Model) -> None:
