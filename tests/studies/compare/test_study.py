@@ -1,6 +1,8 @@
 """The study compare on runs with known losses: the decision, its exit code, and what findings.json says of it."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -60,6 +62,21 @@ def test_the_second_arm_is_better_or_worse_and_a_script_can_read_it(tmp_path, ca
 def test_an_untuned_arm_decides_nothing(tmp_path, second):
     findings = Compare().analyze(two(tmp_path, -5.0, **second)).comparison
     assert findings is not None and findings["decision"] == "not tested" and findings["why"]
+
+
+def test_where_a_seed_diverged_at_every_rate_there_is_no_difference_but_a_report(tmp_path):
+    """The findings, without the cost of drawing figures, which are all of runs that have a loss."""
+    runs = [
+        replace(run, status="diverged", summary={**run.summary, "stages": []}) if run.config["seed"] == 0 else run
+        for run in two(tmp_path)
+    ]
+    found = Compare().analyze(runs)
+    assert "not tested; changed is not tuned: 1 of its 3 seeds diverged" in found.headline
+    assert "nan" not in found.headline and "inf" not in found.headline
+    assert all(row["value"] is None for title in ("Claims", "Differences") for row in found.tables[title])
+    trends = found.tables["Trends of differences"]
+    assert [row["n"] for row in trends] == [2] and math.isfinite(trends[0]["value"])
+    assert found.figures["arms"]() and found.figures["tuning"]() and "differences" not in found.figures
 
 
 def test_of_a_single_learning_rate_no_tuning_is_drawn(tmp_path):

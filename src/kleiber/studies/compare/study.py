@@ -7,6 +7,7 @@ the claims and decide nothing. The studies `sparsity`, `moe_gain`, `routers` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -241,9 +242,9 @@ def figures(
     """
     label = axis_label(measure)
     gaps = {label: shown_differences(claims, tables["Differences"]), **others}
-    charts: Figures = {
-        "arms": lambda: _figures().side_by_side(arms, label),
-    }
+    charts: Figures = {}
+    if any(math.isfinite(value) for arm in arms.values() for value in arm.at_best.values()):
+        charts["arms"] = lambda: _figures().side_by_side(arms, label)
     if any(len(arm.losses) > 1 for arm in arms.values()):
         charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
