@@ -172,8 +172,9 @@ def matched_table(record: Json) -> list[Json]:
     return [
         {
             "arm": label(arm["method"]), "at a target loss of": arm["at"],
-            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
-            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
+            "F": arm["F"] if arm["reached"] else "does not reach it", "is": arm["bound"] if arm["reached"] else "",
+            "lo": arm["lo"], "hi": arm["hi"], "seeds": f"{arm['reached']} of {arm['seeds']}",
+            reference: arm["reference"], f"{reference} is": arm["reference_bound"],
             "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
         }
         for arm in record["matched"]
