@@ -273,7 +273,7 @@ def figures(record: Json) -> Figures:
         for gap in record["differences"]
     ]
     if gaps:
-        heading = f"Differences between arms, {study.level:.0%} intervals"
+        heading = f"Differences between arms; all intervals hold at once at {study.level:.0%}"
         charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)
     keys = record["chosen"][CELL]
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()

@@ -100,6 +100,11 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
                 stage["metrics"]["val/docs/loss"] += 0.1 + [0.02, -0.02, -0.015][run.config["seed"]]
     findings = Compare().analyze(runs).comparison
     assert findings is not None and findings["decision"] == "undecided" and findings["more_seeds_needed"] > 0
+    found = Compare(claims=[{"arm": "changed", "against": "base"}] * 2).analyze(runs)
+    (decided,) = {(row["lo"], row["hi"]) for row in found.tables["Claims"]}
+    chart = found.figures["differences"]().to_dict()
+    drawn = [row for table in chart["datasets"].values() for row in table if row.get("name", "").endswith("tokens")]
+    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "95.0% intervals" in str(chart["title"])
 
 
 def test_claims_share_the_error_rate_and_the_worst_of_them_is_told(tmp_path):
