@@ -215,7 +215,7 @@ class EqualTarget:
     def levels(self, level: float) -> list[Json]:
         """Returns F of every arm at its target loss: mean over the seeds that `reached` it, and interval.
 
-        `bound` is "at most" where this F is an upper bound, and so is `reference_bound` of the F of the reference there.
+        `bound` is "at most" where this F is an upper bound, and `reference_bound` where that of the reference there is.
         The arm that forgets least comes first, by differences within seeds from the reference, since an arm may reach
         the loss from some bases only; arms that do not reach it come last.
         """

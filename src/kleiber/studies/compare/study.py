@@ -192,9 +192,9 @@ METHODS = (
     "least five rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as "
     "many rates with the same spacing. Differences are paired by seed. Intervals are Student's; those of the claims "
     "together have a confidence of {level} over {claims} claims and {looks} looks (Bonferroni) and are drawn in the "
-    "figure of differences; those of the tables below have it each. Where arms do not meet in what is held equal, the loss of one is interpolated between two of "
-    "its budgets, on logarithmic scales. Inference memory is that of the weights and of the keys and values of one "
-    "context, in fp32."
+    "figure of differences; those of the tables below have it each. Where arms do not meet in what is held equal, the "
+    "loss of one is interpolated between two of its budgets, on logarithmic scales. Inference memory is that of the "
+    "weights and of the keys and values of one context, in fp32."
 )
 
 
