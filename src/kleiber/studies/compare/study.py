@@ -270,7 +270,7 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
 
 def differences_drawn(
     claims: Sequence[Claim], pairs: Pairs, ladders: Ladders, measure: str, level: float
-) -> dict[str, list[Row]]:
+) -> dict[str, Sequence[Row]]:
     """The differences in the figure, by the label of their measure, with intervals that decide the claims.
 
     Of a single pair they are all; of several pairs those of the claims, or at equal tokens.

@@ -181,9 +181,9 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
         ends = interval(refits.predict_runs(inputs)[:, 0], record["level"])
         beside = replace(refits, values=flat).run_intervals(inputs, record["level"])
         laws = np.array([answer["value"], *along])
-        bounds = (np.array([end, *others[:, 0]]) for end, others in zip(ends, beside, strict=True))
+        lo, hi = (np.array([end, *others[:, 0]]) for end, others in zip(ends, beside, strict=True))
         rate = record["misfit"]["at_one_decade"]
-        lows, highs = widen_interval(laws, *bounds, rate, np.array(decades), record["level"])
+        lows, highs = widen_interval(laws, lo, hi, rate, np.array(decades), record["level"])
         answer |= {"run_lo": float(lows.min()), "run_hi": float(highs.max())}
     return answer
 
