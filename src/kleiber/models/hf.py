@@ -179,21 +179,36 @@ class HFModel(Model):
 
         read  names of the task heads that are read in place of the layers outside of the backbone
         """
-        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
-        visited = sum(
-            p.numel() * self._share(n)
-            for n, p in self.named_parameters()
-            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
-        )
+        heads = sum(head.flops(time) for head in self.read_heads(read))
+        visited = sum(self.visited_weights(read).values())
         if self.tied and not read:
             visited += self.embedding.weight.numel()
+        return 2.0 * visited + heads + self.attention_flops(time)
+
+    def visited_weights(self, read: Collection[str] = ()) -> dict[str, float]:
+        """Weights that a token visits in each matrix, by name; without task heads and the embedding, tied or not.
+
+        A low-rank update of experts is added to their matrices once a step, and costs a token nothing.
+
+        read  names of the task heads that are read in place of the layers outside of the backbone
+        """
+        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
+        return {
+            n: p.numel() * self._share(n)
+            for n, p in self.named_parameters()
+            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
+            if not (".experts." in n and ".lora_" in n)
+        }
+
+    def read_heads(self, read: Collection[str]) -> list[TaskHead]:
+        """The task heads of these names."""
+        return [head for name, head in self.heads.items() if name in read and isinstance(head, TaskHead)]
+
+    def attention_flops(self, time: int) -> float:
+        """Forward FLOPs per token of queries with keys and of weights with values, in all layers."""
         size = setting(self.config, "head_dim") or self.width // self.config.num_attention_heads
         pairs = (time + 1) / 2 if self.causal else time
-        heads = sum(
-            head.flops(time) for name, head in self.heads.items() if name in read and isinstance(head, TaskHead)
-        )
-        attention = 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
-        return 2.0 * visited + heads + attention
+        return 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
 
     def _share(self, name: str) -> float:
         """The share of a parameter that a token visits: k of the experts, and all of any other parameter."""
