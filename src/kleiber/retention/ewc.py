@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kleiber.data.order import Permutation
 from kleiber.nn.loss import cross_entropy
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
@@ -108,13 +109,15 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
     was_training = model.training
     model.eval()
-    for sample in chosen[rank::world_size]:
+    share = chosen[rank::world_size]
+    rounds = -(-len(chosen) // world_size) if counts_over_ranks(model) else len(share)
+    for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
         loss = sampled_loss(task.objective.predictions(model, batch), generator)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
-            if gradient is not None:
+            if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
                 total.addcmul_(gradient, gradient)
     model.train(was_training)
     return {name: total / len(chosen) for name, total in zip(parameters, sum_over_ranks(sums), strict=True)}
