@@ -39,9 +39,10 @@ class EWC(Retention):
     The gradient of the penalty is added once per step, which costs two passes over the weights; the value is logged. F
     is divided by its mean for each task, so the same strength can be used across tasks and models. After several stages
     F <- gamma F + F_new, and theta* are the weights at the beginning of the last stage: online EWC, Schwarz et al.
-    2018, arXiv:1805.06370, section 3.2. With gamma 1 all tasks have the same weight.
+    2018, arXiv:1805.06370, section 3.2. F is a sum over the earlier tasks: with gamma 1 each has the weight 1, whether
+    the tasks were trained one by one in this run or before it.
 
-    strength  coefficient of the penalty
+    strength  coefficient of the penalty of each earlier task
     samples   number of sequences of each earlier task from which F is estimated, with one backward pass each
     gamma     weight of the F of earlier stages
     """
@@ -60,7 +61,7 @@ class EWC(Retention):
             with full_parameters(model):
                 information = fisher(model, task, self.samples, seed + number)
             for name, value in place_by_name(information, model).items():
-                total[name] = total[name] + value / len(usable) if name in total else value / len(usable)
+                total[name] = total[name] + value if name in total else value
         self.memory = {
             "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
         }  # fmt: skip
