@@ -30,6 +30,7 @@ class Batch:
                  the rank or micro-batch
     counterpart  rows that these are compared with, one for each, such as the rejected answers of preference data
     reference    values of each sample under a frozen model, such as the log-probabilities of both answers of a pair
+    positions    position of each token in its row, where cached tokens are before it; None counts from the row's first
     """
 
     tokens: Int[Tensor, "batch time"]
@@ -40,6 +41,7 @@ class Batch:
     samples: Int[Tensor, "batch"] | None = None
     counterpart: Batch | None = None
     reference: Float[Tensor, "batch values"] | None = None
+    positions: Int[Tensor, "#batch time"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `fn` applied to every tensor in it, such as a move to a device or a slice of rows."""
