@@ -161,7 +161,11 @@ class HFModel(Model):
         """The role of every parameter, which sets its weight decay; all learning rates are the same."""
         lookups = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Embedding)}
         outputs = {id(matrix) for matrix in self.vocabulary()[1:]}
-        return {n: _role(n, p, id(p) in lookups, id(p) in outputs) for n, p in self.named_parameters()}
+        taps = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Conv1d)}  # vectors, one for each channel
+        return {
+            n: Role("vector", 1) if id(p) in taps else _role(n, p, id(p) in lookups, id(p) in outputs)
+            for n, p in self.named_parameters()
+        }
 
     def vocabulary(self) -> list[Tensor]:
         """The embedding and the matrix of the output layer, if there is one; the same matrix twice if they are tied."""
