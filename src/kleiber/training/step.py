@@ -31,7 +31,7 @@ Penalty = Callable[[Model, Batch], Loss | None]
 class Diverged(RuntimeError):
     """Raised when the loss or the gradient of a step is not finite, or too many consecutive steps are spikes.
 
-    The step that raises it does not change the weights.
+    The step that raises it does not change the weights. Also raised where a validation loss is not finite.
     """
 
 
