@@ -38,6 +38,7 @@ class Plan:
     context          longest row in tokens
     rows             samples in the global batch of an optimizer step
     micro_batch      samples of each rank in a forward and backward pass; 0 in a plan that only estimates costs
+    scored_rows      samples in a forward pass that scores a task
     steps            optimizer steps of the schedule
     stop_step        last step that is trained: `steps`, unless trainer.max_steps is smaller
     flops_per_token  training FLOPs of a token, forward and backward
@@ -59,6 +60,7 @@ class Plan:
     context: int
     rows: int
     micro_batch: int
+    scored_rows: int
     steps: int
     stop_step: int
     flops_per_token: float
@@ -133,6 +135,7 @@ def make_plan(
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
     share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
+    micro = 0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,
         model=model,
@@ -142,7 +145,8 @@ def make_plan(
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded),
+        micro_batch=micro,
+        scored_rows=scored_rows(cfg.batch.micro, micro, rows, largest_part(share, hardware, padded)),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
@@ -213,8 +217,7 @@ def micro_batch(
 
     rows    samples of this rank in an optimizer step
     sides   rows of `context` tokens that a sample has: 2 for a pair of answers
-    padded  whether rows differ in length. A CPU then splits them into up to eight parts of at least eight rows, so that
-            the rows of a part have similar lengths and little padding
+    padded  whether rows differ in length
     """
     if setting != "auto":
         return min(int(setting), rows)
@@ -222,8 +225,28 @@ def micro_batch(
     if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     memory_limit = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
-    part = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
-    return max(1, min(rows, part, memory_limit))
+    return max(1, min(largest_part(rows, hardware, padded), memory_limit))
+
+
+def largest_part(rows: int, hardware: Local, padded: bool) -> int:
+    """Returns the samples per forward and backward pass where there is memory enough for all `rows`.
+
+    A CPU splits rows that differ in length into up to eight parts of at least eight rows, so that the rows of a part
+    have similar lengths and little padding.
+    """
+    return min(rows, max(8, -(-rows // 8))) if padded and hardware.accelerator == "cpu" else rows
+
+
+def scored_rows(setting: int | str, micro: int, rows: int, part: int) -> int:
+    """Returns the samples per forward pass of an evaluation: `rows`, or fewer where batch.micro or the memory limits
+    the micro-batches `micro` of training.
+
+    Then it is two micro-batches: a pass without gradients keeps the activations of one block only.
+
+    part  the micro-batch for which there would be memory enough
+    """
+    is_limited = setting != "auto" or micro < part
+    return max(1, min(rows, 2 * micro if is_limited else rows))
 
 
 def activation_bytes(model: Model, context: int) -> int:

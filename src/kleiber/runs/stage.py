@@ -229,7 +229,7 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
-    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
+    options = round(quantity(stage.config.eval.watch_tokens)), stage.plan.scored_rows, tree.hardware.runtime
     before = {} if has_pretrained_weights(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
     if not tree.load_start(stage, start):
         return {}
