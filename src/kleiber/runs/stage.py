@@ -41,6 +41,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
+from kleiber.training.trainer import reset_peak_memory
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Retention, Samples
@@ -121,6 +122,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     saved, resumed = tree.newest_checkpoint(stage, limit)
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
+    reset_peak_memory(hardware.device)
     hardware.shard(model)
     tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)

@@ -25,6 +25,7 @@ from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
+from kleiber.training.trainer import peak_memory_bytes, reset_peak_memory
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
@@ -113,6 +114,8 @@ class Evaluate(LeanCallback):
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
         power_of_two = bool(self.earlier) and step & (step - 1) == 0
+        if last or due or power_of_two:
+            add_training_memory(self.record, pl_module.device)
         if last or due:
             self.record.metrics = self.scores(
                 pl_module.model, self.all if last else self.stage_tasks, self.tokens, "val"
@@ -143,10 +146,22 @@ class Evaluate(LeanCallback):
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
-        began = time.perf_counter()
-        new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
-        self.record.evaluation_seconds += time.perf_counter() - began
-        return new_scores
+        with apart_from_training(self.record, next(model.parameters()).device):
+            return score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
+
+
+def add_training_memory(record: StageRecord, device: torch.device) -> None:
+    """Sets the peak memory of training in the record, to be called after a step and before an evaluation."""
+    record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes(device))
+
+
+@contextmanager
+def apart_from_training(record: StageRecord, device: torch.device) -> Iterator[None]:
+    """Adds the seconds within the context to those of evaluation; on a GPU, its memory leaves no peak."""
+    began = time.perf_counter()
+    yield
+    reset_peak_memory(device)
+    record.evaluation_seconds += time.perf_counter() - began
 
 
 class StopAtLoss(LeanCallback):
