@@ -171,14 +171,14 @@ def batch_samples(tokens: int | float | str, longest: int, world_size: int) -> i
 
     longest  tokens of the longest possible sample
 
-    Raises ValueError when `tokens` is not a multiple of `longest`, or a rank would get no sample.
+    Raises ValueError when that is not the same number of samples, at least 1, for every rank.
     """
     samples, left = divmod(round(quantity(tokens)), longest)
-    if left or samples < world_size:
-        near = max(world_size, round(quantity(tokens) / longest)) * longest
+    if left or samples % world_size or not samples:
+        near = max(1, round(quantity(tokens) / longest / world_size)) * world_size * longest
         raise ValueError(
-            f"batch.tokens={tokens} must be a multiple of {longest}, the tokens of a sample, and hold at least one "
-            f"sample for each of trainer.devices={world_size}: set batch.tokens={near}"
+            f"batch.tokens={tokens} must be a multiple of {longest * world_size}: {longest}, the tokens of a sample, "
+            f"for each of trainer.devices={world_size}; set batch.tokens={near}"
         )
     return samples
 
