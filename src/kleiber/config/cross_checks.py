@@ -17,6 +17,7 @@ from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
 SHARDED = "kleiber.training.FSDP"
+PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 
 def check_compatibility(config: Config) -> None:
@@ -30,6 +31,7 @@ def check_compatibility(config: Config) -> None:
     _stages(config)
     _next_token(config)
     _future(config)
+    _pooling(config)
     _wise(config)
     _l2sp_strength(config)
     _reference(config)
@@ -154,10 +156,11 @@ def _batch(config: Config) -> None:
             f"batch.tokens={config['batch']['tokens']} must be a multiple of model.context={context}, such as {near}"
         )
     rows = int(tokens // context)
-    if rows % devices:
-        near = -(-rows // devices) * devices * context
+    sides, unit = (2, "pairs of answers") if any(_is(config["data"], kind) for kind in PAIRS) else (1, "sequences")
+    if rows % (sides * devices):
+        near = -(-rows // (sides * devices)) * sides * devices * context
         raise ConfigError(
-            f"batch.tokens={config['batch']['tokens']} is {rows} sequences: their number must be a multiple of "
+            f"batch.tokens={config['batch']['tokens']} is {rows / sides:g} {unit}: their number must be a multiple of "
             f"trainer.devices={devices}, as with batch.tokens={near}"
         )
 
@@ -190,7 +193,7 @@ def _stages(config: Config) -> None:
 def _next_token(config: Config) -> None:
     objective = config["objective"]
     if argument(config["model"], "causal") is False and any(
-        _is(objective, kind) for kind in ("CLM", "Distill", "Equalized")
+        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "KTO", "Distill", "Equalized")
     ):
         name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
@@ -216,6 +219,16 @@ def _future(config: Config) -> None:
         raise ConfigError(
             f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
             "later tokens: set model.future=0"
+        )
+
+
+def _pooling(config: Config) -> None:
+    objective = config["objective"]
+    reads_first = _is(objective, "Classify") and argument(objective, "pooling") == "class-token"
+    if reads_first and argument(config["model"], "causal"):
+        raise ConfigError(
+            "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
+            "model depends on no other token: set objective.pooling=mean or last, or model=bert"
         )
 
 
