@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from small_run import REPOSITORY
 
 from kleiber.launch.cli import main
@@ -15,7 +16,6 @@ RESULTS = REPOSITORY / "multirun" / "results"
 LIST = (REPOSITORY / "multirun" / "README.md").read_text(encoding="utf-8")
 WITH_ROWS = sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl.gz"))
 MEASURED = {"seconds", "ms a step", "MiB", "minutes"}  # times and memory are of the machine
-ALSO = {"six_questions_speed": "six_questions"}  # results that are reported together with another one
 
 
 def numbers(node: object) -> Iterator[float]:
@@ -69,7 +69,8 @@ def test_the_report_of_the_rows_is_the_recorded_one(name, tmp_path):
     folder.mkdir()
     for file in ("runs.jsonl.gz", "study.yaml"):
         shutil.copy(RESULTS / name / file, folder)
-    also = ["--also", str(RESULTS / ALSO[name])] if name in ALSO else []
+    front = yaml.safe_load((RESULTS / name / "discussion.md").read_text(encoding="utf-8").split("---\n")[1])
+    also = [option for other in front.get("also", ()) for option in ("--also", str(RESULTS / other))]
     assert main(["report", str(folder), *also]) in (0, 3, 5)
     findings = read(RESULTS / name, "findings.json")
     rel = 5e-3 if findings["not_identified"] else 1e-9  # along flat directions the last printed digit may change

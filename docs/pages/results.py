@@ -83,6 +83,7 @@ class Study:
     group       the part of the overview that it belongs to
     discussion  hand-written text in Markdown
     records     other studies whose numbers the discussion quotes
+    also        other studies that `kleiber report` reads together with it
     elsewhere   numbers of the discussion that are in no record, each with where it comes from
     """
 
@@ -93,6 +94,7 @@ class Study:
     group: str
     discussion: str
     records: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list)
     elsewhere: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -203,8 +205,9 @@ def page(study: Study, repository: Path) -> str:
 def facts(study: Study, header: Header) -> str:
     """Returns the table of where a study comes from and how to repeat it."""
     place = f"multirun/{study.name}" if study.name == "golden" else f"multirun/results/{study.name}"
+    options = "".join(f" --also multirun/results/{name}" for name in study.also)
     again = (
-        f"`kleiber report {place}` makes findings, law and figures again"
+        f"`kleiber report {place}{options}` makes findings, law and figures again"
         if study.has_rows
         else "no: its numbers stand as they were reported when the study was run"
     )

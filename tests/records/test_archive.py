@@ -167,6 +167,19 @@ def test_folders_and_rows_are_one_table(tmp_path):
     assert found is not None and found.status == "finished"
 
 
+def test_a_renamed_run_stays_one_run_with_rows_that_are_read(tmp_path):
+    first = leave(tmp_path / "s" / "cell-0123abcd", [stage()])
+    archive_run(first)
+    renamed = first.rename(first.with_name("best run (keep)"))
+    archive_runs(tmp_path / "s")
+    (run,) = read_runs(tmp_path)
+    assert (run.folder, run.archived) == (renamed, None)
+    assert [run.name for run in archived_runs(tmp_path / "s" / archive.NAME)] == ["cell-0123abcd"]
+    leave(tmp_path / "s" / "never archived (yet)", [stage()])
+    archive_runs(tmp_path / "s")
+    assert {run.name for run in read_runs(tmp_path)} == {"best run (keep)", "never archived (yet)"}
+
+
 def test_paths_between_runs_of_a_study_follow_it_when_it_is_moved(tmp_path):
     (tmp_path / "new").mkdir()
     config = {
@@ -198,7 +211,14 @@ def test_the_rows_of_a_long_run_are_bounded_and_keep_their_ends_and_kinds():
 
 
 @pytest.mark.parametrize(
-    "change", [{"run": "../escaped"}, {"config": {"data": {"text": "${oc.env:HOME}"}}}, {"rows": ...}]
+    "change",
+    [
+        {"run": "../escaped"},
+        {"run": "a/b"},
+        {"run": "a\nb"},
+        {"config": {"data": {"text": "${oc.env:HOME}"}}},
+        {"rows": ...},
+    ],
 )
 def test_rows_of_a_stranger_are_refused_and_named(tmp_path, change):
     row = {key: value for key, value in {**ROW, **change}.items() if value is not ...}

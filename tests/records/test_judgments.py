@@ -100,11 +100,15 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     )
 
 
-def test_a_line_that_a_kill_cut_is_left_out_and_the_next_row_is_on_a_line_of_its_own(tmp_path):
+def test_a_line_that_a_kill_cut_is_left_out_and_replaced_by_the_next_row(tmp_path):
     path = tmp_path / "j.jsonl"
     append_judgment(path, judged(0, "left"))
     path.write_bytes(path.read_bytes() + b'{"item": 1, "pro')
     assert [j.comparison.item for j in read_judgments(path)] == [0]
+    append_judgment(path, judged(1, "right"))
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # a kill may cut the line break alone
+    append_judgment(path, judged(2, "tie"))
+    assert [j.comparison.item for j in read_judgments(path)] == [0, 1, 2]
 
 
 def test_a_row_that_is_no_judgment_is_refused_by_its_line(tmp_path):

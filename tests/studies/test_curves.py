@@ -7,7 +7,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.launch.cli import main
-from kleiber.records.catalog import read_runs
+from kleiber.records.catalog import archive_run, read_runs
 from kleiber.studies.curves import curve_rows, draw, labels, matches, thin_lines
 
 BATCH = 100
@@ -83,8 +83,17 @@ def test_the_command_writes_a_picture_and_a_page_without_network(run, tmp_path, 
     assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "a" / "curves.html").read_text(encoding="utf-8")
     assert "train/loss" in page and 'src="http' not in page
+    archive_run(tmp_path / "a")
+    assert main(["plot", str(tmp_path / "runs.jsonl.gz")]) == 0 and (tmp_path / "curves.png").is_file()
     assert main(["plot", str(tmp_path / "a"), "--out", str(tmp_path / "x.bmp")]) == 2
     assert main(["plot", str(tmp_path / "nowhere")]) == 2
+
+
+def test_values_that_are_not_finite_are_no_points_and_a_panel_of_them_alone_is_none(run):
+    rows = [{"step": 1, "train/loss": 2.0, "val/docs/loss": float("nan")}, {"step": 2, "train/loss": float("inf")}]
+    assert len(draw([run("a", rows)]).to_dict()["concat"]) == 1
+    with pytest.raises(ValueError, match="finite"):
+        draw([run("b", rows[1:])])
 
 
 def test_long_lines_are_thinned_evenly_and_keep_their_ends(monkeypatch):

@@ -36,7 +36,12 @@ def study(tmp_path):
 
 
 def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, capsys):
+    for name in ("by_me.pdf", "by_me.png", "earlier.png", "earlier.svg"):
+        (study / "figures" / name).parent.mkdir(exist_ok=True)
+        (study / "figures" / name).touch()
     assert main(["report", str(study)]) == 3, "less than a decade of D does not identify E"
+    assert {path.name for path in (study / "figures").glob("*_me.*")} == {"by_me.pdf", "by_me.png"}
+    assert not list((study / "figures").glob("earlier.*")), "of a figure that this report does not have"
     report = capsys.readouterr().out
     law = json.loads((study / "laws.json").read_text())
     assert law["n"] == 12, "seeds are averaged and D < 2M is left out"

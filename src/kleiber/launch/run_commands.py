@@ -65,7 +65,8 @@ def plot(
         list[str] | None, typer.Option(help="Metric to draw, such as train/loss or val/*/loss; may be repeated.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A .png, .svg, .html or .json file. Default: curves.png and .html in RUN.")
+        Path | None,
+        typer.Option(help="A .png, .svg, .html or .json file. Default: curves.png and .html in RUN, or beside it."),
     ] = None,
 ) -> None:
     """Draw the curves of runs over training tokens: loss, validation loss, learning rate and gradient norm."""
@@ -77,7 +78,8 @@ def plot(
     if not runs:
         raise FileNotFoundError(f"{places[0]} contains no run (the folder of a run has a config.yaml)")
     chart = curves.draw(runs, y or tuple(curves.PANELS))
-    for file in [out] if out else [places[0] / "curves.png", places[0] / "curves.html"]:
+    folder = places[0] if places[0].is_dir() else places[0].parent
+    for file in [out] if out else [folder / "curves.png", folder / "curves.html"]:
         curves.save(chart, file)
         typer.echo(f"wrote {file}")
 

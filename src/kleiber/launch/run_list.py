@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
-from kleiber.config.stages import quantity
 from kleiber.records.catalog import Columns, Run, counts
+from kleiber.records.diff import as_number
 from kleiber.records.folder import flatten
 from kleiber.types import Json, Row
 
@@ -106,16 +106,6 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
         elif not all(isinstance(value, str) for value in present):
             table[name] = table[name].map(str, na_action="ignore")
     return table
-
-
-def as_number(value: object) -> float | None:
-    """Returns a number, or the number that a quantity such as `20M` states; None for any other value."""
-    if isinstance(value, int | float):
-        return value
-    try:
-        return quantity(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
 
 
 def check_column(name: str, rows: Sequence[Row]) -> None:

@@ -38,7 +38,7 @@ NAME = "runs.jsonl.gz"
 KEYS = {"run", "config", "summary", "rows"}
 CHUNK = 1 << 16
 MAX_BYTES = 2**31  # of all rows, uncompressed
-RUN_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
+RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it names a place right below it
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
@@ -144,6 +144,17 @@ def assemble_runs(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, 
         logged = [entry for row in run_rows for entry in row["rows"]]
         config = map_strings(run_rows[0]["config"], partial(rebase_path, home=home, names=leaves))
         yield name, summary, {"config": config, "rows": logged}
+
+
+def may_replace(old: Run, new: Run) -> bool:
+    """Whether a run differs from its archived version; only a finished run may replace a finished version."""
+    if old.status == Status.FINISHED != new.status:
+        return False
+    first, second = (
+        {**run.summary, "overrides": None, "stages": {stage.get("name"): stage for stage in run.stages}}
+        for run in (old, new)
+    )
+    return first != second
 
 
 def finished(row: Row) -> bool:

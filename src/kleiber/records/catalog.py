@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypedDict
 from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status
 from kleiber.records import archive
-from kleiber.records.archive import archive_rows, assemble_runs
+from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.summary import condense, read_rows
@@ -80,6 +80,11 @@ class Run:
     def name(self) -> str:
         """Name of the run's folder."""
         return self.folder.name
+
+    @property
+    def identity(self) -> tuple[Path, str]:
+        """The study's folder, and what tells the run from others there even after its own folder was renamed."""
+        return self.folder.parent, self.summary.get("run_id") or self.name
 
     @cached_property
     def config(self) -> Json:
@@ -178,8 +183,8 @@ class Run:
 def read_runs(place: Path) -> list[Run]:
     """All runs in a folder and its subfolders, or in one runs.jsonl.gz, in order of path; archived runs included.
 
-    A run that has both a folder and archived rows is read from its folder, unless only the rows are finished. Raises
-    FileNotFoundError where there is no such folder, and ConfigError for a damaged archive.
+    A run that has both a folder, renamed or not, and archived rows is read from its folder, unless only the rows are
+    finished. Raises FileNotFoundError where there is no such folder, and ConfigError for a damaged archive.
     """
     if place.is_file():
         return archived_runs(place)
@@ -188,10 +193,12 @@ def read_runs(place: Path) -> list[Run]:
     homes, archives = find_records(place)
     index = ConfigIndex(place) if len(homes) > MANY else None
     runs = {home: read_run(home, index) for home in homes}
+    places = {run.identity: home for home, run in runs.items()}
     for file in archives:
         for run in archived_runs(file):
-            if run.folder not in runs or (run.status == Status.FINISHED != runs[run.folder].status):
-                runs[run.folder] = run
+            home = run.folder if run.folder in runs else places.get(run.identity, run.folder)
+            if home not in runs or (run.status == Status.FINISHED != runs[home].status):
+                runs[home] = run
     return [runs[home] for home in sorted(runs)]
 
 
@@ -259,22 +266,12 @@ def archive_runs(study: Path) -> None:
 
     Raises ConfigError for a damaged archive.
     """
-    archived = {run.name: run for run in archived_runs(study / archive.NAME)}
+    archived = archived_runs(study / archive.NAME)
+    by_name, by_id = {run.name: run for run in archived}, {run.identity: run for run in archived}
     for run in (read_run(path.parent) for path in sorted(study.glob("*/config.yaml"))):
-        old = archived.get(run.name)
+        old = by_name.get(run.name) or by_id.get(run.identity)
         if not SET_ASIDE.fullmatch(run.name) and (old is None or may_replace(old, run)):
             _append(study / archive.NAME, run)
-
-
-def may_replace(old: Run, new: Run) -> bool:
-    """Whether a run differs from its archived version; only a finished run may replace a finished version."""
-    if old.status == Status.FINISHED != new.status:
-        return False
-    first, second = (
-        {**run.summary, "overrides": None, "stages": {stage.get("name"): stage for stage in run.stages}}
-        for run in (old, new)
-    )
-    return first != second
 
 
 def _append(file: Path, run: Run) -> None:

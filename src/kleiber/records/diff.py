@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, find_run
 from kleiber.records.folder import NOT_IDENTITY, flatten
 from kleiber.records.summary import read_rows
@@ -94,6 +95,16 @@ def diff_runs(first: Run, second: Run) -> Diff:
 def is_identity(key: str) -> bool:
     """Whether a key of the config can change the result of a run."""
     return not any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
+
+
+def as_number(value: object) -> float | None:
+    """Returns a number, or the number that a quantity such as `20M` states; None for any other value."""
+    if isinstance(value, int | float):
+        return value
+    try:
+        return quantity(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def pairs(first: Row, second: Row) -> dict[str, Pair]:

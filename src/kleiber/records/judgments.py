@@ -109,13 +109,15 @@ def parse_judgment(row: Json) -> Judgment:
 
 
 def append_judgment(path: Path, judgment: Judgment) -> None:
-    """Adds a row to the file, on a line of its own even where the last line was cut."""
+    """Adds a row to the file, in place of a last line that was cut."""
     with path.open("a+b") as file:
-        file.seek(0, 2)
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        file.seek(0)
+        rows = file.read()
+        last = rows[rows.rfind(b"\n") + 1 :]
+        if last.endswith(b"}"):
+            file.write(b"\n")
+        else:
+            file.truncate(len(rows) - len(last))
         file.write(json.dumps(judgment.to_json(), ensure_ascii=False).encode() + b"\n")
         file.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,11 @@ SUFFIXES = (".png", ".svg", ".html", ".json")
 
 
 def curve_rows(runs: Sequence[Run], metrics: Sequence[str]) -> pd.DataFrame:
-    """Returns a row for each logged value: run, line (run, stage and metric), metric, panel, tokens, step, value.
+    """Returns a row for each finite value: run, line (run, stage and metric), metric, panel, tokens, step, value.
 
     tokens  training tokens since the root of the run; the stages of a chain follow one another
 
-    Raises ValueError where no run has logged one of the metrics.
+    Raises ValueError where no run has logged a finite value of one of the metrics.
     """
     names = labels(runs)
     rows = [
@@ -41,7 +42,9 @@ def curve_rows(runs: Sequence[Run], metrics: Sequence[str]) -> pd.DataFrame:
     ]
     if not rows:
         logged = sorted({key for run in runs for row in run.rows for key in row if "/" in key})
-        raise ValueError(f"no run has logged {', '.join(metrics)}; logged: {', '.join(logged) or 'nothing'}")
+        raise ValueError(
+            f"no run has logged finite values of {', '.join(metrics)}; logged: {', '.join(logged) or 'nothing'}"
+        )
     return pd.DataFrame(rows)
 
 
@@ -55,7 +58,7 @@ def thin_lines(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def logged_values(run: Run, metrics: Sequence[str]) -> list[Json]:
-    """Returns stage, metric, panel, tokens, step and value of everything that one run has logged of the metrics."""
+    """Returns stage, metric, panel, tokens, step and value of all finite values of the metrics in a run's log."""
     table, before, last = [], 0.0, {}
     for row in run.rows:
         stage = row.get("stage") or "main"
@@ -66,7 +69,7 @@ def logged_values(run: Run, metrics: Sequence[str]) -> list[Json]:
         last[stage] = max(last.get(stage, 0.0), tokens)
         for name, value in row.items():
             panel = next((metric for metric in metrics if matches(name, metric)), None)
-            if panel is not None and isinstance(value, int | float):
+            if panel is not None and isinstance(value, int | float) and math.isfinite(value):
                 place = {"stage": stage, "metric": name, "panel": panel, "step": row.get("step")}
                 table.append({**place, "tokens": before + tokens, "value": float(value)})
     return table
@@ -115,7 +118,6 @@ def draw(runs: Sequence[Run], metrics: Sequence[str] = tuple(PANELS)) -> Chart:
 
 def panel(rows: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     """Returns the chart of one metric, logarithmic for losses and norms that stay positive."""
-    rows = pd.DataFrame(rows[rows["value"].abs() < float("inf")])
     positive = bool(rows["value"].min() > 0) and not metric.endswith("/lr")
     scale = alt.Scale(type="log" if positive else "linear", zero=False, nice=False, padding=8)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))

@@ -14,7 +14,7 @@ import pandas as pd
 from kleiber.charts.theme import Chart, format_count
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records.catalog import Run
-from kleiber.records.diff import is_identity
+from kleiber.records.diff import as_number, is_identity
 from kleiber.records.folder import flatten
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
@@ -186,16 +186,17 @@ def axes_of(rows: Sequence[Row], keys: Sequence[str], measure: str | None) -> li
 
 
 def axis_of(name: str, values: Sequence[object]) -> Axis:
-    """Returns the axis of values: a linear or logarithmic one of numbers, and else one of equally spaced values."""
+    """Returns the axis of values: a linear or logarithmic one of numbers and quantities, or one of equal steps."""
     distinct = list(dict.fromkeys(values))
-    numbers = [float(value) for value in distinct if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == len(distinct):
-        low, high = min(numbers), max(numbers)
+    numbers = {value: as_number(value) for value in distinct if not isinstance(value, bool)}
+    sizes = {value: number for value, number in numbers.items() if number is not None}
+    if len(sizes) == len(distinct):
+        low, high = min(sizes.values()), max(sizes.values())
         scale = math.log if low > 0 and high >= LOG_RATIO * low else float
         span = scale(high) - scale(low) or 1.0
-        places: dict[object, float] = {value: (scale(float(value)) - scale(low)) / span for value in numbers}
+        places: dict[object, float] = {value: (scale(size) - scale(low)) / span for value, size in sizes.items()}
     else:
-        ordered = sorted(distinct, key=str)
+        ordered = sorted(distinct, key=lambda value: (value in sizes, sizes.get(value, 0.0), str(value)))
         places = {value: number / max(1, len(ordered) - 1) for number, value in enumerate(ordered)}
     shown = sorted(places, key=lambda value: places[value])
     if len(shown) > MOST_LABELS:

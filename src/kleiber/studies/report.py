@@ -7,7 +7,6 @@ was.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -222,11 +221,14 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
 
 
 def write_figures(folder: Path, charts: Row) -> None:
-    """Writes every chart as PNG and SVG, after removing the figures of an earlier report."""
+    """Writes every chart as PNG and SVG, after removing such pairs of an earlier report; other files stay."""
     from kleiber.charts.theme import save_figure
 
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for picture in folder.glob("*.png"):
+        if picture.with_suffix(".svg").is_file():
+            picture.unlink()
+            picture.with_suffix(".svg").unlink()
     with activity("drawing figures", len(charts), "figures") as work:
         for name, chart in work.track(charts.items()):
             save_figure(chart, folder / name)

@@ -1,4 +1,4 @@
-"""Reads tables of runs: csv, jsonl, parquet or a folder of runs, as the float64 columns that a law takes.
+"""Reads tables of runs: csv, jsonl, parquet, and folders of kleiber's runs or W&B's, as the columns that a law takes.
 
 A role is a symbol of a law (N, D, C, L, ...); `--map N=COL` assigns a column to it. A role without a mapping takes the
 column of the same name. Every excluded row is recorded with the rule that excludes it.
@@ -118,14 +118,19 @@ def label(index: object) -> object:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Reads the rows of a csv, jsonl or parquet file, or of a folder of runs. Raises ValueError if that fails."""
+    """Reads the rows of a csv, jsonl or parquet file, or of a folder of runs, of kleiber or else of W&B (offline).
+
+    Raises ValueError if that fails.
+    """
     path = Path(path)
     if path.is_dir():
         from kleiber.records import catalog
+        from kleiber.records.wandb_file import read_wandb_runs
 
         frame = catalog.frame(catalog.read_runs(path))
+        frame = frame if len(frame) else pd.DataFrame(read_wandb_runs(path))
         if not len(frame):
-            raise ValueError(f"{path} contains no runs (a run is a folder with a summary.json)")
+            raise ValueError(f"{path} contains no runs: neither a folder with a summary.json nor a .wandb file")
         return frame
     if not path.exists():
         raise ValueError(f"{path} does not exist")
