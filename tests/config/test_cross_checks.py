@@ -26,7 +26,6 @@ CONTRADICTIONS = [
         "objective=classify objective.pooling=class-token data=glue/sst2",
         ["objective.pooling=class-token", "mean or last", "model=bert"],
     ),
-    ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
     ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
     ("model=bert", ["objective=clm", "model.causal=false"]),

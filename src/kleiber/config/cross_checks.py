@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
@@ -16,7 +13,6 @@ from kleiber.config.targets import signature
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
-SHARDED = "kleiber.training.FSDP"
 PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 
@@ -26,8 +22,6 @@ def check_compatibility(config: Config) -> None:
     _heads(config["model"])
     _experts(config["model"])
     _batch(config)
-    _devices(config["trainer"])
-    _sharding(config)
     _stages(config)
     _next_token(config)
     _future(config)
@@ -165,24 +159,6 @@ def _batch(config: Config) -> None:
         )
 
 
-def _devices(trainer: Config) -> None:
-    devices = argument(trainer, "devices")
-    if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
-        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
-    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
-        raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
-
-
-def _sharding(config: Config) -> None:
-    """Refuses to shard over one device."""
-    trainer = config["trainer"]
-    if trainer["_target_"] != SHARDED:
-        return
-    devices = argument(trainer, "devices")
-    if devices < 2:
-        raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
-
-
 def _stages(config: Config) -> None:
     branches = (config["stages"] or {}).get("branches")
     for name, value in config["budget"].items():
@@ -298,16 +274,3 @@ def _low_rank(config: Config) -> bool:
 
 def _is(node: object, kind: str) -> bool:
     return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")
-
-
-def _has_gpu() -> bool:
-    """Whether this machine has a GPU. Looks for device files first, because importing torch is slow."""
-    if (
-        sys.platform == "linux"
-        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-        and any(Path("/dev").glob("nvidia[0-9]*"))
-    ):
-        return True
-    import torch
-
-    return torch.cuda.is_available()

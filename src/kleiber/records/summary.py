@@ -87,9 +87,6 @@ class StageRecord:
     steps             optimizer steps of this stage alone
     seconds           training time without evaluation; None where no callback measures it
     cost              energy and price of the device-seconds, see `kleiber.config.cost.cost_of`
-    peak_memory_bytes  of training this stage on a GPU, without evaluations. The peak of a process cannot be reset: on a
-                      CPU it is the largest resident memory up to the last step, of libraries, earlier stages and
-                      evaluations too
     stopped_at_loss   the target loss that ended training early
     rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
     privacy           epsilon, delta and settings of DP-SGD; None without it

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +15,7 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
-from kleiber.optimizers.schedules import Schedule, sparkline
+from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.private_step import plan_private_steps
@@ -24,9 +23,6 @@ from kleiber.training.trainer import Local, free_memory_bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 from kleiber.types.model import Model
-
-if TYPE_CHECKING:
-    from kleiber.runs.stage_tree import Stage
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
@@ -269,50 +265,3 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
     return sum(storage.nbytes() for storage in saved.values())
-
-
-def describe_stages(stages: Sequence[Stage]) -> list[str]:
-    """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
-    is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
-    if is_chain:
-        lines: list[str] = []
-        for stage in stages:
-            lines += [f"stage {stage.name}", *_plan_lines(stage.plan, stage.steps)]
-        return lines + _start_lines(stages)
-    lines = _plan_lines(stages[-1].plan, sum(stage.steps for stage in stages))
-    return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
-
-
-def _plan_lines(plan: Plan, steps: int) -> list[str]:
-    """Lines on a plan whose stages train `steps` optimizer steps in total."""
-    parameters, trained = plan.parameters, steps * plan.batch_tokens
-    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
-    return [
-        f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
-        f"{parameters.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
-        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
-        f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
-        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
-        f"{6 * parameters.active * trained:.3g})",
-        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
-        f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
-        f"{sparkline(plan.schedule, plan.steps)}",
-    ]
-
-
-def _start_lines(stages: Sequence[Stage]) -> list[str]:
-    """A line per stage on the stage and the step that it starts from."""
-    lines = []
-    for stage in stages:
-        start = f"from {stage.parent}" if stage.parent else "from the start"
-        first = stage.branch_step if stage.continues else 0
-        lines.append(f"stage        {stage.name}: {start}, steps {first:,} to {stage.plan.stop_step:,}")
-    return lines
-
-
-def _saving_line(stages: Sequence[Stage]) -> str:
-    """How many steps a tree saves over a separate run for each branch."""
-    trained = sum(stage.steps for stage in stages)
-    separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
-    return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"

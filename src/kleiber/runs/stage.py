@@ -119,7 +119,6 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     saved, resumed = tree.newest_checkpoint(stage, limit)
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
-    reset_peak_memory(hardware.device)
     hardware.shard(model)
     tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
@@ -220,6 +219,7 @@ def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Check
     The checkpoint of a stage with an adapter holds only the trained weights; the others are those it started from.
     """
     model.to(tree.hardware.device, tree.hardware.dtype)
+    reset_peak_memory(tree.hardware.device)  # that of an earlier stage
     if saved is None or saved.names is not None:
         tree.load_start(stage, model)
     has_adapter = stage.config.adapter is not None

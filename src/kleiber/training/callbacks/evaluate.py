@@ -151,7 +151,11 @@ class Evaluate(LeanCallback):
 
 
 def add_training_memory(record: StageRecord, device: torch.device) -> None:
-    """Sets the peak memory of training in the record, to be called after a step and before an evaluation."""
+    """Sets the peak memory of the record to that of training, to be called after a step and before an evaluation.
+
+    On a GPU it is that of this stage without evaluations. On a CPU it is the largest resident memory of the process so
+    far, with libraries, earlier stages and evaluations, because that cannot be reset.
+    """
     record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes(device))
 
 
