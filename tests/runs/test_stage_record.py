@@ -8,7 +8,9 @@ import pytest
 
 from kleiber.data.mixture import Mixture
 from kleiber.retention.replay import mix_earlier
+from kleiber.runs import stage as stages
 from kleiber.runs.stage_record import unique_tokens
+from kleiber.training.callbacks import evaluate
 from kleiber.types.contracts import Samples
 
 
@@ -55,3 +57,24 @@ def test_unique_tokens_are_those_of_the_samples_of_its_own_data_that_a_stage_rea
     assert unique_tokens(plan, samples, 5) == 3 * len(own)
     plain = SimpleNamespace(corpus=SimpleNamespace(train=Rows(370)), stop_step=1, rows=rows, epochs=rows / 370)
     assert unique_tokens(plain, plain.corpus.train, 5) == 3 * min(rows, 370)
+
+
+@pytest.mark.slow
+def test_a_stage_has_the_peak_memory_of_its_training_alone(launch, monkeypatch):
+    """With a device whose peak can be reset, as that of a GPU, and a second stage of smaller steps."""
+    peak = {"bytes": 100}  # of preparing the data
+    monkeypatch.setattr(evaluate, "peak_memory_bytes", lambda _: peak["bytes"])
+    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: peak.update(bytes=90) or {})
+    for module in (stages, evaluate):
+        monkeypatch.setattr(module, "reset_peak_memory", lambda _: peak.update(bytes=1))
+    step = stages.LitLM.training_step
+
+    def training_step(self, batch, index):
+        step(self, batch, index)
+        peak["bytes"] = max(peak["bytes"], 10 * len(batch))
+
+    monkeypatch.setattr(stages.LitLM, "training_step", training_step)
+    chain = "stages.chain={first:{budget:{steps:2}},second:{budget:{steps:2},batch:{tokens:256}}}"
+    folder = launch("stages=chain", chain, "callbacks.samples=null")
+    records = json.loads((folder / "summary.json").read_text())["stages"]
+    assert [record["peak_memory_bytes"] for record in records] == [80, 40]
