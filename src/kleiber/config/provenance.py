@@ -104,8 +104,8 @@ def is_set(composer: Composer, overrides: list[str], key: str) -> bool:
 
     kleiber's choices of the key's group and its studies do not count, because they repeat the defaults of the class.
     """
-    own = ("default", "conf/train.yaml", "conf/study/", f"conf/{key.partition(NESTED)[0]}/")
-    return not find_sources(composer, overrides).of(key).startswith(own)
+    defaults = ("default", "conf/train.yaml", "conf/study/", f"conf/{key.partition(NESTED)[0]}/")
+    return not find_sources(composer, overrides).of(key).startswith(defaults)
 
 
 def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:

@@ -93,10 +93,12 @@ def _with_stage_rates(config: Json) -> Json:
     The rate of the first stage is that of the run, which the others have unless their default is another one.
     """
     chain, stages = config["stages"]["chain"], stage_configs(config)
-    own = {name: (node or {}).get("optimizer") or {} for name, node in chain.items()}
+    optimizers = {name: (node or {}).get("optimizer") or {} for name, node in chain.items()}
     trained = {name: bool(number) or starts_trained(config) for number, name in enumerate(stages)}
     rates = {
-        name: default_learning_rate(stage, trained[name]) for name, stage in stages.items() if "lr" not in own[name]
+        name: default_learning_rate(stage, trained[name])
+        for name, stage in stages.items()
+        if "lr" not in optimizers[name]
     }
     if not any(rates.values()):
         return config
@@ -104,10 +106,10 @@ def _with_stage_rates(config: Json) -> Json:
     of_run = rates.get(next(iter(stages))) or default
     changed = {}
     for name, rate in rates.items():
-        has_other_class = "_target_" in own[name]
+        has_other_class = "_target_" in optimizers[name]
         wanted = rate if has_other_class else rate or default
         if wanted is not None and (has_other_class or wanted != of_run):
-            changed[name] = {**(chain[name] or {}), "optimizer": {**own[name], "lr": wanted}}
+            changed[name] = {**(chain[name] or {}), "optimizer": {**optimizers[name], "lr": wanted}}
     optimizer = config["optimizer"] if of_run == default else {**config["optimizer"], "lr": of_run}
     return {**config, "optimizer": optimizer, "stages": {**config["stages"], "chain": {**chain, **changed}}}
 

@@ -71,5 +71,5 @@ def unique_tokens(plan: Plan, samples: Samples, seed: int) -> int:
     if not isinstance(samples, Mixture):
         return round(train.num_tokens * min(1.0, plan.epochs))
     read = samples.order(seed).num_read(plan.stop_step * plan.rows)
-    own = samples.parts if samples is train else samples.parts[: len(fractions_of(train))]
-    return round(sum(part.num_tokens * count / len(part) for part, count in zip(own, read, strict=False)))
+    parts = samples.parts if samples is train else samples.parts[: len(fractions_of(train))]
+    return round(sum(part.num_tokens * count / len(part) for part, count in zip(parts, read, strict=False)))

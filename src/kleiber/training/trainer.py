@@ -25,6 +25,7 @@ from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch._dynamo import config
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
@@ -225,7 +226,7 @@ def allow_graphs(context: int) -> None:
 
     Each width has a graph for full and for smaller micro-batches, with and without gradients.
     """
-    config, graphs = torch._dynamo.config, 4 * -(-context // ALIGN)
+    graphs = 4 * -(-context // ALIGN)
     config.recompile_limit = max(config.recompile_limit, graphs)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * graphs)
 
