@@ -116,14 +116,11 @@ def make_plan(
     if cfg.adapter is not None:
         build(cfg.adapter).check(model)
     add_heads(model, outputs)
-    parameters, trained = count_parameters(model), model
-    if cfg.adapter is not None and not isinstance(model, HFModel):  # whose FLOPs follow from its config
-        trained = without_weights(model)
-        build(cfg.adapter).apply(trained, cfg.seed)
+    parameters = count_parameters(model)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
-    flops = training_flops(trained, row_tokens(corpus.train, sides), objective.outputs)
+    flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(
         batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
@@ -153,6 +150,15 @@ def make_plan(
         measurements=training_measurements(cfg.evals, model, corpus),
         privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
+
+
+def with_adapter(cfg: DictConfig, model: Model) -> Model:
+    """Returns the model, or a copy without weights that has the adapter of a stage, to count what it trains."""
+    if cfg.adapter is None or isinstance(model, HFModel):  # whose FLOPs follow from its config
+        return model
+    adapted = without_weights(model)
+    build(cfg.adapter).apply(adapted, cfg.seed)
+    return adapted
 
 
 def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
