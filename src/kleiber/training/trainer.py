@@ -224,7 +224,9 @@ def keep_compiled() -> None:
 def allow_shapes(model: Model) -> None:
     """Lets torch.compile make a graph for each shape of a batch, where by default it compiles only the first eight."""
     if not any(isinstance(module, MoE) for module in model.modules()):  # within one, shapes are new in every step
-        config, shapes = torch._dynamo.config, 4 * (model.context // ALIGN + 1) * len(model.blocks)
+        from torch._dynamo import config
+
+        shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients
         config.recompile_limit = max(config.recompile_limit, shapes)
         config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
 
