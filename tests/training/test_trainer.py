@@ -71,29 +71,6 @@ def test_a_dense_model_is_one_graph_with_the_same_gradients():
     assert done.stdout == "one graph each\n", done.stderr
 
 
-EVERY_WIDTH = """
-import torch
-from torch._dynamo.testing import CompileCounter
-from kleiber.models.transformer import Transformer
-from kleiber.training.trainer import allow_graphs
-from kleiber.types.batch import Batch
-
-model, graphs = Transformer(96, width=32, depth=1, context=48), CompileCounter()
-allow_graphs(model.context)
-model.compile(dynamic=False, backend=graphs)
-for width in range(8, 56, 8):
-    for rows in (3, 2):
-        model(Batch(torch.zeros(rows, width, dtype=torch.long)))
-print(graphs.frame_count)
-"""
-
-
-@pytest.mark.slow
-def test_padded_rows_of_every_width_are_compiled():
-    done = subprocess.run([sys.executable, "-c", EVERY_WIDTH], capture_output=True, text=True, timeout=240)
-    assert done.stdout == "12\n", done.stderr
-
-
 def kept_bytes(model: Transformer) -> int:
     """Bytes of the distinct storages that a forward pass keeps for the backward pass, weights left out."""
     weights, sizes = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
@@ -143,6 +120,27 @@ def test_deterministic_refuses_kernels_that_are_not():
     finally:
         torch.use_deterministic_algorithms(False)
     torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_width_of_padded_rows_is_compiled(unchecked, monkeypatch):
+    model, graphs = small(), []
+    monkeypatch.setattr(Local, "compile_model", lambda _, m: m.compile(dynamic=False, backend=count))
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch._dynamo.config.patch(recompile_limit=3, accumulated_recompile_limit=3):
+        Local(compile=True).prepare_model(small(mlp=partial(interleaved_moe, num_experts=4, k=2)))
+        assert torch._dynamo.config.recompile_limit == 3, "its shapes would never end"
+        Local(compile=True).prepare_model(model)
+        for width in (8, 16, 24, 32):
+            for rows in (2, 1):
+                before = len(graphs)
+                model(Batch(torch.zeros(rows, width, dtype=torch.long)))
+                assert len(graphs) > before
 
 
 def loss(folder: Path) -> float:

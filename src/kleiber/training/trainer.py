@@ -25,13 +25,13 @@ from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch._dynamo import config
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
+from kleiber.nn.moe import MoE
 from kleiber.types import Count
 from kleiber.types.model import Model
 
@@ -139,7 +139,7 @@ class Local:
             checkpoint_activations(model)
         if self.compile:
             keep_compiled()
-            allow_graphs(model.context)
+            allow_shapes(model)
             self.compile_model(model)
 
     def compile_model(self, model: Model) -> None:
@@ -221,14 +221,14 @@ def keep_compiled() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
 
 
-def allow_graphs(context: int) -> None:
-    """Lets PyTorch, which stops after 8 graphs, compile all shapes that padded rows of up to `context` tokens can have.
+def allow_shapes(model: Model) -> None:
+    """Lets torch.compile make a graph for each shape of a batch, where by default it compiles only the first eight."""
+    if not any(isinstance(module, MoE) for module in model.modules()):  # within one, shapes are new in every step
+        from torch._dynamo import config
 
-    Each width has a graph for full and for smaller micro-batches, with and without gradients.
-    """
-    graphs = 4 * -(-context // ALIGN)
-    config.recompile_limit = max(config.recompile_limit, graphs)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * graphs)
+        shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients
+        config.recompile_limit = max(config.recompile_limit, shapes)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
 
 
 def checkpoint_activations(model: Model) -> None:
