@@ -172,12 +172,16 @@ def predict(
     max_params: MaxParams = None,
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
-    force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="predict even beyond --max-decades, and from a law that was refused")
+    ] = False,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
     TOKENS, choose the model with the least FLOPs of training and serving.
+
+    Exit code 3 if the law was refused when it was fitted: it predicts nothing without --force.
     """
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
@@ -189,6 +193,12 @@ def predict(
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
+        refusals = fitted_law.refusals(entry)
+        for line in refusals:
+            typer.echo(line, err=True)
+        if refusals and not force:
+            typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
+            raise typer.Exit(ExitCode.UNDECIDED)
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")

@@ -176,6 +176,14 @@ class OptimumRow(Part):
     curvature: list[list[FiniteFloat]] | None
 
 
+class VerdictText(Part):
+    """What limits the law: one of its verdicts."""
+
+    code: str
+    level: Literal["refuse", "warn", "note"]
+    text: str
+
+
 class LawRecord(Part):
     """What a prediction needs of the record of one law (law.schema.json describes all of it)."""
 
@@ -194,6 +202,7 @@ class LawRecord(Part):
     flat: list[list[FiniteFloat]] = []
     scatter: dict[str, NonNegative] | None = None
     optima: list[OptimumRow] = []
+    verdicts: list[VerdictText] = []
 
     @model_validator(mode="after")
     def check_draws(self) -> LawRecord:
