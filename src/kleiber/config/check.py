@@ -21,8 +21,9 @@ from kleiber.config.cost import Cost
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.extensions import Parameter, Signature, runtime_signature
 from kleiber.config.stages import Budget, Quantity, has_pretrained_weights, is_chain, stage_configs, starts_from_weights
-from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
+from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Config, Count, Natural, Seed
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.types import Row
 
 ColumnMap = Annotated[
     str | None,
@@ -193,12 +194,7 @@ def predict(
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
-        refusals = fitted_law.refusals(entry)
-        for line in refusals:
-            typer.echo(line, err=True)
-        if refusals and not force:
-            typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
-            raise typer.Exit(ExitCode.UNDECIDED)
+        _check_accepted(entry, force)
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
@@ -221,6 +217,18 @@ def predict(
     except ValueError as error:
         _refuse(error)
     typer.echo(fitted_law.prediction_line(form, answer, entry["level"]))
+
+
+def _check_accepted(entry: Row, force: bool) -> None:
+    """Prints why a law of laws.json was refused; ends with 3 if it was, unless `force` is set."""
+    from kleiber.studies.law_report import verdict_lines
+
+    refusals = [line for line in verdict_lines(entry) if line.startswith("refuse: ")]
+    for line in refusals:
+        typer.echo(line, err=True)
+    if refusals and not force:
+        typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def report(

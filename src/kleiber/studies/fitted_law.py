@@ -266,11 +266,6 @@ def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float 
     return prediction.predict(record, form, at, max_decades)
 
 
-def refusals(record: Row) -> list[str]:
-    """Returns the printed lines of the verdicts that refuse the law of an entry of laws.json; none: it predicts."""
-    return [f"refuse: {row['text']} [{row['code']}]" for row in record["verdicts"] if row["level"] == "refuse"]
-
-
 def prediction_line(form: Law, answer: Row, level: float) -> str:
     """Formats what `predict` returns as a line."""
     if isinstance(form, HyperparameterLaw):

@@ -60,7 +60,7 @@ def lines(entry: Row) -> list[str]:
         ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
-        return [*out, *optimum_report.lines(entry), *_verdict_lines(entry)]
+        return [*out, *optimum_report.lines(entry), *verdict_lines(entry)]
     out += [_backtest_line(test, level) for test in entry["backtests"]]
     for rank in entry.get("ranking", ()):
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
@@ -71,10 +71,10 @@ def lines(entry: Row) -> list[str]:
         )
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
-    return out + _verdict_lines(entry)
+    return out + verdict_lines(entry)
 
 
-def _verdict_lines(entry: Row) -> list[str]:
+def verdict_lines(entry: Row) -> list[str]:
     """Returns the printed lines of the verdicts."""
     return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
 
