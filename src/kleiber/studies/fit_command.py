@@ -75,6 +75,9 @@ MaxParams = Annotated[
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]
+ForceAll = Annotated[
+    bool, typer.Option("--force", help="predict even beyond --max-decades, and from a law that was refused")
+]
 Where = Annotated[list[str] | None, typer.Option(help='use only rows with "loss < 4 and N >= 1e8"; may be repeated')]
 PredictAt = Annotated[
     list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
@@ -173,16 +176,13 @@ def predict(
     max_params: MaxParams = None,
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="predict even beyond --max-decades, and from a law that was refused")
-    ] = False,
+    force: ForceAll = False,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
-    TOKENS, choose the model with the least FLOPs of training and serving.
-
-    Exit code 3 if the law was refused when it was fitted: it predicts nothing without --force.
+    TOKENS, choose the model with the least FLOPs of training and serving. Exit code 3 if the law was refused when it
+    was fitted, unless --force is set.
     """
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
