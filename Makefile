@@ -3,13 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Processes of the fast tests; each test has one thread.
 WORKERS ?= 2
-# Overrides for the training; the default keeps the first run to a few minutes.
+# Keeps the first run to a few minutes, unless ARGS have another budget.
 TRAIN := budget.tokens=1.5M eval.every_steps=0
 
 .PHONY: train test test-all check docs
 
 train: .venv/installed
-	$(BIN)/python train.py model=moe $(or $(ARGS),$(TRAIN))
+	$(BIN)/python train.py model=moe $(TRAIN) $(ARGS)
 
 # Where bytecode is switched off, every process would compile 400 test files for ten seconds.
 test: .venv/installed-dev

@@ -34,7 +34,8 @@ METHODS = [path.stem for path in CONF.glob("retention/*.yaml")]
 OTHER_TEXT = (
     f"{{data:{{path:{REPOSITORY / 'tests/data/labelled.jsonl'}}}}}"  # methods against forgetting need an earlier task
 )
-NEEDS |= {f"retention/{name}": ["stages=chain", f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"] for name in METHODS}
+LATER = [*(f"retention/{name}" for name in METHODS), "adapter/lora", "adapter/dora"]  # not of a run from scratch
+NEEDS |= {choice: ["stages=chain", f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"] for choice in LATER}
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
 
 

@@ -22,7 +22,7 @@ SOURCE = REPOSITORY / "examples/extension"
 
 def test_the_example_is_short():
     files = [path for path in SOURCE.rglob("*") if path.suffix in (".py", ".yaml", ".toml", ".md")]
-    assert len(files) > 10 and sum(len(path.read_text().splitlines()) for path in files) <= 350
+    assert len(files) > 10 and sum(len(path.read_text().splitlines()) for path in files) <= 380
 
 
 @pytest.fixture
@@ -79,6 +79,15 @@ def test_a_router_and_a_callback_act_in_a_mixture(mylab, launch):
     assert logged(folder)["train/weight_norm"] > 0
     router = open_model(folder).model.blocks[0].mlp.router
     assert type(router).__name__ == "Tempered" and router.temperature == 2.0
+
+
+@pytest.mark.slow
+def test_an_mlp_of_a_given_size_trains_and_is_counted(mylab, launch):
+    folder = launch("model/mlp=reglu", "model.mlp.hidden=24")
+    mlp = open_model(folder).model.blocks[0].mlp
+    assert type(mlp).__name__ == "ReGLU" and mlp.gate.out_features == 24
+    (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
+    assert stage["params"]["total"] == sum(p.numel() for p in open_model(folder).model.parameters())
 
 
 @pytest.mark.slow

@@ -77,6 +77,18 @@ def test_the_budget_of_the_run_is_the_total_of_stages_with_budgets(total, declar
     ]
 
 
+def test_the_target_loss_of_the_run_is_that_of_a_stage_with_another_limit():
+    config = chain(a={"budget": {"steps": 5}}, b={"budget": {"steps": 5, "stop_at_loss": None}})
+    config["budget"] = {"tokens": None, "steps": None, "stop_at_loss": 6.0}
+    assert [stage["budget"]["stop_at_loss"] for stage in stage_configs(config).values()] == [6.0, None]
+
+
+def test_epochs_are_no_total_of_stages_with_other_budgets():
+    config = {**chain(a={"budget": {"tokens": 4}}, b={"budget": {"tokens": 1}}), "budget": {"epochs": 1}}
+    with pytest.raises(ConfigError, match=r"budget\.epochs=1 .*set budget\.tokens"):
+        stage_configs(config)
+
+
 def test_a_total_of_budgets_of_different_kinds_is_refused():
     with pytest.raises(ConfigError, match=r"budget\.tokens=1e\+06 .* steps, tokens"):
         stage_configs(chain(a={"budget": {"tokens": "1M"}}, b={"budget": {"steps": 5}}))

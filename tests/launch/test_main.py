@@ -201,7 +201,7 @@ def test_a_gpu_that_does_not_exist_is_refused_in_one_line(trainer, monkeypatch, 
 
 REFUSED = {
     "a mistyped path": ["data=text", "data.path=/nope"],
-    "a rank above the width": ["adapter=lora", "adapter.rank=100000"],
+    "a rank above the width": ["stages=chain", "stages.chain={one:{},two:{}}", "adapter=lora", "adapter.rank=100000"],
     "experts in no layer": ["model=moe", "model.mlp.every=3"],
 }
 

@@ -120,17 +120,6 @@ def test_the_empty_folders_above_a_discarded_run_go_with_it(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "notes.txt"]
 
 
-def test_resume_of_a_changed_config_names_the_keys(tmp_path):
-    folder.write_config(tmp_path, CONFIG, [])
-    longer = {**CONFIG, "budget": {**CONFIG["budget"], "tokens": "1M"}, "logger": None}
-    folder.check_same_config(tmp_path, longer)
-    other = {**longer, "seed": 7, "model": {**CONFIG["model"], "depth": 9}}
-    with pytest.raises(ConfigError, match=r"model\.depth: 2 -> 9; seed: 0 -> 7"):
-        folder.check_same_config(tmp_path, other)
-    with pytest.raises(ConfigError, match="nope"):
-        folder.check_same_config(tmp_path / "nope", CONFIG)
-
-
 def test_an_empty_root_is_refused_and_is_not_the_folder_one_stands_in():
     with pytest.raises(ConfigError, match="root="):
         study_folder({"name": "runs", "root": ""})

@@ -14,6 +14,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.stages import stage_configs
 from kleiber.launch.main import main
 from kleiber.records.catalog import frame, read_run
+from kleiber.runs.stage import resumed_micro_batch
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "callbacks.samples=null"]
@@ -272,3 +273,16 @@ def test_a_chain_on_two_ranks_equals_a_chain_in_one_process(launch, chain):
         torch.testing.assert_close(weights(pair, "two")[name], value, rtol=0, atol=1e-9)
     for row, other_row in zip(summary(alone)["R"]["matrix"], summary(pair)["R"]["matrix"], strict=True):
         assert other_row == pytest.approx(row, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "planned", "state", "rows"),
+    [
+        ("auto", 8, None, 8),
+        ("auto", 8, {"micro_batch": 4}, 4),
+        (2, 2, {"micro_batch": 4}, 2),
+        (8, 8, {"micro_batch": 4}, 4),
+    ],
+)
+def test_a_resumed_stage_keeps_a_reduced_micro_batch_and_takes_a_smaller_setting(setting, planned, state, rows):
+    assert resumed_micro_batch(setting, planned, state) == rows

@@ -108,6 +108,12 @@ def test_max_steps_without_room_for_a_cooldown_is_refused():
         planned_stages(["1M"], Plan(WSD(), max_steps=1))
 
 
+@pytest.mark.parametrize(("branches", "decay"), [(["1M", "2M"], 1.0), (["2k", "1M"], 0.9)])
+def test_a_decay_that_leaves_no_step_of_the_trunk_is_refused(branches, decay):
+    with pytest.raises(ValueError, match=r"schedule\.decay .*stages\.branches"):
+        planned_stages(branches, Plan(WSD(decay=decay)))
+
+
 @pytest.mark.parametrize("schedule", [Cosine(), Constant()])
 def test_a_schedule_without_a_constant_part_is_refused(schedule):
     with pytest.raises(ValueError, match="set schedule=wsd"):

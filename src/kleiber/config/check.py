@@ -22,7 +22,8 @@ from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import Parameter, Signature, runtime_signature
-from kleiber.config.stages import Budget, Quantity, has_pretrained_weights, is_chain, stage_configs, starts_from_weights
+from kleiber.config.stage_checks import check_stage
+from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
 from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Config, Count, Natural, Seed
 
@@ -104,13 +105,8 @@ def check(config: Config, follows: bool = False) -> None:
     check_division(config)
     if is_chain(config):
         _check_chain(config)
-    elif config.get("retention") and not (
-        follows or starts_from_weights(config) or has_pretrained_weights(config["model"])
-    ):
-        raise ConfigError(
-            f"retention={list(config['retention'])} needs weights that were trained before: set init=checkpoint "
-            "init.path=RUN, or train several stages with stages=docs_then_code"
-        )
+    else:
+        check_stage(config, follows)
 
 
 def unknown_key(key: str, top: str) -> str:

@@ -58,7 +58,7 @@ def starts_from_weights(config: Config) -> bool:
 def stage_configs(config: Config) -> dict[str, Json]:
     """Returns the complete config of each stage by name, in order; a run without a chain has the stage `main`.
 
-    A node with a `_target_` replaces that of the run, and a node without is merged into it; a budget is replaced.
+    A node with a `_target_` replaces that of the run, and a node without is merged into it, as is budget.stop_at_loss.
     Where every stage has a budget, one of the run is their total (see `split_budget`). Raises ConfigError for a key
     that a stage cannot set, for a name that cannot be that of a folder, and for a total that cannot be split.
     """
@@ -79,7 +79,8 @@ def stage_configs(config: Config) -> dict[str, Json]:
                 raise ConfigError(f"stages.chain.{name}.{key} must be one of the keys of a stage: {allowed}.{near}")
             stage[key] = value if key in REPLACED_KEYS else merge_nodes(stage.get(key), value)
         if changes and "budget" in changes:
-            stage["budget"] = dict.fromkeys(config["budget"]) | dict(changes["budget"] or {})
+            without_limit = {key: None if key in LIMITS else value for key, value in config["budget"].items()}
+            stage["budget"] = without_limit | dict(changes["budget"] or {})
         stages[name] = stage
     for name, share in split_budget(config).items():
         stages[name]["budget"] |= share
@@ -90,7 +91,7 @@ def split_budget(config: Config) -> dict[str, Json]:
     """Returns the part of each stage of a chain in the budget of the run, in proportion to their own budgets.
 
     Returns nothing where the run has no budget, or a stage has none: it then has that of the run, as for other keys.
-    Raises ConfigError for a run's budget when those of the stages are of different kinds.
+    Raises ConfigError for a run's budget of epochs, and when the budgets of the stages are of different kinds.
     """
     total = _limit("budget", config["budget"])
     of_stages = [
@@ -106,6 +107,9 @@ def split_budget(config: Config) -> dict[str, Json]:
             f"budget.{total[0]}={total[1]:g} is the total of all stages, in proportion to their own budgets, which "
             f"must have the same key and have {', '.join(sorted(kinds))}: remove it, or set one key in all stages"
         )
+    if total[0] == "epochs" and kinds != {"epochs"}:
+        passes = f"budget.epochs={total[1]:g} cannot be divided, because stages pass over different data"
+        raise ConfigError(f"{passes}: set budget.tokens, or epochs in the budgets of all stages")
     parts, before, sum_of_own = {}, 0.0, sum(value for _, value in limits)
     for name, (key, value) in zip(config["stages"]["chain"], limits, strict=True):
         start, before = before, before + value
@@ -227,8 +231,8 @@ class Budget:
     steps   optimizer steps
     epochs  passes over the training samples of the stage's data
 
-    stop_at_loss, in nats per token, ends training early: when every validation loss of the tasks of the stage has
-    reached it. It can be combined with any budget, and the schedule still ends at that of the budget.
+    stop_at_loss, in nats per token, ends training early: at the first validation (eval.every_steps) where all losses of
+    the tasks of the stage have reached it. It goes with any budget, and the schedule still ends at that of the budget.
     """
 
     tokens: Quantity | None = None

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -22,8 +23,9 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
-from kleiber.records import folder
+from kleiber.records import continuation, folder
 from kleiber.records.closing_table import closing_table, next_commands
+from kleiber.records.continuation import continues_folder
 from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
@@ -124,20 +126,25 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
     try:
         cfg = composer.compose(overrides)
     except ConfigError:
-        if composer.is_sweep(overrides):
-            return run_sweep(composer, overrides)
-        raise
+        if not composer.is_sweep(overrides):
+            raise
+        return run_sweep(composer, overrides)
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
     config = complete_config(composed, overrides)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print(f"{' '.join(changed)}, the default for this model and objective", file=sys.stderr)
-    is_rank = ranks.started_as_rank()
-    if is_rank:
+    if ranks.started_as_rank():
         set_devices(config, overrides)
     check(config)
     check_memory(config)
+    with continuation.config_kept_until_trained(config) if ranks.rank() == 0 else nullcontext():
+        return train_checked(config, overrides, model)
+
+
+def train_checked(config: Json, overrides: list[str], model: str) -> Trained:
+    """Trains the run of a complete config, or estimates its cost in a dry run; arguments as in `prepare_folder`."""
     where, finished = prepare_folder(config, overrides, model)
     if finished:
         return Trained(ExitCode.DONE, where)
@@ -147,12 +154,12 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
 
             print_price({where: config})
         return Trained(ExitCode.DONE, None)
-    if is_rank:
+    if ranks.started_as_rank():
         ranks.redirect_rank_output(where)
         return Trained(process.run(config, where, overrides), where)
     devices = config["trainer"].get("devices", 1)
     code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
-    if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
+    if code == ExitCode.BAD_INPUT and not continues_folder(config):
         folder.discard_unstarted(where)
     if code == ExitCode.DONE:
         print("\n".join(next_commands(where, overrides)), file=sys.stderr)
@@ -181,24 +188,25 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
     """Writes the config into the folder of the run; a dry run writes nothing.
 
     Returns the folder, and whether it contains a finished run, whose table is printed then. Raises ConfigError when the
-    folder is in use, or when `resume` names a folder that this config cannot resume.
+    folder is in use or has another run, or when `resume` names a folder that this config cannot resume.
 
     model  name of the model choice, part of the folder's name
     """
-    where = cell_folder(config, overrides, model)
-    resume = config["resume"]
-    if resume not in ("auto", "never"):
+    where, resume = cell_folder(config, overrides, model), config["resume"]
+    if continues_folder(config):
         where = Path(resume)
         if not (where / "config.yaml").is_file():
             raise ConfigError(f"resume={resume} must be auto, never or the folder of a run, which has a config.yaml")
-        folder.check_same_config(where, config)
+        continuation.check_same_config(where, config)
+    elif resume == "auto":
+        continuation.check_never_continued(where, config)
     if config["dry_run"]:
         return where, False
     if ranks.rank() == 0 and is_locked(where):
         raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
-    elif is_complete(where, config):
+    elif is_complete(where, config) and (resume == "auto" or continuation.has_trained_under(where, config)):
         if ranks.rank() == 0:
             print_finished(where, config, overrides)
         return where, True
@@ -211,9 +219,8 @@ def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
     print(f"{where} is finished already; set resume=never to train it again")
     summary = read_summary(where) or {}
-    recorded = summary.get("inputs")
-    if recorded and is_touched(config, datetime.fromisoformat(summary["started"]).timestamp()):
-        changes = describe_changes(config, recorded)
+    if summary.get("inputs") and is_touched(config, datetime.fromisoformat(summary["started"]).timestamp()):
+        changes = describe_changes(config, summary["inputs"])
         if changes:
             print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
     closing_table(where)

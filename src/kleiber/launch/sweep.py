@@ -26,6 +26,7 @@ from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
+from kleiber.records.continuation import check_never_continued
 from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
@@ -123,9 +124,8 @@ class Sweep:
             if first.folder.parent.is_dir():  # it is removed with the last cell if all of them are refused
                 print_table(read_runs(first.folder.parent))
         unfinished = {cell.folder for cell in todo} | in_use
-        results = [
-            codes.get(cell.folder, ExitCode.FAILED if cell.folder in unfinished else ExitCode.DONE) for cell in cells
-        ]
+        without_code = {cell.folder: ExitCode.FAILED if cell.folder in unfinished else ExitCode.DONE for cell in cells}
+        results = [codes.get(cell.folder, without_code[cell.folder]) for cell in cells]
         self.codes += results
         return results
 
@@ -200,11 +200,12 @@ class Sweep:
         Writes the configs of the former, so that a cell that never starts is listed.
         """
         todo, in_use, num_archived = [], set(), 0
-        finished = {run.folder for run in archived.values()}
         by_folder = unique_cells(cells)
         for cell in by_folder.values():
-            anew = cell.config["resume"] == "never"
-            if not anew and cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
+            if not (anew := cell.config["resume"] == "never"):
+                check_never_continued(cell.folder, cell.config)
+            is_archived = not anew and bool(archived) and config_hash(cell.config) in archived
+            if is_archived and folder.status(cell.folder) != Status.FINISHED:
                 num_archived += 1
             elif anew or not is_complete(cell.folder, cell.config):
                 if is_locked(cell.folder):
@@ -214,8 +215,7 @@ class Sweep:
                     folder.set_aside(cell.folder)
                 folder.write_config(cell.folder, cell.config, cell.overrides)
                 todo.append(cell)
-        done = len(by_folder) - len(todo) - len(in_use)
-        if done:
+        if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
             print(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
@@ -253,7 +253,8 @@ def archived_by_hash(study: Path) -> dict[str, Run]:
     The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
     """
     archive_runs(study)
-    runs = [run for run in archived_runs(study / archive.NAME) if run.status == Status.FINISHED]
+    finished = (run for run in archived_runs(study / archive.NAME) if run.status == Status.FINISHED)
+    runs = [run for run in finished if not run.summary.get("continued")]
     return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
 
 

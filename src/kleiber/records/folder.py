@@ -154,9 +154,6 @@ def study_folder(config: Config) -> Path:
 
 TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run, inside the run's folder
 
-# Groups of keys that may differ when a run is resumed with resume=PATH: duration, loggers, hardware.
-MAY_DIFFER = ("budget", "logger", "trainer")
-
 
 def status(folder: Path, held: bool | None = None) -> Status:
     """The status of a run: missing without a readable summary, killed where it says running and no process is alive.
@@ -231,15 +228,6 @@ def discard_unstarted(folder: Path) -> None:
         for parent in (folder.parent, folder.parent.parent):
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
-
-
-def check_same_config(folder: Path, config: Config) -> None:
-    """Raises ConfigError where `config` differs from that of `folder` in other keys than those of MAY_DIFFER."""
-    old, new = flatten(identity(read_config(folder))), flatten(identity(config))
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    differences = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key.split(".")[0] not in MAY_DIFFER]
-    if differences:
-        raise ConfigError(f"resume={folder} was started with another config: {'; '.join(differences)}")
 
 
 def flatten(node: object, prefix: str = "") -> Json:

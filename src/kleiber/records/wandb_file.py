@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from kleiber.records.files import DamagedFile
 from kleiber.records.folder import flatten
 from kleiber.types import Json
 
-if TYPE_CHECKING:
-    from wandb.proto.wandb_internal_pb2 import Record
-
+Record = Any  # a protobuf message of W&B, whose class is made when it is imported
 START = b":W&B"
 BLOCK, HEADER = 32 * 1024, 7  # bytes of a block; of the file's header, and of the header of each piece
 WHOLE, LAST = 1, 4  # kinds of pieces that end a record
@@ -69,8 +67,9 @@ def values_of(items: Iterator[Item]) -> Json:
 def read_records(path: Path) -> Iterator[Record]:
     """Yields the records of a file. Raises DamagedFile for another kind of file, and for damage before its end."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2 as messages
 
+    parse: Callable[[bytes], Record] = vars(messages)["Record"].FromString
     data = path.read_bytes()
     if data[: len(START)] != START:
         raise DamagedFile(path, "it is not a file of W&B")
@@ -87,7 +86,7 @@ def read_records(path: Path) -> Iterator[Record]:
         pieces += data[at + HEADER : end]
         if kind in (WHOLE, LAST):
             try:
-                yield Record.FromString(pieces)
+                yield parse(pieces)
             except DecodeError as error:
                 raise DamagedFile(path, f"byte {at:,}: {error}") from None
             pieces = b""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
+from kleiber.records.continuation import continues_folder
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
 from kleiber.records.summary import Summary, cpu_name
@@ -46,6 +47,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     summary, inputs = Summary(folder), run_inputs(stages)
     check_inputs(summary.values.get("inputs") or {}, inputs, folder)
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
+    if is_changed(cfg, summary):
+        prepare_continuation(tree)
     tree.verify()
     if hardware.rank != 0:
         try:
@@ -54,6 +57,43 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
             return reason.status.exit_code
         return ExitCode.DONE
     return RankZeroRun(cfg, tree, overrides or [], inputs).run()
+
+
+def is_changed(cfg: DictConfig, summary: Summary) -> bool:
+    """Whether resume=PATH continues a run with another config than that of its last process."""
+    new_hash = hash_of(cfg)
+    return continues_folder(cfg) and summary.values.get("config_hash", new_hash) != new_hash
+
+
+def hash_of(cfg: DictConfig) -> str:
+    """Returns the hash of a config as summary.json notes it."""
+    return config_hash(OmegaConf.to_container(cfg, resolve=True))[:8]  # type: ignore[arg-type]
+
+
+def prepare_continuation(tree: Tree) -> None:
+    """Lets a run continue with another budget: the finished stage of a run that has no other one trains on.
+
+    Raises ConfigError where no step is left to train, and where a finished stage from which others start would have
+    another number of steps.
+    """
+    from kleiber.training import checkpoint
+
+    only_stage = len(tree.stages) == 1
+    for stage in tree.stages:
+        record, end = tree.done.get(stage.name), stage.plan.stop_step
+        trained = record["steps"] if record else checkpoint.newest_step(tree.checkpoints(stage.name))
+        if record and only_stage and trained < end:
+            del tree.done[stage.name]
+        elif (trained != end and record.get("stopped_at_loss") is None) if record else trained >= end:
+            where = "it" if only_stage else f"its stage {stage.name}"
+            raise ConfigError(
+                f"resume={tree.folder}: {where} has trained {trained:,} steps, and would end after {end:,}: set a "
+                "larger budget or trainer.max_steps, or keep those of the run in this folder"
+            )
+    if len(tree.done) == len(tree.stages):
+        raise ConfigError(
+            f"resume={tree.folder} has finished all steps of this config: set a larger budget or trainer.max_steps"
+        )
 
 
 def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None = None) -> list[Stage]:
@@ -114,11 +154,13 @@ class RankZeroRun:
 
         started = self.summary.values.get("started") or ""
         identity = f"{self.cfg.name}/{self.folder.name}/{started or os.urandom(8).hex()}"
+        changes: Json = {"continued": True, "stages": list(self.tree.done.values())}
         return {
+            **(changes if is_changed(self.cfg, self.summary) else {}),
             "run_id": self.summary.values.get("run_id") or hashlib.sha256(identity.encode()).hexdigest()[:12],
             "name": self.cfg.name,
             "study": self.cfg.name if self.cfg.study is not None else None,
-            "config_hash": config_hash(OmegaConf.to_container(self.cfg, resolve=True))[:8],  # type: ignore[arg-type]
+            "config_hash": hash_of(self.cfg),
             "overrides": self.overrides,
             "seed": self.cfg.seed,
             "inputs": self.inputs,

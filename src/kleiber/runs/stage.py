@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
-from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
@@ -19,11 +17,11 @@ from kleiber.data.streaming import StreamedWindows
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import Scores, StageRecord
-from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
 from kleiber.runs.stage_record import complete_record
+from kleiber.runs.stage_retention import begin_retention, end_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
@@ -31,7 +29,6 @@ from kleiber.training.callbacks.fault_tolerance import (
     Checkpoints,
     DataPosition,
     Preempt,
-    method_name,
     restore_callbacks,
 )
 from kleiber.training.callbacks.log import Throughput
@@ -43,7 +40,7 @@ from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 
 
@@ -125,6 +122,8 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     tree.begin_objective(stage, model)
     tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
+    if stage.parent and not stage.continues:  # it may have stopped before the steps of its plan
+        record.branch_step = tree.done[stage.parent]["steps"]
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
     meter = EnergyMeter(hardware.device)
     callbacks = make_callbacks(tree, stage, plan, evaluate, meter)
@@ -147,8 +146,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
         plan.optimizer,
         plan.schedule,
         total_steps=plan.steps,
-        # A resumed stage keeps a micro-batch that it reduced for lack of memory, so sums keep their order.
-        micro_batch=state.get("micro_batch", plan.micro_batch) if state and resumed else plan.micro_batch,
+        micro_batch=resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None),
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
         retention=methods,
@@ -170,6 +168,18 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     record.add_scores(stage_drift(tree, stage, model, tasks))
     complete_record(record, tree, stage, model, meter.power())
     return record
+
+
+def resumed_micro_batch(setting: int | str, planned: int, state: Json | None) -> int:
+    """Returns the rows per forward and backward pass of a stage with the setting `batch.micro`.
+
+    A resumed stage keeps a micro-batch that it reduced for lack of memory, so that sums keep their order. With
+    resume=PATH the setting can be smaller than what it was.
+
+    state  of the checkpoint from which the stage resumes; None where it starts
+    """
+    saved = planned if state is None else state.get("micro_batch", planned)
+    return saved if setting == "auto" else min(saved, planned)
 
 
 def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, meter: EnergyMeter) -> list[Callback]:
@@ -237,64 +247,3 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
     with full_parameters(model):
         after = merge_copy(model, None if adapter is None else build(adapter).merge)
         return before | drift_metrics(start, after, tasks.earlier, tasks.current, *options)
-
-
-def begin_retention(
-    methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, tasks: StageTasks, saved: Json | None
-) -> Samples:
-    """Loads the memory of the retention methods and returns the samples that the stage trains on.
-
-    A stage without an adapter takes over the memory of its parent. A stage with an adapter does not, nor do its
-    children: that memory is about the parameters of the adapter alone.
-
-    saved  memory by method from the checkpoint that the stage continues from; None at the first start
-
-    Raises ConfigError when a method cannot work with the model or the tasks.
-    """
-    memory = saved or {}
-    has_adapter = any(other.config.adapter for other in tree.stages if other.name in (stage.name, stage.parent))
-    if saved is None and methods and stage.parent is not None and not has_adapter:
-        last, _ = checkpoint.latest(tree.checkpoints(stage.parent))
-        memory = last.load_state(model)["retention"] if last else {}
-    samples: Samples = stage.plan.corpus.train
-    for method in methods:
-        if method_name(method) in memory:
-            method.load_state_dict(place_by_name(memory[method_name(method)], model))
-        try:
-            if saved is None:
-                method.begin_stage(model, tasks.earlier, stage.config.seed)
-            samples = method.data(samples, tasks.earlier, stage.plan.objective)
-        except ValueError as error:
-            where = f"stages.chain.{stage.name}: " if stage.parent else ""
-            raise ConfigError(f"{where}{error}") from error
-    return samples
-
-
-def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
-    """Lets the retention methods write their own checkpoints of a finished stage, and scores each of them.
-
-    The updates of an adapter are first merged into a copy of the model, so methods see plain weights.
-    """
-    adapter = stage.config.adapter
-    if not methods:
-        return
-    with full_parameters(model):
-        merged = merge_copy(model, None if adapter is None else build(adapter).merge)
-        _end_retention(methods, tree, stage, merged, evaluate)
-
-
-def _end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
-    def save(name: str) -> Path:
-        folder = tree.folder / "stages" / stage.name / name
-        if rank_and_world_size()[0] == 0:
-            checkpoint.save(folder, 0, model, {}, "")
-        return folder / checkpoint.name(0)
-
-    for method in methods:
-        points = method.end_stage(model, save)
-        if points:
-            end = {name: value.clone() for name, value in model.state_dict().items()}
-            for name, path in points.items():
-                checkpoint.read(path).load_model(model)
-                evaluate.record.add_scores(evaluate.scores(model, evaluate.all, evaluate.tokens, name))
-            model.load_state_dict(end)

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs, starts_from_weights
 from kleiber.config.targets import build
-from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
@@ -92,9 +91,10 @@ class Layout:
 class TrunkAndCooldowns(Layout):
     """A trunk at a constant learning rate, and a branch with a cooldown for each number of tokens in `branches`.
 
-    A branch equals a separate run of that many tokens, because both train on the same data in the same order at the
-    same learning rates. K points of a scaling law therefore cost only the longest run and the cooldowns of the shorter
-    ones (Hägele et al. 2024, arXiv:2405.18392, section 4).
+    A branch equals a separate run of that many tokens with the warm-up of the trunk, because both train on the same
+    data in the same order at the same learning rates. That warm-up is `schedule.warmup_steps`, or a fifth of the steps
+    of the shortest branch if that is less. K points of a scaling law therefore cost only the longest run and the
+    cooldowns of the shorter ones (Hägele et al. 2024, arXiv:2405.18392, section 4).
 
     branches  training tokens of each branch, counted from the start of the trunk, such as [1M, 2M, 4M]
     """
@@ -105,7 +105,7 @@ class TrunkAndCooldowns(Layout):
             raise ValueError(f"stages.branches={list(branches)} lists a number of tokens twice: remove one of the two")
 
     def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
-        """Returns the trunk and its branches. Raises ValueError when the schedule has no constant part."""
+        """Returns the trunk and its branches. Raises ValueError when the schedule has no constant part for a trunk."""
         base = plan(cfg, None)
         if base.schedule.branch_step(2) is None:
             kind = type(base.schedule).__name__.lower()
@@ -119,22 +119,21 @@ class TrunkAndCooldowns(Layout):
         if base.max_steps is not None and max(totals.values()) > base.max_steps:  # shorten all branches alike
             shrink = base.max_steps / max(totals.values())
             totals = {name: max(2, round(total * shrink)) for name, total in totals.items()}
-        shortest, longest = min(totals.values()), max(totals.values())
         # All branches have the warm-up of the shortest one, which is at most a fifth of its steps.
-        schedule = base.schedule.limit_warmup(shortest // 5)
-        trunk = replace(base, schedule=schedule, steps=longest, stop_step=branch_step(schedule, longest))
+        schedule = base.schedule.limit_warmup(min(totals.values()) // 5)
+        starts = {total: schedule.branch_step(total) or 0 for total in totals.values()}
+        shortest, longest = min(starts), max(starts)
+        if starts[shortest] < 1:
+            raise ValueError(
+                f"schedule.decay leaves no step of the trunk to the shortest of stages.branches, which has {shortest} "
+                "steps: set a smaller schedule.decay, or a larger number of tokens"
+            )
+        trunk = replace(base, schedule=schedule, steps=longest, stop_step=starts[longest])
         stages = [Stage("trunk", trunk, cfg)]
         for name, total in totals.items():
             branch = replace(trunk, steps=total, stop_step=total)
-            stages.append(Stage(name, branch, cfg, "trunk", True, branch_step(schedule, total)))
+            stages.append(Stage(name, branch, cfg, "trunk", True, starts[total]))
         return stages
-
-
-def branch_step(schedule: Schedule, total: int) -> int:
-    """Returns the step at which a schedule over `total` steps begins to decay."""
-    step = schedule.branch_step(total)
-    assert step is not None
-    return step
 
 
 class Chain(Layout):

@@ -91,12 +91,7 @@ HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a
 
 
 def fit(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs, of kleiber or of W&B (offline)"
-        ),
-    ],
+    source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, folder of runs, or W&B's")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
     map: ColumnMap = None,
     params: ParamsColumn = None,

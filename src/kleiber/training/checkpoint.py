@@ -235,6 +235,11 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-????????"), reverse=True)
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest complete checkpoint; 0 where there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in steps(folder)), default=0)
+
+
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is valid (None without one), and the defect of each newer one."""
     defects: list[str] = []

@@ -170,7 +170,8 @@ class LitLM(LeanModule):
                     raise
                 if self.trainer.world_size > 1:  # the others wait in a collective operation
                     raise MemoryError(
-                        f"out of memory with micro-batches of {rows} rows: set batch.micro={-(-rows // 2)}"
+                        f"out of memory with micro-batches of {rows} rows: continue this run with "
+                        f"batch.micro={-(-rows // 2)} and resume=FOLDER, the folder of the run"
                     ) from error
             # Outside of `except`, whose traceback would keep the activations alive.
             self.micro_batch = -(-rows // 2)

@@ -44,8 +44,9 @@ def test_it_stands_beside_a_budget():
 def test_a_stage_of_a_chain_that_stops_early_has_its_whole_row_of_scores(launch, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("a line of another kind, again and again. " * 400)
-    two = f"two:{{data:{{path:{other}}},budget:{{steps:20,stop_at_loss:100}}}}"
-    chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:2}}}},{two}}}", "eval.every_steps=2"]
-    summary = json.loads((launch(*chain, "callbacks.samples=null") / "summary.json").read_text())
-    assert summary["stages"][1]["steps"] == 2
+    two = f"two:{{data:{{path:{other}}},budget:{{steps:20}}}}"
+    chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:20}}}},{two}}}", "eval.every_steps=2"]
+    folder = launch(*chain, "budget.stop_at_loss=100", "callbacks.samples=null")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [(stage["steps"], stage["branch_step"]) for stage in summary["stages"]] == [(2, None), (2, 2)]
     assert all(value is not None for row in summary["R"]["matrix"] for value in row)
