@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.config.attention_size import attention_cache, attention_size
-from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
+from kleiber.config.targets import argument
 from kleiber.types import Config
 
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")

@@ -89,6 +89,12 @@ def _find_export(target: str) -> tuple[str, ast.AST | None]:
     return _definition(f"{package}.{names[name]}", name)
 
 
+def argument(node: Config, name: str) -> Any:
+    """Returns the value of an argument of a node: as set, or its default."""
+    parameter = signature(str(node["_target_"])).parameters.get(name)
+    return node.get(name, parameter.default if parameter else None)
+
+
 def class_attribute(target: str, name: str) -> Any:
     """Returns the value of an attribute of a class, its own or inherited; of kleiber's classes, read from the source.
 
