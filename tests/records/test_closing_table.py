@@ -24,6 +24,7 @@ def test_scores_have_their_units_and_leave_out_averaged_and_interpolated_weights
     assert scores_by_domain({"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}, "sft") == {
         "x": "0.5000 nats/token, 1.0000 bits/byte"
     }
+    assert scores_by_domain({"val/x/loss": None}, "clm") == {"x": "- nats/token"}, "recorded for a loss of nan"
 
 
 def test_a_stage_shows_its_name_among_several_and_what_it_trains_where_that_is_a_part():

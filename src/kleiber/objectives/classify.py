@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.data.labelled import LabelledCorpus
-from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, rescale_auxiliary
+from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Predictions, Scorer
@@ -163,8 +163,12 @@ class Classify(Objective):
         metrics = {"ce": total.detach()}
         if correct is not None:
             metrics["accuracy"] = correct.float().sum()
-        auxiliary = rescale_auxiliary(output, batch, len(batch))
+        auxiliary = rescale_auxiliary(output, batch, len(batch), batch.auxiliary_ratio)
         return scores, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
+        """Numbers of texts, and of their tokens."""
+        return len(batch), real_tokens(batch)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution over the classes of each text, of which the first `context` tokens are read."""

@@ -98,8 +98,8 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     return rows
 
 
-def scores_by_domain(metrics: Mapping[str, float], objective: str) -> dict[str, str]:
-    """The validation scores as text by domain, such as `{docs: 1.4023 nats/token, 2.0231 bits/byte}`.
+def scores_by_domain(metrics: Mapping[str, float | None], objective: str) -> dict[str, str]:
+    """The validation scores as text by domain, such as `{docs: 1.4023 nats/token, 2.0231 bits/byte}`; `-` for None.
 
     Only scores of the last weights count: those of averaged or interpolated weights are left out.
     """
@@ -110,7 +110,8 @@ def scores_by_domain(metrics: Mapping[str, float], objective: str) -> dict[str, 
         if kind != "val":
             continue
         unit = units.get(metric, metric)
-        scores.setdefault("/".join(domain), []).append(f"{value:.4f} {unit}")
+        number = "-" if value is None else f"{value:.4f}"
+        scores.setdefault("/".join(domain), []).append(f"{number} {unit}")
     return {domain: ", ".join(texts) for domain, texts in scores.items()}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import sharded_modules
 from kleiber.retention.memory import EarlierText, Source, reference_samples, same_loss
 from kleiber.types import Positive
@@ -81,8 +82,8 @@ class Replay(Retention):
         for stream, (task, rate) in enumerate(self.separate):
             samples = reference_samples(task, batch, self.memory["seed"], step, stream, rate)
             weight = 0.0 if samples is None else len(samples) / len(batch)
-            if samples is None and task.train is not None and sharded_modules(model):
-                # Other ranks may have drawn samples, and wait for the weights that this rank holds.
+            if samples is None and task.train is not None and (sharded_modules(model) or counts_over_ranks(model)):
+                # Other ranks may have drawn samples, and wait for the weights or counts that this rank holds.
                 samples = task.train.gather(np.array([0])).to(batch.tokens.device)
             if samples is not None:
                 loss = task.objective(model, samples)

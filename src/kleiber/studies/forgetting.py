@@ -218,6 +218,7 @@ def headline(record: Json) -> str:
         return f"{where}: {'; '.join(entry.verdict['text'] for entry in differences)}."
     answers = [entry.verdict["text"] for entry in differences if entry.arm == best["method"]]
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
+    level = f"{best['bound']} {level}".lstrip()
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
     answer = "; ".join(answers)
     return f"{where} {least} (F {level} nats). {answer[:1].upper()}{answer[1:]}."
@@ -267,9 +268,12 @@ def figures(record: Json) -> Figures:
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
         charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
-    gaps = [{"panel": gap.measure, "series": label(gap.arm), **asdict(gap.estimate)} for gap in record["differences"]]
+    gaps = [
+        {"panel": gap.measure, "series": label(gap.arm), "bound": gap.bound, **asdict(gap.estimate)}
+        for gap in record["differences"]
+    ]
     if gaps:
-        heading = f"Differences between arms, {study.level:.0%} intervals"
+        heading = f"Differences between arms; all intervals hold at once at {study.level:.0%}"
         charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)
     keys = record["chosen"][CELL]
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()

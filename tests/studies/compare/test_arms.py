@@ -53,6 +53,20 @@ def test_a_rate_that_diverged_cannot_be_the_best(tmp_path):
     assert arm.best_lr == 0.02 and arm.wrong == "" and math.isinf(arm.losses[0.04][0])
 
 
+@pytest.mark.parametrize("measure", ["loss", "val/x/accuracy"])
+def test_where_a_seed_diverged_at_every_rate_the_best_has_the_most_others_and_decides_nothing(measure):
+    """Of five rates, one seed diverged at .02 and .04, and two at the others."""
+    rows = [
+        {"lr": lr, "seed": seed, "status": "finished", measure: 3.0 if lr == 0.02 else 2.0}
+        for lr in LRS
+        for seed in range(1 if lr in (0.02, 0.04) else 2, 3)
+    ]
+    rows += [{"lr": lr, "seed": seed, "status": "diverged"} for lr in LRS for seed in range(2)]
+    arm = arm_from_rows("a", rows, measure)
+    assert arm.best_lr == (0.04 if measure == "loss" else 0.02)
+    assert arm.wrong == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
+
+
 def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path):
     write(tmp_path, STUDY, "a", 3.0)
     write(tmp_path, STUDY, "b", 3.0)

@@ -69,6 +69,24 @@ def test_an_estimate_without_an_interval_has_a_dot_alone():
     assert len(forms.estimates(panels, ["a", "b"], "nats", "x").to_dict()["concat"]) == 2
 
 
+def test_a_bound_is_drawn_as_one_with_the_closed_side_of_its_interval():
+    rows = [
+        {"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "bound": bound}
+        for name, bound in zip("abcd", forms.BOUNDS, strict=True)
+    ]
+    chart = forms.estimates(rows, "abcd", "nats", "Differences").to_dict()
+    drawn = {row["bound"]: row for table in chart["datasets"].values() for row in table}
+    ends = {name: (row["lo"], row["hi"]) for name, row in drawn.items()}
+    assert ends == {"": (0.5, 1.5), "at most": (1.0, 1.5), "at least": (0.5, 1.0), "not bounded by": (1.0, 1.0)}
+    shape = marks(chart, "point")[0]["encoding"]["shape"]["scale"]
+    assert dict(zip(shape["domain"], shape["range"], strict=True)) == {
+        "": "circle", "at most": "triangle-left", "at least": "triangle-right", "not bounded by": "cross",
+    }  # fmt: skip
+    assert all(text in chart["title"]["subtitle"] for text in ("at most", "at least", "bounds nothing"))
+    alone = forms.estimates([{**rows[1], "lo": None, "hi": None}], "b", "nats", "Differences").to_dict()
+    assert not marks(alone, "rule")
+
+
 def test_axes_hold_their_values_with_room_on_both_sides():
     low, high = forms.span([1.0, 3.0]).domain
     assert low == pytest.approx(0.9) and high == pytest.approx(3.1)

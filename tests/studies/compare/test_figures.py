@@ -32,11 +32,12 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
         {"arm": "changed", "against": "plain", "equal": equal, "value": -0.5, "lo": lo, "hi": hi}
         for equal, lo, hi in (("training tokens", -0.6, -0.4), ("training time", None, None))
     ]
-    chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS))
+    chart = figures.differences({"loss": [], "accuracy (docs)": gaps}, list(ARMS), 0.9833)
     names = drawn(chart, "name")
     assert len(names) == 2 and all("changed - plain" in name for name in names)
+    assert "with 98.3% intervals" in str(chart.to_dict()["title"])
     assert "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5, 0.0}
-    two = figures.differences({"loss (code), nats": gaps[:1], "accuracy (docs)": gaps}, list(ARMS)).to_dict()
+    two = figures.differences({"loss (code), nats": gaps[:1], "accuracy (docs)": gaps}, list(ARMS), 0.9).to_dict()
     headings = [panel["title"]["text"].removeprefix("difference in ") for panel in two["concat"]]
     assert headings == ["loss (code), nats", "accuracy (docs)"]
 

@@ -133,6 +133,9 @@ def test_a_frontier_that_ends_before_the_target_bounds_f(study):
     for part in (fast, pd.concat([fast, slow])):
         target = compared(part)
         assert "none" in target.bounded() and target.bounds("l2sp", "none")[1]
+        levels = {row["method"]: row for row in target.levels(0.9)}
+        assert levels["none"]["bound"] == levels["l2sp"]["reference_bound"] == "at most"
+        assert {row["bound"] for name, row in levels.items() if name not in target.bounded()} <= {""}
         complaints = Forgetting().complaints(target)
         assert "bound" in {verdict["code"] for verdict in complaints}
 

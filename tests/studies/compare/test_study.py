@@ -1,6 +1,8 @@
 """The study compare on runs with known losses: the decision, its exit code, and what findings.json says of it."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -62,6 +64,21 @@ def test_an_untuned_arm_decides_nothing(tmp_path, second):
     assert findings is not None and findings["decision"] == "not tested" and findings["why"]
 
 
+def test_where_a_seed_diverged_at_every_rate_there_is_no_difference_but_a_report(tmp_path):
+    """The findings, without the cost of drawing figures, which are all of runs that have a loss."""
+    runs = [
+        replace(run, status="diverged", summary={**run.summary, "stages": []}) if run.config["seed"] == 0 else run
+        for run in two(tmp_path)
+    ]
+    found = Compare().analyze(runs)
+    assert "not tested; changed is not tuned: 1 of its 3 seeds diverged" in found.headline
+    assert "nan" not in found.headline and "inf" not in found.headline
+    assert all(row["value"] is None for title in ("Claims", "Differences") for row in found.tables[title])
+    trends = found.tables["Trends of differences"]
+    assert [row["n"] for row in trends] == [2] and math.isfinite(trends[0]["value"])
+    assert found.figures["arms"]() and found.figures["tuning"]() and "differences" not in found.figures
+
+
 def test_of_a_single_learning_rate_no_tuning_is_drawn(tmp_path):
     for arm in ("base", "changed"):
         write(tmp_path, STUDY, arm, 3.0, lrs=[0.02])
@@ -83,6 +100,11 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
                 stage["metrics"]["val/docs/loss"] += 0.1 + [0.02, -0.02, -0.015][run.config["seed"]]
     findings = Compare().analyze(runs).comparison
     assert findings is not None and findings["decision"] == "undecided" and findings["more_seeds_needed"] > 0
+    found = Compare(claims=[{"arm": "changed", "against": "base"}] * 2).analyze(runs)
+    (decided,) = {(row["lo"], row["hi"]) for row in found.tables["Claims"]}
+    chart = found.figures["differences"]().to_dict()
+    drawn = [row for table in chart["datasets"].values() for row in table if row.get("name", "").endswith("tokens")]
+    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "95.0% intervals" in str(chart["title"])
 
 
 def test_claims_share_the_error_rate_and_the_worst_of_them_is_told(tmp_path):

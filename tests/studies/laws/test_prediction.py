@@ -64,8 +64,10 @@ def test_a_flat_parameter_widens_interval_and_band(record):
     plain, flat = at({**record, "flat": []}, 10.0), at({**record, "flat": path.tolist()}, 10.0)
     assert flat["value"] == plain["value"]
     assert (flat["lo"], flat["hi"]) == pytest.approx((reached[0], reached[1]))
-    assert flat["run_lo"] == min(plain["run_lo"], flat["lo"]) < plain["lo"]
-    assert flat["run_hi"] == max(plain["run_hi"], flat["hi"]) > plain["hi"]
+    assert flat["run_lo"] < min(plain["run_lo"], flat["lo"]) and flat["run_hi"] > max(plain["run_hi"], flat["hi"])
+    noise = np.hypot(record["residual_sd"], record["misfit"]["at_one_decade"] * 2**POWER)  # two decades in compute
+    ends = np.log([flat["lo"] / flat["run_lo"], flat["run_hi"] / flat["hi"]])
+    assert ends == pytest.approx(1.6449 * noise, rel=1e-3)
 
 
 def test_compute_alone_refuses_a_point_beyond_the_limit(record):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tables import folder
+from torch import nn
 
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import evaluate
+from kleiber.training.step import Diverged
 
 
 @pytest.fixture
@@ -45,3 +50,20 @@ def test_a_branch_has_the_curve_of_its_trunk_but_not_the_seconds_that_it_took(st
     saved = evaluate.Evaluate(trunk, [], every=0, tokens=None, rows=1).state_dict()
     evaluate.Evaluate(record, [], every=0, tokens=None, rows=1).load_state_dict(saved)
     assert record.curve == trunk.curve and record.evaluation_seconds == seconds
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is logged first; the loss of another stage's task and a metric that is no loss may be nan."""
+    scores = {"val/docs/loss": 2.0, "val/docs/auc": math.nan, "val/later/loss": math.nan}
+    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: scores)
+    docs, later = SimpleNamespace(name="docs"), SimpleNamespace(name="later")
+    record = StageRecord(name="main")
+    callback = evaluate.Evaluate(record, [docs], every=1, tokens=None, rows=1, later=[later])
+    trainer = SimpleNamespace(global_step=3, max_steps=9, loggers=[])
+    module = SimpleNamespace(model=nn.Linear(1, 1), device=torch.device("cpu"))
+    callback.on_train_batch_end(trainer, module)
+    for loss in (math.nan, math.inf):
+        scores["val/docs/loss"] = loss
+        with pytest.raises(Diverged, match=f"step 3: the validation loss of docs is {loss:g}"):
+            callback.on_train_batch_end(trainer, module)
+    assert len(record.curve) == 3

@@ -34,7 +34,7 @@ class Arm:
     """One arm at one number of tokens.
 
     losses   the measure by which the arm was tuned, by learning rate and seed; the worst for a run that diverged
-    best_lr  the rate with the best mean, among the rates with the most seeds
+    best_lr  the rate with the best mean, among the rates at which the most seeds did not diverge
     wrong    why the arm is untuned; empty when it is tuned
     facts    parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
     measure  the name of that measure
@@ -174,7 +174,8 @@ def near(tokens: float, budget: float) -> bool:
 def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
     """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst.
 
-    A run of this budget takes precedence over one that diverged, which may have been of another budget.
+    Where some seed diverged at every rate, the rate at which the fewest did is the best, and the arm is not tuned. A
+    run of this budget takes precedence over one that diverged, which may have been of another budget.
     """
     higher = higher_is_better(measure)
     losses: dict[float, dict[int, float]] = {}
@@ -185,15 +186,24 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
         else:
             by_seed[row["seed"]] = row[measure]
     most = max(len(by_seed) for by_seed in losses.values())
-    means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
-    best = (max if higher else min)(means, key=lambda lr: means[lr])
+    complete = {lr: each for lr, each in losses.items() if len(each) == most}
+    finite = {lr: [value for value in each.values() if math.isfinite(value)] for lr, each in complete.items()}
+
+    def rank(lr: float) -> tuple[int, float]:
+        mean = statistics.fmean(finite[lr]) if finite[lr] else math.inf
+        return len(finite[lr]), mean if higher else -mean
+
+    best = max(complete, key=rank)
+    wrong = untuned(sorted(complete), best, most)
+    if not wrong and len(finite[best]) < most:
+        wrong = f"{most - len(finite[best])} of its {most} seeds diverged at its best learning rate {best:g}"
     ended = [row for row in rows if not diverged(row)]
     others: dict[str, dict[int, float]] = {}
     for row in (row for row in ended if row["lr"] == best):
         for key, value in row.items():
             if (key == LOSS or "/" in key) and isinstance(value, float):
                 others.setdefault(key, {})[row["seed"]] = value
-    return Arm(name, losses, best, untuned(sorted(means), best, most), facts_of_arm(ended), measure, others)
+    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:

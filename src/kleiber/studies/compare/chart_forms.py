@@ -133,14 +133,27 @@ def lines(
     return in_rows(panels, title)
 
 
+BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
+    "": ("circle", ""),
+    "at most": ("triangle-left", "arrow to the left: at most"),
+    "at least": ("triangle-right", "arrow to the right: at least"),
+    "not bounded by": ("cross", "cross: a difference of two upper bounds, which bounds nothing"),
+}
+
+
 def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: str, zero: bool = False) -> Chart:
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
-    rows  series (an arm), value, lo, hi; name, the label of the line if not the arm; panel
+    rows  series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS: of
+          a bound, a triangle points to the side that is open, and only the other side of the interval is drawn
     zero  draws a dashed line at 0
     """
-    shown = pd.DataFrame([{"panel": "", "name": row["series"], **row} for row in rows])
+    shown = pd.DataFrame([{"panel": "", "name": row["series"], "bound": "", **row} for row in rows])
     shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float})
+    for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
+        shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
+    kinds = [name for name in BOUNDS if name in set(shown["bound"])]
+    shapes = alt.Scale(domain=kinds, range=[BOUNDS[name][0] for name in kinds])
     panels = []
     for heading, part in shown.groupby("panel", sort=False):
         names = list(dict.fromkeys(part["name"]))
@@ -151,7 +164,8 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
         axis = alt.Axis(tickCount=4, labelOverlap=True)
         x, low = (alt.X(f"{name}:Q", title=x_title, scale=scale, axis=axis) for name in ("value", "lo"))
         tips = ["series:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("value", "lo", "hi"))]
-        layers = [base.mark_point(filled=True, size=50, opacity=1).encode(x=x, tooltip=tips)]
+        dots = base.encode(shape=alt.Shape("bound:N", scale=shapes, legend=None)) if kinds != [""] else base
+        layers = [dots.mark_point(filled=True, size=50, opacity=1).encode(x=x, tooltip=tips)]
         if np.isfinite(part["lo"].to_numpy()).any():
             layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q"))
         if zero:
@@ -159,7 +173,7 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
             layers.insert(0, line.encode(x="value:Q"))
         size = {"width": WIDTH if len(set(shown["panel"])) == 1 else 230, "height": 20 * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
-    return in_rows(panels, title)
+    return in_rows(panels, title, "; ".join(filter(None, (BOUNDS[name][1] for name in kinds))))
 
 
 def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False) -> Chart:

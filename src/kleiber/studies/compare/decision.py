@@ -131,8 +131,12 @@ def mean_estimate(values: Sequence[float], level: float, unit: str) -> Estimate 
 def paired_difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], level: float, unit: str
 ) -> Estimate | None:
-    """Returns the mean of ours - theirs over the common seeds, with Student's interval; None without a common seed."""
-    return mean_estimate(gaps_by_seed(ours, theirs), level, unit)
+    """Returns the mean of ours - theirs over the common seeds, with Student's interval.
+
+    None without a common seed, and where an arm diverged with one of them.
+    """
+    gaps = gaps_by_seed(ours, theirs)
+    return mean_estimate(gaps, level, unit) if all(map(math.isfinite, gaps)) else None
 
 
 def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:

@@ -22,7 +22,6 @@ from kleiber.studies.compare.decision import (
     axis_label,
     gaps_by_seed,
     half_width,
-    mean_estimate,
     more_seeds_needed,
     paired_difference,
     unit_of,
@@ -63,7 +62,12 @@ class Pair:
         gaps = gaps_by_seed(self.ours, self.theirs)
         note = self.why or (f"{self.interpolated} interpolated" if self.interpolated else "")
         counts = {"lower on": sum(gap < 0 for gap in gaps), "ratio": self.ratio}
-        return {**as_row(mean_estimate(gaps, level, unit)), **counts, "tuned": not self.untuned, "note": note}
+        return {
+            **as_row(paired_difference(self.ours, self.theirs, level, unit)),
+            **counts,
+            "tuned": not self.untuned,
+            "note": note,
+        }
 
 
 def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:

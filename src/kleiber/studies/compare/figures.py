@@ -70,11 +70,12 @@ def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
     return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
 
 
-def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str]) -> Chart:
+def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float) -> Chart:
     """Differences between arms with their intervals at equal quantities, a panel for each measure.
 
     gaps   rows with arm, against, equal, value, lo and hi, by the label of their measure
     order  the arms
+    level  confidence level of each interval
     """
     gaps = {measure: part for measure, part in gaps.items() if part}
     rows = [
@@ -85,7 +86,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str]) -> Char
         for measure, part in gaps.items()
         for gap in part
     ]  # fmt: skip
-    title = "Difference between arms with its interval; at 0 they are equal"
+    title = f"Difference between arms with {level:.1%} intervals; at 0 they are equal"
     return estimates(rows, order, "", title, zero=True)
 
 

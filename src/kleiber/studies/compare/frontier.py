@@ -215,6 +215,7 @@ class EqualTarget:
     def levels(self, level: float) -> list[Json]:
         """Returns F of every arm at its target loss: mean over the seeds that `reached` it, and interval.
 
+        `bound` is "at most" where this F is an upper bound, and `reference_bound` where that of the reference there is.
         The arm that forgets least comes first, by differences within seeds from the reference, since an arm may reach
         the loss from some bases only; arms that do not reach it come last.
         """
@@ -232,7 +233,9 @@ class EqualTarget:
             theirs = float(self.forgetting(self.reference, loss).reindex(values.index).mean())
             less = float(self.differences("matched", arm, self.reference).mean())
             ends = {"F": mean, "lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
-            rows.append({"method": arm, **ends, "at": loss, "reference": theirs, "less": less})
+            bounds = ("at most" if bounded else "" for bounded in self.bounds(arm, self.reference))
+            row = {"method": arm, **ends, "at": loss, "reference": theirs, "less": less}
+            rows.append(row | dict(zip(("bound", "reference_bound"), bounds, strict=True)))
         return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
 
     @cached_property

@@ -7,6 +7,7 @@ the claims and decide nothing. The studies `sparsity`, `moe_gain`, `routers` and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -147,7 +148,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     planned = planned_arms([run.config for run in runs])
     study.require_arms(list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
     why_not = not_ready(runs, study.looks, arm_of)
-    results = [judge(claim, ladders, level_of_each(level, len(claims), study.looks), why_not) for claim in claims]
+    each = level_of_each(level, len(claims), study.looks)
+    results = [judge(claim, ladders, each, why_not) for claim in claims]
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
     changes = trends(pairs, ladders, measure, level)
@@ -178,7 +180,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
             *arms_without_latency(facts),
         ],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, other_measures(claims, ladders, measure, level)),
+        figures=figures(claims, arms, tables, measure, differences_drawn(claims, pairs, ladders, measure, each), each),
         methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
         comparison=comparison,
     )
@@ -189,10 +191,10 @@ METHODS = (
     "samples in the same order. An arm enters at the rate of best mean over all seeds. It counts as tuned with at "
     "least five rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as "
     "many rates with the same spacing. Differences are paired by seed. Intervals are Student's; those of the claims "
-    "together have a confidence of {level} over {claims} claims and {looks} looks (Bonferroni), those of the tables "
-    "below have it each. Where arms do not meet in what is held equal, the loss of one is interpolated between two of "
-    "its budgets, on logarithmic scales. Inference memory is that of the weights and of the keys and values of one "
-    "context, in fp32."
+    "together have a confidence of {level} over {claims} claims and {looks} looks (Bonferroni) and are drawn in the "
+    "figure of differences; those of the tables below have it each. Where arms do not meet in what is held equal, the "
+    "loss of one is interpolated between two of its budgets, on logarithmic scales. Inference memory is that of the "
+    "weights and of the keys and values of one context, in fp32."
 )
 
 
@@ -233,21 +235,21 @@ def figures(
     arms: Mapping[str, Arm],
     tables: Mapping[str, Sequence[Row]],
     measure: str,
-    others: Mapping[str, Sequence[Row]],
+    gaps: Mapping[str, Sequence[Row]],
+    level: float,
 ) -> Figures:
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
-    others  differences in other measures, see `other_measures`
+    gaps   differences with intervals of the confidence level `level`, by the label of their measure
     """
     label = axis_label(measure)
-    gaps = {label: shown_differences(claims, tables["Differences"]), **others}
-    charts: Figures = {
-        "arms": lambda: _figures().side_by_side(arms, label),
-    }
+    charts: Figures = {}
+    if any(math.isfinite(value) for arm in arms.values() for value in arm.at_best.values()):
+        charts["arms"] = lambda: _figures().side_by_side(arms, label)
     if any(len(arm.losses) > 1 for arm in arms.values()):
         charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
-        charts["differences"] = lambda: _figures().differences(gaps, [*arms])
+        charts["differences"] = lambda: _figures().differences(gaps, [*arms], level)
     if trajectory := tables["Differences by training tokens"]:
         charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label)
     rows, first = [arm.row() for arm in arms.values()], next(iter(arms.values()))
@@ -266,16 +268,25 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     return _figures().scatter(rows, order, x, y)
 
 
-def shown_differences(claims: Sequence[Claim], table: Sequence[Row]) -> list[Row]:
-    """The differences in the figure: of a single pair all; of several pairs those of the claims, or at equal tokens."""
+def differences_drawn(
+    claims: Sequence[Claim], pairs: Pairs, ladders: Ladders, measure: str, level: float
+) -> dict[str, Sequence[Row]]:
+    """The differences in the figure, by the label of their measure, with intervals that decide the claims.
+
+    Of a single pair they are all; of several pairs those of the claims, or at equal tokens.
+
+    level  confidence level of each interval
+    """
+    table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
     asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
-    claimed, pairs = {names[:2] for names in asked}, {(row["arm"], row["against"]) for row in table}
-    asked |= {(*names, QUANTITIES["tokens"].label) for names in pairs - claimed}
-    return [
+    claimed = {names[:2] for names in asked}
+    asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
+    rows = [
         row
         for row in table
         if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
     ]
+    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}
 
 
 def _figures() -> ModuleType:

@@ -46,10 +46,11 @@ def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> 
 
 
 def gaps_by_budget(ours: Ladder, theirs: Ladder, measure: str) -> Gaps:
-    """Returns ours - theirs by seed and tokens, of the seeds that have every shared number of tokens."""
+    """Returns ours - theirs by seed and tokens, of the seeds with a finite measure at every shared number of tokens."""
     columns = {a.facts["tokens"]: (a.values(measure), b.values(measure)) for a, b in shared_budgets(ours, theirs)}
     seeds = set.intersection(*({*a} & {*b} for a, b in columns.values())) if columns else set()
-    return {seed: {tokens: a[seed] - b[seed] for tokens, (a, b) in columns.items()} for seed in sorted(seeds)}
+    gaps = {seed: {tokens: a[seed] - b[seed] for tokens, (a, b) in columns.items()} for seed in sorted(seeds)}
+    return {seed: row for seed, row in gaps.items() if all(map(math.isfinite, row.values()))}
 
 
 def trends(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[Json]:
@@ -144,7 +145,7 @@ def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | 
     xs = [math.log(other.facts["core"]) for other in sizes]
     log_ratios = []
     for seed, loss in sorted(arm.at_best.items()):
-        if all(seed in other.at_best for other in sizes):
+        if all(math.isfinite(arm.at_best.get(seed, math.nan)) for arm in (arm, *sizes)):
             slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
             if slope < 0:
                 log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
@@ -171,8 +172,9 @@ def matched_table(record: Json) -> list[Json]:
     return [
         {
             "arm": label(arm["method"]), "at a target loss of": arm["at"],
-            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
-            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
+            "F": arm["F"] if arm["reached"] else "does not reach it", "is": arm["bound"] if arm["reached"] else "",
+            "lo": arm["lo"], "hi": arm["hi"], "seeds": f"{arm['reached']} of {arm['seeds']}",
+            reference: arm["reference"], f"{reference} is": arm["reference_bound"],
             "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
         }
         for arm in record["matched"]

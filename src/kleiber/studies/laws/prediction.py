@@ -12,7 +12,7 @@ Only the content of laws.json is needed, so a law can be evaluated, or compared 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,9 +179,12 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
         lo, hi = interval(refits.predict(inputs)[:, 0], record["level"])
         answer |= {"lo": float(min([lo, *along])), "hi": float(max([hi, *along]))}
         ends = interval(refits.predict_runs(inputs)[:, 0], record["level"])
+        beside = replace(refits, values=flat).run_intervals(inputs, record["level"])
+        laws = np.array([answer["value"], *along])
+        lo, hi = (np.array([end, *others[:, 0]]) for end, others in zip(ends, beside, strict=True))
         rate = record["misfit"]["at_one_decade"]
-        lo, hi = widen_interval(np.array(answer["value"]), *ends, rate, np.array(decades), record["level"])
-        answer |= {"run_lo": float(min([lo, *along])), "run_hi": float(max([hi, *along]))}
+        lows, highs = widen_interval(laws, lo, hi, rate, np.array(decades), record["level"])
+        answer |= {"run_lo": float(lows.min()), "run_hi": float(highs.max())}
     return answer
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtri, stdtrit
+from scipy.special import fdtri, ndtri, stdtrit
 
 from kleiber.records.progress import activity
 from kleiber.studies.laws.fit import Fit
@@ -51,11 +51,21 @@ class Draws:
         """Predicts the loss of one new run with each draw: `predict` plus the noise of a run, multiplied by `scale`."""
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
+        normal = np.random.default_rng([seed, 1]).normal(size=answer.shape)
+        noise = normal * self._run_sd(inputs) * (1.0 if scale is None else scale)
+        return from_space(convert(answer, self.fit.law.returns, space) + noise, space)
+
+    def run_intervals(self, inputs: Mapping[str, Array], level: float) -> tuple[Array, Array]:
+        """Returns the central interval of a new run for each draw taken as the true law, two of (draws, rows)."""
+        space = self.fit.problem.space
+        answer = convert(self.fit.law.evaluate(inputs, self.values), self.fit.law.returns, space)
+        noise = float(ndtri((1 + level) / 2)) * self._run_sd(inputs)
+        return from_space(answer - noise, space), from_space(answer + noise, space)
+
+    def _run_sd(self, inputs: Mapping[str, Array]) -> Array:
+        """Returns the standard deviation of the loss of a run on the scale of the residuals, (rows,) or a number."""
         sd = self.noise.run_sd(np.log(inputs["N"])) if "N" in inputs else self.noise.run_sd(np.array(0.0))
-        sd = np.maximum(sd, self.residual_sd)
-        noise = np.random.default_rng([seed, 1]).normal(size=answer.shape) * sd * (1.0 if scale is None else scale)
-        noisy = convert(answer, self.fit.law.returns, space) + noise
-        return from_space(noisy, space)
+        return np.maximum(sd, self.residual_sd)
 
     def derive(self) -> dict[str, Array]:
         return self.fit.law.derive(self.values)

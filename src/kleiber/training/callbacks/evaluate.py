@@ -9,6 +9,7 @@ earlier tasks are scored so whenever the stage's own tasks are.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
+from kleiber.training.step import Diverged
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
@@ -109,7 +111,11 @@ class Evaluate(LeanCallback):
                 )  # fmt: skip
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
-        """Scores the tasks that are due after this step."""
+        """Scores the tasks that are due after this step.
+
+        Raises Diverged where the loss of a task of the stage is not finite: the step has changed the weights, and no
+        further step may find it.
+        """
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
         power_of_two = bool(self.earlier) and step & (step - 1) == 0
@@ -120,6 +126,10 @@ class Evaluate(LeanCallback):
         if last or due or power_of_two:
             row = self.record.metrics if last or due else {}
             self.log_row(trainer, row | self.watch(pl_module.model, self.all if power_of_two else self.earlier))
+            for task in self.stage_tasks:
+                loss = row.get(f"val/{task.name}/loss", 0.0)
+                if not math.isfinite(loss):
+                    raise Diverged(f"step {step}: the validation loss of {task.name} is {loss:g}")
 
     def score_other_tasks(self, trainer: Trainer, model: Model) -> None:
         """Scores the tasks of other stages, when a step turns out to be the last one."""
