@@ -51,10 +51,10 @@ def attention_kinds(model: Config) -> dict[str, tuple[str, Json]]:
 
     The kinds are those of a pattern, in its order; otherwise there is one, named "". None for another model.
     """
-    node = model.get("attention")
+    chosen = model.get("attention")
     if "attention" not in signature(str(model["_target_"])).parameters:
         return {}
-    node = node if isinstance(node, Mapping) and "_target_" in node else {"_target_": FULL}
+    node: Json = {**chosen} if isinstance(chosen, Mapping) and "_target_" in chosen else {"_target_": FULL}
     options = {f"model.{name}": model.get(name) for name in SHARED}
     options |= {f"model.attention.{key}": value for key, value in node.items() if not isinstance(value, Mapping)}
     if node["_target_"] != "kleiber.nn.layer_pattern":
