@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -17,6 +18,8 @@ from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def closing_table(folder: Path) -> None:
@@ -46,7 +49,15 @@ def closing_table(folder: Path) -> None:
     samples = folder / "samples.txt"
     if samples.is_file():
         console.print("[bold]continuations[/bold] (prompt>>>model)")
-        console.print(Text(samples.read_text(errors="replace")))
+        console.print(Text(printable(samples.read_text(errors="replace"))))
+
+
+def printable(text: str) -> str:
+    """Returns text with control characters other than newline and tab as escapes, such as \\x1b.
+
+    What a model writes could otherwise change the title, the colors or earlier lines of a terminal.
+    """
+    return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def matrix_table(matrix: Json) -> Table:
