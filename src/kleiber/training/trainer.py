@@ -244,10 +244,16 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: that of PyTorch's allocator on a GPU, that of the whole process on a CPU."""
+    """Peak memory in bytes: of PyTorch's allocator since the last reset on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Makes the memory in use now the peak of a GPU. The peak of a process, and so of a CPU, cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_memory_bytes(accelerator: str) -> int:
