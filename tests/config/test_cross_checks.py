@@ -34,6 +34,7 @@ CONTRADICTIONS = [
     ("model=bert objective=mlm data=reweighted", ["data=reweighted", "objective=mlm", "data=counterfactual"]),
     ("model=bert data=counterfactual objective=equalized", ["objective=equalized", "model.causal=false"]),
     ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),
+    ("callbacks=positions objective=classify data=glue/sst2", ["callbacks=positions", "objective=classify"]),
     ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct_sets", ["data.pack=true", "model=hf"]),

@@ -61,12 +61,17 @@ def test_micro_batches_have_the_penalty_of_the_batch(corpus, model):
     assert sum(len(objective.draw(part)) for part in batch().split(3)) == len(objective.draw(batch()))
 
 
-@pytest.mark.parametrize(("is_divided", "passes"), [(False, 1), (True, 2)])
-def test_a_rank_that_draws_no_pair_makes_as_many_passes_as_others(corpus, model, monkeypatch, is_divided, passes):
-    """Where ranks hold parts of the weights, each waits for the passes of all; this one has no weight."""
+@pytest.mark.parametrize(
+    ("is_divided", "is_counted", "passes"), [(False, False, 1), (True, False, 2), (False, True, 2)]
+)
+def test_a_rank_that_draws_no_pair_makes_as_many_passes_as_others(
+    corpus, model, monkeypatch, is_divided, is_counted, passes
+):
+    """Where ranks hold parts of the weights, or count together, each waits for the passes of all."""
     objective, rows = Equalized(corpus, rate=1e-9), batch()
     expected = CLM()(model, rows)
     monkeypatch.setattr(equalized, "needs_other_ranks", lambda _: is_divided)
+    monkeypatch.setattr(equalized, "counts_over_ranks", lambda _: is_counted)
     counted: list[int] = []
     model.register_forward_hook(lambda *_: counted.append(1))
     loss = objective(model, rows)

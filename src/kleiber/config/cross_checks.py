@@ -144,6 +144,12 @@ def _next_token(config: Config) -> None:
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
             raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
+    others = [kind for kind in ("Classify", "Reward", "MLM") if _is(objective, kind)]
+    if others and any(_is(node, "Positions") for node in nodes):
+        raise ConfigError(
+            f"callbacks=positions scores the prediction of next tokens, which objective={others[0].lower()} does not "
+            "train: remove it, or set objective=clm"
+        )
 
 
 def _future(config: Config) -> None:

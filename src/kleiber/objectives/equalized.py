@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from kleiber.data.counterfactual import CounterfactualCorpus
 from kleiber.data.order import splitmix64
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import needs_other_ranks
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import answer_log_probs
@@ -58,8 +59,8 @@ class Equalized(CLM):
             return loss
         penalty = torch.zeros((), device=batch.tokens.device)
         numbers, weight = self.draw(batch), loss.tokens / (self.rate * len(batch))
-        if not len(numbers) and needs_other_ranks(model):
-            # Other ranks may have drawn pairs, and wait for the weights that this rank holds.
+        if not len(numbers) and (needs_other_ranks(model) or counts_over_ranks(model)):
+            # Other ranks may have drawn pairs, and wait for the weights or counts that this rank holds.
             numbers, weight = np.zeros(1, np.int64), 0.0 * loss.tokens
         if len(numbers):
             pairs = self.pairs.gather(numbers).to(batch.tokens.device)

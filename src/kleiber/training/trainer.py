@@ -28,8 +28,10 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
+from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
+from kleiber.nn.moe import MoE
 from kleiber.types import Count
 from kleiber.types.model import Model
 
@@ -137,6 +139,7 @@ class Local:
             checkpoint_activations(model)
         if self.compile:
             keep_compiled()
+            allow_shapes(model)
             self.compile_model(model)
 
     def compile_model(self, model: Model) -> None:
@@ -216,6 +219,16 @@ def keep_compiled() -> None:
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if folder is None or Path(folder).name.startswith("torchinductor_"):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
+
+
+def allow_shapes(model: Model) -> None:
+    """Lets torch.compile make a graph for each shape of a batch, where by default it compiles only the first eight."""
+    if not any(isinstance(module, MoE) for module in model.modules()):  # within one, shapes are new in every step
+        from torch._dynamo import config
+
+        shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients
+        config.recompile_limit = max(config.recompile_limit, shapes)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
 
 
 def checkpoint_activations(model: Model) -> None:

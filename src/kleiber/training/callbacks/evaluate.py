@@ -20,6 +20,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from kleiber.config.errors import ConfigError
 from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.nn.sharding import full_parameters, local
 from kleiber.records.summary import Scores, StageRecord
@@ -223,6 +224,13 @@ class EMA(LeanCallback):
         self.average = state_dict["average"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Raises ConfigError where the run is past the first step of an average that it has not begun."""
+        step = trainer.global_step
+        if step and step >= self.start and not self.average:
+            raise ConfigError(
+                f"callbacks.ema.start={self.start}: the run is at step {step:,}, and trained so far without "
+                f"callbacks=ema: set callbacks.ema.start={step + 1}, or resume=never to train it again"
+            )
         self.average = {name: tensor.to(pl_module.device) for name, tensor in self.average.items()}
 
     @torch.no_grad()
