@@ -67,7 +67,8 @@ def test_an_axis_covers_the_data_and_extends_by_the_given_factor():
 def test_colors_are_distinct_and_in_order():
     assert len(set(sequential_colors(5))) == 5 and sequential_colors(1) == ["#440154"]
     colors = kind_color(["a", "b"]).to_dict()["scale"]
-    assert colors == {"domain": ["a", "b"], "range": KINDS[:2]}
+    assert colors == {"domain": ["a", "b"], "range": KINDS[:2]} and len({*KINDS}) == len(KINDS)
+    assert kind_color(["c", "a"], order=["a", "b", "c"]).to_dict()["scale"]["range"] == [KINDS[2], KINDS[0]]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,8 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
     counted = str(line_chart(means, "D", "tokens", "arm", "Loss vs tokens", linear=True).to_dict()["layer"][0])
     assert "'log'" not in counted and str([float(value) for value in sorted(set(means["D"]))]) in counted
+    ordered = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", order=["b", "a"]).to_dict()
+    assert ordered["layer"][0]["encoding"]["color"]["scale"]["range"] == [KINDS[1]]
     with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
     assert len(with_zero["layer"]) == len(marks) + 1
 

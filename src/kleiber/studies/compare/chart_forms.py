@@ -12,12 +12,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import WIDTH, Chart, apply_theme, with_title
+from kleiber.charts.theme import WIDTH, Chart, apply_theme, kind_color, with_title
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Row
 
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173",
-          "#31a354", "#b2182b")  # fmt: skip
 MOST = 6  # arms in one panel
 GRAY = "#888"
 FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per token)"
@@ -26,9 +24,7 @@ FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per tok
 def arm_color(order: Sequence[str], shown: Sequence[str], legend: bool = True) -> alt.Color:
     """Returns the colors of the arms `shown`, each as it is among all; of all without a legend, which panels share."""
     shown = shown if legend else order
-    colors = [COLORS[list(order).index(name) % len(COLORS)] for name in shown]
-    scale = alt.Scale(domain=list(shown), range=colors)
-    return alt.Color("series:N", title=None, scale=scale, sort=list(shown), legend=alt.Legend() if legend else None)
+    return kind_color(shown, "series", alt.Legend() if legend else None, order)
 
 
 def small_multiples(draw: Callable[[Sequence[str]], Chart], order: Sequence[str], title: str, subtitle: str) -> Chart:
