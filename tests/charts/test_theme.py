@@ -24,6 +24,8 @@ from kleiber.charts.theme import (
     sequential_colors,
     size_color,
     tick_text,
+    with_group,
+    with_title,
 )
 
 
@@ -85,6 +87,12 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     assert ordered["layer"][0]["encoding"]["color"]["scale"]["range"] == [KINDS[1]]
     with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
     assert len(with_zero["layer"]) == len(marks) + 1
+
+
+def test_a_group_comes_before_the_subtitle_of_a_chart():
+    for subtitle, expected in (("dashed: equality", "kind = a; dashed: equality"), ("", "kind = a")):
+        plain = with_title(alt.Chart(pd.DataFrame()).mark_point(), "Loss", subtitle=subtitle)
+        assert with_group(plain, "kind = a").to_dict()["title"] == {"text": "Loss", "subtitle": expected}
 
 
 def test_sizes_have_colors_and_numbers_tooltips():

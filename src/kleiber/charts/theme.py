@@ -141,6 +141,13 @@ def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "
     return apply_theme(chart.properties(width=WIDTH, height=height, title=heading))
 
 
+def with_group(chart: Chart, group: str) -> Chart:
+    """Returns a chart whose subtitle begins with the group of rows that it shows."""
+    title = chart.title if isinstance(chart.title, alt.TitleParams) else alt.TitleParams(chart.title)
+    below = "" if title.subtitle is alt.Undefined else f"; {title.subtitle}"
+    return chart.properties(title=alt.TitleParams(title.text, subtitle=f"{group}{below}"))
+
+
 def apply_theme(chart: Chart) -> Chart:
     """Returns a chart, or several side by side, in the standard theme."""
     quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}

@@ -93,19 +93,19 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
 def lines(
     rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False
 ) -> Chart:
-    """A line over the means of seeds for each arm, with a small point for each seed.
+    """A line over the means of seeds for each arm, with a small point for each seed; all panels have one scale.
 
     rows  columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
     log   whether the vertical axis is logarithmic
     zero  draws a dashed line at 0
     """
     drawn = [name for name in order if name in set(rows["series"])]
+    values = rows[[name for name in ("value", "lo", "hi") if name in rows]].to_numpy(dtype=float).ravel()
+    values = np.append(values[np.isfinite(values)], [0.0] * zero)
+    scale = alt.Scale(type="log", padding=10, domain=[values.min(), values.max()]) if log else span(values)
 
     def draw(part: Rows, arms: Sequence[str], legend: bool = True) -> Chart:
         """The panel of some of the arms."""
-        ends = [name for name in ("value", "lo", "hi") if name in part]
-        values = [*part[ends].to_numpy().ravel(), *([0.0] if zero else [])]
-        scale = alt.Scale(type="log", padding=10) if log else span(values)
         axis = alt.Axis(tickCount=6)
         shown = part[part["series"].isin(arms)]
         base = alt.Chart(shown).encode(x=x, color=arm_color(order, arms, legend))

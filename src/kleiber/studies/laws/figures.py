@@ -260,7 +260,7 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 
 
-def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
+def fitted(rows: pd.DataFrame, form: Law) -> Chart:
     """Observed vs predicted target of each row; exact predictions lie on the diagonal."""
     values = rows[["observed", "predicted"]].to_numpy(dtype=float)
     ends = pd.DataFrame({"predicted": [values.min(), values.max()], "observed": [values.min(), values.max()]})
@@ -272,10 +272,10 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
         x = alt.X("predicted:Q", title="predicted by the law", **style)
         y = alt.Y("observed:Q", title="observed", **style)
     line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
-    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted", subtitle=name)
+    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted")
 
 
-def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
+def percent_residuals(rows: pd.DataFrame, form: Law) -> Chart:
     """Residuals in percent of the prediction vs compute, or vs the first input of the law if compute is unknown."""
     shown = rows.assign(percent=100 * (rows["observed"] / rows["predicted"] - 1))
     along = "C" if "C" in rows else form.inputs[0]
@@ -284,7 +284,7 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     x = log_axis(along, title, at) if at.min() > 0 else alt.X(f"{along}:Q", title=title)
     y = alt.Y("percent:Q", title="observed minus predicted (%)")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    return with_title(zero + row_points(shown, form, x, y), "Residuals", subtitle=name)
+    return with_title(zero + row_points(shown, form, x, y), "Residuals")
 
 
 def row_points(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
