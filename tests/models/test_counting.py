@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from kleiber.adapters.freeze import Freeze
 from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.latent import LatentAttention
@@ -113,6 +115,28 @@ def test_an_adapters_backward_pass_is_counted_as_it_is(case):
         training_flops(model, TIME)
         < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
     )
+
+
+HF_TRAINED = {
+    "lora": LoRA(rank=4),
+    "lora of attention": LoRA(rank=4, targets=["attention"]),
+    "a layer in the middle": Freeze(train=["layers.1"]),
+    "norms": Freeze(train=["norms"]),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "mixtral"])
+def test_frozen_weights_and_adapters_make_the_backward_pass_of_hugging_face_models_cheaper(kind):
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96}
+    if kind == "mixtral":
+        sizes |= {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    for name, adapter in HF_TRAINED.items():
+        model = HFModel(96, kind, "random", sizes, context=TIME)
+        assert training_flops(model, TIME) == 3 * model.forward_flops(TIME)
+        adapter.apply(model, seed=0)
+        other, attention = measured(model, sequences=8)
+        expected = other + attention * ((TIME + 1) / 2 / TIME if model.causal else 1)
+        assert training_flops(model, TIME) == pytest.approx(expected, rel=0.04), name
 
 
 def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_not_counted():

@@ -12,11 +12,13 @@ from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import ReLU2
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import NoMixing, layer_pattern
+from kleiber.nn.routers.hash import Random
 from kleiber.types.batch import Batch
 
 CASES = {
     "gpt": {},
     "moe": {"mlp": interleaved_moe},
+    "random routing": {"mlp": partial(interleaved_moe, router=Random)},
     "gqa": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": False},
     "window": {"attention": partial(WindowAttention, window=3)},
     "none": {"attention": NoMixing},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kleiber.adapters.lora import LoRA
 from kleiber.config.errors import ConfigError
 from kleiber.models.generate import left_padded
 from kleiber.models.hf import HFModel
@@ -86,14 +87,32 @@ def test_damaged_weights_are_named(folder: Path) -> None:
             HFModel(VOCAB, str(folder), context=16)
 
 
-@pytest.mark.parametrize("path", ["gpt2", "llama"])
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+SIZES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "llama": HEADS | {"hidden_size": 32, "num_hidden_layers": 2},
+    "lfm2": HEADS | {"hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "qwen3_next": HEADS | LINEAR | EXPERTS | {"head_dim": 16, "shared_expert_intermediate_size": 16,
+        "hidden_size": 32, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+}  # fmt: skip
+
+
+def test_layers_that_replace_attention_are_its_part_and_their_taps_are_vectors() -> None:
+    for path, layer in (("lfm2", "conv"), ("qwen3_next", "linear_attn")):
+        model = HFModel(VOCAB, path, "random", SIZES[path], context=16)
+        adapted = LoRA(targets=["attention"]).matrices(model)
+        assert {name.split(".")[4] for name in adapted} == {layer, "self_attn"}
+        assert not any(model.get_parameter(name).ndim == 3 for name in adapted)
+
+
+@pytest.mark.parametrize("path", SIZES)
 @torch.no_grad()
 def test_selected_rows_of_a_cache_continue_as_the_whole_rows_do(path: str) -> None:
-    """With learned positions and with rotary ones, from prompts that are padded on the left."""
+    """With learned and rotary positions, and states of fixed size, from prompts that are padded on the left."""
     torch.manual_seed(0)
-    sizes = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2}, "llama": {"hidden_size": 32, "num_hidden_layers": 2}}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64} if path == "llama" else {}
-    model = HFModel(VOCAB, path, "random", {**sizes[path], **heads}, context=16).eval()
+    model = HFModel(VOCAB, path, "random", SIZES[path], context=16).eval()
     prompts, endings, rows = [[5, 6, 7], [8]], [[1, 2], [3, 4], [9, 10]], [0, 1, 1]
     ids, real = left_padded(prompts)
     caches = model.new_caches(3)
@@ -104,3 +123,4 @@ def test_selected_rows_of_a_cache_continue_as_the_whole_rows_do(path: str) -> No
         whole = model(Batch(torch.tensor([prompts[row] + ending]))).hidden[0, -2:]
         assert torch.allclose(hidden, whole, atol=1e-5)
     assert len(caches) == 3  # the selection is a copy
+    assert all(len(tensor) == 2 for tensor in caches.tensors()) and len(caches.tensors()) >= 3

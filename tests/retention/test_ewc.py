@@ -112,6 +112,17 @@ def test_online_information_decays_and_knows_each_task_once():
     assert torch.allclose(method.memory["fisher"]["norm.weight"], 0.5 * first + alone)
 
 
+def test_every_task_has_the_weight_one_however_many_are_new_at_once():
+    net, samples = learned(), [Language(seed, 20) for seed in (1, 3, 4)]
+    tasks = [Task(name, CLM(), text, text) for name, text in zip("abc", samples, strict=True)]
+    for stages in ([1, 2, 3], [2, 3], [3]):  # number of earlier tasks of each stage
+        method = EWC(samples=4)
+        for count in stages:
+            method.begin_stage(net, tasks[:count], 0)
+        values = torch.cat([f.flatten() for f in method.memory["fisher"].values()])
+        assert values.mean().item() == pytest.approx(3, rel=1e-5)
+
+
 def test_an_objective_that_predicts_no_outcomes_is_refused():
     class Preferences(CLM):
         has_predictions = False

@@ -1,16 +1,23 @@
 """Two ranks compute what one process does: Fisher information, reference gradients, penalties."""
 
+from datetime import timedelta
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import Global, interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.retention.agem import AGEM
 from kleiber.retention.ewc import raw_fisher
 from kleiber.retention.lwf import LwF
+from kleiber.retention.replay import Replay
+from kleiber.types.contracts import Task
 
-from .toys import NEW, TASKS, learned
+from .toys import CONTEXT, NEW, OLD, TASKS, VOCAB, learned
 
 
 def numbers(rank=0, world=1):
@@ -32,11 +39,37 @@ def numbers(rank=0, world=1):
     return [*fisher.values(), *reference, penalty.total.detach() * len(share) / 8]
 
 
+class Other(CLM):
+    """An objective of another class, whose text is not mixed with that of the stage."""
+
+
+def pass_over_few_samples(rank):
+    """The methods on fewer samples than ranks, with a balance loss that counts over all ranks."""
+    import numpy as np
+
+    torch.manual_seed(0)
+    mixture = partial(interleaved_moe, num_experts=4, balance=Global())
+    net = Transformer(VOCAB, depth=1, width=16, context=CONTEXT, num_heads=2, mlp=mixture)
+    agem, replay, tasks = AGEM(1), Replay(0.1), [Task("old", Other(), OLD, OLD)]
+    for method in (agem, replay):
+        method.begin_stage(net, tasks, 0)
+        method.data(NEW, tasks, CLM())
+    agem.reference_gradient(net, list(net.parameters()), 0)
+    raw_fisher(net, tasks[0], 3, 0)
+    losses = [
+        replay.penalty(net, NEW.gather(np.arange(4 * rank, 4 * rank + 4)), step).total.item() for step in range(6)
+    ]
+    assert 0 < losses.count(0.0) < 6, "some steps draw no sample on this rank"
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     *same, penalty = numbers(rank, 2)
     dist.all_reduce(penalty)
+    pass_over_few_samples(rank)
     torch.save([*same, penalty], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -151,6 +151,39 @@ def test_a_wrapped_model_with_random_weights_is_exported_with_the_end_of_text_of
         assert json.loads((tmp_path / "out" / file).read_text())["eos_token_id"] == Bytes.eos
 
 
+@pytest.mark.parametrize("config", [{"do_lower_case": True}, {"tokenizer_class": "PreTrainedTokenizerFast"}])
+def test_special_tokens_that_the_source_only_implies_are_exported(config, tmp_path):
+    """BERT's folders name no class, which follows from their model type; older ones have a file of special tokens."""
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    vocabulary = {token: i for i, token in enumerate([*names.values(), *"abc"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    words.add_special_tokens(list(names.values()))
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    words.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    if "tokenizer_class" in config:
+        (source / "special_tokens_map.json").write_text(json.dumps(names))
+    else:
+        (source / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    save_tokenizer(load_pretrained(str(source)), out, 64)
+    exported = AutoTokenizer.from_pretrained(out)
+    assert {name: exported.special_tokens_map[name] for name in names} == names
+    assert exported.convert_tokens_to_ids(exported.mask_token) == 4 and len(exported) == len(vocabulary)
+
+
 def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
     """SentencePiece adds a space before a text, so transformers turns the template into other ids than training."""
     from kleiber.data.pretrained_tokenizer import load_pretrained

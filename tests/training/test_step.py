@@ -1,6 +1,7 @@
 """One optimizer step: penalties, micro-batches of padded rows, and changes of gradients before clipping."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from retention.toys import NEW, model
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import PerSequence, interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, add_penalty, micro_batches, normalize_gradients
 from kleiber.types.batch import Batch, Loss
@@ -67,6 +70,23 @@ def test_the_norm_of_sharded_and_whole_gradients_is_that_of_all_of_them():
         assert shard.grad.full_tensor().tolist() == pytest.approx([0.0, 0.8])
     finally:
         dist.destroy_process_group()
+
+
+def test_the_balance_loss_of_marked_targets_does_not_depend_on_the_split():
+    """Rows with other shares of targets: 12 of 16 in one, 2 in the others."""
+    weights = torch.zeros(4, 17, dtype=torch.float64)
+    weights[0, 5:], weights[1:, -2:] = 1.0, 1.0
+    tokens, results = torch.randint(11, (4, 17)), []
+    for rows in (4, 1):
+        torch.manual_seed(0)
+        mixture = partial(interleaved_moe, num_experts=4, balance=PerSequence(1.0))
+        net = Transformer(12, depth=1, width=16, context=16, num_heads=2, mlp=mixture).double()
+        sums = accumulate(net, CLM(), Batch(tokens, weights=weights).split(rows), torch.Tensor.backward)
+        results.append((net.blocks[0].mlp.router.linear.weight.grad, sums.means()))
+    (gradient, whole), (other_gradient, split) = results
+    assert torch.allclose(gradient, other_gradient, rtol=1e-9, atol=1e-12)
+    for name in ("total", "loss", "balance/0", "load/0"):
+        assert torch.allclose(whole[name], split[name], rtol=1e-9), name
 
 
 @pytest.mark.parametrize("rows", [3, 4, 12])

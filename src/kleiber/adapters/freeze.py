@@ -14,7 +14,8 @@ from kleiber.types.contracts import Adapter
 from kleiber.types.model import Model
 
 PARTS = ("embedding", "attention", "mlp", "experts", "router", "norms", "head", "heads")
-ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention"}
+# Layers that mix positions by a recurrence or a convolution stand in place of attention.
+ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention", "linear_attn", "conv"}
 ROUTER = {"router", "gate"}
 NORM = re.compile(r"norm|^ln_?\w?$|^layernorm", re.IGNORECASE)
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")

@@ -7,9 +7,10 @@ literature.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from torch import nn
 
@@ -74,7 +75,7 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
     product.)
     """
     if isinstance(model, HFModel):
-        return 3 * model.forward_flops(time, read)
+        return model.forward_flops(time, read) + _hf_backward(model, time, read)
     forward, backward = _cost(model, time, entered=False, idle=_unread(model, read))
     return forward + backward
 
@@ -163,6 +164,61 @@ def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tup
         backward += 2.0 * share * size * (trained + entered)
         entered = entered or trained
     return forward, backward
+
+
+def _hf_backward(model: HFModel, time: int, read: Collection[str]) -> float:
+    """Approximate backward FLOPs per token of a Hugging Face model; twice the forward pass where everything is trained.
+
+    Layers are assumed to begin with their norms (except those of outputs, as in BERT) and otherwise to run in the order
+    of registration, and the matrices of a module to have the same input, except that the last one reads the results of
+    the others.
+    """
+    visited = model.visited_weights(read)
+    try:
+        blocks = list(model.blocks)
+    except ValueError:  # no list of layers
+        blocks = [model.backbone]
+    layer_of = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
+    parameters = [(name, p) for name, p in model.named_parameters() if not name.startswith("heads.")]
+    total, entered = 0.0, False
+    for number, layer in groupby(parameters, lambda item: layer_of.get(id(item[1]))):
+        ordered = sorted(layer, key=lambda item: "norm" not in item[0].lower() or "output" in item[0])
+        mixed = number is None
+        for _, group in groupby(ordered, lambda item: _projection(item[0]).rpartition(".")[0]):
+            modules = [list(items) for _, items in groupby(group, lambda item: _projection(item[0]))]
+            *earlier, last = modules
+            if _projection(last[0][0]).rpartition(".")[2].startswith("v"):  # values, beside queries and keys
+                earlier = modules
+            reached = entered or any(p.requires_grad for items in earlier for _, p in items)
+            for items in modules:
+                total += _hf_matrix(items, visited, reached if items is last and earlier is not modules else entered)
+            if not mixed and any(name in visited for items in modules for name, _ in items):
+                total, mixed = total + 2 * model.attention_flops(time) / len(blocks) * reached, True
+            entered = entered or any(p.requires_grad for items in modules for _, p in items)
+    if model.tied and not read:
+        total += 2.0 * model.embedding.weight.numel() * (model.embedding.weight.requires_grad + entered)
+    return total + sum(head.flops(time) * (head.weight.requires_grad + entered) for head in model.read_heads(read))
+
+
+def _projection(name: str) -> str:
+    """The name of the module of a parameter, also where peft has added an update to it."""
+    kept = [part for part in name.split(".")[:-1] if part not in ("base_layer", "lora_A", "lora_B", "default")]
+    return ".".join(kept)
+
+
+def _hf_matrix(items: Sequence[tuple[str, nn.Parameter]], visited: Mapping[str, float], entered: bool) -> float:
+    """Backward FLOPs per token of the matrices of a module, with the updates of peft.
+
+    An update of stacked experts is added to the matrices themselves, and needs the gradient of each whole matrix.
+    """
+    updated = any(p.requires_grad for name, p in items if ".lora_" in name)
+    total = 0.0
+    for name, p in items:
+        stacked = p.ndim > 2
+        trained = p.requires_grad or (stacked and updated)
+        total += 2.0 * visited.get(name, 0.0) * (trained + (entered or ".lora_B." in name))
+        entered = entered or (stacked and trained)
+    return total
 
 
 def _below(module: nn.Module, entered: bool) -> bool:

@@ -161,7 +161,11 @@ class HFModel(Model):
         """The role of every parameter, which sets its weight decay; all learning rates are the same."""
         lookups = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Embedding)}
         outputs = {id(matrix) for matrix in self.vocabulary()[1:]}
-        return {n: _role(n, p, id(p) in lookups, id(p) in outputs) for n, p in self.named_parameters()}
+        taps = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Conv1d)}  # vectors, one for each channel
+        return {
+            n: Role("vector", 1) if id(p) in taps else _role(n, p, id(p) in lookups, id(p) in outputs)
+            for n, p in self.named_parameters()
+        }
 
     def vocabulary(self) -> list[Tensor]:
         """The embedding and the matrix of the output layer, if there is one; the same matrix twice if they are tied."""
@@ -179,21 +183,36 @@ class HFModel(Model):
 
         read  names of the task heads that are read in place of the layers outside of the backbone
         """
-        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
-        visited = sum(
-            p.numel() * self._share(n)
-            for n, p in self.named_parameters()
-            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
-        )
+        heads = sum(head.flops(time) for head in self.read_heads(read))
+        visited = sum(self.visited_weights(read).values())
         if self.tied and not read:
             visited += self.embedding.weight.numel()
+        return 2.0 * visited + heads + self.attention_flops(time)
+
+    def visited_weights(self, read: Collection[str] = ()) -> dict[str, float]:
+        """Weights that a token visits in each matrix, by name; without task heads and the embedding, tied or not.
+
+        A low-rank update of experts is added to their matrices once a step, and costs a token nothing.
+
+        read  names of the task heads that are read in place of the layers outside of the backbone
+        """
+        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
+        return {
+            n: p.numel() * self._share(n)
+            for n, p in self.named_parameters()
+            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
+            if not (".experts." in n and ".lora_" in n)
+        }
+
+    def read_heads(self, read: Collection[str]) -> list[TaskHead]:
+        """The task heads of these names."""
+        return [head for name, head in self.heads.items() if name in read and isinstance(head, TaskHead)]
+
+    def attention_flops(self, time: int) -> float:
+        """Forward FLOPs per token of queries with keys and of weights with values, in all layers."""
         size = setting(self.config, "head_dim") or self.width // self.config.num_attention_heads
         pairs = (time + 1) / 2 if self.causal else time
-        heads = sum(
-            head.flops(time) for name, head in self.heads.items() if name in read and isinstance(head, TaskHead)
-        )
-        attention = 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
-        return 2.0 * visited + heads + attention
+        return 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
 
     def _share(self, name: str) -> float:
         """The share of a parameter that a token visits: k of the experts, and all of any other parameter."""

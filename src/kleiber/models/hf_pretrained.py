@@ -241,6 +241,9 @@ def _agrees(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
         return False
 
 
+STATES = ("conv_states", "recurrent_states")  # of layers that keep no keys, by number
+
+
 class HFCache(DecodingCache):
     """A cache of transformers, with the mask of its real positions."""
 
@@ -254,14 +257,24 @@ class HFCache(DecodingCache):
         return self.inner.get_seq_length()
 
     def tensors(self) -> list[Tensor]:
-        pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
-        return [tensor for pair in pairs for tensor in pair if tensor is not None]
+        kept: list[Tensor | None] = []
+        for layer in map(vars, self.inner.layers):
+            kept += [layer[name] for name in ("keys", "values") if name in layer]
+            kept += [state for name in STATES if name in layer for state in layer[name].values()]
+        return [tensor for tensor in kept if tensor is not None]
 
     def select(self, rows: Int[Tensor, "_"], length: int) -> HFCache:
         """Keeps the rows of these numbers, in that order."""
         selected = copy.copy(self)
         selected.inner = copy.copy(self.inner)
         selected.inner.layers = [copy.copy(layer) for layer in self.inner.layers]
-        selected.inner.batch_select_indices(rows)
+        for layer in selected.inner.layers:
+            for name, value in vars(layer).items():
+                if isinstance(value, dict):  # states of linear attention and of convolutions, and flags of each
+                    vars(layer)[name] = {
+                        i: state[rows] if name in STATES and state is not None else state for i, state in value.items()
+                    }
+            if "keys" in vars(layer):
+                layer.batch_select_indices(rows)
         selected.real = None if self.real is None else self.real[rows]
         return selected

@@ -162,6 +162,8 @@ class Transformer(Model):
             )
         x = self.embedding(batch.tokens)
         real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
+        if caches is not None:
+            batch = replace(batch, positions=token_positions(batch.tokens, past, real))
         if self.positions is not None:
             x = x + self.positions(token_positions(batch.tokens, past, real, batch.segments))
         if self.embedding_multiplier != 1:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kleiber.nn.dispatch import Backend, Experts
 from kleiber.nn.mlp import Aux, SwiGLU, expert_sizes
@@ -74,6 +74,13 @@ class Global:
             dist.all_reduce(counts)
         mass = (scores if real is None else scores * real.unsqueeze(-1)).sum((0, 1))
         return scores.shape[-1] * (counts / counts.sum().clamp(min=1) * mass).sum()
+
+
+def counts_over_ranks(model: nn.Module) -> bool:
+    """Whether each forward pass with gradients waits for those of the other ranks, to count their assignments."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    return any(isinstance(module, MoE) and isinstance(module.balance, Global) for module in model.modules())
 
 
 def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: NonNegative = 0.01) -> Balance:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
-from kleiber.objectives.objective import loss_with_auxiliary, rescale_auxiliary
+from kleiber.objectives.objective import loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import NonNegative, Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Predictions
@@ -55,14 +55,28 @@ class CLM(Objective):
             later = future_loss(output.future, model, batch, weights)
             total, metrics["future_ce"] = total + model.future_weight * later, later.detach()
         # Where targets are marked, auxiliary sums have more tokens: those of prompts too.
-        auxiliary = output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens)
+        auxiliary = (
+            output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens, batch.auxiliary_ratio)
+        )
         return loss_with_auxiliary(total, tokens, metrics, auxiliary)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
+        """Numbers of targets and tokens, where targets are marked."""
+        return marked_counts(batch)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
         weights = target_weights(batch)
         hidden = model(next_token_inputs(batch)).hidden
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
+
+
+def marked_counts(batch: Batch) -> tuple[Tensor, int | Tensor] | None:
+    """Weighted number of targets, and number of real tokens that are read; None where no targets are marked."""
+    weights = target_weights(batch)
+    if batch.weights is None or weights is None:
+        return None
+    return weights.sum(), real_tokens(next_token_inputs(batch))
 
 
 def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tensor | None) -> Tensor:
@@ -193,5 +207,11 @@ class Distill(Objective):
         total = (1 - self.mix) * total + self.mix * divergence
         metrics = {"ce": cross.detach(), "kd": divergence.detach()}
         tokens = weights.sum()
-        auxiliary = output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens)
+        auxiliary = (
+            output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens, batch.auxiliary_ratio)
+        )
         return loss_with_auxiliary(total, tokens, metrics, auxiliary)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
+        """Numbers of targets and tokens, where targets are marked."""
+        return marked_counts(batch)

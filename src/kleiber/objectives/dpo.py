@@ -23,7 +23,13 @@ from kleiber.data.preference import PreferenceCorpus
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.clm import next_token_inputs
-from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.objectives.objective import (
+    SampleTable,
+    loss_with_auxiliary,
+    real_tokens,
+    rescale_auxiliary,
+    set_reference,
+)
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
@@ -93,8 +99,13 @@ class DPO(Objective):
                 "reward_rejected": self.beta * ratios[:, 1].sum(),
             }
         self._warn_if_stuck(difference)
-        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
         return answers, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
+        """Numbers of pairs, and of tokens in their rows."""
+        assert batch.counterpart is not None, "pairs of answers"
+        return len(batch), real_tokens(next_token_inputs(stack_pairs(batch, batch.counterpart)))
 
     def _reference(self, model: Model, batch: Batch, answers: Tensor) -> Tensor:
         """Log-probabilities of both answers of each pair under the reference, in nats.

@@ -16,8 +16,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kleiber.data.unpaired import UnpairedCorpus
+from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
-from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.objectives.objective import (
+    SampleTable,
+    loss_with_auxiliary,
+    real_tokens,
+    rescale_auxiliary,
+    set_reference,
+)
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
@@ -95,10 +102,14 @@ class KTO(Objective):
                 "margin": margin.sum(),
                 "point": point.sum(),
             }
-        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
         return torch.stack([ratio, mismatched], 1), loss_with_auxiliary(total, len(batch), metrics, auxiliary)
 
     @torch.no_grad()
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
+        """Numbers of answers, and of tokens in their rows."""
+        return len(batch), real_tokens(next_token_inputs(batch))
+
     def prepare_step(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step, with the reference point z of the whole step in place of mismatched answers.
 

@@ -41,16 +41,30 @@ def loss_with_auxiliary(
     return Loss(total + auxiliary["loss"] if "loss" in auxiliary else total, tokens, metrics)
 
 
-def rescale_auxiliary(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
+def rescale_auxiliary(
+    output: Output, batch: Batch, count: int | Tensor, step_ratio: Tensor | None = None
+) -> dict[str, Tensor]:
     """The auxiliary sums of `output` over the real tokens of `batch`, multiplied by count / tokens.
 
     `count` is the number that the objective's sum is divided by. After that division the auxiliary sums are means per
     token, so a coefficient means the same in pre-training and fine-tuning. Counts of assignments are not rescaled.
+
+    step_ratio  count / tokens of the whole step (`Batch.auxiliary_ratio`), which replaces that of the micro-batch
     """
     if not output.aux:
         return {}
-    tokens = batch.tokens.numel() if batch.real is None else torch.clamp(batch.real.sum(), min=1)
-    return {name: value if name.startswith("load/") else value * (count / tokens) for name, value in output.aux.items()}
+    ratio = count / real_tokens(batch)
+    return {
+        name: value
+        if name.startswith("load/")
+        else value * (ratio if step_ratio is None else step_ratio[0].to(value.dtype))
+        for name, value in output.aux.items()
+    }
+
+
+def real_tokens(batch: Batch) -> int | Tensor:
+    """Number of the real tokens of a batch, at least 1."""
+    return batch.tokens.numel() if batch.real is None else torch.clamp(batch.real.sum(), min=1)
 
 
 def head_name(task: str, *meaning: object) -> str:

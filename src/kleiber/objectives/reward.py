@@ -14,7 +14,7 @@ from torch import Tensor
 from kleiber.data.preference import PreferenceCorpus
 from kleiber.objectives.classify import pool
 from kleiber.objectives.dpo import stack_pairs, wins
-from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, rescale_auxiliary
+from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import NonNegative
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
@@ -56,11 +56,7 @@ class Reward(Objective):
         Metrics: "ce" is the loss without centering, "accuracy" the share of pairs with r(c) > r(r) (1/2 for ties),
         "margin" the difference r(c) - r(r).
         """
-        if batch.counterpart is None:
-            raise ValueError("objective=reward needs pairs of answers, and this batch has none: set data=preference")
-        stacked = stack_pairs(batch, batch.counterpart)
-        stacked = stacked.map(lambda tensor: tensor[:, : model.context] if tensor.dim() == 2 else tensor)
-        rows = Batch(tokens=stacked.tokens, real=stacked.real, samples=stacked.samples)
+        rows = self._rows(model, batch)
         output = model(rows)
         scores = model.heads[self.head](pool(output.hidden, rows.real, "last"))
         rewards = scores.to(torch.promote_types(scores.dtype, torch.float32)).view(2, -1).T
@@ -75,8 +71,20 @@ class Reward(Objective):
                 "reward_chosen": rewards[:, 0].sum(),
                 "reward_rejected": rewards[:, 1].sum(),
             }
-        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
         return rewards, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+
+    def _rows(self, model: Model, batch: Batch) -> Batch:
+        """The chosen rows of a batch, then the rejected ones, each cut to the context."""
+        if batch.counterpart is None:
+            raise ValueError("objective=reward needs pairs of answers, and this batch has none: set data=preference")
+        stacked = stack_pairs(batch, batch.counterpart)
+        stacked = stacked.map(lambda tensor: tensor[:, : model.context] if tensor.dim() == 2 else tensor)
+        return Batch(tokens=stacked.tokens, real=stacked.real, samples=stacked.samples)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
+        """Numbers of pairs, and of tokens in their rows."""
+        return len(batch), real_tokens(self._rows(model, batch))
 
     def scorer(self) -> RewardScorer:
         return RewardScorer(self)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.stages import Quantity, quantity
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
@@ -71,14 +72,17 @@ class AGEM(Retention):
         for number, task in enumerate(self.tasks):
             assert task.train is not None
             positions = random_bits(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
-            rank_positions = positions.astype(np.int64)[rank::world_size]
+            first, rank_positions = positions.astype(np.int64)[:1], positions.astype(np.int64)[rank::world_size]
             part, tokens = [torch.zeros_like(parameter) for parameter in parameters], torch.zeros(1, device=device)
-            if len(rank_positions):
-                loss = task.objective(model, task.train.gather(rank_positions).to(device))
-                # Without .grad, nothing is added to the step's gradient, and no rank waits for another.
+            # A rank without samples passes over the first one where the others wait for its counts of assignments.
+            passed = rank_positions if len(rank_positions) or not counts_over_ranks(model) else first
+            if len(passed):
+                loss = task.objective(model, task.train.gather(passed).to(device))
+                # Without .grad, nothing is added to the step's gradient, and no gradient waits for another rank.
                 gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-                part = [z if g is None else g for z, g in zip(part, gradients, strict=True)]
-                tokens += loss.tokens
+                if len(rank_positions):
+                    part = [z if g is None else g for z, g in zip(part, gradients, strict=True)]
+                    tokens += loss.tokens
             *part, tokens = sum_over_ranks([*part, tokens])
             torch._foreach_addcdiv_(total, part, [tokens.clamp_min(1.0) * len(self.tasks)] * len(part))
         return total

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kleiber.data.order import Permutation
 from kleiber.nn.loss import cross_entropy
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
@@ -38,9 +39,10 @@ class EWC(Retention):
     The gradient of the penalty is added once per step, which costs two passes over the weights; the value is logged. F
     is divided by its mean for each task, so the same strength can be used across tasks and models. After several stages
     F <- gamma F + F_new, and theta* are the weights at the beginning of the last stage: online EWC, Schwarz et al.
-    2018, arXiv:1805.06370, section 3.2. With gamma 1 all tasks have the same weight.
+    2018, arXiv:1805.06370, section 3.2. F is a sum over the earlier tasks: with gamma 1 each has the weight 1, whether
+    the tasks were trained one by one in this run or before it.
 
-    strength  coefficient of the penalty
+    strength  coefficient of the penalty of each earlier task
     samples   number of sequences of each earlier task from which F is estimated, with one backward pass each
     gamma     weight of the F of earlier stages
     """
@@ -59,7 +61,7 @@ class EWC(Retention):
             with full_parameters(model):
                 information = fisher(model, task, self.samples, seed + number)
             for name, value in place_by_name(information, model).items():
-                total[name] = total[name] + value / len(usable) if name in total else value / len(usable)
+                total[name] = total[name] + value if name in total else value
         self.memory = {
             "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
         }  # fmt: skip
@@ -108,13 +110,15 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
     was_training = model.training
     model.eval()
-    for sample in chosen[rank::world_size]:
+    share = chosen[rank::world_size]
+    rounds = -(-len(chosen) // world_size) if counts_over_ranks(model) else len(share)
+    for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
         loss = sampled_loss(task.objective.predictions(model, batch), generator)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
-            if gradient is not None:
+            if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
                 total.addcmul_(gradient, gradient)
     model.train(was_training)
     return {name: total / len(chosen) for name, total in zip(parameters, sum_over_ranks(sums), strict=True)}

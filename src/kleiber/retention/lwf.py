@@ -25,7 +25,7 @@ class LwF(Retention):
     Each step costs a forward pass of the old model, and one more forward and backward pass of the new one. The penalty
     is taken under every earlier kind of objective, so the output layers of earlier tasks are preserved too.
 
-    strength          coefficient of the penalty
+    strength          coefficient of the penalty of each earlier task (with the source "new", of each kind of objective)
     temperature       T, by which the logits of both models are divided
     source            text on which the models are compared: "new" (the batch, as in the paper), "real" (as many samples
                       of each earlier task) or "generated" (as many samples that the start model generated)

@@ -7,6 +7,7 @@ many of its samples as a mixture of this fraction would hold is added to the los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
+from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import sharded_modules
 from kleiber.retention.memory import EarlierText, Source, reference_samples, same_loss
 from kleiber.types import Positive
@@ -81,12 +83,13 @@ class Replay(Retention):
         for stream, (task, rate) in enumerate(self.separate):
             samples = reference_samples(task, batch, self.memory["seed"], step, stream, rate)
             weight = 0.0 if samples is None else len(samples) / len(batch)
-            if samples is None and task.train is not None and sharded_modules(model):
-                # Other ranks may have drawn samples, and wait for the weights that this rank holds.
+            if samples is None and task.train is not None and (sharded_modules(model) or counts_over_ranks(model)):
+                # Other ranks may have drawn samples, and wait for the weights or counts that this rank holds.
                 samples = task.train.gather(np.array([0])).to(batch.tokens.device)
             if samples is not None:
                 loss = task.objective(model, samples)
-                total = total + loss.total / loss.tokens * weight
+                tokens = loss.tokens.masked_fill(loss.tokens == 0, math.inf)  # a small sample may have no masked token
+                total = total + loss.total / tokens * weight
         unit = torch.ones((), device=batch.tokens.device)
         total = total * unit
         return Loss(total, unit, {"replay": total.detach()})

@@ -169,11 +169,28 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": tokenizer._tokenizer.id_to_token(tokenizer.eos),
-    } | config
+        **special_tokens(tokenizer),
+        **config,
+    }
     for name in (FILE, TEMPLATE):
         if (tokenizer.folder / name).is_file():
             shutil.copy(tokenizer.folder / name, out / name)
     (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
+
+
+def special_tokens(tokenizer: Pretrained) -> dict[str, str]:
+    """Special tokens of the tokenizer's folder by name, those that transformers infers from its model type included.
+
+    Without those that have no id in its vocabulary. Empty for a folder that transformers cannot read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        source = AutoTokenizer.from_pretrained(tokenizer.folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # of several types, by transformers and tokenizers
+        return {}
+    specials = {name: str(token) for name, token in source.special_tokens_map.items() if not isinstance(token, list)}
+    return {name: token for name, token in specials.items() if tokenizer._tokenizer.token_to_id(token) is not None}
 
 
 def save_chat_template(tokenizer: Tokenizer, out: Path) -> None:

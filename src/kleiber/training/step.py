@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
+from kleiber.nn.moe import MoE
 from kleiber.nn.sharding import scalar, split_sharded
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
@@ -114,6 +116,7 @@ def accumulate(
 ) -> Sums:
     """Forward and backward passes over micro-batches, with gradients synchronized in the last one; this rank's sums."""
     sums = Sums()
+    batches = share_auxiliary_ratio(model, objective, batches)
     for number, batch in enumerate(batches, start=1):
         with nullcontext() if number == len(batches) else no_sync():
             loss = objective(model, batch)
@@ -122,6 +125,25 @@ def accumulate(
             backward(loss.total)
         sums.add(loss)
     return sums
+
+
+def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The micro-batches with the factor of auxiliary losses of the whole step, over all micro-batches and ranks.
+
+    Their own factors differ where rows differ in the share of targets, and the step would depend on the split.
+    """
+    several_ranks = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if (len(batches) == 1 and not several_ranks) or not any(isinstance(module, MoE) for module in model.modules()):
+        return batches
+    counts = [objective.auxiliary_counts(model, batch) for batch in batches]
+    numbers = [torch.as_tensor(n, device=batches[0].tokens.device).double() for pair in counts if pair for n in pair]
+    if not numbers:
+        return batches
+    totals = torch.stack(numbers).view(-1, 2).sum(0)
+    if several_ranks:
+        dist.all_reduce(totals)
+    ratio = totals[0] / totals[1]
+    return [dataclasses.replace(batch, auxiliary_ratio=ratio.expand(len(batch))) for batch in batches]
 
 
 def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:

@@ -30,6 +30,9 @@ class Batch:
                  the rank or micro-batch
     counterpart  rows that these are compared with, one for each, such as the rejected answers of preference data
     reference    values of each sample under a frozen model, such as the log-probabilities of both answers of a pair
+    positions    position of each token in its row, where cached tokens are before it; None counts from the row's first
+    auxiliary_ratio  factor of the auxiliary sums, which is that of the whole step and the same for each sample; None:
+                 that of this batch
     """
 
     tokens: Int[Tensor, "batch time"]
@@ -40,6 +43,8 @@ class Batch:
     samples: Int[Tensor, "batch"] | None = None
     counterpart: Batch | None = None
     reference: Float[Tensor, "batch values"] | None = None
+    positions: Int[Tensor, "#batch time"] | None = None
+    auxiliary_ratio: Float[Tensor, "batch"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `fn` applied to every tensor in it, such as a move to a device or a slice of rows."""

@@ -146,6 +146,13 @@ class Objective:
         """Changes the micro-batches of an optimizer step, where the loss of a sample depends on the whole step."""
         return batches
 
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
+        """What the loss of the batch is divided by, and the number of real tokens that the model reads for it.
+
+        Their ratio in the whole step is the factor of the auxiliary losses. None where it is 1.
+        """
+        return None
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distributions over outcomes, for divergences and Fisher information."""
         raise NotImplementedError(f"objective={type(self).__name__} predicts no distribution over outcomes")

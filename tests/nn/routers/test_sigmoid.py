@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kleiber.nn.lora import adapt
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 
@@ -41,6 +42,15 @@ def test_the_bias_moves_by_its_rate_against_the_load_and_changes_the_choice_but_
     assert not bool((routing.experts == 0).any())
     chosen = routing.logits.sigmoid().gather(1, routing.experts)
     torch.testing.assert_close(routing.weights, chosen / chosen.sum(-1, keepdim=True))
+
+
+def test_the_bias_of_a_frozen_router_stays():
+    router = LossFree(SITE, 4, 2).requires_grad_(False)
+    router.rebalance(torch.tensor([10.0, 0.0, 5.0, 5.0]))
+    assert not router.bias.any()
+    adapt(router.linear, "weight", 2, 1.0, torch.Generator())  # a low-rank update is trained
+    router.rebalance(torch.tensor([10.0, 0.0, 5.0, 5.0]))
+    assert router.bias.any()
 
 
 def test_the_bias_evens_the_load_of_a_skewed_router():

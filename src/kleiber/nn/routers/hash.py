@@ -46,11 +46,19 @@ class Random(Router):
         self.num_experts, self.k, self.layer = num_experts, k, site.layer
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
-        """The routing of the tokens; without a batch, or without its sample numbers, rows count as samples 0, 1, ..."""
+        """The routing of the tokens; without sample numbers every row counts as sample 0, whichever rows are beside it.
+
+        Padding on the left counts for no position.
+        """
         rows, time = (1, len(x)) if batch is None else batch.tokens.shape
-        samples = None if batch is None else batch.samples
-        samples = torch.arange(rows, device=x.device) if samples is None else samples
-        places = samples[:, None] * 0x9E3779B1 + torch.arange(time, device=x.device)
+        samples, positions = torch.zeros(rows, dtype=torch.long, device=x.device), torch.arange(time, device=x.device)
+        if batch is not None:
+            samples = samples if batch.samples is None else batch.samples
+            if batch.positions is not None:
+                positions = batch.positions
+            elif batch.real is not None:
+                positions = (batch.real.cumsum(1) - 1).clamp(min=0)
+        places = samples[:, None] * 0x9E3779B1 + positions
         return equal_weights(hash_numbers(places.flatten(), self.num_experts, self.layer), self.k, x)
 
 

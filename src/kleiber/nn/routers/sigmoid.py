@@ -40,7 +40,7 @@ class LossFree(Sigmoid):
     """Chooses experts by s + bias and weights them by s; each step adds rate * sign(mean load - load) to the bias.
 
     The load is that of the global batch, over all micro-batches and ranks. The bias is a buffer, saved in
-    checkpoints, and has no gradient. Wang et al. 2024, arXiv:2408.15664.
+    checkpoints, and has no gradient; where the router is frozen, so is the bias. Wang et al. 2024, arXiv:2408.15664.
 
     rate  step of the bias, on the scale of s, which lies in [0, 1]
     """
@@ -61,7 +61,12 @@ class LossFree(Sigmoid):
 
     @torch.no_grad()
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
-        """Updates the bias once. Raises ValueError where the objective reports no load: the bias would never move."""
+        """Updates the bias once, unless the router is frozen.
+
+        Raises ValueError where the objective reports no load: the bias would never move.
+        """
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            return
         if load is None:
             raise ValueError(
                 f"router {type(self).__name__} needs the load of each step, which this objective does not report: "
