@@ -135,8 +135,7 @@ def win_rates(rows: Rows, level: float) -> list[Json]:
     table = []
     for setting in settings(rows):
         estimate = mean_estimate(list(by_seed(rows, setting, WIN).values()), level, "of the prompts")
-        rate = None if estimate is None else estimate.within(0.0, 1.0)
-        table.append({**dict(zip(KEYS, setting, strict=True)), **as_row(rate)})
+        table.append({**dict(zip(KEYS, setting, strict=True)), **as_row(estimate and estimate.within(0.0, 1.0))})
     return table
 
 
