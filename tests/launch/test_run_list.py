@@ -114,6 +114,14 @@ def test_the_table_has_a_line_for_each_run_under_the_number_of_runs(runs, capsys
     assert all(part in text for part in ("run0", "3.0000", "run3", "failed"))
 
 
+def test_the_name_of_a_folder_is_no_markup(tmp_path, capsys):
+    for name in ("exp[v2]", "exp[old]"):
+        fake_run(tmp_path / name, [])
+    print_table(read_runs(tmp_path))
+    printed = capsys.readouterr().out
+    assert "exp[v2]" in printed and "exp[old]" in printed
+
+
 def test_asked_columns_are_printed_with_their_names(runs, capsys):
     rows = Selection(columns=["model.depth", "val/docs/loss"]).rows(runs[:2])
     print_columns(runs[:2], rows)

@@ -130,6 +130,7 @@ def print_table(runs: Sequence[Run]) -> None:
     """Prints a table with a line per run, under the number of runs with each status."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=counts(runs), title_justify="left")
     table.add_column("run", overflow="fold")
@@ -143,7 +144,7 @@ def print_table(runs: Sequence[Run]) -> None:
     for run in runs:
         row = run.row()
         table.add_row(
-            run.name,
+            Text(run.name),
             f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),

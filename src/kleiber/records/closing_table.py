@@ -29,9 +29,8 @@ def closing_table(folder: Path) -> None:
     from rich.text import Text
 
     summary = read_summary(folder) or {}
-    table = Table(
-        title=f"{summary['name']}/{folder.name}: {summary['status']}", show_header=False, title_justify="left"
-    )
+    title = Text(f"{summary['name']}/{folder.name}: {summary['status']}")
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     stages = summary["stages"]
@@ -40,8 +39,8 @@ def closing_table(folder: Path) -> None:
     else:
         rows = [row for stage in stages for row in stage_rows(stage, len(stages) > 1)]
     for row in rows:
-        table.add_row(*row)
-    table.add_row("folder", str(folder))
+        table.add_row(*map(Text, row))
+    table.add_row("folder", Text(str(folder)))
     console = Console(width=110)
     console.print(table)
     if summary.get("R"):
@@ -65,6 +64,7 @@ def matrix_table(matrix: Json) -> Table:
 
     matrix  the entry "R" of summary.json (see `kleiber.records.summary.score_matrix`)
     """
+    from rich.markup import escape
     from rich.table import Table
 
     names = [matrix["metric"][task].removeprefix("val/") for task in matrix["tasks"]]
@@ -76,9 +76,9 @@ def matrix_table(matrix: Json) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("stage", style="bold")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for name, row in zip(["start", *matrix["stages"]], [matrix["baseline"], *matrix["matrix"]], strict=True):
-        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
+        table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in row))
     return table
 
 
