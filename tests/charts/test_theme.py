@@ -24,6 +24,8 @@ from kleiber.charts.theme import (
     sequential_colors,
     size_color,
     tick_text,
+    with_group,
+    with_title,
 )
 
 
@@ -67,7 +69,8 @@ def test_an_axis_covers_the_data_and_extends_by_the_given_factor():
 def test_colors_are_distinct_and_in_order():
     assert len(set(sequential_colors(5))) == 5 and sequential_colors(1) == ["#440154"]
     colors = kind_color(["a", "b"]).to_dict()["scale"]
-    assert colors == {"domain": ["a", "b"], "range": KINDS[:2]}
+    assert colors == {"domain": ["a", "b"], "range": KINDS[:2]} and len({*KINDS}) == len(KINDS)
+    assert kind_color(["c", "a"], order=["a", "b", "c"]).to_dict()["scale"]["range"] == [KINDS[2], KINDS[0]]
 
 
 @pytest.mark.parametrize(
@@ -80,8 +83,16 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
     counted = str(line_chart(means, "D", "tokens", "arm", "Loss vs tokens", linear=True).to_dict()["layer"][0])
     assert "'log'" not in counted and str([float(value) for value in sorted(set(means["D"]))]) in counted
+    ordered = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", order=["b", "a"]).to_dict()
+    assert ordered["layer"][0]["encoding"]["color"]["scale"]["range"] == [KINDS[1]]
     with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
     assert len(with_zero["layer"]) == len(marks) + 1
+
+
+def test_a_group_comes_before_the_subtitle_of_a_chart():
+    for subtitle, expected in (("dashed: equality", "kind = a; dashed: equality"), ("", "kind = a")):
+        plain = with_title(alt.Chart(pd.DataFrame()).mark_point(), "Loss", subtitle=subtitle)
+        assert with_group(plain, "kind = a").to_dict()["title"] == {"text": "Loss", "subtitle": expected}
 
 
 def test_sizes_have_colors_and_numbers_tooltips():

@@ -12,8 +12,9 @@ from kleiber.config.check import PLAIN, BatchSize, Evaluation, bounds, check_arg
 from kleiber.config.compose import conf_dir
 from kleiber.config.cost import Cost
 from kleiber.config.errors import ConfigError
+from kleiber.config.extensions import Parameter, Signature, runtime_signature
 from kleiber.config.stages import Budget, Quantity
-from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
+from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Positive
 
 # Numbers without a range: only the run supplies them.

@@ -4,8 +4,8 @@ import pytest
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
+from kleiber.config.targets import argument
 
 COMPOSER = Composer()
 CONTRADICTIONS = [
@@ -15,6 +15,7 @@ CONTRADICTIONS = [
     ("model=moe model/router=expert_choice", ["model/router=expert_choice", "acknowledge_leak=true"]),
     ("model.num_heads=3", ["model.num_heads=3", "model.aspect"]),
     ("model.num_heads=4 model.num_kv_heads=3", ["model.num_kv_heads=3", "model.num_heads=4"]),
+    ("model/attention=delta data=instruct data.path=x", ["data.pack=true", "model/attention=delta"]),
     ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256", "4096"]),
     ("trainer=ddp trainer.devices=3", ["batch.tokens=4096", "trainer.devices=3", "4608"]),
     (

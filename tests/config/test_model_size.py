@@ -80,6 +80,10 @@ def test_decoding_of_a_wrapped_model_keeps_what_its_cache_holds(path):
 def test_what_has_no_formula_is_refused():
     with pytest.raises(ValueError, match=r"model\.|data\."):
         size({"mlp": {"_target_": "kleiber.nn.other.Thing"}}, 272)
+    gru = {"_target_": "mylab.model.GRU", "depth": 2, "width": 64, "context": 128}
+    with pytest.raises(ValueError, match=r"model=mylab\.model\.GRU has no FLOPs formula"):
+        size(gru, 272)
+    assert cached_values(gru) is None
     with pytest.raises(ValueError, match="tokenizer"):
         vocabulary_of({"tokenizer": "gpt2"})
     assert vocabulary_of({"tokenizer": "bpe", "vocab_size": 1000}) == 1008

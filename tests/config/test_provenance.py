@@ -94,3 +94,12 @@ def test_a_file_of_a_folder_of_the_user_is_named_by_its_path(tmp_path, capsys):
 def test_a_wrong_key_exits_with_2(capsys):
     assert main(["config", "model.dept=3"]) == 2
     assert "model.dept" in capsys.readouterr().err
+
+
+def test_an_option_that_the_model_decides_is_shown_as_its_attention_gets_it():
+    overrides = ["model.qk_norm=false", "model.positions=learned"]
+    composer = Composer()
+    lines = annotated_yaml(resolve_config(composer.compose(overrides))[0], find_sources(composer, overrides))
+    shown = [line.split() for line in lines]
+    assert ["qk_norm:", "false", "#", "model.qk_norm"] in shown
+    assert ["positions:", "none", "#", "model.positions"] in shown

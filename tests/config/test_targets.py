@@ -1,5 +1,6 @@
 """Signatures read from source are those of the imported objects, and only allowed targets are imported or built."""
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import ConfigError
+from kleiber.config.extensions import runtime_signature
 from kleiber.config.targets import build, check_buildable, class_attribute, exports, signature
 from kleiber.objectives import DPO
 
@@ -71,6 +73,38 @@ def test_a_target_that_does_not_exist_or_is_not_exported_is_refused(target):
 def test_an_allowed_target_of_another_package_has_its_signature():
     parameters = signature("torch.optim.SGD").parameters
     assert parameters["params"].required and not parameters["lr"].required and parameters["nesterov"].default is False
+
+
+MODULE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from kleiber.optimizers import AdamW
+if TYPE_CHECKING:
+    from kleiber.types import Count
+
+@dataclass(frozen=True)
+class Slow(AdamW):
+    pause: int = 3
+
+class Slower(Slow):
+    pass
+
+class Checked:
+    def __init__(self, size: Count) -> None: ...
+"""
+
+
+def test_a_class_that_inherits_fields_needs_no_names_of_their_module(tmp_path, monkeypatch):
+    (tmp_path / "slow_optimizers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("slow_optimizers")
+    inherited = signature("kleiber.optimizers.AdamW").parameters
+    for target in (module.Slow, module.Slower):
+        parameters = runtime_signature(target, "mine").parameters
+        assert parameters["pause"].annotation is int
+        assert all(parameters[name].annotation == inherited[name].annotation for name in ("lr", "weight_decay"))
+    assert runtime_signature(module.Checked, "mine").parameters["size"].required
 
 
 def test_class_attributes_are_inherited_and_only_literals_are_read():

@@ -99,7 +99,7 @@ def test_rows_without_label_are_left_out_and_rows_without_text_stay(tmp_path: Pa
     assert isinstance(rows, LabelledRows) and row_texts(rows, 10) == [""]
     counts = corpus.manifest["t"]["splits"]["train"]
     assert (counts["without_label"], counts["without_text"], counts["of_class"]) == (2, 1, [5, 6])
-    assert "0 45.5%, 1 54.5%" in caplog.text
+    assert "0 45.5%, 1 54.5%; predicting 1, the largest class of these rows, scores 54.5%" in caplog.text
 
 
 def test_a_split_whose_labels_are_all_hidden_is_left_out(tmp_path: Path, cache: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
+from kleiber.records.closing_table import printable
 from kleiber.runs.open import TrainedModel
 
 
@@ -35,7 +36,18 @@ def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys
     answer = json.loads(file.read_text())
     assert (answer["schema"], answer["prompt"], answer["tokens"]) == ("kleiber.generate/1", "one", 5)
     assert answer["sampling"] == {"tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["zz"], "seed": 3}
-    assert capsys.readouterr().out == f"one{answer['text']}\n"
+    assert capsys.readouterr().out == f"one{printable(answer['text'])}\n"
+
+
+def test_control_characters_of_a_model_are_printed_as_escapes(small_model, capsys, monkeypatch):
+    monkeypatch.setattr("kleiber.runs.completion.continue_prompt", lambda *_: iter(["\x1b]0;title\x07", "\t\r\n\x9bé"]))
+    assert main(["generate", str(small_model), "--prompt", "one"]) == 0
+    assert capsys.readouterr().out == "one\\x1b]0;title\\x07\t\\x0d\n\\x9bé\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    monkeypatch.setattr("kleiber.runs.completion.Chat.answer", lambda *_: iter(["\x1b"]))
+    monkeypatch.setattr("kleiber.runs.completion.Chat.remember", lambda *_: None)
+    assert main(["chat", str(small_model)]) == 0
+    assert capsys.readouterr().out == "\\x1b\n"
 
 
 def test_a_datastore_stands_in_front_of_the_prompt(small_model, capsys, cache_dir):

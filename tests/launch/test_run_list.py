@@ -68,6 +68,11 @@ def test_asked_columns_come_in_their_order_and_no_others(runs):
     assert [row["model.depth"] for row in rows] == [2, 1, 4, 8] and rows[3]["val/docs/loss"] is None
 
 
+def test_a_column_that_only_runs_beyond_the_limit_have_is_empty(runs):
+    selection = Selection(sort="-run", limit=1, columns=["run", "model.tied"])
+    assert selection.rows(selection.apply(runs), runs) == [{"run": "run3", "model.tied": None}]
+
+
 def test_without_columns_the_config_stays_out(runs):
     rows = Selection(where="model.depth = 2").rows(runs[:1])
     assert {"folder", "val/docs/loss"} <= rows[0].keys() and "model.depth" not in rows[0]
@@ -78,7 +83,7 @@ def test_without_columns_the_config_stays_out(runs):
 )
 def test_an_unknown_column_is_refused_with_the_nearest(runs, selection):
     with pytest.raises(ValueError, match=r"model\.depth"):
-        selection.rows(selection.apply(runs))
+        selection.rows(selection.apply(runs), runs)
 
 
 def test_an_unknown_status_is_refused(runs):
@@ -107,6 +112,14 @@ def test_the_table_has_a_line_for_each_run_under_the_number_of_runs(runs, capsys
     text = capsys.readouterr().out
     assert "1 failed, 3 finished" in text
     assert all(part in text for part in ("run0", "3.0000", "run3", "failed"))
+
+
+def test_the_name_of_a_folder_is_no_markup(tmp_path, capsys):
+    for name in ("exp[v2]", "exp[old]"):
+        fake_run(tmp_path / name, [])
+    print_table(read_runs(tmp_path))
+    printed = capsys.readouterr().out
+    assert "exp[v2]" in printed and "exp[old]" in printed
 
 
 def test_asked_columns_are_printed_with_their_names(runs, capsys):

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 from fake_run import fake_run
+from rich.text import Text
 
 from kleiber.records.closing_table import matrix_table, next_commands, scores_by_domain, stage_rows, tree_costs
 
@@ -57,6 +58,8 @@ def test_the_matrix_has_a_column_per_task_and_names_a_shared_metric_once():
     table = matrix_table(matrix)
     assert [column.header for column in table.columns] == ["stage", "docs", "code"] and "loss" in str(table.title)
     assert [list(column.cells) for column in table.columns] == [["start", "one"], ["5.0000", "2.0000"], ["", "3.0000"]]
+    marked = matrix_table({**matrix, "metric": {"docs": "val/docs[v2]/loss", "code": "val/code/loss"}})
+    assert Text.from_markup(str(marked.columns[1].header)).plain == "docs[v2]"
     mixed = matrix_table({**matrix, "metric": {"docs": "val/docs/loss", "code": "val/code/accuracy"}})
     assert [column.header for column in mixed.columns] == ["stage", "docs/loss", "code/accuracy"]
 

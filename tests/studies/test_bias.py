@@ -7,6 +7,8 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.bias import METRICS, Bias, arms_chart, claims, scored, shown_means, sizes_chart, trade_off
 from studies.ablation_runs import copied
 
+from .colors import colors
+
 PREFIX = "eval/bias/builtin/occupations"
 SCORES = {"base": 0.5, "plain": 0.9, "augmentation": 0.55, "useless": 0.9}
 NOISE = [0.02, 0.0, -0.02]
@@ -77,7 +79,9 @@ def test_figures_name_arms_and_sizes(folder):
     rows = scored(read_runs(folder), "builtin/occupations")
     order = ["base", "plain", "augmentation", "useless"]
     means = shown_means(rows, order, 0.9)
-    texts = [str(chart(means, order).to_dict()) for chart in (arms_chart, trade_off, sizes_chart)]
+    charts = [chart(means, order).to_dict() for chart in (arms_chart, trade_off, sizes_chart)]
+    texts, (every, *others) = [str(chart) for chart in charts], [colors(chart) for chart in charts]
+    assert all(part and part.items() <= every.items() for part in others), "an arm has one color on a page"
     assert all("plain fine-tuning" in text for text in texts)
     assert "before fine-tuning, 1k" in texts[0] and "before fine-tuning" not in texts[1]
     assert "forgetting of the earlier text (nats per token)" in texts[0]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.collaboration import Collaboration, annotator_chart, calibration_chart, label, scored, win_chart
+from kleiber.studies.collaboration import (
+    KEYS,
+    WIN,
+    Collaboration,
+    annotator_chart,
+    calibration_chart,
+    label,
+    scored,
+    win_chart,
+    win_rates,
+)
 from studies.ablation_runs import copied
 
 NOISE = [0.0, 0.01, -0.01, 0.005]
@@ -70,6 +81,13 @@ def test_active_choice_is_compared_at_the_same_number_and_noise(tmp_path):
             write(tmp_path, judgments, select, 0.2, win, seed=seed)
     verdict = next(v for v in Collaboration().analyze(read_runs(tmp_path)).verdicts if v["code"] == "active_likelihood")
     assert "0.0000" in verdict["text"]
+
+
+def test_the_interval_of_a_win_rate_ends_at_one():
+    place = dict(zip(KEYS, (50, "random", 0.2, ""), strict=True))
+    rows = [{**place, "seed": seed, WIN: win} for seed, win in enumerate((1.0, 0.9, 0.5))]
+    (row,) = win_rates(pd.DataFrame(rows), 0.9)
+    assert row["value"] == pytest.approx(0.8) and row["lo"] < 0.8 and row["hi"] == 1.0
 
 
 def test_figures_and_labels(folder):

@@ -8,6 +8,7 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import archive_run, read_runs
+from kleiber.studies import curves
 from kleiber.studies.curves import curve_rows, draw, labels, matches, thin_lines
 
 BATCH = 100
@@ -94,6 +95,18 @@ def test_values_that_are_not_finite_are_no_points_and_a_panel_of_them_alone_is_n
     assert len(draw([run("a", rows)]).to_dict()["concat"]) == 1
     with pytest.raises(ValueError, match="finite"):
         draw([run("b", rows[1:])])
+
+
+def test_of_very_many_runs_some_are_drawn_so_that_each_line_keeps_its_fewest_values(run, monkeypatch):
+    monkeypatch.setattr(curves, "MOST_VALUES", 200)
+    runs = [
+        run(f"r{number:02}", logged(steps=range(1, 41), **{"train/loss": 4.0}), seed=number) for number in range(25)
+    ]
+    chart = draw(runs, ["train/loss"]).to_dict()
+    (rows,) = chart["datasets"].values()
+    assert len(rows) <= 200 and len({row["line"] for row in rows}) == 9 == len({row["run"] for row in rows})
+    assert chart["title"].startswith("9 of 25 runs")
+    assert draw(runs[:3], ["train/loss"]).to_dict()["title"] == "3 runs"
 
 
 def test_long_lines_are_thinned_evenly_and_keep_their_ends(monkeypatch):

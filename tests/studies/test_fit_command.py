@@ -259,7 +259,7 @@ def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
     assert "squared loss on the linear scale" in done.output and "  half " in done.output, done.output
 
 
-def test_a_refused_law_exits_3_and_says_so_in_its_record(tmp_path):
+def test_a_refused_law_exits_3_and_predicts_only_if_forced(tmp_path):
     """Losses that stop falling at the large sizes: identified, and worse than the line that knows no law."""
     rows = ladders.twenty()
     N, D = rows["N"], rows["D"]
@@ -271,6 +271,12 @@ def test_a_refused_law_exits_3_and_says_so_in_its_record(tmp_path):
     record = valid(out)
     assert record["refused"] and all(row["identified"] for row in record["params"].values())
     assert done.exit_code == 3
+    refusals = [line for line in done.output.splitlines() if line.startswith("refuse: ")]
+    for words in (("N=2e9", "D=4e10"), ("L=2.5", "--serve", "1T"), ("--on", tmp_path / "t.csv")):
+        asked = run("predict", out, *words)
+        assert asked.exit_code == 3 and asked.output.splitlines()[:-1] == refusals and "--force" in asked.output
+    forced = run("predict", out, "N=2e9", "D=4e10", "--force")
+    assert forced.exit_code == 0 and forced.stderr.splitlines() == refusals and "confidence interval" in forced.stdout
     good = tmp_path / "good.csv"
     pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(ladders.loss(N, D), 1, 0.002)}).to_csv(good, index=False)
     assert run("fit", good, "--bootstrap", 20, "--json", out).exit_code == 0 and not valid(out)["refused"]

@@ -6,6 +6,8 @@ from fake_run import fake_run
 from kleiber.records.catalog import read_runs
 from kleiber.studies.instructions import Instructions, is_shown
 
+from .colors import colors
+
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 LIFT, OLD = "eval/instructions/builtin/instructions/lift", "val/tinystories/loss"
 BEFORE = {
@@ -84,7 +86,8 @@ def test_scores_before_and_after_are_in_one_table_and_figure(findings):
     assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
     assert rows["loss on tinystories (nats per token)", "replay"] == pytest.approx(1.6)
     assert not any("keywords" in measure for measure, _ in rows)
-    assert "before tuning" in str(findings.figures["scores"]().to_dict())
+    scores, arms = (colors(findings.figures[name]().to_dict()) for name in ("scores", "arms"))
+    assert scores.keys() - arms.keys() == {"before tuning"} and arms.items() <= scores.items()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def test_one_page_holds_a_fit_for_each_value_and_laws_without_compute_too(csv, t
     assert main(["fit", csv, *MAP, "--by", "kind", "--bootstrap", "0", "--report", str(out)]) in (0, 3)
     page = out.read_text()
     assert all(words in page for words in ("Parameters, kind = a", "Parameters, kind = b", "g0-fit", "g1-fit"))
+    charts = json.loads(re.findall(r"^const specs = (.*);$", page, re.MULTILINE)[0])
+    titles = {name: str(chart["title"]) for name, chart in charts.items()}
+    assert len(titles) > 8 and all(f"kind = {'ab'[int(name[1])]}" in title for name, title in titles.items()), titles
     power = ["--law", "power", "--map", "C=seen,L=loss", "--where", "kind == a"]
     assert main(["fit", csv, *power, "--bootstrap", "0", "--report", str(out)]) in (0, 3)
     assert "power on t.csv" in out.read_text()

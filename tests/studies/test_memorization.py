@@ -8,7 +8,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.memorization import Cells, Memorization, epsilon_figure, read_cells, repetition_figure, within
+from kleiber.studies.memorization import Cells, Memorization, epsilon_figure, read_cells, repetition_figure
 from studies.ablation_runs import copied
 
 ARMS = {"all": None, "dp_8": 7.99, "exact": None}
@@ -77,8 +77,12 @@ def test_a_small_epsilon_is_not_shown_as_zero() -> None:
 
 def test_intervals_of_shares_and_exposures_end_where_these_do() -> None:
     estimate = Estimate(0.5, -0.2, 1.4, 3, "share")
-    assert (within(estimate, 1.0).lo, within(estimate, 1.0).hi) == (0, 1)
-    assert within(estimate, math.inf).hi == 1.4 and within(Estimate(0.5, None, None, 1, "share"), 1.0).lo is None
+    assert (estimate.within(0, 1).lo, estimate.within(0, 1).hi) == (0, 1)
+    assert estimate.within(0, math.inf).hi == 1.4 and Estimate(0.5, None, None, 1, "share").within(0, 1).lo is None
+    ours, theirs = {0: 1.0, 1: 0.9, 2: 0.4}, {0: 0.0, 1: 0.0, 2: 0.0}
+    cell = Cells(("all", 32), {}, None)
+    ends = {unit: Memorization().row("code", cell, "", ours, theirs, unit)["hi"] for unit in ("share", "bits")}
+    assert ends["share"] == 1 < ends["bits"], "a difference of shares neither"
 
 
 def test_runs_without_canaries_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from fake_run import fake_run
 from kleiber.records.catalog import read_runs
 from kleiber.studies.needle import Needle
 
+from .colors import colors
+
 LENGTHS, DEPTHS, RATES = (32, 96), (0.0, 1.0), (0.0025, 0.005, 0.01, 0.02, 0.04)
 PREFIX = "eval/needle/recall"
 CLAIM = {"arm": "full", "against": "lstm", "direction": "higher", "measure": f"{PREFIX}/length96/accuracy"}
@@ -60,6 +62,7 @@ def test_every_cell_is_in_the_tables_and_figures(findings):
     assert lstm["accuracy"] == pytest.approx(0.5) and lstm["lo"] < 0.5 < lstm["hi"] and lstm["seeds"] == 3
     heat, lines = (findings.figures[name]().to_dict() for name in ("needle", "needle_lengths"))
     assert heat["facet"]["sort"] == ["full attention", "LSTM"] and "12%" in heat["title"]["subtitle"]
+    assert [*colors(lines).values()] == [*colors(findings.figures["arms"]().to_dict()).values()]
     assert "haystack (tokens)" in str(lines) and "tuning" in findings.figures
 
 

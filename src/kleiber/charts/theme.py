@@ -21,8 +21,9 @@ alt.data_transformers.disable_max_rows()  # a figure of many sizes is drawn, not
 Chart = Any  # an altair chart or encoding channel; their classes share no base with the methods used here
 WIDTH, HEIGHT = 440, 320
 PALETTE: Final = "viridis"
-# Black, blue, orange, green, purple: distinct in gray and for color-blind readers (Okabe and Ito 2008).
-KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
+# The first seven are distinct for color-blind readers (Okabe and Ito 2008), the first five also in gray.
+KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
+         "#31A354", "#B2182B"]  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -95,9 +96,15 @@ def size_color(sizes: Sequence[str], legend: alt.Legend | None = None, title: st
     return alt.Color("size:N", sort=list(sizes), scale=scale, legend=legend, title=title)
 
 
-def kind_color(kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None) -> Chart:
-    """Returns distinct colors of categories; the first is black."""
-    scale = alt.Scale(domain=list(kinds), range=[KINDS[i % len(KINDS)] for i in range(len(kinds))])
+def kind_color(
+    kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None, order: Sequence[str] = ()
+) -> Chart:
+    """Returns distinct colors of categories; the first is black.
+
+    order  the categories of all figures of a page, in which each has one color; by default `kinds`
+    """
+    every = list(order or kinds)
+    scale = alt.Scale(domain=list(kinds), range=[KINDS[every.index(kind) % len(KINDS)] for kind in kinds])
     return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
 
 
@@ -134,6 +141,13 @@ def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "
     return apply_theme(chart.properties(width=WIDTH, height=height, title=heading))
 
 
+def with_group(chart: Chart, group: str) -> Chart:
+    """Returns a chart whose subtitle begins with the group of rows that it shows."""
+    title = chart.title if isinstance(chart.title, alt.TitleParams) else alt.TitleParams(chart.title)
+    below = "" if title.subtitle is alt.Undefined else f"; {title.subtitle}"
+    return chart.properties(title=alt.TitleParams(title.text, subtitle=f"{group}{below}"))
+
+
 def apply_theme(chart: Chart) -> Chart:
     """Returns a chart, or several side by side, in the standard theme."""
     quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
@@ -167,7 +181,7 @@ def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
 def line_chart(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
     value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
-    linear: bool = False,
+    linear: bool = False, order: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
@@ -179,6 +193,7 @@ def line_chart(
     value    title of the vertical axis, which is logarithmic with `log`
     zero     draws a line at 0
     linear   whether the horizontal axis is linear, with a tick at each value of x; otherwise it is logarithmic
+    order    the lines of all figures of a page, see `kind_color`
     """
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
@@ -189,7 +204,7 @@ def line_chart(
         return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
 
     y, low = axis("value"), axis("lo")
-    color = kind_color(kinds)
+    color = kind_color(kinds, order=order)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]

@@ -21,9 +21,10 @@ from kleiber.config.cost import Cost
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.extensions import Parameter, Signature, runtime_signature
 from kleiber.config.stage_checks import check_stage
 from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
-from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
+from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Config, Count, Natural, Seed
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
 from kleiber.config.stages import check_name, quantity
-from kleiber.config.targets import signature
+from kleiber.config.targets import argument
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
@@ -19,8 +19,7 @@ PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 def check_compatibility(config: Config) -> None:
     """Raises ConfigError for values that are valid alone and contradict each other."""
     _task_name(config["data"])
-    _heads(config["model"])
-    _experts(config["model"])
+    check_layers(config["model"])
     _batch(config)
     _stages(config)
     _next_token(config)
@@ -94,48 +93,12 @@ def _remote(checkpoints: object) -> None:
         raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
 
 
-def argument(node: Config, name: str) -> Any:
-    """Returns the value of an argument of a node: as set, or its default."""
-    parameter = signature(str(node["_target_"])).parameters.get(name)
-    return node.get(name, parameter.default if parameter else None)
-
-
 def _task_name(data: Config) -> None:
     """The name of a task is part of the names of files, such as classes/<task>.json."""
     if data.get("name") is not None:
         check_name("data.name", data["name"])
     if isinstance(data.get("data"), Mapping):  # a data set made of another one
         _task_name(data["data"])
-
-
-def _heads(model: Config) -> None:
-    heads, width = argument(model, "num_heads"), argument(model, "width")
-    width_text = f"model.width={width}"
-    if width is None and argument(model, "aspect") and argument(model, "depth"):
-        width = argument(model, "aspect") * argument(model, "depth")
-        width_text = f"width {width} (model.aspect x model.depth)"
-    if heads and width and width % heads:
-        raise ConfigError(f"model.num_heads={heads} must divide {width_text}")
-    shared = argument(model, "num_kv_heads")
-    if heads and shared and heads % shared:
-        raise ConfigError(f"model.num_kv_heads={shared} must divide model.num_heads={heads}")
-
-
-def _experts(model: Config) -> None:
-    mlp = model.get("mlp")
-    if not isinstance(mlp, Mapping) or "_target_" not in mlp:
-        return
-    k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
-    if k is not None and experts is not None and k > experts:
-        raise ConfigError(f"model.mlp.k={k} must be <= model.mlp.num_experts={experts}")
-    router = mlp.get("router")
-    if not isinstance(router, Mapping) or "acknowledge_leak" not in signature(str(router["_target_"])).parameters:
-        return
-    if argument(model, "causal") and not argument(router, "acknowledge_leak"):
-        raise ConfigError(
-            "model/router=expert_choice routes a token by later tokens, which leaks them into a causal model: use "
-            "model=bert with objective=mlm, another router, or set model.mlp.router.acknowledge_leak=true"
-        )
 
 
 def _batch(config: Config) -> None:
@@ -243,11 +206,19 @@ def _reference(config: Config) -> None:
 
 
 def _packing(config: Config) -> None:
-    arithmetic = _is(config["data"], "Arithmetic")  # which is always packed
-    if _is(config["model"], "HFModel") and (arithmetic or argument(config["data"], "pack")):
-        packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
+    model, arithmetic = config["model"], _is(config["data"], "Arithmetic")  # which is always packed
+    packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
+    if not (arithmetic or argument(config["data"], "pack")):
+        return
+    if _is(model, "HFModel"):
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model=hf attends across their borders: set {fix}"
+        )
+    if any(target == DELTA for target, _ in attention_kinds(model).values()):
+        fix = "model/attention=full" if arithmetic else f"{fix}, or model/attention=full"
+        raise ConfigError(
+            f"{packed} puts several conversations in a row, and model/attention=delta reads on across their borders: "
+            f"set {fix}"
         )
 
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import width_of
+from kleiber.config.targets import argument
 from kleiber.types import Config
 
 # Trainers that divide parts of the model over devices, by class.

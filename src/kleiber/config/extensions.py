@@ -14,7 +14,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,25 @@ from kleiber.config.errors import ConfigError
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 VARIABLE = "KLEIBER_EXTENSIONS"
 GROUP = "kleiber.extensions"  # of entry points
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a target. `default` is None where the source does not have a literal (`is_literal`)."""
+
+    annotation: object = Any
+    required: bool = True
+    default: Any = None
+    is_literal: bool = True
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a target; `open` if it takes others too, or if that cannot be determined."""
+
+    name: str
+    parameters: dict[str, Parameter]
+    open: bool = False
 
 
 def extension_packages() -> tuple[str, ...]:
@@ -133,3 +154,34 @@ def _import(name: str, key: str) -> object:
 def _is_defined_in(imported: object, prefixes: tuple[str, ...]) -> bool:
     owner = inspect.getmodule(imported)
     return owner is not None and f"{owner.__name__}.".startswith(prefixes)
+
+
+@cache
+def runtime_signature(target: Callable[..., object], name: str) -> Signature:
+    """Returns the signature of an imported class or function."""
+    hints = _hints(target)
+    parameters, is_open = {}, False
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            required = parameter.default is parameter.empty
+            annotation, default = hints.get(parameter.name, Any), None if required else parameter.default
+            parameters[parameter.name] = Parameter(annotation, required, default)
+    return Signature(name, parameters, is_open)
+
+
+def _hints(target: Callable[..., object]) -> dict[str, Any]:
+    """Returns the types of the arguments of a class or function; none if a name in them is imported for checkers only.
+
+    Fields of a dataclass are evaluated where they are declared: its `__init__` repeats those of a base class, whose
+    module has names that its own need not import.
+    """
+    source = target
+    if inspect.isclass(target):
+        owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+        source = owner if "__dataclass_fields__" in vars(owner) else owner.__init__
+    try:
+        return typing.get_type_hints(source, include_extras=True)
+    except NameError:
+        return {}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.config.attention_size import attention_cache, attention_size
-from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
+from kleiber.config.targets import argument
 from kleiber.types import Config
 
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
@@ -43,12 +43,17 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
     """Returns the `Size` of a resolved `model` node; `width` overrides its width.
 
     A matrix costs 2 FLOPs per weight and token; attention costs 4 FLOPs per channel and per (query, key) pair that the
-    mask allows; training costs three times the forward pass. Raises ValueError for an attention or MLP without a
-    formula here.
+    mask allows; training costs three times the forward pass. Raises ValueError for a model, an attention or an MLP
+    without a formula here.
     """
+    target = str(model.get("_target_", NATIVE))
+    if target not in (NATIVE, RECURRENT):
+        raise ValueError(
+            f"model={target} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
+        )
     depth = int(model.get("depth") or 2)
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
-    if model.get("_target_") == RECURRENT:
+    if target == RECURRENT:
         return _recurrent(model, vocab_size, depth, width)
     total = active = 0
     forward = 0.0
@@ -100,7 +105,7 @@ def width_of(model: Config) -> int:
 def cached_values(model: Config) -> float | None:
     """Returns the numbers that decoding keeps of one full context: keys and values, or the states of a model=lstm.
 
-    None for a model=hf whose `config` names no width.
+    None for a class of another package, and for a model=hf whose `config` names no width.
     """
     if model.get("_target_") == WRAPPED:
         sizes = model.get("config") or {}
@@ -109,6 +114,8 @@ def cached_values(model: Config) -> float | None:
         if not (width and model.get("depth") and model.get("context")):
             return None
         return 2.0 * model["depth"] * model["context"] * width * share
+    if model.get("_target_", NATIVE) not in (NATIVE, RECURRENT):
+        return None
     width = width_of(model)
     if model.get("_target_") == RECURRENT:
         return 2.0 * model["depth"] * (model.get("hidden") or lstm_hidden(width))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.check import PLAIN, SPECIAL
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError
+from kleiber.config.layer_checks import SHARED
 from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Config
 
@@ -113,19 +114,26 @@ def annotated_yaml(config: Config, sources: Sources) -> Iterator[str]:
 
     Arguments that no file and no override sets follow with the default of their class.
     """
-    yield from _lines(config, sources, "", 0)
+    model: Config = config.get("model") or {}
+    passed = {name: model[name] for name in SHARED if model.get(name) is not None}
+    if passed.get("positions") == "learned":
+        passed["positions"] = "none"
+    yield from _lines(config, sources, passed, "", 0)
 
 
-def _lines(node: Config, sources: Sources, path: str, depth: int) -> Iterator[str]:
+def _lines(node: Config, sources: Sources, passed: Config, path: str, depth: int) -> Iterator[str]:
+    """Yields the lines of a node; `passed` are the options of the attention that the model decides."""
     for name, value in node.items():
         key = f"{path}{NESTED}{name}" if path else str(name)
         start = f"{'  ' * depth}{name}:"
         if isinstance(value, Mapping) and value:
             yield start
-            yield from _lines(value, sources, key, depth + 1)
+            yield from _lines(value, sources, passed, key, depth + 1)
         else:
             yield _line(f"{start} {flow(value)}", sources.of(key))
     for name, text, source in unset_arguments(node, path):
+        if path.startswith("model.attention") and name in passed:
+            text, source = flow(passed[name]), f"model.{name}"
         yield _line(f"{'  ' * depth}{'# ' * (text == NOT_LITERAL)}{name}: {text}", source)
 
 

@@ -13,16 +13,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.extensions import extension_prefixes, import_target
+from kleiber.config.extensions import Parameter, Signature, extension_prefixes, import_target, runtime_signature
 from kleiber.types import Config
 
 if TYPE_CHECKING:
@@ -57,25 +55,6 @@ class Object(metaclass=ObjectMeta):
     """Stands for every type that no YAML value can have; such an argument is a node with a `_target_`."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One argument of a target. `default` is None where the source does not have a literal (`is_literal`)."""
-
-    annotation: object = Any
-    required: bool = True
-    default: Any = None
-    is_literal: bool = True
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The arguments of a target; `open` if it takes others too, or if that cannot be determined."""
-
-    name: str
-    parameters: dict[str, Parameter]
-    open: bool = False
-
-
 def signature(target: str) -> Signature:
     """Returns the signature of a dotted name. Raises ConfigError for a name that does not exist or is not allowed."""
     return _signature(target, extension_prefixes())
@@ -90,21 +69,6 @@ def _signature(target: str, extra: tuple[str, ...]) -> Signature:
         return _of_function(where, node, node.name, skip=0)
     assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
     return _of_class(where, node)
-
-
-@cache
-def runtime_signature(target: Callable[..., object], name: str) -> Signature:
-    """Returns the signature of an imported class or function."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    parameters, is_open = {}, False
-    for parameter in inspect.signature(target).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            is_open = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            required = parameter.default is parameter.empty
-            annotation, default = hints.get(parameter.name, Any), None if required else parameter.default
-            parameters[parameter.name] = Parameter(annotation, required, default)
-    return Signature(name, parameters, is_open)
 
 
 @cache
@@ -123,6 +87,12 @@ def _find_export(target: str) -> tuple[str, ast.AST | None]:
     if name not in names:
         raise ConfigError(f"_target_ {target} does not exist in {package}.{did_you_mean(name, names)}")
     return _definition(f"{package}.{names[name]}", name)
+
+
+def argument(node: Config, name: str) -> Any:
+    """Returns the value of an argument of a node: as set, or its default."""
+    parameter = signature(str(node["_target_"])).parameters.get(name)
+    return node.get(name, parameter.default if parameter else None)
 
 
 def class_attribute(target: str, name: str) -> Any:

@@ -197,7 +197,8 @@ class LabelledRows(TableRows):
             return text
         shares = [number / rows for number in counts["of_class"]]
         listed = ", ".join(f"{n} {s:.1%}" for n, s in list(zip(self.label_names, shares, strict=True))[:20])
-        return f"{text}; {listed}; predicting the largest class scores {max(shares):.1%}"
+        largest = self.label_names[shares.index(max(shares))]
+        return f"{text}; {listed}; predicting {largest}, the largest class of these rows, scores {max(shares):.1%}"
 
     def explain_empty(self, split: str) -> str:
         return f"no row of the {split} split has a label"

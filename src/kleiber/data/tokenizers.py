@@ -139,8 +139,9 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
     def build(folder: Path) -> Json:
         """Trains the tokenizer and writes it; returns what the manifest records."""
         names = ", ".join(source.name for source in sources)
-        log.info("training a BPE vocabulary of %s on %s", f"{vocab_size:,}", names)
-        with activity(f"training a BPE vocabulary of {vocab_size:,}: reading text", unit="characters") as work:
+        log.info("training a BPE vocabulary of at most %s tokens on %s", f"{vocab_size:,}", names)
+        label = f"training a BPE vocabulary of at most {vocab_size:,} tokens: reading text"
+        with activity(label, unit="characters") as work:
             tokenizer = _train(_counted(_text(sources, root), work), vocab_size)
         (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         return {"tokens": tokenizer.get_vocab_size()}

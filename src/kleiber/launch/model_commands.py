@@ -82,6 +82,7 @@ def generate(
 ) -> None:
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     from kleiber.evals.retrieval.lookup import Lookup
+    from kleiber.records.closing_table import printable
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
     from kleiber.runs.open import open_model
@@ -92,7 +93,7 @@ def generate(
     typer.echo(prompt, nl=False)
     begin = time.perf_counter()
     for piece in continuation:
-        typer.echo(piece, nl=False)
+        typer.echo(printable(piece), nl=False)
     typer.echo()
     if json is not None:
         write_json(json, to_json(subject, prompt, continuation, time.perf_counter() - begin))
@@ -108,6 +109,7 @@ def chat(
     seed: SamplingSeed = 0,
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
+    from kleiber.records.closing_table import printable
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 
@@ -117,7 +119,7 @@ def chat(
         typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
     conversation = Chat(run, Sampling(tokens, temperature, top_p, tuple(stop or ()), seed), system)
     sign = "> " if sys.stdin.isatty() else ""
-    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(piece, nl=False))
+    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(printable(piece), nl=False))
 
 
 def existing(subject: Path) -> Path:

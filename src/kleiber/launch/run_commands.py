@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +15,7 @@ import typer
 from kleiber.config.errors import Preempted, Status
 
 if TYPE_CHECKING:
-    from kleiber.records.catalog import Run
-    from kleiber.studies.compare.arms import ArmOf
+    pass
 
 Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
 
@@ -48,13 +46,13 @@ def runs(
     present = read_runs(folder)
     selected = selection.apply(present)
     if as_json:
-        typer.echo(to_json(selection.rows(selected)))
+        typer.echo(to_json(selection.rows(selected, present)))
     elif not selected:
         asked = " ".join(f"--{name} {value!r}" for name, value in (("status", status), ("filter", filter)) if value)
         none = f"none of the {len(present)} runs in {folder} matches {asked}"
         typer.echo(none if present else f"no runs in {folder} (the folder of a run has a config.yaml)")
     elif columns:
-        print_columns(selected, selection.rows(selected))
+        print_columns(selected, selection.rows(selected, present))
     else:
         print_table(selected)
 
@@ -171,7 +169,7 @@ def confirm(question: str) -> bool:
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or runs.jsonl.gz files.")],
     arm: Annotated[
-        str, typer.Option(metavar="KEY", help="Key of the config whose values are the arms, or study.arm.")
+        str, typer.Option(metavar="KEY", help="Key or group whose values are the arms, such as model, or study.arm.")
     ] = "study.arm",
     measure: Annotated[
         str, typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy.")
@@ -185,6 +183,7 @@ def compare(
     Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
     """
     from kleiber.config.check import check_type
+    from kleiber.launch.arms_by_key import arms_by_key, further_differences
     from kleiber.records.catalog import read_runs
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
@@ -203,59 +202,3 @@ def compare(
     if json is not None:
         write_json(json, content)
     raise typer.Exit(exit_code(content))
-
-
-MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
-OF_THE_LOSS = ("data.", "eval.tokens")  # what two arms must have in common for their losses to be of the same text
-
-
-def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
-    """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
-
-    Raises ValueError where the key has fewer than two values, and where runs with one value differ in other keys than
-    those of MAY_VARY, since they would be several arms.
-    """
-    from kleiber.records.folder import flatten
-
-    values = {run.folder: flatten(run.config).get(key) for run in runs}
-    distinct = dict.fromkeys(map(str, values.values()))
-    if len(distinct) < 2:
-        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
-    if key == "study.arm":
-        return lambda run: None if values[run.folder] is None else str(values[run.folder])
-    for value in distinct:
-        varied = varied_keys([run for run in runs if str(values[run.folder]) == value])
-        further = [name for name in varied if name.partition(".")[0] not in MAY_VARY]
-        if further:
-            raise ValueError(
-                f"--arm {key}: the runs with the value {value} also differ in {', '.join(further)}: name folders whose "
-                "runs differ in this key, the learning rate, the seed and the number of tokens alone"
-            )
-    last = key.rpartition(".")[2]
-    return lambda run: f"{last}={values[run.folder]}"
-
-
-def further_differences(key: str, runs: Sequence[Run]) -> list[str]:
-    """Returns the keys other than `key` in which arms of `arms_by_key` differ; none for the arms of a design.
-
-    Raises ValueError where they differ in what their losses are of, unless `key` is a key of the data.
-    """
-    if key == "study.arm":
-        return []
-    varied = [name for name in varied_keys(runs) if name != key]
-    of_the_loss = [name for name in varied if name.startswith(OF_THE_LOSS)]
-    if of_the_loss and not key.startswith("data"):
-        raise ValueError(
-            f"--arm {key}: the arms also differ in {', '.join(of_the_loss)}, so their losses are of different texts: "
-            "name folders whose runs have the same data and eval.tokens"
-        )
-    return [name for name in varied if name.partition(".")[0] not in MAY_VARY]
-
-
-def varied_keys(runs: Sequence[Run]) -> list[str]:
-    """Returns the keys of the config, without the learning rate, in which runs differ."""
-    from kleiber.records.folder import flatten, identity
-
-    configs = [flatten(identity(run.config)) for run in runs]
-    keys = {name for config in configs for name in config} - {"optimizer.lr"}
-    return sorted(name for name in keys if len({str(config.get(name)) for config in configs}) > 1)

@@ -60,13 +60,20 @@ class Selection:
             kept = [kept[int(place)] for place in table.index]
         return kept[: self.limit]
 
-    def rows(self, runs: Sequence[Run]) -> list[Json]:
-        """Returns a row of plain values for each of the runs: the chosen columns, or all but those of the config."""
-        rows = _rows(runs, self.columns)
+    def rows(self, runs: Sequence[Run], among: Sequence[Run] = ()) -> list[Json]:
+        """Returns a row of plain values for each of the runs: the chosen columns, or all but those of the config.
+
+        among  all runs, of which `runs` were selected; a column that another of them has is empty
+
+        Raises ValueError for a column that no run has.
+        """
+        rows = _rows(runs, self.columns, among=among)
         return [{name: row.get(name) for name in self.columns} if self.columns else row for row in rows]
 
 
-def _rows(runs: Sequence[Run], asked: Sequence[str], with_config: bool = False) -> list[Json]:
+def _rows(
+    runs: Sequence[Run], asked: Sequence[str], with_config: bool = False, among: Sequence[Run] = ()
+) -> list[Json]:
     """Returns a row for each run, with the keys of the configs where an asked column is none of the others.
 
     Raises ValueError for an asked column that no run has.
@@ -77,7 +84,11 @@ def _rows(runs: Sequence[Run], asked: Sequence[str], with_config: bool = False) 
         rows = [{**config_columns(run), **row} for run, row in zip(runs, rows, strict=True)]
         order = dict.fromkeys([*Columns.__annotations__, "folder", *names])  # keys of the config come last
         rows = [{name: row[name] for name in [*order, *row] if name in row} for row in rows]
-    for name in asked:
+    missing = [name for name in asked if not any(name in row for row in rows)]
+    if missing and len(among) > len(runs):
+        _rows(among, missing)
+        return rows
+    for name in missing:
         check_column(name, rows)
     return rows
 
@@ -119,6 +130,7 @@ def print_table(runs: Sequence[Run]) -> None:
     """Prints a table with a line per run, under the number of runs with each status."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=counts(runs), title_justify="left")
     table.add_column("run", overflow="fold")
@@ -132,7 +144,7 @@ def print_table(runs: Sequence[Run]) -> None:
     for run in runs:
         row = run.row()
         table.add_row(
-            run.name,
+            Text(run.name),
             f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),

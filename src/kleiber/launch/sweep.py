@@ -86,7 +86,7 @@ class Sweep:
         reported = write_report(self.study_folder, self.study) if self.study_folder and has_runs else ExitCode.DONE
         if any(self.codes):
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
-            print(f"{failed}; see the lines above and their log.txt")
+            print(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -18,6 +19,8 @@ from kleiber.types import Json, Row
 if TYPE_CHECKING:
     from rich.table import Table
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 def closing_table(folder: Path) -> None:
     """Prints losses, parameters, cost, speed, files and sample continuations of a finished run."""
@@ -26,9 +29,8 @@ def closing_table(folder: Path) -> None:
     from rich.text import Text
 
     summary = read_summary(folder) or {}
-    table = Table(
-        title=f"{summary['name']}/{folder.name}: {summary['status']}", show_header=False, title_justify="left"
-    )
+    title = Text(f"{summary['name']}/{folder.name}: {summary['status']}")
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     stages = summary["stages"]
@@ -37,8 +39,8 @@ def closing_table(folder: Path) -> None:
     else:
         rows = [row for stage in stages for row in stage_rows(stage, len(stages) > 1)]
     for row in rows:
-        table.add_row(*row)
-    table.add_row("folder", str(folder))
+        table.add_row(*map(Text, row))
+    table.add_row("folder", Text(str(folder)))
     console = Console(width=110)
     console.print(table)
     if summary.get("R"):
@@ -46,7 +48,15 @@ def closing_table(folder: Path) -> None:
     samples = folder / "samples.txt"
     if samples.is_file():
         console.print("[bold]continuations[/bold] (prompt>>>model)")
-        console.print(Text(samples.read_text(errors="replace")))
+        console.print(Text(printable(samples.read_text(errors="replace"))))
+
+
+def printable(text: str) -> str:
+    """Returns text with control characters other than newline and tab as escapes, such as \\x1b.
+
+    What a model writes could otherwise change the title, the colors or earlier lines of a terminal.
+    """
+    return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
 def matrix_table(matrix: Json) -> Table:
@@ -54,6 +64,7 @@ def matrix_table(matrix: Json) -> Table:
 
     matrix  the entry "R" of summary.json (see `kleiber.records.summary.score_matrix`)
     """
+    from rich.markup import escape
     from rich.table import Table
 
     names = [matrix["metric"][task].removeprefix("val/") for task in matrix["tasks"]]
@@ -65,9 +76,9 @@ def matrix_table(matrix: Json) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("stage", style="bold")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for name, row in zip(["start", *matrix["stages"]], [matrix["baseline"], *matrix["matrix"]], strict=True):
-        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
+        table.add_row(escape(name), *("" if value is None else f"{value:.4f}" for value in row))
     return table
 
 

@@ -48,7 +48,8 @@ def describe_model(stage: Stage) -> str:
     """Returns the class of the model, its shape and its numbers of parameters."""
     model, counts = stage.plan.model, stage.plan.parameters
     name = str(stage.config.model["_target_"]).rpartition(".")[2]
-    shape = f"{len(model.blocks)} layers, width {model.width}, context {stage.plan.context}"
+    depth = len(model.blocks)
+    shape = f"{depth} layer{'s' * (depth != 1)}, width {model.width}, context {stage.plan.context}"
     active = "" if counts.active == counts.total else f", {counts.active:,} active for each token"
     return f"{name}, {shape}; {counts.total:,} parameters{active}"
 

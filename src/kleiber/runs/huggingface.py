@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.cross_checks import argument
 from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE
+from kleiber.config.targets import argument
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
 from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes

@@ -260,5 +260,5 @@ def sizes_chart(means: Rows, order: Sequence[str]) -> object:
     part = means[means["column"] == SCORE].assign(half=lambda rows: (rows["hi"] - rows["lo"]) / 2)
     return line_chart(
         part, "parameters", "parameters", "arm", "Stereotype score vs number of parameters",
-        value="stereotype score (.5: no bias)",
+        value="stereotype score (.5: no bias)", order=[label(arm) for arm in order],
     )  # fmt: skip

@@ -58,7 +58,7 @@ class ChainOfThought(Compare):
             **findings.tables,
         }
         with_interval = [row for row in gained if row["lo"] is not None]  # which one seed has not
-        figures: Figures = {"digits": partial(chart, shown), **findings.figures}
+        figures: Figures = {"digits": partial(chart, shown, [named.get(arm, arm) for arm in arms]), **findings.figures}
         if with_interval:
             figures["gains"] = partial(gain_chart, with_interval)
         return replace(
@@ -145,13 +145,13 @@ def summary(shown: Rows, gained: Sequence[Json]) -> str:
     return text
 
 
-def chart(shown: Rows) -> object:
-    """Exact match over the number of digits, a line for each arm, with intervals over seeds."""
+def chart(shown: Rows, order: Sequence[str]) -> object:
+    """Exact match over the number of digits, a line for each arm of the page, with intervals over seeds."""
     from kleiber.charts.theme import line_chart
 
     return line_chart(
         shown, "digits", "digits of each term", "arm", "Exact match of held-out sums vs number of digits",
-        value="exact match (share of problems)", linear=True,
+        value="exact match (share of problems)", linear=True, order=order,
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def win_rates(rows: Rows, level: float) -> list[Json]:
     table = []
     for setting in settings(rows):
         estimate = mean_estimate(list(by_seed(rows, setting, WIN).values()), level, "of the prompts")
-        table.append({**dict(zip(KEYS, setting, strict=True)), **as_row(estimate)})
+        table.append({**dict(zip(KEYS, setting, strict=True)), **as_row(estimate and estimate.within(0.0, 1.0))})
     return table
 
 

@@ -20,7 +20,7 @@ PANELS = {  # metrics of a run, and the title of their vertical axis; any task m
     "train/grad_norm": "gradient norm",
 }
 MOST_VALUES = 20_000  # in all lines of a figure, so that a page of many runs stays small
-FEWEST_VALUES = 20  # of a line
+FEWEST_VALUES = 20  # of a line; there are no more lines than can have so many
 MOST_KINDS = 6  # runs in distinct colors; more have colors from dark to light, in their order
 MOST_TITLE = 40  # characters of a run's name in a title
 SIZE = {"width": 330, "height": 210}
@@ -104,13 +104,16 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
 def draw(runs: Sequence[Run], metrics: Sequence[str] = tuple(PANELS)) -> Chart:
     """Returns a panel for each metric that a run has logged: a line for each run, stage and task.
 
-    Raises ValueError as `curve_rows`.
+    Of very many runs only some are drawn, evenly spread over their list. Raises ValueError as `curve_rows`.
     """
-    rows = thin_lines(curve_rows(runs, metrics))
+    drawn = runs[:: math.ceil(len(runs) * len(metrics) * FEWEST_VALUES / MOST_VALUES)]
+    rows = thin_lines(curve_rows(drawn, metrics))
     names = list(dict.fromkeys(rows["run"]))
     parts = {str(metric): part for metric, part in rows.groupby("panel")}
     panels = [panel(parts[metric], metric, names) for metric in metrics if metric in parts]
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
+    if len(drawn) < len(runs):
+        title = f"{len(drawn)} of {len(runs):,} runs, evenly spread over the list"
     if len(names) > MOST_KINDS:
         title += f", from dark to light: {names[0][:MOST_TITLE]} ... {names[-1][:MOST_TITLE]}"
     return apply_theme(alt.concat(*panels, columns=2).properties(title=title))

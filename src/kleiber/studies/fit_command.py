@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.types import Row
 
 ColumnMap = Annotated[
     str | None,
@@ -73,6 +74,9 @@ MaxParams = Annotated[
 ]
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
+]
+ForceAll = Annotated[
+    bool, typer.Option("--force", help="predict even beyond --max-decades, and from a law that was refused")
 ]
 Where = Annotated[list[str] | None, typer.Option(help='use only rows with "loss < 4 and N >= 1e8"; may be repeated')]
 PredictAt = Annotated[
@@ -167,12 +171,13 @@ def predict(
     max_params: MaxParams = None,
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
-    force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
+    force: ForceAll = False,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
-    TOKENS, choose the model with the least FLOPs of training and serving.
+    TOKENS, choose the model with the least FLOPs of training and serving. Exit code 3 if the law was refused when it
+    was fitted, unless --force is set.
     """
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
@@ -184,6 +189,7 @@ def predict(
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
+        _check_accepted(entry, force)
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
@@ -206,6 +212,18 @@ def predict(
     except ValueError as error:
         _refuse(error)
     typer.echo(fitted_law.prediction_line(form, answer, entry["level"]))
+
+
+def _check_accepted(entry: Row, force: bool) -> None:
+    """Prints why a law of laws.json was refused; ends with 3 if it was, unless `force` is set."""
+    from kleiber.studies.law_report import verdict_lines
+
+    refusals = [line for line in verdict_lines(entry) if line.startswith("refuse: ")]
+    for line in refusals:
+        typer.echo(line, err=True)
+    if refusals and not force:
+        typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def report(

@@ -97,7 +97,7 @@ class FittedLaw:
         """
         from kleiber.studies import law_report
 
-        return law_report.charts_of(self.rows, self.form, self.record, "")
+        return law_report.charts_of(self.rows, self.form, self.record)
 
     def plot(self, figure: str | None = None) -> Chart:
         """Draws one of `figures()`; None: the first, which shows observed and predicted values where there are rows.

@@ -176,9 +176,10 @@ def chart(rows: Sequence[Json]) -> object:
 
     table = pd.DataFrame(rows)
     models = list(dict.fromkeys(table["model"]))
+    color = kind_color(models, "model", order=sorted(models, key=lambda model: model == START))  # arms as on the page
     panels = []
     for measure, part in table.groupby("measure", sort=False):
-        base = alt.Chart(part).encode(y=alt.Y("model:N", sort=models, title=None), color=kind_color(models, "model"))
+        base = alt.Chart(part).encode(y=alt.Y("model:N", sort=models, title=None), color=color)
         low, value = (
             alt.X(f"{name}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, labelOverlap=True))
             for name in ("lo", "value")

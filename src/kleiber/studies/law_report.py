@@ -60,7 +60,7 @@ def lines(entry: Row) -> list[str]:
         ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
-        return [*out, *optimum_report.lines(entry), *_verdict_lines(entry)]
+        return [*out, *optimum_report.lines(entry), *verdict_lines(entry)]
     out += [_backtest_line(test, level) for test in entry["backtests"]]
     for rank in entry.get("ranking", ()):
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
@@ -71,10 +71,10 @@ def lines(entry: Row) -> list[str]:
         )
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
-    return out + _verdict_lines(entry)
+    return out + verdict_lines(entry)
 
 
-def _verdict_lines(entry: Row) -> list[str]:
+def verdict_lines(entry: Row) -> list[str]:
     """Returns the printed lines of the verdicts."""
     return [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
 
@@ -196,17 +196,17 @@ def write(
 ) -> None:
     """Writes the page of the fits `records` (entries of laws.json by group, "" without --by) to `tables`."""
     from kleiber.charts.page import render_page
+    from kleiber.charts.theme import with_group
 
     charts, verdicts, tables_by_title, text, kept = {}, [], {}, [], []
     for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
         form = form.for_params(entry["params"])
         rows = fitted_rows(tables[group], form, entry)
-        charts |= {f"g{number}-{kind}": make() for kind, make in charts_of(tables[group], form, entry, name).items()}
-        verdicts += [
-            {**verdict, "text": f"{name}: {verdict['text']}" if by else verdict["text"]}
-            for verdict in entry["verdicts"]
-        ]
+        drawn = {f"g{number}-{kind}": make() for kind, make in charts_of(tables[group], form, entry).items()}
+        charts |= {kind: with_group(chart, name) if by else chart for kind, chart in drawn.items()}
+        before = f"{name}: " if by else ""
+        verdicts += [{**verdict, "text": f"{before}{verdict['text']}"} for verdict in entry["verdicts"]]
         tail = f", {name}" if by else ""
         tables_by_title[f"Parameters{tail}"] = parameters(entry)
         tables_by_title[f"Sensitivity to suspects{tail}"] = suspects_table(entry)
@@ -254,22 +254,22 @@ def headline_of(entry: Row) -> str:
     return optimum_report.headline(entry) if "optima" in entry else headline(entry)
 
 
-def charts_of(rows: Table | None, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
+def charts_of(rows: Table | None, form: Law, entry: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures of a fit, by name; without its table, those of the record alone."""
     if isinstance(form, HyperparameterLaw):
         return optimum_report.figures(entry, form, rows)
     if rows is None:
         return record_figures(entry)
-    return figures(fitted_rows(rows, form, entry), form, entry, name)
+    return figures(fitted_rows(rows, form, entry), form, entry)
 
 
-def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
+def figures(rows: pd.DataFrame, form: Law, entry: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures of a fit, by name of the figure."""
     from kleiber.studies.laws import figures as plots
 
     return {
-        "fit": lambda: plots.fitted(rows, form, name),
-        "residuals": lambda: plots.percent_residuals(rows, form, name),
+        "fit": lambda: plots.fitted(rows, form),
+        "residuals": lambda: plots.percent_residuals(rows, form),
         **record_figures(entry),
     }
 

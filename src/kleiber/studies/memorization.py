@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
@@ -101,7 +101,7 @@ class Memorization(OneRunStudy):
                     estimate = mean_estimate([*cell.of(measure, count).values()], self.level, unit)
                     if estimate is not None:
                         place = {"arm": cell.name, "width": cell.place[1], "repetitions": count, "measure": measure}
-                        rows.append({**place, **as_row(within(estimate, 1.0 if unit == "share" else math.inf))})
+                        rows.append({**place, **as_row(estimate.within(0.0, 1.0 if unit == "share" else math.inf))})
         return rows
 
     def costs(self, cells: Sequence[Cells]) -> list[Json]:
@@ -157,6 +157,8 @@ class Memorization(OneRunStudy):
     def row(self, code: str, cell: Cells, text: str, ours: BySeed, theirs: BySeed, unit: str) -> Json:
         """One difference, paired by seed."""
         estimate = paired_difference(ours, theirs, self.level, unit)
+        if estimate is not None and unit == "share":
+            estimate = estimate.within(-1.0, 1.0)
         return {"code": code, "arm": cell.name, "width": cell.place[1], "difference": text, **as_row(estimate)}
 
 
@@ -171,13 +173,6 @@ METHODS = (
     "Rényi accountant for Poisson sampling; a canary that is repeated has many windows. The learning rate is the same "
     "in all arms and was not tuned for any."
 )
-
-
-def within(estimate: Estimate, largest: float) -> Estimate:
-    """The estimate with its interval between 0 and the largest value, at which the interval of a mean does not end."""
-    if estimate.lo is None or estimate.hi is None:
-        return estimate
-    return replace(estimate, lo=max(0.0, estimate.lo), hi=min(largest, estimate.hi))
 
 
 def shown(epsilon: float) -> float:

@@ -57,7 +57,7 @@ class Needle(Compare):
         }
         figures = {
             "needle": partial(heat_maps, cells, chance),
-            "needle_lengths": partial(lines, lengths, chance),
+            "needle_lengths": partial(lines, lengths, chance, [*named.values()]),
         }
         return replace(
             findings,
@@ -128,13 +128,13 @@ def heat_maps(cells: Rows, chance: float | None) -> object:
     return heat_maps(cells.rename(columns={"mean": "value", "arm": "panel"}), title, guess_text(chance), columns=3)
 
 
-def lines(lengths: Rows, chance: float | None) -> object:
-    """Accuracy over the length of the haystack, a line for each arm, with intervals over seeds."""
+def lines(lengths: Rows, chance: float | None, order: Sequence[str]) -> object:
+    """Accuracy over the length of the haystack, a line for each arm of the page, with intervals over seeds."""
     from kleiber.charts.theme import line_chart
 
     return line_chart(
         lengths, "length", "haystack (tokens)", "arm", "Recall of a needle vs length of the haystack",
-        value="accuracy (mean over places of the needle)", subtitle=guess_text(chance),
+        value="accuracy (mean over places of the needle)", subtitle=guess_text(chance), order=order,
     )  # fmt: skip
 
 

@@ -197,7 +197,7 @@ def tradeoff_chart(losses: Losses) -> object:
     """Loss on the old domain vs loss on the new one: a point for each arm and way, and a line over weights."""
     import altair as alt
 
-    from kleiber.charts.theme import KINDS, with_title
+    from kleiber.charts.theme import kind_color, with_title
 
     points = [
         {
@@ -228,7 +228,7 @@ def tradeoff_chart(losses: Losses) -> object:
     x = alt.X("new:Q", title="loss on the new domain (nats per token)", scale=scale, axis=alt.Axis(tickCount=6))
     y = alt.Y("old:Q", title="loss on the old domain (nats per token)", scale=scale, axis=alt.Axis(tickCount=6))
     legend = alt.Legend(title=None, orient="right", labelLimit=220)
-    color = alt.Color("arm:N", scale=alt.Scale(domain=arms, range=KINDS[: len(arms)]), legend=legend)
+    color = kind_color(arms, "arm", legend)
     shape = alt.Shape("retrieval:N", scale=alt.Scale(domain=ways), legend=legend)
     tips = ["arm:N", "retrieval:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("new", "old"))]
     chart = alt.layer(
@@ -245,8 +245,11 @@ def tradeoff_chart(losses: Losses) -> object:
     return with_title(chart, "Loss on the old domain vs loss on the new one", subtitle=subtitle)
 
 
-def sizes_chart(sizes: Sequence[Json]) -> object:
-    """The change of the loss on the old domain by nearest neighbors vs the tokens of the datastore, by arm."""
+def sizes_chart(sizes: Sequence[Json], arms: Sequence[str]) -> object:
+    """The change of the loss on the old domain by nearest neighbors vs the tokens of the datastore, by arm.
+
+    arms  of the page
+    """
     from kleiber.charts.theme import line_chart
 
     shown = [row for row in sizes if row["retrieval"] == WAYS[KNN]]
@@ -258,4 +261,5 @@ def sizes_chart(sizes: Sequence[Json]) -> object:
         rows, "tokens", "tokens of the old domain in the datastore", "arm",
         "Change of the loss on the old domain vs size of the datastore",
         value="loss with nearest neighbors less that without (nats per token)",
+        order=[*map(label, arms), str(nothing["arm"])],
     )  # fmt: skip

@@ -9,9 +9,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import Chart
+from kleiber.charts.theme import KINDS, Chart, kind_color
 from kleiber.studies.compare.chart_forms import (
-    COLORS,
     GRAY,
     estimates,
     in_rows,
@@ -44,8 +43,7 @@ def domains_of(rows: Rows) -> list[str]:
 def color(domains: Sequence[str], shown: Sequence[str], legend: bool) -> alt.Color:
     """The colors of the domains `shown`, each as it is among all; the same in every panel, so that they share one
     legend."""
-    scale = alt.Scale(domain=list(shown), range=[COLORS[domains.index(name) % len(COLORS)] for name in shown])
-    return alt.Color("series:N", title=None, scale=scale, sort=list(shown), legend=alt.Legend() if legend else None)
+    return kind_color(shown, "series", alt.Legend() if legend else None, domains)
 
 
 def share_label(share: float) -> str:
@@ -96,10 +94,10 @@ def scores_by_text(rows: Rows) -> Chart:
 def dashed(value: float, y: alt.Y) -> list[Chart]:
     """A dashed line across the panel with the words `from scratch` to its right."""
     line = alt.Chart(pd.DataFrame({"score": [value]}))
-    text = line.mark_text(align="left", dx=4, fontSize=10, color=COLORS[0]).encode(
+    text = line.mark_text(align="left", dx=4, fontSize=10, color=KINDS[0]).encode(
         x=alt.value(PANEL["width"]), y=y, text=alt.value("scratch")
     )
-    return [line.mark_rule(strokeDash=[5, 4], color=COLORS[0]).encode(y=y), text]
+    return [line.mark_rule(strokeDash=[5, 4], color=KINDS[0]).encode(y=y), text]
 
 
 def axis_title(rows: Rows) -> str:

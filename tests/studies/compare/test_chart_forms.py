@@ -45,6 +45,14 @@ def test_more_than_six_arms_are_small_multiples_beside_the_reference(number, pan
         assert {row["series"] for row in rows} == {"arm 0", panel["title"]}
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_panels_of_a_measure_have_one_scale(log):
+    rows = pd.DataFrame({"series": "a", "x": [1, 2] * 2, "panel": ["low"] * 2 + ["high"] * 2, "value": [1, 2, 3, 8.0]})
+    panels = forms.lines(rows, alt.X("x:Q"), "share", ["a"], "Share vs x", log=log).to_dict()["concat"]
+    domains = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"] for panel in panels]
+    assert domains[0] == domains[1] and domains[0][0] <= 1 and domains[0][1] >= 8
+
+
 def test_settings_far_beyond_the_frontiers_are_counted_and_not_drawn():
     rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
     points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.01, lr=0.1, n=3, setting="")

@@ -6,9 +6,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from kleiber.charts.theme import KINDS
 from kleiber.studies.compare import figures
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.chart_forms import COLORS
 
 ARMS = {
     "plain": Arm("plain", {0.01: {0: 3.0, 1: 3.1}, 0.1: {0: math.inf, 1: 4.0}}, 0.01, "", {"params": 5.0}),
@@ -51,7 +51,15 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
     chart = figures.over_tokens(rows, list(ARMS), "loss")
     assert drawn(chart, "value") == {-0.1, 0.0, 0.3} and len(drawn(chart, "panel")) == 2
     color = chart.to_dict()["concat"][0]["layer"][0]["encoding"]["color"]["scale"]
-    assert color["range"] == [COLORS[list(ARMS).index("changed")]], "the color of the arm in the other figures"
+    assert color["range"] == [KINDS[list(ARMS).index("changed")]], "the color of the arm in the other figures"
+    order = ["plain", "first", "second", "third"]
+    pairs = [("plain", "third"), ("plain", "first"), ("second", "plain"), ("second", "first")]
+    several = [{**row, "arm": arm, "against": against} for row in rows for arm, against in pairs]
+    color = figures.over_tokens(several, order, "loss").to_dict()["concat"][0]["layer"][0]["encoding"]["color"]["scale"]
+    expected = {"plain - third": 3, "plain - first": 1, "second - plain": 2, "second - first": 4}
+    assert dict(zip(color["domain"], color["range"], strict=True)) == {
+        name: KINDS[place] for name, place in expected.items()
+    }, "a further pair of an arm takes no color of another one"
     for panel in chart.to_dict()["concat"]:
         low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
         assert low <= 0 <= high

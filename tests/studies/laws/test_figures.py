@@ -29,6 +29,14 @@ def test_the_axis_of_the_optimal_sizes_contains_their_intervals():
     assert all(low <= 1e3 and high >= 1e7 for low, high in domains)
 
 
+def test_an_approach_has_one_color_and_shape_and_the_parametric_one_is_black_as_the_law():
+    few, every = ["2 isoflop (interpolated)"], ["1 envelope", "2 isoflop (interpolated)", "3 parametric"]
+    for number in range(2):
+        alone, among = (figures.approach_marks(names)[number].to_dict()["scale"]["range"] for names in (few, every))
+        assert alone == among[1:2] and len(set(among)) == 3
+    assert figures.approach_marks(every)[0].to_dict()["scale"]["range"][2] == "#000000"
+
+
 @pytest.mark.slow
 def test_200_sizes_are_drawn():
     N = np.repeat(np.geomspace(2e4, 2e6, 200), 4)

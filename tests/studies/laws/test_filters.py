@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from kleiber.studies.laws.filters import keep, number, parse_map, parse_numbers, parse_point, parse_values
 
 TABLE = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0], "params": [1e6, 1e7, 1e8, 1e9], "family": ["a", "b", "d=1 x", "b"]})
+TABLE["tied"] = ["true", "false", "null", "true"]  # as `kleiber runs` reads truth values of a config
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,9 @@ TABLE = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0], "params": [1e6, 1e7, 1e8, 1e
         ("loss not in [1, 2]", [2, 3]),
         ("params >= 10M and params < 1B", [1, 2]),
         ("family != b", [0, 2]),
+        ("tied == False", [1]),
+        ("tied in [True]", [0, 3]),
+        ("tied = null", [2]),
     ],
 )
 def test_rows_kept(text, rows):

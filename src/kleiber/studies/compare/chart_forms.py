@@ -12,12 +12,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import WIDTH, Chart, apply_theme, with_title
+from kleiber.charts.theme import WIDTH, Chart, apply_theme, kind_color, with_title
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Row
 
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173",
-          "#31a354", "#b2182b")  # fmt: skip
 MOST = 6  # arms in one panel
 GRAY = "#888"
 FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per token)"
@@ -26,9 +24,7 @@ FORGETTING, TARGET = "forgetting F (nats per token)", "target loss (nats per tok
 def arm_color(order: Sequence[str], shown: Sequence[str], legend: bool = True) -> alt.Color:
     """Returns the colors of the arms `shown`, each as it is among all; of all without a legend, which panels share."""
     shown = shown if legend else order
-    colors = [COLORS[list(order).index(name) % len(COLORS)] for name in shown]
-    scale = alt.Scale(domain=list(shown), range=colors)
-    return alt.Color("series:N", title=None, scale=scale, sort=list(shown), legend=alt.Legend() if legend else None)
+    return kind_color(shown, "series", alt.Legend() if legend else None, order)
 
 
 def small_multiples(draw: Callable[[Sequence[str]], Chart], order: Sequence[str], title: str, subtitle: str) -> Chart:
@@ -97,19 +93,19 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
 def lines(
     rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False
 ) -> Chart:
-    """A line over the means of seeds for each arm, with a small point for each seed.
+    """A line over the means of seeds for each arm, with a small point for each seed; all panels have one scale.
 
     rows  columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
     log   whether the vertical axis is logarithmic
     zero  draws a dashed line at 0
     """
     drawn = [name for name in order if name in set(rows["series"])]
+    values = rows[[name for name in ("value", "lo", "hi") if name in rows]].to_numpy(dtype=float).ravel()
+    values = np.append(values[np.isfinite(values)], [0.0] * zero)
+    scale = alt.Scale(type="log", padding=10, domain=[values.min(), values.max()]) if log else span(values)
 
     def draw(part: Rows, arms: Sequence[str], legend: bool = True) -> Chart:
         """The panel of some of the arms."""
-        ends = [name for name in ("value", "lo", "hi") if name in part]
-        values = [*part[ends].to_numpy().ravel(), *([0.0] if zero else [])]
-        scale = alt.Scale(type="log", padding=10) if log else span(values)
         axis = alt.Axis(tickCount=6)
         shown = part[part["series"].isin(arms)]
         base = alt.Chart(shown).encode(x=x, color=arm_color(order, arms, legend))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -104,6 +104,12 @@ class Estimate:
         if self.lo is None or self.hi is None:
             return f"{self.value:{style}} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
         return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}"
+
+    def within(self, least: float, most: float) -> Estimate:
+        """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
+        if self.lo is None or self.hi is None:
+            return self
+        return replace(self, lo=max(least, self.lo), hi=min(most, self.hi))
 
 
 def interval(values: Sequence[float], level: float) -> tuple[float | None, float | None]:

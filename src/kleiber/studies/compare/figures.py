@@ -80,7 +80,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     gaps = {measure: part for measure, part in gaps.items() if part}
     rows = [
         {
-            "series": gap["arm"], "name": f"{gap['arm']} - {gap['against']}, equal {gap['equal']}",
+            "series": pair_arm(gap, order), "name": f"{gap['arm']} - {gap['against']}, equal {gap['equal']}",
             "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
         }
         for measure, part in gaps.items()
@@ -90,14 +90,19 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     return estimates(rows, order, "", title, zero=True)
 
 
+def pair_arm(row: Row, order: Sequence[str]) -> str:
+    """The arm whose color a pair of arms has: the first, or the second where the first is that of `order`."""
+    return row["against"] if row["arm"] == order[0] else row["arm"]
+
+
 def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Chart:
     """Differences of pairs of arms vs training tokens, a panel at equal tokens and one at equal training time.
 
-    order  the arms; a pair has the color of its first arm, as in the other figures
+    order  the arms; a pair has the color of `pair_arm`, and a further pair of this arm has a color of its own
     """
     shown = [
         {
-            "arm": row["arm"], "series": f"{row['arm']} - {row['against']}", "tokens": row["tokens"],
+            "arm": pair_arm(row, order), "series": f"{row['arm']} - {row['against']}", "tokens": row["tokens"],
             "panel": f"At {way}", **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
         }
         for suffix, way in WAYS.items()
@@ -108,7 +113,8 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     x = values_axis("tokens", "training tokens", frame["tokens"])
     title = "Difference between arms vs training tokens; at 0 they are equal"
     pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
-    colors = [series for arm in order for series in pairs.get(arm, [arm])]
+    colors = [pairs.get(arm, [arm])[0] for arm in order]
+    colors += [series for arm in order for series in pairs.get(arm, [])[1:]]
     return lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
 
 

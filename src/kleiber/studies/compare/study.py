@@ -14,7 +14,7 @@ from functools import partial
 from types import ModuleType
 from typing import ClassVar
 
-from kleiber.config.targets import runtime_signature
+from kleiber.config.extensions import runtime_signature
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import (
     Arm,

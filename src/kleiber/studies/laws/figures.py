@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts import theme
-from kleiber.charts.theme import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, with_title
+from kleiber.charts.theme import Chart, count_tip, format_count, kind_color, log_axis, loss_axis, size_color, with_title
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import decades_outside, fitted_values, widen_interval
@@ -126,8 +126,7 @@ def exponents(record: Row) -> Chart:
     )
     names = list(dict.fromkeys(rows["convention"]))
     y = alt.Y("convention:N", title=None, sort=names, axis=alt.Axis(labelLimit=240))
-    color = alt.Color("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=KINDS[: len(kinds)]))
-    shape = alt.Shape("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds))
+    color, shape = approach_marks(kinds)
     base = alt.Chart(rows).encode(y=y, yOffset=alt.YOffset("approach:N", sort=kinds), color=color)
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("a", "lo", "hi")]
@@ -163,16 +162,26 @@ def allocation(record: Row) -> Chart:
             layers.append(alt.Chart(part).mark_line(color="black", strokeWidth=2, strokeDash=dash).encode(x=x, y=at))
     if len(marks):
         kinds = sorted(marks["approach"].unique())
-        color = alt.Color("approach:N", title=None, scale=alt.Scale(domain=kinds, range=KINDS[1 : 1 + len(kinds)]))
-        shape = alt.Shape("approach:N", title=None, scale=alt.Scale(domain=kinds))
+        color, shape = approach_marks(kinds)
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
         tip = ["approach:N", count_tip("C"), count_tip("N")]
-        layers.append(
-            alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=lower_end_axis(marks, held), y2="hi:Q", color=color)
-        )
+        bars = alt.Chart(marks).mark_rule(opacity=0.35)
+        layers.append(bars.encode(x=x, y=lower_end_axis(marks, held), y2="hi:Q", color=color))
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
     subtitle = f"line and band: the fitted law (C = 6 N D), {percent(record['level'])} interval"
     return with_title(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
+
+
+def approach_marks(names: list[str]) -> tuple[alt.Color, alt.Shape]:
+    """Returns the colors and shapes of approaches to the allocation, by the number that their names begin with.
+
+    The parametric approach, 3, is black as the fitted law is.
+    """
+    order = [next((name for name in names if name[0] == number), number) for number in "312"]
+    shapes = [("circle", "square", "triangle-up")[order.index(name)] for name in names]
+    scale = alt.Scale(domain=list(names), range=shapes)
+    shape = alt.Shape("approach:N", title=None, sort=list(names), scale=scale)
+    return kind_color(names, "approach", alt.Legend(), order), shape
 
 
 def lower_end_axis(marks: pd.DataFrame, held: list[float]) -> Chart:
@@ -192,17 +201,13 @@ def backtests(record: Row) -> Chart:
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("error:Q", title="mean absolute error above the cut (%)", scale=alt.Scale(zero=True)),
-        color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=KINDS[: len(who)])),
+        color=kind_color(who, "who", alt.Legend()),
     )
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
     shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(shape=shape, tooltip=tip)
-    return with_title(
-        base.mark_line(opacity=0.4) + dots,
-        "Backtests",
-        height=220,
-        subtitle="fitted to the runs below the cut, tested on those above",
-    )
+    subtitle = "fitted to the runs below the cut, tested on those above"
+    return with_title(base.mark_line(opacity=0.4) + dots, "Backtests", height=220, subtitle=subtitle)
 
 
 def profile(record: Row, name: str = "E") -> Chart:
@@ -211,20 +216,18 @@ def profile(record: Row, name: str = "E") -> Chart:
     If the curve stays below the threshold, the parameter is not identified.
     """
     profiled = record["profiles"][name]
-    pairs = [(v, s) for v, s in zip(profiled["values"], profiled["statistic"], strict=True) if s is not None]
-    rows = pd.DataFrame(pairs, columns=pd.Index(["value", "statistic"]))
     top = 4 * profiled["threshold"]
-    rows = rows[rows["statistic"] <= top]
+    pairs = zip(profiled["values"], profiled["statistic"], strict=True)
+    shown = [(value, statistic) for value, statistic in pairs if statistic is not None and statistic <= top]
+    rows = pd.DataFrame(shown, columns=pd.Index(["value", "statistic"]))
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
     title = f"F statistic (dashed: {percent(record['level'])} limit)"
     y = alt.Y("statistic:Q", title=title, scale=alt.Scale(domain=[0, top], clamp=True))
     line = alt.Chart(rows).mark_line(color="black", point={"color": "black"}, clip=True).encode(x=x, y=y)
     limit = alt.Chart(pd.DataFrame({"y": [profiled["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
-    reason = (
-        record["params"][name].get("reason")
-        or f"{percent(record['level'])} interval: values at which the curve is below the dashed line"
-    )
+    reason = record["params"][name].get("reason")
+    reason = reason or f"{percent(record['level'])} interval: values at which the curve is below the dashed line"
     return with_title(line + limit.encode(y="y:Q"), f"Profile likelihood of {name}", height=220, subtitle=reason)
 
 
@@ -257,7 +260,7 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 
 
-def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
+def fitted(rows: pd.DataFrame, form: Law) -> Chart:
     """Observed vs predicted target of each row; exact predictions lie on the diagonal."""
     values = rows[["observed", "predicted"]].to_numpy(dtype=float)
     ends = pd.DataFrame({"predicted": [values.min(), values.max()], "observed": [values.min(), values.max()]})
@@ -266,15 +269,13 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
         y = log_axis("observed", "observed", values, kind=alt.Y)
     else:
         style = {"scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
-        x, y = (
-            alt.X("predicted:Q", title="predicted by the law", **style),
-            alt.Y("observed:Q", title="observed", **style),
-        )
+        x = alt.X("predicted:Q", title="predicted by the law", **style)
+        y = alt.Y("observed:Q", title="observed", **style)
     line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
-    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted", subtitle=name)
+    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted")
 
 
-def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
+def percent_residuals(rows: pd.DataFrame, form: Law) -> Chart:
     """Residuals in percent of the prediction vs compute, or vs the first input of the law if compute is unknown."""
     shown = rows.assign(percent=100 * (rows["observed"] / rows["predicted"] - 1))
     along = "C" if "C" in rows else form.inputs[0]
@@ -283,7 +284,7 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     x = log_axis(along, title, at) if at.min() > 0 else alt.X(f"{along}:Q", title=title)
     y = alt.Y("percent:Q", title="observed minus predicted (%)")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    return with_title(zero + row_points(shown, form, x, y), "Residuals", subtitle=name)
+    return with_title(zero + row_points(shown, form, x, y), "Residuals")
 
 
 def row_points(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:

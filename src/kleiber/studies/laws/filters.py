@@ -66,6 +66,12 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
     raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {listed(names)}")
 
 
+def _are_truth_values(column: pd.Series) -> bool:
+    """Whether a column of text has truth values, as true, false and null or as True and False."""
+    texts = set() if pd.api.types.is_numeric_dtype(column) else {str(value).lower() for value in column.dropna()}
+    return bool(texts & {"true", "false"}) and texts <= {"true", "false", "null"}
+
+
 class _Filter:
     """A filter as Python source, in which a word is the name `_i` of its place i."""
 
@@ -109,7 +115,7 @@ class _Filter:
             raise self.error(node.col_offset)
         column_name, value = self.column(name), self.unquoted(node.id)
         column, limit = pd.Series(self.table[column_name]), number(value)
-        if pd.api.types.is_bool_dtype(column):
+        if pd.api.types.is_bool_dtype(column) or _are_truth_values(column):
             column, value = column.astype(str).str.lower(), value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and value == "null" and isinstance(op, EQUALITY):

@@ -21,13 +21,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
-from kleiber.studies.laws import verdicts
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law, Linear, from_file
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
 from kleiber.studies.laws.variance_components import VarianceComponents
+from kleiber.studies.laws.verdicts import Verdict, narrow_input
 from kleiber.types import Json, Row
 
 SCHEMA = Path(__file__).with_name("law.schema.json")
@@ -44,7 +44,7 @@ def parameters(
 ) -> dict[str, Json]:
     """Returns value, interval, interval method and identifiability of each parameter; an open interval end is None."""
     fitted, entries = model.fit, {}
-    narrow = verdicts.narrow_input(fitted)
+    narrow = narrow_input(fitted)
     method = draws.method if draws else "profile" if model.clusters is None else "cluster t"
     ends = dict(zip(fitted.law.params, np.transpose(interval(draws.values, level)), strict=True)) if draws else {}
     for name, value in fitted.params.items():
@@ -194,6 +194,7 @@ class LawRecord(Part):
     flat: list[list[FiniteFloat]] = []
     scatter: dict[str, NonNegative] | None = None
     optima: list[OptimumRow] = []
+    verdicts: list[Verdict] = []
 
     @model_validator(mode="after")
     def check_draws(self) -> LawRecord:

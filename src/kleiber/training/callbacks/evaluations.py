@@ -89,5 +89,6 @@ class Evaluations(LeanCallback):
             self.cost_is_told = True
             times = trainer.max_steps * self.batch_tokens // self.every
             names = ", ".join(measurement.name for measurement in self.measurements)
-            print(f"evaluating {names} takes {seconds:.1f} s, about {times} times in this stage", file=sys.stderr)
+            often = f"about {times} time{'s' * (times != 1)} in this stage"
+            print(f"evaluating {names} takes {seconds:.1f} s, {often}", file=sys.stderr)
         return scores

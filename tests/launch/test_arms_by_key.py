@@ -67,3 +67,30 @@ def test_an_arm_whose_runs_differ_in_another_key_is_refused_with_the_key(folders
         config.write_text(yaml.safe_dump(content))
     assert main(["compare", *folders, "--arm", "optimizer.lr"]) == 2
     assert "batch.tokens" in capsys.readouterr().err
+
+
+def test_a_key_that_a_run_leaves_out_has_its_default(folders, tmp_path, capsys):
+    """Runs that set the default are of one arm with those that leave it out."""
+    full = {"_target_": "kleiber.nn.FullAttention"}
+    set_in_runs(tmp_path / "a", "model", attention=full)
+    for number, path in enumerate(sorted((tmp_path / "b").glob("*/config.yaml"))):
+        config = yaml.safe_load(path.read_text())
+        config["model"]["attention"] = full | ({"qk_norm": True} if number % 2 else {})
+        path.write_text(yaml.safe_dump(config))
+    command = ["compare", *folders, "--arm", "model.attention.qk_norm"]
+    assert main(command) == 2 and "have the value True" in capsys.readouterr().err
+    set_in_runs(tmp_path / "a", "model", attention=full | {"qk_norm": False})
+    assert main(command) == 0
+    assert "qk_norm=True has a lower loss than qk_norm=False" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_choices_of_a_group_are_arms_and_a_misspelt_key_is_refused(folders, tmp_path, capsys):
+    for name, overrides in (("a", []), ("b", ["model=moe", "model.depth=2"])):
+        set_in_runs(tmp_path / name, "model", mlp={"hidden": 64 * len(name + "".join(overrides))})
+        for path in (tmp_path / name).glob("*/config.yaml"):
+            path.with_name("overrides.yaml").write_text(yaml.safe_dump(overrides))
+    assert main(["compare", *folders, "--arm", "model"]) == 0
+    text = capsys.readouterr().out.replace("\n", " ")
+    assert "model=moe has a lower loss than model=gpt" in text and "also differ" not in text
+    assert main(["compare", *folders, "--arm", "model.dpeth"]) == 2
+    assert "model.depth" in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""Checks that the layers of a Transformer can be built; each error names the keys. Imports no torch.
+
+The rules are those of `nn`, whose layers raise the same errors when they are built without a config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from kleiber.config.attention_size import PATTERN
+from kleiber.config.errors import ConfigError
+from kleiber.config.targets import argument, signature
+from kleiber.types import Config, Json
+
+FULL, WINDOW = "kleiber.nn.FullAttention", "kleiber.nn.WindowAttention"
+LATENT, DELTA, NONE = "kleiber.nn.LatentAttention", "kleiber.nn.GatedDeltaNet", "kleiber.nn.NoMixing"
+MOE, DROPPING = "kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe"
+SHARED = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions")  # keys of model and of model.attention
+REFUSED = {  # options that a kind of attention does not have, and why
+    LATENT: (("num_kv_heads", "qk_norm", "value_residual"), "latent has one normalized latent vector for all heads"),
+    DELTA: (SHARED[1:], "delta has a state in place of keys and positions"),
+    NONE: (SHARED, "none has no queries, keys or positions"),
+}
+LEARNED = {  # routers in which tokens choose experts by a learned score; whether their weights sum to 1
+    "TopK": True, "Noisy": True, "Sigmoid": True, "LossFree": True, "GroupLimited": True, "Switch": False,
+    "Sinkhorn": False,
+}  # fmt: skip
+
+
+def check_layers(model: Config) -> None:
+    """Raises ConfigError for a `model` node whose attention or MLP cannot be built."""
+    width, width_text = _width(model)
+    kinds = attention_kinds(model)
+    for target, options in kinds.values():
+        _check_agreement(options)
+        refused, reason = REFUSED.get(target, ((), ""))
+        asked = [_setting(key, value) for key, value in options.items() if key.rpartition(".")[2] in refused]
+        if asked:
+            raise ConfigError(f"model/attention={reason}: remove {' and '.join(asked)}")
+        if target == DELTA and argument(model, "causal") is False:
+            raise ConfigError("model/attention=delta is causal, and model.causal=false: set another model/attention")
+        if width and target in (FULL, WINDOW, LATENT, DELTA):
+            _check_heads(target, options, width, width_text)
+    _check_pattern(model, kinds)
+    _check_experts(model)
+
+
+def attention_kinds(model: Config) -> dict[str, tuple[str, Json]]:
+    """Returns the class of each kind of attention layer of a Transformer, and the options that are set, by their keys.
+
+    The kinds are those of a pattern, in its order; otherwise there is one, named "". None for another model.
+    """
+    chosen = model.get("attention")
+    if "attention" not in signature(str(model["_target_"])).parameters:
+        return {}
+    node: Json = {**chosen} if isinstance(chosen, Mapping) and "_target_" in chosen else {"_target_": FULL}
+    options = {f"model.{name}": model.get(name) for name in SHARED}
+    options |= {f"model.attention.{key}": value for key, value in node.items() if not isinstance(value, Mapping)}
+    if node["_target_"] != "kleiber.nn.layer_pattern":
+        return {"": (str(node["_target_"]), _set(options))}
+    kinds: dict[str, tuple[str, Json]] = {}
+    for kind in dict.fromkeys(argument(node, "pattern")):
+        below = node.get(kind) or {"_target_": PATTERN[kind]}
+        passed = {key: value for key, value in options.items() if kind not in ("delta", "none")}
+        passed |= {key: value for key, value in options.items() if kind == "delta" and key.endswith(".num_heads")}
+        passed |= {f"model.attention.{kind}.{key}": value for key, value in below.items()}
+        kinds[kind] = (str(below["_target_"]), _set(passed))
+    return kinds
+
+
+def _set(options: Json) -> Json:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _setting(key: str, value: object) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _option(options: Json, name: str) -> tuple[str, object]:
+    """Returns the key that decides an option of a layer, and its value; None where it is not set."""
+    keys = [key for key in options if key.rpartition(".")[2] == name]
+    return (keys[0], options[keys[0]]) if keys else ("", None)
+
+
+def _check_agreement(options: Json) -> None:
+    """Refuses an option that the model and its attention set to different values, of which the model's would win."""
+    for name in SHARED:
+        keys = [key for key in options if key.rpartition(".")[2] == name]
+        if any(options[key] != options[keys[0]] for key in keys):
+            settings = " and ".join(_setting(key, options[key]) for key in keys)
+            raise ConfigError(f"{settings} contradict each other, as they set the same option: remove one of them")
+
+
+def _width(model: Config) -> tuple[int | None, str]:
+    """Returns the width of a model, and the key that sets it."""
+    width, aspect, depth = (argument(model, name) for name in ("width", "aspect", "depth"))
+    if width is None and aspect and depth:
+        return aspect * depth, f"width {aspect * depth} (model.aspect x model.depth)"
+    return width, f"model.width={width}"
+
+
+def _check_heads(target: str, options: Json, width: int, width_text: str) -> None:
+    key, heads = _option(options, "num_heads")
+    if heads is None:
+        heads = 2 if width < 128 else width // 64
+        if width % heads or (width >= 128 and width % 64):
+            raise ConfigError(f"{width_text} must be a multiple of 64, or set model.num_heads to a divisor of it")
+    assert isinstance(heads, int)
+    if width % heads:
+        raise ConfigError(f"{key}={heads} must divide {width_text}")
+    shared_key, shared = _option(options, "num_kv_heads")
+    if isinstance(shared, int) and heads % shared:
+        raise ConfigError(f"{shared_key}={shared} must divide {key or 'the number of heads'}={heads}")
+    is_rotary = target in (FULL, WINDOW) and _option(options, "positions")[1] in (None, "rotary")
+    parts = 4 if target == LATENT else 2 if is_rotary else 1
+    if width // heads % parts:
+        name = "model/attention=latent" if target == LATENT else "model.positions=rotary"
+        raise ConfigError(
+            f"{name} needs heads of a multiple of {parts} channels, and {width_text} has {heads} heads of "
+            f"{width // heads}: change model.num_heads"
+        )
+
+
+def _check_pattern(model: Config, kinds: Mapping[str, tuple[str, Json]]) -> None:
+    """Refuses a pattern with layers that would not exist, and values of a first layer that does not pass them on."""
+    if "" in kinds or not kinds:
+        return
+    pattern, depth = argument(model["attention"], "pattern"), argument(model, "depth")
+    if not 1 <= len(pattern) <= depth:
+        raise ConfigError(
+            f"model.attention.pattern=[{','.join(pattern)}] must have at most model.depth={depth} entries: set a "
+            "larger model.depth"
+        )
+    mixes = {kind: _option(options, "value_residual")[1] is True for kind, (_, options) in kinds.items()}
+    if any(mixes.values()) and not mixes[pattern[0]]:
+        raise ConfigError(
+            "model.attention.value_residual=true needs values of the first layer, and model.attention.pattern="
+            f"[{','.join(pattern)}] has none there: let it begin with full or window"
+        )
+
+
+def _check_experts(model: Config) -> None:
+    mlp = model.get("mlp")
+    if not isinstance(mlp, Mapping) or "_target_" not in mlp:
+        return
+    k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
+    if k is not None and experts is not None and k > experts:
+        raise ConfigError(f"model.mlp.k={k} must be <= model.mlp.num_experts={experts}")
+    router = mlp.get("router")
+    if isinstance(router, Mapping) and "acknowledge_leak" in signature(str(router["_target_"])).parameters:
+        _check_leak(model, router)
+    if mlp["_target_"] in (MOE, DROPPING):
+        _check_router(mlp, router if isinstance(router, Mapping) else {"_target_": "kleiber.nn.routers.TopK"})
+        _check_sparse_layers(mlp, argument(model, "depth"))
+
+
+def _check_leak(model: Config, router: Config) -> None:
+    if argument(model, "causal") and not argument(router, "acknowledge_leak"):
+        raise ConfigError(
+            "model/router=expert_choice routes a token by later tokens, which leaks them into a causal model: use "
+            "model=bert with objective=mlm, another router, or set model.mlp.router.acknowledge_leak=true"
+        )
+
+
+def _check_router(mlp: Config, router: Config) -> None:
+    """Refuses a router that cannot learn, or that does not fit the mixture."""
+    package, _, name = str(router["_target_"]).rpartition(".")
+    if package != "kleiber.nn.routers":
+        return
+    parts = argument(mlp, "granularity")
+    k, experts = argument(mlp, "k") * parts, argument(mlp, "num_experts") * parts
+    if k == 1 and LEARNED.get(name):
+        raise ConfigError(
+            f"model.mlp.k=1 leaves the router {name} without a gradient, since its weight is always 1: set "
+            "model/router=switch, or model.mlp.k=2"
+        )
+    if mlp["_target_"] == DROPPING and name not in LEARNED:
+        raise ConfigError(
+            f"model/mlp=dropping needs a learned router in which tokens choose experts, and {name} is not one: set "
+            "model/mlp=moe"
+        )
+    if name != "GroupLimited":
+        return
+    groups, limit = argument(router, "groups"), argument(router, "limit")
+    if experts % groups:
+        raise ConfigError(f"model.mlp.router.groups={groups} must divide the {experts} experts of model.mlp")
+    if limit > groups or limit * (experts // groups) < k:
+        raise ConfigError(
+            f"model.mlp.router.limit={limit} must be <= model.mlp.router.groups={groups}, and so many groups of "
+            f"{experts // groups} experts must hold the {k} experts of a token"
+        )
+
+
+def _check_sparse_layers(mlp: Config, depth: int) -> None:
+    every, dense = argument(mlp, "every"), argument(mlp, "dense_first")
+    if every > depth:
+        raise ConfigError(f"model.mlp.every={every} must be <= model.depth={depth}, the number of layers")
+    last = depth // every * every - 1
+    if dense > last:
+        raise ConfigError(
+            f"model.mlp.dense_first={dense} must be <= {last}, since at least one of model.depth={depth} layers must "
+            "hold experts"
+        )
