@@ -80,6 +80,13 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
     return forward + backward
 
 
+def forward_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
+    """FLOPs per token of a forward pass alone, with the arguments of `training_flops`."""
+    if isinstance(model, HFModel):
+        return model.forward_flops(time, read)
+    return _cost(model, time, entered=False, idle=_unread(model, read))[0]
+
+
 def _unread(model: Model, read: Collection[str]) -> frozenset[int]:
     """Returns the ids of the output layers that the objective does not read.
 

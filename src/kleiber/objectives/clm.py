@@ -16,6 +16,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
+from kleiber.models.counting import forward_flops
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.objective import loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import NonNegative, Positive
@@ -215,3 +216,7 @@ class Distill(Objective):
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
         """Numbers of targets and tokens, where targets are marked."""
         return marked_counts(batch)
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """Those of the teacher."""
+        return forward_flops(self.teacher, time)

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.data.preference import PreferenceCorpus
+from kleiber.models.counting import forward_flops
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.clm import next_token_inputs
@@ -106,6 +107,10 @@ class DPO(Objective):
         """Numbers of pairs, and of tokens in their rows."""
         assert batch.counterpart is not None, "pairs of answers"
         return len(batch), real_tokens(next_token_inputs(stack_pairs(batch, batch.counterpart)))
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """Those of the reference, where it is scored at each step."""
+        return forward_flops(model, time) if self.adapter_off else 0.0
 
     def _reference(self, model: Model, batch: Batch, answers: Tensor) -> Tensor:
         """Log-probabilities of both answers of each pair under the reference, in nats.

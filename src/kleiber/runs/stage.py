@@ -166,7 +166,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
     end_retention(methods, tree, stage, model, evaluate)
     record.add_scores(stage_drift(tree, stage, model, tasks))
-    complete_record(record, tree, stage, model, meter.power())
+    complete_record(record, tree, stage, model, meter.power(), methods)
     return record
 
 

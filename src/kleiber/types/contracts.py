@@ -153,6 +153,10 @@ class Objective:
         """
         return None
 
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """FLOPs per token of forward passes that train nothing, such as a teacher's, over rows of `time` tokens."""
+        return 0.0
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distributions over outcomes, for divergences and Fisher information."""
         raise NotImplementedError(f"objective={type(self).__name__} predicts no distribution over outcomes")
@@ -258,6 +262,13 @@ class Retention(nn.Module):
         The gradients are those of the whole step: the same on every rank, before and after.
         """
         return {}
+
+    def extra_passes(self, rows: int) -> tuple[float, float]:
+        """Passes that a step of `rows` samples makes beyond those of its loss, in multiples of a pass over its rows.
+
+        The first number is of forward passes without gradients, the second of forward and backward passes.
+        """
+        return 0.0, 0.0
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
         """Changes the weights after the optimizer's step, for changes that Adam must not rescale."""
