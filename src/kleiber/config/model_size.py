@@ -154,8 +154,9 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
     experts, k, shared = (parts * int(node.get(key, usual)) for key, usual in defaults)
     hidden = int(node["hidden"]) // parts if node.get("hidden") else -(-gated // (8 * (k + shared))) * 8
     expert = 3 * width * hidden
-    choice = str((node.get("router") or {}).get("_target_"))
-    router, common = ROUTER_MATRICES.get(choice, 1) * experts * width, shared * expert
+    choice = node.get("router")
+    matrices = ROUTER_MATRICES.get(str(choice["_target_"]), 1) if isinstance(choice, Mapping) else 1
+    router, common = matrices * experts * width, shared * expert
     return router + common + experts * expert, router + common + k * expert, router + common + k * expert
 
 
