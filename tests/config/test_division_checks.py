@@ -10,6 +10,8 @@ COMPOSER = Composer()
 REFUSED = [
     ("trainer=expert", ["trainer=expert", "model=moe"]),
     ("trainer=expert model=moe trainer.devices=4 model.mlp.num_experts=6", ["num_experts=6", "trainer.devices=4"]),
+    ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
+    ("trainer=fsdp trainer.devices=1", ["trainer.devices=1", "trainer=fsdp"]),
     ("trainer=expert model=moe trainer.compile=true", ["trainer.compile=true", "trainer=expert"]),
     ("trainer=expert model=moe stages=docs_then_code retention=[ewc]", ["retention=ewc", "trainer=expert"]),
     ("trainer=expert model=moe adapter=lora", ["adapter=lora", "trainer=expert"]),

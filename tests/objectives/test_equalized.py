@@ -9,6 +9,7 @@ from kleiber.data.occupations import Occupations
 from kleiber.data.text import Text
 from kleiber.launch.main import main
 from kleiber.models.transformer import Transformer
+from kleiber.objectives import equalized
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.equalized import Equalized
 from kleiber.types.batch import Batch
@@ -58,6 +59,24 @@ def test_micro_batches_have_the_penalty_of_the_batch(corpus, model):
     totals = [part.total.detach() for part in parts]
     assert float(sum(totals)) == pytest.approx(float(whole.total.detach()), rel=1e-5)
     assert sum(len(objective.draw(part)) for part in batch().split(3)) == len(objective.draw(batch()))
+
+
+@pytest.mark.parametrize(
+    ("is_divided", "is_counted", "passes"), [(False, False, 1), (True, False, 2), (False, True, 2)]
+)
+def test_a_rank_that_draws_no_pair_makes_as_many_passes_as_others(
+    corpus, model, monkeypatch, is_divided, is_counted, passes
+):
+    """Where ranks hold parts of the weights, or count together, each waits for the passes of all."""
+    objective, rows = Equalized(corpus, rate=1e-9), batch()
+    expected = CLM()(model, rows)
+    monkeypatch.setattr(equalized, "needs_other_ranks", lambda _: is_divided)
+    monkeypatch.setattr(equalized, "counts_over_ranks", lambda _: is_counted)
+    counted: list[int] = []
+    model.register_forward_hook(lambda *_: counted.append(1))
+    loss = objective(model, rows)
+    assert len(objective.draw(rows)) == 0 and len(counted) == passes
+    assert loss.total == expected.total and loss.metrics["equalization"] == 0
 
 
 def test_a_step_makes_a_text_and_its_counterfactual_more_alike(corpus, model):

@@ -126,6 +126,18 @@ def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own(
     assert method.extra_passes(64) == (0, 1)
 
 
+def test_replayed_samples_without_targets_add_nothing(monkeypatch):
+    net, method = learned(), Replay(0.5)
+    tasks = [Task("labels", Labels(), OLD, OLD)]
+    method.begin_stage(net, tasks, 0)
+    method.data(NEW, tasks, CLM())
+    monkeypatch.setattr(Labels, "__call__", lambda self, net, batch: Loss(net.head.weight.sum(), torch.zeros(()), {}))
+    penalty = method.penalty(net, NEW.gather(np.arange(8)), 5)
+    assert penalty is not None and penalty.total.item() == 0.0
+    penalty.total.backward()
+    assert not net.head.weight.grad.any()
+
+
 def test_reference_samples_do_not_depend_on_how_the_batch_is_split():
     batch = NEW.gather(np.arange(40))
     whole = reference_samples(TASKS[0], batch, 1, 2, 0, 0.7)

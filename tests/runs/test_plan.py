@@ -54,3 +54,18 @@ def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
         plan.micro_batch("auto", 64, 64, model, cpu) == plan.micro_batch("auto", 64, 64, model, gpu, padded=True) == 64
     )
     assert plan.micro_batch(64, 64, 64, model, cpu, padded=True) == 64, "as asked"
+
+
+def test_every_rank_gets_as_many_samples_as_another():
+    assert plan.batch_samples("256", 64, 2) == 4
+    for tokens, near in ((192, 256), (64, 128), (100, 128), (10, 128)):
+        with pytest.raises(ValueError, match=rf"batch.tokens={tokens} .*multiple of 128: .*batch.tokens={near}$"):
+            plan.batch_samples(tokens, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "micro", "part", "expected"),
+    [("auto", 64, 64, 64), ("auto", 8, 8, 64), ("auto", 8, 64, 16), (1, 1, 64, 2), (64, 64, 64, 64), (16, 16, 8, 32)],
+)
+def test_a_pass_of_the_validation_has_two_micro_batches_where_they_are_limited(setting, micro, part, expected):
+    assert plan.scored_rows(setting, micro, 64, part) == expected

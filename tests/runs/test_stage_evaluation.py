@@ -6,11 +6,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from kleiber.data.order import Reading
 from kleiber.data.tokenizers import Bytes
+from kleiber.models.transformer import Transformer
 from kleiber.runs.stage_evaluation import plan_reading
+from kleiber.types.batch import Batch, Output
 
 
 def test_the_samples_that_a_stage_reads_are_not_known_where_replay_mixes_in_others() -> None:
@@ -33,8 +36,16 @@ def test_a_trunk_is_evaluated_by_tokens_alone_and_its_branches_at_their_ends(lau
     assert scored == {"trunk": False, "5120": True, "8192": True}
 
 
-def test_the_number_of_tokens_is_that_of_the_validation(launch) -> None:
-    run = launch("evals=[perplexity]", "eval.tokens=128")
+def test_the_number_of_tokens_is_that_of_the_validation_in_passes_of_two_micro_batches(launch, monkeypatch) -> None:
+    rows, forward = set(), Transformer.forward
+
+    def count_rows(self: Transformer, batch: Batch, *arguments: object) -> Output:
+        rows.add((torch.is_grad_enabled(), len(batch)))
+        return forward(self, batch, *arguments)
+
+    monkeypatch.setattr(Transformer, "forward", count_rows)
+    run = launch("evals=[perplexity]", "eval.tokens=512", "batch.micro=1", "callbacks.samples=null")
+    assert rows == {(True, 1), (False, 2)}
     scores = json.loads((run / "evals/perplexity.json").read_text())["scores"]["tiny"]
     metrics = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
-    assert scores["loss"]["n"] == 128 and abs(scores["loss"]["value"] - metrics["val/tiny/loss"]) < 1e-5
+    assert scores["loss"]["n"] == 512 and abs(scores["loss"]["value"] - metrics["val/tiny/loss"]) < 1e-5

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from kleiber.runs import stage as stages
+from kleiber.training.callbacks import evaluate
+
 
 def test_tokens_samples_and_flops_follow_from_the_steps(once):
     folder = once()
@@ -41,3 +44,24 @@ def test_energy_and_price_are_those_of_the_device_seconds_and_change_no_folder(o
     assert launch("cost.watts=60", "trainer.max_steps=2") == priced
     unstated = json.loads((once() / "summary.json").read_text())["stages"][0]["cost"]
     assert unstated["source"] in ("assumed", "RAPL") and unstated["price"] is None
+
+
+@pytest.mark.slow
+def test_a_stage_has_the_peak_memory_of_its_training_alone(launch, monkeypatch):
+    """With a device whose peak can be reset, as that of a GPU, and a second stage of smaller steps."""
+    peak = {"bytes": 100}  # of preparing the data
+    monkeypatch.setattr(evaluate, "peak_memory_bytes", lambda _: peak["bytes"])
+    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: peak.update(bytes=90) or {})
+    for module in (stages, evaluate):
+        monkeypatch.setattr(module, "reset_peak_memory", lambda _: peak.update(bytes=1))
+    step = stages.LitLM.training_step
+
+    def training_step(self, batch, index):
+        step(self, batch, index)
+        peak["bytes"] = max(peak["bytes"], 10 * len(batch))
+
+    monkeypatch.setattr(stages.LitLM, "training_step", training_step)
+    chain = "stages.chain={first:{budget:{steps:2}},second:{budget:{steps:2},batch:{tokens:256}}}"
+    folder = launch("stages=chain", chain, "callbacks.samples=null")
+    records = json.loads((folder / "summary.json").read_text())["stages"]
+    assert [record["peak_memory_bytes"] for record in records] == [80, 40]

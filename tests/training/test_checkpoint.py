@@ -30,6 +30,16 @@ def test_weights_come_back_and_stay_tied(tmp_path):
     assert other[0].weight is other[1].weight
 
 
+def test_weights_that_are_a_part_of_a_larger_tensor_are_saved_alone(tmp_path):
+    """Within `full_parameters`, weights are views of what the ranks gathered, which is padded to equal parts."""
+    net, other = tied(), tied()
+    net[0].weight.data = torch.randn(6, 4)[:5]
+    path = write(tmp_path, net=net).path
+    checkpoint.read(path).load_model(other)
+    assert torch.equal(net[0].weight, other[0].weight) and other[0].weight is other[1].weight
+    assert (path / "model.safetensors").stat().st_size < 5 * 4 * 4 + 200
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, name, damage):

@@ -1,6 +1,8 @@
 """The hooks that Lightning skips, and those that a callback or the model defines."""
 
 import inspect
+import io
+import logging
 
 import lightning.pytorch as pl
 import pytest
@@ -15,6 +17,7 @@ from kleiber.training.lightning import (
     callbacks_of,
     count_skipped_step,
     fit,
+    silence,
     stop_after_this_step,
 )
 from kleiber.training.lit import LitLM
@@ -54,6 +57,19 @@ class Linear(LeanModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD([self.weight], lr=0.1)
+
+
+def test_messages_of_a_later_run_are_printed_where_the_stderr_of_the_first_is_closed(monkeypatch, capsys):
+    ours = logging.getLogger("kleiber")
+    monkeypatch.setattr(ours, "handlers", [])
+    with io.StringIO() as first, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", first)
+        silence(rank_zero=True)
+        ours.warning("a message of the first run")
+        assert first.getvalue() == "a message of the first run\n"
+    silence(rank_zero=True)
+    logging.getLogger("kleiber.data").info("a message of the second run")
+    assert capsys.readouterr().err == "a message of the second run\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")

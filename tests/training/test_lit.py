@@ -1,6 +1,7 @@
 """A step that runs out of memory is repeated with half the rows, with the result of those micro-batches."""
 
 import json
+import math
 import re
 
 import pytest
@@ -58,6 +59,16 @@ def test_a_resumed_run_goes_on_with_the_rows_that_it_had(launch, memory, interru
     before = len(tried)
     launch(*OPTIONS)
     assert tried[:2] == [8, 4] and set(tried[2:]) == {2} and len(tried) == before + 4, "steps 3 to 6 again, with 2 rows"
+
+
+def test_a_step_without_targets_is_skipped_and_counts(launch):
+    """Of 64 tokens, none is masked in a third of the steps."""
+    masked = ["model=bert", "objective=mlm", "objective.mask_share=0.02", "batch.tokens=64", "callbacks.log.every=1"]
+    folder = launch(*masked, "budget.steps=6", "eval.tokens=512")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 6 and 0 < sum(map(math.isnan, losses)) < 6
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
 def test_a_row_that_does_not_fit_and_any_other_error_end_the_run(launch, memory):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.training import checkpoint
+from kleiber.training import checkpoint, snapshot
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 
 
@@ -39,6 +39,23 @@ def test_every_tensor_of_a_nested_state_is_copied_once():
     assert copied["a"]["x"] is copied["b"][0] and copied["a"]["x"].tolist() == [1, 1, 1]
     assert copied["a"]["n"] == 3 and copied["b"][1][1] == "text" and copied["b"][1][0].tolist() == [2, 2, 2]
     assert copied["part"].tolist() == [1, 1]
+
+
+class Gathered:
+    """Like the shards of two ranks, whose equal parts are gathered for a tensor with fewer rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def full_tensor(self) -> torch.Tensor:
+        return torch.ones(2 * -(-self.rows // 2), 4)[: self.rows]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_gathered_tensor_is_copied_without_the_rows_that_pad_it(monkeypatch, rows):
+    monkeypatch.setattr(snapshot, "is_sharded", lambda value: isinstance(value, Gathered))
+    copied = copy_tensors({"head": Gathered(rows)})["head"]
+    assert copied.shape == (rows, 4) and copied.untyped_storage().nbytes() == copied.nbytes
 
 
 def test_a_writer_runs_one_function_after_another_beside_the_caller():

@@ -122,6 +122,27 @@ def test_deterministic_refuses_kernels_that_are_not():
     torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_width_of_padded_rows_is_compiled(unchecked, monkeypatch):
+    model, graphs = small(), []
+    monkeypatch.setattr(Local, "compile_model", lambda _, m: m.compile(dynamic=False, backend=count))
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch._dynamo.config.patch(recompile_limit=3, accumulated_recompile_limit=3):
+        Local(compile=True).prepare_model(small(mlp=partial(interleaved_moe, num_experts=4, k=2)))
+        assert torch._dynamo.config.recompile_limit == 3, "its shapes would never end"
+        Local(compile=True).prepare_model(model)
+        for width in (8, 16, 24, 32):
+            for rows in (2, 1):
+                before = len(graphs)
+                model(Batch(torch.zeros(rows, width, dtype=torch.long)))
+                assert len(graphs) > before
+
+
 def loss(folder: Path) -> float:
     metrics = json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
     (final_loss,) = (value for name, value in metrics.items() if name.endswith("/loss"))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
@@ -16,7 +13,7 @@ from kleiber.config.targets import signature
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
-SHARDED = "kleiber.training.FSDP"
+PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 
 def check_compatibility(config: Config) -> None:
@@ -25,11 +22,10 @@ def check_compatibility(config: Config) -> None:
     _heads(config["model"])
     _experts(config["model"])
     _batch(config)
-    _devices(config["trainer"])
-    _sharding(config)
     _stages(config)
     _next_token(config)
     _future(config)
+    _pooling(config)
     _wise(config)
     _l2sp_strength(config)
     _reference(config)
@@ -154,30 +150,13 @@ def _batch(config: Config) -> None:
             f"batch.tokens={config['batch']['tokens']} must be a multiple of model.context={context}, such as {near}"
         )
     rows = int(tokens // context)
-    if rows % devices:
-        near = -(-rows // devices) * devices * context
+    sides, unit = (2, "pairs of answers") if any(_is(config["data"], kind) for kind in PAIRS) else (1, "sequences")
+    if rows % (sides * devices):
+        near = -(-rows // (sides * devices)) * sides * devices * context
         raise ConfigError(
-            f"batch.tokens={config['batch']['tokens']} is {rows} sequences: their number must be a multiple of "
+            f"batch.tokens={config['batch']['tokens']} is {rows / sides:g} {unit}: their number must be a multiple of "
             f"trainer.devices={devices}, as with batch.tokens={near}"
         )
-
-
-def _devices(trainer: Config) -> None:
-    devices = argument(trainer, "devices")
-    if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
-        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
-    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
-        raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
-
-
-def _sharding(config: Config) -> None:
-    """Refuses to shard over one device."""
-    trainer = config["trainer"]
-    if trainer["_target_"] != SHARDED:
-        return
-    devices = argument(trainer, "devices")
-    if devices < 2:
-        raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
 
 
 def _stages(config: Config) -> None:
@@ -190,7 +169,7 @@ def _stages(config: Config) -> None:
 def _next_token(config: Config) -> None:
     objective = config["objective"]
     if argument(config["model"], "causal") is False and any(
-        _is(objective, kind) for kind in ("CLM", "Distill", "Equalized")
+        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "KTO", "Distill", "Equalized")
     ):
         name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
@@ -202,6 +181,12 @@ def _next_token(config: Config) -> None:
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
             raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
+    others = [kind for kind in ("Classify", "Reward", "MLM") if _is(objective, kind)]
+    if others and any(_is(node, "Positions") for node in nodes):
+        raise ConfigError(
+            f"callbacks=positions scores the prediction of next tokens, which objective={others[0].lower()} does not "
+            "train: remove it, or set objective=clm"
+        )
 
 
 def _future(config: Config) -> None:
@@ -216,6 +201,16 @@ def _future(config: Config) -> None:
         raise ConfigError(
             f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
             "later tokens: set model.future=0"
+        )
+
+
+def _pooling(config: Config) -> None:
+    objective = config["objective"]
+    reads_first = _is(objective, "Classify") and argument(objective, "pooling") == "class-token"
+    if reads_first and argument(config["model"], "causal"):
+        raise ConfigError(
+            "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
+            "model depends on no other token: set objective.pooling=mean or last, or model=bert"
         )
 
 
@@ -285,16 +280,3 @@ def _low_rank(config: Config) -> bool:
 
 def _is(node: object, kind: str) -> bool:
     return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")
-
-
-def _has_gpu() -> bool:
-    """Whether this machine has a GPU. Looks for device files first, because importing torch is slow."""
-    if (
-        sys.platform == "linux"
-        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-        and any(Path("/dev").glob("nvidia[0-9]*"))
-    ):
-        return True
-    import torch
-
-    return torch.cuda.is_available()

@@ -1,8 +1,14 @@
-"""Checks that a model can be divided over devices as `trainer` says; each error names the keys. Imports no torch."""
+"""Checks that the machine has the devices of `trainer`, and that a model can be divided over them.
+
+Each error names the keys. Imports no torch, except to count the GPUs of a machine that has some.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from kleiber.config.cross_checks import argument
 from kleiber.config.errors import ConfigError
@@ -16,8 +22,9 @@ ATTENTION = ("kleiber.nn.FullAttention", "kleiber.nn.WindowAttention")
 
 
 def check_division(config: Config) -> None:
-    """Raises ConfigError for a model or a feature that does not work with trainer=expert or tensor."""
+    """Raises ConfigError for devices that there are not, and for what does not work with trainer=expert or tensor."""
     trainer = config["trainer"]
+    _check_devices(trainer)
     name, devices = DIVIDED.get(trainer["_target_"]), argument(trainer, "devices")
     if name is None:
         return
@@ -36,6 +43,29 @@ def check_division(config: Config) -> None:
             raise ConfigError(
                 f"{key} does not work with the divided parameters of trainer={name}: remove it, or set trainer=ddp"
             )
+
+
+def _check_devices(trainer: Config) -> None:
+    devices = argument(trainer, "devices")
+    if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
+        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
+    if trainer["_target_"] == "kleiber.training.FSDP" and devices < 2:
+        raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
+    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
+        raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
+
+
+def _has_gpu() -> bool:
+    """Whether this machine has a GPU. Looks for device files first, because importing torch is slow."""
+    if (
+        sys.platform == "linux"
+        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        and any(Path("/dev").glob("nvidia[0-9]*"))
+    ):
+        return True
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _check_experts(model: Config, devices: int) -> None:

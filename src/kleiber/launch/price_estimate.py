@@ -30,7 +30,7 @@ from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measu
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.runs.plan import describe_stages
+from kleiber.runs.banner import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json
 

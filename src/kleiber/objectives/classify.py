@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kleiber.config.errors import ConfigError
 from kleiber.data.labelled import LabelledCorpus
 from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import Positive
@@ -149,6 +151,14 @@ class Classify(Objective):
         self.has_predictions = corpus.kind == "single"
         self.class_names = corpus.label_names if corpus.kind == "single" else ()
 
+    def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
+        """Raises ConfigError for a pooling that reads nothing of the text from the model."""
+        if model is not None and model.causal and self.pooling == "class-token":
+            raise ConfigError(
+                "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
+                "model depends on no other token: set objective.pooling=mean or last"
+            )
+
     def __call__(self, model: Model, batch: Batch) -> Loss:
         return self.score(model, batch)[1]
 
@@ -177,11 +187,6 @@ class Classify(Objective):
 
     def _encode(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
         """Returns what the output layer reads for each text, and the model's output with its hidden states."""
-        if self.pooling == "class-token" and model.causal:
-            raise ValueError(
-                "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
-                "model depends on no other token: set objective.pooling=mean or last"
-            )
         output = model(Batch(tokens=batch.tokens, real=batch.real, segments=batch.segments, samples=batch.samples))
         texts = pool(output.hidden, batch.real, self.pooling)
         return texts if self.row_scale is None else self.row_scale * F.rms_norm(texts, texts.shape[-1:]), output

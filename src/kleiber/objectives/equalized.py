@@ -8,6 +8,8 @@ from jaxtyping import Int
 
 from kleiber.data.counterfactual import CounterfactualCorpus
 from kleiber.data.order import splitmix64
+from kleiber.nn.moe import counts_over_ranks
+from kleiber.nn.sharding import needs_other_ranks
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import answer_log_probs
 from kleiber.types import NonNegative, Positive, Seed
@@ -56,13 +58,16 @@ class Equalized(CLM):
         if not torch.is_grad_enabled():
             return loss
         penalty = torch.zeros((), device=batch.tokens.device)
-        numbers = self.draw(batch)
+        numbers, weight = self.draw(batch), loss.tokens / (self.rate * len(batch))
+        if not len(numbers) and (needs_other_ranks(model) or counts_over_ranks(model)):
+            # Other ranks may have drawn pairs, and wait for the weights or counts that this rank holds.
+            numbers, weight = np.zeros(1, np.int64), 0.0 * loss.tokens
         if len(numbers):
             pairs = self.pairs.gather(numbers).to(batch.tokens.device)
             log_probs = answer_log_probs(model, pairs)[0]
             gaps = log_probs[:, 0] - log_probs[:, 1]
             # The sum over all micro-batches, divided by their tokens, is the mean over the pairs that are expected.
-            penalty = gaps.square().sum() * (loss.tokens / (self.rate * len(batch)))
+            penalty = gaps.square().sum() * weight
         metrics = {**loss.metrics, "equalization": penalty.detach()}
         return Loss(loss.total + self.strength * penalty, loss.tokens, metrics)
 

@@ -7,6 +7,7 @@ many of its samples as a mixture of this fraction would hold is added to the los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -91,7 +92,8 @@ class Replay(Retention):
                 samples = task.train.gather(np.array([0])).to(batch.tokens.device)
             if samples is not None:
                 loss = task.objective(model, samples)
-                total = total + loss.total / loss.tokens * weight
+                tokens = loss.tokens.masked_fill(loss.tokens == 0, math.inf)  # a small sample may have no masked token
+                total = total + loss.total / tokens * weight
         unit = torch.ones((), device=batch.tokens.device)
         total = total * unit
         return Loss(total, unit, {"replay": total.detach()})

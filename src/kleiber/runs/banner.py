@@ -1,11 +1,16 @@
-"""What a run prints before it trains: model, data, steps, device, folder, loggers, and the command that resumes it."""
+"""What a run prints before it trains: model, data, steps, device, folder, loggers, and the command that resumes it.
+
+Also what a dry run prints of its stages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from kleiber.optimizers.schedules import sparkline
 from kleiber.records.closing_table import command
+from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage
 from kleiber.training.trainer import Local
 
@@ -80,3 +85,50 @@ def describe_device(hardware: Local) -> str:
         device = f"CPU with {threads} thread{'s' if threads > 1 else ''}"
     precision = "bf16 with fp32 weights" if str(hardware.precision) == "bf16" else f"fp{hardware.precision}"
     return f"{device}, {precision}{', compiled' if hardware.compile else ''}"
+
+
+def describe_stages(stages: Sequence[Stage]) -> list[str]:
+    """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
+    is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
+    if is_chain:
+        lines: list[str] = []
+        for stage in stages:
+            lines += [f"stage {stage.name}", *_plan_lines(stage.plan, stage.steps)]
+        return lines + _start_lines(stages)
+    lines = _plan_lines(stages[-1].plan, sum(stage.steps for stage in stages))
+    return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
+
+
+def _plan_lines(plan: Plan, steps: int) -> list[str]:
+    """Lines on a plan whose stages train `steps` optimizer steps in total."""
+    parameters, trained = plan.parameters, steps * plan.batch_tokens
+    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
+    return [
+        f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
+        f"{parameters.non_embedding:,} outside embeddings",
+        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
+        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
+        f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
+        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
+        f"{6 * parameters.active * trained:.3g})",
+        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
+        f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
+        f"{sparkline(plan.schedule, plan.steps)}",
+    ]
+
+
+def _start_lines(stages: Sequence[Stage]) -> list[str]:
+    """A line per stage on the stage and the step that it starts from."""
+    lines = []
+    for stage in stages:
+        start = f"from {stage.parent}" if stage.parent else "from the start"
+        first = stage.branch_step if stage.continues else 0
+        lines.append(f"stage        {stage.name}: {start}, steps {first:,} to {stage.plan.stop_step:,}")
+    return lines
+
+
+def _saving_line(stages: Sequence[Stage]) -> str:
+    """How many steps a tree saves over a separate run for each branch."""
+    trained = sum(stage.steps for stage in stages)
+    separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
+    return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +15,7 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
-from kleiber.optimizers.schedules import Schedule, sparkline
+from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.private_step import plan_private_steps
@@ -24,9 +23,6 @@ from kleiber.training.trainer import Local, free_memory_bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 from kleiber.types.model import Model
-
-if TYPE_CHECKING:
-    from kleiber.runs.stage_tree import Stage
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
@@ -38,6 +34,7 @@ class Plan:
     context          longest row in tokens
     rows             samples in the global batch of an optimizer step
     micro_batch      samples of each rank in a forward and backward pass; 0 in a plan that only estimates costs
+    scored_rows      samples in a forward pass that scores a task
     steps            optimizer steps of the schedule
     stop_step        last step that is trained: `steps`, unless trainer.max_steps is smaller
     flops_per_token  training FLOPs of a token, forward and backward
@@ -59,6 +56,7 @@ class Plan:
     context: int
     rows: int
     micro_batch: int
+    scored_rows: int
     steps: int
     stop_step: int
     flops_per_token: float
@@ -133,6 +131,7 @@ def make_plan(
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
     share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
+    micro = 0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,
         model=model,
@@ -142,7 +141,8 @@ def make_plan(
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded),
+        micro_batch=micro,
+        scored_rows=scored_rows(cfg.batch.micro, micro, rows, largest_part(share, hardware, padded)),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
@@ -167,14 +167,14 @@ def batch_samples(tokens: int | float | str, longest: int, world_size: int) -> i
 
     longest  tokens of the longest possible sample
 
-    Raises ValueError when `tokens` is not a multiple of `longest`, or a rank would get no sample.
+    Raises ValueError when that is not the same number of samples, at least 1, for every rank.
     """
     samples, left = divmod(round(quantity(tokens)), longest)
-    if left or samples < world_size:
-        near = max(world_size, round(quantity(tokens) / longest)) * longest
+    if left or samples % world_size or not samples:
+        near = max(1, round(quantity(tokens) / longest / world_size)) * world_size * longest
         raise ValueError(
-            f"batch.tokens={tokens} must be a multiple of {longest}, the tokens of a sample, and hold at least one "
-            f"sample for each of trainer.devices={world_size}: set batch.tokens={near}"
+            f"batch.tokens={tokens} must be a multiple of {longest * world_size}: {longest}, the tokens of a sample, "
+            f"for each of trainer.devices={world_size}; set batch.tokens={near}"
         )
     return samples
 
@@ -213,8 +213,7 @@ def micro_batch(
 
     rows    samples of this rank in an optimizer step
     sides   rows of `context` tokens that a sample has: 2 for a pair of answers
-    padded  whether rows differ in length. A CPU then splits them into up to eight parts of at least eight rows, so that
-            the rows of a part have similar lengths and little padding
+    padded  whether rows differ in length
     """
     if setting != "auto":
         return min(int(setting), rows)
@@ -222,8 +221,28 @@ def micro_batch(
     if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     memory_limit = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
-    part = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
-    return max(1, min(rows, part, memory_limit))
+    return max(1, min(largest_part(rows, hardware, padded), memory_limit))
+
+
+def largest_part(rows: int, hardware: Local, padded: bool) -> int:
+    """Returns the samples per forward and backward pass where there is memory enough for all `rows`.
+
+    A CPU splits rows that differ in length into up to eight parts of at least eight rows, so that the rows of a part
+    have similar lengths and little padding.
+    """
+    return min(rows, max(8, -(-rows // 8))) if padded and hardware.accelerator == "cpu" else rows
+
+
+def scored_rows(setting: int | str, micro: int, rows: int, part: int) -> int:
+    """Returns the samples per forward pass of an evaluation: `rows`, or fewer where batch.micro or the memory limits
+    the micro-batches `micro` of training.
+
+    Then it is two micro-batches: a pass without gradients keeps the activations of one block only.
+
+    part  the micro-batch for which there would be memory enough
+    """
+    is_limited = setting != "auto" or micro < part
+    return max(1, min(rows, 2 * micro if is_limited else rows))
 
 
 def activation_bytes(model: Model, context: int) -> int:
@@ -246,50 +265,3 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
     return sum(storage.nbytes() for storage in saved.values())
-
-
-def describe_stages(stages: Sequence[Stage]) -> list[str]:
-    """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
-    is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
-    if is_chain:
-        lines: list[str] = []
-        for stage in stages:
-            lines += [f"stage {stage.name}", *_plan_lines(stage.plan, stage.steps)]
-        return lines + _start_lines(stages)
-    lines = _plan_lines(stages[-1].plan, sum(stage.steps for stage in stages))
-    return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
-
-
-def _plan_lines(plan: Plan, steps: int) -> list[str]:
-    """Lines on a plan whose stages train `steps` optimizer steps in total."""
-    parameters, trained = plan.parameters, steps * plan.batch_tokens
-    unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
-    return [
-        f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
-        f"{parameters.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
-        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
-        f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
-        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
-        f"{6 * parameters.active * trained:.3g})",
-        *([] if plan.privacy is None else [f"privacy      {plan.privacy.describe(plan.stop_step)}"]),
-        f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
-        f"{sparkline(plan.schedule, plan.steps)}",
-    ]
-
-
-def _start_lines(stages: Sequence[Stage]) -> list[str]:
-    """A line per stage on the stage and the step that it starts from."""
-    lines = []
-    for stage in stages:
-        start = f"from {stage.parent}" if stage.parent else "from the start"
-        first = stage.branch_step if stage.continues else 0
-        lines.append(f"stage        {stage.name}: {start}, steps {first:,} to {stage.plan.stop_step:,}")
-    return lines
-
-
-def _saving_line(stages: Sequence[Stage]) -> str:
-    """How many steps a tree saves over a separate run for each branch."""
-    trained = sum(stage.steps for stage in stages)
-    separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
-    return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"

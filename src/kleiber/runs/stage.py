@@ -38,6 +38,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
+from kleiber.training.trainer import reset_peak_memory
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -218,6 +219,7 @@ def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Check
     The checkpoint of a stage with an adapter holds only the trained weights; the others are those it started from.
     """
     model.to(tree.hardware.device, tree.hardware.dtype)
+    reset_peak_memory(tree.hardware.device)  # that of an earlier stage
     if saved is None or saved.names is not None:
         tree.load_start(stage, model)
     has_adapter = stage.config.adapter is not None
@@ -239,7 +241,7 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
-    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
+    options = round(quantity(stage.config.eval.watch_tokens)), stage.plan.scored_rows, tree.hardware.runtime
     before = {} if has_pretrained_weights(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
     if not tree.load_start(stage, start):
         return {}

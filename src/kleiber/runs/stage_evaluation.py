@@ -24,7 +24,7 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
         tasks.current,
         every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
         tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
-        rows=max(1, plan.rows),
+        rows=plan.scored_rows,
         runtime=tree.hardware.runtime,
         earlier=tasks.earlier,
         later=tasks.later,
@@ -49,7 +49,7 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
     is_leaf = not branch_steps(tree.stages, stage.name)
     return Evaluations(
         plan.measurements,
-        make_subject(plan.model, plan.corpus, plan.objective, tokens, max(1, min(plan.rows, 64)), reading),
+        make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
         record,
         tree.folder,
         batch_tokens=plan.batch_tokens,

@@ -65,7 +65,7 @@ def complete_record(
         power = device_power(cost, cfg.trainer.accelerator, torch.get_num_threads(), measured)
         record.cost = cost_of(cost, power, record.device_seconds)
     record.mfu = speed * flops / (peak * plan.world_size) if speed and peak else None
-    record.peak_memory_bytes = peak_memory_bytes(device)
+    record.peak_memory_bytes = record.peak_memory_bytes or peak_memory_bytes(device)  # where no step was left to make
     if plan.privacy is not None:
         record.privacy = plan.privacy.record(plan.stop_step)
         record.add_scores({"privacy/epsilon": record.privacy["epsilon"]})

@@ -35,6 +35,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
 from kleiber.training import shard_files
 from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
+from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
@@ -68,7 +69,7 @@ def save(
     final = folder / name(step)
     with _new_directory(final) as part:
         if names is None:
-            save_model(model, str(part / "model.safetensors"))
+            save_model(_without_views(model), str(part / "model.safetensors"))
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
@@ -165,6 +166,14 @@ def _chosen(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
     state = model.state_dict()
     assert names and state.keys() >= set(names), f"no weights of this model: {sorted(set(names) - state.keys())[:5]}"
     return {name: state[name].contiguous() for name in sorted(names)}
+
+
+def _without_views(model: nn.Module) -> nn.Module:
+    """The model, or a copy where a tensor is a part of a larger one, as FSDP2 gathers it; safetensors refuses those."""
+    state = model.state_dict()
+    if all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.values()):
+        return model
+    return Snapshot(copy_tensors(state))
 
 
 def _commit(part: Path, final: Path) -> None:

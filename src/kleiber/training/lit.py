@@ -105,7 +105,7 @@ class LitLM(LeanModule):
         assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
 
     def training_step(self, batch: Batch, index: int) -> None:
-        """Makes one optimizer step, or skips it where the guard refuses.
+        """Makes one optimizer step, or skips it where the batch has no target, or the guard refuses.
 
         Raises Diverged for a loss that is not finite, and what the guard raises.
         """
@@ -124,6 +124,8 @@ class LitLM(LeanModule):
                     logged[f"retention/{name}"] = value
 
         means, tokens = sums.means(), sums.values["tokens"].item()
+        if not tokens and self.privacy is None:  # a small batch may have no masked token
+            return self.skip_step(optimizer, {**means, "grad_norm": 0.0, "lr": 0.0})
         clip, ranks = self.optimizer.clip, self.trainer.world_size
         loss, failure, norm = means["ce"].item(), None, math.nan
         try:

@@ -85,9 +85,9 @@ def private_gradients(
         backward(loss.total / loss.tokens.clamp(min=1))
         add_clipped(totals, parameters, privacy.clip)
         sums.add(loss)
-    if not sums.values:  # the step still has noise
+    if not sums.values.get("tokens"):  # the step still has noise
         device = parameters[0].device
-        sums.values = {"total": torch.zeros((), device=device), "tokens": torch.ones((), device=device)}
+        sums.values |= {"total": torch.zeros((), device=device), "tokens": torch.ones((), device=device)}
         sums.values["ce"] = sums.values["total"]
     for parameter, total in zip(parameters, totals, strict=True):
         noise = torch.empty_like(total).normal_(generator=generator)

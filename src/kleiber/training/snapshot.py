@@ -40,8 +40,8 @@ def copy_tensors(state: Json, keep: bool = True) -> Json:
         """The copy of a tensor, of a container, or the value itself."""
         if is_sharded(value):
             if id(value) not in copies:
-                full = value.full_tensor()
-                copies[id(value)] = full.cpu() if keep else None
+                full = value.full_tensor()  # a view of the ranks' equal parts, which have more rows than the tensor
+                copies[id(value)] = full.to("cpu", copy=True) if keep else None
             return copies[id(value)]
         if isinstance(value, Tensor):
             if value.numel() == 0:  # empty tensors share the address 0

@@ -28,8 +28,10 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
+from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
+from kleiber.nn.moe import MoE
 from kleiber.types import Count
 from kleiber.types.model import Model
 
@@ -137,6 +139,7 @@ class Local:
             checkpoint_activations(model)
         if self.compile:
             keep_compiled()
+            allow_shapes(model)
             self.compile_model(model)
 
     def compile_model(self, model: Model) -> None:
@@ -218,6 +221,16 @@ def keep_compiled() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
 
 
+def allow_shapes(model: Model) -> None:
+    """Lets torch.compile make a graph for each shape of a batch, where by default it compiles only the first eight."""
+    if not any(isinstance(module, MoE) for module in model.modules()):  # within one, shapes are new in every step
+        from torch._dynamo import config
+
+        shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients
+        config.recompile_limit = max(config.recompile_limit, shapes)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, shapes)
+
+
 def checkpoint_activations(model: Model) -> None:
     """Makes the backward pass recompute the activations inside every block."""
     for block in model.blocks:
@@ -244,10 +257,16 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: that of PyTorch's allocator on a GPU, that of the whole process on a CPU."""
+    """Peak memory in bytes: of PyTorch's allocator since the last reset on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Makes the memory in use now the peak of a GPU. The peak of a process, and so of a CPU, cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_memory_bytes(accelerator: str) -> int:

@@ -52,6 +52,21 @@ def test_a_branch_has_the_curve_of_its_trunk_but_not_the_seconds_that_it_took(st
     assert record.curve == trunk.curve and record.evaluation_seconds == seconds
 
 
+def test_the_peak_memory_of_a_stage_is_that_of_its_steps_and_not_of_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device whose peak can be reset, as that of a GPU."""
+    record, peak = StageRecord(name="main"), SimpleNamespace(bytes=0)
+    monkeypatch.setattr(evaluate, "peak_memory_bytes", lambda device: peak.bytes)
+    monkeypatch.setattr(evaluate, "reset_peak_memory", lambda device: setattr(peak, "bytes", 1))
+    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: setattr(peak, "bytes", 90) or {})
+    module = SimpleNamespace(model=torch.nn.Linear(1, 1), device=torch.device("cpu"))
+    callback = evaluate.Evaluate(record, [], every=1, tokens=None, rows=1)
+    for step, of_step, expected in ((1, 50, 50), (2, 40, 50), (3, 60, 60)):
+        peak.bytes = max(peak.bytes, of_step)
+        trainer = SimpleNamespace(global_step=step, max_steps=3, loggers=[])
+        callback.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+        assert record.peak_memory_bytes == expected
+
+
 def test_a_validation_loss_that_is_not_finite_ends_the_run_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is logged first; the loss of another stage's task and a metric that is no loss may be nan."""
     scores = {"val/docs/loss": 2.0, "val/docs/auc": math.nan, "val/later/loss": math.nan}

@@ -36,6 +36,16 @@ def test_the_average_is_its_formula_from_its_start_and_training_is_left_alone(la
 
 
 @pytest.mark.slow
+def test_an_average_that_would_begin_late_is_refused(launch, interrupted, capsys):
+    with interrupted(2):
+        launch("budget.steps=4", "trainer.max_steps=4", code=130)
+    launch("budget.steps=4", "trainer.max_steps=4", "callbacks=ema", code=2)
+    assert "callbacks.ema.start=0: the run is at step 1" in capsys.readouterr().err
+    folder = launch("budget.steps=4", "trainer.max_steps=4", "callbacks=ema", "callbacks.ema.start=2")
+    assert (folder / "stages/main/ema/step-00000004").is_dir()
+
+
+@pytest.mark.slow
 def test_it_is_scored_as_what_it_is_and_resumed_bit_by_bit(launch, interrupted):
     folder = launch(*OPTIONS)
     metrics = stage(folder)["metrics"]

@@ -20,6 +20,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from kleiber.config.errors import ConfigError
 from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.nn.sharding import full_parameters, local
 from kleiber.records.summary import Scores, StageRecord
@@ -27,6 +28,7 @@ from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
 from kleiber.training.step import Diverged
+from kleiber.training.trainer import peak_memory_bytes, reset_peak_memory
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
@@ -119,6 +121,8 @@ class Evaluate(LeanCallback):
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
         power_of_two = bool(self.earlier) and step & (step - 1) == 0
+        if last or due or power_of_two:
+            add_training_memory(self.record, pl_module.device)
         if last or due:
             self.record.metrics = self.scores(
                 pl_module.model, self.all if last else self.stage_tasks, self.tokens, "val"
@@ -153,10 +157,26 @@ class Evaluate(LeanCallback):
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
-        began = time.perf_counter()
-        new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
-        self.record.evaluation_seconds += time.perf_counter() - began
-        return new_scores
+        with apart_from_training(self.record, next(model.parameters()).device):
+            return score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
+
+
+def add_training_memory(record: StageRecord, device: torch.device) -> None:
+    """Sets the peak memory of the record to that of training, to be called after a step and before an evaluation.
+
+    On a GPU it is that of this stage without evaluations. On a CPU it is the largest resident memory of the process so
+    far, with libraries, earlier stages and evaluations, because that cannot be reset.
+    """
+    record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes(device))
+
+
+@contextmanager
+def apart_from_training(record: StageRecord, device: torch.device) -> Iterator[None]:
+    """Adds the seconds within the context to those of evaluation; on a GPU, its memory leaves no peak."""
+    began = time.perf_counter()
+    yield
+    reset_peak_memory(device)
+    record.evaluation_seconds += time.perf_counter() - began
 
 
 class StopAtLoss(LeanCallback):
@@ -204,6 +224,13 @@ class EMA(LeanCallback):
         self.average = state_dict["average"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Raises ConfigError where the run is past the first step of an average that it has not begun."""
+        step = trainer.global_step
+        if step and step >= self.start and not self.average:
+            raise ConfigError(
+                f"callbacks.ema.start={self.start}: the run is at step {step:,}, and trained so far without "
+                f"callbacks=ema: set callbacks.ema.start={step + 1}, or resume=never to train it again"
+            )
         self.average = {name: tensor.to(pl_module.device) for name, tensor in self.average.items()}
 
     @torch.no_grad()

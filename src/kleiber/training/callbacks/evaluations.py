@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import Measurement, metrics, save_results
 from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
+from kleiber.training.callbacks.evaluate import add_training_memory, apart_from_training
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 
@@ -58,6 +58,8 @@ class Evaluations(LeanCallback):
                 (step - 1) * self.batch_tokens // self.every
             )
         if due:
+            if step < trainer.max_steps:  # where `Evaluate` has added it before it scored
+                add_training_memory(self.record, pl_module.device)
             scores = self.scores(trainer, pl_module)
             self.record.add_to_row(step, scores)
 
@@ -71,13 +73,16 @@ class Evaluations(LeanCallback):
 
     def scores(self, trainer: Trainer, pl_module: LitLM) -> Scores:
         """Evaluates the model, logs and returns its scores by metric; {} on every other rank than the first."""
-        began, scores = time.perf_counter(), {}
-        with full_parameters(pl_module.model), trainer.precision_plugin.val_step_context():
+        model, scores, before = pl_module.model, {}, self.record.evaluation_seconds
+        with (
+            apart_from_training(self.record, pl_module.device),
+            full_parameters(model),
+            trainer.precision_plugin.val_step_context(),
+        ):
             if trainer.is_global_zero:
                 for measurement in self.measurements:
                     scores |= self.measure(measurement, trainer.global_step)
-        seconds = time.perf_counter() - began
-        self.record.evaluation_seconds += seconds
+        seconds = self.record.evaluation_seconds - before
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)
         if trainer.is_global_zero and self.every is not None and not self.cost_is_told:
