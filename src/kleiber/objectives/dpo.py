@@ -25,12 +25,8 @@ from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.objective import (
-    SampleTable,
-    loss_with_auxiliary,
-    real_tokens,
-    rescale_auxiliary,
-    set_reference,
-)
+    SampleTable, loss_with_auxiliary, real_tokens, rescale_auxiliary, set_reference,
+)  # fmt: skip
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer

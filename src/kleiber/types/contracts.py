@@ -147,10 +147,7 @@ class Objective:
         return batches
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
-        """What the loss of the batch is divided by, and the number of real tokens that the model reads for it.
-
-        Their ratio in the whole step is the factor of the auxiliary losses. None where it is 1.
-        """
+        """Divisor of the loss and real tokens read; their ratio in a step scales auxiliary losses. None where it is 1."""
         return None
 
     def unlearned_flops(self, model: Model, time: int) -> float:
@@ -264,9 +261,9 @@ class Retention(nn.Module):
         return {}
 
     def extra_passes(self, rows: int) -> tuple[float, float]:
-        """Passes that a step of `rows` samples makes beyond those of its loss, in multiples of a pass over its rows.
+        """Forward passes, and forward and backward passes, that a step of `rows` samples makes beyond those of its loss.
 
-        The first number is of forward passes without gradients, the second of forward and backward passes.
+        In multiples of a pass over its rows.
         """
         return 0.0, 0.0
 
