@@ -77,7 +77,12 @@ def marked_counts(batch: Batch) -> tuple[Tensor, int | Tensor] | None:
     weights = target_weights(batch)
     if batch.weights is None or weights is None:
         return None
-    return weights.sum(), real_tokens(next_token_inputs(batch))
+    return weights.sum(), read_tokens(batch)
+
+
+def read_tokens(batch: Batch) -> int | Tensor:
+    """Number of real tokens that a model reads to predict the next ones."""
+    return real_tokens(next_token_inputs(batch))
 
 
 def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tensor | None) -> Tensor:

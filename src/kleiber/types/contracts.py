@@ -147,7 +147,7 @@ class Objective:
         return batches
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
-        """Divisor of the loss and real tokens read; their ratio in a step scales auxiliary losses. None where it is 1."""
+        """Divisor of the loss, and real tokens read: their ratio in a step scales auxiliary losses. None: it is 1."""
         return None
 
     def unlearned_flops(self, model: Model, time: int) -> float:
@@ -261,10 +261,7 @@ class Retention(nn.Module):
         return {}
 
     def extra_passes(self, rows: int) -> tuple[float, float]:
-        """Forward passes, and forward and backward passes, that a step of `rows` samples makes beyond those of its loss.
-
-        In multiples of a pass over its rows.
-        """
+        """Extra forward passes, and forward and backward passes, of a step, in multiples of a pass over its `rows`."""
         return 0.0, 0.0
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
