@@ -32,6 +32,7 @@ CHOICES = [
     ["model=bert", "objective=mlm"], ["model=moe"], ["model=moe", "model.mlp.every=2", "model.mlp.num_shared=1"],
     ["model=moe", "model.depth=3", "model.mlp.dense_first=1", "model.mlp.granularity=2"],
     ["model=moe", "model.mlp.hidden=48", "model.mlp.granularity=3", "model.mlp.num_shared=2"],
+    *(["model=moe", f"model/router={router}"] for router in ("hash", "random", "noisy")),
     ["model=moe", "model/mlp=dropping"], ["model.qk_norm=false"],
     ["model=bert", "objective=mlm", "model/attention=window"], ["model=lstm"],
     ["model=lstm", "model.depth=3", "model.width=40", "model.hidden=24", "model.tied=false"],

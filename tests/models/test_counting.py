@@ -152,6 +152,17 @@ def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_n
         assert training_flops(model, TIME) < executed_flops(model, TIME)
 
 
+def test_every_expert_is_executed_by_the_dense_backend():
+    dense, grouped = (
+        Transformer(96, width=64, context=TIME, mlp=partial(interleaved_moe, num_experts=4, k=2, backend=backend))
+        for backend in ("dense", "grouped")
+    )
+    other, attention = measured(dense)
+    expected = other + (TIME + 1) / 2 / TIME * attention
+    assert executed_flops(dense, TIME) == pytest.approx(expected, rel=0.03)  # and the sum over experts
+    assert training_flops(dense, TIME) == training_flops(grouped, TIME) == executed_flops(grouped, TIME)
+
+
 def test_recomputation_is_what_the_counter_sees():
     model = Transformer(96, width=64, context=TIME)
     checkpoint_activations(model)

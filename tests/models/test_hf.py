@@ -177,6 +177,15 @@ def test_impossible_settings_are_refused_by_key(tmp_path):
         HFModel(VOCAB, "/nowhere")
     with pytest.raises(ValueError, match=r"model\.context=513 .*512"):
         HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = WIDE | {"max_position_embeddings": 18}
+    RobertaForMaskedLM(RobertaConfig(vocab_size=VOCAB, **sizes, pad_token_id=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.context=17 .*<= 16"):  # positions begin above the id of padding
+        HFModel(VOCAB, str(tmp_path), context=17)
+    row = torch.full((1, 16), 5)
+    assert HFModel(VOCAB, str(tmp_path), context=16)(Batch(row)).hidden.shape[1] == 16
+    assert HFModel(VOCAB, "roberta", "random", sizes, context=18).context == 18, "random weights begin at 0"
     for kind in ("t5", "mamba"):
         with pytest.raises(ValueError, match=f"model.path={kind} "):
             HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)

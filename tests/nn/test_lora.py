@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from kleiber.models.transformer import LMHead
 from kleiber.nn.lora import Adapted, adapt, decompose, merge, without_updates
+from kleiber.nn.mup import MuP
 from kleiber.types.batch import Role
 from kleiber.types.model import Layer
 
@@ -89,6 +91,12 @@ def test_roles_name_every_parameter_with_its_fan_in():
     assert of_stack.roles() == {
         "matrices": Role("hidden", 6), "matrices_lora_a": Role("hidden", 6), "matrices_lora_b": Role("output", 3),
     }  # fmt: skip
+
+
+def test_a_of_an_output_layer_has_its_constant_rate():
+    head = LMHead(nn.Parameter(torch.randn(5, 6)), 1.0, None)
+    roles = adapted(head, "weight").roles()
+    assert roles["weight_lora_a"] == Role("output", 6) and MuP().lr_scale(roles["weight_lora_a"]) == 1
 
 
 def test_the_seed_decides_a_and_a_second_adapted_weight_keeps_the_first():

@@ -5,9 +5,11 @@ from functools import partial
 import pytest
 import torch
 
+from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
+from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.types.batch import Role
 
@@ -25,6 +27,17 @@ def test_both_agree_with_plain_attention_at_the_base_head_and_all_is_one_at_the_
     assert mup.attention(16) == StandardParametrization().attention(16)
     assert mup.residual(2) == mup.output(32).multiplier == mup.router(32).multiplier == 1
     assert mup.lr_scale(Role("hidden", 32)) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_at_the_base_only_matrices_of_another_fan_in_have_a_factor(tied):
+    model = Transformer(40, depth=2, width=32, context=16, tied=tied, mlp=partial(interleaved_moe, every=2))
+    factors = {name: MuP().lr_scale(role) for name, role in model.roles().items()}
+    other = {name: 32 / model.roles()[name].fan_in for name in factors if ".down" in name}
+    assert {name: factor for name, factor in factors.items() if factor != 1} == other
+    assert len(other) == 2 and all(factor < 1 for factor in other.values())
+    assert model.head.multiplier == model.blocks[0].residual == model.blocks[1].mlp.router.linear.multiplier == 1
+    assert model.embedding_multiplier == (pytest.approx(32**0.5) if tied else 1)
 
 
 def test_hidden_learning_rates_fall_with_fan_in_and_nothing_else_does():

@@ -21,4 +21,8 @@ def test_options_of_softmax_attention_reach_its_layers_alone():
         layer_pattern(Site(32, 2, layer), ["full", "delta"], num_heads=4, qk_norm=False, positions="none", soft_cap=3.0)
         for layer in (0, 1)
     )
+    shared, latent = (
+        layer_pattern(Site(32, 2, layer), ["full", "latent"], num_heads=4, value_residual=True) for layer in (0, 1)
+    )
+    assert shared.shares_values and not latent.shares_values
     assert full.q_norm is None and full.rope is None and full.soft_cap == 3.0 and delta.num_heads == 4

@@ -64,6 +64,13 @@ def test_the_steps_own_gradient_is_untouched_where_they_agree():
     assert train(learned(), NEW, 3, [begun()])["agem"] in (0.0, 1.0)
 
 
+def test_the_extra_passes_are_those_over_the_reference_samples():
+    net, method, rows = learned(), begun(16), []
+    net.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    method.reference_gradient(net, list(net.parameters()), 0)
+    assert method.extra_passes(8) == (0, sum(rows) / 8) == (0, 2)
+
+
 def test_reference_samples_are_those_of_its_memory():
     net, method = learned(), AGEM(4000, memory=10 * CONTEXT)
     method.begin_stage(model(), TASKS, 3)

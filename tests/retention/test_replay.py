@@ -123,6 +123,7 @@ def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own(
     expected = Labels()(net, drawn)
     found = method.penalty(net, batch, 5)
     assert found is not None and found.total.item() == pytest.approx(expected.total.item() / 64)
+    assert method.extra_passes(64) == (0, 1)
 
 
 def test_replayed_samples_without_targets_add_nothing(monkeypatch):

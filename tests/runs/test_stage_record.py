@@ -34,6 +34,23 @@ def test_tokens_samples_and_flops_follow_from_the_steps(once):
     assert (folder / stage["checkpoint"] / "meta.json").is_file()
 
 
+@pytest.mark.slow
+def test_passes_that_methods_against_forgetting_add_are_executed(once, launch, tmp_path):
+    text = tmp_path / "other.txt"
+    text.write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(2000)))
+    options = ("init=checkpoint", f"init.path={once()}", f"data.path={text}", "trainer.max_steps=2", "batch.tokens=512")
+    flops = {}
+    for method in ("null", "[agem]", "[lwf]"):
+        folder = launch(*options, f"retention={method}")
+        stage = json.loads((folder / "summary.json").read_text())["stages"][-1]
+        flops[method] = stage["flops"]
+        rows = stage["batch_tokens"] * stage["samples"] / stage["tokens"]
+    assert len({values["model"] for values in flops.values()}) == 1
+    plain = flops["null"]["executed"]
+    assert flops["[agem]"]["executed"] == pytest.approx(plain * (1 + 8 / rows))
+    assert flops["[lwf]"]["executed"] == pytest.approx(plain * (1 + 1 + 1 / 3))
+
+
 def test_energy_and_price_are_those_of_the_device_seconds_and_change_no_folder(once, launch):
     priced = launch("cost.watts=50", "cost.price=2", "cost.currency=EUR", "trainer.max_steps=2")
     stage = json.loads((priced / "summary.json").read_text())["stages"][0]

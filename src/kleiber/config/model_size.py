@@ -20,6 +20,7 @@ from kleiber.types import Config
 
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
+ROUTER_MATRICES = {"kleiber.nn.routers.Hash": 0, "kleiber.nn.routers.Random": 0, "kleiber.nn.routers.Noisy": 2}
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
 WRAPPED = "kleiber.models.HFModel"
@@ -160,7 +161,9 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
     experts, k, shared = (parts * int(node.get(key, usual)) for key, usual in defaults)
     hidden = int(node["hidden"]) // parts if node.get("hidden") else -(-gated // (8 * (k + shared))) * 8
     expert = 3 * width * hidden
-    router, common = experts * width, shared * expert
+    choice = node.get("router")
+    matrices = ROUTER_MATRICES.get(str(choice["_target_"]), 1) if isinstance(choice, Mapping) else 1
+    router, common = matrices * experts * width, shared * expert
     return router + common + experts * expert, router + common + k * expert, router + common + k * expert
 
 

@@ -82,6 +82,13 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
     return forward + backward
 
 
+def forward_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
+    """FLOPs per token of a forward pass alone, with the arguments of `training_flops`."""
+    if isinstance(model, HFModel):
+        return model.forward_flops(time, read)
+    return _cost(model, time, entered=False, idle=_unread(model, read))[0]
+
+
 def without_weights(model: Model) -> Model:
     """Returns a copy of a model whose parameters and buffers are on PyTorch's meta device: they need no memory."""
     empty: dict[int, torch.Tensor] = {}  # by the id of the tensor of the model, as deepcopy looks copies up

@@ -21,6 +21,7 @@ from kleiber.models.hf_pretrained import (
     NoHead,
     check_finite,
     find_head,
+    first_position,
     quiet_transformers,
     reads_ahead,
 )
@@ -74,7 +75,7 @@ class HFModel(Model):
             self.inner, missing = _build(auto, settings, folder, path)
         if folder is not None and not allow_nonfinite:
             check_finite(self.inner, folder)
-        longest = setting(settings, "max_position_embeddings")
+        longest = setting(settings, "max_position_embeddings") - first_position(self.inner)
         if 0 < longest < context:
             raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
         rows = self.embedding.weight.shape[0]

@@ -181,6 +181,12 @@ def find_head(inner: PreTrainedModel, whole: bool, path: str) -> HFHead | NoHead
     return head
 
 
+def first_position(inner: PreTrainedModel) -> int:
+    """The position of a row's first token: 0, or one above the id of padding in models such as RoBERTa."""
+    tables = [vars(m) for m in inner.modules() if "position_embeddings" in m._modules]
+    return max((1 + table["padding_idx"] for table in tables if isinstance(table.get("padding_idx"), int)), default=0)
+
+
 def _transform(inner: PreTrainedModel) -> Transform | None:
     """What an encoder applies before the matrix; None where the matrix is applied to the hidden states themselves.
 
@@ -257,6 +263,7 @@ class HFCache(DecodingCache):
         return self.inner.get_seq_length()
 
     def tensors(self) -> list[Tensor]:
+        """Keys, values and states of all layers."""
         kept: list[Tensor | None] = []
         for layer in map(vars, self.inner.layers):
             kept += [layer[name] for name in ("keys", "values") if name in layer]

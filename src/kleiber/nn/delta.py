@@ -73,7 +73,7 @@ class GatedDeltaNet(Attention):
     ) -> Float[Tensor, "batch time dim"]:
         """The output to add to the residual stream.
 
-        mask   False on padding, which leaves the state as it is
+        mask   False on padding, which writes nothing into the state (padding behind a row lets it decay)
         cache  the last inputs of the convolution, and the state
         """
         batch, time, _ = x.shape

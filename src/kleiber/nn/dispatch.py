@@ -66,6 +66,10 @@ class Experts(Layer):
     def flops(self, time: int) -> float:
         return 2.0 * self.k * (self.gate_up[0].numel() + self.down[0].numel())
 
+    def executed_flops(self, time: int) -> float:
+        """All experts where the backend computes each of them for every token."""
+        return self.flops(time) * (len(self.gate_up) / self.k if self.backend == "dense" else 1.0)
+
 
 def dispatch_over_ranks(
     backend: Backend,

@@ -43,14 +43,16 @@ class Adapted(Layer):
 
         The fan-in of A grows with the width, as that of a hidden matrix; the fan-in of B is `rank` at every width. The
         learning rates are therefore those of LoRA+ (Hayou et al. 2024, arXiv:2402.12354): proportional to 1/width for A
-        and constant for B. Magnitudes are gains: no weight decay, and the full rate.
+        and constant for B. In an output layer or a router, whose results are multiplied by 1/width, the rate of A is
+        constant too. Magnitudes are gains: no weight decay, and the full rate.
         """
         linear = isinstance(self, nn.Linear)
         roles = {"weight": Role("hidden", self.in_features), "bias": Role("vector", 1)} if linear else super().roles()
         for name in self.lora_scales:
             a, b = self.get_parameter(name + A), self.get_parameter(name + B)
             stack = a.ndim == 3
-            roles[name + A] = Role("hidden", a.shape[1] if stack else a.shape[-1])
+            kind = "output" if roles[name].kind == "output" else "hidden"
+            roles[name + A] = Role(kind, a.shape[1] if stack else a.shape[-1])
             roles[name + B] = Role("output", b.shape[1] if stack else b.shape[-1])
             if name + M in self._parameters:
                 roles[name + M] = Role("vector", 1)

@@ -23,8 +23,10 @@ class MuP:
     Hidden matrices start at std 1/sqrt(fan_in) and have the learning-rate factor base_width/fan_in; attention logits
     are q.k 4/head_dim, which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch is multiplied by
     sqrt(base_depth/depth) and output logits by base_width/width. The residual stream starts at RMS 1. Unlike in the
-    paper's table 8, all multipliers and factors are 1 at (base_width, base_depth), so that a learning rate means the
-    same there as in the standard parametrization. Use heads of the same size at every width: at width 128, two heads of
+    paper's table 8, at (base_width, base_depth) these multipliers are 1, and so are the factors of the matrices that
+    read the residual stream. A matrix with another fan-in (`down` of an MLP reads about 8/3 width) has the factor
+    base_width/fan_in there too, and a tied embedding, whose std is small because it is also the output matrix, is
+    multiplied by sqrt(base_width). Use heads of the same size at every width: at width 128, two heads of
     64 were .05 nats worse than eight of 16, of which a scale of 1/8 in place of 4/64 recovered .02 (400 steps, two
     seeds). Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
     """

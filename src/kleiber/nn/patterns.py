@@ -42,9 +42,9 @@ def layer_pattern(
     pattern  kinds of consecutive layers: full, window, latent, delta or none
     full, window, latent, delta  factories of the layers of each kind
 
-    Other arguments are those of `FullAttention`, for every layer of softmax attention; `delta` has only the number of
-    heads, and `none` none of them. Raises ValueError for a pattern
-    that is longer than the model is deep, of which some layers would not exist.
+    Other arguments are those of `FullAttention`, for every layer of softmax attention, except that layers of `latent`
+    share no values; `delta` has only the number of heads, and `none` none of them. Raises ValueError for a pattern that
+    is longer than the model is deep, of which some layers would not exist.
     """
     if not 1 <= len(pattern) <= site.depth:
         raise ValueError(
@@ -55,7 +55,9 @@ def layer_pattern(
     if kind == "none":
         return NoMixing(site)
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
-    options |= {"positions": positions, "soft_cap": soft_cap, "value_residual": value_residual}
+    options |= {"positions": positions, "soft_cap": soft_cap}
+    if kind != "latent":
+        options["value_residual"] = value_residual
     if kind == "delta":
         options = {"num_heads": num_heads}
     options = {name: value for name, value in options.items() if value is not None}

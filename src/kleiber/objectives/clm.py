@@ -16,6 +16,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
+from kleiber.models.counting import forward_flops
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.objective import loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import NonNegative, Positive
@@ -76,7 +77,12 @@ def marked_counts(batch: Batch) -> tuple[Tensor, int | Tensor] | None:
     weights = target_weights(batch)
     if batch.weights is None or weights is None:
         return None
-    return weights.sum(), real_tokens(next_token_inputs(batch))
+    return weights.sum(), read_tokens(batch)
+
+
+def read_tokens(batch: Batch) -> int | Tensor:
+    """Number of real tokens that a model reads to predict the next ones."""
+    return real_tokens(next_token_inputs(batch))
 
 
 def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tensor | None) -> Tensor:
@@ -215,3 +221,7 @@ class Distill(Objective):
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
         """Numbers of targets and tokens, where targets are marked."""
         return marked_counts(batch)
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """Those of the teacher."""
+        return forward_flops(self.teacher, time)

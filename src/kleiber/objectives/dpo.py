@@ -20,16 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.data.preference import PreferenceCorpus
+from kleiber.models.counting import forward_flops
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
-from kleiber.objectives.clm import next_token_inputs
-from kleiber.objectives.objective import (
-    SampleTable,
-    loss_with_auxiliary,
-    real_tokens,
-    rescale_auxiliary,
-    set_reference,
-)
+from kleiber.objectives.clm import next_token_inputs, read_tokens
+from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
@@ -105,7 +100,11 @@ class DPO(Objective):
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of pairs, and of tokens in their rows."""
         assert batch.counterpart is not None, "pairs of answers"
-        return len(batch), real_tokens(next_token_inputs(stack_pairs(batch, batch.counterpart)))
+        return len(batch), read_tokens(stack_pairs(batch, batch.counterpart))
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """Those of the reference, where it is scored at each step."""
+        return forward_flops(model, time) if self.adapter_off else 0.0
 
     def _reference(self, model: Model, batch: Batch, answers: Tensor) -> Tensor:
         """Log-probabilities of both answers of each pair under the reference, in nats.

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kleiber.data.unpaired import UnpairedCorpus
+from kleiber.models.counting import forward_flops
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
 from kleiber.objectives.objective import (
@@ -109,6 +110,10 @@ class KTO(Objective):
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of answers, and of tokens in their rows."""
         return len(batch), real_tokens(next_token_inputs(batch))
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """Those of the mismatched answers."""
+        return forward_flops(model, time)
 
     def prepare_step(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step, with the reference point z of the whole step in place of mismatched answers.

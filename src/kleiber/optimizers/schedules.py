@@ -76,7 +76,7 @@ class WSD(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Warm-up, then half a cosine to the share `final` at the last step; every rate depends on `total`."""
+    """Warm-up, then half a cosine down to the share `final` after the last step; every rate depends on `total`."""
 
     warmup_steps: Natural = 100
     final: Share = 0.1

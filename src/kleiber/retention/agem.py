@@ -50,6 +50,10 @@ class AGEM(Retention):
         self.tasks = tasks_with_samples(tasks, "agem", self.kept_tokens)
         return train
 
+    def extra_passes(self, rows: int) -> tuple[float, float]:
+        """Passes over the reference samples."""
+        return 0.0, max(1, self.rows // len(self.tasks)) * len(self.tasks) / rows
+
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         """Projects the gradients in place; logs "agem": 1 for a step whose gradient was projected, else 0."""
         gradients = {name: p.grad for name, p in trainable(model).items() if p.grad is not None}

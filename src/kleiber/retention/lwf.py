@@ -89,6 +89,10 @@ class LwF(Retention):
             total = total + divergence / after.weights.sum().clamp_min(1.0)
         return Loss(self.strength * total, torch.ones_like(total), {"lwf": total.detach()})
 
+    def extra_passes(self, rows: int) -> tuple[float, float]:
+        """A pass of the old model and one of the new model for each earlier task."""
+        return float(len(self.tasks)), float(len(self.tasks))
+
     def old_model(self, model: Model) -> Model:
         """The model at the beginning of the stage, a copy of `model` with the remembered weights."""
         if not self._old:

@@ -75,6 +75,10 @@ class Replay(Retention):
         self.separate = [(task, share / (1 - self.fraction)) for task in replayed if task not in mixed]
         return mix_earlier(train, [task.train for task in mixed if task.train is not None], share) if mixed else train
 
+    def extra_passes(self, rows: int) -> tuple[float, float]:
+        """Passes over the samples of earlier tasks that are not mixed in, on average."""
+        return 0.0, sum(rate for _, rate in self.separate)
+
     def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
         """The loss of earlier tasks that cannot be mixed in; each of their samples has the weight of a new sample."""
         if not self.separate:

@@ -167,7 +167,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
     end_retention(methods, tree, stage, model, evaluate)
     record.add_scores(stage_drift(tree, stage, model, tasks))
-    complete_record(record, tree, stage, model, samples, meter.power())
+    complete_record(record, tree, stage, model, samples, meter.power(), methods)
     return record
 
 

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from kleiber.config.cost import Power, cost_of, device_power, read_cost
 from kleiber.data.mixture import Mixture, fractions_of
-from kleiber.models.counting import count_parameters, executed_flops, training_flops
+from kleiber.models.counting import count_parameters, executed_flops, forward_flops, training_flops
 from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
 from kleiber.training.trainer import peak_flops, peak_memory_bytes
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Retention, Samples
 from kleiber.types.model import Model
 
 
 def complete_record(
-    record: StageRecord, tree: Tree, stage: Stage, model: Model, samples: Samples, measured: Power | None = None
+    record: StageRecord,
+    tree: Tree,
+    stage: Stage,
+    model: Model,
+    samples: Samples,
+    measured: Power | None = None,
+    methods: Sequence[Retention] = (),
 ) -> None:
     """Adds to the record what the stage trained and what it cost.
 
-    Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
+    Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage. FLOPs of the
+    model are those of one forward and backward pass over the stage's batches. Executed are also recomputation, masked
+    pairs, and the passes that the methods against forgetting, a teacher or a reference add in each step; rows of
+    earlier tasks count as rows of the stage.
 
+    methods   methods against forgetting with which the stage trained
     samples   those that the stage has trained on
     measured  power of a device while it trained; None where no counter could be read
     """
@@ -40,6 +51,10 @@ def complete_record(
     # `flops` count only what is trained: a step of an adapter costs less.
     tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
     executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
+    passes = [method.extra_passes(plan.rows) for method in methods]
+    repeated, unlearned = sum(second for _, second in passes), sum(first for first, _ in passes)
+    executed += repeated * executed + unlearned * forward_flops(model, plan.row_tokens, heads)
+    executed += plan.objective.unlearned_flops(model, plan.row_tokens)
     record.status = "finished"
     record.tokens, record.unique_tokens = before["tokens"] + tokens, unique_tokens(plan, samples, cfg.seed)
     record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step

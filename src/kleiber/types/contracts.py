@@ -147,11 +147,12 @@ class Objective:
         return batches
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
-        """What the loss of the batch is divided by, and the number of real tokens that the model reads for it.
-
-        Their ratio in the whole step is the factor of the auxiliary losses. None where it is 1.
-        """
+        """Divisor of the loss, and real tokens read: their ratio in a step scales auxiliary losses. None: it is 1."""
         return None
+
+    def unlearned_flops(self, model: Model, time: int) -> float:
+        """FLOPs per token of forward passes that train nothing, such as a teacher's, over rows of `time` tokens."""
+        return 0.0
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distributions over outcomes, for divergences and Fisher information."""
@@ -258,6 +259,10 @@ class Retention(nn.Module):
         The gradients are those of the whole step: the same on every rank, before and after.
         """
         return {}
+
+    def extra_passes(self, rows: int) -> tuple[float, float]:
+        """Extra forward passes, and forward and backward passes, of a step, in multiples of a pass over its `rows`."""
+        return 0.0, 0.0
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
         """Changes the weights after the optimizer's step, for changes that Adam must not rescale."""
