@@ -40,6 +40,7 @@ def simulated(rng, groups=12, batches=4, rows=2):
     return noise_scores(small, large, float(rows), batches)
 
 
+@pytest.mark.slow
 def test_a_planted_noise_scale_lies_in_its_interval():
     rng = np.random.default_rng(0)
     truth = DIM * SIGMA**2 / (DIM * 0.5**2)

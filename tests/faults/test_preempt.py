@@ -98,6 +98,7 @@ def test_a_signal_in_the_last_step_interrupts_nothing(launch, signalled):
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_wandb_is_told_of_the_preemption(launch, signalled):
     from wandb_records import read
 

@@ -1,5 +1,6 @@
 """The line between start and end has exactly those ends, and the model stands at its end when it was walked."""
 
+import pytest
 import torch
 
 from kleiber.retention.wise import WiSE
@@ -18,6 +19,7 @@ def saving(net, folder):
     return save
 
 
+@pytest.mark.slow
 def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tmp_path):
     net, method = learned(), WiSE([0.0, 1.0, 0.5])
     start = {name: value.clone() for name, value in net.state_dict().items()}

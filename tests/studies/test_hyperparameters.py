@@ -58,6 +58,7 @@ def test_the_planted_power_of_the_rate_and_the_critical_batch_are_in_their_inter
     assert findings.law["predictions"][0]["lr"]["value"] == pytest.approx(0.01, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_level_and_fewer_resamples_have_an_effect(runs, findings):
     narrow = Hyperparameters(bootstrap=0, level=0.5).analyze(runs)
     assert all(row["lo"] is None for row in narrow.tables["Critical batch"])

@@ -42,6 +42,7 @@ def test_stages_have_names_of_their_own_and_tokens_of_the_whole_run(launch):
         assert rows[-1]["tokens"] == stage["tokens"] == record["summary"][f"stage/{name}/tokens"]
 
 
+@pytest.mark.slow
 def test_data_and_model_are_artifacts_when_they_are_asked_for(launch):
     folder = launch(*OFFLINE, "logger.wandb.artifacts=[data,model]")
     artifacts = logged(folder)["artifacts"]

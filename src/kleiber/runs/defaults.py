@@ -19,6 +19,7 @@ An objective has further defaults of its own for fine-tuning an imported model: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def changed_defaults(before: Config, after: Config) -> list[str]:
         f"{group}.{name}={value:g}"
         for group, (old, new) in groups.items()
         for name, value in new.items()
-        if isinstance(value, float) and old.get(name) != value
+        if isinstance(value, float) and math.isfinite(value) and old.get(name) != value
     ]
 
 

@@ -17,6 +17,7 @@ def study(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_its_figures_are_drawn_for_each_start(study, tmp_path):
     assert set(Continual().analyze(read_runs(study)).figures) == {"metrics", "matrix", "first_task"}
     write_sequence(tmp_path / "s", again=False)

@@ -27,6 +27,7 @@ def weights(run: Path) -> dict:
     return load_file(run / stage_of(run)["checkpoint"] / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_scores_are_columns_and_rows_and_the_training_is_the_same(launch) -> None:
     plain, watched = launch("trainer.max_steps=20", root="plain"), launch(*EVERY, root="watched")
     assert plain.name == watched.name  # evaluations are no part of what a run is
