@@ -1,11 +1,9 @@
 """Figures of an ablation: a scale has a point if seeds have its gap, and arms are in the order of their gaps."""
 
-import math
-
 import pytest
 
 from kleiber.studies.ablation import Change
-from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows, width_lines
+from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows
 from kleiber.studies.ablation_ladder import Scale, ladder_of, predict
 from kleiber.studies.compare.decision import Decision
 
@@ -32,21 +30,9 @@ def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction(
     drawn = change("a", -0.02)
     assert drawn.ladder is not None
     chart = gap_figure(drawn, drawn.ladder, "plain", 0.9).to_dict()
-    (points,) = [rows for rows in chart["datasets"].values() if "width" in rows[0]]
-    (ahead,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
-    assert points[0]["gap"] == pytest.approx(-1.99) and ahead[-1]["compute"] == pytest.approx(1e16)
-
-
-def test_a_plane_has_a_line_for_each_width():
-    plain = {0: 1.0, 1: 1.01}
-    places = [(32, 1e6, 1e13), (32, 4e6, 4e13), (64, 1e6, 4e13), (64, 4e6, 16e13)]
-    changed = {
-        place: {seed: loss + 0.01 * math.log10(place[2] / 1e13) for seed, loss in plain.items()} for place in places
-    }
-    scales = [Scale(*place, plain, changed[place], (0.02, 0.02)) for place in places]
-    rows = width_lines(Change("a", scales, [], ladder_of(scales), {}, Decision.NOT_TESTED), ladder_of(scales), 0.9)
-    assert [row["line"] for row in rows] == [32, 32, 64, 64]
-    assert [row["gap"] for row in rows] == pytest.approx([math.log10(C / 1e13) for *_, C in places], abs=1e-9)
+    (points,) = [rows for rows in chart["datasets"].values() if "fitted" in rows[0]]
+    (line,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
+    assert points[0]["gap"] == pytest.approx(-1.99) and line[-1]["compute"] == pytest.approx(1e16)
 
 
 def test_arms_are_in_the_order_of_their_gaps():

@@ -1,7 +1,7 @@
 """The study `ablation`: does a change still help at several times the largest run?
 
 A plain arm and one or more changed arms are trained on a ladder of widths and training lengths, each at its best
-learning rate there. The gap of each changed arm is extrapolated in size and length (`ablation_ladder`); whether its
+learning rate there. The gap of each changed arm is extrapolated in training compute (`ablation_ladder`); whether its
 sign holds at a larger scale may stay undecided. Widths that are held out of the fit show whether predictions hold.
 """
 
@@ -43,7 +43,7 @@ class Change:
     """A changed arm against the plain one.
 
     fitted, held_out  the scales of the fit, and those that only test its predictions
-    ladder            None where runs diverged at every rate of so many scales that nothing can be fitted
+    ladder            None where runs diverged at every rate of so many scales that no line can be fitted
     predictions       gap by multiple of the largest fitted compute; empty without a ladder
     decision          on the claim that the change lowers the loss at the target
     """
@@ -80,7 +80,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(IntervalStudy):
-    """The gaps between a plain arm, the first, and changed arms as functions of size and training length.
+    """The gaps between a plain arm, the first, and changed arms as functions of training compute.
 
     arm        of a cell: set by the design
     target     multiple of the largest compute at which a change has to help: the claim that the study decides
@@ -220,11 +220,9 @@ METHODS = (
     "All arms were trained at every width and length with the same seeds and learning rates, and enter each scale at "
     "the rate of the least mean loss over all seeds. The loss of a run that diverged is infinite, and a change is not "
     "tested if at some scale no rate trained every seed. The gap is the difference of log losses of the same seed. A "
-    "plane in log10 of size (FLOPs per token) and of training tokens was fitted to the gaps of each seed, or a line in "
-    "log compute where only one of the two varies; predictions are means over the seeds with Student's intervals at "
-    "{level}, and hold if the gap is such a plane. At a multiple of the largest compute, size and tokens are larger by "
-    "its root. The compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss "
-    "in log compute, along the same way."
+    "line in log10 of the training compute was fitted to the gaps of each seed; predictions are means over these lines "
+    "with Student's intervals at {level}. The intervals hold if the gap is a line in log compute. The "
+    "compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss in log compute."
 )
 SEVERAL = " Claims are decided at one level for all changed arms together (Bonferroni)."
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kleiber.studies.ablation_ladder import UNIT, Ladder, predict, predict_at
+from kleiber.studies.ablation_ladder import UNIT, Ladder, predict
 from kleiber.studies.compare.decision import mean_estimate
 from kleiber.types import Json, Row
 
@@ -30,47 +30,32 @@ def scale_rows(change: Change, level: float) -> list[Json]:
 
 
 def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> object:
-    """Gap vs training compute: scales with intervals, fitted lines by width, and the way to the largest prediction."""
+    """Gap vs training compute: each scale with its interval, the line, and its band up to the largest prediction."""
     import altair as alt
     import pandas as pd
 
     from kleiber.charts.theme import log_axis, with_title
 
     rows = [{**row, **_percent(row)} for row in scale_rows(change, level)]
-    largest, times = float(ladder.compute.max()), np.geomspace(1.0, max(change.predictions), 60)
-    way = [(largest * k, predict(ladder, k, level)) for k in times.tolist()]
-    band = pd.DataFrame([{"compute": C, **_percent(asdict(gap) | {"gap": gap.value})} for C, gap in way])
-    lines = pd.DataFrame(width_lines(change, ladder, level))
-    x = log_axis("compute", "training compute (FLOPs)", np.array([*lines["compute"], *band["compute"]]))
+    largest = float(ladder.compute.max())
+    last = max(largest * max(change.predictions), max(row["compute"] for row in rows))
+    at = np.geomspace(ladder.compute.min(), last, 60)
+    predicted = [(C, predict(ladder, C / largest, level)) for C in at.tolist()]
+    band = pd.DataFrame([{"compute": C, **_percent(asdict(gap) | {"gap": gap.value})} for C, gap in predicted])
+    x = log_axis("compute", "training compute (FLOPs)", at)
     y, low = (alt.Y(f"{name}:Q", title=f"loss relative to {plain} (%)") for name in ("gap", "lo"))
     colors = alt.Scale(domain=["yes", "held out"], range=["#0072B2", "#D55E00"])
     color = alt.Color("fitted:N", scale=colors, legend=alt.Legend(title="in the fit") if change.held_out else None)
-    base, line = (alt.Chart(pd.DataFrame(each)).encode(x=x, color=color) for each in (rows, lines))
-    ahead = alt.Chart(band).encode(x=x)
+    base, line = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=color), alt.Chart(band).encode(x=x)
     zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(y=y)
-    shape = alt.Shape("width:N", legend=alt.Legend(title="width")) if ladder.size_and_length else alt.value("circle")
+    inside = line.transform_filter(f"datum.compute <= {largest}").mark_line(color="black", strokeWidth=2).encode(y=y)
     layers = [
-        zero, ahead.mark_area(opacity=0.2, color="#444").encode(y=low, y2="hi:Q"),
-        ahead.mark_line(color="black", strokeDash=[5, 4]).encode(y=y),
-        line.mark_line(strokeWidth=1.5).encode(y=y, detail="line:N"), base.mark_rule().encode(y=low, y2="hi:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=shape),
+        zero, line.mark_area(opacity=0.2, color="#444").encode(y=low, y2="hi:Q"),
+        line.mark_line(color="black", strokeDash=[5, 4]).encode(y=y), inside,
+        base.mark_rule().encode(y=low, y2="hi:Q"), base.mark_point(filled=True, size=50, opacity=1).encode(y=y),
     ]  # fmt: skip
-    subtitle = (
-        f"points: {level:.0%} intervals over seeds; lines: fit to the blue points; dashed: predicted, with its band"
-    )
+    subtitle = f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted"
     return with_title(alt.layer(*layers), f"Gap of {change.name} vs training compute", subtitle=subtitle)
-
-
-def width_lines(change: Change, ladder: Ladder, level: float) -> list[Json]:
-    """Returns the predicted gap at all scales, in percent: a line for each width, or one if the gap is a line."""
-    rows = []
-    for scale in (*change.fitted, *change.held_out):
-        if scale.gaps:
-            gap = predict_at(ladder, scale.compute, scale.tokens, level)
-            line, fitted = scale.width if ladder.size_and_length else 0, scale in change.fitted
-            rows.append({"compute": scale.compute, "line": line, "fitted": "yes" if fitted else "held out",
-                         **_percent(asdict(gap) | {"gap": gap.value})})  # fmt: skip
-    return rows
 
 
 def arms_figure(changes: Sequence[Change], target: float) -> object:

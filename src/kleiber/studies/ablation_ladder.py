@@ -1,9 +1,8 @@
-"""The gap between two arms on a ladder of scales, and its extrapolation to larger models that train for longer.
+"""The gap between two arms on a ladder of scales, and its extrapolation in training compute.
 
-The gap is the log loss of the changed arm less that of the plain one, of the same seed. A plane in the logarithms of
-size (FLOPs per token) and training tokens is fitted to the gaps of each seed, since a seed sees the same data at every
-scale: the seeds are the samples of the plane and of its extrapolation. Where only one of the two varies, or both do so
-together, it is a line in log compute.
+The gap is the log loss of the changed arm less that of the plain one, of the same seed. A line in log10 of the training
+compute is fitted to the gaps of each seed, since a seed sees the same data at every scale: the seeds are the samples of
+the line and of its extrapolation.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +25,6 @@ from kleiber.studies.laws.table import round_down
 from kleiber.types import Config, Json
 
 UNIT = "of the loss, in log"
-VARIES = 0.01  # decades by which sizes or lengths have to differ, so that roundings are no change
-TOGETHER = 0.98  # correlation of their logarithms from which on sizes and lengths do not vary by themselves
 Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed; inf for a run that diverged
 
 
@@ -70,43 +66,20 @@ class Ladder:
     """The gaps of two arms by scale and seed.
 
     compute  (scales,) training FLOPs of the plain arm, ascending
-    tokens   (scales,) training tokens
     gaps     (seeds, scales) log loss of the changed arm less that of the plain one
     plain    (seeds, scales) log loss of the plain arm
     seeds    their seeds
     """
 
     compute: Array
-    tokens: Array
     gaps: Array
     plain: Array
     seeds: Sequence[int]
 
-    @cached_property
-    def size_and_length(self) -> bool:
-        """Whether the gap is a plane in size and length: both vary by themselves, at four scales or more."""
-        size, length = np.log10(self.compute / self.tokens), np.log10(self.tokens)
-        if len(size) < 4 or min(np.ptp(size), np.ptp(length)) < VARIES:
-            return False
-        return bool(abs(np.corrcoef(size, length)[0, 1]) < TOGETHER)
-
-    def terms(self, compute: Array, tokens: Array) -> Array:
-        """Returns 1, and log10 of size and tokens over the last scale, (scales, 3); or of compute, (scales, 2)."""
-        compute, tokens = compute / self.compute[-1], tokens / self.tokens[-1]
-        columns = (compute / tokens, tokens) if self.size_and_length else (compute,)
-        return np.column_stack([np.ones(len(compute)), *map(np.log10, columns)])
-
-    def larger(self, times: float) -> Array:
-        """Returns the terms at a multiple of the last compute, (3,) or (2,): size and length are larger by its root."""
-        return np.array([1.0, *([math.log10(times) / 2] * 2 if self.size_and_length else [math.log10(times)])])
-
-    def fit(self, values: Array) -> Array:
-        """Returns the coefficients of the terms for each seed, (seeds, 2 or 3), by least squares.
-
-        values  (seeds, scales)
-        """
-        terms = self.terms(self.compute, self.tokens)
-        return np.asarray(np.linalg.lstsq(terms, values.T, rcond=None)[0].T, dtype=np.float64)
+    @property
+    def x(self) -> Array:
+        """log10 of compute, relative to the largest scale."""
+        return np.log10(self.compute / self.compute.max())
 
 
 def read_scales(runs: Sequence[Run], plain: str, changed: str) -> list[Scale]:
@@ -200,22 +173,19 @@ def ladder_of(scales: Sequence[Scale]) -> Ladder:
         np.array([[by_seed[seed] for by_seed in parts] for seed in seeds])
         for parts in ([scale.plain for scale in scales], [scale.gaps for scale in scales])
     )
-    compute, tokens = (np.array(values) for values in zip(*((s.compute, s.tokens) for s in scales), strict=True))
-    return Ladder(compute, tokens, gaps, plain, seeds)
+    return Ladder(np.array([scale.compute for scale in scales]), gaps, plain, seeds)
+
+
+def lines(ladder: Ladder) -> Array:
+    """Returns intercept (at the largest scale) and slope per decade of the gap of each seed, (seeds, 2)."""
+    design = np.column_stack([np.ones(len(ladder.x)), ladder.x])
+    return np.asarray(np.linalg.lstsq(design, ladder.gaps.T, rcond=None)[0].T, dtype=np.float64)
 
 
 def predict(ladder: Ladder, times: float, level: float) -> Estimate:
-    """Returns the gap at a multiple of the largest compute, with Student's interval over the seeds."""
-    return _mean(ladder.fit(ladder.gaps) @ ladder.larger(times), level, UNIT)
-
-
-def predict_at(ladder: Ladder, compute: float, tokens: float, level: float) -> Estimate:
-    """Returns the gap at a scale, with Student's interval over the seeds."""
-    return _mean(ladder.fit(ladder.gaps) @ ladder.terms(np.array([compute]), np.array([tokens]))[0], level, UNIT)
-
-
-def _mean(values: Array, level: float, unit: str) -> Estimate:
-    estimate = mean_estimate(values.tolist(), level, unit)
+    """Returns the gap at a multiple of the largest compute, with Student's interval over the lines of the seeds."""
+    fitted = lines(ladder)
+    estimate = mean_estimate((fitted[:, 0] + fitted[:, 1] * math.log10(times)).tolist(), level, UNIT)
     assert estimate is not None
     return estimate
 
@@ -230,24 +200,26 @@ def sign(gap: Estimate) -> str:
 def compute_gain(ladder: Ladder, level: float) -> Estimate:
     """Returns the factor of compute that the plain arm needs to reach the loss of the changed one at the largest scale.
 
-    Size and length grow by its root. The interval is Student's over seeds on the logarithm.
+    The interval is Student's over seeds on the logarithm.
     """
-    slope = float((ladder.fit(ladder.plain) @ (ladder.larger(10.0) - ladder.larger(1.0))).mean())
-    estimate = _mean(ladder.fit(ladder.gaps)[:, 0] / slope, level, "")
+    design = np.column_stack([np.ones(len(ladder.x)), ladder.x])
+    slopes = np.linalg.lstsq(design, ladder.plain.T, rcond=None)[0][1]
+    estimate = mean_estimate((lines(ladder)[:, 0] / slopes.mean()).tolist(), level, "")
+    assert estimate is not None
     ends = [None if end is None else float(10**end) for end in (estimate.lo, estimate.hi)]
     return Estimate(float(10**estimate.value), ends[0], ends[1], estimate.n, "times the compute")
 
 
 def crossings(ladder: Ladder, level: float) -> tuple[float | None, float | None, float | None]:
-    """Returns where the mean prediction is 0, and the ends of the range in which its band contains 0.
+    """Returns where the mean line is 0, and the ends of the range in which its band contains 0.
 
     Multiples of the largest compute; None for what is below the smallest scale or beyond a thousand times the largest.
     """
-    grid: NDArray[np.float64] = np.linspace(math.log10(ladder.compute[0] / ladder.compute[-1]), 3.0, 400)
+    grid: NDArray[np.float64] = np.linspace(float(ladder.x.min()), 3.0, 400)
     values = np.array([predict(ladder, 10**place, level).value for place in grid.tolist()])
     turn = np.flatnonzero(np.sign(values[1:]) != np.sign(values[:-1]))
     at = zero_between(grid, values, int(turn[0])) if len(turn) else None
-    grid = grid if at is None else np.sort(np.append(grid, at))  # its band may be narrower than a step
+    grid = grid if at is None else np.sort(np.append(grid, at))  # the band may be narrower than a step of the grid
     margins = np.array([margin(predict(ladder, 10**place, level)) for place in grid.tolist()])
     inside = np.flatnonzero(margins >= 0)
     low = zero_between(grid, margins, int(inside[0]) - 1) if len(inside) and inside[0] > 0 else None
@@ -271,9 +243,9 @@ def crossing_text(crossing: tuple[float | None, float | None, float | None]) -> 
     """Formats the scale at which the sign of the gap may change."""
     at, low, high = crossing
     if at is None:
-        return "the predicted gap does not change its sign between the smallest scale and 1,000 times the largest"
+        return "the line of the gap does not change its sign between the smallest scale and 1,000 times the largest"
     ends = ["below the smallest" if low is None else f"{low:.3g}", "beyond 1,000" if high is None else f"{high:.3g}"]
-    return f"the predicted gap changes its sign at {at:.3g} [{', '.join(ends)}] times the largest compute"
+    return f"the line of the gap changes its sign at {at:.3g} [{', '.join(ends)}] times the largest compute"
 
 
 def check(ladder: Ladder, scale: Scale, level: float) -> Json:
@@ -282,18 +254,19 @@ def check(ladder: Ladder, scale: Scale, level: float) -> Json:
     The prediction of a seed is compared with the gap of the same seed. It holds if the interval of the mean of these
     differences contains 0; a sign is right or wrong if the predicted and the measured gap both exclude 0.
     """
-    terms = ladder.terms(np.array([scale.compute]), np.array([scale.tokens]))[0]
-    by_seed = dict(zip(ladder.seeds, (ladder.fit(ladder.gaps) @ terms).tolist(), strict=True))
+    times = scale.compute / float(ladder.compute.max())
+    fitted = lines(ladder)
+    by_seed = dict(zip(ladder.seeds, (fitted[:, 0] + fitted[:, 1] * math.log10(times)).tolist(), strict=True))
     errors = [gap - by_seed[seed] for seed, gap in scale.gaps.items() if seed in by_seed]
     error, measured = mean_estimate(errors, level, UNIT), mean_estimate(list(scale.gaps.values()), level, UNIT)
-    predicted = predict_at(ladder, scale.compute, scale.tokens, level)
+    predicted = predict(ladder, times, level)
     signs = {sign(predicted), "undecided" if measured is None else sign(measured)}
     right = "undecided" if "undecided" in signs else "right" if len(signs) == 1 else "wrong"
     holds = None if error is None or error.lo is None or error.hi is None else error.lo <= 0 <= error.hi
-    times = scale.compute / float(ladder.compute[-1])
-    value, lo, hi = (None, None, None) if measured is None else (measured.value, measured.lo, measured.hi)
     return {
         "width": scale.width, "tokens": scale.tokens, "times the largest fitted": times,
         "predicted": predicted.value, "predicted lo": predicted.lo, "predicted hi": predicted.hi,
-        "measured": value, "lo": lo, "hi": hi, "seeds": len(errors), "sign": right, "holds": holds,
+        "measured": None if measured is None else measured.value,
+        "lo": None if measured is None else measured.lo, "hi": None if measured is None else measured.hi,
+        "seeds": len(errors), "sign": right, "holds": holds,
     }  # fmt: skip
