@@ -19,8 +19,10 @@ import gzip
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +45,8 @@ RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it n
 
 def append(path: Path, rows: Sequence[Row]) -> None:
     """Adds the rows atomically: readers see all of them or none. Raises OSError where the file cannot be written."""
+    if not rows:
+        return
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
     with open(path, "ab+") as file:
@@ -53,6 +57,15 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         file.write(member)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def errors_printed(path: Path, names: str) -> Iterator[None]:
+    """Prints why the runs of these names could not be added, in place of an error: their results are in folders too."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        print(f"{names} could not be added to {path}: {error}", file=sys.stderr)
 
 
 def read(path: Path) -> list[Json]:
@@ -146,8 +159,10 @@ def assemble_runs(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, 
         yield name, summary, {"config": config, "rows": logged}
 
 
-def may_replace(old: Run, new: Run) -> bool:
-    """Whether a run differs from its archived version; only a finished run may replace a finished version."""
+def may_replace(old: Run | None, new: Run) -> bool:
+    """Whether a run differs from its archived version, if any; only a finished run may replace a finished version."""
+    if old is None:
+        return True
     if old.status == Status.FINISHED != new.status:
         return False
     first, second = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from kleiber.config.cost import add_costs
-from kleiber.config.errors import Status
+from kleiber.config.errors import Status, listed
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.config_index import ConfigIndex
@@ -258,7 +257,7 @@ def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
 
 def archive_run(folder: Path) -> None:
     """Adds a run that has ended to the runs.jsonl.gz beside its folder."""
-    _append(folder.parent / archive.NAME, read_run(folder))
+    _append(folder.parent / archive.NAME, [read_run(folder)])
 
 
 def archive_runs(study: Path) -> None:
@@ -268,20 +267,21 @@ def archive_runs(study: Path) -> None:
     """
     archived = archived_runs(study / archive.NAME)
     by_name, by_id = {run.name: run for run in archived}, {run.identity: run for run in archived}
-    for run in (read_run(path.parent) for path in sorted(study.glob("*/config.yaml"))):
-        old = by_name.get(run.name) or by_id.get(run.identity)
-        if not SET_ASIDE.fullmatch(run.name) and (old is None or may_replace(old, run)):
-            _append(study / archive.NAME, run)
+    found = (read_run(path.parent) for path in sorted(study.glob("*/config.yaml")))
+    known = ((by_name.get(run.name) or by_id.get(run.identity), run) for run in found)
+    new = [run for old, run in known if not SET_ASIDE.fullmatch(run.name) and may_replace(old, run)]
+    for begin in range(0, len(new), MANY):  # an append reads the whole file, and all rows would fill the memory
+        _append(study / archive.NAME, new[begin : begin + MANY])
 
 
-def _append(file: Path, run: Run) -> None:
-    """Adds an ended run to an archive. Prints an error instead of raising it: the results are in the folder too."""
-    if run.status not in ENDED:
-        return
-    try:
-        archive.append(file, archive_rows(run))
-    except (OSError, ValueError) as error:
-        print(f"{run.name} could not be added to {file}: {error}", file=sys.stderr)
+def _append(file: Path, runs: Sequence[Run]) -> None:
+    """Adds the runs that have ended to an archive. Prints errors, and raises none: the results are in folders too."""
+    rows: list[Json] = []
+    for run in (run for run in runs if run.status in ENDED):
+        with archive.errors_printed(file, run.name):
+            rows += archive_rows(run)
+    with archive.errors_printed(file, listed([run.name for run in runs])):
+        archive.append(file, rows)
 
 
 def frame(runs: Iterable[Run]) -> pandas.DataFrame:
