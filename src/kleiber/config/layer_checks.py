@@ -182,7 +182,11 @@ def _check_router(mlp: Config, router: Config) -> None:
         )
     if name != "GroupLimited":
         return
-    groups, limit = argument(router, "groups"), argument(router, "limit")
+    check_groups(argument(router, "groups"), argument(router, "limit"), experts, k)
+
+
+def check_groups(groups: int, limit: int, experts: int, k: int) -> None:
+    """Raises ConfigError for groups of experts of which `limit` cannot hold the k experts of a token."""
     if experts % groups:
         raise ConfigError(f"model.mlp.router.groups={groups} must divide the {experts} experts of model.mlp")
     if limit > groups or limit * (experts // groups) < k:

@@ -267,11 +267,12 @@ def archive_runs(study: Path) -> None:
     """
     archived = archived_runs(study / archive.NAME)
     by_name, by_id = {run.name: run for run in archived}, {run.identity: run for run in archived}
-    found = (read_run(path.parent) for path in sorted(study.glob("*/config.yaml")))
-    known = ((by_name.get(run.name) or by_id.get(run.identity), run) for run in found)
-    new = [run for old, run in known if not SET_ASIDE.fullmatch(run.name) and may_replace(old, run)]
-    for begin in range(0, len(new), MANY):  # an append reads the whole file, and all rows would fill the memory
-        _append(study / archive.NAME, new[begin : begin + MANY])
+    folders = [path.parent for path in sorted(study.glob("*/config.yaml")) if not SET_ASIDE.fullmatch(path.parent.name)]
+    for begin in range(0, len(folders), MANY):  # an append reads the whole file, and all rows would fill the memory
+        runs = [read_run(folder) for folder in folders[begin : begin + MANY]]
+        archived_versions = [by_name.get(run.name) or by_id.get(run.identity) for run in runs]
+        changed = [run for run, old in zip(runs, archived_versions, strict=True) if may_replace(old, run)]
+        _append(study / archive.NAME, changed)
 
 
 def _append(file: Path, runs: Sequence[Run]) -> None:

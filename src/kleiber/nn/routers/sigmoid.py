@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kleiber.config.layer_checks import check_groups
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice, refuse_single_expert
 from kleiber.types import ChosenExperts, NumExperts, Positive
@@ -96,13 +97,7 @@ class GroupLimited(LossFree):
         limit: ChosenExperts = 2,
     ) -> None:
         super().__init__(site, num_experts, k, rate)
-        if num_experts % groups:
-            raise ValueError(f"model.mlp.router.groups={groups} must divide the {num_experts} experts")
-        if limit > groups or limit * (num_experts // groups) < k:
-            raise ValueError(
-                f"model.mlp.router.limit={limit} must be <= groups={groups}, and that many groups must hold "
-                f"k={k} experts or more"
-            )
+        check_groups(groups, limit, num_experts, k)
         self.groups, self.limit = groups, limit
 
     def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
