@@ -17,7 +17,7 @@ IMPOSSIBLE = {
     "model/attention=delta model.positions=alibi": "remove model.positions=alibi",
     "model/attention=none model.num_heads=2": "remove model.num_heads=2",
     "model.positions=learned model.rope_theta=500": "model.rope_theta=500 needs",
-    "model/attention=latent model.positions=none model.attention.rope_theta=500": "model.attention.rope_theta=500 needs",
+    "model/attention=latent model.positions=none model.rope_theta=500": "model.rope_theta=500 needs",
     "model/attention=pattern model.depth=1": "model.depth=1",
     "model.attention.num_heads=3": "model.attention.num_heads=3 must divide",
     "model.width=200": "model.width=200 must be a multiple of 64",
