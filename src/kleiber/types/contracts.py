@@ -113,6 +113,7 @@ class Objective:
     outputs               number of outputs of each output layer that the objective adds to `model.heads`, by name
     has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
+    couples_samples       whether the loss of a sample also depends on other training samples, which DP-SGD forbids
     class_names           names of the classes where every sample has exactly one class, so that the scorer has
                           `confusion`; empty otherwise
     models                paths of the trained models that the objective reads, by their key in its config
@@ -128,6 +129,7 @@ class Objective:
     outputs: Mapping[str, int] = MappingProxyType({})
     has_predictions: bool = False
     compares_answers: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})
 
