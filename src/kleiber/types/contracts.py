@@ -137,6 +137,9 @@ class Objective:
         """The loss of a batch, as a sum over its targets."""
         raise NotImplementedError
 
+    def check(self, model: Model) -> None:
+        """Raises ValueError where the objective does not fit the model. Called before any stage is trained."""
+
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Called when a stage begins or resumes.
 
@@ -292,9 +295,5 @@ class Retention(nn.Module):
 
 def _map_tensors(values: Json, fn: Callable[[Tensor], Tensor]) -> Json:
     """The dictionary with `fn` applied to every tensor in it and in its dictionaries."""
-    mapped = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = _map_tensors(value, fn)
-        mapped[name] = fn(value) if isinstance(value, Tensor) else value
-    return mapped
+    nested = {name: _map_tensors(value, fn) for name, value in values.items() if isinstance(value, dict)}
+    return values | nested | {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}
