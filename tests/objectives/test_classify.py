@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,10 +76,10 @@ def test_poolings_pool_what_they_say() -> None:
     assert pool(hidden, None, "last").tolist() == hidden[:, 3].tolist()
 
 
-def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused(tmp_path: Path) -> None:
+def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused() -> None:
     objective = Classify(corpus(), "class-token")
     with pytest.raises(ValueError, match=r"objective\.pooling=class-token"):
-        objective.begin(model(objective), corpus(), tmp_path)
+        objective.check(model(objective))
     with pytest.raises(ValueError, match="data=wikitext"):
         Classify(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
 

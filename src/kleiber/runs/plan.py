@@ -113,6 +113,7 @@ def make_plan(
         model = before.model
     else:
         model = build_model(cfg, corpus, {}, hardware) if model_of is None else model_of(cfg, corpus, {})
+    objective.check(model)
     if cfg.adapter is not None:
         build(cfg.adapter).check(model)
     add_heads(model, outputs)
