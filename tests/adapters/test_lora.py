@@ -69,7 +69,13 @@ def test_the_update_is_alpha_over_rank_or_over_its_root_times_b_a():
         adapter.merge(model)
         torch.testing.assert_close(linear.weight.detach(), old[0] + scale * b @ a)
         torch.testing.assert_close(experts.down.detach(), old[1] + scale * stack)
-    assert LoRA(rank=4).scale == 2.0
+
+
+def test_the_default_scale_is_2_or_falls_with_the_root_of_the_rank_for_rslora():
+    for kind in (LoRA, DoRA):
+        assert [kind(rank=rank).scale for rank in (4, 16)] == [2.0, 2.0]
+        assert [kind(rank=rank, rslora=True).scale for rank in (4, 16)] == [8.0, 4.0]
+    assert LoRA(rank=8, rslora=True).scale == LoRA(rank=8, rslora=True, alpha=16.0).scale
 
 
 def test_gradients_are_those_of_the_merged_weights_through_the_update():

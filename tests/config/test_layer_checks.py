@@ -16,6 +16,8 @@ IMPOSSIBLE = {
     "model=bert model/attention=delta": "model.causal=false",
     "model/attention=delta model.positions=alibi": "remove model.positions=alibi",
     "model/attention=none model.num_heads=2": "remove model.num_heads=2",
+    "model.positions=learned model.rope_theta=500": "model.rope_theta=500 needs",
+    "model/attention=latent model.positions=none model.rope_theta=500": "model.rope_theta=500 needs",
     "model/attention=pattern model.depth=1": "model.depth=1",
     "model.attention.num_heads=3": "model.attention.num_heads=3 must divide",
     "model.width=200": "model.width=200 must be a multiple of 64",
@@ -29,6 +31,7 @@ IMPOSSIBLE = {
     "model=moe model/router=group_limited model.mlp.router.limit=1 model.mlp.k=4": "model.mlp.router.limit=1",
 }
 POSSIBLE = [
+    "model.positions=rotary model.rope_theta=500",
     "model/attention=hybrid model.positions=alibi model.num_heads=4",
     "model/attention=pattern model.depth=3 model.attention.pattern=[full,none] +model.attention.value_residual=true",
     "model.num_heads=2 model.attention.num_heads=2",

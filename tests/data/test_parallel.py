@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import operator
 import os
+import pickle
+import signal
+import stat
 import time
 from functools import partial
 from pathlib import Path
@@ -44,6 +48,27 @@ def test_a_worker_goes_on_while_its_result_is_not_read(tmp_path: Path) -> None:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert len(list(results)) == 3
+
+
+def die_within_an_answer(_: object) -> None:
+    """Writes the beginning of an answer to the pipe of the results, and ends the process as the OOM killer does."""
+    pipe = next(n for n in map(int, os.listdir("/proc/self/fd")) if n > 2 and is_written_pipe(n))
+    os.write(pipe, pickle.dumps((True, bytes(1000)))[:100])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_written_pipe(number: int) -> bool:
+    """Whether an open file of this process is the writing end of a pipe."""
+    try:
+        return stat.S_ISFIFO(os.fstat(number).st_mode) and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_WRONLY > 0
+    except OSError:  # of the listing itself
+        return False
+
+
+@pytest.mark.process
+def test_a_worker_that_is_killed_within_an_answer_is_named() -> None:
+    with pytest.raises(RuntimeError, match="exit code -9: run the command again"):
+        list(ordered_map(die_within_an_answer, [0] * 3, workers=2))
 
 
 @pytest.mark.process

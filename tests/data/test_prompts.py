@@ -40,7 +40,7 @@ def test_held_out_samples_of_a_text_have_beginnings():
 
 def test_prompts_of_a_file(tmp_path):
     lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
-    lines.write_text("one\n\n two \none\n")
+    lines.write_text("one\n\n two \none\n", encoding="utf-8-sig")  # with a byte order mark
     assert read_prompts(lines) == ["one", "two"]
     rows.write_text('{"prompt": "a\\nb"}\n{"prompt": "c"}\n')
     assert read_prompts(rows) == ["a\nb", "c"]

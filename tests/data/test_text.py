@@ -180,6 +180,17 @@ def test_line_breaks_of_every_system_become_a_line_feed(tmp_path: Path, cache: P
     assert whole == "one\ntwo\nthree\nfour \x0b\x0c end" * 100
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text(f"{i} \ufeff notes", encoding="utf-8-sig")
+    assert "".join(dataset.read_text_file(locate(str(folder / "3.txt")))) == "3 \ufeff notes"
+    corpus = Text(str(folder)).prepare(8)
+    whole = train_text(corpus) + words(corpus.validation["notes"], corpus) + words(corpus.test["notes"], corpus)
+    assert whole.count("\ufeff") == 10
+
+
 def test_a_text_file_has_no_other_column(tmp_path: Path, cache: Path, tiny: str) -> None:
     with pytest.raises(ValueError, match=r"data\.text=nope"):
         Text(tiny, text="nope").prepare(8)

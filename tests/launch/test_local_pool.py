@@ -1,6 +1,7 @@
 """Which slots the cells of a sweep get, tested with fake processes that end at once."""
 
 import os
+from pathlib import Path
 
 import pytest
 from fake_run import write_summary
@@ -53,6 +54,19 @@ def test_cells_that_run_at_once_have_different_gpus(cell, started, tmp_path):
 def test_more_gpus_than_the_machine_has_are_refused(cell, started, tmp_path):
     with pytest.raises(ConfigError, match=r"trainer\.devices=4 .*3"):
         Pool([cell(tmp_path, devices=4, accelerator="gpu")], None, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "ids"),
+    [(None, ["0", "1"]), ("4,GPU-5e", ["4", "GPU-5e"]), ("", []), ("-1", []), ("2,-1,3", ["2"])],
+)
+def test_the_ids_of_gpus_are_those_of_cuda(monkeypatch, visible, ids):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    container = [Path("/dev/nvidia7"), Path("/dev/nvidia3")]  # which has two of the GPUs of its machine
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(container))
+    assert local_pool.gpu_ids() == ids
 
 
 @pytest.mark.parametrize(

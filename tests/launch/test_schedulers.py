@@ -152,6 +152,17 @@ def test_a_preempted_job_requeues_itself_while_it_runs(commands, monkeypatch, co
     assert (["scontrol", "requeue", "12"] in calls) == requeued
 
 
+def test_a_preempted_job_of_an_array_requeues_itself_alone(commands, monkeypatch):
+    """SLURM_JOB_ID of one job of an array is that of the array, whose jobs SLURM then lists and requeues together."""
+    answers, calls = commands
+    answers["squeue"] = (0, "RUNNING\n", "")
+    for name, value in {"JOB_ID": "36", "ARRAY_JOB_ID": "36", "ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr(Task, "__call__", lambda self: 75)
+    assert Job(Task(Path("a"), 1, 1))() == 75
+    assert [call[-1] for call in calls] == ["36_3", "36_3"] and calls[-1][:2] == ["scontrol", "requeue"]
+
+
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"kleiber\[launch\]"):

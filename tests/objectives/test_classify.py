@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,10 +76,10 @@ def test_poolings_pool_what_they_say() -> None:
     assert pool(hidden, None, "last").tolist() == hidden[:, 3].tolist()
 
 
-def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused(tmp_path: Path) -> None:
+def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused() -> None:
     objective = Classify(corpus(), "class-token")
     with pytest.raises(ValueError, match=r"objective\.pooling=class-token"):
-        objective.begin(model(objective), corpus(), tmp_path)
+        objective.check(model(objective))
     with pytest.raises(ValueError, match="data=wikitext"):
         Classify(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
 
@@ -188,6 +187,8 @@ def test_scores_of_quantities_and_of_several_classes() -> None:
     assert found["accuracy"] == pytest.approx(5 / 8)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
     assert found["macro_f1"] == pytest.approx((0.8 + 0.0) / 2)
+    found = multi_label_metrics(logits[:, :1], truth[:, :1])
+    assert found["micro_f1"] == found["macro_f1"] == pytest.approx(0.8) and found["accuracy"] == pytest.approx(3 / 4)
 
 
 def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypatch) -> None:

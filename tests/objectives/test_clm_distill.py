@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.tokenizers import Bytes
+from kleiber.launch.cli import main as cli
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.objectives.clm import Distill
+from kleiber.objectives.clm import CLM, Distill
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 
@@ -97,22 +99,43 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
 
 def test_a_copy_of_the_tokenizer_in_another_folder_is_the_same_one() -> None:
     copy = toy("copy/1")
-    assert Distill(copy, opens, "RUN").teacher is not None
+    Distill(copy, opens, "RUN").check(student())
 
 
 def test_what_cannot_teach_is_refused() -> None:
     other = toy("bpe/other")
     with pytest.raises(ValueError, match=r"bytes/1.*bpe/other"):
-        Distill(other, opens, "RUN")
+        Distill(other, opens, "RUN").check(student())
     with pytest.raises(ValueError, match=r"objective.teacher: nowhere: no run is there"):
-        Distill(TOY, opens, "nowhere")
+        Distill(TOY, opens, "nowhere").check(student())
     with pytest.raises(ValueError, match=r"objective.teacher=BERT"):
-        Distill(TOY, opens, "BERT")
+        Distill(TOY, opens, "BERT").check(student())
     with pytest.raises(ValueError, match="objective=distill"):
         Distill(TOY, opens, "RUN")(teacher(causal=False), rows())
     long = Batch(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match=r"model\.context=32"):
         Distill(TOY, opens, "RUN")(student(), long)
+
+
+def test_without_gradients_it_predicts_next_tokens_without_its_teacher() -> None:
+    objective, net, batch = Distill(TOY, opens, "nowhere"), student(), rows()
+    with torch.no_grad():
+        loss, plain = objective(net, batch), CLM()(net, batch)
+        predictions, expected = objective.predictions(net, batch), CLM().predictions(net, batch)
+    assert torch.equal(loss.metrics["ce"], plain.metrics["ce"]) and torch.equal(loss.tokens, plain.tokens)
+    assert objective.has_predictions and objective.likelihood
+    assert torch.equal(predictions.hidden, expected.hidden) and torch.equal(predictions.weights, expected.weights)
+
+
+@pytest.mark.slow
+def test_a_distilled_run_is_evaluated_without_its_teacher(launch, tmp_path, capsys) -> None:
+    teaching = launch("budget.steps=4", root="teaching")
+    run = launch("objective=distill", f"objective.teacher={teaching}", "budget.steps=4", "data.tokenizer=bytes")
+    shutil.rmtree(teaching)
+    assert cli(["eval", str(run), "--evals", "calibration,perplexity", "--tokens", "2000"]) == 0
+    scores = json.loads((run / "evals/perplexity.json").read_text())["scores"]
+    assert all(score["loss"]["lo"] < score["loss"]["value"] < score["loss"]["hi"] for score in scores.values())
+    assert (run / "evals/calibration.json").is_file()
 
 
 @pytest.mark.slow

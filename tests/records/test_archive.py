@@ -180,6 +180,17 @@ def test_a_renamed_run_stays_one_run_with_rows_that_are_read(tmp_path):
     assert {run.name for run in read_runs(tmp_path)} == {"best run (keep)", "never archived (yet)"}
 
 
+def test_a_run_in_a_hidden_folder_is_not_archived_and_does_not_block_the_study(tmp_path, capsys):
+    leave(tmp_path / "a", [stage()])
+    leave(tmp_path / ".old-12345678", [stage()])
+    archive_runs(tmp_path)
+    archive_run(tmp_path / ".old-12345678")
+    message = capsys.readouterr().err
+    assert message.count(".old-12345678") == 2 and "rename the folder" in message
+    assert [run.name for run in archived_runs(tmp_path / archive.NAME)] == ["a"]
+    assert {run.name for run in read_runs(tmp_path)} == {"a", ".old-12345678"}
+
+
 def test_paths_between_runs_of_a_study_follow_it_when_it_is_moved(tmp_path):
     (tmp_path / "new").mkdir()
     config = {

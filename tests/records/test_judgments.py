@@ -111,6 +111,16 @@ def test_a_line_that_a_kill_cut_is_left_out_and_replaced_by_the_next_row(tmp_pat
     assert [j.comparison.item for j in read_judgments(path)] == [0, 1, 2]
 
 
+def test_a_line_that_a_kill_cut_within_a_character_is_left_out_and_one_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "j.jsonl"
+    append_judgment(path, judged(0, "left"))
+    path.write_bytes(path.read_bytes() + '{"item": 1, "prompt": "é'.encode()[:-1])
+    assert [j.comparison.item for j in read_judgments(path)] == [0]
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ValueError, match="line 2 is no judgment"):
+        read_judgments(path)
+
+
 def test_a_row_that_is_no_judgment_is_refused_by_its_line(tmp_path):
     path = tmp_path / "j.jsonl"
     append_judgment(path, judged(0, "left"))

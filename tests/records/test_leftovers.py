@@ -94,6 +94,12 @@ def test_files_of_the_user_and_whole_checkpoints_are_no_leftovers(places, dead):
     assert found(places).keys() == {folder}
 
 
+@pytest.mark.parametrize("content", ["", "\0" * 4], ids=["empty", "zeros"])
+def test_a_lock_that_lost_its_process_id_is_left_over(places, content):
+    lock = write(places[0] / "a" / ".lock", content)
+    assert found(places).keys() == {lock}
+
+
 @pytest.mark.parametrize(("answer", "options", "remains"), [("n", [], True), ("y", [], False), ("", ["--yes"], False)])
 def test_the_command_asks_before_it_removes(places, dead, monkeypatch, capsys, answer, options, remains):
     runs, temporary = places

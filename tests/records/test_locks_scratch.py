@@ -89,7 +89,7 @@ def test_a_lock_that_is_a_link_or_missing_is_not_taken(tmp_path: Path) -> None:
 
 def parts(folder: Path, process: int) -> list[Path]:
     """Makes a file, a folder and a dangling link that the process could have been writing."""
-    file, below, link = (folder / f"{name}.part-{process}" for name in (".a.json", "step-3", ".b"))
+    file, below, link = (folder / f"{name}.part-{process}" for name in (".a.json", "step-00000003", ".b"))
     file.write_text("half")
     below.mkdir()
     (below / "model").write_text("half")
@@ -99,12 +99,13 @@ def parts(folder: Path, process: int) -> list[Path]:
 
 def test_parts_of_dead_processes_are_removed(tmp_path: Path) -> None:
     kept = [*parts(tmp_path, os.getpid()), *parts(tmp_path, os.getppid())]
-    other = tmp_path / "my.part-time"
-    other.write_text("a user's")
+    others = [tmp_path / name for name in ("my.part-time", f"model.zip.part-{DEAD}")]
+    for other in others:
+        other.write_text("a user's")
     dead = parts(tmp_path, DEAD)
     sweep_parts(tmp_path.iterdir())
     assert not any(os.path.lexists(path) for path in dead)
-    assert all(os.path.lexists(path) for path in [*kept, other])
+    assert all(os.path.lexists(path) for path in [*kept, *others])
 
 
 def test_a_process_that_started_after_the_file_did_not_write_it(tmp_path: Path) -> None:

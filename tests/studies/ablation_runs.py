@@ -13,8 +13,8 @@ LRS = [0.005, 0.01, 0.02, 0.04, 0.08]
 TOKENS = (1e6, 4e6)
 
 
-def write(folder, gap=lambda x: -0.02, seeds=3, best=0.02, status="finished", arms=("plain", "qk_norm")):
-    """Arms at three widths and two lengths: the log loss falls by .05 a decade; x is 0 at the largest."""
+def write(folder, gap=lambda x: -0.02, seeds=3, best=0.02, status="finished", arms=("plain", "qk_norm"), slope=-0.05):
+    """Arms at three widths and two lengths: the log loss has a slope a decade; x is 0 at the largest."""
     rng = np.random.default_rng(0)
     largest = 6 * 128**2 * TOKENS[-1]
     shared = rng.normal(size=seeds) * 0.01
@@ -26,7 +26,7 @@ def write(folder, gap=lambda x: -0.02, seeds=3, best=0.02, status="finished", ar
                     for tokens in TOKENS:
                         flops = 6 * width**2 * tokens
                         x = math.log10(flops / largest)
-                        loss = math.log(1.5) - 0.05 * x + 0.01 * math.log2(lr / best) ** 2 + shared[seed]
+                        loss = math.log(1.5) + slope * x + 0.01 * math.log2(lr / best) ** 2 + shared[seed]
                         loss += ({"qk_norm": gap(x), "worse": 0.03}.get(arm, 0.0)) + 3e-4 * rng.normal()
                         metrics = {"val/docs/loss": math.exp(loss)}
                         stages.append({"name": f"{tokens:g}", "parent": "trunk", "tokens": tokens, "lr": lr,

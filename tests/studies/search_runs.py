@@ -20,6 +20,8 @@ KEYS = {
 class Folder:
     """The context of a design: a folder of runs."""
 
+    planned = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -43,6 +43,24 @@ def test_rates_at_the_edge_and_unfinished_runs_are_not_tested(tmp_path):
     assert found.comparison["decision"] == "not tested" and "untuned" in {row["code"] for row in found.verdicts}
 
 
+def test_arms_with_other_numbers_of_rates_are_not_tested(runs):
+    few = [
+        run for run in runs if run.config["study"]["arm"] == "plain" or 0.01 <= run.config["optimizer"]["lr"] <= 0.04
+    ]
+    found = Ablation().analyze(few)
+    assert found.comparison["decision"] == "not tested"
+    assert found.comparison["why"] == "the arms have different numbers of learning rates: plain 5, qk_norm 3"
+    (text,) = [row["text"] for row in found.verdicts if row["code"] == "untuned"]
+    assert text.startswith(found.comparison["why"]) and {row["tuned"] for row in found.comparison["estimates"]} == {
+        False
+    }
+
+
+def test_a_plain_arm_that_does_not_improve_with_compute_has_no_worth(tmp_path):
+    found = Ablation().analyze(write(tmp_path, gap=lambda x: -0.05, slope=0.0))
+    assert found.tables["Worth in compute"][0]["value"] is None and "falls too little with compute" in found.headline
+
+
 def test_no_changed_arm_and_a_single_scale_are_refused(runs):
     with pytest.raises(ValueError, match="scales"):
         ladder_of(read_scales(runs, "plain", "qk_norm")[:2])

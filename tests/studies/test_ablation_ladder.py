@@ -9,6 +9,7 @@ import pytest
 from kleiber.studies.ablation_ladder import (
     Ladder,
     check,
+    compute_gain,
     crossings,
     ladder_of,
     losses_of,
@@ -59,6 +60,26 @@ def test_losses_are_read_by_place_arm_rate_and_seed(runs):
     assert set(losses) == {(width, tokens) for width in (32, 64, 128) for tokens in TOKENS}
     assert set(losses[64, 1e6]["plain"]) == set(LRS) and set(losses[64, 1e6]["plain"][0.02]) == {0, 1, 2}
     assert flops["plain", 64, 1e6] == 6 * 64**2 * 1e6
+
+
+def plain_ladder(slopes, gaps) -> Ladder:
+    """Three scales of a plain arm with a slope a decade for each seed, and the gap of each seed at every scale."""
+    x = np.array([-2.0, -1.0, 0.0])
+    gaps = np.repeat(np.array(gaps)[:, None], 3, axis=1)
+    return Ladder(10.0**x, gaps, np.array(slopes)[:, None] * x, range(len(slopes)))
+
+
+def test_a_change_has_no_worth_in_compute_where_the_plain_arm_does_not_improve():
+    assert compute_gain(plain_ladder([-1e-4] * 3, [-0.05] * 3), 0.9) is None, "500 decades"
+    assert compute_gain(plain_ladder([0.02, 0.021, 0.019], [-0.05] * 3), 0.9) is None
+    assert compute_gain(plain_ladder([-0.05, 0.03, -0.01], [-0.05] * 3), 0.9) is None
+
+
+def test_the_worth_in_compute_has_the_spread_of_the_slopes():
+    gain = compute_gain(plain_ladder([-0.05, -0.06, -0.04], [-0.02] * 3), 0.9)
+    assert gain.value == pytest.approx(10**0.4) and gain.lo < 0.9 * gain.value and gain.hi > 1.1 * gain.value
+    even = compute_gain(plain_ladder([-0.05, -0.06, -0.04], [-0.02, -0.024, -0.016]), 0.9)  # equal ratios
+    assert even.lo == pytest.approx(even.value) and even.hi == pytest.approx(even.value)
 
 
 @pytest.mark.parametrize("name", ["a", "z"])

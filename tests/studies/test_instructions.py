@@ -28,9 +28,8 @@ def analyzed(folder, against_start=ABOUT):
     return study.analyze(read_runs(folder))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tuned")
+def write_runs(folder, before_of=lambda arm: BEFORE):
+    """Runs of both arms at each rate and seed, which start from a model with the scores `before_of(arm)`."""
     for arm, after in AFTER.items():
         for rate in RATES:
             for seed in range(3):
@@ -41,10 +40,16 @@ def folder(tmp_path_factory):
                     "seed": seed, "model": {"depth": 2, "width": 32, "context": 128}, "optimizer": {"lr": rate},
                     "study": {"arm": arm}, "data": {},
                 }  # fmt: skip
-                stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics, "start_metrics": BEFORE,
-                         "flops": {"model": 1e9}, "tasks": ["alpaca", "dolly"]}  # fmt: skip
+                stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics,
+                         "start_metrics": before_of(arm), "flops": {"model": 1e9},
+                         "tasks": ["alpaca", "dolly"]}  # fmt: skip
                 fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("tuned"))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,18 @@ def test_scores_before_and_after_are_in_one_table_and_figure(findings):
     assert not any("keywords" in measure for measure, _ in rows)
     scores, arms = (colors(findings.figures[name]().to_dict()) for name in ("scores", "arms"))
     assert scores.keys() - arms.keys() == {"before tuning"} and arms.items() <= scores.items()
+
+
+def test_arms_that_start_from_different_weights_are_compared_with_their_own_start(tmp_path):
+    findings = analyzed(write_runs(tmp_path, lambda arm: {**BEFORE, LIFT: {"plain": 0.05, "replay": -0.04}[arm]}))
+    changes = [row["value"] for row in findings.tables["Claims about the start"]]
+    assert changes[1:] == pytest.approx([0.08 - 0.05, 0.02 + 0.04])
+    rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
+    lift = "lift: followed, less by answers to other prompts"
+    assert rows[lift, "plain, before tuning"] == pytest.approx(0.05)
+    assert rows[lift, "replay, before tuning"] == pytest.approx(-0.04)
+    assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
+    findings.figures["scores"]()
 
 
 @pytest.mark.parametrize(

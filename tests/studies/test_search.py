@@ -85,3 +85,11 @@ def test_a_search_that_has_not_ended_decides_nothing(folder):
     assert "not_tested" in codes(found) and found.tables["Finalists on held-out seeds"] == []
     with pytest.raises(ValueError, match="no finished trial"):
         Search().analyze([])
+
+
+def test_trials_that_tpe_proposed_do_not_show_what_more_would_gain(tmp_path):
+    train(tmp_path, Design(KEYS, trials=8, tokens=["100K"], finalists=2, seeds=3, sampler="tpe"))
+    found = Search(tolerance=0.5).analyze(read_runs(tmp_path))
+    assert "not_tested" in codes(found) and "tuned" not in codes(found)
+    assert found.headline.endswith("whether the search is tuned to 0.5 nats is not determined.")
+    assert Search(tolerance=0.01).is_tuned({"selection": 0.02, "halving": 0.0, "search": math.inf}) is False

@@ -1,5 +1,7 @@
 """The figures of a search: a point for each trial and key, and the finalists with their intervals."""
 
+import math
+
 import pandas as pd
 
 from kleiber.records.catalog import read_runs
@@ -26,3 +28,8 @@ def test_trials_that_depend_on_each_other_have_a_curve_without_a_band(tmp_path):
     assert {(row["lo"], row["hi"]) for row in curve} == {(None, None)}
     assert curve[-1]["mean"] == min(row["loss at 100,000 tokens"] for row in found.tables["Trials"])
     assert len(found.figures["tuning_curve"]().to_dict()["layer"]) == 1
+
+
+def test_a_search_whose_trials_all_diverged_has_no_figures(tmp_path):
+    train(tmp_path, Design(KEYS, trials=8, tokens=["100K"]), lambda *_: math.nan)
+    assert Search().analyze(read_runs(tmp_path)).figures == {}

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies.search_regret import format_total, halving_regret, selection_regret
+from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
 from kleiber.studies.search_trials import Trials
 
 
@@ -35,5 +35,25 @@ def test_halving_costs_nothing_where_early_losses_are_a_guide_and_the_gap_where_
     assert halving_regret(searched(-1.0)) == pytest.approx(0.02, abs=1e-6)  # of trial19 against trial17
     assert 0 < halving_regret(searched(0.2, noise=0.02)) < 0.06
     few = searched(1.0, kept=1)
-    assert halving_regret(few) == math.inf and "unknown" in format_total({"halving": math.inf})
+    assert halving_regret(few) == math.inf and format_total({"a": 0.01, "halving": math.inf}) == "at least 0.0100"
     assert halving_regret(Trials(few.values, {1e5: few.searched[1e5]}, few.held_out)) == 0
+
+
+def test_a_trial_that_diverged_at_a_later_length_was_not_stopped_by_halving():
+    trials = searched(1.0)
+    first, last = trials.searched.values()
+    middle = {name: first[name] for name in list(first)[:12]}
+    stopped = {name: loss for name, loss in first.items() if name not in ("trial18", "trial19")}
+    diverged = Trials(
+        trials.values,
+        {1e5: {**stopped, "best1": 1.0, "best2": 1.0}, 2e5: {**middle, "best1": math.inf, "best2": 1.0},
+         4e5: {**last, "best2": math.inf}},
+        trials.held_out,
+    )  # fmt: skip
+    assert halving_regret(diverged) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_gain_of_more_trials_has_its_length():
+    regret = {"selection": 0.001, "halving": 0.002, "search": 0.003}
+    assert "about 0.0030, after 250,000 tokens, that" in regret_text(regret, [2.5e5, 1e6])
+    assert "about 0.0030 that" in regret_text(regret, [1e6])

@@ -18,6 +18,7 @@ from kleiber.nn.moe import MoE
 from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
+from kleiber.objectives.equalized import Equalized
 from kleiber.objectives.kto import KTO
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.private_step import check_private, noise_generator, poisson_stream, private_gradients
@@ -121,8 +122,9 @@ def test_what_couples_samples_is_refused() -> None:
     check_private(model(mlp=lambda site: MoE(site, num_experts=4, k=2, router=TopK)), CLM(), windows())
     with pytest.raises(ValueError, match="router LossFree"):
         check_private(model(mlp=lambda site: MoE(site, num_experts=4, k=2, router=LossFree)), CLM(), windows())
-    with pytest.raises(ValueError, match="objective=kto"):
-        check_private(model(), KTO.__new__(KTO), windows())
+    for objective in (KTO, Equalized):
+        with pytest.raises(ValueError, match=f"objective={objective.__name__.lower()} "):
+            check_private(model(), objective.__new__(objective), windows())
     with pytest.raises(ValueError, match="data=mixture"):
         check_private(model(), CLM(), Mixture([windows(), windows()], [0.5, 0.5]))
     net = model()

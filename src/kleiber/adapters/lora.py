@@ -37,7 +37,7 @@ class LoRA(Adapter):
     are trained without low-rank updates.
 
     rank     rank of each update
-    alpha    scale of the updates; null for 2 rank
+    alpha    scale of the updates; null: 2 rank, or with `rslora` 16 for every rank, the same at rank 8
     rslora   whether s divides by sqrt(r) instead of r
     targets  parts that get updates: attention, mlp, experts, router, head; null for those of the first three that the
              model has
@@ -59,8 +59,9 @@ class LoRA(Adapter):
     @property
     def scale(self) -> float:
         """The factor s of every low-rank update s B A: alpha / rank, or alpha / sqrt(rank) with rslora."""
-        alpha = 2.0 * self.rank if self.alpha is None else self.alpha
-        return alpha / (self.rank**0.5 if self.rslora else self.rank)
+        if self.rslora:
+            return (16.0 if self.alpha is None else self.alpha) / self.rank**0.5
+        return 2.0 if self.alpha is None else self.alpha / self.rank
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a rank above the width, a target that the model does not have, and other models."""

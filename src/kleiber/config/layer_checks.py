@@ -40,6 +40,9 @@ def check_layers(model: Config) -> None:
             raise ConfigError(f"model/attention={reason}: remove {' and '.join(asked)}")
         if target == DELTA and argument(model, "causal") is False:
             raise ConfigError("model/attention=delta is causal, and model.causal=false: set another model/attention")
+        (theta, value), (key, kind) = _option(options, "rope_theta"), _option(options, "positions")
+        if theta and kind not in (None, "rotary"):
+            raise ConfigError(f"{_setting(theta, value)} needs model.positions=rotary, not {_setting(key, kind)}")
         if width and target in (FULL, WINDOW, LATENT, DELTA):
             _check_heads(target, options, width, width_text)
     _check_pattern(model, kinds)

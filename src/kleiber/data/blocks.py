@@ -177,7 +177,7 @@ class TextFile(Rows):
     """A file of text, which is a document."""
 
     def rows(self) -> Iterator[Iterable[object]]:
-        with io.TextIOWrapper(open_bytes(self.path), encoding="utf-8") as file:
+        with io.TextIOWrapper(open_bytes(self.path), encoding="utf-8-sig") as file:
             yield [file.read()]
 
     def names(self) -> Iterable[str]:

@@ -93,7 +93,8 @@ def _opened(location: Location, config: str | None, root: Path) -> Iterator[tupl
 def read_text_file(location: Location) -> Iterator[str]:
     """Yields the text of a .txt file in pieces of a million characters, so memory does not depend on its lines.
 
-    Line breaks of every system become a line feed. Raises ValueError where the file is not text in UTF-8.
+    A byte order mark is dropped, and line breaks of every system become a line feed. Raises ValueError where the file
+    is not text in UTF-8.
     """
     assert location.local is not None
     _check_content(location)
@@ -103,7 +104,7 @@ def read_text_file(location: Location) -> Iterator[str]:
 def read_text(path: str) -> Iterator[str]:
     """Yields the text of a file or URL in pieces; otherwise as `read_text_file`."""
     try:
-        with io.TextIOWrapper(open_bytes(path), encoding="utf-8") as file:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as file:
             while piece := file.read(PIECE):
                 yield piece
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:

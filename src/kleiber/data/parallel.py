@@ -83,7 +83,7 @@ def _receive(worker: subprocess.Popen[bytes]) -> object:
     assert worker.stdout is not None
     try:
         succeeded, result = pickle.load(worker.stdout)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):  # it may die before an answer or within one
         raise _died(worker) from None
     if not succeeded:
         raise result

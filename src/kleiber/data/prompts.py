@@ -84,7 +84,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises ValueError for a file without prompts, and for a row that has none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path}: byte {error.start} is not UTF-8") from None
     except OSError as error:

@@ -1,7 +1,8 @@
 """Text from a file (.txt, .jsonl, .parquet, .csv, also with .gz or .zst), a folder, a pattern, a URL, or the hub.
 
 Splits are those of the data set. A missing split is cut from the training text: by the hash of each document, or by
-position when there is only one document. The text is neither cleaned nor normalized.
+position when there is only one document. The text is neither cleaned nor normalized, except in .txt files: a byte order
+mark at their beginning is dropped, and their line breaks become line feeds.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ finished. A second Ctrl-C ends the cells at once. The parent process computes no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -234,11 +235,14 @@ def exit_after_parent(is_fresh: bool) -> None:
 
 
 def gpu_ids() -> list[str]:
-    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine."""
+    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
+
+    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [name for name in visible.split(",") if name]
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 class Basic(Launcher):

@@ -137,7 +137,7 @@ class Job:
     task: Task
 
     def __call__(self) -> int:
-        job = os.environ["SLURM_JOB_ID"]
+        job = job_id()
         code = self.task()
         if code == ExitCode.PREEMPTED and job_state(job) == "RUNNING":
             print(f"requeueing job {job}", flush=True)
@@ -185,6 +185,15 @@ def max_array_size() -> int:
         answer = ""
     setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer, re.MULTILINE)
     return max(1, int(setting[1])) if setting else ARRAY_SIZE
+
+
+def job_id() -> str:
+    """Returns the id of the job that this process runs in: `12_3` for job 3 of array 12.
+
+    SLURM_JOB_ID of one job of an array is the id of the array, by which SLURM's commands mean all of its jobs.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def job_state(job: str) -> str:

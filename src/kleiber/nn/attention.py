@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
-from kleiber.nn.positions import Alibi, Positions, Rope, last_positions
+from kleiber.nn.positions import Alibi, Positions, last_positions, rope
 from kleiber.types import Context, Json, Positive, Width
 from kleiber.types.batch import Role
 from kleiber.types.model import Attention, LayerCache
@@ -29,6 +29,7 @@ class FullAttention(Attention):
     num_heads     null: heads of 64 channels, or two heads below width 128
     num_kv_heads  null: num_heads; fewer share keys and values (Ainslie et al. 2023, arXiv:2305.13245)
     qk_norm       RMSNorm of queries and keys per head, which bounds the logits (Dehghani et al. 2023, arXiv:2302.05442)
+    rope_theta    base of the periods of rotary positions; null: 10,000
     positions     `rotary`: queries and keys are rotated by their positions; `alibi`: a bias falls with the distance
                   (Press et al. 2021, arXiv:2108.12409); `none`: a causal model then learns positions from how many keys
                   a query has (Haviv et al. 2022, arXiv:2203.16634)
@@ -43,7 +44,7 @@ class FullAttention(Attention):
         num_heads: Width | None = None,
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
-        rope_theta: Positive = 10000.0,
+        rope_theta: Positive | None = None,
         positions: Positions = "rotary",
         soft_cap: Positive | None = None,
         value_residual: bool = False,
@@ -56,7 +57,7 @@ class FullAttention(Attention):
         self.out = site.projection(self.num_heads * self.head_dim)
         self.q_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
-        self.rope = Rope(self.head_dim, site.context, rope_theta) if positions == "rotary" else None
+        self.rope = rope(self.head_dim, site.context, rope_theta, positions)
         self.alibi = Alibi(self.num_heads) if positions == "alibi" else None
         mixes = value_residual and site.layer > 0
         self.value_weights = nn.Parameter(torch.full((2,), 0.5)) if mixes else None
@@ -246,7 +247,7 @@ class WindowAttention(FullAttention):
         num_heads: Width | None = None,
         num_kv_heads: Width | None = None,
         qk_norm: bool = True,
-        rope_theta: Positive = 10000.0,
+        rope_theta: Positive | None = None,
         positions: Positions = "rotary",
         soft_cap: Positive | None = None,
         value_residual: bool = False,

@@ -9,7 +9,7 @@ from torch import Tensor
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
-from kleiber.nn.positions import Alibi, Positions, Rope
+from kleiber.nn.positions import Alibi, Positions, rope
 from kleiber.types import Json, Positive, Width
 from kleiber.types.model import Attention, LayerCache
 
@@ -34,7 +34,7 @@ class LatentAttention(FullAttention):
         num_heads: Width | None = None,
         rank: Width | None = None,
         query_rank: Width | None = None,
-        rope_theta: Positive = 10000.0,
+        rope_theta: Positive | None = None,
         positions: Positions = "rotary",
         soft_cap: Positive | None = None,
         num_kv_heads: Width | None = None,
@@ -61,7 +61,7 @@ class LatentAttention(FullAttention):
         self.norm = RMSNorm(self.rank, site.norm_eps)
         self.up = site.hidden(self.rank, self.num_heads * 2 * self.head_dim)
         self.out = site.projection(self.num_heads * self.head_dim)
-        self.rope = Rope(self.rotary_dim, site.context, rope_theta) if positions == "rotary" else None
+        self.rope = rope(self.rotary_dim, site.context, rope_theta, positions)
         self.alibi = Alibi(self.num_heads) if positions == "alibi" else None
 
     def read(

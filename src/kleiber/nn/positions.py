@@ -44,6 +44,18 @@ class Rope(nn.Module):
         return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
 
 
+def rope(head_dim: int, context: int, theta: float | None, positions: str) -> Rope | None:
+    """Returns the rotation of a layer with these positions, with a theta of 10,000 by default; None unless they rotate.
+
+    Raises ValueError for a theta without rotary positions.
+    """
+    if positions == "rotary":
+        return Rope(head_dim, context) if theta is None else Rope(head_dim, context, theta)
+    if theta is not None:
+        raise ValueError(f"model.rope_theta={theta:g} needs model.positions=rotary, not {positions}: remove it")
+    return None
+
+
 class Alibi(nn.Module):
     """Adds -slope * |distance| to the logits of each head, with slopes from 2^(-8/heads) to 2^-8, geometric.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.config.errors import ConfigError
 from kleiber.data.labelled import LabelledCorpus
 from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
 from kleiber.types import Positive
@@ -66,8 +64,8 @@ def multi_label_metrics(
     truth, probability = labels.long(), logits.sigmoid()
     metrics = {
         "accuracy": ((probability > 0.5).long() == truth).float().mean(),
-        "micro_f1": classification.multilabel_f1_score(probability, truth, labels.shape[1], average="micro"),
-        "macro_f1": classification.multilabel_f1_score(probability, truth, labels.shape[1], average="macro"),
+        "micro_f1": classification.binary_f1_score(probability.flatten(), truth.flatten()),
+        "macro_f1": torch.stack([*map(classification.binary_f1_score, probability.T, truth.T)]).mean(),
         "ece": classification.binary_calibration_error(probability.flatten(), truth.flatten(), n_bins=BINS),
     }
     return {name: float(value) for name, value in metrics.items()}
@@ -151,10 +149,10 @@ class Classify(Objective):
         self.has_predictions = corpus.kind == "single"
         self.class_names = corpus.label_names if corpus.kind == "single" else ()
 
-    def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
-        """Raises ConfigError for a pooling that reads nothing of the text from the model."""
-        if model is not None and model.causal and self.pooling == "class-token":
-            raise ConfigError(
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a pooling that reads nothing of the text from the model."""
+        if model.causal and self.pooling == "class-token":
+            raise ValueError(
                 "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
                 "model depends on no other token: set objective.pooling=mean or last"
             )

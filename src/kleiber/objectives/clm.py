@@ -3,12 +3,13 @@
 All of them need a causal model. Supervised fine-tuning divides by the number of answer tokens in the whole batch, so
 every answer token has the same weight in whatever row, micro-batch or rank it is. The teacher of a distillation is the
 model of a finished run or of a Hugging Face folder. It is neither among the trained parameters nor in checkpoints, so a
-run needs the teacher's folder as long as it trains.
+run needs the teacher's folder as long as it trains, and not to be evaluated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Protocol, runtime_checkable
 
 import torch
@@ -155,19 +156,17 @@ class OpenedModel(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
 
-class Distill(Objective):
+class Distill(CLM):
     """(1 - mix) cross-entropy + mix T^2 KL(teacher_T || student_T), summed over targets, in nats.
 
     Hinton et al. 2015, arXiv:1503.02531, section 2. The metric "ce" is the student's cross-entropy alone, "kd" the
-    second term without its weight.
+    second term without its weight. Held-out loss is the cross-entropy, without the teacher.
 
     open_model   reads a model from its folder; the run supplies it
     teacher      RUN, RUN/STAGE or a Hugging Face folder
     temperature  T, by which the logits of both models are divided
     mix          weight of the teacher; 1 leaves out the cross-entropy
     """
-
-    likelihood = True
 
     def __init__(
         self,
@@ -177,23 +176,41 @@ class Distill(Objective):
         temperature: Positive = 2.0,
         mix: Annotated[float, Gt(0), Le(1)] = 0.5,
     ) -> None:
+        super().__init__()
+        self.open_model, self.tokenizer_hash = open_model, corpus.tokenizer.hash
+        self.temperature, self.mix = temperature, mix
+        self.models = {"teacher": teacher}
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a bidirectional model, and for a teacher that cannot be opened or does not fit."""
+        require_causal(model, "distill")
+        _ = self.teacher
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The frozen teacher, opened on first use: only training reads it.
+
+        Raises ValueError where it cannot be opened, is bidirectional, or has another tokenizer than the data.
+        """
+        path = self.models["teacher"]
         try:
-            opened = open_model(teacher)
+            opened = self.open_model(path)
         except ValueError as error:
             raise ValueError(f"objective.teacher: {error}") from None
         if not opened.model.causal:
-            raise ValueError(f"objective.teacher={teacher} must be a causal model; this one is bidirectional")
+            raise ValueError(f"objective.teacher={path} must be a causal model; this one is bidirectional")
         # Hashes are compared without the names of the tokenizers' folders.
-        if opened.tokenizer.hash.rpartition("/")[2] != corpus.tokenizer.hash.rpartition("/")[2]:
+        if opened.tokenizer.hash.rpartition("/")[2] != self.tokenizer_hash.rpartition("/")[2]:
             raise ValueError(
-                f"objective.teacher={teacher} has the tokenizer {opened.tokenizer.hash}, and the data has "
-                f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's tokenizer"
+                f"objective.teacher={path} has the tokenizer {opened.tokenizer.hash}, and the data has "
+                f"{self.tokenizer_hash}: set data.tokenizer to the teacher's tokenizer"
             )
-        self.teacher, self.temperature, self.mix = opened.model.requires_grad_(False), temperature, mix
-        self.models = {"teacher": teacher}
+        return opened.model.requires_grad_(False)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         require_causal(model, "distill")
+        if not torch.is_grad_enabled():
+            return super().__call__(model, batch)
         rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
         if weights is None:
             weights = torch.ones(targets.shape, device=targets.device)
@@ -217,10 +234,6 @@ class Distill(Objective):
             output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens, batch.auxiliary_ratio)
         )
         return loss_with_auxiliary(total, tokens, metrics, auxiliary)
-
-    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
-        """Numbers of targets and tokens, where targets are marked."""
-        return marked_counts(batch)
 
     def unlearned_flops(self, model: Model, time: int) -> float:
         """Those of the teacher."""

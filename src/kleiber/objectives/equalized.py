@@ -31,6 +31,8 @@ class Equalized(CLM):
     z_loss    as in `CLM`
     """
 
+    couples_samples = True  # pairs of any training documents are part of a sample's loss
+
     def __init__(
         self,
         corpus: Corpus,

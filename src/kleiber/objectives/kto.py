@@ -39,7 +39,7 @@ class KTO(Objective):
     answers (those to another prompt) over the whole batch of a step. w is `desirable` for good answers
     and `undesirable` for bad ones; the loss begins at w / 2. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 and
     section 4.1. Differs in that a row's mismatched answer is fixed with the data and not by the batch, so the reference
-    scores it once. The forward pass of mismatched answers is not part of a run's FLOPs.
+    scores it once. The forward pass of mismatched answers is part of a run's executed FLOPs, not of its model FLOPs.
 
     beta                    strength of the pull towards the reference
     desirable, undesirable  weights of good and bad answers; eq. 9 of the paper wants the ratio of (weight x number of

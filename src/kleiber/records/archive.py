@@ -110,7 +110,14 @@ def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def archive_rows(run: Run) -> list[Json]:
-    """The rows of a run, one per leaf; a run without a leaf, such as one that failed early, has one row too."""
+    """The rows of a run, one per leaf; a run without a leaf, such as one that failed early, has one row too.
+
+    Raises ValueError for a name that `read` refuses.
+    """
+    if not RUN_NAME.fullmatch(run.name):
+        raise ValueError(
+            "rename the folder: its name must not begin with a dot, or contain a backslash or a line break"
+        )
     stages = {stage.get("name"): stage for stage in run.stages}
     paths = [stage_path(leaf.get("name"), stages) for leaf in run.leaves] or [[]]
     paths[0] = [*(name for name in stages if not any(name in path for path in paths)), *paths[0]]

@@ -89,12 +89,12 @@ def read_judgments(path: Path) -> list[Judgment]:
     if not path.is_file():
         return []
     judgments = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == len(lines) and not line.endswith("}")):
+        if not line.strip() or (number == len(lines) and not line.endswith(b"}")):
             continue
         try:
-            judgments.append(parse_judgment(json.loads(line)))
+            judgments.append(parse_judgment(json.loads(line.decode())))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no judgment of kleiber judge: {error}") from None
     return judgments

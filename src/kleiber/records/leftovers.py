@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.records.files import DamagedFile, read_json
-from kleiber.records.locks import NAME, SCRATCH, is_writing, try_lock
+from kleiber.records.locks import LONGEST_ID, NAME, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
 
-WRITTEN_UNDER = re.compile(r"(?:\..+|step-\d{8})\.part-(\d+)")  # names under which kleiber writes a file or checkpoint
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
 
 
@@ -77,7 +75,10 @@ def free_scratch(temporary: Path) -> Iterator[Path]:
 
 def is_process_id(path: Path) -> bool:
     """Whether a file is a lock of kleiber: it contains the id of a process, or nothing."""
-    return path.stat().st_size <= 20 and path.read_bytes().strip(b"\0\n").decode("ascii", "replace").isdigit()
+    if path.stat().st_size > LONGEST_ID:
+        return False
+    content = path.read_bytes().strip(b"\0\n")
+    return not content or content.isdigit()
 
 
 def is_left_over(path: Path) -> bool:

@@ -5,8 +5,8 @@ of the process, and ends with the process. A link or a file with other content i
 to it would change a file that is not ours.
 
 A scratch folder contains a file that its process holds locked, so a folder whose lock is free is left over. A file or
-folder that is written under the name `NAME.part-PID` is left over when process PID is gone, or is another one, which
-started later.
+checkpoint that is written under the name `.NAME.part-PID` or `step-00000001.part-PID` is left over when process PID is
+gone, or is another one, which started later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kleiber.config.errors import ConfigError
 NAME = ".lock"  # in a run's folder
 LONGEST_ID = 32  # bytes of a process id
 SCRATCH = ".kleiber-scratch"  # in a scratch folder
-PART = re.compile(r".+\.part-(\d+)")
+WRITTEN_UNDER = re.compile(r"(?:\..+|step-\d{8})\.part-(\d+)")  # names under which kleiber writes a file or checkpoint
 END_SECONDS = 1.0  # in which a process that was killed releases its locks
 CLOCK_SECONDS = 2.0  # by which the start of a process and the time stamp of a file may differ
 
@@ -200,7 +200,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 def sweep_parts(paths: Iterable[Path]) -> None:
     """Removes those of the paths that a killed process was writing, by the process id in their names."""
     for path in paths:
-        match = PART.fullmatch(path.name)
+        match = WRITTEN_UNDER.fullmatch(path.name)
         if match is None or is_writing(path, int(match.group(1))):
             continue
         if path.is_dir() and not path.is_symlink():

@@ -175,7 +175,7 @@ def prepare_corpus(config: Config) -> Corpus:
 
 
 def build_objective(config: DictConfig, corpus: Corpus) -> Objective:
-    """Builds the objective of a stage's config. An objective with a teacher opens the run of the teacher."""
+    """Builds the objective of a stage's config. One with a teacher opens it when it trains."""
     return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
 
 

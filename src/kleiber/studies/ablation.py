@@ -8,7 +8,7 @@ sign holds at a larger scale may stay undecided. Widths that are held out of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ from kleiber.studies.ablation_ladder import (
     sign,
 )
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, level_of_each, overall
+from kleiber.studies.compare.decision import Claim, Decision, Estimate, as_row, level_of_each, overall
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
@@ -58,6 +58,16 @@ class Change:
     @property
     def at_edge(self) -> list[str]:
         return [f"{scale.place} ({arm})" for scale in (*self.fitted, *self.held_out) for arm in scale.at_edge]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether both arms were tuned, and alike."""
+        return not (self.at_edge or self.uneven)
+
+    @property
+    def uneven(self) -> list[str]:
+        """Why the arms were not tuned alike at some scales."""
+        return sorted({scale.uneven for scale in (*self.fitted, *self.held_out) if scale.uneven})
 
     @property
     def diverged(self) -> list[str]:
@@ -113,13 +123,14 @@ class Ablation(IntervalStudy):
         edges = {change.name: change.at_edge for change in changes}
         ladders = {change.name: change.ladder for change in changes if change.ladder is not None}
         why = ["some best rates are at the edge of their grids"] if any(edges.values()) else []
+        why += sorted({reason for change in changes for reason in change.uneven})
         places = sorted({place for change in changes for place in change.diverged})
         why += [diverged_text(places)] if places else []
         comparison = {
             "schema": "kleiber.compare/1", "measure": "loss", "equal": "tokens", "level": self.level, "looks": 1,
             "decision": str(decision), "why": "; ".join(why), "more_seeds_needed": None,
             "estimates": [{"arm": change.name, "against": plain, "equal": "tokens", "times": times, "value": gap.value,
-                           "lo": gap.lo, "hi": gap.hi, "n": gap.n, "unit": UNIT, "tuned": not change.at_edge}
+                           "lo": gap.lo, "hi": gap.hi, "n": gap.n, "unit": UNIT, "tuned": change.tuned}
                           for change in changes for times, gap in change.predictions.items()],
         }  # fmt: skip
         tables = {
@@ -128,7 +139,7 @@ class Ablation(IntervalStudy):
                  "seeds": gap.n, "sign": sign(gap)}
                 for change in changes for times, gap in change.predictions.items()
             ],
-            "Worth in compute": [{"arm": name, **asdict(compute_gain(ladder, self.level))}
+            "Worth in compute": [{"arm": name, **as_row(compute_gain(ladder, self.level))}
                                  for name, ladder in ladders.items()],
             "Predictions at held-out widths": checks,
             "Gap by scale": [row for change in changes for row in scale_rows(change, self.level)],
@@ -162,7 +173,7 @@ class Ablation(IntervalStudy):
             return Change(name, fitted, held_out, None, {}, Decision.NOT_TESTED)
         each = level_of_each(self.level, claims, 1)
         decision = Claim(name, plain).decide(predict(ladder, self.target, each))
-        if unfinished or diverged or any(scale.at_edge for scale in fitted):
+        if unfinished or diverged or any(scale.at_edge or scale.uneven for scale in fitted):
             decision = Decision.NOT_TESTED
         times = sorted({1.0, *SCALES, self.target})
         predictions = {scale: predict(ladder, scale, self.level) for scale in times}
@@ -176,10 +187,9 @@ class Ablation(IntervalStudy):
             text = f"{change.name} against {plain} {at}: {change.decision}"
             text += f", since {diverged_text(change.diverged)}" if change.diverged else ""
             if change.ladder is not None:
-                gain = compute_gain(change.ladder, self.level)
                 gap = change.predictions[self.target].text()
-                text += f"; predicted gap{' of the other seeds' if change.diverged else ''} {gap}. At the largest run "
-                text += f"the change is worth {gain.text('.2f')}"
+                text += f"; predicted gap{' of the other seeds' if change.diverged else ''} {gap}. "
+                text += gain_text(compute_gain(change.ladder, self.level))
             text += "."
         else:
             groups = {
@@ -208,6 +218,9 @@ class Ablation(IntervalStudy):
         if places := sorted({place for each in edges.values() for place in each}):
             text = f"the best learning rate is at the edge of its grid at {'; '.join(places)}: widen design.lrs"
             out.append({"code": "untuned", "level": "warn", "text": text})
+        for reason in sorted({reason for change in changes for reason in change.uneven}):
+            text = f"{reason}: give the arms as many rates of the same spacing in design.lrs"
+            out.append({"code": "untuned", "level": "warn", "text": text})
         if places := sorted({place for change in changes for place in change.diverged}):
             text = f"{diverged_text(places)}: a change that this concerns is not tested"
             out.append({"code": "diverged", "level": "warn", "text": text})
@@ -217,14 +230,23 @@ class Ablation(IntervalStudy):
 
 
 METHODS = (
-    "All arms were trained at every width and length with the same seeds and learning rates, and enter each scale at "
-    "the rate of the least mean loss over all seeds. The loss of a run that diverged is infinite, and a change is not "
-    "tested if at some scale no rate trained every seed. The gap is the difference of log losses of the same seed. A "
+    "All arms were trained at every width and length with the same seeds, and enter each scale at the rate of the "
+    "least mean loss over all seeds. A change is not tested if the two arms have different numbers or spacings of "
+    "learning rates, or if at some scale no rate trained every seed, where the loss of a run that diverged is "
+    "infinite. The gap is the difference of log losses of the same seed. A "
     "line in log10 of the training compute was fitted to the gaps of each seed; predictions are means over these lines "
     "with Student's intervals at {level}. The intervals hold if the gap is a line in log compute. The "
-    "compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss in log compute."
+    "compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss in log "
+    "compute, with an interval by the delta method; it is not estimated unless the interval of this slope is below 0."
 )
 SEVERAL = " Claims are decided at one level for all changed arms together (Bonferroni)."
+
+
+def gain_text(gain: Estimate | None) -> str:
+    """Returns what a change is worth in compute as a sentence without a period."""
+    if gain is None:
+        return "The loss of the plain arm falls too little with compute to tell what the change is worth in compute"
+    return f"At the largest run the change is worth {gain.text('.2f')}"
 
 
 def diverged_text(places: Sequence[str]) -> str:

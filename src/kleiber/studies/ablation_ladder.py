@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kleiber.config.errors import Status
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import arm_name
+from kleiber.studies.compare.arms import arm_name, uneven_grids
 from kleiber.studies.compare.decision import Estimate, mean_estimate
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.studies.laws.law import Array
@@ -25,6 +25,7 @@ from kleiber.studies.laws.table import round_down
 from kleiber.types import Config, Json
 
 UNIT = "of the loss, in log"
+MOST_DECADES = 9.0  # largest factor of compute that is estimated, in log10
 Losses = dict[str, dict[float, dict[int, float]]]  # by arm, learning rate and seed; inf for a run that diverged
 
 
@@ -40,6 +41,7 @@ class Scale:
     rates     learning rates of the two arms
     at_edge   the arms whose best rate is at an end of its grid, or whose grid has fewer than three rates
     diverged  the seeds that diverged at that rate, by arm, of arms in which runs diverged at every rate
+    uneven    why the two arms were not tuned alike; "" where they were
     """
 
     width: int
@@ -50,6 +52,7 @@ class Scale:
     rates: tuple[float, float]
     at_edge: Sequence[str] = ()
     diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    uneven: str = ""
 
     @property
     def gaps(self) -> dict[int, float]:
@@ -89,20 +92,22 @@ def read_scales(runs: Sequence[Run], plain: str, changed: str) -> list[Scale]:
     for (width, tokens), by_arm in losses.items():
         if not {plain, changed} <= by_arm.keys():
             continue
-        best, at_edge, diverged = {}, [], {}
+        best, at_edge, diverged, grids = {}, [], {}, {}
         for arm in (plain, changed):
             grid = by_arm[arm]
             most = max(map(len, grid.values()))
             complete = {lr: list(by_seed.values()) for lr, by_seed in grid.items() if len(by_seed) == most}
+            grids[arm] = sorted(complete)
             best[arm] = min(complete, key=lambda lr: divergences_and_mean(complete[lr]))
-            if len(complete) < 3 or best[arm] in (min(complete), max(complete)):
+            if len(complete) < 3 or best[arm] in (grids[arm][0], grids[arm][-1]):
                 at_edge.append(arm)
             if seeds := sorted(seed for seed, loss in grid[best[arm]].items() if math.isinf(loss)):
                 diverged[arm] = seeds
         a, b = (log_losses(by_arm[arm][best[arm]]) for arm in (plain, changed))
         compute = [flops[place] for place in ((plain, width, tokens), (changed, width, tokens)) if place in flops]
         rates = (best[plain], best[changed])
-        scales.append(Scale(width, tokens, [*compute, math.inf][0], a, b, rates, at_edge, diverged))
+        uneven = uneven_grids(grids)
+        scales.append(Scale(width, tokens, [*compute, math.inf][0], a, b, rates, at_edge, diverged, uneven))
     return sorted(scales, key=lambda scale: scale.compute)
 
 
@@ -197,17 +202,24 @@ def sign(gap: Estimate) -> str:
     return "better" if gap.value < 0 else "worse"
 
 
-def compute_gain(ladder: Ladder, level: float) -> Estimate:
+def compute_gain(ladder: Ladder, level: float) -> Estimate | None:
     """Returns the factor of compute that the plain arm needs to reach the loss of the changed one at the largest scale.
 
-    The interval is Student's over seeds on the logarithm.
+    Its logarithm is the mean gap over the mean slope of the plain arm, with Student's interval over seeds by the delta
+    method. None unless the interval of the slope is below 0, and for a factor that may exceed 10**MOST_DECADES.
     """
     design = np.column_stack([np.ones(len(ladder.x)), ladder.x])
     slopes = np.linalg.lstsq(design, ladder.plain.T, rcond=None)[0][1]
-    estimate = mean_estimate((lines(ladder)[:, 0] / slopes.mean()).tolist(), level, "")
-    assert estimate is not None
-    ends = [None if end is None else float(10**end) for end in (estimate.lo, estimate.hi)]
-    return Estimate(float(10**estimate.value), ends[0], ends[1], estimate.n, "times the compute")
+    slope = mean_estimate(slopes.tolist(), level, "")
+    if slope is None or slope.hi is None or slope.hi >= 0:
+        return None
+    gaps = lines(ladder)[:, 0]
+    ratio = gaps.mean() / slope.value
+    estimate = mean_estimate((ratio + (gaps - ratio * slopes) / slope.value).tolist(), level, "")
+    if estimate is None or estimate.lo is None or estimate.hi is None or estimate.hi > MOST_DECADES:
+        return None
+    value, lo, hi = (10.0**place for place in (estimate.value, estimate.lo, estimate.hi))
+    return Estimate(value, lo, hi, estimate.n, "times the compute")
 
 
 def crossings(ladder: Ladder, level: float) -> tuple[float | None, float | None, float | None]:

@@ -6,6 +6,7 @@ scores before its first step, and claims of the arms against it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,6 +32,7 @@ from kleiber.types import Json, NonNegative
 
 START = "before tuning"
 FOLLOWED = "eval/instructions/"
+Starts = Mapping[str, Mapping[str, Mapping[int, float]]]  # scores before tuning by arm, measure and seed
 SHOWN = {  # of all instructions together
     "accuracy": "instructions followed (share)",
     "unasked": "followed by answers to other prompts (share)",
@@ -98,20 +100,30 @@ METHODS = (
 )
 
 
-def start_scores(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
-    """The scores of the model before its first step, by measure and seed."""
-    scores: dict[str, dict[int, float]] = {}
+def start_scores(runs: Sequence[Run]) -> Starts:
+    """The scores of the models before their first step."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
-        if arm_name(run) is None or run.status != "finished":
+        arm = arm_name(run)
+        if arm is None or run.status != "finished":
             continue
         for measure, value in run.leaves[0]["start_metrics"].items():
-            scores.setdefault(measure, {})[run.config["seed"]] = value
+            scores.setdefault(arm, {}).setdefault(measure, {})[run.config["seed"]] = value
     return scores
 
 
-def judge_start(
-    claim: Claim, arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float, why_not: str
-) -> Result:
+def scores_before(starts: Starts, measure: str) -> Mapping[str, Mapping[int, float]]:
+    """A measure by seed before tuning: of the start that all arms share, or of each arm where their starts differ."""
+    by_arm = {arm: scores[measure] for arm, scores in starts.items() if measure in scores}
+    shared: dict[int, float] = {}
+    for scores in by_arm.values():
+        for seed, value in scores.items():
+            if not math.isclose(shared.setdefault(seed, value), value, rel_tol=1e-4):
+                return {f"{arm}, {START}": scores for arm, scores in by_arm.items()}
+    return {START: shared}
+
+
+def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: float, why_not: str) -> Result:
     """Decides a claim about the change of a measure from the start to an arm at its best rate.
 
     why_not  why the runs as a whole decide nothing; "" where they can
@@ -119,7 +131,7 @@ def judge_start(
     arm = arms.get(claim.arm)
     if arm is None:
         return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
-    start = starts.get(claim.measure, {})
+    start = starts.get(claim.arm, {}).get(claim.measure, {})
     estimate = paired_difference(arm.values(claim.measure), start, level, unit_of(claim.measure))
     problem = arm.wrong or why_not
     if problem or estimate is None or estimate.lo is None:
@@ -142,12 +154,12 @@ def verdict(result: Result) -> Json:
     return {"code": f"start_{result.claim.arm}", "level": level, "text": f"{text}."}
 
 
-def score_rows(arms: Mapping[str, Arm], starts: Mapping[str, Mapping[int, float]], level: float) -> list[Json]:
+def score_rows(arms: Mapping[str, Arm], starts: Starts, level: float) -> list[Json]:
     """A row for each measure and for the start and each arm at its best rate: the mean over seeds with its interval."""
-    measures = [name for name in starts if is_shown(name)]
+    measures = dict.fromkeys(name for scores in starts.values() for name in scores if is_shown(name))
     rows = []
     for measure in measures:
-        by_model = {START: starts[measure], **{name: arm.values(measure) for name, arm in arms.items()}}
+        by_model = {**scores_before(starts, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
             estimate = mean_estimate([*values.values()], level, unit_of(measure))
             if estimate is not None:
@@ -176,7 +188,8 @@ def chart(rows: Sequence[Json]) -> object:
 
     table = pd.DataFrame(rows)
     models = list(dict.fromkeys(table["model"]))
-    color = kind_color(models, "model", order=sorted(models, key=lambda model: model == START))  # arms as on the page
+    arms_first = sorted(models, key=lambda model: model.endswith(START))  # with the colors of the page
+    color = kind_color(models, "model", order=arms_first)
     panels = []
     for measure, part in table.groupby("measure", sort=False):
         base = alt.Chart(part).encode(y=alt.Y("model:N", sort=models, title=None), color=color)

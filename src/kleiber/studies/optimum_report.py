@@ -10,7 +10,7 @@ import pandas as pd
 
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.optima import WINDOW
-from kleiber.studies.laws.optimum_prediction import prediction_line, summary_line
+from kleiber.studies.laws.optimum_prediction import outside_text, prediction_line, summary_line
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Json, Row
@@ -27,8 +27,12 @@ def lines(entry: Row) -> list[str]:
     for name, value in entry.get("joint", {}).items():
         out.append(f"  joint fit: {name} = {value['value']:.4f}, {level} [{value['lo']:.4f}, {value['hi']:.4f}]")
     for test in entry["backtests"]:
-        unchanged = test["naive"]["unchanged"]
-        naive = "" if unchanged is None else f"; the unchanged optimum of the largest group below: {unchanged:.2%}"
+        naive = ""
+        if test["n_paired"]:
+            naive = f"; the unchanged optimum of the largest group below: {test['naive']['unchanged']:.2%}"
+        if 0 < test["n_paired"] < test["n_scored"]:
+            groups = f"{test['n_paired']} group{'s' * (test['n_paired'] > 1)}"
+            naive += f" in {groups}, where the law's choice costs {test['mare_paired']:.2%}"
         out.append(
             f"  backtest at {test['along']} = {test['cut']:.3g}: {test['n_train']} groups below; above, "
             f"{summary_line(test, test['n_test'])}{naive}"
@@ -53,8 +57,9 @@ def headline(entry: Row) -> str:
     if tested:
         test = tested[0]
         parts.append(
-            f"fitted below {test['along']} = {test['cut']:.2g}, the law chooses hyperparameters for {test['n_test']} "
+            f"fitted below {test['along']} = {test['cut']:.2g}, the law chooses hyperparameters for {test['n_scored']} "
             f"larger groups that cost {test['mare']:.2%} of the loss on average, {test['worst']:.2%} at most"
+            f"{outside_text(test['n_test'], test['n_scored'])}"
         )
     text = "; ".join(parts) or "the exponents have no intervals, since no refits were made"
     return f"{text[0].upper()}{text[1:]}."

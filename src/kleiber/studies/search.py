@@ -4,7 +4,8 @@ Only held-out seeds decide: the finalists are trained with seeds that the search
 seed nor an early lead in successive halving counts. The expected regret has three parts: that of choosing among the
 finalists, by their means over these seeds; that of the trials that halving stopped, whose last loss is predicted from
 their first by the trials that have both, with the controls among them; and what a search of twice as many trials would
-gain, which is at most what the second half of the trials has gained.
+gain, which is about what the second half of the trials has gained. The last part is the gain at the first number of
+tokens, and it is not estimated for trials that tpe proposed, since they are a single sequence.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.designs.search import TPE, read_space
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.search_regret import format_total, halving_regret, regret_text, selection_regret
+from kleiber.studies.search_regret import format_total, halving_regret, known_regret, regret_text, selection_regret
 from kleiber.studies.search_trials import Trials, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.studies.tuning_curves import curve, running_best
@@ -53,8 +54,8 @@ class Search(IntervalStudy):
         tuning = running_best(losses) if dependent else curve(losses, self.level)
         means = self.means(trials)
         best = min(means, key=lambda name: means[name].value) if means else None
-        regret = self.regret(trials, best, tuning)
-        verdicts = [self._verdict(best, regret, len(losses)), *diverged(trials), *agreement(trials)]
+        regret = self.regret(trials, best, None if dependent else tuning)
+        verdicts = [self._verdict(best, regret, trials), *diverged(trials), *agreement(trials)]
         verdicts += edges(trials, best, runs)
         if best is not None:
             verdicts.append(optimism(trials, best))
@@ -88,30 +89,45 @@ class Search(IntervalStudy):
             for name, row in zip(finalists, losses, strict=True)
         }
 
-    def regret(self, trials: Trials, best: str | None, tuning: Sequence[Row]) -> dict[str, float] | None:
-        """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long."""
-        first = list(next(iter(trials.searched.values())).values())
-        if best is None or len(first) < FEWEST:
+    def regret(self, trials: Trials, best: str | None, tuning: Sequence[Row] | None) -> dict[str, float] | None:
+        """The expected regret in nats: of the choice of a finalist, of halving, and of not searching twice as long.
+
+        A part that cannot be estimated is inf.
+
+        tuning  expected best loss by number of independent trials; None for trials that depend on each other
+        """
+        count = len(next(iter(trials.searched.values())))
+        if best is None or count < FEWEST:
             return None
-        half, whole = (tuning[count - 1]["mean"] for count in (len(first) // 2, len(first)))
-        longer = math.inf if half is None or whole is None else half - whole
+        half, whole = (None, None) if tuning is None else (tuning[n - 1]["mean"] for n in (count // 2, count))
         return {
             "selection": selection_regret(trials.finalists, best),
             "halving": halving_regret(trials),
-            "search": longer,
+            "search": math.inf if half is None or whole is None else half - whole,
         }
 
-    def _verdict(self, best: str | None, regret: Mapping[str, float] | None, count: int) -> Json:
-        """The verdict `tuned`, or why the search is not; `count` is the number of different trials."""
+    def is_tuned(self, regret: Mapping[str, float]) -> bool | None:
+        """Whether the expected regret is within the tolerance; None where a part that is unknown decides it."""
+        if known_regret(regret) > self.tolerance:
+            return False
+        return True if all(map(math.isfinite, regret.values())) else None
+
+    def _verdict(self, best: str | None, regret: Mapping[str, float] | None, trials: Trials) -> Json:
+        """The verdict `tuned`, or why the search is not or cannot be called so."""
         if best is None or regret is None:
             text = "no trial has finished with all held-out seeds, so the search decides nothing"
             if best is not None:
+                count = len(next(iter(trials.searched.values())))
                 text = f"the regret of {best} cannot be estimated from {count} trials: it takes {FEWEST} different ones"
             return {"code": "not_tested", "level": "warn", "text": text}
-        total = sum(regret.values())
-        text = f"the expected regret of {best} is {format_total(regret)} nats per token: {regret_text(regret)}"
-        if total <= self.tolerance:
+        text = f"the expected regret of {best} is {format_total(regret)} nats per token: "
+        text += regret_text(regret, list(trials.searched))
+        tuned = self.is_tuned(regret)
+        if tuned:
             return {"code": "tuned", "level": "note", "text": f"{text}; at most the tolerance of {self.tolerance:g}"}
+        if tuned is None:
+            text += f"; so whether it is within the tolerance of {self.tolerance:g} is not determined"
+            return {"code": "not_tested", "level": "warn", "text": text}
         text += f"; above the tolerance of {self.tolerance:g}: raise design.trials or design.seeds"
         return {"code": "untuned", "level": "warn", "text": text}
 
@@ -125,9 +141,11 @@ class Search(IntervalStudy):
         text = f"The best of {count} trials is {values}, with a loss of {means[best].text('.4f')} on held-out seeds; "
         if regret is None:
             return f"{text}they are too few to estimate its regret."
-        tuned = "tuned" if sum(regret.values()) <= self.tolerance else "not tuned"
         text += f"its expected regret is {format_total(regret)} nats"
-        return f"{text}, so the search is {tuned} to {self.tolerance:g} nats."
+        tuned = self.is_tuned(regret)
+        if tuned is None:
+            return f"{text}, so whether the search is tuned to {self.tolerance:g} nats is not determined."
+        return f"{text}, so the search is {'tuned' if tuned else 'not tuned'} to {self.tolerance:g} nats."
 
 
 METHODS = (
@@ -137,7 +155,8 @@ METHODS = (
     "the band is that of the median, from a simultaneous band of the distribution function of the losses (Lourie et "
     "al. 2023, arXiv:2311.09480). Trials that tpe proposed depend on each other: their curve is the best loss so far, "
     "without a band. The regret of the selection is the mean loss of the best trial above the lowest of "
-    "the finalists, over draws of their means with the noise that pairing by seed leaves."
+    "the finalists, over draws of their means with the noise that pairing by seed leaves. The gain of twice as many "
+    "trials is about that of the second half over the first at the first number of tokens; it is not estimated for tpe."
 )
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate], level: float) -> Figures:
-    """Returns functions that draw the figures, by name."""
+    """Returns functions that draw the figures, by name; none where every trial diverged."""
+    if not any(map(math.isfinite, next(iter(trials.searched.values())).values())):
+        return {}
     charts: Figures = {"tuning_curve": lambda: tuning_curve(tuning, level), "keys": lambda: loss_by_key(trials)}
     if means:
         charts["finalists"] = lambda: finalists(trials, means, level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,18 +12,30 @@ from kleiber.studies.search_trials import Trials
 DRAWS = 4000  # of the means of the finalists, and of the losses of stopped trials
 
 
+def known_regret(regret: Mapping[str, float]) -> float:
+    """Returns the sum of the parts of the expected regret that could be estimated, which are finite."""
+    return sum(part for part in regret.values() if math.isfinite(part))
+
+
 def format_total(regret: Mapping[str, float]) -> str:
-    """Formats the expected regret in nats."""
-    total = sum(regret.values())
-    return f"{total:.4f}" if math.isfinite(total) else "an unknown number of"
+    """Formats the expected regret in nats; a lower bound where a part could not be estimated."""
+    at_least = "" if all(map(math.isfinite, regret.values())) else "at least "
+    return f"{at_least}{known_regret(regret):.4f}"
 
 
-def regret_text(regret: Mapping[str, float]) -> str:
-    """Formats the three parts of the expected regret."""
+def regret_text(regret: Mapping[str, float], lengths: Sequence[float]) -> str:
+    """Formats the three parts of the expected regret.
+
+    lengths  training tokens of the trials in successive halving; the part `search` is that after the first
+    """
     missed = f"{regret['halving']:.4f}" if math.isfinite(regret["halving"]) else "an unknown loss (too few controls)"
+    after = f", after {lengths[0]:,.0f} tokens," if len(lengths) > 1 else ""
+    longer = f"about {regret['search']:.4f}{after} that twice as many trials would gain"
+    if not math.isfinite(regret["search"]):
+        longer = "an unknown loss that twice as many trials would gain"
     return (
         f"{regret['selection']:.4f} from choosing among the finalists, {missed} from stopped trials that might have "
-        f"become better, and at most {regret['search']:.4f} that twice as many trials would gain"
+        f"become better, and {longer}"
     )
 
 
@@ -52,10 +64,12 @@ def halving_regret(trials: Trials) -> float:
 
     The last loss of a stopped trial is predicted from its first by a line through the trials that have both, with their
     scatter beyond the noise of a run; inf if fewer than four have both, so that nothing is learned about halving.
+    A trial that diverged at a later length was not stopped by halving.
     """
     lengths, finalists = list(trials.searched.values()), trials.finalists
     first, last = (finite(losses) for losses in (lengths[0], lengths[-1]))
-    stopped = [name for name in first if name not in last]
+    diverged = {name for losses in lengths[1:] for name in losses if name not in finite(losses)}
+    stopped = [name for name in first if name not in last and name not in diverged]
     if len(lengths) < 2 or not stopped:
         return 0.0
     common = [name for name in last if name in first]

@@ -10,6 +10,7 @@ from kleiber.config.errors import Status
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.design import parse_lines
+from kleiber.studies.designs.trial_losses import validation_loss
 
 ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
 
@@ -42,7 +43,10 @@ class Trials:
 
 
 def read_trials(runs: Sequence[Run]) -> Trials:
-    """Reads the trials of a search from its runs. Raises ValueError if none has ended."""
+    """Reads the trials of a search from its runs. Raises ValueError if none has ended.
+
+    Also for a finished run without exactly one validation loss.
+    """
     rows, keys = [], set[str]()
     for run in runs:
         name = (run.config.get("study") or {}).get("arm")
@@ -50,9 +54,8 @@ def read_trials(runs: Sequence[Run]) -> Trials:
             continue
         lines, spaces = parse_lines(run.overrides), run.config["design"]["keys"]
         keys |= {key for key, space in spaces.items() if space is not None}
-        loss = run.leaf_rows()[0]["loss"] if run.status == Status.FINISHED else None
+        loss = validation_loss(run) if run.status == Status.FINISHED else math.inf
         tokens = quantity(run.config["budget"]["tokens"])
-        loss = math.inf if loss is None or not math.isfinite(loss) else float(loss)
         seed = int(run.config["seed"])
         rows.append({"trial": str(name), "seed": seed, "tokens": tokens, "loss": loss, "lines": lines})
     if not rows:

@@ -39,10 +39,10 @@ def check_private(model: Model, objective: Objective, samples: Samples) -> None:
                 f"privacy=dp_sgd: the router {type(module).__name__} changes with the load of the whole batch, which "
                 "is not private: choose model/router=topk"
             )
-    if type(objective).prepare_step is not Objective.prepare_step:
+    if objective.couples_samples or type(objective).prepare_step is not Objective.prepare_step:
         raise ValueError(
-            f"privacy=dp_sgd: under objective={type(objective).__name__.lower()} the loss of a sample depends on the "
-            "other samples of its step: choose another objective"
+            f"privacy=dp_sgd: under objective={type(objective).__name__.lower()} the loss of a sample depends on "
+            "other samples: choose another objective"
         )
     if isinstance(samples, SamplesWithOrder):
         raise ValueError(

@@ -113,6 +113,7 @@ class Objective:
     outputs               number of outputs of each output layer that the objective adds to `model.heads`, by name
     has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
+    couples_samples       whether the loss of a sample also depends on other training samples, which DP-SGD forbids
     class_names           names of the classes where every sample has exactly one class, so that the scorer has
                           `confusion`; empty otherwise
     models                paths of the trained models that the objective reads, by their key in its config
@@ -128,12 +129,16 @@ class Objective:
     outputs: Mapping[str, int] = MappingProxyType({})
     has_predictions: bool = False
     compares_answers: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         """The loss of a batch, as a sum over its targets."""
         raise NotImplementedError
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError where the objective does not fit the model. Called before any stage is trained."""
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Called when a stage begins or resumes.
@@ -290,9 +295,5 @@ class Retention(nn.Module):
 
 def _map_tensors(values: Json, fn: Callable[[Tensor], Tensor]) -> Json:
     """The dictionary with `fn` applied to every tensor in it and in its dictionaries."""
-    mapped = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = _map_tensors(value, fn)
-        mapped[name] = fn(value) if isinstance(value, Tensor) else value
-    return mapped
+    nested = {name: _map_tensors(value, fn) for name, value in values.items() if isinstance(value, dict)}
+    return values | nested | {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from kleiber.config.check import check_node
 from kleiber.config.errors import ConfigError
 from kleiber.studies.designs.design import parse_lines
 from kleiber.studies.designs.search import Search, read_space
@@ -137,3 +138,10 @@ def test_a_budget_limits_the_trials(tmp_path):
 def test_wrong_options_are_refused(keys, options, message):
     with pytest.raises(ValueError, match=message):
         Search(keys, **options)
+
+
+def test_a_single_held_out_seed_is_refused():
+    node = {"_target_": "kleiber.studies.designs.Search", "keys": KEYS, "seeds": 2}
+    check_node("design", node)
+    with pytest.raises(ConfigError, match=r"design\.seeds=1 must be >= 2"):
+        check_node("design", {**node, "seeds": 1})

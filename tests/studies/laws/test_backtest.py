@@ -31,6 +31,12 @@ def test_the_cut_leaves_a_guard_band():
     assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
 
 
+def test_a_cut_leaves_enough_rows_after_its_rounding():
+    """Three budgets of five sizes: the middle row over .85 is 1.005e16, and the cut of 1e16 leaves five rows below."""
+    C = 1e15 * np.array([1.0, 1.01, 1.02, 1.03, 1.04, 8.51, 8.53, 8.5504, 8.56, 8.57, 72.0, 72.1, 72.2, 72.3, 72.4])
+    assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
+
+
 def test_a_table_without_compute_is_cut_along_its_sizes():
     """Experts X in place of tokens: N is cut, the guard band included, and the record says so."""
     N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))

@@ -1,6 +1,7 @@
 """The record of a hyperparameter law: valid, read again, flags edges, refuses what the groups do not determine."""
 
 import json
+import re
 
 import jsonschema
 import pandas as pd
@@ -71,6 +72,24 @@ def test_a_fit_without_refits_is_printed_without_intervals(table):
 
 def test_a_record_keeps_enough_refits_for_its_level(table):
     assert len(fit(table, "hyperparameter", map=ROLES, bootstrap=450, level=0.9955).record["draws"]) == 445
+
+
+def window_text(law) -> str:
+    (text,) = [verdict["text"] for verdict in law.verdicts if verdict["code"] == "window"]
+    return text
+
+
+def test_the_window_is_compared_with_twice_the_one_that_was_used():
+    noisy = fit(sweep(noise=5e-3, sizes=[1e7, 3e7, 1e8], ratios=[10, 80]), "hyperparameter", map=ROLES, bootstrap=60)
+    widened, used = (float(part) for part in re.findall(r"([\d.]+)%", window_text(noisy)))
+    assert used > 2 and widened == pytest.approx(2 * used, abs=0.1)
+    exponent = float(re.search(r"lr_N = (\S+?)[,;]", window_text(noisy)).group(1))
+    assert exponent != pytest.approx(noisy.derived["lr_N"]["value"], abs=1e-3)
+
+
+def test_a_window_that_has_all_runs_is_not_compared():
+    small = sweep(sizes=[1e7, 3e7, 1e8], ratios=[10, 80], rates=4, batches=3, noise=1e-4)
+    assert window_text(fit(small, "hyperparameter", map=ROLES, bootstrap=60)).startswith("no other window was tested")
 
 
 def test_a_backtest_cut_that_leaves_too_few_groups_is_refused(table):

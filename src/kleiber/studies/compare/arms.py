@@ -216,8 +216,15 @@ def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
 
 
 def uneven(arms: Sequence[Arm]) -> str:
-    """Why arms were not tuned alike: another number of learning rates, or another spacing; "" where they were."""
-    grids = {arm.name: arm.grid for arm in arms}
+    """Why arms were not tuned alike, as `uneven_grids`; "" where they were."""
+    return uneven_grids({arm.name: arm.grid for arm in arms})
+
+
+def uneven_grids(grids: Mapping[str, Sequence[float]]) -> str:
+    """Why arms were not tuned alike: another number of learning rates, or another spacing; "" where they were.
+
+    grids  learning rates of each arm in ascending order
+    """
     sizes = {name: len(rates) for name, rates in grids.items()}
     if len(set(sizes.values())) > 1:
         return "the arms have different numbers of learning rates: " + format_pairs(sizes)

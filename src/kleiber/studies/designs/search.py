@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from scipy.stats import qmc
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import Quantity, quantity
-from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, as_list, find_base_run, format_value
+from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, as_list, format_value
+from kleiber.studies.designs.trial_losses import losses_of
 from kleiber.studies.laws.law import Array
 from kleiber.types import Count, Natural, Positive
 
@@ -74,7 +75,7 @@ class Search:
                Parzen estimator: Bergstra et al. 2011, NeurIPS 24), which proposes values by the losses so far
     at_once    number of trials that tpe proposes before it reads their losses
     finalists  number of trials that are trained with new seeds
-    seeds      number of these seeds; the search itself has seed 0
+    seeds      number of these seeds, at least two; the search itself has seed 0
     flops      budget of the whole design in training FLOPs, by which the number of trials is reduced; null: none
     hours      likewise in hours of training on this machine, one run at a time
     sampler_seed  seed of the sampled values
@@ -90,7 +91,7 @@ class Search:
         sampler: str = "sobol",
         at_once: Count = 4,
         finalists: Count = 3,
-        seeds: Count = 3,
+        seeds: Annotated[int, Ge(2)] = 3,
         flops: Quantity | None = None,
         hours: Positive | None = None,
         sampler_seed: Natural = 0,
@@ -262,18 +263,6 @@ def cell_of(level: Level, seed: int, tokens: int) -> Cell:
     """Returns the overrides of one trial with a seed and a number of tokens."""
     (cell,) = (level | Level({"seed": seed, "budget.tokens": tokens})).cells()
     return cell
-
-
-def losses_of(context: SweepContext, cells: Mapping[int, Cell]) -> dict[int, float]:
-    """Returns the validation loss of each trial; inf where it did not finish or diverged, 0 in a dry run."""
-    runs, losses = context.runs(), {}
-    for trial, cell in cells.items():
-        lines = [line for line in cell if not line.startswith("study.")]
-        run = find_base_run(runs, lines, list(cells.values()))
-        loss = run.leaf_rows()[0]["loss"] if run is not None else math.inf
-        loss = 0.0 if loss is None else float(loss)
-        losses[trial] = loss if math.isfinite(loss) else math.inf
-    return losses
 
 
 def read_space(key: str, values: Values) -> Space:

@@ -54,12 +54,12 @@ class Backtest:
 def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]:
     """Returns up to `count` cuts, at about 1/2, 2/3 and 5/6 of the rows, that leave enough rows on both sides."""
     ordered = np.sort(compute)
-    cuts = []
+    cuts = set[float]()
     for share in np.linspace(0.5, 0.85, count):
-        cut = float(ordered[min(int(share * len(ordered)), len(ordered) - 1)] / BELOW * 0.999)
+        cut = float(f"{ordered[min(int(share * len(ordered)), len(ordered) - 1)] / BELOW * 0.999:.3g}")
         if (compute < BELOW * cut).sum() >= num_params + 2 and (compute > ABOVE * cut).any():
-            cuts.append(cut)
-    return sorted({float(f"{cut:.3g}") for cut in cuts})
+            cuts.add(cut)
+    return sorted(cuts)
 
 
 def backtests(

@@ -1,7 +1,7 @@
 """Figures of a law: each function makes an altair chart from rows and the record of the law.
 
-Model sizes have a sequential palette that stays readable in gray, and are labeled at the end of their line. Every
-interval is drawn; lines are dashed outside the range of the rows.
+Model sizes have a sequential palette that stays readable in gray, and are labeled at the end of their line, or in a
+legend where lines cross. Every interval is drawn; lines are dashed outside the range of the rows.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     best = optimum(law, record, budgets)
     best["beyond"] = best["C"] > rows["C"].max()
     sizes = [format_count(n) for n in sorted(rows["N"].unique())]
-    x, y, color = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis(), size_color(sizes)
+    x, y = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis()
+    color = size_color(sizes, alt.Legend())
     layers = []
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.22, color="#444")
@@ -78,10 +79,6 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     points = alt.Chart(named).mark_point(filled=True, size=40, opacity=0.95)
     tip = [*TIP, count_tip("C", "6 N D"), alt.Tooltip("loss:Q", format=".4f")]
     layers.append(points.encode(x=x, y=y, color=color, tooltip=tip))
-    ends = named.sort_values("loss", ascending=False)
-    ends = ends.loc[ends.groupby("size")["C"].idxmin()]
-    names = alt.Chart(ends).mark_text(align="left", dx=4, dy=-11, fontSize=11)
-    layers.append(names.encode(x=x, y=y, text="size:N", color=color))
     subtitle = f"black: the law's lowest loss over sizes, {percent(record['level'])} interval; dashed: extrapolated"
     return with_title(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
 

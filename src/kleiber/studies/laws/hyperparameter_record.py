@@ -1,9 +1,4 @@
-"""The record (laws.json) of a law of optimal hyperparameters: estimates, backtests, verdicts and predictions.
-
-A backtest fits the laws to the groups below a cut and trains nothing: the excess loss of the chosen hyperparameters in
-each group above is interpolated in its sweep. The least loss of a noisy sweep is itself too low by chance, so this
-excess is slightly too high.
-"""
+"""The record (laws.json) of a law of optimal hyperparameters: estimates, backtests, verdicts and predictions."""
 
 from __future__ import annotations
 
@@ -13,20 +8,20 @@ from dataclasses import asdict
 import numpy as np
 
 from kleiber.studies.laws.analysis import Options, fewest_draws
-from kleiber.studies.laws.backtest import ABOVE, BELOW, SAME
+from kleiber.studies.laws.backtest import SAME
 from kleiber.studies.laws.hyperparameter_fit import (
     JointFit,
     PowerLaw,
     draw,
     fit_jointly,
     fit_laws,
-    sizes_of,
     values_of,
 )
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw, of_axes
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.optima import EDGE, FEW, FLAT, INSIDE, WINDOW, Group, Optimum, groups_of, optima_of
-from kleiber.studies.laws.optimum_prediction import compare_group, predict, summarize
+from kleiber.studies.laws.optima import EDGE, FEW, FLAT, INSIDE, Group, Optimum, groups_of, optima_of
+from kleiber.studies.laws.optimum_backtest import backtest_verdicts, backtests
+from kleiber.studies.laws.optimum_prediction import predict
 from kleiber.studies.laws.table import Table, round_down
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.studies.laws.verdicts import Verdict
@@ -94,8 +89,8 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
         for name, entry in derived.items()
         if not entry["identified"]
     ]
-    tests = _backtests(form, inside, options)
-    judged += _backtest_verdicts(tests)
+    tests = backtests(form, inside, options)
+    judged += backtest_verdicts(tests)
     residuals = joint.residuals if joint else _surface_residuals(inside)
     record: Json = {
         "schema": "kleiber.law/1", "law": form.name, "formula": form.formula, "source": form.source,
@@ -118,7 +113,7 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
     if joint is not None:
         record["joint"] = joint_estimates(form, joint)
         judged += _disagreements(derived, record["joint"])
-        judged += _window_verdict(form, groups, derived)
+        judged += _window_verdict(form, fits, derived)
     record["predictions"] = [predict(record, form, at, options.max_decades) for at in options.predict]
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     record["refused"] = any(verdict.level == "refuse" for verdict in judged)
@@ -214,9 +209,15 @@ def _disagreements(derived: Mapping[str, Row], joint: Mapping[str, Row]) -> list
     ]  # fmt: skip
 
 
-def _window_verdict(form: HyperparameterLaw, groups: Sequence[Group], derived: Mapping[str, Row]) -> list[Verdict]:
+def _window_verdict(form: HyperparameterLaw, fits: Sequence[Optimum], derived: Mapping[str, Row]) -> list[Verdict]:
     """Returns how the exponents change with surfaces of twice the window: a warning if one leaves its interval."""
-    wider = [fit for fit in optima_of(groups, 2 * WINDOW) if fit.place == INSIDE]
+    window = fits[0].window
+    refits = optima_of([fit.group for fit in fits], 2 * window)
+    widened = refits[0].window
+    if all(np.array_equal(fit.used, refit.used) for fit, refit in zip(fits, refits, strict=True)):
+        text = f"no other window was tested: the runs within {widened:.1%} of the least loss are those of the surfaces"
+        return [Verdict("window", "note", text)]
+    wider = [fit for fit in refits if fit.place == INSIDE]
     laws = fit_laws(form.axes, wider) if wider else []
     if not laws or not all(law.determined for law in laws):
         return []
@@ -226,71 +227,6 @@ def _window_verdict(form: HyperparameterLaw, groups: Sequence[Group], derived: M
                  for name, exponent in ((f"{axis}_{i}", e) for i, e in POWERS[axis][1].items())}  # fmt: skip
     moved = [name for name, value in exponents.items() if not derived[name]["lo"] <= value <= derived[name]["hi"]]
     text = ", ".join(f"{name} = {value:.3f}" for name, value in exponents.items())
-    text = f"with surfaces over runs within {2 * WINDOW:.0%} of the least loss, in place of {WINDOW:.0%}: {text}"
+    text = f"with surfaces over runs within {widened:.1%} of the least loss, in place of {window:.1%}: {text}"
     text += f"; outside the interval: {', '.join(moved)}" * bool(moved)
     return [Verdict("window", "warn" if moved else "note", text)]
-
-
-def _backtests(form: HyperparameterLaw, inside: Sequence[Optimum], options: Options) -> list[Json]:
-    """Returns a backtest at each requested cut in compute; by default of the largest size and the upper third.
-
-    Raises ValueError for a requested cut that leaves too few groups on a side.
-    """
-    if not inside:
-        return []
-    N, D = sizes_of(inside)
-    C = 6 * N * D
-    cuts = [("C", cut) for cut in options.backtest or ()]
-    if options.backtest is None:
-        sizes = np.unique(N)
-        cuts = [("N", float(np.sqrt(sizes[-2] * sizes[-1])))] if len(sizes) > 2 else []
-        cuts += [("C", float(f"{np.quantile(C, 2 / 3):.3g}"))]
-    tests = []
-    for along, cut in cuts:
-        values, (below, above) = (N, (1.0, 1.0)) if along == "N" else (C, (BELOW, ABOVE))
-        train = [fit for fit, value in zip(inside, values, strict=True) if value < below * cut]
-        test = [fit for fit, value in zip(inside, values, strict=True) if value > above * cut]
-        laws = fit_laws(form.axes, train) if train else []
-        if test and laws and all(law.determined for law in laws):
-            tests.append(_backtest(form, laws, train, test, cut, along, options))
-        elif options.backtest is not None:
-            raise ValueError(
-                f"backtest cut {cut:g} leaves {len(train)} groups with an optimum inside their grid below and "
-                f"{len(test)} above; it needs enough below to determine the law, and at least 1 above: choose a cut "
-                f"within the range of C, {C.min():.3g} to {C.max():.3g}"
-            )
-    return tests
-
-
-def _backtest(
-    form: HyperparameterLaw, laws: Sequence[PowerLaw], train: Sequence[Optimum], test: Sequence[Optimum], cut: float,
-    along: str, options: Options,
-) -> Json:  # fmt: skip
-    values = values_of(laws, [law.theta for law in laws])[None]
-    _, draws = draw(laws, train, max(options.resamples_per_fit, 100), options.seed)
-    scatter = {law.axis: law.scatter for law in laws}
-    chosen = [compare_group(fit, form, values, draws, scatter, options.level) for fit in test]
-    nearest = max(train, key=lambda fit: fit.group.N * fit.group.D)
-    same = np.array([fit.group.excess(nearest.log) for fit in test])
-    return summarize(chosen) | {
-        "cut": cut, "along": along, "n_train": len(train), "n_test": len(test), "n_runs": len(test),
-        "naive": {"unchanged": float(np.nanmean(same)) if np.isfinite(same).any() else None}, "chosen": chosen,
-    }  # fmt: skip
-
-
-def _backtest_verdicts(tests: Sequence[Row]) -> list[Verdict]:
-    """Returns a warning without backtests, and where leaving the hyperparameters unchanged would have cost less."""
-    if not tests:
-        return [
-            Verdict("no_backtest", "warn", "extrapolation was not tested: no cut leaves enough groups on both sides")
-        ]
-    out = []
-    for test in tests:
-        naive = test["naive"]["unchanged"]
-        if test["mare"] is not None and naive is not None and naive <= test["mare"]:
-            text = (
-                f"above {test['along']} = {test['cut']:.3g} the law's choice costs {test['mare']:.2%} of the loss, the "
-                f"unchanged optimum of the largest group below {naive:.2%}"
-            )
-            out.append(Verdict("no_better_than_unchanged", "warn", text))
-    return out

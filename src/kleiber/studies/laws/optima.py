@@ -69,7 +69,8 @@ class Optimum:
     place      inside; edge (of the grid), flat (not convex) or few (too few runs), which have no optimum
     curvature  (axes, axes) matrix Q of log L = log L* + (h - h*)' Q (h - h*)
     noise, df  residual variance of the surface and its degrees of freedom
-    used       (cells,) mask of the runs in the window
+    window     relative excess loss of the runs that the surface is fitted to (more where those are too few)
+    used       (cells,) mask of these runs
     """
 
     group: Group
@@ -79,6 +80,7 @@ class Optimum:
     curvature: Array
     noise: float
     df: int
+    window: float
     used: NDArray[np.bool_]
 
 
@@ -124,7 +126,7 @@ def surface(group: Group, window: float = WINDOW) -> Optimum:
     design = quadratic(group.points[used] - center)
     blank = np.full((axes, axes), np.nan)
     if len(weight) <= size or np.linalg.matrix_rank(design) < size:
-        return Optimum(group, FEW, center, blank, blank, np.nan, 0, used)
+        return Optimum(group, FEW, center, blank, blank, np.nan, 0, window, used)
     fitted, *_ = np.linalg.lstsq(design * weight[:, None], group.losses[used] * weight, rcond=None)
     residuals = (group.losses[used] - design @ fitted) * weight
     df = len(weight) - size
@@ -132,7 +134,7 @@ def surface(group: Group, window: float = WINDOW) -> Optimum:
     second = hessian(np.asarray(fitted, dtype=np.float64), axes)
     if np.linalg.eigvalsh(second).min() <= 0:
         at_edge = _at_edge(group, center)
-        return Optimum(group, EDGE if at_edge else FLAT, center, blank, second / 2, noise, df, used)
+        return Optimum(group, EDGE if at_edge else FLAT, center, blank, second / 2, noise, df, window, used)
     inverse = np.linalg.inv(second)
     step = -inverse @ fitted[1 : 1 + axes]
     slopes = np.zeros((axes, size))
@@ -145,11 +147,14 @@ def surface(group: Group, window: float = WINDOW) -> Optimum:
     unit = np.linalg.inv((design * weight[:, None] ** 2).T @ design)
     cov = slopes @ unit @ slopes.T
     place = EDGE if _at_edge(group, center) or _outside(group, center + step) else INSIDE
-    return Optimum(group, place, center + step, cov, second / 2, noise, df, used)
+    return Optimum(group, place, center + step, cov, second / 2, noise, df, window, used)
 
 
 def optima_of(groups: Sequence[Group], window: float = WINDOW) -> list[Optimum]:
-    """Fits the surface of every group; `cov` is scaled by its noise, to which all groups contribute."""
+    """Fits the surface of every group; `cov` is scaled by its noise, to which all groups contribute.
+
+    The window is at least NOISES standard deviations of the noise.
+    """
     fits = [surface(group, window) for group in groups]
     for _ in range(ROUNDS):
         shared = _shared_noise(fits)

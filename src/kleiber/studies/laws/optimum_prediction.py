@@ -151,11 +151,14 @@ def compare_group(
 
 
 def summarize(chosen: Sequence[Row]) -> Json:
-    """Returns mean and largest excess loss of the chosen hyperparameters, and the fraction of bands that hold."""
+    """Returns mean and largest excess loss of the chosen hyperparameters, and the fraction of bands that hold.
+
+    n_scored  number of groups whose sweep contains the choice, which alone have an excess loss
+    """
     excess = [row["excess"] for row in chosen if row["excess"] is not None]
     covered = [row["covered"] for row in chosen if row["covered"] is not None]
     mean = float(np.mean(excess)) if excess else None
-    return {"mare": mean, "bias": mean, "worst": max(excess, default=None),
+    return {"mare": mean, "bias": mean, "worst": max(excess, default=None), "n_scored": len(excess),
             "coverage": float(np.mean(covered)) if covered else None}  # fmt: skip
 
 
@@ -209,9 +212,15 @@ def group_line(row: Row) -> str:
     return f"N={row['N']:g}, D={row['D']:g}: {chosen}: {cost}"
 
 
+def outside_text(count: int, scored: int) -> str:
+    """Formats how many of `count` choices of a law are outside their sweeps; "" for none."""
+    return f"; choices outside their sweeps: {count - scored} of {count}" if scored < count else ""
+
+
 def summary_line(test: Row, count: int) -> str:
     """Formats the mean and largest excess loss of a law's choices in `count` groups."""
     if test["mare"] is None:
         return f"{count} groups: every choice is outside its sweep"
     bands = "" if test["coverage"] is None else f", bands contain {test['coverage']:.0%} of the optima"
+    bands += outside_text(count, test["n_scored"])
     return f"{count} groups: excess loss {test['mare']:.2%} on average, {test['worst']:.2%} at most{bands}"
