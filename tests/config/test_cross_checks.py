@@ -31,6 +31,8 @@ CONTRADICTIONS = [
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
     ("model=bert", ["objective=clm", "model.causal=false"]),
     ("model=bert objective=dpo data=preference data.path=x", ["objective=dpo", "model.causal=false"]),
+    ("model=bert objective=ipo data=preference data.path=x", ["objective=ipo", "model.causal=false"]),
+    ("model=bert objective=cdpo data=preference data.path=x", ["objective=cdpo", "model.causal=false"]),
     ("model=bert objective=mlm data=reweighted", ["data=reweighted", "objective=mlm", "data=counterfactual"]),
     ("model=bert data=counterfactual objective=equalized", ["objective=equalized", "model.causal=false"]),
     ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),

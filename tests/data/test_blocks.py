@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from kleiber.data import blocks
 from kleiber.data.blocks import WrongColumn, cut_file
+from kleiber.data.text import Text
 
 
 @pytest.mark.parametrize("size", [1, 100, 1009, 1 << 21])
@@ -29,3 +32,33 @@ def test_a_file_without_the_column_is_named(suffix: str, row_files: dict[str, Pa
     path = row_files[suffix]
     with pytest.raises(WrongColumn, match=re.escape(f"data.text=words: {path} has no such column")):
         list(next(cut_file(str(path), ("text", "words"))).texts())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_block_without_the_column_is_named(
+    suffix: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"words {i}"} for i in range(100)] + [{"content": f"words {i}"} for i in range(900)]
+    raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix == ".jsonl.gz" else raw)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4000)
+    with pytest.raises(WrongColumn, match=rf"{path} has no such column from byte [1-9],\d\d\d on.* are content"):
+        Text(str(path)).prepare(16)
+
+
+def test_rows_without_text_in_a_block_are_counted(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [row for i in range(50) for row in ({"text": f"words {i}"}, {"content": "lost"}, {"text": None})]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for max_bytes in (None, 1_000_000):  # in blocks of files, and in documents
+        with caplog.at_level("INFO", "kleiber"):
+            corpus = Text(str(path), max_bytes=max_bytes).prepare(8)
+        splits = corpus.manifest["rows"]["splits"].values()
+        assert sum(split["empty"] for split in splits) == 100 and sum(split["documents"] for split in splits) == 50
+        (empty,) = [split["empty"] for split in splits if split["empty"]]
+        total = empty + next(split["documents"] for split in splits if split["empty"])
+        assert f"rows: {empty} of {total} documents of the" in caplog.text
+        caplog.clear()

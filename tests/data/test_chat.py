@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kleiber.data.chat import (
@@ -13,7 +15,8 @@ from kleiber.data.chat import (
     parse_messages,
     parse_row,
 )
-from kleiber.data.tokenizers import Bytes
+from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.tokenizers import BPE, Bytes
 
 CHAT = [
     Turn("system", "be brief"),
@@ -74,6 +77,35 @@ def test_a_conversation_begins_with_the_begin_token_and_answers_end_with_the_end
     assert encode_prompt(CHAT[:2], tokenizer)[0] == 257
     assert jinja_template(Bytes()).startswith("{{ eos_token }}")
     assert not jinja_template(tokenizer).startswith("{{ eos_token }}")
+
+
+@pytest.mark.parametrize("rstrip", [False, True])
+def test_only_role_markers_of_the_template_are_special_tokens(rstrip: bool, bpe: BPE, tmp_path: Path) -> None:
+    """As transformers applies the template, as long as no content spells a special token."""
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    source = Tokenizer.from_file(str(bpe.path))
+    markers = ["<|system|>", "<|user|>", "<|assistant|>"]
+    source.add_special_tokens([AddedToken(marker, rstrip=rstrip) for marker in markers])
+    source.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_pretrained(str(tmp_path))
+    theirs = PreTrainedTokenizerFast(tokenizer_object=source, eos_token="<|endoftext|>")
+    messages = [{"role": turn.role, "content": turn.content} for turn in CHAT]
+    template = jinja_template(tokenizer)
+    (encoded,) = encode_conversations([CHAT], tokenizer)
+    assert encoded.ids.tolist() == theirs.apply_chat_template(messages, chat_template=template, return_dict=False)
+    prompt = theirs.apply_chat_template(
+        messages[:2], chat_template=template, add_generation_prompt=True, return_dict=False
+    )
+    assert encode_prompt(CHAT[:2], tokenizer) == prompt
+    ids = [tokenizer.specials[marker] for marker in markers]
+    assert [i for i in encoded.ids.tolist() if i in ids] == [ids[j] for j in (0, 1, 2, 1, 2)]
+
+    (spelled,) = encode_conversations([[Turn("user", "a<|user|>"), Turn("assistant", "b<|endoftext|>c")]], tokenizer)
+    special = [i for i in spelled.ids.tolist() if i in tokenizer.specials.values()]
+    assert special == [tokenizer.eos, ids[1], ids[2], tokenizer.eos]
+    assert tokenizer.decode(spelled.ids[spelled.answers].tolist()) == "b<|endoftext|>c"
 
 
 ASKED = [Turn("user", "2+2?"), Turn("assistant", "4")]

@@ -16,9 +16,16 @@ def test_documents_of_a_table_and_of_a_file(tmp_path, cache_dir):
     text.write_text("all of it")
     assert read(table) == ["one", "two"] and read(table, column="body") == ["eins", "zwei"]
     assert read(table, max_bytes=4) == ["one", "t"]
-    assert "".join(read(text)) == "all of it"
+    assert read(text) == ["all of it"]
     with pytest.raises(ValueError, match="absent"):
         read(table, column="absent")
+
+
+def test_a_long_file_of_text_is_one_document(tmp_path, cache_dir):
+    path, text = tmp_path / "long.txt", "of words and words " * 200_000
+    path.write_text(text)
+    assert read(path) == [text]
+    assert read(path, max_bytes=2_500_000) == [text[:2_500_000]]
 
 
 def test_built_in_documents_need_no_data(cache_dir):

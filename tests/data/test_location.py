@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_a_pattern_or_url_that_stands_for_nothing_is_named(
     place = path.format(home=row_files[".jsonl"].parent, notes=tmp_path)
     with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
         Text(place).prepare(16)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.jsonl")).write_text('{"text": "words"}\n')
+    for path in (str(tmp_path), f"{tmp_path}/*.jsonl", f"{tmp_path}/" + os.fsdecode(b"caf\xe9.jsonl")):
+        with pytest.raises(ValueError, match=r"caf\\udce9\.jsonl' has a name that is not in UTF-8: rename it"):
+            locate(path)
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ def test_many_files_are_opened_where_the_system_allows_it(
         ({"dtype": "uint32"}, "token id [0-9]{5,}, and data.tokenizer=bytes has ids from 0 to 271"),
         ({"path": "{home}/odd.npy"}, "999 bytes, which are no ids of 2 bytes: set data.dtype"),
         ({"path": "{home}/floats.npy"}, "contains float64"),
+        ({"path": "{home}/fortran.npy"}, "fortran.npy must be an array in C order"),
+        ({"path": "{home}/[et]*.npy"}, "empty.npy is empty: remove it"),
         ({"path": "{home}/text.txt"}, r"must be or contain files that end in \.npy"),
         ({"path": "{home}/none*.npy"}, "none"),
         ({"path": "{home}/index.bin"}, "index of Megatron"),
@@ -141,6 +143,8 @@ def test_what_are_no_ids_is_named(options: dict[str, str], message: str, tmp_pat
     olmo(tmp_path / "train", IDS)
     (tmp_path / "odd.npy").write_bytes(bytes(999))
     np.save(tmp_path / "floats.npy", np.ones(3))
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(IDS.reshape(100, 200)))
+    (tmp_path / "empty.npy").touch()
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "index.bin").write_bytes(bytes(10))
     (tmp_path / "index.idx").write_bytes(bytes(100))

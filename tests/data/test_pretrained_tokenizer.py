@@ -17,7 +17,7 @@ def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
     gpt2 = load_pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
     assert gpt2.encode("Hello world") == [15496, 995]
     assert (gpt2.eos, gpt2.mask, gpt2.vocab_size) == (50256, 50257, 50272)
-    for text in [text for text in ODD if "<|" not in text] + noise(50):
+    for text in ODD + noise(50):
         assert gpt2.decode(gpt2.encode(text)) == text
         assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
 
@@ -47,6 +47,37 @@ def test_documents_are_separated_as_the_files_say(folder: str, separator: list[s
     before = tokenizer.separator.before
     assert tokenizer.encode_prompt("a fox")[-2:] == tokenizer.encode("a fox")[-2:]
     assert (tokenizer.encode_prompt("a fox")[0] == before) is (before != tokenizer.eos)
+
+
+@pytest.mark.parametrize("folder", ["models/stories260K", "tokenizers/bert-base-uncased", "bpe", "unigram"])
+def test_special_tokens_that_a_text_spells_are_text(folder: str, shared: Path, tmp_path: Path, bpe: BPE) -> None:
+    if folder == "unigram":
+        save_unigram(tmp_path)
+    elif folder == "bpe":
+        (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    tokenizer = load_pretrained(str(shared / "data" / folder if "/" in folder else tmp_path))
+    assert len(tokenizer.specials) > 0
+    for token in tokenizer.specials:
+        text = f"the cat{token} sat{token}{token}"
+        ids = tokenizer.encode(text)
+        assert not set(ids) & set(tokenizer.specials.values())
+        assert tokenizer.encode_many([text])[0].tolist() == ids
+        decoded = tokenizer.decode(ids)
+        if "bert" in folder:  # its normalizer removes capitals and spaces
+            decoded, text = decoded.replace(" ", ""), text.lower().replace(" ", "")
+        assert decoded == text
+
+
+def save_unigram(folder: Path) -> None:
+    """Trains a Unigram model, whose pieces contain its special tokens, as in T5 and XLM-R."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<s>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(["the cat <b>sat</b> on / the mat, and some sunk <p>"] * 50, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(("template", "ids"), [("<s> $A", [1]), ("<s> $A </s>", [1, 2]), ("$A </s>", [2]), ("$A", [2])])

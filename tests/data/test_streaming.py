@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import threading
 import time
@@ -103,6 +104,16 @@ def test_an_epoch_that_has_ended_opens_no_further_file(
     assert next(blocks)[0] == Place() and len(opened) == 1
     ended.add(0)
     assert next(blocks)[0] == Place(1) and opened == [text.paths[0]] * 2
+
+
+def test_training_files_without_any_block_are_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / "validation.jsonl.gz").write_bytes(gzip.compress(lines(DOCUMENTS[:20])))
+    train = windows(tmp_path)
+    with pytest.raises(ValueError, match="the training split has no text"):
+        next(train.text.blocks(0, Place(), set()))
+    with pytest.raises(ValueError, match="the training split has no text"):
+        next(stream(train, 0, 0, 8))
 
 
 def test_what_is_in_memory_does_not_grow_with_the_text(tmp_path: Path, cache: Path) -> None:

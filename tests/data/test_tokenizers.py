@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from odd_texts import ODD, noise
 
+from kleiber.data import tokenizers as module
 from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.sources import CHUNK
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, Bytes, train_bpe
 from kleiber.records.files import DamagedFile
@@ -44,6 +46,15 @@ def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str)
     again = train_bpe([Text(tiny).source()], 400, tmp_path)
     assert again.hash == bpe.hash
     assert train_bpe([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
+
+
+def test_bpe_is_trained_on_a_bounded_part_of_a_single_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(module, "TRAIN_CHARACTERS", 100_000)
+    monkeypatch.setattr(module, "_counted", lambda text, work: (read.append(chunk) or chunk for chunk in text))
+    (tmp_path / "long.txt").write_text("of words and words " * 50_000)
+    train_bpe([Text(f"{tmp_path}/long.txt").source()], 300, tmp_path)
+    assert 100_000 <= sum(map(len, read)) <= 100_000 + CHUNK
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:

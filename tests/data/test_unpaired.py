@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,29 @@ def test_each_answer_has_its_label_and_a_mismatched_answer_to_its_prompt(tmp_pat
     assert np.array_equal(batch.tokens, corpus.train.gather(np.arange(12)).tokens)
 
 
+def others(corpus: UnpairedCorpus) -> list[tuple[str, str, str]]:
+    """Prompt, answer and mismatched answer of each training sample."""
+    rows = corpus.rows()["train"]
+    return [(*read(*rows.side(2 * i)), read(*rows.side(2 * i + 1))[1]) for i in range(len(rows))]
+
+
+def test_no_answer_is_paired_with_itself_or_with_one_to_its_prompt(tmp_path: Path, cache: Path) -> None:
+    """Also where a row is alone behind the thousands, and where prompts have several answers."""
+    samples = others(prepared(tmp_path, answers(1001)))
+    assert all(answer != other for _, answer, other in samples) and len({other for *_, other in samples}) == 1001
+    table = [{"prompt": f"p{i // 7}", "chosen": f"good{i // 7}", "rejected": f"bad{i // 7}"} for i in range(42)]
+    for prompt, _, other in others(prepared(tmp_path / "pairs", table)):
+        assert re.search(r"p(\d+)", prompt)[1] != re.search(r"\d+", other)[0]  # type: ignore[index]
+
+
+def test_answers_to_one_prompt_are_paired_with_another_row_if_there_is_one(tmp_path: Path, cache: Path) -> None:
+    table = [{"prompt": "p", "chosen": f"good{i}", "rejected": f"bad{i}"} for i in range(9)]
+    samples = others(prepared(tmp_path, table))
+    assert len(samples) == 18 and all(answer[-1] != other[-1] for _, answer, other in samples)
+    with pytest.raises(ValueError, match="the answers of one row alone"):
+        prepared(tmp_path / "lone", table[:1])
+
+
 def test_mismatched_answers_are_not_counted(tmp_path: Path, cache: Path) -> None:
     corpus = prepared(tmp_path, answers())
     batch = corpus.train.gather(np.arange(12))
@@ -76,8 +100,8 @@ def test_invalid_and_missing_labels_are_refused(tmp_path: Path, cache: Path) -> 
 def test_judgments_are_two_answers_each_and_both_bad_ones_are_undesirable(tmp_path, cache):
     from kleiber.records.judgments import Comparison, Judgment, write_judgments
 
-    pairs = [Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain") for i in range(12)]
-    choices = ["left", "right", "tie", "both bad"] * 3
+    pairs = [Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain") for i in range(80)]
+    choices = ["left", "right", "tie", "both bad"] * 20
     write_judgments(tmp_path / "j.jsonl", [Judgment(p, c, "me") for p, c in zip(pairs, choices, strict=True)])
     corpus = Unpaired(str(tmp_path / "j.jsonl"), tokenizer="bytes").prepare(32)
     samples = [corpus.train, corpus.rows()["validation"]]

@@ -29,6 +29,8 @@ from kleiber.types.contracts import Samples
         ("48/2 = <<48/2=24>>24 clips in May.\n#### 72", "72"),
         ("#### 1,000", "1000"), ("#### $-3.50 in all", "-3.5"), ("It costs 5 and 7.", "7"), ("... is 10,000.", "10000"),
         ("first #### 3 then #### 4 of 9", "4"), ("none", None), ("12 ####", None), ("1.0", "1"),
+        ("The scores are 1,2,3", "3"), ("from 2010-2015", "2015"), ("3-1", "1"), ("1,234,567.5", "1234567.5"),
+        ("it fell to -4", "-4"), ("#### -.5", "-0.5"), ("in 12,3456", "3456"),
     ],
 )  # fmt: skip
 def test_final_numbers(text: str, number: str | None) -> None:

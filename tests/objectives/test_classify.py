@@ -187,6 +187,8 @@ def test_scores_of_quantities_and_of_several_classes() -> None:
     assert found["accuracy"] == pytest.approx(5 / 8)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
     assert found["macro_f1"] == pytest.approx((0.8 + 0.0) / 2)
+    found = multi_label_metrics(logits[:, :1], truth[:, :1])
+    assert found["micro_f1"] == found["macro_f1"] == pytest.approx(0.8) and found["accuracy"] == pytest.approx(3 / 4)
 
 
 def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypatch) -> None:

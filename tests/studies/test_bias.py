@@ -96,3 +96,15 @@ def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be
 def test_a_larger_size_without_plain_fine_tuning_is_left_out_of_the_headline(folder):
     unfinished = [run for run in read_runs(folder) if run.config["study"]["arm"] == "base" or "-1000-" in run.name]
     assert "1,000 parameters" in Bias().analyze(unfinished).headline
+
+
+def test_the_headline_is_of_the_largest_size_at_which_plain_fine_tuning_was_scored(folder):
+    runs = read_runs(folder)
+    plain = [run for run in runs if run.config["study"]["arm"] == "plain"]
+    for run in plain:
+        if "-4000-" in run.name:
+            run.metrics.pop(f"{PREFIX}/stereotype_score")
+    assert "to 0.900 [" in Bias().analyze(runs).headline and "1,000 parameters" in Bias().analyze(runs).headline
+    for run in plain:
+        run.metrics.pop(f"{PREFIX}/stereotype_score", None)
+    assert "not determined" in Bias().analyze(runs).headline

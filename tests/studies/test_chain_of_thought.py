@@ -75,6 +75,8 @@ def test_one_seed_has_a_figure_of_the_matches_and_none_of_the_gains(folder):
 def test_two_arms_of_one_width_and_kind_of_answer_are_refused(folder):
     configs = [run.config for run in read_runs(folder)]
     assert settings(configs) == {"direct_32": (False, 32), "steps_32": (True, 32)}
+    derived = [{**config, "model": {"depth": 2, "width": None, "aspect": 16}} for config in configs]
+    assert settings(derived) == settings(configs)
     with pytest.raises(ValueError, match="deeper"):
         settings([*configs, {**configs[0], "study": {"arm": "deeper"}}])
 

@@ -132,7 +132,7 @@ def _stages(config: Config) -> None:
 def _next_token(config: Config) -> None:
     objective = config["objective"]
     if argument(config["model"], "causal") is False and any(
-        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "KTO", "Distill", "Equalized")
+        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "IPO", "CDPO", "KTO", "Distill", "Equalized")
     ):
         name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(

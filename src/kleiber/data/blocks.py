@@ -8,7 +8,6 @@ decompressed. So the work that was done before a kill is skipped, not repeated.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import zlib
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from kleiber.data.location import suffix
-from kleiber.data.read_errors import compression, explain, is_url, open_bytes, unique_keys
+from kleiber.data.read_errors import compression, explain, is_url, not_an_object, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
 from kleiber.data.splits import HashSplit, text_hash
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 BLOCK_BYTES = 1 << 21  # bytes of a block of lines
-SAMPLED = 100  # rows that tell which columns there are
 DECODED = 256  # rows of Parquet that are decoded at once
 TRAIN = HashSplit(("train",))
 BOM = b"\xef\xbb\xbf"  # in front of some files
@@ -73,11 +71,11 @@ class Rows:
             raise ValueError(explain(self.path, error)) from error
 
     def rows(self) -> Iterator[Iterable[object]]:
-        """Yields the values of the columns of each row. Raises WrongColumn for a file that lacks one."""
+        """Yields the values of the columns of each row. Raises WrongColumn where no row has one of them."""
         raise NotImplementedError
 
     def names(self) -> Iterable[str]:
-        """Returns the names of the columns that the first rows have."""
+        """Returns the names of the columns that the rows have."""
         raise NotImplementedError
 
     def check_columns(self, name: str) -> None:
@@ -96,12 +94,12 @@ class Rows:
         present = set(names)
         return [column for column in self.columns if present and column not in present]
 
-    def _require(self, names: Iterable[str]) -> None:
-        """Raises WrongColumn for the first column that the file of these columns lacks."""
+    def _require(self, names: Iterable[str], place: str = "") -> None:
+        """Raises WrongColumn for the first column that the rows of these columns lack."""
         for column in self._missing(names):
             raise WrongColumn(
-                f"data.text={column}: {self.path} has no such column, unlike other files of data.path: give the column "
-                f"this name in all files, or leave this file out; its columns are {', '.join(names)}"
+                f"data.text={column}: {self.path} has no such column{place}, unlike other rows of data.path: give the "
+                f"column this name in all rows, or leave these out; their columns are {', '.join(names)}"
             )
 
     def _join(self, values: Iterable[object]) -> str:
@@ -128,19 +126,21 @@ class JsonLines(Rows):
     """Lines of JSON."""
 
     def rows(self) -> Iterator[Iterable[object]]:
-        objects = self._objects()
-        first = list(itertools.islice(objects, SAMPLED if self.begin == 0 else 0))
-        self._require(_names(first))
-        return (map(row.get, self.columns) for row in itertools.chain(first, objects))
+        objects = list(self._objects())
+        self._require(_names(objects), f" from byte {self.begin:,} on" if self.begin else "")
+        return (map(row.get, self.columns) for row in objects)
 
     def names(self) -> Iterable[str]:
-        return _names(itertools.islice(self._objects(), SAMPLED))
+        return _names(self._objects())
 
     def _objects(self) -> Iterator[dict[str, object]]:
         decode = json.JSONDecoder(object_pairs_hook=unique_keys).decode
         for line in (self._read() if self.lines is None else self.lines).removeprefix(BOM).split(b"\n"):
             if line and not line.isspace():
-                yield decode(line.decode())
+                row = decode(line.decode())
+                if not isinstance(row, dict):
+                    raise ValueError(not_an_object(row))
+                yield row
 
     def _read(self) -> bytes:
         """Returns the lines that begin in this part of the file."""

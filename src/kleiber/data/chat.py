@@ -5,8 +5,8 @@ end-of-text id, which are the same for many; the role markers are plain text, un
 
     <begin><|system|>\n CONTENT \n<|user|>\n CONTENT \n<|assistant|>\n ANSWER <eos> <|user|>\n ...
 
-The tokens of each answer and the <eos> that ends it are marked as targets. Content is not escaped, so a marker in a
-user's text is read as a marker.
+The tokens of each answer and the <eos> that ends it are marked as targets. Content is encoded without special tokens,
+even where it spells them. A role marker that is plain text is not escaped, so one in a user's text is read as a marker.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def encode_conversations(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False
 ) -> list[EncodedConversation]:
     """Encodes conversations by the template; `last_only` marks only the last of several answers."""
-    texts = [text for dialog in conversations for text in _dialog_texts(dialog)]
+    texts = [text for dialog in conversations for text in _dialog_texts(dialog, tokenizer)]
     ids = iter(tokenizer.encode_many(texts))
     return [
         _continuation(ids, tokenizer) if _is_plain(dialog) else _assemble(dialog, ids, tokenizer, last_only)
@@ -155,18 +155,19 @@ def encode_prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
     if _is_plain(dialog):
         return tokenizer.encode_prompt(dialog[0].content.rstrip()) or [tokenizer.begin]
     before = encode_conversations([dialog], tokenizer)[0].ids.tolist()
-    return [*before, *tokenizer.encode(_texts(Turn("assistant", ""))[0])]
+    marker, text = _opening(Turn("assistant", ""), tokenizer)
+    return [*before, *marker, *tokenizer.encode(text)]
 
 
 def _is_plain(dialog: Conversation) -> bool:
     return bool(dialog) and dialog[0].role == PLAIN
 
 
-def _dialog_texts(dialog: Conversation) -> list[str]:
+def _dialog_texts(dialog: Conversation, tokenizer: Tokenizer) -> list[str]:
     """Returns the texts of a conversation to encode separately; of a plain text, the prompt and all of it."""
     if _is_plain(dialog):
         return [dialog[0].content.rstrip(), "".join(turn.content for turn in dialog)]
-    return [text for turn in dialog for text in _texts(turn)]
+    return [text for turn in dialog for text in _texts(turn, tokenizer)]
 
 
 def _continuation(ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer) -> EncodedConversation:
@@ -182,11 +183,22 @@ def _continuation(ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer)
     return EncodedConversation(np.concatenate([begin, whole]).astype(np.int64), marks)
 
 
-def _texts(turn: Turn) -> tuple[str, ...]:
+def _texts(turn: Turn, tokenizer: Tokenizer) -> list[str]:
     """Returns the texts of a turn to encode separately: the tokens of an answer must not depend on its surroundings."""
-    if turn.role == "assistant":
-        return ("<|assistant|>\n", turn.content)
-    return (f"<|{turn.role}|>\n{turn.content}\n",)
+    _, opening = _opening(turn, tokenizer)
+    return [opening, turn.content] if turn.role == "assistant" else [opening]
+
+
+def _opening(turn: Turn, tokenizer: Tokenizer) -> tuple[list[int], str]:
+    """Returns the id of the role marker where it is a special token, and the text to encode after it.
+
+    The text contains the marker where it is none, and the content of the turn where it is no answer.
+    """
+    marker, text = f"<|{turn.role}|>", "\n" if turn.role == "assistant" else f"\n{turn.content}\n"
+    if marker not in tokenizer.specials:
+        return [], marker + text
+    marker_id = tokenizer.specials[marker]
+    return [marker_id], text.lstrip() if marker_id in tokenizer.right_stripped else text
 
 
 def _assemble(
@@ -197,7 +209,7 @@ def _assemble(
     marks = [np.zeros(1, bool)]
     last = max((i for i, turn in enumerate(dialog) if turn.role == "assistant"), default=-1)
     for i, turn in enumerate(dialog):
-        opening = next(ids)
+        opening = np.concatenate([np.array(_opening(turn, tokenizer)[0], np.int64), next(ids)])
         parts.append(opening)
         marks.append(np.zeros(len(opening), bool))
         if turn.role == "assistant":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from kleiber.data.builtin import Builtin
@@ -10,7 +10,7 @@ from kleiber.data.cache import cache_root
 from kleiber.data.dataset import read_text_file
 from kleiber.data.location import locate
 from kleiber.data.occupations import OccupationText
-from kleiber.data.sources import limit_bytes
+from kleiber.data.sources import Document, limit_bytes
 from kleiber.data.texts import open_rows
 
 NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("roneneldan/TinyStories", None)}
@@ -46,12 +46,12 @@ def open_documents(
         path, config = NAMED[path]
     location = locate(path)
     if location.kind == "text":
-        yield limited(read_text_file(location), max_bytes)
+        yield joined([read_text_file(location)], max_bytes)
         return
     with open_rows(location, config, (column,), root) as (texts, _):
-        yield limited(texts["train"].read(), max_bytes)
+        yield joined(([text] for text in texts["train"].read()), max_bytes)
 
 
-def limited(texts: Iterator[str], max_bytes: int | None) -> Iterator[str]:
-    """Yields texts up to a number of bytes, and cuts the last one."""
-    return ("".join(document) for document in limit_bytes(([text] for text in texts), max_bytes))
+def joined(documents: Iterable[Document], max_bytes: int | None) -> Iterator[str]:
+    """Yields the texts of documents up to a number of bytes, and cuts the last one."""
+    return ("".join(document) for document in limit_bytes(documents, max_bytes))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 WILDCARDS = "*?["
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
 
 
@@ -177,7 +178,7 @@ class Location:
 def locate(path: str) -> Location:
     """Finds a local file or folder, the files of a pattern or URL, a local copy below $KLEIBER_DATA, or the hub itself.
 
-    Raises ValueError for a path that is none of these, and for an empty file or folder.
+    Raises ValueError for a path that is none of these, for an empty file or folder, and for a name that is not UTF-8.
     """
     local = Path(path).expanduser()
     if local.exists():
@@ -192,7 +193,11 @@ def locate(path: str) -> Location:
             f"data.path={path} must be an existing file or folder, a pattern such as texts/*.jsonl, a URL, or "
             "OWNER/NAME of a data set on the hub"
         )
-    sizes = [match.size for match in location.matches] or [file.stat().st_size for file in location.files()]
+    files = location.files()
+    for file in files:
+        if SURROGATE.search(str(file)):
+            raise ValueError(f"data.path={path!r}: {str(file)!r} has a name that is not in UTF-8: rename it")
+    sizes = [match.size for match in location.matches] or [file.stat().st_size for file in files]
     if (location.local is not None or location.matches) and sum(sizes) == 0:
         raise ValueError(f"data.path={path} must contain text, but it is empty")
     return location

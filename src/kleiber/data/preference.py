@@ -11,7 +11,7 @@ lack an answer, are left out and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,11 +127,20 @@ def _samples(held_out: HeldOut) -> TableRows:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Both conversations and the label of each sample of some rows, and the number of rows without any."""
+
+    pairs: Sequence[tuple[Conversation, Conversation]]
+    labels: Sequence[float]
+    useless: int
+
+
+@dataclass(frozen=True)
 class AnswerTable(TableData):
     """A table of answers, each of which is paired with another answer to the same prompt."""
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
-        """Returns both conversations and the label of each sample, and the number of rows without any."""
+    def read(self, rows: Dataset) -> Iterator[Pairs]:
+        """Yields the samples of the rows of a split, in order."""
         raise NotImplementedError
 
     def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
@@ -141,11 +150,10 @@ class AnswerTable(TableData):
         answers: list[int] = []
         labels: list[float] = []
         useless = 0
-        for batch in row_batches(rows):
-            pairs, batch_labels, left_out = self.read(batch)
-            useless += left_out
-            encoded = encode_conversations([d for pair in pairs for d in pair], tokenizer, last_only=True)
-            for label, sides in zip(batch_labels, zip(encoded[::2], encoded[1::2], strict=True), strict=True):
+        for batch in self.read(rows):
+            useless += batch.useless
+            encoded = encode_conversations([d for pair in batch.pairs for d in pair], tokenizer, last_only=True)
+            for label, sides in zip(batch.labels, zip(encoded[::2], encoded[1::2], strict=True), strict=True):
                 if not all(side.answers.any() for side in sides):  # such as white space that a tokenizer drops
                     useless += 1
                     continue
@@ -184,12 +192,13 @@ class Preference(AnswerTable):
         pair = parse_pair(row)
         return [turn.content for turn in pair[0][:-1]] if is_usable(pair) else None
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
-        """Returns the pairs, and 1 where the chosen answer is the longer one, 1/2 where both are equally long."""
-        pairs = [pair for pair in map(parse_pair, rows) if is_usable(pair)]
-        lengths = [(len(chosen[-1].content), len(rejected[-1].content)) for chosen, rejected in pairs]
-        labels = [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
-        return pairs, labels, len(rows) - len(pairs)
+    def read(self, rows: Dataset) -> Iterator[Pairs]:
+        """Yields the pairs, and 1 where the chosen answer is the longer one, 1/2 where both are equally long."""
+        for batch in row_batches(rows):
+            pairs = [pair for pair in map(parse_pair, batch) if is_usable(pair)]
+            lengths = [(len(chosen[-1].content), len(rejected[-1].content)) for chosen, rejected in pairs]
+            labels = [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
+            yield Pairs(pairs, labels, len(batch) - len(pairs))
 
     def prepare(self, context: int, cache: Path | None = None) -> PreferenceCorpus:
         """Encodes the rows that are not in the cache. Raises ValueError for a split without usable pairs."""

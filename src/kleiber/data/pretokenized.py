@@ -200,11 +200,17 @@ def map_ids(path: Path, dtype: np.dtype) -> Integer[np.ndarray, "_"]:
         array = np.load(path, mmap_mode="r")
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{path} must be an array of token ids, and contains {array.dtype}")
+        if not array.flags.c_contiguous:
+            raise ValueError(
+                f"{path} must be an array in C order, not in Fortran order: save it with np.ascontiguousarray"
+            )
         return map_file(path, array.dtype, array.offset)
     index, size = path.with_suffix(".idx"), path.stat().st_size
     if path.suffix == ".bin" and index.is_file():
         dtype = megatron_type(index)
-    if size == 0 or size % dtype.itemsize:
+    if size == 0:
+        raise ValueError(f"{path} is empty: remove it, or copy it again")
+    if size % dtype.itemsize:
         raise ValueError(f"{path} has {size:,} bytes, which are no ids of {dtype.itemsize} bytes: set data.dtype")
     return map_file(path, dtype)
 

@@ -1,13 +1,15 @@
 """The tokenizers of Hugging Face models.
 
 Only files are read: code that comes with a tokenizer is never run. Text is encoded without the special tokens around
-it, which are the tokenizer's `separator`: token files, prompts and conversations add them. The library `tokenizers`
-does the encoding; `transformers` is not imported.
+it, which are the tokenizer's `separator`: token files, prompts and conversations add them. A special token that a text
+spells, such as `</s>` in HTML, is encoded as other text is. The library `tokenizers` does the encoding; `transformers`
+is not imported.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from kleiber.types.tokenizer import Separator, Tokenizer
 
 MODEL = "config.json"
 MOST_IDS = 1 << 24
+VERSION = 2  # part of every hash: raise it when the ids of a text change
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
@@ -73,7 +76,9 @@ class Pretrained(Tokenizer):
         self._separator = self._separator_of_file()
         special = {i for i, token in added.items() if token.special} | {*self.separator.ids, self.eos, bos, self.cls}
         self.specials = {token: i for token, i in vocab.items() if i in special}
-        self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
+        self.right_stripped = frozenset(i for i, token in added.items() if token.rstrip)
+        self._encode_specials_as_text()
+        self.hash = f"{self.name}/{VERSION}-{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
         length = _byte_level if all(set(t) <= ALPHABET.keys() for t, i in vocab.items() if i not in added) else _length
         without_text = {self.eos, self.mask, *self.specials.values()}
@@ -95,6 +100,18 @@ class Pretrained(Tokenizer):
             raise ValueError(
                 f"{self.folder / FILE} cannot encode this text ({reason}): its regular expressions are too complex"
             ) from None
+
+    def _encode_specials_as_text(self) -> None:
+        """Makes the tokenizer encode the text of its special tokens as it encodes other text."""
+        from tokenizers import Regex, pre_tokenizers
+
+        self._tokenizer.encode_special_tokens = True
+        # A Unigram model has them among its pieces. It cannot find them in a text that is cut after their first letter.
+        pieces = [token for token, i in self.specials.items() if len(token) > 1 and i in self.encode(token)]
+        if pieces:
+            pattern = "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in pieces)
+            steps = [self._tokenizer.pre_tokenizer, pre_tokenizers.Split(Regex(pattern), "isolated")]
+            self._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([step for step in steps if step is not None])
 
     def encode(self, text: str) -> list[int]:
         with self._named_panics():

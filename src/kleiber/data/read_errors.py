@@ -162,12 +162,19 @@ def _json_defect(path: Path) -> str | None:
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                json.loads(line.strip() or "null", object_pairs_hook=unique_keys)
+                row = json.loads(line.strip() or "{}", object_pairs_hook=unique_keys)
             except RecursionError:
                 return f"{path}, line {number} has values that are nested too deeply"
             except ValueError as error:
                 return f"{path}, line {number} is not valid JSON: {error}"
+            if not isinstance(row, dict):
+                return f"{path}, line {number}: {not_an_object(row)}"
     return None
+
+
+def not_an_object(row: object) -> str:
+    """Returns what is wrong with a line of JSON that is no object."""
+    return f'a line must be an object such as {{"text": "..."}}, not {type(row).__name__}'
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

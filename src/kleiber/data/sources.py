@@ -27,7 +27,8 @@ class Block(Protocol):
     """A part of the text of a data set.
 
     key     differs for blocks of different text
-    pieces  yields its pieces of text in order; pieces of a document follow one another without a gap
+    pieces  yields its pieces of text in order; pieces of a document follow one another without a gap, and an empty
+            document is an empty piece
     """
 
     def key(self) -> bytes: ...
@@ -99,7 +100,8 @@ def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:
     """Yields the same text in chunks of about `size` characters, which bounds memory for long lines and documents.
 
     A cut is before white space that follows another character. Every GPT-2-like pattern begins a new word there, so the
-    ids are those of the whole text. Only where `size` characters have no such place is a word cut.
+    ids are those of the whole text. Only where `size` characters have no such place is a word cut. An empty text has
+    one empty chunk.
     """
     text = ""
     for piece in pieces:
@@ -109,8 +111,7 @@ def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:
                 cut = _cut(text, size)
                 yield text[:cut]
                 text = text[cut:]
-    if text:
-        yield text
+    yield text
 
 
 def _cut(text: str, size: int) -> int:
@@ -135,13 +136,13 @@ class TextBlock:
 
 
 def text_blocks(documents: Mapping[str, Iterable[Document]]) -> Iterator[TextBlock]:
-    """Yields the documents of each split in blocks of about a million characters, without empty documents."""
+    """Yields the documents of each split in blocks of about a million characters."""
     for split in SPLITS:
         texts, characters = [], 0
         for document in documents.get(split, ()):
             for i, text in enumerate(chunks(document)):
                 texts.append((i == 0, text))
-                characters += len(text)
+                characters += max(1, len(text))
                 if characters >= BATCH_CHARACTERS:
                     yield TextBlock(split, texts)
                     texts, characters = [], 0

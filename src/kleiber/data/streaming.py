@@ -41,6 +41,7 @@ from kleiber.types.tokenizer import Tokenizer
 Item = TypeVar("Item")
 
 AHEAD = 4  # encoded blocks that wait for the training process
+NO_TEXT = "the training split has no text: choose data with text in that split"
 UNCOUNTED = 1 << 50  # stands for the tokens of a text whose end was not reached
 
 
@@ -104,12 +105,19 @@ class StreamedText:
         return numbers.tolist() if self.max_bytes else Permutation(len(numbers), seed, epoch)(numbers).tolist()
 
     def blocks(self, seed: int, start: Place, ended: set[int]) -> Iterator[tuple[Place, Rows]]:
-        """Yields the blocks of all epochs from a place on; an epoch in `ended` is left at once."""
+        """Yields the blocks of all epochs from a place on; an epoch in `ended` is left at once.
+
+        Raises ValueError for files without any block.
+        """
         for epoch in itertools.count(start.epoch):
-            for place, rows in self._epoch_blocks(seed, start if epoch == start.epoch else Place(epoch)):
+            begin = start if epoch == start.epoch else Place(epoch)
+            place = None
+            for place, rows in self._epoch_blocks(seed, begin):
                 yield place, replace(rows, split=self.split)
                 if epoch in ended:
                     break  # before a further file is opened
+            if place is None and begin == Place(epoch):
+                raise ValueError(NO_TEXT)
 
     def _epoch_blocks(self, seed: int, start: Place) -> Iterator[tuple[Place, Rows]]:
         """Yields the blocks of an epoch from a place on."""
@@ -147,7 +155,7 @@ class TokenStream:
             if place.epoch > self.next.place.epoch:
                 self.epoch_tokens = point.tokens - point.epoch_start
                 if not self.epoch_tokens:
-                    raise ValueError("the training split has no text: choose data with text in that split")
+                    raise ValueError(NO_TEXT)
                 point = Point(place, point.tokens, point.tokens, self.text.max_bytes)
             ids, left = self._limit(np.frombuffer(raw, self.dtype), point)
             ids = ids if point.tokens else ids[self.in_front :]

@@ -25,7 +25,7 @@ from jaxtyping import Int, Integer
 from kleiber.data.batches import sample_numbers
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.sources import SPLITS, Document, Source, SourceText, text_blocks
-from kleiber.data.token_writer import write_tokens
+from kleiber.data.token_writer import report_empty, write_tokens
 from kleiber.data.tokenizers import Bytes
 from kleiber.records.files import many_open_files
 from kleiber.types import Json
@@ -106,6 +106,7 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
         with source.open_text(root) as text:
             blocks = text_blocks(text.documents) if text.blocks is None else text.blocks
             counts = write_tokens(folder, blocks, tokenizer, id_dtype(tokenizer.vocab_size))
+            report_empty(source.name, counts)
             return {"splits": counts, **text.notes}
 
     folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,17 +35,20 @@ from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 SHARD_TOKENS = 1 << 27  # tokens of a file: 256 MiB, or 512 MiB for a vocabulary of more than 65,536
 
 
 @dataclass
 class Counts:
-    """What a split contains. `counted_bytes` are those that its ids stand for: fewer under a lossy tokenizer."""
+    """What a split contains, but for its empty documents. `counted_bytes` is lower than `bytes` if ids lose text."""
 
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
     counted_bytes: int = 0
+    empty: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,11 @@ class Encoder:
             encoded = self.tokenizer.encode_many([text for _, _, text in pieces])
             for (split, begins, text), piece in zip(pieces, encoded, strict=True):
                 self._check(piece)
-                count = counts.setdefault(split, Counts())
-                ids.setdefault(split, []).extend([between] * begins + [piece.astype(self.dtype)])
+                count, parts = counts.setdefault(split, Counts()), ids.setdefault(split, [np.empty(0, self.dtype)])
+                if not text:
+                    count.empty += 1
+                    continue
+                parts += [between] * begins + [piece.astype(self.dtype)]
                 count.documents += begins
                 count.bytes += len(text.encode("utf-8", "replace"))
                 count.counted_bytes += int(self.tokenizer.token_bytes[piece].sum())
@@ -112,6 +119,15 @@ def write_tokens(folder: Path, blocks: Iterable[Block], tokenizer: Tokenizer, dt
             journal.append(encoded, keys.popleft())
             work.done = sum(split.counts.bytes for split in journal.splits.values())
         return journal.finish()
+
+
+def report_empty(name: str, counts: Json) -> None:
+    """Prints how many documents of each split have no text."""
+    for split, count in counts.items():
+        empty = count["empty"]
+        if empty:
+            of = f"{empty:,} of {empty + count['documents']:,}"
+            log.info("%s: %s documents of the %s split have no text, and are left out", name, of, split)
 
 
 def _note_keys(blocks: Iterator[Block], keys: deque[bytes]) -> Iterator[Block]:
@@ -242,6 +258,7 @@ class SplitWriter:
         self.counts.documents += counts.documents
         self.counts.bytes += counts.bytes
         self.counts.counted_bytes += counts.counted_bytes
+        self.counts.empty += counts.empty
 
     def write(self, ids: bytes) -> None:
         """Writes token ids, and begins a new file whenever one is full."""

@@ -11,6 +11,7 @@ encoded as fast as other text. Training is deterministic, and its tokenizer.json
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -180,10 +181,9 @@ def _text(sources: list[Source], root: Path) -> Iterator[str]:
     for source in sources:
         left = TRAIN_CHARACTERS // len(sources)
         with source.open_text(root) as text:
-            for document in text.documents["train"]:
-                for chunk in chunks(document):
-                    yield replace_surrogates(chunk)
-                    left -= len(chunk)
+            for chunk in itertools.chain.from_iterable(map(chunks, text.documents["train"])):
+                yield replace_surrogates(chunk)
+                left -= len(chunk)
                 if left <= 0:
                     break
 

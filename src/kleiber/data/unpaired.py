@@ -3,13 +3,15 @@
 Each pair of a table with the columns prompt, chosen and rejected is a desirable and an undesirable answer. Where both
 answers were judged bad (`choice: both bad` of `kleiber judge`), both are undesirable.
 
-The `tokens` of a sample contain its conversation. `counterpart` contains the same prompt with the answer of another
-row, always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
-start. Rows without an answer are left out and counted.
+The `tokens` of a sample contain its conversation. `counterpart` contains the same prompt with the answer to another
+prompt of the split, always the same one: the log-probabilities of such mismatched answers measure how far the model has
+moved from its start. In a split of one prompt it is the answer of another row. Rows without an answer are left out and
+counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +19,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.data.chat import TEMPLATE, Conversation
-from kleiber.data.dataset import require_columns
+from kleiber.data.chat import TEMPLATE, Conversation, Turn
+from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.order import permutation
-from kleiber.data.preference import MARKS, AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
+from kleiber.data.preference import MARKS, AnswerCorpus, AnswerTable, PairRows, Pairs, ends_with_answer, parse_answer
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+AT_ONCE = 1000  # answers that are encoded together
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Unpaired(AnswerTable):
     """
 
     def identity(self) -> list[object]:
-        return ["unpaired", TEMPLATE, "by prompt", MARKS]
+        return ["unpaired", TEMPLATE, "by prompt", "of another prompt", MARKS]
 
     def check_columns(self, table: Dataset, name: str) -> None:
         names = set(table.column_names)
@@ -56,17 +60,29 @@ class Unpaired(AnswerTable):
         answered = [dialog for dialog, _ in labeled_answers(row) if ends_with_answer(dialog)]
         return [turn.content for turn in answered[0][:-1]] if answered else None
 
-    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float], int]:
-        """Returns each conversation, paired with its prompt and the answer of another one; and the labels."""
-        by_row = [[(d, label) for d, label in labeled_answers(row) if ends_with_answer(d)] for row in rows]
-        answered = [answer for of_row in by_row for answer in of_row]
-        # In a random order, since neighbors are often answers to one prompt.
-        order = permutation(len(answered), 0)
-        other = np.empty_like(order)
-        other[order] = np.roll(order, -1)
-        mismatched = [[*dialog[:-1], answered[int(j)][0][-1]] for (dialog, _), j in zip(answered, other, strict=True)]
-        pairs = [(dialog, other_answer) for (dialog, _), other_answer in zip(answered, mismatched, strict=True)]
-        return pairs, [label for _, label in answered], by_row.count([])
+    def read(self, rows: Dataset) -> Iterator[Pairs]:
+        """Yields each conversation, paired with its prompt and the answer to another one; and the labels."""
+        answered: list[tuple[Conversation, float]] = []
+        row_numbers: list[int] = []
+        useless = 0
+        for number, row in enumerate(row for batch in row_batches(rows) for row in batch):
+            of_row = [(dialog, label) for dialog, label in labeled_answers(row) if ends_with_answer(dialog)]
+            answered += of_row
+            row_numbers += [number] * len(of_row)
+            useless += not of_row
+        dialogs, labels = [dialog for dialog, _ in answered], [label for _, label in answered]
+        numbers: dict[tuple[Turn, ...], int] = {}
+        prompts = [numbers.setdefault(tuple(dialog[:-1]), len(numbers)) for dialog in dialogs]
+        other = mismatched_answers(np.array(prompts if len(numbers) > 1 else row_numbers, np.int64))
+        if other is None:
+            raise ValueError(
+                f"data.path={self.path} has a split with the answers of one row alone, and each answer is compared "
+                "with one of another row: add rows to that split, or raise data.max_bytes"
+            )
+        pairs = [(d, [*d[:-1], dialogs[j][-1]]) for d, j in zip(dialogs, other.tolist(), strict=True)]
+        yield Pairs([], [], useless)
+        for start in range(0, len(pairs), AT_ONCE):
+            yield Pairs(pairs[start : start + AT_ONCE], labels[start : start + AT_ONCE], 0)
 
     def prepare(self, context: int, cache: Path | None = None) -> UnpairedCorpus:
         """Encodes the rows that are not in the cache. Raises ValueError for a split without answers."""
@@ -74,6 +90,22 @@ class Unpaired(AnswerTable):
         samples = encoded.samples(lambda path: UnpairedRows(path, context, encoded.tokenizer))
         identity = [TEMPLATE, context, encoded.checksums]
         return encoded.corpus(UnpairedCorpus, samples, identity, folder=encoded.root)
+
+
+def mismatched_answers(owners: Int[np.ndarray, "_"]) -> Int[np.ndarray, "_"] | None:
+    """Returns for each answer the number of one of another owner, always the same one; None where all have one owner.
+
+    It is the next one of another owner in a random order, so each answer is chosen once where no owner has several.
+    """
+    order = permutation(len(owners), 0)
+    shuffled = owners[order]
+    ends = np.flatnonzero(shuffled != np.roll(shuffled, -1))  # where the next answer has another owner
+    if not len(ends):
+        return None if len(owners) else order
+    other = np.empty_like(order)
+    following = ends[np.searchsorted(ends, np.arange(len(order))) % len(ends)] + 1
+    other[order] = order[following % len(order)]
+    return other
 
 
 def labeled_answers(row: Row) -> list[tuple[Conversation, float]]:

@@ -22,7 +22,8 @@ from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+# A minus after a digit is a dash or a difference, and a comma is part of a number between groups of three digits alone.
+NUMBER = re.compile(r"(?:(?<!\d)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 ANSWER_MARK = "####"
 ROWS = 64  # answered at once
 
@@ -127,7 +128,7 @@ def row_questions(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Question]:
 def final_number(text: str) -> Decimal | None:
     """The first number after the last `####`, or the last number of a text without that mark; None without a number.
 
-    Thousands separators are removed, so 1,000 equals 1000 and 1000.00.
+    Thousands separators are removed, so 1,000 equals 1000 and 1000.00; 1,2,3 are three numbers, and 2010-2015 two.
     """
     _, mark, tail = text.rpartition(ANSWER_MARK)
     numbers = NUMBER.findall(tail)

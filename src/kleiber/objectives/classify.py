@@ -64,8 +64,8 @@ def multi_label_metrics(
     truth, probability = labels.long(), logits.sigmoid()
     metrics = {
         "accuracy": ((probability > 0.5).long() == truth).float().mean(),
-        "micro_f1": classification.multilabel_f1_score(probability, truth, labels.shape[1], average="micro"),
-        "macro_f1": classification.multilabel_f1_score(probability, truth, labels.shape[1], average="macro"),
+        "micro_f1": classification.binary_f1_score(probability.flatten(), truth.flatten()),
+        "macro_f1": torch.stack([*map(classification.binary_f1_score, probability.T, truth.T)]).mean(),
         "ece": classification.binary_calibration_error(probability.flatten(), truth.flatten(), n_bins=BINS),
     }
     return {name: float(value) for name, value in metrics.items()}

@@ -36,10 +36,10 @@ class KTO(Objective):
     """Sum over good answers of w (1 - sigmoid(beta (r - z))), and over bad ones of w (1 - sigmoid(beta (z - r))).
 
     r = log pi(y|x)/ref(y|x), summed over the answer's tokens. z, without a gradient, is max(0, mean r) of mismatched
-    answers (the answer of another row to this prompt) over the whole batch of a step. w is `desirable` for good answers
+    answers (those to another prompt) over the whole batch of a step. w is `desirable` for good answers
     and `undesirable` for bad ones; the loss begins at w / 2. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 and
     section 4.1. Differs in that a row's mismatched answer is fixed with the data and not by the batch, so the reference
-    scores it once. The forward pass of mismatched answers is not part of a run's FLOPs.
+    scores it once. The forward pass of mismatched answers is part of a run's executed FLOPs, not of its model FLOPs.
 
     beta                    strength of the pull towards the reference
     desirable, undesirable  weights of good and bad answers; eq. 9 of the paper wants the ratio of (weight x number of

@@ -122,9 +122,8 @@ def make_plan(
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
     flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, sides), objective.outputs)
-    batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(
-        batch_tokens=batch, active_params=parameters.active, flops_per_token=flops,
+        batch_tokens=step_tokens(corpus.train, rows), active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
     share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")

@@ -177,9 +177,13 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
 
 
 def headline(means: Rows, gaps: Sequence[Row]) -> str:
-    """The score of each arm at the largest size of plain fine-tuning."""
-    largest = int(means.loc[means["arm"] == label(PLAIN), "parameters"].max())
-    part = means[(means["parameters"] == largest) & (means["column"] == SCORE)]
+    """The score of each arm at the largest size at which plain fine-tuning has a score."""
+    part = means[means["column"] == SCORE]
+    plain_sizes = part.loc[part["arm"] == label(PLAIN), "parameters"]
+    if plain_sizes.empty:
+        return "The stereotype score after plain fine-tuning is not determined: no run of the arm `plain` has one."
+    largest = int(plain_sizes.max())
+    part = part[part["parameters"] == largest]
     values = {row["arm"]: level_text(row) for row in part.to_dict("records")}
     lowered = [
         " ".join(f"{row['arm']} {from_row(row).text()}".split())

@@ -13,6 +13,7 @@ from functools import partial
 
 import pandas as pd
 
+from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
 from kleiber.studies.compare.decision import as_row, paired_difference
@@ -97,7 +98,7 @@ def settings(configs: Iterable[Config]) -> dict[str, tuple[bool, int]]:
     for config in configs:
         arm = (config.get("study") or {}).get("arm")
         if arm is not None:
-            read[str(arm)] = (bool(config["data"].get("steps")), int(config["model"]["width"]))
+            read[str(arm)] = (bool(config["data"].get("steps")), width_of(config["model"]))
     arm_of = {setting: arm for arm, setting in read.items()}
     for arm, setting in read.items():
         if arm_of[setting] != arm:

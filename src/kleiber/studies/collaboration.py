@@ -215,7 +215,7 @@ def claims(rows: Rows, level: float) -> list[Json]:
 
 
 def usual_noise(rows: Rows) -> float:
-    """The noise of most runs whose pairs were chosen at random, which selections are compared at."""
+    """The noise of most runs whose pairs were selected, at which selections are compared; of most runs without any."""
     others = rows[rows["select"] != "random"]
     return float((others if len(others) else rows)["noise"].mode()[0])
 

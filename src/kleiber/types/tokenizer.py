@@ -36,15 +36,16 @@ class Separator:
 class Tokenizer:
     """Encodes text as token ids, and decodes them.
 
-    vocab_size   number of ids, padding of the vocabulary included
-    eos          id of the end of a text
-    mask         id of a hidden token; -1 where the vocabulary has none
-    bos          id of the beginning of a text; None where the vocabulary has none
-    cls          id of the token that stands for a whole text; -1 where the vocabulary has none
-    hash         differs for tokenizers that encode any text differently
-    token_bytes  number of bytes of text in each token; 0 for special tokens
-    specials     id of each special token, by its text
-    path         file that a run copies into its folder; None where the name is enough to load the tokenizer
+    vocab_size      number of ids, padding of the vocabulary included
+    eos             id of the end of a text
+    mask            id of a hidden token; -1 where the vocabulary has none
+    bos             id of the beginning of a text; None where the vocabulary has none
+    cls             id of the token that stands for a whole text; -1 where the vocabulary has none
+    hash            differs for tokenizers that encode any text differently
+    token_bytes     number of bytes of text in each token; 0 for special tokens
+    specials        id of each special token, by its text
+    right_stripped  ids of special tokens that stand for the white space after them, too
+    path            file that a run copies into its folder; None where the name is enough to load the tokenizer
     """
 
     name: str
@@ -56,6 +57,7 @@ class Tokenizer:
     bos: int | None = None
     cls: int = -1
     specials: Mapping[str, int] = MappingProxyType({})
+    right_stripped: frozenset[int] = frozenset()
     path: Path | None = None
     _separator: Separator | None = None
 
@@ -116,7 +118,7 @@ class Tokenizer:
         return "-".join([self.hash, "separator", *map(str, self.separator.ids or ["none"])])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens."""
+        """Ids of a text, without special tokens, even where the text spells them."""
         raise NotImplementedError
 
     def encode_prompt(self, text: str) -> list[int]:

@@ -84,6 +84,14 @@ def test_the_keys_have_their_effect():
     assert Autoencoder(**{**SMALL, "shown": 0}).evaluate(case).details["features"]["text"] == []
 
 
+def test_an_epoch_of_training_reads_every_row_once(monkeypatch):
+    case, read = subject(), []
+    gather = case.train.gather
+    monkeypatch.setattr(case.train, "gather", lambda index, epoch: (read.extend(index.tolist()), gather(index))[1])
+    list(Autoencoder(**{**SMALL, "tokens": 40 * 16}).training_vectors(case, "text", 1, 0))
+    assert sorted(read[:40]) == list(range(40))
+
+
 def test_masked_models_and_those_without_training_text():
     masked = Autoencoder(**SMALL).evaluate(subject(tiny("masked"))).scores["text"]
     assert masked["loss"].value > 0

@@ -30,6 +30,11 @@ def test_at_least_includes_the_number_and_less_than_does_not():
     assert not follows("a b", name, {"relation": "less than", "num_words": 2})
 
 
+def test_an_end_phrase_may_be_a_quotation():
+    assert follows('She asked: "Is that all?"', "startend:end_checker", {"end_phrase": 'asked: "Is that all?"'})
+    assert not follows('"Is that all?" she asked', "startend:end_checker", {"end_phrase": '"Is that all?"'})
+
+
 @pytest.mark.parametrize(("text", "count"), [("One. Two! Three?", 3), ("One", 1), ("Really?! Yes...", 2), ("...", 1)])
 def test_sentences(text, count):
     assert count_sentences(text) == count

@@ -30,6 +30,14 @@ def test_the_exposure_of_a_rank() -> None:
     assert ranked_exposure(75.5, others) == pytest.approx(math.log2(100) - math.log2(25))
 
 
+def test_a_model_for_which_all_secrets_are_alike_exposes_one_bit_whether_ranked_or_fitted() -> None:
+    rounding = np.random.default_rng(0).normal(0, 1e-6, 9999)
+    assert ranked_exposure(-20.0, -20.0 + rounding) == pytest.approx(1, abs=1e-3)
+    assert ranked_exposure(-20.0, np.full(9999, -20.0)) == pytest.approx(1, abs=1e-3)
+    assert fitted_exposure(-20.0, np.full(512, -20.0), 4) == pytest.approx(1)
+    assert ranked_exposure(3.0, np.array([5.0, 3.0, 3.0, 1.0])) == pytest.approx(math.log2(5 / 3))
+
+
 def test_the_fit_agrees_with_the_rank_where_both_are_possible() -> None:
     random = np.random.default_rng(0)
     for power in (1.0, 0.5):  # a normal and a skewed distribution

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ class Autoencoder(Evaluation):
         rest: list[Tensor] = []
         order, epoch = iter(()), 0
         while drawn < self.tokens:
-            index = [i for i, _ in zip(order, range(rows), strict=False)]
+            index = list(islice(order, rows))
             if not index:
                 count = len(samples) - start
                 order = iter((start + torch.randperm(count, generator=random)).tolist())

@@ -14,6 +14,7 @@ from kleiber.types import Json
 WORD = re.compile(r"\w+")
 SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-))[ \t]*\S", re.MULTILINE)  # not a word in bold, and no rule
+QUOTES = "\"' "  # and spaces
 RELATIONS = ("less than", "at least")
 
 Check = Callable[[str, Json], bool]  # a text that is not empty and the arguments of the instruction
@@ -44,8 +45,8 @@ def is_quoted(text: str) -> bool:
 
 
 def ends_with(text: str, phrase: str) -> bool:
-    """Whether a text ends with a phrase, in letters of either case and whatever quotes follow it."""
-    return text.rstrip("\"' ").lower().endswith(phrase.strip().lower())
+    """Whether a text ends with a phrase, in letters of either case and whatever quotes end either."""
+    return text.rstrip(QUOTES).lower().endswith(phrase.strip().rstrip(QUOTES).lower())
 
 
 CHECKS: Mapping[str, Check] = {

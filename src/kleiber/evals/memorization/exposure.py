@@ -83,8 +83,12 @@ def as_documents(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def ranked_exposure(log_prob: float, others: Float[np.ndarray, "_"]) -> float:
-    """Exposure of a secret that was ranked among all others, in bits (definition 5)."""
-    return math.log2(len(others) + 1) - math.log2(1 + int((others > log_prob).sum()))
+    """Exposure of a secret that was ranked among all others, in bits (definition 5).
+
+    A tie has the mean of the ranks that it is about: where all are equal, the exposure is 1 bit, as with the fit.
+    """
+    greater, at_least = (int((others > log_prob + margin).sum()) for margin in (LEAST_SPREAD, -LEAST_SPREAD))
+    return math.log2(len(others) + 1) - math.log2(1 + (greater + at_least) / 2)
 
 
 def fitted_exposure(log_prob: float, others: Float[np.ndarray, "_"], digits: int) -> float:
