@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.transfer_tables import equivalent_interval, equivalent_labels, text_pairs, with_means
+from kleiber.studies.transfer_tables import equivalent_interval, equivalent_labels, factor_row, text_pairs, with_means
 
 
 def test_labels_needed_are_read_off_the_curve_from_nothing():
@@ -32,6 +32,14 @@ def test_the_interval_of_labels_is_where_the_curves_do_not_differ_from_the_score
     assert equivalent_interval([curve] * 3, [0.39, 0.4, 0.41], 0.9) == (0.0, 0.01), "and below them"
     assert equivalent_interval([curve] * 3, [0.5, 0.6, 0.7], 0.9) == (0.0, math.inf), "noise leaves no bound"
     assert equivalent_interval([curve], [0.6], 0.9) is None
+
+
+def test_a_score_below_the_curve_bounds_the_transferred_tokens_from_above():
+    row = {"task": "a", "kind": "mlm", "start": "docs", "share": 0.1, "labelled tokens": 1000.0, "seeds": 3,
+           "least": 0.1, "most": 10.0, "lo": 0.0, "hi": 2.0}  # fmt: skip
+    below = factor_row({**row, "factor": 0.0, "transferred": -1000.0})
+    assert (below["transferred tokens"], below["times the labels"]) == ("less than -900", "less than 0.1")
+    assert factor_row({**row, "factor": 3.0, "transferred": 2000.0})["transferred tokens"] == "2,000"
 
 
 def test_domains_are_compared_at_the_largest_size_and_sizes_within_a_domain():

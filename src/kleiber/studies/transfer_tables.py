@@ -275,5 +275,8 @@ def factor_row(row: Row) -> Json:
     kept = {key: row[key] for key in ("task", "kind", "start", "share", "labelled tokens", "seeds")}
     rounded = float(f"{row['transferred']:.3g}")
     moved = "no bound" if math.isinf(rounded) else f"{rounded:,.0f}"
+    if row["factor"] == 0:
+        most = float(f"{(row['least'] - 1) * row['labelled tokens']:.3g}")
+        moved = f"less than {most:,.0f}"
     ends = {"lower end": bounded(row["lo"]), "upper end": bounded(row["hi"])}
     return kept | {"transferred tokens": moved, "times the labels": bounded(row["factor"]), **ends}

@@ -4,7 +4,7 @@ import pytest
 
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import Claim, Decision
-from kleiber.studies.compare.differences import interpolate, judge, pair
+from kleiber.studies.compare.differences import Result, interpolate, judge, more_seeds_of_all, pair
 
 
 def ladder(name, budgets, speed=1.0, per_token=6.0, scale=2.0, power=-0.3, wrong="", **facts):
@@ -37,9 +37,15 @@ def test_a_measure_below_zero_is_interpolated_linearly():
 
 
 def test_arms_that_meet_are_taken_where_they_trained_longest():
-    sides = pair(ladder("a", [1.0, 2.0, 4.0]), ladder("b", [1.0, 2.0, 8.0]), "tokens")
-    assert sides.arms[0].facts["tokens"] == sides.arms[1].facts["tokens"] == 2.0
-    assert sides.ratio == 1.0 and sides.interpolated == sides.why == ""
+    sides = pair(ladder("a", [1.0, 2.0, 4.0]), ladder("b", [1.0, 2.0, 4.1]), "tokens")
+    assert [arm.facts["tokens"] for arm in sides.arms] == [4.0, 4.1]
+    assert sides.ratio == pytest.approx(4.0 / 4.1) and sides.interpolated == sides.why == ""
+
+
+def test_arms_that_meet_early_are_compared_later_by_interpolation():
+    sides = pair(ladder("a", [100.0, 800.0]), ladder("b", [104.0, 1200.0]), "seconds")
+    assert sides.interpolated == "b" and [arm.facts["train_s"] for arm in sides.arms] == [800.0, 104.0, 1200.0]
+    assert sides.theirs == pytest.approx(sides.ours)
 
 
 def test_a_slower_arm_meets_the_other_at_equal_time_by_interpolation():
@@ -73,7 +79,9 @@ def test_another_measure_is_taken_where_the_arms_meet_and_interpolated_as_the_lo
         ]
 
     ours, theirs = with_loads(ladder("a", [1.0, 2.0])), with_loads(ladder("b", [1.0, 4.0]))
-    assert pair(ours, theirs, "tokens", "moe/dead").ours == {0: 1.0}
+    assert pair(ours, theirs[:1], "tokens", "moe/dead").ours == {0: 1.0}
+    later = pair(ours, theirs, "tokens", "moe/dead")
+    assert later.ours == {0: 4.0} and later.theirs == pytest.approx({0: 4.0})
     slow = with_loads(ladder("c", [2.0], speed=0.7))
     assert pair(slow, theirs, "seconds", "moe/dead").theirs == pytest.approx({0: (2.0 / 0.7) ** 2})
     assert pair(ours, ladder("b", [1.0]), "tokens", "moe/dead").theirs == {}
@@ -134,3 +142,10 @@ def test_what_cannot_be_tested_has_its_reason(claim, why_not, reason):
     result = judge(claim, ladders, LEVEL, why_not)
     assert result.decision == Decision.NOT_TESTED and reason in result.why
     assert result.to_json()["decision"] == "not tested" and result.to_json()["measure"] == claim.measure
+
+
+@pytest.mark.parametrize(("needed", "all_of_them"), [([3, 5], 5), ([3, None], None), ([], None), ([4], 4)])
+def test_more_seeds_are_those_that_decide_every_claim(needed, all_of_them):
+    claim = Claim("a", "b")
+    undecided = [Result(claim, None, Decision.UNDECIDED, "", True, seeds) for seeds in needed]
+    assert more_seeds_of_all([*undecided, Result(claim, None, Decision.SUPPORTED, "", True)]) == all_of_them

@@ -113,6 +113,17 @@ def test_there_is_no_multiplier_for_one_size_or_where_the_loss_does_not_fall():
     assert rows == [] and warnings[0]["code"] == "multiplier"
 
 
+def test_there_is_no_multiplier_where_the_loss_of_one_seed_does_not_fall_with_the_size():
+    falling = {name: {0: 3.0 - 0.1 * n, 1: 3.0 - 0.1 * n, 2: 3.0 + 0.1 * n} for n, name in enumerate("ab")}
+    arms = {
+        name: ladder(name, lambda at, seed, name=name: falling[name][seed], core=core)
+        for name, core in (("a", 1e5), ("b", 2e5))
+    }
+    arms["moe"] = ladder("moe", lambda at, seed: 2.95, core=1e5)
+    rows, warnings = multiplier_table("moe", ["a", "b"], arms, 0.9)
+    assert rows == [] and warnings[0]["code"] == "multiplier"
+
+
 def test_arms_are_shown_at_the_most_tokens_that_all_have():
     ladders = {"a": ladder("a", lambda at, seed: 3.0), "b": ladder("b", lambda at, seed: 3.0, tokens=TOKENS[:2])}
     assert {arm.facts["tokens"] for arm in at_common_budget(ladders).values()} == {2e6}

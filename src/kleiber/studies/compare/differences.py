@@ -73,6 +73,8 @@ class Pair:
 def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
     """Returns a measure of two arms at an equal quantity: at the largest at which they can be compared.
 
+    Two budgets that are equal within TOLERANCE are preferred to an interpolation that is no further than that.
+
     equal  a key of QUANTITIES
     """
     fact, label = QUANTITIES[equal]
@@ -81,16 +83,18 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
     if not ours or not theirs:
         return Pair({}, {}, why=f"{label} of {names} was not measured")
     met = [(a, b) for a in ours for b in theirs if same(a, b, fact) and (equal in GROWING or same(a, b, "tokens"))]
-    if met:
-        a, b = max(met, key=lambda arms: arms[0].facts["tokens"])
-        return Pair(a.values(measure), b.values(measure), a.facts[fact] / b.facts[fact], arms=(a, b))
+    meeting = max(met, key=lambda arms: arms[0].facts["tokens"], default=())
+    reached = max((arm.facts[fact] for arm in meeting), default=0.0) * (1 + TOLERANCE)
     candidates = [(arm, theirs) for arm in ours] + [(arm, ours) for arm in theirs] if equal in GROWING else []
     for arm, others in sorted(candidates, key=lambda candidate: -candidate[0].facts[fact]):
-        interpolated = interpolate(others, fact, arm.facts[fact], measure)
+        interpolated = interpolate(others, fact, arm.facts[fact], measure) if arm.facts[fact] > reached else None
         if interpolated is not None:
             values, used = interpolated
             sides = (arm.values(measure), values) if others is theirs else (values, arm.values(measure))
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
+    if meeting:
+        a, b = meeting
+        return Pair(a.values(measure), b.values(measure), a.facts[fact] / b.facts[fact], arms=(a, b))
     a, b = (max(ladder, key=lambda arm: arm.facts["tokens"]) for ladder in (ours, theirs))
     ratio = a.facts[fact] / b.facts[fact]
     why = f"{names} differ in {label} by a factor of {ratio:.2f}"
@@ -196,6 +200,12 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
     seeds = more_seeds_needed(gaps, claim, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
     return Result(claim, estimate, decision, why, True, seeds, half)
+
+
+def more_seeds_of_all(results: Sequence[Result]) -> int | None:
+    """Returns how many further seeds would decide all undecided claims; None without one, and where one tells none."""
+    needed = [result.more_seeds for result in results if result.decision == Decision.UNDECIDED]
+    return max((seeds for seeds in needed if seeds is not None), default=None) if None not in needed else None
 
 
 def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:

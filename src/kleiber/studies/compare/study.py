@@ -35,7 +35,7 @@ from kleiber.studies.compare.decision import (
     level_of_each,
     overall,
 )
-from kleiber.studies.compare.differences import Ladders, judge, other_measures, same, side_by_side
+from kleiber.studies.compare.differences import Ladders, judge, more_seeds_of_all, other_measures, same, side_by_side
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
@@ -169,7 +169,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         "decision": str(decision),
         "why": "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision)),
         "estimates": [result.to_json() for result in results],
-        "more_seeds_needed": max((result.more_seeds for result in results if result.more_seeds), default=None),
+        "more_seeds_needed": more_seeds_of_all(results),
     }  # fmt: skip
     return Findings(
         headline=" ".join([*(result.sentence() for result in results), *map(multiplier_sentence, multipliers)]),

@@ -119,7 +119,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     arm = arms[name]
     estimate = size_multiplier(arm, others, level)
     if estimate is None:
-        text = "the multiplier is not identified: the loss does not fall with the size here"
+        text = "the multiplier is not identified: the loss does not fall with the size for every seed"
         return [], [{"code": "multiplier", "level": "warn", "text": text}]
     tuned = not any(each.wrong for each in (arm, *others))
     row = {"arm": name, "tokens": arm.facts["tokens"], **as_row(estimate), "tuned": tuned}
@@ -140,15 +140,16 @@ def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | 
     """The size at which the loss of `sizes` equals that of an arm, over the size of the arm (Clark et al. 2022).
 
     Sizes are active parameters outside the embeddings. The loss is a line in their logarithm, seed by seed; the mean
-    and its interval are of the logarithm of the multiplier. None where the loss does not fall with the size.
+    and its interval are of the logarithm of the multiplier. None where the loss of a seed does not fall with the size.
     """
     xs = [math.log(other.facts["core"]) for other in sizes]
     log_ratios = []
     for seed, loss in sorted(arm.at_best.items()):
         if all(math.isfinite(arm.at_best.get(seed, math.nan)) for arm in (arm, *sizes)):
             slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
-            if slope < 0:
-                log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
+            if slope >= 0:
+                return None
+            log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
     estimate = mean_estimate(log_ratios, level, "times its size")
     if estimate is None:
         return None

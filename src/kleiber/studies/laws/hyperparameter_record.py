@@ -211,11 +211,10 @@ def _disagreements(derived: Mapping[str, Row], joint: Mapping[str, Row]) -> list
 
 def _window_verdict(form: HyperparameterLaw, fits: Sequence[Optimum], derived: Mapping[str, Row]) -> list[Verdict]:
     """Returns how the exponents change with surfaces of twice the window: a warning if one leaves its interval."""
-    window = fits[0].window
-    refits = optima_of([fit.group for fit in fits], 2 * window)
-    widened = refits[0].window
+    refits = optima_of([fit.group for fit in fits], 2 * fits[0].window)
+    used, widened = (f"{100 * each[0].window:.2g}%" for each in (fits, refits))
     if all(np.array_equal(fit.used, refit.used) for fit, refit in zip(fits, refits, strict=True)):
-        text = f"no other window was tested: the runs within {widened:.1%} of the least loss are those of the surfaces"
+        text = f"no other window was tested: the runs within {widened} of the least loss are those of the surfaces"
         return [Verdict("window", "note", text)]
     wider = [fit for fit in refits if fit.place == INSIDE]
     laws = fit_laws(form.axes, wider) if wider else []
@@ -227,6 +226,6 @@ def _window_verdict(form: HyperparameterLaw, fits: Sequence[Optimum], derived: M
                  for name, exponent in ((f"{axis}_{i}", e) for i, e in POWERS[axis][1].items())}  # fmt: skip
     moved = [name for name, value in exponents.items() if not derived[name]["lo"] <= value <= derived[name]["hi"]]
     text = ", ".join(f"{name} = {value:.3f}" for name, value in exponents.items())
-    text = f"with surfaces over runs within {widened:.1%} of the least loss, in place of {window:.1%}: {text}"
+    text = f"with surfaces over runs within {widened} of the least loss, in place of {used}: {text}"
     text += f"; outside the interval: {', '.join(moved)}" * bool(moved)
     return [Verdict("window", "warn" if moved else "note", text)]
