@@ -8,6 +8,8 @@ from small_run import REPOSITORY
 
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ExitCode, Status
+from kleiber.config.targets import SUPPLIED, class_attribute
+from kleiber.records.files import read_yaml
 
 PAGES = reference.pages(REPOSITORY)
 
@@ -18,6 +20,44 @@ def test_every_choice_of_every_group_is_in_the_reference():
         page = PAGES[f"reference/{group.split('/')[0]}.md"]
         missing = [choice for choice in composer.choices(group) if f"`{group}={choice}`" not in page]
         assert missing == []
+
+
+def test_the_table_of_evaluations_has_each_of_them():
+    page = (REPOSITORY / "docs/evaluations/index.md").read_text()
+    table = page[page.index("## Which question") :]
+    assert [choice for choice in Composer("train").choices("evals") if f"`{choice}`" not in table] == []
+
+
+def test_the_page_of_exit_codes_names_the_studies_that_decide_claims():
+    page = (REPOSITORY / "docs/exit_codes.md").read_text()
+    sentence = page[page.index("those that decide claims") :].split(").")[0]
+    files = {path.stem: read_yaml(path) for path in (REPOSITORY / "conf/study").glob("[!_]*.yaml")}
+    deciding = {name for name, node in files.items() if class_attribute(node["study"]["_target_"], "decides")}
+    assert set(re.findall("`([a-z_]+)`", sentence)) == deciding
+
+
+def test_the_page_about_sweeps_of_wandb_shows_the_file():
+    page = (REPOSITORY / "docs/guides/wandb_sweep.md").read_text()
+    _, _, listing = (REPOSITORY / "examples/wandb_sweep.yaml").read_text().partition("name: ")
+    assert f"name: {listing}```" in page
+
+
+def test_the_page_about_extensions_names_all_values_that_a_run_supplies():
+    page = (REPOSITORY / "docs/extending/index.md").read_text()
+    assert sorted(name for name in SUPPLIED if f"`{name}`" not in page) == []
+
+
+def test_choices_that_change_a_run_are_named_on_a_page():
+    pages = " ".join(path.read_text() for path in (REPOSITORY / "docs").rglob("*.md"))
+    composer, unnamed = Composer("train"), []
+    for group in ("adapter", "callbacks", "objective", "optimizer", "schedule"):
+        unnamed += [f"{group}={name}" for name in composer.choices(group) if not named(group, name, pages)]
+    assert unnamed == ["callbacks=default"]
+
+
+def named(group, name, pages):
+    """Whether a choice is written as group=choice or, after another choice, as `choice`."""
+    return re.search(rf"\b{group}=\[?{name}\b|`{name}`", pages) is not None
 
 
 @pytest.mark.parametrize(
