@@ -135,6 +135,8 @@ class LitLM(LeanModule):
             failure = error
         if self.guard is not None and self.guard.refuses(loss, norm):
             return self.skip_step(optimizer, {**means, "grad_norm": norm, "lr": 0.0})
+        if failure is None and not math.isfinite(loss):
+            failure = Diverged("the loss is not finite")
         if failure is not None:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
             raise Diverged(f"step {step + 1}: {failure}, loss {loss:g}{samples}")
