@@ -14,7 +14,8 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
-from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.training.memory import peak_memory_bytes
+from kleiber.training.trainer import peak_flops
 from kleiber.types.contracts import Retention, Samples
 from kleiber.types.model import Model
 
