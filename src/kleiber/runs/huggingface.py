@@ -72,10 +72,11 @@ def export(run: str, out: Path) -> None:
     for path in out.glob("*.safetensors"):
         shutil.copymode(out / "config.json", path)  # safetensors ignores the umask
     save_tokenizer(tokenizer, out, model.context)
-    inherits = isinstance(tokenizer, Pretrained) and starts_from_weights(trained.config)
-    settings = (tokenizer.folder if inherits else trained.folder / TOKENIZER) / GENERATION
-    if settings.is_file():  # of an imported folder
-        shutil.copy(settings, out / GENERATION)
+    home = trained.folder / TOKENIZER
+    if isinstance(tokenizer, Pretrained) and starts_from_weights(trained.config):
+        home = tokenizer.folder
+    if (home / GENERATION).is_file():  # of an imported folder
+        shutil.copy(home / GENERATION, out / GENERATION)
     if str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
         save_chat_template(tokenizer, out)
     (out / "README.md").write_text(model_card(trained, type(hf_model).__name__))
