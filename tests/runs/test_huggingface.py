@@ -264,6 +264,11 @@ def test_a_wrapped_model_is_exported_in_its_original_architecture(shared, launch
     run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
     config = read_config(run)
     assert config["data"]["tokenizer"] == str(source)
+    record = json.loads((run / "summary.json").read_text())
+    (stage,) = record["stages"]
+    assert stage["start_metrics"]["val/tiny/loss"] == pytest.approx(stage["metrics"]["val/tiny/loss"], rel=1e-4)
+    assert record["R"]["baseline"] == [stage["start_metrics"]["val/tiny/loss"]], "scored before its first step"
+    assert 0 < stage["metrics"]["drift/weights"] < 1e-4
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     same_logits(run, tmp_path / "out", "Once upon a time, there was a little girl")
     (twin, _), ids = loaded(tmp_path / "out"), torch.tensor([[1, 403, 407]])
