@@ -94,5 +94,5 @@ def test_every_file_must_have_the_column_and_an_empty_one_is_no_end(folder: Path
     last.write_bytes(rows.replace(b'"text"', b'"content"'))
     prepared = RowTexts([*map(str, sorted(folder.glob("train-*")))], ("text",), "whole")
     for read in (streamed, lambda: list(prepared.read())):
-        with pytest.raises(WrongColumn, match=f"{last} has no such column.*its columns are content"):
+        with pytest.raises(WrongColumn, match=f"{last} has no such column.*their columns are content"):
             read()
