@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Processes of the fast tests; each test has one thread.
 WORKERS ?= 2
-# Keeps the first run to a few minutes, unless ARGS have another budget.
+# Keeps the first run to a few minutes, unless ARGS have others. The run is another one than without eval.every_steps=0.
 TRAIN := budget.tokens=1.5M eval.every_steps=0
 
 .PHONY: train test test-all check docs

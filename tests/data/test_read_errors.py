@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from kleiber.config.errors import ConfigError
 from kleiber.data import read_errors as module
+from kleiber.data.labelled import Labelled
 from kleiber.data.read_errors import defect, unwanted_content
 from kleiber.data.text import Text
 
@@ -75,10 +77,23 @@ def test_a_column_twice_in_parquet_is_named(tmp_path: Path, cache: Path) -> None
 
 
 def test_a_codec_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(range(250)))
+    path = tmp_path / "x.csv.zst"
+    path.write_bytes(pyarrow.compress(b"text\n" + TEXT, "zstd", asbytes=True))
+    monkeypatch.delitem(fsspec.compression.compr, "zstd", raising=False)
     monkeypatch.setitem(module.PACKAGES, ".zst", "absent_package")
-    with pytest.raises(ValueError, match=r"x\.jsonl\.zst needs the Python package absent_package"):
-        Text(str(tmp_path)).prepare(16)
+    for name in (tmp_path, path, f"file://{path}"):
+        with pytest.raises(ValueError, match=f"{path} needs the Python package absent_package"):
+            Text(str(name)).prepare(16)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_parquet_is_refused_wherever_it_is_read(suffix: str, tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / f"x.parquet{suffix}"
+    path.write_bytes(PACKED if suffix == ".gz" else pyarrow.compress(ROWS, "zstd", asbytes=True))
+    for name in (tmp_path, path, f"file://{path}"):
+        for load in (lambda: Text(str(name)).prepare(16), lambda: Labelled(str(name)).load(None)):  # noqa: B023
+            with pytest.raises(ValueError, match=f"has x\\.parquet\\{suffix}, but compressed files of Parquet"):
+                load()
 
 
 def test_good_files_have_no_defect(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kleiber.data.read_errors import (
     defect,
     explain,
     first_lines,
+    missing_package,
     open_bytes,
     root_cause,
     unwanted_content,
@@ -192,6 +193,7 @@ def named_errors(location: Location, config: str | None) -> Iterator[None]:
     Within it, Hugging Face libraries do not use the network for data on this machine.
     """
     _check_one_kind(location)
+    _check_parquet(location)
     _check_links(location)
     _check_content(location)
     needs_hub = location.on_hub or location.name.startswith("hf://")
@@ -233,6 +235,16 @@ def _check_one_kind(location: Location) -> None:
         )
 
 
+def _check_parquet(location: Location) -> None:
+    """Raises ValueError for a file of Parquet in gzip or zstd, within which rows cannot be found."""
+    for path in location.paths():
+        name = Path(path).name
+        if suffix(name) == ".parquet" and not name.lower().endswith(".parquet"):
+            raise ValueError(
+                f"data.path={location.name} has {name}, but compressed files of Parquet are not read: decompress it"
+            )
+
+
 def _check_links(location: Location) -> None:
     """Raises ValueError for files in a folder that is a link, which `datasets` leaves out.
 
@@ -261,6 +273,7 @@ def _check_content(location: Location) -> None:
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
         return f"data.path={location.name}: the hub is not reachable, and this machine has no copy; {REMEDY}"
-    reason = next(filter(None, map(defect, location.files())), None) or first_lines(cause)
+    reasons = (*map(defect, location.files()), *(missing_package(path, cause) for path in location.paths()))
+    reason = next(filter(None, reasons), None) or first_lines(cause)
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     return f"{keys} cannot be read: {reason}"

@@ -55,7 +55,9 @@ def _files_by_name(location: Location) -> dict[str, list[str]]:
     """Returns the files of a pattern as train, or those in a folder that a URL names by the splits in their names."""
     paths = [match.path for match in location.matches if suffix(match.path) in KINDS]
     if not paths:
-        raise ValueError(f"the names of its files must end in {', '.join(KINDS)}, with or without .gz or .zst")
+        raise ValueError(
+            f"the names of its files must end in {', '.join(KINDS)}, with or without .gz or .zst (.parquet without)"
+        )
     if not is_url(location.name) or any(sign in location.name for sign in WILDCARDS) or suffix(location.name) in KINDS:
         return {"train": paths}
     from datasets.data_files import DataFilesDict, get_data_patterns

@@ -142,7 +142,9 @@ class Location:
             return ""
         kind = KINDS.get(suffix(str(self.local)))
         if kind is None:
-            raise ValueError(f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz or .zst")
+            raise ValueError(
+                f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz or .zst (.parquet without)"
+            )
         return kind
 
     @property
@@ -154,6 +156,10 @@ class Location:
         if len(self.matches) > 1 and suffix(parts[-1]):
             parts = parts[:-1]
         return parts[-1].split(".", 1)[0] if self.kind or len(self.matches) == 1 else parts[-1]
+
+    def paths(self) -> list[str]:
+        """The local files, or the files and URLs that a pattern or a URL stands for."""
+        return [match.path for match in self.matches] or [str(path) for path in self.files()]
 
     def files(self) -> list[Path]:
         """The local files, without hidden ones, and with those in folders that are links."""

@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-PACKAGES = {".lz4": "lz4", ".7z": "py7zr"}  # that decompress, by suffix
+PACKAGES = {".lz4": "lz4", ".7z": "py7zr", ".zst": "zstandard", ".zstd": "zstandard"}  # of `datasets`, by suffix
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by suffix
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes
 TEXT = (".txt", ".jsonl", ".json", ".csv")
@@ -100,11 +100,18 @@ def unwanted_content(path: Path) -> str | None:
     return _repeated(path, columns)
 
 
+def missing_package(path: str, error: BaseException) -> str | None:
+    """Returns which package `datasets` lacked to decompress a file when it raised an error; None for other errors."""
+    if not isinstance(error, ImportError) and not str(error).startswith("Compression type"):  # the latter from fsspec
+        return None
+    package = PACKAGES.get(Path(path).suffix.lower())
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{path} needs the Python package {package}: install it, or decompress the file"
+
+
 def defect(path: Path) -> str | None:
     """Returns what is wrong with a file, which is read to its end; None where nothing is, or its kind is not known."""
-    package = PACKAGES.get(path.suffix.lower())
-    if package is not None and importlib.util.find_spec(package) is None:
-        return f"{path} needs the Python package {package}: install it, or decompress the file"
     try:
         if ".parquet" in path.suffixes:
             return _parquet_defect(path)

@@ -1,4 +1,4 @@
-"""Text from a file (.txt, .jsonl, .parquet, .csv, also with .gz or .zst), a folder, a pattern, a URL, or the hub.
+"""Text from a file (.parquet; .txt, .jsonl, .csv, also with .gz or .zst), a folder, a pattern, a URL, or the hub.
 
 Splits are those of the data set. A missing split is cut from the training text: by the hash of each document, or by
 position when there is only one document. The text is neither cleaned nor normalized, except in .txt files: a byte order

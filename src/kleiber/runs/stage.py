@@ -36,9 +36,9 @@ from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
+from kleiber.training.memory import reset_peak_memory
 from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
-from kleiber.training.trainer import reset_peak_memory
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples

@@ -9,7 +9,7 @@ from kleiber.data.order import Reading
 from kleiber.evals.measure import make_subject
 from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan, build_retention
-from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
+from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import Evaluations
 from kleiber.types.contracts import Corpus
@@ -46,7 +46,7 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
     settings = stage.config.eval
     tokens = None if settings.tokens is None else round(quantity(settings.tokens))
     reading = plan_reading(stage.config, plan.corpus, plan.rows)
-    is_leaf = not branch_steps(tree.stages, stage.name)
+    is_trunk = any(other.continues and other.parent == stage.name for other in tree.stages)
     return Evaluations(
         plan.measurements,
         make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
@@ -55,5 +55,5 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
         batch_tokens=plan.batch_tokens,
         every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
         at_start=tree.from_weights and stage.parent is None,
-        at_end=is_leaf,
+        at_end=not is_trunk,
     )

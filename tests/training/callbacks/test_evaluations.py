@@ -67,11 +67,14 @@ def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, 
 
 @pytest.mark.slow
 def test_a_chain_is_evaluated_before_it_and_after_each_stage(launch) -> None:
-    first = launch()
-    run = launch("init=checkpoint", f"init.path={first}", "evals=[perplexity]", root="second")
-    stage = stage_of(run)
-    assert stage["start_metrics"][KEY] == pytest.approx(stage["start_metrics"]["val/tiny/loss"], abs=1e-5)
-    assert stage["metrics"][KEY] != stage["start_metrics"][KEY]
+    start, budget = launch(), "budget:{steps:4}"
+    chain = ["stages=chain", f"stages.chain={{one:{{{budget}}},two:{{{budget}}},three:{{{budget}}}}}"]
+    run = launch("init=checkpoint", f"init.path={start}", *chain, "evals=[perplexity]", root="second")
+    stages = json.loads((run / "summary.json").read_text())["stages"]
+    scores = [stages[0]["start_metrics"][KEY], *(stage["metrics"][KEY] for stage in stages)]
+    losses = [stages[0]["start_metrics"]["val/tiny/loss"], *(stage["metrics"]["val/tiny/loss"] for stage in stages)]
+    assert [stage["name"] for stage in stages] == ["one", "two", "three"]
+    assert scores == pytest.approx(losses, abs=1e-5) and len(set(scores)) == 4
 
 
 @pytest.mark.parametrize(
