@@ -60,9 +60,8 @@ def decayed(tmp_path_factory):
                 for decay in DECAYS:
                     away = np.log(decay / (0.02 * (D / N / 10) ** DECAY_M))
                     loss = planted(N, D, 1024, lr, rng.standard_normal()) * np.exp(0.01 * away**2)
-                    stage = {
-                        "lr": lr, "batch_tokens": 1024, "tokens": round(D), "params": N, "metrics": {"val/docs/loss": loss}
-                    }  # fmt: skip
+                    metrics = {"val/docs/loss": loss}
+                    stage = {"lr": lr, "batch_tokens": 1024, "tokens": round(D), "params": N, "metrics": metrics}
                     fake_run(home / f"{N}-{D:g}-{lr:g}-{decay:g}", [stage], config=config_of(lr, decay))
     return read_runs(home)
 

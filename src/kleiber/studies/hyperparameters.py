@@ -123,7 +123,7 @@ def with_decay(rows: pd.DataFrame, runs: Sequence[Run]) -> tuple[pd.DataFrame, d
     decays = {run.name: run.config["optimizer"].get(DECAY) for run in runs}
     if len(set(decays.values())) == 1:
         return rows, ROLES
-    return rows.assign(**{DECAY: rows["run"].map(decays)}), {**ROLES, "decay": DECAY}
+    return rows.assign(**{DECAY: [decays[name] for name in rows["run"]]}), {**ROLES, "decay": DECAY}
 
 
 def determined_form(rows: pd.DataFrame) -> Law | None:
