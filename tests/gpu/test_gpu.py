@@ -42,6 +42,18 @@ def test_a_killed_training_continues_bit_identically(device):
     assert [row for row in resume.kill_and_continue(device, modes=(True,)) if row["status"] != "ok"] == []
 
 
+@pytest.mark.gpu
+def test_a_stage_after_another_one_is_compared_with_its_start(device, launch, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(2000)))
+    second = f"two:{{data:{{path:{other}}},budget:{{steps:4}}}}"
+    chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:4}}}},{second}}}", "retention=wise"]
+    folder = launch(*chain, "trainer.accelerator=gpu", "callbacks.samples=null")
+    _, stage = json.loads((folder / "summary.json").read_text())["stages"]
+    assert stage["metrics"]["drift/weights"] > 0 and stage["metrics"]["drift/tiny/kl"] > 0
+    assert [name for name in stage["metrics"] if name.startswith("wise")] != []
+
+
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu_benchmark", REPOSITORY / "benchmarks/gpu.py")

@@ -53,6 +53,22 @@ def test_each_kind_of_difference_has_both_values(tmp_path):
     assert result.metrics == {"val/docs/loss": (2.6, 2.7)}
 
 
+@pytest.mark.parametrize(
+    ("policies", "changes"), [(("tell", "skip"), True), (("tell", "tell"), False), (("tell", "rollback"), True)]
+)
+def test_what_a_run_does_at_a_spike_can_change_its_result(tmp_path, policies, changes):
+    runs = []
+    for name, policy, window in zip("ab", policies, (50, 60), strict=True):
+        stability = {"policy": policy, "window": window}
+        config = {"callbacks": {"stability": stability, "checkpoints": {"every": window, "keep": window}}}
+        runs.append(open_run(fake_run(tmp_path / name, config=config)))
+    result = diff_runs(*runs)
+    windows = {"callbacks.stability.window": (50, 60)}
+    every = {"callbacks.checkpoints.every": (50, 60)} if "rollback" in policies else {}
+    assert result.config == ({"callbacks.stability.policy": policies, **windows, **every} if changes else {})
+    assert "callbacks.checkpoints.keep" in result.settings and changes != (windows.items() <= result.settings.items())
+
+
 def test_the_first_step_that_differs_is_found(tmp_path):
     changed = [ROWS[0], {**ROWS[1], "train/lr": 0.2, "train/loss": 2.0}, {"step": 20, "val/docs/loss": 9.0}]
     first = diff(tmp_path, rows=changed).first

@@ -106,7 +106,7 @@ def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch,
     torch.testing.assert_close(after, wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_chat_template_and_generation_settings_are_imported_and_exported(shared, tmp_path):
+def test_chat_template_and_generation_settings_are_imported_and_exported(shared, launch, tmp_path):
     source, out, back = tmp_path / "source", tmp_path / "run", tmp_path / "back"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)
     (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
@@ -118,6 +118,10 @@ def test_chat_template_and_generation_settings_are_imported_and_exported(shared,
     assert twin.config.bos_token_id == 1
     assert (generation.eos_token_id, generation.do_sample, generation.top_k) == ([2, 5], True, 7)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+    tuned = launch("init=checkpoint", f"init.path={out}", "model.context=64", "trainer.max_steps=2")
+    for name, run in (("stage", f"{out}/main"), ("tuned", str(tuned))):
+        export(run, tmp_path / name)
+        assert json.loads((tmp_path / name / "generation_config.json").read_text()) == settings
 
 
 def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
@@ -260,6 +264,11 @@ def test_a_wrapped_model_is_exported_in_its_original_architecture(shared, launch
     run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
     config = read_config(run)
     assert config["data"]["tokenizer"] == str(source)
+    record = json.loads((run / "summary.json").read_text())
+    (stage,) = record["stages"]
+    assert stage["start_metrics"]["val/tiny/loss"] == pytest.approx(stage["metrics"]["val/tiny/loss"], rel=1e-4)
+    assert record["R"]["baseline"] == [stage["start_metrics"]["val/tiny/loss"]], "scored before its first step"
+    assert 0 < stage["metrics"]["drift/weights"] < 1e-4
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     same_logits(run, tmp_path / "out", "Once upon a time, there was a little girl")
     (twin, _), ids = loaded(tmp_path / "out"), torch.tensor([[1, 403, 407]])

@@ -1,10 +1,12 @@
 """batch.micro=auto: the estimated memory of activations, and the micro-batch that follows from it."""
 
+import os
 from functools import partial
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from shared_ranks import fork_ranks
 from small_run import TINY
 from torch.profiler import profile
 
@@ -17,7 +19,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.runs import plan
 from kleiber.runs.inherit import complete_config
 from kleiber.runs.run import plan_stages
-from kleiber.training.trainer import Local
+from kleiber.training.trainer import DDP, Local
 from kleiber.types.batch import Batch
 
 CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)}}
@@ -42,7 +44,7 @@ def test_estimated_activation_bytes_equal_those_that_pytorch_allocates(case):
 def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(monkeypatch):
     model = Transformer(96, width=64, context=64, depth=4)
     row = plan.activation_bytes(model, 64)
-    monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 2 * 10 * row)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda device: 2 * 10 * row)
     plain, light = (Local(checkpoint_activations=on) for on in (False, True))
     assert plan.micro_batch("auto", 1000, 64, model, plain) == 10
     assert plan.micro_batch("auto", 7, 64, model, plain) == 7
@@ -50,9 +52,24 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
     assert plan.micro_batch(3, 1000, 64, model, plain) == 3
 
 
+def test_all_ranks_have_the_micro_batch_of_the_rank_with_the_least_memory(tmp_path, monkeypatch):
+    """With different numbers of micro-batches they would wait for each other in the passes of a sharded model."""
+    model = Transformer(96, width=64, context=64, depth=1)
+    monkeypatch.setattr(plan, "activation_bytes", lambda *_: 100)
+
+    def write_rows(rank: int) -> int:
+        monkeypatch.setattr(plan, "free_memory_bytes", lambda device: (4450, 4250)[rank])
+        rows = plan.micro_batch("auto", 64, 64, model, DDP(devices=2))
+        (tmp_path / os.environ["RANK"]).write_text(str(rows))
+        return 0
+
+    assert fork_ranks(2, write_rows) == 0
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["21", "21"]
+
+
 def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
     model = Transformer(96, width=64, context=64, depth=1)
-    monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 1e12)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda device: 1e12)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cpu, gpu = Local(accelerator="cpu"), Local(accelerator="gpu")
     sizes = [plan.micro_batch("auto", rows, 64, model, cpu, padded=True) for rows in (5, 64, 200)]

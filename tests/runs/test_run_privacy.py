@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_a_resumed_run_equals_an_unbroken_one(
     assert stage_of(broken)["privacy"] == stage_of(whole)["privacy"]
     other = launch(*PRIVATE, "seed=1", root="other")
     assert not torch.equal(weights(other)["embedding.weight"], weights(whole)["embedding.weight"])
+
+
+def test_a_step_that_draws_no_sample_is_made_and_has_no_loss(launch: Callable[..., Path]) -> None:
+    """A step of one expected row draws none in 37 % of the cases."""
+    folder = launch(*PRIVATE, "batch.tokens=64", "callbacks.log.every=1")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert len(losses) == 8 and 0 < sum(map(math.isnan, losses)) < 8 and 0.0 not in losses
+    assert all(row["train/grad_norm"] > 0 for row in rows if "train/loss" in row), "the noise"
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
 def test_epsilon_is_told_in_the_summary_the_banner_and_the_log(

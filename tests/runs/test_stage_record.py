@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from kleiber.data.mixture import Mixture
+from kleiber.data.order import poisson_sample
+from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.retention.replay import mix_earlier
 from kleiber.runs import stage as stages
 from kleiber.runs.stage_record import unique_tokens
@@ -68,12 +70,22 @@ def test_unique_tokens_are_those_of_the_samples_of_its_own_data_that_a_stage_rea
     """Of a small part of a mixture that is read again, and with half of the samples replayed."""
     train = Mixture([Rows(20), Rows(300), Rows(50)], [0.9, 0.1, 0.0])
     samples = mix_earlier(train, [Rows(400)], 0.5) if replay else train
-    plan = SimpleNamespace(corpus=SimpleNamespace(train=train), stop_step=1, rows=rows, epochs=rows / len(train))
+    corpus = SimpleNamespace(train=train)
+    plan = SimpleNamespace(corpus=corpus, stop_step=1, rows=rows, epochs=rows / len(train), privacy=None)
     ids, _ = samples.order(5).samples_at(np.arange(rows))
     own = np.unique(ids[ids < 320])
     assert unique_tokens(plan, samples, 5) == 3 * len(own)
-    plain = SimpleNamespace(corpus=SimpleNamespace(train=Rows(370)), stop_step=1, rows=rows, epochs=rows / 370)
+    corpus = SimpleNamespace(train=Rows(370))
+    plain = SimpleNamespace(corpus=corpus, stop_step=1, rows=rows, epochs=rows / 370, privacy=None)
     assert unique_tokens(plain, plain.corpus.train, 5) == 3 * min(rows, 370)
+
+
+def test_unique_tokens_of_private_steps_are_those_of_the_samples_that_they_draw():
+    samples, rate, steps = Rows(2000), 0.02, 50
+    privacy, corpus = PrivateSteps(1.0, 1.0, 1e-5, rate, 2000), SimpleNamespace(train=samples)
+    plan = SimpleNamespace(corpus=corpus, stop_step=steps, rows=40, epochs=1.0, privacy=privacy)
+    drawn = set().union(*(poisson_sample(2000, rate, 0, step).tolist() for step in range(steps)))
+    assert unique_tokens(plan, samples, 0) == pytest.approx(3 * len(drawn), rel=0.05) != 6000
 
 
 @pytest.mark.slow

@@ -8,12 +8,15 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.hyperparameters import Hyperparameters, best_rates, from_best_batch
+from kleiber.studies.hyperparameters import Hyperparameters, best_rates, from_best_batch, with_decay
 from kleiber.studies.study import PlannedPoint, points
 
 SIZES, TOKENS = (40_000, 80_000, 160_000), (2.5e5, 5e5, 1e6)
 BATCHES, RATES = [512 * 2**k for k in range(6)], [0.0025 * 2**k for k in range(7)]
 B, E, RATE_N = 6000.0, 0.4, -0.5  # critical batch at 1M tokens, its power of D, and the power of N of the best rate
+
+
+DECAYS, DECAY_M = [0.001 * 4**k for k in range(5)], -0.5  # the power of D/N of the best weight decay
 
 
 def planted(N, D, batch, lr, noise):
@@ -39,8 +42,42 @@ def runs(tmp_path_factory):
                         "tokens": round(D + batch / 2), "params": {"active": N, "non_embedding": N}, "metrics": metrics,
                         "flops": {"model": 6 * N * D},
                     })  # fmt: skip
-                fake_run(home / f"{N}-{batch}-{lr:g}", stages)
+                fake_run(home / f"{N}-{batch}-{lr:g}", stages, config=config_of(lr, 0.0))
     return read_runs(home)
+
+
+def config_of(lr, decay):
+    return {"optimizer": {"lr": lr, "weight_decay": decay}}
+
+
+@pytest.fixture(scope="module")
+def decayed(tmp_path_factory):
+    """A run for each size, tokens, rate and weight decay; the best decay is .02 (D / N / 10)^-.5."""
+    home, rng = tmp_path_factory.mktemp("decays"), np.random.default_rng(0)
+    for N in SIZES:
+        for D in TOKENS:
+            for lr in RATES:
+                for decay in DECAYS:
+                    away = np.log(decay / (0.02 * (D / N / 10) ** DECAY_M))
+                    loss = planted(N, D, 1024, lr, rng.standard_normal()) * np.exp(0.01 * away**2)
+                    metrics = {"val/docs/loss": loss}
+                    stage = {"lr": lr, "batch_tokens": 1024, "tokens": round(D), "params": N, "metrics": metrics}
+                    fake_run(home / f"{N}-{D:g}-{lr:g}-{decay:g}", [stage], config=config_of(lr, decay))
+    return read_runs(home)
+
+
+def test_a_swept_weight_decay_has_a_law_too(decayed):
+    law = Hyperparameters(bootstrap=200).analyze(decayed).law
+    power = law["derived"]["decay_M"]
+    assert power["lo"] <= DECAY_M <= power["hi"] and power["hi"] - power["lo"] < 0.3
+    assert law["derived"]["lr_N"]["value"] == pytest.approx(RATE_N, abs=0.1)
+
+
+def test_the_frontier_has_the_best_decay_of_each_rate(decayed):
+    frontier = best_rates(with_decay(points(decayed), decayed)[0])
+    assert len(frontier) == len(SIZES) * len(TOKENS)
+    least = points(decayed).groupby(["active", "tokens"])["loss"].min()
+    np.testing.assert_allclose(sorted(frontier["loss"]), sorted(least))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +121,15 @@ def test_a_plan_with_one_rate_for_a_size_is_refused():
     assert Hyperparameters().check_plan(plan(0.01, 0.02)) == []
     with pytest.raises(ValueError, match=r"optimizer\.lr"):
         Hyperparameters().check_plan(plan(0.01, 0.01))
+
+
+def test_a_sweep_of_weight_decays_with_0_is_refused():
+    def plan(*decays):
+        return [PlannedPoint(Path(f"{lr}-{d}"), config_of(lr, d), 1e5, 1e6) for lr in (0.01, 0.02) for d in decays]
+
+    assert Hyperparameters().check_plan(plan(0.0)) == Hyperparameters().check_plan(plan(0.01, 0.1)) == []
+    with pytest.raises(ValueError, match=r"optimizer\.weight_decay=0"):
+        Hyperparameters().check_plan(plan(0.0, 0.1))
 
 
 def swept(batches, tokens, rates, lr=0.02):

@@ -16,6 +16,7 @@ from kleiber.training.lightning import (
     LeanModule,
     callbacks_of,
     count_skipped_step,
+    end_fit,
     fit,
     silence,
     stop_after_this_step,
@@ -116,6 +117,33 @@ def test_a_keyboard_interrupt_ends_a_fit_as_interrupted():
 
     with pytest.raises(Interrupted):
         fit(Local().trainer([], [], max_steps=3), Pressed(), torch.utils.data.DataLoader(torch.ones(5, 2)), 0)
+
+
+class Moved(Linear):
+    """Notes where it is moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.moves = []
+
+    def to(self, *places, **options):
+        self.moves.append(places[0])
+        return super().to(*places, **options)
+
+    def cpu(self):
+        self.moves.append("home")
+        return super().cpu()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
+def test_a_module_is_on_the_device_of_the_trainer_after_a_fit_and_where_no_step_is_left():
+    """Lightning moves it to the CPU at the end of a fit, and a run goes on to score it."""
+    trainer, module = Local().trainer([], [], max_steps=2), Moved()
+    fit(trainer, module, torch.utils.data.DataLoader(torch.ones(5, 2)), 0)
+    assert module.moves[-2:] == ["home", trainer.strategy.root_device]
+    trainer, module = Local().trainer([], [], max_steps=2), Moved()
+    end_fit(trainer, module, 2)
+    assert module.moves == [trainer.strategy.root_device]
 
 
 def test_hooks_that_are_skipped_do_nothing_in_lightning():

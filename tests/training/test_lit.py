@@ -71,6 +71,31 @@ def test_a_step_without_targets_is_skipped_and_counts(launch):
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [([], 2), (["callbacks.stability=null"], 2), (["callbacks.stability.nonfinite=skip"], 6)],
+    ids=["halt", "without stability", "skip"],
+)
+def test_a_loss_that_is_not_finite_ends_the_run_unless_its_step_is_skipped(launch, monkeypatch, options, steps):
+    """Its gradient is finite, as that of a sum with a constant that overflows."""
+    calls = []
+
+    def overflowing(*arguments):
+        sums = accumulate(*arguments)
+        calls.append(sums.values["ce"])
+        if len(calls) == 3:
+            sums.values["ce"] = sums.values["ce"] * math.inf
+        return sums
+
+    monkeypatch.setattr("kleiber.training.lit.accumulate", overflowing)
+    folder = launch(*OPTIONS, *options, code=0 if steps == 6 else 1)
+    record = json.loads((folder / "summary.json").read_text())
+    assert len(calls) == max(3, steps)
+    assert max(folder.glob("stages/main/checkpoints/step-*")).name == f"step-0000000{steps}"
+    assert (record["status"] == "diverged") == (steps == 2)
+    assert steps == 6 or re.search("step 3: .*loss.* inf", record["error"])
+
+
 def test_a_row_that_does_not_fit_and_any_other_error_end_the_run(launch, memory):
     memory(0, MemoryError())
     folder = launch(*OPTIONS, code=1)

@@ -96,12 +96,14 @@ def test_an_empty_batch_is_noise_alone() -> None:
     assert float(empty.std()) == pytest.approx(1.0, rel=0.03)
 
 
-def test_a_batch_without_targets_is_noise_alone_with_a_loss_of_0() -> None:
-    net, rows = model(), replace(batch(), weights=torch.zeros(6, 13))
+@pytest.mark.parametrize("rows", [replace(batch(), weights=torch.zeros(6, 13)), batch().map(lambda t: t[:0])])
+def test_a_batch_without_targets_is_noise_alone_and_has_no_loss(rows: Batch) -> None:
+    net = model()
     sums = private_gradients(
         net, CLM(), rows, torch.Tensor.backward, replace(NOTHING, noise=1.0), torch.Generator().manual_seed(0)
     )
-    assert sums.means()["ce"] == 0.0 and all(p.grad is not None for p in net.parameters())
+    assert sums.values["tokens"] == 0 and sums.means()["ce"].isnan()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_padding_does_not_change_the_gradient_of_a_sample() -> None:

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import REPOSITORY
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
@@ -76,6 +77,23 @@ def test_copies_are_kept_as_here_and_fetched_where_there_is_none(remote: Remote,
     shutil.rmtree(remote.folder)
     assert step_of({**config, "resume": "never"}, remote.folder) is None
     assert remote.names() == [] and checkpoint.steps(remote.folder) == []
+
+
+def test_the_values_of_a_frozen_reference_are_copied_and_fetched_with_a_checkpoint(
+    remote: Remote, config: dict
+) -> None:
+    files = [remote.folder.parent / f"reference.{ending}" for ending in ("npz", "json")]
+    remote.copy(saved(remote.folder, 2), 2, [])
+    shutil.rmtree(remote.folder.parent)
+    assert step_of(config, remote.folder) == 2
+    assert not any(file.exists() for file in files), "most objectives have no reference"
+    for file in files:
+        file.write_bytes(file.name.encode())
+    remote.copy(saved(remote.folder, 4), 2, [])
+    shutil.rmtree(remote.folder.parent)
+    assert step_of(config, remote.folder) == 4
+    assert [file.read_bytes() for file in files] == [b"reference.npz", b"reference.json"]
+    assert {path.name for path in remote.folder.iterdir()} == {"step-00000004"}
 
 
 def test_copies_that_were_not_completed_are_removed(remote: Remote, config: dict) -> None:
@@ -205,13 +223,20 @@ def test_a_folder_that_cannot_be_opened_is_refused() -> None:
         check(config)
 
 
+PREFERENCE = ["data=preference", f"data.path={REPOSITORY / 'tests/data/preference.jsonl'}", "objective=dpo"]
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_from_copies_bit_identically(launch, interrupted, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("objective", ["clm", "dpo"])
+def test_a_run_goes_on_from_copies_bit_identically(launch, interrupted, tmp_path: Path, capsys, objective) -> None:
     """A machine loses the folder of the run, and another one still has it as it was before that."""
-    unbroken = launch(*OFTEN, root="unbroken")
+    options = list(OFTEN)
+    if objective == "dpo":
+        options += [*PREFERENCE, "init=checkpoint", f"init.path={launch('trainer.max_steps=2', root='base')}"]
+    unbroken = launch(*options, root="unbroken")
     copies = f"callbacks.checkpoints.remote=file://{tmp_path}/copies"
     with interrupted(3):
-        launch(*OFTEN, copies, code=130)
+        launch(*options, copies, code=130)
     (lost,) = (tmp_path / "runs").glob("*/*")
     assert len(list((tmp_path / "copies").rglob("meta.json"))) == 2
     behind = tmp_path / "behind" / lost.relative_to(tmp_path / "runs")
@@ -219,7 +244,7 @@ def test_a_run_goes_on_from_copies_bit_identically(launch, interrupted, tmp_path
     shutil.rmtree(lost)
     for root, folder in (("runs", lost), ("behind", behind)):
         capsys.readouterr()
-        assert launch(*OFTEN, copies, root=root) == folder
+        assert launch(*options, copies, root=root) == folder
         assert "fetched step-" in (shown := capsys.readouterr().err) and "resuming at step" in shown
         ours, theirs = (read_run(run).summary["stages"][0] for run in (folder, unbroken))
         assert ours["curve"] == theirs["curve"] and ours["checkpoint"] == theirs["checkpoint"]

@@ -197,9 +197,9 @@ class CoreClock(Throughput):
         self.path = folder / CORE_FILE
         self.cpu = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+    def start(self) -> None:
         self.cpu_started = time.process_time()
-        super().on_train_batch_start(trainer)
+        super().start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         was_warm = self._warm

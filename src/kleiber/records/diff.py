@@ -12,14 +12,15 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, find_run
-from kleiber.records.folder import NOT_IDENTITY, flatten
+from kleiber.records.folder import NOT_IDENTITY, flatten, identity_of_callbacks
 from kleiber.records.summary import read_rows
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 Pair = tuple[object, object]  # the values of the first and of the second run; None where a run has none
 MEASURED = ("speed/", "latency/")  # beginnings of the names of measured times
 EVALUATION = "eval/"  # beginning of the names of scores of evaluations
 NO_VALUE = "-"
+OTHER_KEYS = tuple(f"{name}." for name in NOT_IDENTITY)  # beginnings of the keys that cannot change a result
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def diff_runs(first: Run, second: Run) -> Diff:
     """Returns the differences of two runs."""
     runs = (first, second)
     keys = differing(*(flatten(run.config) for run in runs))
+    changing = set().union(*(identity_keys(run.config) for run in runs))
     rows = [logged_values(run) for run in runs]
     return Diff(
         folders=(first.folder, second.folder),
-        config={key: pair for key, pair in keys.items() if is_identity(key)},
-        settings={key: pair for key, pair in keys.items() if not is_identity(key)},
+        config={key: pair for key, pair in keys.items() if key in changing},
+        settings={key: pair for key, pair in keys.items() if key not in changing},
         data=differing(*(run.summary.get("inputs") or {} for run in runs)),
         code=differing(*({key: run.summary.get(key) for key in ("commit", "dirty")} for run in runs)),
         environment=differing(*map(environment, runs)),
@@ -92,9 +94,10 @@ def diff_runs(first: Run, second: Run) -> Diff:
     )
 
 
-def is_identity(key: str) -> bool:
-    """Whether a key of the config can change the result of a run."""
-    return not any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
+def identity_keys(config: Config) -> set[str]:
+    """Returns the keys of a config that can change the result of its run."""
+    callbacks = flatten({"callbacks": identity_of_callbacks(config)})
+    return {*callbacks, *(key for key in flatten(config) if not key.startswith(OTHER_KEYS) and key not in NOT_IDENTITY)}
 
 
 def as_number(value: object) -> float | None:

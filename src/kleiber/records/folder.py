@@ -62,13 +62,20 @@ def identity(config: Config) -> Json:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
-    stability = (config.get("callbacks") or {}).get("stability") or {}
-    changes = ("skip", "rollback", "halt")  # the one callback that can change the weights
-    if stability.get("policy") in changes or stability.get("nonfinite") == "skip":
-        part["stability"] = json.loads(json.dumps(stability, sort_keys=True))
-    if stability.get("policy") == "rollback":  # which depends on when checkpoints are saved
-        part["checkpoints"] = {"every": ((config.get("callbacks") or {}).get("checkpoints") or {}).get("every")}
+    part |= identity_of_callbacks(config)
     return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
+
+
+def identity_of_callbacks(config: Config) -> Json:
+    """The nodes of callbacks that can change the weights: `stability`, where it does more than print."""
+    callbacks = config.get("callbacks") or {}
+    stability = callbacks.get("stability") or {}
+    if stability.get("policy") not in ("skip", "rollback", "halt") and stability.get("nonfinite") != "skip":
+        return {}
+    part: Json = {"stability": json.loads(json.dumps(stability, sort_keys=True))}
+    if stability.get("policy") == "rollback":  # which depends on when checkpoints are saved
+        part["checkpoints"] = {"every": (callbacks.get("checkpoints") or {}).get("every")}
+    return part
 
 
 def without_nulls(config: Config) -> Json:

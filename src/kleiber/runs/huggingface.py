@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import Status
-from kleiber.config.stages import SINGLE_STAGE
+from kleiber.config.stages import SINGLE_STAGE, starts_from_weights
 from kleiber.config.targets import argument
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
@@ -72,9 +72,11 @@ def export(run: str, out: Path) -> None:
     for path in out.glob("*.safetensors"):
         shutil.copymode(out / "config.json", path)  # safetensors ignores the umask
     save_tokenizer(tokenizer, out, model.context)
-    settings = Path(run).expanduser() / TOKENIZER / GENERATION
-    if settings.is_file():  # of an imported folder
-        shutil.copy(settings, out / GENERATION)
+    home = trained.folder / TOKENIZER
+    if isinstance(tokenizer, Pretrained) and starts_from_weights(trained.config):
+        home = tokenizer.folder
+    if (home / GENERATION).is_file():  # of an imported folder
+        shutil.copy(home / GENERATION, out / GENERATION)
     if str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
         save_chat_template(tokenizer, out)
     (out / "README.md").write_text(model_card(trained, type(hf_model).__name__))

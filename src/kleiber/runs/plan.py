@@ -19,8 +19,9 @@ from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
+from kleiber.training.memory import free_memory_bytes
 from kleiber.training.private_step import plan_private_steps
-from kleiber.training.trainer import Local, free_memory_bytes
+from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 from kleiber.types.model import Model
@@ -214,7 +215,7 @@ def micro_batch(
     setting: int | str, rows: int, context: int, model: Model, hardware: Local, sides: int = 1, padded: bool = False
 ) -> int:
     """Returns the samples per forward and backward pass: batch.micro, or for "auto" as many as half of the free memory
-    holds.
+    of every rank holds. With "auto" all ranks must call it.
 
     rows    samples of this rank in an optimizer step
     sides   rows of `context` tokens that a sample has: 2 for a pair of answers
@@ -225,7 +226,8 @@ def micro_batch(
     row = sides * activation_bytes(hardware.trial(model), context)
     if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
-    memory_limit = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
+    # Ranks with different numbers of micro-batches would wait for each other in collective operations.
+    memory_limit = hardware.least_over_ranks(int(0.5 * free_memory_bytes(hardware.device) // row))
     return max(1, min(largest_part(rows, hardware, padded), memory_limit))
 
 

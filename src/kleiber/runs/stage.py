@@ -36,9 +36,9 @@ from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
+from kleiber.training.memory import reset_peak_memory
 from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
-from kleiber.training.trainer import reset_peak_memory
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -186,7 +186,8 @@ def resumed_micro_batch(setting: int | str, planned: int, state: Json | None) ->
 def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, meter: EnergyMeter) -> list[Callback]:
     """Builds the callbacks of a stage, in the order in which they act after a step.
 
-    Throughput stops its clock before evaluation begins, and checkpoints are written last, with the scores of the step.
+    Throughput stops its clock before evaluation begins, and starts it after the others. Checkpoints are written behind
+    them, with the scores of the step.
     """
     cfg, folder = stage.config, tree.folder
     available = {
@@ -210,7 +211,8 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
         others.append(DataPosition(plan.corpus.train))
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
-    return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]
+    preempt = Preempt(writers[0] if writers else None)
+    return [*clocks, evaluate, *stops, *others, *writers, preempt, *(clock.restart for clock in clocks)]
 
 
 def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:

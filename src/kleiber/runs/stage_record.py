@@ -14,7 +14,8 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
-from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.training.memory import peak_memory_bytes
+from kleiber.training.trainer import peak_flops
 from kleiber.types.contracts import Retention, Samples
 from kleiber.types.model import Model
 
@@ -80,9 +81,13 @@ def complete_record(
 def unique_tokens(plan: Plan, samples: Samples, seed: int) -> int:
     """Returns the number of distinct tokens of the stage's data that it has read up to `plan.stop_step`.
 
+    With DP-SGD, whose steps draw every sample with a probability, it is the expected number.
+
     samples  those that it trains on: its data, or a mixture with those of earlier tasks behind them
     """
     train = plan.corpus.train
+    if plan.privacy is not None:
+        return round(train.num_tokens * (1 - (1 - plan.privacy.rate) ** plan.stop_step))
     if not isinstance(samples, Mixture):
         return round(train.num_tokens * min(1.0, plan.epochs))
     read = samples.order(seed).num_read(plan.stop_step * plan.rows)

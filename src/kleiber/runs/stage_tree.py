@@ -17,9 +17,10 @@ from typing import Annotated
 from annotated_types import MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs, starts_from_weights
+from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs
 from kleiber.config.targets import build
 from kleiber.records.summary import StageRecord
+from kleiber.runs.defaults import starts_trained
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
@@ -235,18 +236,18 @@ class Tree:
 
     @property
     def from_weights(self) -> bool:
-        """Whether any stage starts from trained weights, of the start point or of another stage."""
+        """Whether any stage starts from trained weights: of the start point, of another stage, or of `model=hf`."""
         after_another = any(stage.parent and not stage.continues for stage in self.stages)
-        return after_another or starts_from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
+        return after_another or starts_trained(self.stages[0].config)  # type: ignore[arg-type]
 
     def load_start(self, stage: Stage, model: Model) -> bool:
-        """Loads the trained weights that a stage starts from. Returns whether there are any."""
+        """Loads the trained weights that a stage starts from, which a new `model=hf` has. Returns if there are any."""
         if stage.parent is not None and not stage.continues:
             load_stage(model, self.folder, stage.parent)
             return True
         if self.start_point is not None:
             self.start_point.load(model)
-        return self.from_weights and stage.parent is None and self.start_point is not None
+        return stage.parent is None and starts_trained(stage.config)  # type: ignore[arg-type]
 
     def begin_objective(self, stage: Stage, model: Model | None) -> None:
         """Lets the objective of a stage compute what it needs from the model that the stage (or its trunk) starts with.

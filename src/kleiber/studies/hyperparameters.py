@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
 
 ROLES = {"N": "active", "D": "tokens", "L": "loss", "lr": "lr", "batch": "batch_tokens"}
+DECAY = "weight_decay"  # of the optimizer, a column of the rows where it was swept
 EQUAL = 0.05  # sizes and tokens that differ by less are equal, since runs of another batch end on another whole step
 CRITICAL = "critical_batch"
 
 
 @dataclass(frozen=True)
 class Hyperparameters(IntervalStudy):
-    """Fits the laws of the best learning rate and batch to the runs, and the critical batch of each size.
+    """Fits the laws of the best learning rate, batch and weight decay to the runs, and the critical batch of each size.
 
     bootstrap  number of bootstrap resamples
     predict    points at which to predict the best hyperparameters, such as {N: 1e6, D: 3e7}
@@ -46,19 +47,24 @@ class Hyperparameters(IntervalStudy):
     predict: Sequence[dict[str, Positive]] = field(default_factory=tuple)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError if no size is trained with several learning rates."""
+        """Raises ValueError if no size is trained with several learning rates, and for a sweep with a decay of 0."""
         rates = {(point.N, point.config["optimizer"]["lr"]) for point in points}
         if len(rates) == len({N for N, _ in rates}):
             raise ValueError("every size has a single optimizer.lr: sweep it, such as -m optimizer.lr=0.005,0.01,0.02")
+        decays = {point.config["optimizer"].get(DECAY) for point in points}
+        if len(decays) > 1 and not all(decays):
+            raise ValueError(
+                f"optimizer.{DECAY}=0 has no place in a power law: sweep values above 0, such as 0.001,0.01,0.1"
+            )
         return []
 
     def law_inputs(self) -> Sequence[str]:
         return ("N", "D", "lr", "batch")
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Fits both laws. Raises ValueError if the learning rate does not vary at any size and number of tokens."""
-        rows = points(runs)
-        loaded = table.load(rows, {**ROLES, "C": "flops"}, (), ("N", "D"))
+        """Fits the laws. Raises ValueError if the learning rate does not vary at any size and number of tokens."""
+        rows, roles = with_decay(points(runs), runs)
+        loaded = table.load(rows, {**roles, "C": "flops"}, (), ("N", "D", *roles.keys() & {"decay"}))
         form = find("hyperparameter")
         assert isinstance(form, HyperparameterLaw)
         options = analysis.Options(bootstrap=self.bootstrap, level=self.level, predict=self.predict)
@@ -110,6 +116,14 @@ class Hyperparameters(IntervalStudy):
                 row |= {"lo": float(lo), "hi": float(hi)}
             out.append({**row, "points": len(kept), "residual rms": fitted["residual_rms"]})
         return out, verdicts
+
+
+def with_decay(rows: pd.DataFrame, runs: Sequence[Run]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Returns rows of `points` and the column of each role; the weight decay is one of them where it was swept."""
+    decays = {run.name: run.config["optimizer"].get(DECAY) for run in runs}
+    if len(set(decays.values())) == 1:
+        return rows, ROLES
+    return rows.assign(**{DECAY: [decays[name] for name in rows["run"]]}), {**ROLES, "decay": DECAY}
 
 
 def determined_form(rows: pd.DataFrame) -> Law | None:
@@ -164,12 +178,13 @@ def critical_batch(params: Row, D: float) -> np.ndarray:
 def best_rates(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns the frontier of the learning rate: columns N, D, batch, lr, loss, seeds and at_edge.
 
-    rows  of `points`. The best rate of a size, number of tokens and batch has the least mean loss over seeds, among the
-          rates that were trained with the most seeds; at_edge is whether it is the least or the largest of these
+    rows  of `with_decay`. The best rate of a size, number of tokens and batch has the least mean loss over seeds, among
+          the rates that were trained with the most seeds, each with its best weight decay where that was swept; at_edge
+          is whether it is the least or the largest of these
     """
     sizes = {name: table.round_down(rows[ROLES[name]].to_numpy(dtype=float), EQUAL) for name in ("N", "D")}
     placed = rows.assign(**sizes, batch=rows["batch_tokens"])
-    groups = placed.groupby(["N", "D", "batch", "lr"], as_index=False)
+    groups = placed.groupby(["N", "D", "batch", "lr", *([DECAY] if DECAY in placed else [])], as_index=False)
     means = groups.agg(loss=("loss", "mean"), seeds=("seed", "nunique"))
     place = ["N", "D", "batch"]
     complete = pd.DataFrame(means[means["seeds"] == means.groupby(place)["seeds"].transform("max")])

@@ -14,7 +14,7 @@ import pandas as pd
 from kleiber.charts.theme import Chart, format_count
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records.catalog import Run
-from kleiber.records.diff import as_number, is_identity
+from kleiber.records.diff import as_number, identity_keys
 from kleiber.records.folder import flatten
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
@@ -82,7 +82,8 @@ def plain_config(run: Run) -> Json:
         values = flatten(run.config)
     except ConfigError:  # a run without a readable config is listed all the same
         return {}
-    return {key: plain_value(key, value) for key, value in values.items() if is_identity(key)}
+    changing = identity_keys(run.config)
+    return {key: plain_value(key, value) for key, value in values.items() if key in changing}
 
 
 def plain_value(key: str, value: object) -> object:

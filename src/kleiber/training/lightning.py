@@ -128,13 +128,18 @@ UNUSED: dict[str, Any] = {  # features of the Trainer that kleiber replaces or d
 
 
 def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], start: int) -> None:
-    """Trains from optimizer step `start` to `trainer.max_steps`. Raises Interrupted for a KeyboardInterrupt."""
+    """Trains from optimizer step `start` to `trainer.max_steps`. Raises Interrupted for a KeyboardInterrupt.
+
+    The module is then on the device on which it was trained: Lightning moves it to the CPU at the end of a fit.
+    """
     _set_step(trainer, start)
+    device = trainer.strategy.root_device
     try:
         with rank_timeouts():
             trainer.fit(module, train_dataloaders=batches)
     except SystemExit as error:
         raise Interrupted("SIGINT: no new checkpoint was written") from error  # which Lightning turned into an exit
+    module.to(device)
 
 
 def end_fit(trainer: Trainer, module: LightningModule, step: int) -> None:
@@ -142,6 +147,7 @@ def end_fit(trainer: Trainer, module: LightningModule, step: int) -> None:
     _set_step(trainer, step)
     trainer.strategy.connect(module)
     trainer.strategy.setup_environment()
+    module.to(trainer.strategy.root_device)
     for callback in callbacks_of(trainer):
         callback.on_train_end(trainer, module)
 

@@ -51,7 +51,8 @@ class LitLM(LeanModule):
 
     schedule      f(step, total_steps) -> factor of every learning rate
     total_steps   number of steps that the schedule is planned for
-    micro_batch   rows per forward and backward pass: changes the memory that a step needs, not its result
+    micro_batch   rows per forward and backward pass: changes the memory that a step needs, and not its result, except
+                  for other random numbers of dropout and of `model/router=noisy`
     seed          seeds all random numbers of a step, together with the number of the step
     restored      optimizer state by parameter name, from a checkpoint
     retention     methods against forgetting, each with its memory
@@ -107,6 +108,7 @@ class LitLM(LeanModule):
     def training_step(self, batch: Batch, index: int) -> None:
         """Makes one optimizer step, or skips it where the batch has no target, or the guard refuses.
 
+        With `privacy`, a step without a target is made too, of noise alone. Its loss is NaN, as that of a skipped one.
         Raises Diverged for a loss that is not finite, and what the guard raises.
         """
         step = self.global_step
@@ -133,8 +135,10 @@ class LitLM(LeanModule):
             norm = normalize_gradients(parameters, divisor, ranks, clip, change if methods else None)
         except Diverged as error:
             failure = error
-        if self.guard is not None and self.guard.refuses(loss, norm):
+        if tokens and self.guard is not None and self.guard.refuses(loss, norm):
             return self.skip_step(optimizer, {**means, "grad_norm": norm, "lr": 0.0})
+        if failure is None and tokens and not math.isfinite(loss):
+            failure = Diverged("the loss is not finite")
         if failure is not None:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
             raise Diverged(f"step {step + 1}: {failure}, loss {loss:g}{samples}")

@@ -74,6 +74,8 @@ def private_gradients(
 ) -> Sums:
     """Sets the gradients to the clipped sum of those of the samples' mean losses, plus noise; returns the sums.
 
+    Without a sample, the sums are 0, and there is no mean loss.
+
     The noise has the standard deviation privacy.noise * privacy.clip in each entry. Gradients are to be divided by
     `privacy.rows`, not by the samples of the batch, of which there may be none.
     """
@@ -85,10 +87,8 @@ def private_gradients(
         backward(loss.total / loss.tokens.clamp(min=1))
         add_clipped(totals, parameters, privacy.clip)
         sums.add(loss)
-    if not sums.values.get("tokens"):  # the step still has noise
-        device = parameters[0].device
-        sums.values |= {"total": torch.zeros((), device=device), "tokens": torch.ones((), device=device)}
-        sums.values["ce"] = sums.values["total"]
+    if not len(batch):  # the step still has noise
+        sums.values = dict.fromkeys(("total", "tokens", "ce"), torch.zeros((), device=parameters[0].device))
     for parameter, total in zip(parameters, totals, strict=True):
         noise = torch.empty_like(total).normal_(generator=generator)
         parameter.grad = total.add_(noise, alpha=privacy.noise * privacy.clip)

@@ -2,6 +2,7 @@
 
 The copy of ROOT/NAME/CELL/stages/STAGE/checkpoints/step-00001000 is REMOTE/NAME/CELL/stages/STAGE/checkpoints/
 step-00001000. Its meta.json is written last. A copy without one does not count, and the next complete copy removes it.
+The values of a frozen reference, without which a stage cannot resume, are copied beside them, as they are here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError
+from kleiber.objectives.objective import REFERENCE
 from kleiber.records.locks import wait_for_lock
 from kleiber.training import checkpoint
 from kleiber.training.saved_checkpoint import Checkpoint, Damaged
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 PARTS = 5  # of the path of a folder of checkpoints that its copy has too
 META = "meta.json"
+REFERENCE_FILES = (f"{REFERENCE}.npz", f"{REFERENCE}.json")  # of the stage's folder; the description last
 LOCK = ".fetch.lock"
 
 
@@ -81,6 +84,9 @@ class Remote:
         """
         try:
             system, folder = self.open()
+            for file in filter(Path.is_file, map(self.folder.parent.joinpath, REFERENCE_FILES)):
+                system.makedirs(folder, exist_ok=True)
+                system.put_file(str(file), f"{folder.rpartition('/')[0]}/{file.name}")
             for name in (*checkpoint.read_meta(path / META)["sha256"], META):
                 place = f"{folder}/{path.name}/{name}"
                 system.makedirs(place.rpartition("/")[0], exist_ok=True)
@@ -140,6 +146,10 @@ class Remote:
                 (part / file).parent.mkdir(exist_ok=True)
                 system.get_file(f"{folder}/{name}/{file}", str(part / file))
             checkpoint.read(part)
+            for file in REFERENCE_FILES:
+                with suppress(FileNotFoundError):  # of an objective without a reference
+                    system.get_file(f"{folder.rpartition('/')[0]}/{file}", str(scratch / file))
+                    os.replace(scratch / file, self.folder.parent / file)
             checkpoint.put_in_place(part, final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 Losses are sums over target tokens. Their gradients are accumulated, summed over ranks, and divided once by the number
 of target tokens in the global batch, so every split into micro-batches and ranks gives the same step.
+Where a model draws random numbers (dropout, `model/router=noisy`), another split draws other ones.
 """
 
 from __future__ import annotations

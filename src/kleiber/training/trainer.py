@@ -6,13 +6,9 @@ The launcher starts the processes of the ranks; a trainer only reads their numbe
 from __future__ import annotations
 
 from kleiber.training.lightning import UNUSED, Unprofiled, silence  # isort: skip  # it imports Lightning faster
-import ctypes
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
@@ -32,10 +28,10 @@ from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.nn.moe import MoE
+from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
 from kleiber.types.model import Model
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",
@@ -133,6 +129,10 @@ class Local:
         """A model that can be called before `shard`, to measure what a forward pass needs; all ranks must call it."""
         return model
 
+    def least_over_ranks(self, number: int) -> int:
+        """The least of the numbers of all ranks, which all must call it."""
+        return number
+
     def prepare_model(self, model: Model) -> None:
         """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
         if self.checkpoint_activations:
@@ -210,6 +210,14 @@ class DDP(Local):
             torch.distributed.init_process_group(backend, timeout=timedelta(seconds=self.rank_timeout))
         return init_device_mesh(self.device.type, (self.world_size,))
 
+    def least_over_ranks(self, number: int) -> int:
+        """The least of the numbers of all ranks, which all must call it; a dry run has no other ranks."""
+        if self.world_size == 1:
+            return number
+        least = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, self.mesh().get_group())
+        return int(least)
+
 
 def keep_compiled() -> None:
     """Keeps compiled code in the cache folder, unless TORCHINDUCTOR_CACHE_DIR names another folder.
@@ -241,43 +249,6 @@ def _recomputed(forward: Callable[..., object], *arguments: object, **named: Any
     if not torch.is_grad_enabled():  # there is no backward pass, and a key-value cache must not grow twice
         return forward(*arguments, **named)
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep the memory that a step frees, instead of returning it to the kernel, which has to zero it again.
-
-    Page faults took a tenth of a small step on a CPU. Does nothing except on Linux with glibc.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(AttributeError):  # of another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
-            mallopt(option, value)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory in bytes: of PyTorch's allocator since the last reset on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Makes the memory in use now the peak of a GPU. The peak of a process, and so of a CPU, cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def free_memory_bytes(accelerator: str) -> int:
-    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
-    if accelerator == "gpu":
-        return torch.cuda.mem_get_info()[0]
-    try:  # Linux reports available memory, which includes caches that the kernel can drop
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 @cache

@@ -1,11 +1,14 @@
 """The callbacks that report on training: which rows they log, when, and over which time."""
 
+import json
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kleiber.records.summary import StageRecord
+from kleiber.runs import stage
 from kleiber.training.callbacks import log
 from kleiber.training.callbacks.log import Log, Throughput, training_metrics
 
@@ -54,14 +57,16 @@ def test_a_row_is_logged_every_few_steps_and_at_the_last_one(trainer):
     assert [row["train/tokens"] for _, row in trainer.rows] == [400.0, 800.0, 1000.0]
 
 
-def test_the_speed_leaves_out_the_first_step_and_the_time_between_steps(trainer, clock):
+def test_the_speed_leaves_out_the_first_step_and_the_time_of_other_callbacks(trainer, clock):
     record = StageRecord("main")
     callback = Throughput(100, record, every=2)
+    clock.seconds += 100  # an evaluation of the start
+    callback.restart.on_train_start(trainer, module())
     for trainer.global_step, seconds in ((1, 5.0), (2, 2.0), (3, 2.0), (4, 1.0)):
-        callback.on_train_batch_start(trainer)
         clock.seconds += seconds
         callback.on_train_batch_end(trainer, module())
         clock.seconds += 100  # an evaluation
+        callback.restart.on_train_batch_end(trainer, module())
     assert record.seconds == 10.0 and record.tokens_per_s == pytest.approx(3 * 100 / 5)
     assert trainer.rows == [
         (2, {"speed/tokens_per_s": 50.0, "speed/seconds": 7.0}),
@@ -69,11 +74,26 @@ def test_the_speed_leaves_out_the_first_step_and_the_time_between_steps(trainer,
     ]
 
 
+def test_the_wait_for_data_is_a_part_of_the_seconds(launch, monkeypatch):
+    """50 ms for each batch."""
+    batches = stage.Batches.__iter__
+
+    def slow(self):
+        for batch in batches(self):
+            time.sleep(0.05)
+            yield batch
+
+    monkeypatch.setattr(stage.Batches, "__iter__", slow)
+    folder = launch("budget.steps=6", "eval.tokens=512")
+    (record,) = json.loads((folder / "summary.json").read_text())["stages"]
+    assert record["seconds"] >= 6 * 0.05 and record["tokens_per_s"] <= record["batch_tokens"] / 0.05
+
+
 def test_seconds_are_resumed_and_the_speed_is_of_this_process(trainer, clock):
     record = StageRecord("main")
     callback = Throughput(100, record)
     callback.load_state_dict({"seconds": 30.0})
-    callback.on_train_batch_start(trainer)
+    callback.start()
     clock.seconds += 4.0
     callback.on_train_batch_end(trainer, module())
     assert record.seconds == 34.0 and record.tokens_per_s is None

@@ -78,15 +78,18 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     level  confidence level of each interval
     """
     gaps = {measure: part for measure, part in gaps.items() if part}
+    ways = {gap["equal"] for part in gaps.values() for gap in part}
     rows = [
         {
-            "series": pair_arm(gap, order), "name": f"{gap['arm']} - {gap['against']}, equal {gap['equal']}",
+            "series": pair_arm(gap, order),
+            "name": f"{gap['arm']} - {gap['against']}" + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
             "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
         }
         for measure, part in gaps.items()
         for gap in part
     ]  # fmt: skip
-    title = f"Difference between arms with {level:.1%} intervals; at 0 they are equal"
+    at = f" at equal {min(ways)}" if len(ways) == 1 else ""
+    title = f"Difference between arms{at} with {round(100 * level, 1):g}% intervals; at 0 they are equal"
     return estimates(rows, order, "", title, zero=True)
 
 

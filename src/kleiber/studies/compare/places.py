@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.records.diff import differing, is_identity
+from kleiber.records.diff import differing, identity_keys
 from kleiber.records.folder import flatten
 from kleiber.studies.laws.table import round_down
 from kleiber.studies.study import IntervalStudy, PlannedPoint
@@ -50,7 +50,8 @@ def refuse_twins(placed: Iterable[tuple[Place | str, str, Config]]) -> None:
         if twin == name:
             continue
         differences = differing(flatten(theirs), flatten(config))
-        values = [f"{key} ({a}, {b})" for key, (a, b) in differences.items() if is_identity(key)]
+        changing = identity_keys(theirs) | identity_keys(config)
+        values = [f"{key} ({a}, {b})" for key, (a, b) in differences.items() if key in changing]
         if values:
             raise ValueError(
                 f"two runs have the same place ({place}), {twin} and {name}; they differ in "

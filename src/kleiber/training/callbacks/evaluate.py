@@ -27,8 +27,8 @@ from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
+from kleiber.training.memory import peak_memory_bytes, reset_peak_memory
 from kleiber.training.step import Diverged
-from kleiber.training.trainer import peak_memory_bytes, reset_peak_memory
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model

@@ -57,6 +57,9 @@ def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
 class Throughput(LeanCallback):
     """Measures the seconds and tokens per second of training, without evaluations and checkpoints, for the record.
 
+    The time of a step begins where the last callback of the step before has returned (`restart`), so it includes the
+    wait for data. It ends before the other callbacks.
+
     Every `every` steps it logs speed/tokens_per_s and speed/seconds of the stage; the seconds are resumed with the run.
     The first step of a process counts for the seconds but not for the speed, because it allocates and compiles.
 
@@ -79,7 +82,13 @@ class Throughput(LeanCallback):
     def load_state_dict(self, state_dict: Json) -> None:
         self.seconds = self.record.seconds = state_dict["seconds"]
 
-    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+    @property
+    def restart(self) -> ClockStart:
+        """The callback that starts the clock; it must be the last one."""
+        return ClockStart(self)
+
+    def start(self) -> None:
+        """Starts the clock of the next step."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
@@ -97,6 +106,19 @@ class Throughput(LeanCallback):
                 logger.log_metrics(row, trainer.global_step)
             if self.meter is not None:
                 self.meter.sample()
+
+
+class ClockStart(LeanCallback):
+    """Starts the clock of `throughput` after all other callbacks."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+
+    def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        self.throughput.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        self.throughput.start()
 
 
 DEAD = 0.1  # an expert is dead if its share over a window is below this part of the uniform share
