@@ -66,10 +66,10 @@ def _backtest(
     scatter = {law.axis: law.scatter for law in laws}
     chosen = [compare_group(fit, form, values, draws, scatter, options.level) for fit in test]
     nearest = max(train, key=lambda fit: fit.group.N * fit.group.D)
-    same = np.array([fit.group.excess(nearest.log) for fit in test])
-    own = np.array([row["excess"] for row in chosen], dtype=np.float64)
-    paired = np.isfinite(own) & np.isfinite(same)
-    law, unchanged = (float(costs[paired].mean()) if paired.any() else None for costs in (own, same))
+    unchanged_costs = np.array([fit.group.excess(nearest.log) for fit in test])
+    law_costs = np.array([row["excess"] for row in chosen], dtype=np.float64)
+    paired = np.isfinite(law_costs) & np.isfinite(unchanged_costs)
+    law, unchanged = (float(costs[paired].mean()) if paired.any() else None for costs in (law_costs, unchanged_costs))
     return summarize(chosen) | {
         "cut": cut, "along": along, "n_train": len(train), "n_test": len(test), "n_runs": len(test),
         "naive": {"unchanged": unchanged}, "n_paired": int(paired.sum()), "mare_paired": law, "chosen": chosen,
