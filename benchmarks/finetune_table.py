@@ -1,10 +1,11 @@
 """The numbers of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py OUT.json [--sweep RUNS] [--pairs RUNS LOOP] [--articles RUNS] [--words RUNS]
+    python benchmarks/finetune_table.py OUT.json [--sweep NAME RUNS] [--pairs RUNS LOOP] [--articles RUNS] [--words RUNS]
 
-Replaces the parts of OUT.json whose records are given. The sweep has recipes by tasks and seeds. Pairs are runs of the
-default recipe, and the lines that benchmarks/finetune.py prints on the same rows. Words are runs with
-evals=[reference], and articles the run on the table of benchmarks/articles.py.
+Replaces the parts of OUT.json whose records are given. A sweep has recipes by tasks and seeds, in one folder of runs or
+several, and a name: `samples` or `all_rows`. Pairs are runs of the default recipe, and the lines that
+benchmarks/finetune.py prints on the same rows. Words are runs with evals=[reference], and articles the run on the table
+of benchmarks/articles.py.
 """
 
 import argparse
@@ -97,10 +98,10 @@ def seconds_of(run: Run) -> float:
     return run.stage["tokens"] / run.stage["tokens_per_s"]
 
 
-def sweep(folder: Path) -> Json:
+def sweep(folders: Sequence[Path]) -> Json:
     scores: Scores = defaultdict(lambda: defaultdict(dict))
     rows: list[Json] = []
-    for run in finished(folder):
+    for run in (run for folder in folders for run in finished(folder)):
         task, recipe, seed = run.stage["data"]["name"], recipe_of(run.config), run.config["seed"]
         scores[task][recipe][seed] = main_score_of(run)
         row = {"task": task, "recipe": recipe, "seed": seed, "score": main_score_of(run)}
@@ -110,7 +111,7 @@ def sweep(folder: Path) -> Json:
         for task, recipes in scores.items()
         for recipe, by in recipes.items()
     ]
-    return {"sweep": rows, "means": means, "left_out": left_out(scores)}
+    return {"rows": rows, "means": means, "left_out": left_out(scores)}
 
 
 def beside(folder: Path, lines: Path) -> list[Json]:
@@ -144,12 +145,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=Path, nargs=2, metavar=("RUNS", "LOOP"))
-    for name in ("--sweep", "--articles", "--words"):
+    parser.add_argument("--sweep", nargs="+", action="append", default=[], metavar=("NAME", "RUNS"))
+    for name in ("--articles", "--words"):
         parser.add_argument(name, type=Path, metavar="RUNS")
     a = parser.parse_args()
     result: Json = json.loads(a.out.read_text()) if a.out.exists() else {}
-    if a.sweep:
-        result |= sweep(a.sweep)
+    for name, *folders in a.sweep:
+        result[name] = sweep([Path(folder) for folder in folders])
     if a.pairs:
         result["beside"] = beside(*a.pairs)
     if a.words:
@@ -160,7 +162,8 @@ def main() -> None:
             for run in finished(a.articles)
         ]
     a.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: result[name] for name in ("left_out", "beside") if name in result}, indent=1))
+    for name, *_ in a.sweep:
+        print(json.dumps({name: result[name]["left_out"]}, indent=1))
 
 
 if __name__ == "__main__":
