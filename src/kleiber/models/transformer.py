@@ -217,7 +217,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             by_name.setdefault(names[id(parameter)], _role(module, name))
-    return {name: by_name[name] for name in names.values()}
+    depth = len(model.get_submodule("blocks")) if hasattr(model, "blocks") else None
+    inside = {n: replace(role, depth=depth) for n, role in by_name.items() if n.startswith(("blocks.", "future."))}
+    return {name: inside.get(name, by_name[name]) for name in names.values()}
 
 
 def _role(module: nn.Module, name: str) -> Role:

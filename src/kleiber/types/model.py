@@ -25,7 +25,10 @@ class Scale(NamedTuple):
 
 @runtime_checkable
 class Parametrization(Protocol):
-    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role."""
+    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
+
+    Factors are for optimizers whose steps have entries of about the learning rate, such as Adam, unless `muon`.
+    """
 
     def embedding(self, tied: bool) -> Scale: ...
     def hidden_std(self, fan_in: int) -> float: ...
@@ -34,7 +37,13 @@ class Parametrization(Protocol):
     def residual(self, depth: int) -> float: ...
     def output(self, width: int) -> Scale: ...
     def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role) -> float: ...
+    def lr_scale(self, role: Role, muon: bool = False) -> float: ...
+
+
+class LearningRateScale(Protocol):
+    """The learning-rate factor of a parameter by its role: `Parametrization.lr_scale`."""
+
+    def __call__(self, role: Role, muon: bool = False) -> float: ...
 
 
 class Layer(nn.Module):
