@@ -132,7 +132,7 @@ METHODS = (
 def axis_of(runs: Sequence[Run]) -> Axis:
     """`depth` if the runs have one width and several depths, else `width`."""
     widths = {width_of(run.config["model"]) for run in runs}
-    depths = {run.config["model"]["depth"] for run in runs}
+    depths = {run.config["model"].get("depth") for run in runs}
     return "depth" if len(depths) > len(widths) == 1 else "width"
 
 
