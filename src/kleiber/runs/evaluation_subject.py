@@ -165,7 +165,7 @@ def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
     """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
     of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
     stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
-    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
+    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "trunk"))
     if branch_step is None or trunk is None:
         return of_stage
     before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]

@@ -38,7 +38,12 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from kleiber.runs.answers import Answers
 
-HARDWARE = {"_target_": "kleiber.training.Local"}
+# Nodes of a config that opening a run does not build, as they are checked: their packages need not be installed.
+UNUSED = {
+    "trainer": {"_target_": "kleiber.training.Local"}, "launcher": {"_target_": "kleiber.launch.Basic"},
+    "callbacks": {}, "logger": {}, "privacy": None, "evals": None, "eval": {}, "design": None, "study": None,
+    "experiment": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,12 @@ def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
     """Returns the configs of the stages of a run up to the stage `last`, by name and in order.
 
     A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check.
-    The node `trainer` is not checked, so a run that was trained on GPUs can be opened without one.
+    Only the nodes that opening builds are checked, so a run that was trained on GPUs or logged by another package can
+    be opened without them.
     """
     config = read_config(folder)
     try:
-        check({**config, "trainer": HARDWARE})
+        check({**config, **UNUSED})
     except ConfigError as error:
         raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
     configs = stage_configs(config)
