@@ -21,6 +21,7 @@ from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
 from kleiber.runs.plan import batch_samples
+from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective
@@ -147,7 +148,7 @@ def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
     `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
     that trained an adapter, because its checkpoints do not hold a whole model.
     """
-    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model, recorded_configs
+    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model
 
     folder, stage = find_stage(path)
     config = recorded_configs(folder, stage)[stage]

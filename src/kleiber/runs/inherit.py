@@ -21,6 +21,7 @@ from kleiber.config.targets import signature
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
 from kleiber.runs.defaults import with_defaults
+from kleiber.runs.recorded_config import with_present_paths
 from kleiber.types import Config, Json
 
 Planned = Mapping[Path, Run]
@@ -117,17 +118,17 @@ def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
         return _with_hf_start(config, init, set_keys)
     run, stage = find_start(str(init["path"]), planned)
     stage = finished_stage(run, stage, str(init["path"]))
-    _check_recorded(run, str(init["path"]))
+    recorded = _recorded_config(run, str(init["path"]))
     config = {**config, "init": {**init, "path": str(run.folder / stage)}}
     if kind == "Checkpoint":
-        config = _with_model(config, run.config["model"], set_keys)
-    text = text_settings(stage_config(run.config, stage)["data"])
+        config = _with_model(config, recorded["model"], set_keys)
+    text = text_settings(stage_config(recorded, stage)["data"])
     tokenizer = str(run.tokenizer or text.get("tokenizer", "bytes"))
     return _with_tokenizer(config, tokenizer, set_keys, text.get("separator"))
 
 
-def _check_recorded(run: Run, path: str) -> None:
-    """Raises ConfigError where the recorded config of a start point is not of the form that inheriting from it needs.
+def _recorded_config(run: Run, path: str) -> Json:
+    """Returns the config of a start point. Raises ConfigError where it is not of the form that inheriting needs.
 
     path  of the run, as `init` has it
     """
@@ -135,6 +136,7 @@ def _check_recorded(run: Run, path: str) -> None:
         check_structure(run.config, ("model", "data"))
     except ConfigError as error:
         raise ConfigError(f"init.path={path}: {run.folder / 'config.yaml'}: {error}") from None
+    return with_present_paths(run.config, run.folder)
 
 
 def _with_writers(config: Json, planned: Planned) -> Json:
