@@ -10,11 +10,14 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import (
     Arm,
     arm_from_rows,
+    arm_name,
+    arms_in_order,
     evenly_spaced,
     expert_loads,
     leaf_rows,
     not_ready,
     planned_arms,
+    planned_looks,
     read_ladders,
     uneven,
 )
@@ -185,13 +188,53 @@ def test_runs_that_have_not_finished_decide_nothing(tmp_path):
     assert "5 of 10" in not_ready(read_runs(tmp_path), 1)
 
 
+def plan(folder, arms=("a",), **designs):
+    """Plans the runs of each arm by the design of its name; `designs` are numbers of seeds by seed."""
+    for config in folder.glob("*/config.yaml"):
+        content = yaml.safe_load(config.read_text())
+        arm = content["study"]["arm"]
+        design = {"seeds": designs[arm](content["seed"]), "arms": {**{name: {} for name in arms}, "y": None}}
+        config.write_text(
+            yaml.safe_dump({**content, "study": {"arm": arm, "seeds": None}, "design": design}, sort_keys=False)
+        )
+    return read_runs(folder)
+
+
 @pytest.mark.parametrize(("first", "looks"), [(3, 2), (2, 1), (1, 1)])
 def test_a_plan_with_another_number_of_seeds_is_a_look_unless_it_had_too_few_to_decide(first, looks, tmp_path):
-    write(tmp_path, STUDY, "a", 3.0, seeds=3)
-    for config in tmp_path.glob("*/config.yaml"):
-        content = yaml.safe_load(config.read_text())
-        design = {"seeds": first if content["seed"] < 2 else 5, "arms": {"a": {}, "z": {}, "y": None}}
-        config.write_text(yaml.safe_dump({**content, "study": {"arm": "a", "seeds": None}, "design": design}))
-    runs = read_runs(tmp_path)
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    runs = plan(tmp_path, a=lambda seed: first if seed < 2 else 5)
     assert (not_ready(runs, 1) == "") is (looks == 1) and not_ready(runs, 2) == ""
-    assert planned_arms([run.config for run in runs]) == ["a", "z"]
+
+
+def test_arms_of_plans_with_other_numbers_of_seeds_were_looked_at_once(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    write(tmp_path, STUDY, "b", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 3)
+    assert not_ready(runs, 1) == ""
+
+
+def test_a_part_of_the_planned_seeds_decides_nothing(tmp_path):
+    """study.max_cells leaves no folder of the runs beyond it."""
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    write(tmp_path, STUDY, "b", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 5)
+    assert not_ready(runs, 1) == "3 of 5 planned seeds of b were run"
+    assert not_ready(runs, 1, lambda run: f"seed={run.config['seed'] % 2}") == "", "a key that the design did not name"
+    assert planned_looks(runs, arm_name) == 1
+
+
+def test_a_design_with_seeds_for_each_width_is_read(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: [3, 2])
+    assert not_ready(runs, 1) == "" == not_ready(runs, 1, lambda run: f"lr={run.config['optimizer']['lr']}")
+
+
+def test_arms_are_in_the_order_of_the_design_also_those_without_a_finished_run(tmp_path):
+    write(tmp_path, STUDY, "b", 3.0, seeds=1)
+    write(tmp_path, STUDY, "c", 3.0, seeds=1)
+    write(tmp_path, STUDY, "z", 3.0, seeds=1, status="diverged")
+    runs = plan(tmp_path, "zcxb", **dict.fromkeys("bcz", lambda seed: 1))
+    assert planned_arms([run.config for run in runs]) == arms_in_order(runs) == [*"zcxb"]
+    assert [*read_ladders(runs)] == ["c", "b"]
+    assert arms_in_order(runs, lambda run: f"arm={run.config['study']['arm']}") == ["arm=b", "arm=c", "arm=z"]

@@ -86,6 +86,16 @@ def planned_arms(configs: Sequence[Config]) -> list[str]:
     return list(dict.fromkeys(name for arms in designs for name, arm in arms.items() if arm is not None))
 
 
+def arms_in_order(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[str]:
+    """The names of all arms, also of those without a finished run: in the order of the design, others in that of runs.
+
+    Planned arms without any run are among them where the design named the arms.
+    """
+    names = dict.fromkeys(name for name in map(arm_of, runs) if name is not None)
+    planned = planned_arms([run.config for run in runs])
+    return list(dict.fromkeys([*(planned if names.keys() & {*planned} else ()), *names]))
+
+
 def leaf_rows(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[Json]:
     """A row for each leaf of each run that belongs to an arm: its metrics, costs and expert loads.
 
@@ -132,8 +142,7 @@ def read_ladders(
     """
     rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
-    order = dict.fromkeys([*planned_arms([run.config for run in runs]), *(row["arm"] for row in usable)])
-    parts = {name: [row for row in usable if row["arm"] == name] for name in order}
+    parts = {name: [row for row in usable if row["arm"] == name] for name in arms_in_order(runs, arm_of)}
     ladders: dict[str, list[Arm]] = {}
     for name, part in parts.items():
         budgets: list[float] = []
@@ -247,21 +256,41 @@ def format_pairs(values: Mapping[str, object]) -> str:
 
 
 def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
-    """Why these runs decide nothing yet: some have not finished, or they were looked at too often; "" otherwise.
+    """Why these runs decide nothing yet: some have not been trained, or they were looked at too often; "" otherwise.
 
-    Each plan with another number of seeds was a look, because the runs of the plan before had been seen by then. A
-    plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
+    Each plan of an arm with another number of seeds was a look, because the runs of the plan before had been seen by
+    then. A plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
     """
     mine = [run for run in runs if arm_of(run) is not None]
     waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
-    nodes = [(run.config.get("study") or {}, run.config.get("design") or {}) for run in mine]
-    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None, *range(SEEDS)}
-    if len(plans) > looks:
-        numbers = ", ".join(sorted(map(str, plans)))
+    parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
+    plans = [{planned_seeds(run, arm_of) for run in part} - {None} for part in parts]
+    for part, planned in zip(parts, plans, strict=True):
+        seeds = len({run.config["seed"] for run in part})
+        if seeds < max(planned, default=0):
+            return f"{seeds} of {max(planned)} planned seeds of {arm_of(part[0])} were run"
+    planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())
+    if len(planned) > looks:
+        numbers = ", ".join(map(str, sorted(planned)))
         return (
-            f"the runs were planned with {numbers} seeds, which makes {len(plans)} looks, and study.looks={looks}: "
+            f"the runs were planned with {numbers} seeds, which makes {len(planned)} looks, and study.looks={looks}: "
             "set study.looks before the first look in a new study"
         )
     return ""
+
+
+def planned_seeds(run: Run, arm_of: ArmOf) -> int | None:
+    """The number of seeds that the design of a run planned for its arm; None where the design did not name the arm."""
+    study, design = (run.config.get(name) or {} for name in ("study", "design"))
+    if arm_of(run) not in study.values():
+        return None
+    seeds = study.get("seeds") or design.get("seeds")
+    return max(seeds) if isinstance(seeds, list) else seeds
+
+
+def planned_looks(runs: Sequence[Run], arm_of: ArmOf) -> int:
+    """The largest study.looks of the runs whose design named their arm; 1 without such runs."""
+    studies = [run.config.get("study") or {} for run in runs if planned_seeds(run, arm_of) is not None]
+    return max((study.get("looks", 1) for study in studies), default=1)

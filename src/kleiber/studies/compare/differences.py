@@ -184,7 +184,10 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
     """
     absent = [name for name in (claim.arm, claim.against) if name not in ladders]
     if absent:
-        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)}")
+        measure = next(iter(ladders.values()))[0].measure
+        return Result(
+            claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
+        )
     sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
     estimate = paired_difference(sides.ours, sides.theirs, level, unit_of(claim.measure))
     problem = sides.why or sides.untuned or uneven(sides.arms) or why_not

@@ -20,6 +20,7 @@ from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
     arm_name,
+    arms_in_order,
     higher_is_better,
     not_ready,
     planned_arms,
@@ -144,9 +145,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     """
     measure, level = study.measure, study.level
     ladders = read_ladders(runs, measure, arm_of)
-    claims = study.read_claims([*ladders])
-    planned = planned_arms([run.config for run in runs])
-    study.require_arms(list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
+    order = arms_in_order(runs, arm_of)
+    claims = study.read_claims(order)
+    study.require_arms(order)
     why_not = not_ready(runs, study.looks, arm_of)
     each = level_of_each(level, len(claims), study.looks)
     results = [judge(claim, ladders, each, why_not) for claim in claims]
