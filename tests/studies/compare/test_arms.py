@@ -65,7 +65,7 @@ def test_where_a_seed_diverged_at_every_rate_the_best_has_the_most_others_and_de
         for seed in range(1 if lr in (0.02, 0.04) else 2, 3)
     ]
     rows += [{"lr": lr, "seed": seed, "status": "diverged"} for lr in LRS for seed in range(2)]
-    arm = arm_from_rows("a", rows, measure)
+    arm = arm_from_rows("a", rows, measure, higher_is_better=measure != "loss")
     assert arm.best_lr == (0.04 if measure == "loss" else 0.02)
     assert arm.wrong == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
 
@@ -99,7 +99,7 @@ def with_accuracy(folder):
 def test_where_higher_is_better_the_best_rate_has_the_highest_mean(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0)
-    ladders = read_ladders(with_accuracy(tmp_path), "val/docs/accuracy")
+    ladders = read_ladders(with_accuracy(tmp_path), "val/docs/accuracy", higher_is_better=True)
     assert ladders["a"][-1].best_lr == 0.02 and 0 < ladders["a"][-1].mean < 1
 
 
@@ -163,7 +163,7 @@ def test_a_diverged_run_has_the_worst_value_of_any_measure():
         {"lr": 0.1, "seed": 0, "status": "diverged"},
         {"lr": 0.2, "seed": 0, "status": "finished", "val/x/acc": 0.5},
     ]
-    assert arm_from_rows("a", rows, "val/x/acc").losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
+    assert arm_from_rows("a", rows, "val/x/acc", higher_is_better=True).losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
 
 
 @pytest.mark.parametrize(

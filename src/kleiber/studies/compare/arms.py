@@ -23,7 +23,6 @@ from kleiber.types import Config, Json, Row
 
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
-LOWER_IS_BETTER = (LOSS, "bits_per_byte", "perplexity", "gap", "rmse", "mae", "error")
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
 LOADS = "moe/"  # prefix of what expert_loads measures
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
@@ -48,6 +47,7 @@ class Arm:
     facts: Mapping[str, float]
     measure: str = LOSS
     others: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    higher_is_better: bool = False
 
     @property
     def at_best(self) -> Mapping[int, float]:
@@ -133,12 +133,16 @@ def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
 
 
 def read_ladders(
-    runs: Sequence[Run], measure: str = LOSS, arm_of: ArmOf = arm_name, least: int = 2
+    runs: Sequence[Run],
+    measure: str = LOSS,
+    arm_of: ArmOf = arm_name,
+    least: int = 2,
+    higher_is_better: bool = False,
 ) -> dict[str, list[Arm]]:
     """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
 
-    Arms are in the order of the design that planned them, others in that of the runs. Raises ValueError for fewer than
-    `least` arms with the measure, and as `refuse_twins`.
+    Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `least` arms with the measure, and as
+    `refuse_twins`.
     """
     rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
@@ -155,7 +159,7 @@ def read_ladders(
             places = [Place(name, tokens, row["lr"], row["seed"]) for row in ended]
             refuse_twins((place, row["run"], configs[row["run"]]) for place, row in zip(places, ended, strict=True))
         if at:
-            ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
+            ladders[name] = [arm_from_rows(name, part, measure, higher_is_better) for part in at.values()]
     if len(ladders) < least:
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
         metrics = [name for name in sorted(numbers) if name == LOSS or "/" in name]
@@ -170,28 +174,22 @@ def diverged(row: Row) -> bool:
     return row.get("status") == Status.DIVERGED
 
 
-def higher_is_better(measure: str) -> bool:
-    """Whether a higher value of the measure is better: of everything but losses and errors."""
-    return measure.rpartition("/")[2] not in LOWER_IS_BETTER
-
-
 def near(tokens: float, budget: float) -> bool:
     """Whether a number of tokens belongs to a budget, which is the least of its group."""
     return 0 <= tokens / budget - 1 <= SAME_TOKENS
 
 
-def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
+def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is_better: bool = False) -> Arm:
     """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst.
 
     Where some seed diverged at every rate, the rate at which the fewest did is the best, and the arm is not tuned. A
     run of this budget takes precedence over one that diverged, which may have been of another budget.
     """
-    higher = higher_is_better(measure)
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
         by_seed = losses.setdefault(row["lr"], {})
         if diverged(row):
-            by_seed.setdefault(row["seed"], -math.inf if higher else math.inf)
+            by_seed.setdefault(row["seed"], -math.inf if higher_is_better else math.inf)
         else:
             by_seed[row["seed"]] = row[measure]
     most = max(len(by_seed) for by_seed in losses.values())
@@ -200,7 +198,7 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
 
     def rank(lr: float) -> tuple[int, float]:
         mean = statistics.fmean(finite[lr]) if finite[lr] else math.inf
-        return len(finite[lr]), mean if higher else -mean
+        return len(finite[lr]), mean if higher_is_better else -mean
 
     best = max(complete, key=rank)
     wrong = untuned(sorted(complete), best, most)
@@ -212,7 +210,7 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
         for key, value in row.items():
             if (key == LOSS or "/" in key) and isinstance(value, float):
                 others.setdefault(key, {})[row["seed"]] = value
-    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others)
+    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others, higher_is_better)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
