@@ -264,7 +264,7 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
     parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
-    plans = [{planned_seeds(run, arm_of) for run in part} - {None} for part in parts]
+    plans = [{seeds for run in part if (seeds := planned_seeds(run, arm_of))} for part in parts]
     for part, planned in zip(parts, plans, strict=True):
         seeds = len({run.config["seed"] for run in part})
         if seeds < max(planned, default=0):

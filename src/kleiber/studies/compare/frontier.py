@@ -56,7 +56,7 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
     table["best"] = False
     for _, part in table.groupby("method"):
-        complete = part[part["n"] == part["n"].max()]
+        complete: Rows = part[part["n"] == part["n"].max()]
         table.loc[complete.index[nondominated(complete["target"].to_numpy(), complete["F"].to_numpy())], "best"] = True
     return table
 
@@ -217,14 +217,17 @@ class EqualTarget:
 
     def left_out(self) -> dict[str, list[str]]:
         """The settings of each arm that are not complete, such as `fraction=0.05 lr=0.01 (2 of 3 runs)`."""
-        points, settings = averaged(self.rows), {}
+        settings: dict[str, list[str]] = {}
+        points: Rows = averaged(self.rows)
         for arm, part in points.groupby("method"):
-            most = part["n"].max()
-            settings[str(arm)] = [
-                f"{point.setting} lr={point.lr:g} ({point.n} of {most} runs)".strip()
-                for point in part[part["n"] < most].itertuples()
+            most, records = part["n"].max(), part.to_dict("records")
+            names = [
+                f"{row['setting']} lr={row['lr']:g} ({row['n']} of {most} runs)".strip()
+                for row in records
+                if row["n"] < most
             ]
-        return {arm: names for arm, names in settings.items() if names}
+            settings |= {str(arm): names} if names else {}
+        return settings
 
     def chosen(self, points: Rows) -> Rows:
         """One complete setting of each arm: the least F among those that reach its target loss, else the least target

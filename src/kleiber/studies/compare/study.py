@@ -73,8 +73,8 @@ class Compare(IntervalStudy):
              unknown direction needs claims that state one
     looks    number of times that the runs will be looked at, each time with more seeds, until the claims are decided.
              A study that is looked at more often decides nothing
-    sizes    arms of one kind of model at several sizes: the report tells at which size their loss would be that of the
-             arm of the first claim
+    sizes    arms of one kind of model at several sizes: the report tells at which size their measure would be that
+             of the arm of the first claim, at training tokens that all of them have
     """
 
     decides: ClassVar[bool] = True
@@ -189,7 +189,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         "more_seeds_needed": more_seeds_of_all(results),
     }  # fmt: skip
     return Findings(
-        headline=" ".join([*(result.sentence() for result in results), *map(multiplier_sentence, multipliers)]),
+        headline=" ".join(
+            [*(result.sentence() for result in results), *(multiplier_sentence(row, measure) for row in multipliers)]
+        ),
         verdicts=[
             *(result.verdict() for result in results),
             *(trend_verdict(row, measure) for row in changes),
@@ -239,7 +241,7 @@ def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
         "Trends of differences": " A trend over tokens is the slope of the difference on the binary logarithm of the "
         "tokens; one over sizes is the difference of the differences of two pairs of arms, seed by seed.",
         "Effective parameter multiplier": " The effective parameter multiplier is the size at which a line through the "
-        "losses of arms of one kind over log N (active parameters outside the embeddings) meets the loss of the arm, "
+        "values of arms of one kind over log N (active parameters outside the embeddings) meets that of the arm, "
         "over the size of the arm (after Clark et al. 2022, arXiv:2202.01169).",
     }
     has_latency = any(name in row for row in tables["Arms"] for name in AT_ONE)
