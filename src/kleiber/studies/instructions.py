@@ -133,10 +133,10 @@ def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: fl
         return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
     start = starts.get(claim.arm, {}).get(claim.measure, {})
     estimate = paired_difference(arm.values(claim.measure), start, level, unit_of(claim.measure))
-    problem = arm.wrong or why_not
+    problem = arm.untuned_because or why_not
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds have {claim.measure} before and after"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, not arm.wrong)
+        return Result(claim, estimate, Decision.NOT_TESTED, problem, not arm.untuned_because)
     why = f"the {level:.1%} interval of the change is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
     return Result(claim, estimate, claim.decide(estimate), why, tuned=True)
 
