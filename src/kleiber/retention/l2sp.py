@@ -23,7 +23,7 @@ class L2SP(Retention):
         self.strength = strength
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Keeps a copy of the trainable weights, towards which `after_step` moves the model."""
+        """Keeps a copy of the trainable weights, towards which `after_step` moves the model; not of new output layers."""
         self.memory = {"start": snapshot(model)}
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
