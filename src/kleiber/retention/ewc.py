@@ -20,6 +20,7 @@ from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
     device_of,
+    new_heads,
     rank_and_world_size,
     remembered,
     snapshot,
@@ -52,19 +53,26 @@ class EWC(Retention):
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Remembers the weights, and adds the Fisher information of tasks that are not part of it yet."""
-        older, task_names = self.memory.get("fisher", {}), self.memory.get("tasks", {})
-        new = [task for task in tasks if task.name not in task_names]
-        total = {name: self.gamma * value for name, value in older.items()} if new else older
-        usable = tasks_with_samples(new, "ewc") if new or not older else []
+        """Remembers the weights, and adds the Fisher information that is not part of it yet.
+
+        That is the information of new tasks, and of old tasks on weights that were frozen when it was computed: the
+        output layer over tokens, where the stage before this one did not read it.
+        """
+        older, covered = self.memory.get("fisher", {}), self.memory.get("tasks", {})
+        names = trainable(model).keys()
+        missing = {task.name: names - new_heads(model) - covered.get(task.name, {}).keys() for task in tasks}
+        incomplete = [task for task in tasks if missing[task.name]]
+        decay = self.gamma if any(task.name not in covered for task in tasks) else 1.0
+        total = {name: decay * value for name, value in older.items()}
+        usable = tasks_with_samples(incomplete, "ewc") if incomplete or not older else []
         for number, task in enumerate(usable):
             with full_parameters(model):
                 information = fisher(model, task, self.samples, seed + number)
             for name, value in place_by_name(information, model).items():
-                total[name] = total[name] + value if name in total else value
-        self.memory = {
-            "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
-        }  # fmt: skip
+                if name in missing[task.name]:
+                    total[name] = total[name] + value if name in total else value
+        known = {task.name: {**covered.get(task.name, {}), **dict.fromkeys(names, True)} for task in tasks}
+        self.memory = {"start": snapshot(model), "fisher": total, "tasks": {**covered, **known}}
 
     @torch.no_grad()
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
