@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
-from kleiber.config.stages import check_name, quantity
+from kleiber.config.stages import check_name, is_chain, quantity, stage_configs, text_settings
 from kleiber.config.targets import argument
 from kleiber.types import Config
 
@@ -22,6 +23,7 @@ def check_compatibility(config: Config) -> None:
     check_layers(config["model"])
     _batch(config)
     _stages(config)
+    _tokenizers(config)
     _next_token(config)
     _future(config)
     _pooling(config)
@@ -127,6 +129,23 @@ def _stages(config: Config) -> None:
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
+
+
+def _tokenizers(config: Config) -> None:
+    """The stages of a chain have one tokenizer, and those that train one on other text get another one."""
+    if not is_chain(config):
+        return
+    texts = {name: text_settings(stage["data"]) for name, stage in stage_configs(config).items()}
+    kinds = {
+        name: {key: value for key, value in text.items() if key not in ("name", "separator", "pack")}
+        for name, text in texts.items()
+        if text.get("tokenizer") == "bpe"
+    }
+    if any(kind != other for kind, other in pairwise(kinds.values())):
+        raise ConfigError(
+            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(kinds)}, and a model must have "
+            "one tokenizer: train it in a run of its own, and set data.tokenizer=RUN/tokenizer"
+        )
 
 
 def _next_token(config: Config) -> None:
