@@ -13,6 +13,8 @@ from torch.profiler import profile
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.targets import build
 from kleiber.launch.run_cost import Models, count_costs
+from kleiber.models.counting import training_flops
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
@@ -91,6 +93,17 @@ def test_a_budget_of_flops_counts_what_a_stage_with_an_adapter_trains(cache_dir)
     (_, cost) = count_costs([first, second], build(config.trainer), Models())
     assert cost.flops_per_token == second.plan.flops_per_token, "as the record will have it"
     assert not any(parameter.is_meta for parameter in second.plan.model.parameters())
+
+
+@pytest.mark.parametrize("adapter", ["lora", "freeze"])
+def test_the_planned_flops_of_a_hugging_face_model_are_those_of_what_its_adapter_trains(adapter):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96}
+    model = HFModel(96, "llama", "random", sizes, context=64)
+    options = [f"adapter={adapter}"] + ["adapter.train=[layers.1]"] * (adapter == "freeze")
+    config = OmegaConf.create(resolve_config(Composer().compose(options))[0])
+    planned, full = training_flops(plan.with_adapter(config, model), 64), training_flops(model, 64)
+    build(config.adapter).apply(model, 0)
+    assert planned == training_flops(model, 64) < full
 
 
 def test_every_rank_gets_as_many_samples_as_another():

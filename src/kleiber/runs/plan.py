@@ -12,7 +12,6 @@ from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops, without_weights
-from kleiber.models.hf import HFModel
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
@@ -155,7 +154,7 @@ def make_plan(
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:
     """Returns the model, or a copy without weights that has the adapter of a stage, to count what it trains."""
-    if cfg.adapter is None or isinstance(model, HFModel):  # whose FLOPs follow from its config
+    if cfg.adapter is None:
         return model
     adapted = without_weights(model)
     build(cfg.adapter).apply(adapted, cfg.seed)
