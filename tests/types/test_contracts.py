@@ -7,8 +7,9 @@ import torch
 
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Adapter, Objective, Retention, Samples, Scorer
+from kleiber.types.contracts import Adapter, Objective, Samples, Scorer
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ class Length(Objective):
 
 def test_an_objective_leaves_its_batches_alone_and_predicts_nothing(model):
     objective, batches = Length(), [Batch(torch.zeros(2, 3, dtype=torch.long))]
-    assert objective.prepare_step(model, batches) is batches
+    assert objective.prepare_step(model, batches) is batches and objective.targets(model, batches[0]) == 6
     assert (objective.metric, objective.higher_is_better, objective.unit) == ("loss", False, "nats/token")
     assert not objective.outputs and not objective.has_predictions
     with pytest.raises(NotImplementedError, match="objective=Length"):
@@ -45,7 +46,7 @@ def test_a_retention_method_changes_nothing_by_default(model):
     method, samples, batch = Retention(), Samples(), Batch(torch.zeros(1, 4, dtype=torch.long))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     method.begin_stage(model, [], 0)
-    assert method.data(samples, [], Length()) is samples and method.penalty(model, batch, 0) is None
+    assert method.data(samples, [], Length()) is samples and method.penalty_counts(model, batch, 0) == []
     assert method.gradients(model, 0) == {} and method.end_stage(model, Path) == {}
     method.after_step(model, 0, 0.1)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())

@@ -66,6 +66,11 @@ class CLM(Objective):
         """Numbers of targets and tokens, where targets are marked."""
         return marked_counts(batch)
 
+    def targets(self, model: Model, batch: Batch) -> float | Tensor:
+        """Weighted number of targets."""
+        weights = target_weights(batch)
+        return batch.tokens[:, 1:].numel() if weights is None else weights.sum()
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
         weights = target_weights(batch)

@@ -54,6 +54,10 @@ class MLM(Objective):
         }
         return loss_with_auxiliary(total, chosen.sum().float(), {"ce": total.detach()}, auxiliary)
 
+    def targets(self, model: Model, batch: Batch) -> Tensor:
+        """Number of hidden tokens."""
+        return self.corrupt(within_context(batch, model.context))[1].sum()
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the token at every position; positions that are not hidden have weight 0."""
         batch = within_context(batch, model.context)

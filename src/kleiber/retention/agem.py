@@ -20,8 +20,9 @@ from kleiber.retention.memory import (
     trainable,
 )
 from kleiber.types import Count
-from kleiber.types.contracts import Objective, Retention, Samples, Task
+from kleiber.types.contracts import Objective, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 class AGEM(Retention):

@@ -29,8 +29,9 @@ from kleiber.retention.memory import (
     trainable,
 )
 from kleiber.types import Count, Positive, Share
-from kleiber.types.contracts import Predictions, Retention, Task
+from kleiber.types.contracts import Predictions, Task
 from kleiber.types.model import Head, Model
+from kleiber.types.retention import Retention
 
 
 class EWC(Retention):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kleiber.nn.sharding import full_tensor
 from kleiber.retention.memory import new_heads, rank_and_world_size
-from kleiber.types.contracts import Retention, Task
+from kleiber.types.contracts import Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 Alpha = Annotated[int | float, Ge(0), Le(1)]
 

@@ -22,8 +22,9 @@ from kleiber.training.memory import free_memory_bytes
 from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
+from kleiber.types.contracts import Corpus, Objective, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 

@@ -16,8 +16,9 @@ from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
 from kleiber.training.memory import peak_memory_bytes
 from kleiber.training.trainer import peak_flops
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 def complete_record(

@@ -15,8 +15,9 @@ from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.fault_tolerance import method_name
 from kleiber.types import Json
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 def begin_retention(

@@ -106,6 +106,18 @@ class Loss:
 
 
 @dataclass
+class Penalty:
+    """The part of a micro-batch in a penalty, which is added to the mean loss of the step.
+
+    value    what is differentiated
+    metrics  detached values to log, which are summed over the step
+    """
+
+    value: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Routing:
     """The experts that a router chooses for each token.
 
