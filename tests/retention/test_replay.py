@@ -147,6 +147,41 @@ def test_tasks_that_are_mixed_in_and_beside_the_batch_have_equal_shares():
     assert [(1 - mixed) / (1 + rate), mixed / (1 + rate), rate / (1 + rate)] == pytest.approx([0.6, 0.2, 0.2])
 
 
+class Conversations(Language):
+    """Padded rows of the lengths 4 and `longest` in turn."""
+
+    padded = True
+
+    def __init__(self, seed, longest, first=4):
+        super().__init__(seed)
+        self.lengths = torch.tensor([first, 4 + longest - first] * 100)
+        self.num_tokens = int(self.lengths.sum())
+
+    def gather(self, index, epoch=0):
+        lengths = self.lengths[torch.from_numpy(index)]
+        real = torch.arange(int(lengths.max())) < lengths[:, None]
+        return Batch(self.tokens[torch.from_numpy(index), : real.shape[1]], real=real, samples=torch.from_numpy(index))
+
+
+@pytest.mark.parametrize("first", [4, 12])
+def test_padded_rows_are_mixed_in_by_tokens_whatever_the_length_of_the_first(first):
+    old, new = Conversations(1, 16), Conversations(2, 12, first)
+    data = Replay(0.2).data(new, [Task("old", CLM(), OLD, old)], CLM())
+    tokens = [count * part.num_tokens / len(part) for count, part in zip(data.counts, data.parts, strict=True)]
+    assert tokens[1] / sum(tokens) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_rows_without_padding_are_mixed_in_with_rows_of_their_length_alone():
+    class Short(Language):
+        def gather(self, index, epoch=0):
+            return Batch(super().gather(index, epoch).tokens[:, :8], samples=torch.from_numpy(index))
+
+    method, tasks = Replay(0.2), [Task("old", CLM(), OLD, Short(1))]
+    assert method.data(NEW, tasks, CLM()) is NEW and len(method.separate) == 1
+    padded = [Task("old", CLM(), OLD, Conversations(1, 16))]
+    assert method.data(NEW, padded, CLM()) is NEW and len(method.separate) == 1
+
+
 def test_replayed_samples_without_targets_add_nothing(monkeypatch):
     net, method = learned(), Replay(0.5)
     tasks = [Task("labels", Labels(), OLD, OLD)]

@@ -124,20 +124,26 @@ class Replay(Retention):
 
 
 def same_layout(first: Samples | None, second: Samples) -> bool:
-    """Whether samples of two sets can be rows of one batch: the same fields, and rows of the same length."""
+    """Whether samples of two sets can be rows of one batch: the same fields, and equally long rows or padded ones."""
     assert first is not None
     batches = [samples.gather(np.array([0])) for samples in (first, second)]
     fields = [{name for name, value in vars(batch).items() if value is not None} for batch in batches]
-    return fields[0] == fields[1] and batches[0].tokens.shape == batches[1].tokens.shape
+    return fields[0] == fields[1] and ("real" in fields[0] or batches[0].tokens.shape == batches[1].tokens.shape)
 
 
 def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
-    """A mixture with `share` of each earlier task, and the rest of the stage's samples.
+    """A mixture with `share` of the tokens of each earlier task, and the rest of the stage's samples.
 
     A set of samples that is a mixture keeps its fractions. Raises ValueError for a share that is too small for a block.
     """
     count = len(replayed)
-    earlier_parts = [(part, share * fraction) for samples in replayed for part, fraction in fractions_of(samples)]
+    tokens = [1 - share * count, *(share for _ in replayed)]
+    fractions = sample_fractions(tokens, [mean_tokens(samples) for samples in (train, *replayed)])
+    new_parts, *earlier = (
+        [(part, fraction * inner) for part, inner in fractions_of(samples)]
+        for samples, fraction in zip((train, *replayed), fractions, strict=True)
+    )
+    earlier_parts = [pair for pairs in earlier for pair in pairs]
     smallest = min(fraction for _, fraction in earlier_parts)
     if smallest < 1 / LARGEST_BLOCK:
         least = share * count / (smallest * LARGEST_BLOCK)
@@ -145,6 +151,18 @@ def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mi
             f"retention.replay.fraction={share * count:g} is too small for {count} earlier tasks: the smallest part "
             f"would get less than one sample in {LARGEST_BLOCK}; set at least {least:g}"
         )
-    new_parts = [(part, (1 - share * count) * fraction) for part, fraction in fractions_of(train)]
-    parts, fractions = zip(*new_parts, *earlier_parts, strict=True)
-    return Mixture(parts, fractions)
+    parts, part_fractions = zip(*new_parts, *earlier_parts, strict=True)
+    return Mixture(parts, part_fractions)
+
+
+def mean_tokens(samples: Samples) -> float:
+    """Mean number of tokens of a sample; of a mixture, in its fractions."""
+    return sum(fraction * part.num_tokens / len(part) for part, fraction in fractions_of(samples))
+
+
+def sample_fractions(fractions: Sequence[float], means: Sequence[float]) -> list[float]:
+    """Fractions of samples from fractions of tokens, for parts with these mean numbers of tokens of a sample."""
+    if all(math.isclose(mean, means[0], rel_tol=1e-9) for mean in means):
+        return list(fractions)
+    samples = [fraction / mean for fraction, mean in zip(fractions, means, strict=True)]
+    return [number / sum(samples) for number in samples]
