@@ -1,6 +1,6 @@
 """Data sets made of others: a mixture by fractions of tokens, and a subset that is read repeatedly.
 
-A mixture has its fractions exactly in every block of samples. Those of texts have equally many tokens, so
+A mixture has its fractions exactly in every block of samples. All samples of texts have the same number of tokens, so
 fractions of tokens are fractions of samples. The sample at a position is a function of seed and position, so a resumed
 run needs only its step.
 

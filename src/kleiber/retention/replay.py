@@ -32,8 +32,8 @@ from kleiber.types.tokenizer import Tokenizer
 
 class Replay(Retention):
     """A share p of the tokens of every block is of earlier tasks, divided equally among them. Robins 1995, Connection
-    Science 7. Where samples differ in length, it is the share in a block of samples of mean lengths; budgets and records
-    then count every sample as one of the new text.
+    Science 7. Where samples differ in length, it is the share in a block of samples of mean lengths; the tokens of the
+    stage are then counted as if all were samples of the new text.
 
     At a fixed budget the new text gets (1 - p) of the tokens; to train on as much new text as without replay costs
     1 / (1 - p) of the compute. Replay of generated text (Shin et al. 2017, arXiv:1705.08690) needs no earlier data.
