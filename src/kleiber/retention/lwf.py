@@ -34,6 +34,8 @@ class LwF(Retention):
     generated_tokens  number of tokens that the start model generates
     """
 
+    reads_earlier_tasks = True
+
     def __init__(
         self,
         strength: Positive = 1.0,

@@ -23,10 +23,12 @@ class Retention(nn.Module):
     memory and does not call `begin_stage`. Both then call `data`. Hooks are pure functions of the memory, their
     arguments and the seed.
 
-    mixes_data  whether `data` may return other samples than those of the stage
+    mixes_data           whether `data` may return other samples than those of the stage
+    reads_earlier_tasks  whether it reads the tasks of earlier stages: their samples or their objectives
     """
 
     mixes_data: ClassVar[bool] = False
+    reads_earlier_tasks: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
