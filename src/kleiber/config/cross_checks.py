@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
@@ -149,18 +148,14 @@ def _stages(config: Config) -> None:
 
 
 def _tokenizers(config: Config) -> None:
-    """The stages of a chain have one tokenizer, and those that train one on other text get another one."""
-    if not is_chain(config):
-        return
-    texts = {name: text_settings(stage["data"]) for name, stage in stage_configs(config).items()}
-    kinds = {
-        name: {key: value for key, value in text.items() if key not in ("name", "separator", "pack")}
-        for name, text in texts.items()
-        if text.get("tokenizer") == "bpe"
-    }
-    if any(kind != other for kind, other in pairwise(kinds.values())):
+    """Refuses stages that would each train a tokenizer on other text, because a model has one tokenizer."""
+    stages = stage_configs(config) if is_chain(config) else {}
+    texts = {name: text_settings(stage["data"]) for name, stage in stages.items()}
+    trained = {name: text for name, text in texts.items() if text.get("tokenizer") == "bpe"}
+    kinds = [text | dict.fromkeys(("name", "separator", "pack")) for text in trained.values()]
+    if any(kind != kinds[0] for kind in kinds):
         raise ConfigError(
-            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(kinds)}, and a model must have "
+            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(trained)}, and a model must have "
             "one tokenizer: train it in a run of its own, and set data.tokenizer=RUN/tokenizer"
         )
 
