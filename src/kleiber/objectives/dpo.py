@@ -28,7 +28,7 @@ from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, resca
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def stack_pairs(chosen: Batch, rejected: Batch) -> Batch:
 @torch.no_grad()
 def pair_log_probs(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
     """Log-probabilities of both answers of every pair under the model as it is now, in nats and fp32."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     try:
         index = np.arange(len(samples))

@@ -22,7 +22,8 @@ from torch import Tensor
 from kleiber.data.preference import AnswerCorpus, PairRows
 from kleiber.nn.sharding import full_parameters
 from kleiber.types.batch import Batch, Loss, Output
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
+from kleiber.types.ranks import world_size
 
 
 def loss_with_auxiliary(
@@ -91,8 +92,8 @@ class SampleTable:
     def gather(self) -> dict[str, Tensor]:
         """The columns of all ranks, with each sample once and in order, so no metric depends on the number of ranks."""
         parts = [(self.samples, self.columns)]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            gathered = [None] * dist.get_world_size()
+        if world_size() > 1:
+            gathered = [None] * world_size()
             dist.all_gather_object(gathered, parts[0])
             parts = [part for part in gathered if part is not None]
         samples = torch.cat([numbers for part_samples, _ in parts for numbers in part_samples])
@@ -158,7 +159,7 @@ def fingerprint(model: Model) -> str:
     The outputs are part of it because settings such as an attention window or a logit cap change no weight.
     """
     digest = hashlib.sha256()
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     if torch.is_autocast_enabled(device):
         digest.update(str(torch.get_autocast_dtype(device)).encode())
     for name, value in sorted(model.state_dict().items()):
@@ -172,7 +173,7 @@ def fingerprint(model: Model) -> str:
 @torch.no_grad()
 def _example_outputs(model: Model) -> tuple[Tensor, Tensor]:
     """Hidden states of a row of the token ids 0, 1, ... as long as the context, and the logits after its last token."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     row = torch.arange(model.context, device=device)[None] % model.vocab_size
     try:

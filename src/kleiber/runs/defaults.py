@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from kleiber.config.model_size import width_of
 from kleiber.config.stages import has_pretrained_weights, is_chain, stage_configs, starts_from_weights
 from kleiber.config.targets import class_attribute, signature
 from kleiber.types import Config, Json
@@ -76,7 +77,7 @@ def default_learning_rate(config: Config, trained: bool) -> float | None:
     factor = _rate_factor(config.get("objective"))
     if not in_standard_parametrization(node):
         return float(f"{optimizer_rate * factor:.1e}") if factor < 1 else None
-    width = _hf_width(node) if is_wrapped(node) else node.get("width") or node["aspect"] * node["depth"]
+    width = _hf_width(node) if is_wrapped(node) else width_of(node)
     if not isinstance(width, int) or width < 1:  # the check of the config refuses it later
         return None
     rate = factor * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width

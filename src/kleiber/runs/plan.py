@@ -24,7 +24,7 @@ from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
@@ -270,5 +270,5 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
+        model(Batch(torch.zeros(rows, context, dtype=torch.long, device=device_of(model))))
     return sum(storage.nbytes() for storage in saved.values())

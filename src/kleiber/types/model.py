@@ -253,3 +253,8 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters."""
+    return next(model.parameters()).device
