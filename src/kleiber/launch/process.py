@@ -32,7 +32,7 @@ from kleiber.config.errors import (
     on_preemption,
     preempted_by,
 )
-from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
+from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity
@@ -174,7 +174,7 @@ def is_user_error(error: Exception) -> bool:
 def main(argv: list[str]) -> int:
     """Runs the run in the folder that is the first argument, as a rank or a cell; returns the exit code."""
     folder = Path(argv[0])
-    if CELL in os.environ:
+    if CELL_VARIABLE in os.environ:
         end_with_parent(signal.SIGKILL)
     redirect_rank_output(folder)
     return run(read_config(folder), folder, read_overrides(folder))
