@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from shared_ranks import fork_ranks
 from small_run import TINY
 from torch.profiler import profile
@@ -83,12 +82,13 @@ def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
 def test_a_budget_of_flops_counts_what_a_stage_with_an_adapter_trains(cache_dir):
     chain = "{one:{budget:{steps:1}},two:{budget:{flops:1e8}}}"
     options = ["stages=chain", f"stages.chain={chain}", "adapter=lora", "trainer.max_steps=null", "model.width=64"]
-    config = OmegaConf.create(complete_config(resolve_config(Composer().compose([*TINY, *options]))[0], options))
-    first, second = plan_stages(config, build(config.trainer))
+    config = complete_config(resolve_config(Composer().compose([*TINY, *options]))[0], options)
+    hardware = build(config["trainer"])
+    first, second = plan_stages(config, hardware)
     flops = second.plan.flops_per_token * second.plan.tokens
     assert second.plan.flops_per_token < 0.9 * first.plan.flops_per_token
     assert flops == pytest.approx(1e8, abs=0.5 * second.plan.flops_per_token * second.plan.batch_tokens)
-    (_, cost) = count_costs([first, second], build(config.trainer), Models())
+    (_, cost) = count_costs([first, second], hardware, Models())
     assert cost.flops_per_token == second.plan.flops_per_token, "as the record will have it"
     assert not any(parameter.is_meta for parameter in second.plan.model.parameters())
 

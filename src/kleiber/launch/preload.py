@@ -7,7 +7,7 @@ threads would deadlock its children, and a server that had imported wandb or dat
 import gc
 from importlib import import_module
 
-from kleiber.records.summary import commit, cpu_name, versions
+from kleiber.records.environment import commit, cpu_name, versions
 from kleiber.training.lightning import import_lightning
 
 MODULES = (

@@ -146,7 +146,7 @@ class Sweep:
         if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
             return
         home = first.folder.parent
-        finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.status == Status.FINISHED]
+        finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.finished]
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(points_of(runs)):
@@ -251,7 +251,7 @@ def archived_by_hash(study: Path) -> dict[str, Run]:
     The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
     """
     archive_runs(study)
-    finished = (run for run in archived_runs(study / archive.NAME) if run.status == Status.FINISHED)
+    finished = (run for run in archived_runs(study / archive.NAME) if run.finished)
     runs = [run for run in finished if not run.summary.get("continued")]
     return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.records.files import DamagedFile, read_json
-from kleiber.records.locks import LONGEST_ID, NAME, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
+from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
 
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
 
@@ -52,13 +52,13 @@ def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
     leftovers = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
-        if NAME in files:
-            with try_lock(place / NAME) as is_free:
+        if LOCK_FILE in files:
+            with try_lock(place / LOCK_FILE) as is_free:
                 if not is_free:  # a live process writes here
                     folders.clear()
                     continue
-            if is_process_id(place / NAME):
-                leftovers.append(Leftover(place / NAME, "lock", size_of(place / NAME)))
+            if is_process_id(place / LOCK_FILE):
+                leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
         unfinished = [place / name for name in (*folders, *files) if is_left_over(place / name)]
         leftovers += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
         folders[:] = sorted(name for name in folders if place / name not in unfinished)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kleiber.records.files import read_lines, write_text
-from kleiber.records.summary import NAME, parse_row
+from kleiber.records.metrics import METRICS_FILE, parse_row
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
@@ -73,7 +73,7 @@ class Rows(StageLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / NAME
+        self.path = folder / METRICS_FILE
 
     @property
     def name(self) -> str:
