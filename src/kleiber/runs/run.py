@@ -242,7 +242,7 @@ class RankZeroRun:
 
     def _make_loggers(self) -> list[StageLogger]:
         from kleiber.config.targets import build
-        from kleiber.training.loggers import Rows, StageLogger
+        from kleiber.training.loggers import JsonlLogger, StageLogger
         from kleiber.training.mirrors import mirror_logger
 
         values = self.summary.values
@@ -254,7 +254,7 @@ class RankZeroRun:
             "group": self.config["name"],
             "run_config": dict(self.config),
         }
-        loggers: list[StageLogger] = [Rows(self.folder)]
+        loggers: list[StageLogger] = [JsonlLogger(self.folder)]
         for key, node in (self.config["logger"] or {}).items():
             try:
                 logger = build(node, **available)
