@@ -6,14 +6,13 @@ that was written whole, though its folder was not renamed yet.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.files import DamagedFile, file_sha256, read_json
 from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
 
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
@@ -93,15 +92,11 @@ def is_whole_checkpoint(path: Path) -> bool:
         return False
     try:
         hashes = read_json(path / META).get("sha256")
-        return isinstance(hashes, dict) and all(digest(path / str(name)) == value for name, value in hashes.items())
+        return isinstance(hashes, dict) and all(
+            file_sha256(path / str(name)) == value for name, value in hashes.items()
+        )
     except (DamagedFile, OSError):
         return False
-
-
-def digest(path: Path) -> str:
-    """Returns the sha256 of a file in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:
