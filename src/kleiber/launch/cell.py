@@ -128,7 +128,7 @@ class Task:
     threads: int
 
     def __call__(self) -> int:
-        if is_complete(self.folder, read_config(self.folder)):
+        if status(self.folder) == Status.FINISHED and is_complete(self.folder, read_config(self.folder)):
             return ExitCode.DONE
         with redirect_to_log(self.folder), job_environment(self.threads):
             return run_fresh(self.folder, self.devices)
