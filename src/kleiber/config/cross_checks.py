@@ -26,6 +26,7 @@ def check_compatibility(config: Config) -> None:
     _check_future(config)
     _check_pooling(config)
     _check_wise(config)
+    _check_replay(config)
     _check_l2sp_strength(config)
     _check_reference(config)
     _check_packing(config)
@@ -129,7 +130,17 @@ def _check_batch(config: Config) -> None:
 
 
 def _check_stages(config: Config) -> None:
-    branches = (config["stages"] or {}).get("branches")
+    stages = config["stages"] or {}
+    branches, chain = stages.get("branches"), stages.get("chain")
+    if branches and len({quantity(tokens) for tokens in branches}) < len(branches):
+        raise ConfigError(f"stages.branches={branches} lists a number of tokens twice: remove one of the two")
+    if chain is not None and len(chain) < 2:
+        raise ConfigError(f"stages.chain={list(chain)} must have at least two stages: add one, or set stages=null")
+    if stages and (config.get("callbacks") or {}).get("checkpoints") is None:
+        raise ConfigError(
+            "callbacks.checkpoints=null does not work with stages, because a stage starts from the checkpoint of "
+            "another one: remove callbacks.checkpoints=null"
+        )
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
@@ -183,10 +194,27 @@ def _check_pooling(config: Config) -> None:
 
 def _check_wise(config: Config) -> None:
     """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
-    methods = (config.get("retention") or {}).values()
     is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
-    if is_wrapped and any(_is(node, "WiSE") for node in methods):
-        raise ConfigError("retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze")
+    for name, node in (config.get("retention") or {}).items():
+        if not _is(node, "WiSE"):
+            continue
+        alphas = argument(node, "alphas") or ()
+        if len(set(alphas)) < len(alphas):
+            raise ConfigError(f"retention.{name}.alphas={alphas} must be distinct: remove one of two equal numbers")
+        if is_wrapped:
+            raise ConfigError(
+                "retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze"
+            )
+
+
+def _check_replay(config: Config) -> None:
+    """Text that the model writes itself is not kept."""
+    for name, node in (config.get("retention") or {}).items():
+        if _is(node, "Replay") and node.get("memory") is not None and argument(node, "source") == "generated":
+            raise ConfigError(
+                f"retention.{name}.memory={node['memory']} needs source=real: with source=generated set "
+                "generated_tokens"
+            )
 
 
 def _check_l2sp_strength(config: Config) -> None:

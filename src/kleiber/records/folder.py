@@ -65,6 +65,9 @@ def identity(config: Config) -> Json:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    init = part.get("init")
+    if isinstance(init, dict) and init.get("_target_") == "kleiber.runs.Scratch":  # equals no init
+        del part["init"]
     part |= identity_of_callbacks(config)
     return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
 

@@ -15,10 +15,8 @@ from pathlib import Path
 from kleiber.config.errors import Status
 from kleiber.records.environment import commit, versions
 from kleiber.records.files import DamagedFile, write_json
-from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
+from kleiber.records.summary_file import SCHEMA, SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Json
-
-SCHEMA = "kleiber.run/1"
 
 
 class Summary:

@@ -116,11 +116,6 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
         )
     if cfg.stages is None:
         return Layout().stages(cfg, plan)
-    if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
-        raise ValueError(
-            "callbacks.checkpoints=null cannot be combined with stages, because a stage starts from the checkpoint of "
-            "another one: remove callbacks.checkpoints=null"
-        )
     layout: Layout = build(cfg.stages)
     return layout.stages(cfg, plan)
 
