@@ -105,7 +105,7 @@ def start_scores(runs: Sequence[Run]) -> Starts:
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         arm = arm_name(run)
-        if arm is None or run.status != "finished":
+        if arm is None or not run.finished:
             continue
         for measure, value in run.leaves[0]["start_metrics"].items():
             scores.setdefault(arm, {}).setdefault(measure, {})[run.config["seed"]] = value
