@@ -11,9 +11,10 @@ from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import full_tensor
-from kleiber.retention.memory import new_heads, rank_and_world_size
+from kleiber.retention.memory import new_heads
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
+from kleiber.types.ranks import world_size
 from kleiber.types.retention import Retention
 
 Alpha = Annotated[int | float, Ge(0), Le(1)]
@@ -53,7 +54,7 @@ class WiSE(Retention):
                 checkpoints[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
         finally:
             interpolate(model, end, end, 1.0)
-        if rank_and_world_size()[1] > 1:
+        if world_size() > 1:
             torch.distributed.barrier()
         return checkpoints
 

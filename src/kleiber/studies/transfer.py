@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import higher_is_better, read_ladders
+from kleiber.studies.compare.arms import read_ladders
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
+from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
@@ -134,7 +135,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
     """The learning rate with the lowest mean loss of the pre-training runs of a kind and text; None before any has
     ended."""
     ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
-    if not any(run.status == "finished" for run in ended):
+    if not any(run.finished for run in ended):
         return None
     ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
     return longest.best_lr
@@ -171,7 +172,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
+        if not run.finished or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)
@@ -180,7 +181,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
             {
                 "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
                 "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"],
-                "metric": metric if higher_is_better(metric) else f"-{metric}", "score": score,
+                "metric": f"-{metric}" if better_direction(metric) == "lower" else metric, "score": score,
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],

@@ -161,7 +161,7 @@ class Objective:
         with torch.no_grad():
             return self(model, batch).tokens
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """FLOPs per token of forward passes that train nothing, such as a teacher's, over rows of `time` tokens."""
         return 0.0
 
