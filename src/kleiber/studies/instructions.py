@@ -14,7 +14,7 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, not_ready, read_ladders
+from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
 from kleiber.studies.compare.decision import (
     LOSS,
     Claim,
@@ -86,8 +86,8 @@ class Instructions(Compare):
         """Decides all claims, and shows what each arm scores beside its start."""
         about_start = self.start_claims()
         findings = compare(runs, self, arm_name, len(about_start))
-        ladders, starts = read_ladders(runs, self.measure, arm_name), start_scores(runs)
-        arms, between = at_common_budget(ladders), self.read_claims([*ladders])
+        ladders, starts = self.ladders(runs), start_scores(runs)
+        arms, between = at_common_budget(ladders), self.read_claims(arms_in_order(runs))
         level = level_of_each(self.level, len(about_start) + len(between), self.looks)
         why_not = not_ready(runs, self.looks)
         judged = [judge_start(claim, arms, starts, level, why_not) for claim in about_start]
