@@ -234,6 +234,6 @@ class Distill(CLM):
         marked = batch.weights is not None
         return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the teacher."""
         return forward_flops(self.teacher, time)

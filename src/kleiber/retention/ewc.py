@@ -19,17 +19,15 @@ from kleiber.nn.loss import cross_entropy
 from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
-    device_of,
-    rank_and_world_size,
     remembered,
     snapshot,
-    sum_over_ranks,
     tasks_with_samples,
     trainable,
 )
 from kleiber.types import Count, Positive, Share
 from kleiber.types.contracts import Predictions, Retention, Task
-from kleiber.types.model import Head, Model
+from kleiber.types.model import Head, Model, device_of
+from kleiber.types.ranks import all_reduce_together, rank, world_size
 
 
 class EWC(Retention):
@@ -106,14 +104,14 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
             f"earlier task {task.name} does not predict: remove ewc, or start from a run with another objective"
         )
     assert task.train is not None
-    parameters, device, (rank, world_size) = trainable(model), device_of(model), rank_and_world_size()
+    parameters, device = trainable(model), device_of(model)
     count = len(task.train)
     chosen = Permutation(count, seed)(np.arange(min(samples, count)))
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
     was_training = model.training
     model.eval()
-    share = chosen[rank::world_size]
-    rounds = -(-len(chosen) // world_size) if counts_over_ranks(model) else len(share)
+    share = chosen[rank() :: world_size()]
+    rounds = -(-len(chosen) // world_size()) if counts_over_ranks(model) else len(share)
     for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
@@ -123,7 +121,7 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
             if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
                 total.addcmul_(gradient, gradient)
     model.train(was_training)
-    return {name: total / len(chosen) for name, total in zip(parameters, sum_over_ranks(sums), strict=True)}
+    return {name: total / len(chosen) for name, total in zip(parameters, all_reduce_together(sums), strict=True)}
 
 
 def sampled_loss(predictions: Predictions, generator: torch.Generator) -> Float[Tensor, ""]:

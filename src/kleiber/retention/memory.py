@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Int, UInt64
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from kleiber.nn.sharding import full_parameters
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -46,28 +45,6 @@ def remembered(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[tuple[st
     for name, parameter in trainable(model).items():
         if name in memory:
             yield name, parameter, memory[name]
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Number of this rank, and number of ranks; (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def sum_over_ranks(values: list[Tensor]) -> list[Tensor]:
-    """The sum of each tensor over all ranks, in one collective."""
-    if rank_and_world_size()[1] == 1:
-        return values
-    flat = torch.cat([value.reshape(-1) for value in values])
-    dist.all_reduce(flat)
-    parts = flat.split([value.numel() for value in values])
-    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-
-
-def device_of(model: Model) -> torch.device:
-    """The device of the model's parameters."""
-    return next(model.parameters()).device
 
 
 Source = Literal["real", "generated"]

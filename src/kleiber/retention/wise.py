@@ -11,9 +11,9 @@ from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import full_tensor
-from kleiber.retention.memory import rank_and_world_size
 from kleiber.types.contracts import Retention, Task
 from kleiber.types.model import Model
+from kleiber.types.ranks import world_size
 
 Alpha = Annotated[int | float, Ge(0), Le(1)]
 
@@ -48,7 +48,7 @@ class WiSE(Retention):
                 checkpoints[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
         finally:
             interpolate(model, end, end, 1.0)
-        if rank_and_world_size()[1] > 1:
+        if world_size() > 1:
             torch.distributed.barrier()
         return checkpoints
 

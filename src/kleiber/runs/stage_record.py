@@ -55,7 +55,7 @@ def complete_record(
     passes = [method.extra_passes(plan.rows) for method in methods]
     repeated, unlearned = sum(second for _, second in passes), sum(first for first, _ in passes)
     executed += repeated * executed + unlearned * forward_flops(model, plan.row_tokens, heads)
-    executed += plan.objective.unlearned_flops(model, plan.row_tokens)
+    executed += plan.objective.forward_only_flops(model, plan.row_tokens)
     record.status = "finished"
     record.tokens, record.unique_tokens = before["tokens"] + tokens, unique_tokens(plan, samples, cfg.seed)
     record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step

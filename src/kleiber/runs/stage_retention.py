@@ -9,7 +9,6 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.evals.drift import merge_copy
 from kleiber.nn.sharding import full_parameters, place_by_name
-from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate
@@ -66,7 +65,7 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
 def _end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name
-        if rank_and_world_size()[0] == 0:
+        if tree.hardware.rank == 0:
             checkpoint.save(folder, 0, model, {}, "")
         return folder / checkpoint.name(0)
 

@@ -92,7 +92,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     Raises ValueError where no run of generation 0 has finished, or no run was evaluated by `degeneration`.
     """
     prefix, rows = f"eval/degeneration/{data}/", []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         study, metrics = run.config.get("study") or {}, run.metrics
         losses = [metrics.get(f"eval/perplexity/{data}/loss"), metrics.get(f"val/{data}/loss")]
         rows.append(

@@ -70,7 +70,7 @@ def scored(runs: Sequence[Run]) -> Rows:
     Raises ValueError if no run has finished.
     """
     rows = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         model = run.config["model"]
         kind = str(model["attention"]["_target_"]).rpartition(".")[2]
         setting = {

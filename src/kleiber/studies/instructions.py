@@ -131,7 +131,7 @@ def start_scores(runs: Sequence[Run]) -> Starts:
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         arm = arm_name(run)
-        if arm is None or run.status != "finished":
+        if arm is None or not run.finished:
             continue
         stage = run.leaves[0]
         measured = dict(stage["start_metrics"])

@@ -87,7 +87,7 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
     Raises ValueError where no run has such scores, and as `refuse_twins`.
     """
     table = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         matches = {METRIC.fullmatch(key): value for key, value in run.metrics.items()}
         scores = {match.groups(): value for match, value in matches.items() if match is not None}
         outside = {data for data, metric in scores if metric == "gap"}

@@ -57,7 +57,7 @@ def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
     plain fine-tuning, or none of a base, was evaluated.
     """
     table = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         arm = arm_of(run.config)
         for domain, data in (("old", old), ("new", new)):
             prefix = f"eval/retrieval/{data}/"

@@ -176,7 +176,7 @@ def sequence_rows(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     """
     alone = alone_scores(runs)
     chains = [run for run in runs if len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)]
-    kept = [run for run in chains if run.status == "finished"]
+    kept = [run for run in chains if run.finished]
     suffixes = apart(kept)
     rows = [sequence_row(run, alone, tolerance, suffixes[run.name]) for run in kept]
     if not rows:
@@ -254,7 +254,7 @@ def alone_scores(runs: Sequence[Run]) -> Alone:
     rows = [
         {"start": start_of(run.config), "task": task, "lr": float(run.stage["lr"]), "seed": int(run.summary["seed"]),
          "score": scored[task][1] * run.metrics[scored[task][0]]}
-        for run in runs if run.status == "finished" and len(run.stages) == 1
+        for run in runs if run.finished and len(run.stages) == 1
         for task in run.stage["tasks"] if task in scored and run.metrics.get(scored[task][0]) is not None
     ]  # fmt: skip
     if not rows:

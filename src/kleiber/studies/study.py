@@ -192,7 +192,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
 
     Raises ValueError if no run has finished, or if a run has no validation loss or more than one.
     """
-    finished = [run for run in runs if run.status == "finished"]
+    finished = [run for run in runs if run.finished]
     if not finished:
         raise ValueError("none of these runs has finished, so there is no loss to fit; finish or restart the sweep")
     rows = frame(finished)
@@ -203,7 +203,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
 
 def missing(runs: Sequence[Run]) -> list[str]:
     """Returns the name and status of each run that has not finished."""
-    return [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
+    return [f"{run.name} ({run.status})" for run in runs if not run.finished]
 
 
 def not_identified(law: Row) -> list[str]:

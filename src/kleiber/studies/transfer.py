@@ -153,7 +153,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
     """The learning rate with the lowest mean loss of the pre-training runs of a kind and text; None before any has
     ended."""
     ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run.config) == arm]
-    if not any(run.status == "finished" for run in ended):
+    if not any(run.finished for run in ended):
         return None
     ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
     return longest.best_lr
@@ -190,7 +190,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
+        if not run.finished or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)

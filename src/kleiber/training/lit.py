@@ -35,7 +35,8 @@ from kleiber.training.step import (
 )
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Retention
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
+from kleiber.types.ranks import world_size
 
 
 class Guard(Protocol):
@@ -101,7 +102,7 @@ class LitLM(LeanModule):
         return built
 
     def on_fit_start(self) -> None:
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        ranks = world_size()
         # Lightning can count ranks that do not exist; no rank would then train on their part of the data.
         assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
 
@@ -166,7 +167,7 @@ class LitLM(LeanModule):
             seed_generators(hash((self.seed, step, rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
-                noise = noise_generator(self.seed, step, next(self.model.parameters()).device)
+                noise = noise_generator(self.seed, step, device_of(self.model))
                 return private_gradients(
                     self.model, self.objective, batch, self.manual_backward, self.privacy, noise, penalties
                 )

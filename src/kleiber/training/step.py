@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
@@ -24,6 +23,7 @@ from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
+from kleiber.types.ranks import all_reduce_together, world_size
 
 TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)  # in the errors of gloo and NCCL
 Penalty = Callable[[Model, Batch], Loss | None]
@@ -133,16 +133,14 @@ def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[
 
     Their own factors differ where rows differ in the share of targets, and the step would depend on the split.
     """
-    several_ranks = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if (len(batches) == 1 and not several_ranks) or not any(isinstance(module, MoE) for module in model.modules()):
+    if (len(batches) == 1 and world_size() == 1) or not any(isinstance(module, MoE) for module in model.modules()):
         return batches
     counts = [objective.auxiliary_counts(model, batch) for batch in batches]
     numbers = [torch.as_tensor(n, device=batches[0].tokens.device).double() for pair in counts if pair for n in pair]
     if not numbers:
         return batches
     totals = torch.stack(numbers).view(-1, 2).sum(0)
-    if several_ranks:
-        dist.all_reduce(totals)
+    (totals,) = all_reduce_together([totals])
     ratio = totals[0] / totals[1]
     return [dataclasses.replace(batch, auxiliary_ratio=ratio.expand(len(batch))) for batch in batches]
 

@@ -153,7 +153,7 @@ class Objective:
         """Divisor of the loss, and real tokens read: their ratio in a step scales auxiliary losses. None: it is 1."""
         return None
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """FLOPs per token of forward passes that train nothing, such as a teacher's, over rows of `time` tokens."""
         return 0.0
 

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.diff import differing, identity_keys
-from kleiber.records.folder import flatten
 from kleiber.studies.laws.table import round_down
 from kleiber.studies.study import IntervalStudy, PlannedPoint
 from kleiber.types import Config
