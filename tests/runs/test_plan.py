@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from shared_ranks import fork_ranks
 from small_run import TINY
 from torch.profiler import profile
@@ -99,9 +100,9 @@ def test_the_planned_flops_of_a_hugging_face_model_are_those_of_what_its_adapter
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 96}
     model = HFModel(96, "llama", "random", sizes, context=64)
     options = [f"adapter={adapter}"] + ["adapter.train=[layers.1]"] * (adapter == "freeze")
-    config = resolve_config(Composer().compose(options))[0]
+    config = DictConfig(resolve_config(Composer().compose(options))[0])
     planned, full = training_flops(plan.with_adapter(config, model), 64), training_flops(model, 64)
-    build(config["adapter"]).apply(model, 0)
+    build(config.adapter).apply(model, 0)
     assert planned == training_flops(model, 64) < full
 
 
