@@ -282,6 +282,11 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters."""
+    return next(model.parameters()).device
+
+
 def _role(module: nn.Module, name: str) -> Role:
     if isinstance(module, Layer):
         return module.roles()[name]
