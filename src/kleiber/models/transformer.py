@@ -28,11 +28,16 @@ PositionKind = Literal["rotary", "alibi", "learned", "none"]
 
 
 class LMHead(Layer, Head):
-    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118."""
+    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118.
 
-    def __init__(self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None) -> None:
+    predicted  number of tokens that are predicted at each position, each by a product with the matrix
+    """
+
+    def __init__(
+        self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None, predicted: int = 1
+    ) -> None:
         super().__init__()
-        self.weight, self.multiplier, self.soft_cap = weight, multiplier, soft_cap
+        self.weight, self.multiplier, self.soft_cap, self.predicted = weight, multiplier, soft_cap, predicted
 
     def forward(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
         logits = F.linear(hidden, self.weight) * self.multiplier
@@ -42,7 +47,7 @@ class LMHead(Layer, Head):
         return {"weight": Role("output", self.weight.shape[1])}
 
     def flops(self, time: int) -> float:
-        return 2.0 * self.weight.numel()
+        return 2.0 * self.weight.numel() * self.predicted
 
 
 class TaskHead(Layer):
@@ -137,7 +142,7 @@ class Transformer(Model):
         std, multiplier = parametrization.output(width)
         shared = cast(nn.Parameter, self.embedding.weight)
         weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
-        self.head = LMHead(weight, multiplier, soft_cap)
+        self.head = LMHead(weight, multiplier, soft_cap, 1 + future)
         self.heads = nn.ModuleDict()
         if future and not causal:
             raise ValueError(
@@ -147,7 +152,7 @@ class Transformer(Model):
         table = torch.randn(context, width) * std if positions == "learned" else None
         self.positions = None if table is None else nn.Embedding(context, width, _weight=table)
         later = [replace(sites[0], layer=depth + number) for number in range(future)]
-        self.future = nn.ModuleList(FutureHead(block(site), self.head.flops(1)) for site in later)
+        self.future = nn.ModuleList(FutureHead(block(site)) for site in later)
         self.future_weight = future_weight
 
     def forward(self, batch: Batch, caches: KeyValueCache | None = None) -> Output:
@@ -194,9 +199,9 @@ class Transformer(Model):
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
     def leave_out_head(self) -> None:
-        """Stops training the output matrix over tokens; a tied matrix is still trained, as the embedding."""
+        """Stops training the output layer over tokens; a tied matrix is still trained, as the embedding."""
         if not self.tied:
-            self.head.weight.requires_grad_(False)
+            self.head.requires_grad_(False)
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Passes the load of each layer to its router.
