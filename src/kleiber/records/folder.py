@@ -48,6 +48,7 @@ OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
 
 
 def identity(config: Config) -> Json:
@@ -105,14 +106,16 @@ def _defaults(node: Config) -> Json:
 def with_hashes_for_paths(config: Config, home: str) -> Json:
     """A config in which the hashes of runs replace the paths to them, if the runs are in the study's folder `home`.
 
-    So a run that starts from another run of its study keeps its hash when the study is moved.
+    So a run that starts from another run of its study keeps its hash when the study is moved. The folder of a run that
+    was renamed has no hash in its name, so its whole name stays.
     """
 
     def replace(text: str) -> str:
         if not text.startswith(home):
             return text
         run, *rest = text.removeprefix(home).split(os.sep)
-        return os.sep.join([run.rsplit("-", 1)[-1], *rest])
+        named = NAMED_BY_HASH.fullmatch(run)
+        return os.sep.join([named[1] if named else run, *rest])
 
     return map_strings(config, replace)
 
