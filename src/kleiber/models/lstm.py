@@ -37,6 +37,7 @@ class LSTM(Model):
     """
 
     blocks: Sequence[RecurrentBlock]
+    head: LMHead
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ class Transformer(Model):
     """
 
     blocks: Sequence[Block]
+    head: LMHead
 
     def __init__(
         self,
