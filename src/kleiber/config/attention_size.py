@@ -19,6 +19,14 @@ PATTERN = {  # kinds of layers of a `layer_pattern`
     "delta": "kleiber.nn.GatedDeltaNet",
     "none": "kleiber.nn.NoMixing",
 }
+_SOFTMAX = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions", "soft_cap")
+RECEIVED = {  # options that a `layer_pattern` passes to its layers of each kind
+    "window": (*_SOFTMAX, "value_residual"),
+    "full": (*_SOFTMAX, "value_residual"),
+    "latent": _SOFTMAX,
+    "delta": ("num_heads",),
+    "none": (),
+}
 
 
 def _heads(model: Config, node: Config, width: int) -> tuple[int, int, int]:
