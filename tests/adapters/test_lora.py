@@ -218,6 +218,6 @@ def test_the_update_of_a_head_that_the_objective_does_not_read_is_not_trained():
     model = build()
     model.add_head("task", 2)
     LoRA(rank=2, targets=["attention", "head"]).apply(model, seed=1)
-    model.leave_out_head()
+    model.freeze_head()
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not any(name.startswith("head.") for name in trained) and any("attention" in name for name in trained)

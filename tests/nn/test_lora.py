@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.nn.lora import Adapted, adapt, decompose, merge, without_updates
 from kleiber.nn.mup import MuP
 from kleiber.types.batch import Role

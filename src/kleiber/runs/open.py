@@ -23,7 +23,7 @@ from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.nn.sharded_model import whole_model
-from kleiber.objectives.objective import REFERENCE
+from kleiber.objectives.reference import REFERENCE
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
@@ -212,7 +212,7 @@ def freeze_unused_heads(model: Model, objective: Objective) -> None:
         if name not in objective.outputs:
             head.requires_grad_(False)
     if objective.outputs:
-        model.leave_out_head()
+        model.freeze_head()
 
 
 def load_stage(model: Model, folder: Path, stage: str) -> None:

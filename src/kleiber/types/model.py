@@ -58,10 +58,14 @@ class Router(Layer):
 
     sums_to_one    whether the weights of a token add up to 1, as upcycling needs to preserve the dense model
     needs_balance  whether experts can fall out of use without a balance loss
+    by_logits      whether each token chooses its experts by learned logits
+    matrices       number of matrices (experts, width) that it has
     """
 
     sums_to_one: ClassVar[bool] = True
     needs_balance: ClassVar[bool] = True
+    by_logits: ClassVar[bool] = False
+    matrices: ClassVar[int] = 1
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         """The experts of each token."""
@@ -237,15 +241,26 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by name. A tied matrix is listed once, as the embedding."""
-        raise NotImplementedError
+        """The role of each parameter, from the first `Layer`, linear layer or embedding that holds it.
+
+        So a tied matrix has the role of the embedding.
+        """
+        by_name: dict[str, Role] = {}
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                by_name.setdefault(names[id(parameter)], _role(module, name))
+        return {name: by_name[name] for name in names.values()}
 
     def add_head(self, name: str, outputs: int) -> None:
         """Adds the output layer `heads[name]` with this number of outputs, unless there is one of that name."""
         raise NotImplementedError
 
-    def leave_out_head(self) -> None:
-        """Stops training the output layer over tokens, for an objective that does not use it."""
+    def freeze_head(self) -> None:
+        """Stops training the output matrix over tokens, which no loss reads; a tied one is trained as the embedding."""
+        if not self.tied:
+            head = self.head if isinstance(self.head, nn.Module) else self.head.weight
+            head.requires_grad_(False)  # with a low-rank update of the matrix, if there is one
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
@@ -253,3 +268,12 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+def _role(module: nn.Module, name: str) -> Role:
+    if isinstance(module, Layer):
+        return module.roles()[name]
+    if isinstance(module, nn.Linear):
+        return Role("hidden", module.in_features) if name == "weight" else Role("vector", 1)
+    assert isinstance(module, nn.Embedding), f"{type(module).__name__}.{name} has no role: make its class a Layer"
+    return Role("embedding", 1)
