@@ -30,6 +30,15 @@ CONTRADICTIONS = [
     ),
     ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
+    ("stages=trunk_and_cooldowns stages.branches=[1M,1e6]", ["stages.branches=['1M', 1000000.0]", "twice"]),
+    ("stages=chain", ["stages.chain=[]", "two stages"]),
+    ("stages=docs_then_code ~stages.chain.docs", ["stages.chain=['code']", "two stages"]),
+    ("stages=docs_then_code callbacks.checkpoints=null", ["callbacks.checkpoints=null", "stages"]),
+    ("stages=docs_then_code retention=wise retention.wise.alphas=[0,0]", ["retention.wise.alphas=[0, 0]", "distinct"]),
+    (
+        "stages=docs_then_code retention=replay retention.replay.source=generated retention.replay.memory=4K",
+        ["retention.replay.memory=4K", "source=real", "generated_tokens"],
+    ),
     ("model=bert", ["objective=clm", "model.causal=false"]),
     ("model=bert objective=dpo data=preference data.path=x", ["objective=dpo", "model.causal=false"]),
     ("model=bert objective=ipo data=preference data.path=x", ["objective=ipo", "model.causal=false"]),
@@ -54,6 +63,7 @@ CONTRADICTIONS = [
         "objective=dpo data=preference data.path=x objective.reference=adapter_off adapter=freeze",
         ["objective.reference=adapter_off", "adapter=lora"],
     ),
+    ("stages=docs_then_code data.tokenizer=bpe", ["data.tokenizer=bpe", "docs, code", "data.tokenizer=RUN/tokenizer"]),
     (
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=60 optimizer.lr=0.02",
         ["retention.l2sp.strength=60", "optimizer.lr=0.02", "<= 50"],
@@ -84,6 +94,7 @@ def test_the_error_names_every_key_that_contradicts_another(overrides, values):
         "trainer=ddp trainer.devices=2",
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=50 optimizer.lr=0.02",
         "model=bert objective=mlm",
+        "data.tokenizer=bpe stages=chain stages.chain={one:{budget:{steps:1}},two:{budget:{steps:1}}}",
         "model.future=1 data=counterfactual objective=equalized",
     ],
 )

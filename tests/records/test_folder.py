@@ -146,6 +146,12 @@ def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
     assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)
 
 
+def test_random_weights_are_no_start_point_whether_they_are_named_or_not():
+    assert CONFIG["init"] is None
+    hashes = {config_hash({**CONFIG, "init": {"_target_": f"kleiber.runs.{name}"}}) for name in ("Scratch", "HF")}
+    assert config_hash(CONFIG) in hashes and len(hashes) == 2
+
+
 def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
     write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
     write_summary(tmp_path, status="preempted", error="SIGTERM at step 3")

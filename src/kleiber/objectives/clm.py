@@ -64,6 +64,11 @@ class CLM(Objective):
         """Numbers of targets and tokens, where targets are marked."""
         return marked_counts(batch)
 
+    def targets(self, model: Model, batch: Batch) -> float | Tensor:
+        """Weighted number of targets."""
+        weights = target_weights(batch)
+        return batch.tokens[:, 1:].numel() if weights is None else weights.sum()
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
         weights = target_weights(batch)
@@ -222,6 +227,6 @@ class Distill(CLM):
         marked = batch.weights is not None
         return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the teacher."""
         return forward_flops(self.teacher, time)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
+from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
 from kleiber.records.folder import TOKENIZER, read_config
-from kleiber.records.summary import map_strings
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 HARDWARE = {"_target_": "kleiber.training.Local"}
 # Nodes that opening a run does not build, as they are checked: the packages that they need may not be installed.
 UNUSED: Json = {
-    "trainer": HARDWARE, "launcher": {"_target_": "kleiber.launch.Basic"}, "callbacks": {}, "logger": {},
-    "privacy": None, "evals": None, "eval": {}, "design": None, "study": None, "experiment": None,
+    "trainer": HARDWARE, "launcher": {"_target_": "kleiber.launch.Basic"}, "logger": {},
+    "callbacks": {"checkpoints": {"_target_": "kleiber.training.callbacks.Checkpoints"}}, "privacy": None,
+    "evals": None, "eval": {}, "design": None, "study": None, "experiment": None,
 }  # fmt: skip
 TOKENIZER_COPY = "tokenizer-copy"  # folder in that of the run, with the folder of the tokenizer that its config names
 
