@@ -272,7 +272,8 @@ class Model(nn.Module):
     def freeze_head(self) -> None:
         """Stops training the output matrix over tokens, which no loss reads; a tied one is trained as the embedding."""
         if not self.tied:
-            self.head.weight.requires_grad_(False)
+            head = self.head if isinstance(self.head, nn.Module) else self.head.weight
+            head.requires_grad_(False)  # with a low-rank update of the matrix, if there is one
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
