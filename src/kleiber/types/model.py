@@ -6,6 +6,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +26,10 @@ class Scale(NamedTuple):
 
 @runtime_checkable
 class Parametrization(Protocol):
-    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role."""
+    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
+
+    Factors are for optimizers whose steps have entries of about the learning rate, such as Adam, unless `muon`.
+    """
 
     def embedding(self, tied: bool) -> Scale: ...
     def hidden_std(self, fan_in: int) -> float: ...
@@ -34,7 +38,13 @@ class Parametrization(Protocol):
     def residual(self, depth: int) -> float: ...
     def output(self, width: int) -> Scale: ...
     def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role) -> float: ...
+    def lr_scale(self, role: Role, muon: bool = False) -> float: ...
+
+
+class LearningRateScale(Protocol):
+    """The learning-rate factor of a parameter by its role: `Parametrization.lr_scale`."""
+
+    def __call__(self, role: Role, muon: bool = False) -> float: ...
 
 
 class Layer(nn.Module):
@@ -243,13 +253,16 @@ class Model(nn.Module):
     def roles(self) -> dict[str, Role]:
         """The role of each parameter, from the first `Layer`, linear layer or embedding that holds it.
 
-        So a tied matrix has the role of the embedding.
+        So a tied matrix has the role of the embedding. Parameters in `blocks`, and in parts that predict later tokens,
+        have the depth of the model.
         """
         by_name: dict[str, Role] = {}
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         for module in self.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 by_name.setdefault(names[id(parameter)], _role(module, name))
+        inside = [name for name in by_name if name.startswith(("blocks.", "future."))]
+        by_name |= {name: replace(by_name[name], depth=len(self.blocks)) for name in inside}
         return {name: by_name[name] for name in names.values()}
 
     def add_head(self, name: str, outputs: int) -> None:
@@ -259,7 +272,8 @@ class Model(nn.Module):
     def freeze_head(self) -> None:
         """Stops training the output matrix over tokens, which no loss reads; a tied one is trained as the embedding."""
         if not self.tied:
-            self.head.weight.requires_grad_(False)
+            head = self.head if isinstance(self.head, nn.Module) else self.head.weight
+            head.requires_grad_(False)  # with a low-rank update of the matrix, if there is one
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
@@ -267,6 +281,11 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters."""
+    return next(model.parameters()).device
 
 
 def _role(module: nn.Module, name: str) -> Role:
