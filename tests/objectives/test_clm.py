@@ -100,6 +100,6 @@ def test_inputs_leave_out_the_last_token_of_every_field() -> None:
 
 def test_bidirectional_models_and_short_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="objective=clm"):
-        CLM()(model(causal=False), Batch(text()))
+        CLM().check(model(causal=False))
     with pytest.raises(ValueError, match="2 tokens"):
         CLM()(model(), Batch(text(time=1)))

@@ -47,7 +47,6 @@ class CLM(Objective):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
             raise ValueError("objective=clm needs rows of at least 2 tokens, and these have 1: use longer rows")
-        require_causal(model, "clm")
         rows = next_token_inputs(batch)
         output = model(rows)
         targets = batch.tokens[:, 1:]
@@ -110,15 +109,6 @@ def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tenso
     return total / len(hidden)
 
 
-def require_causal(model: Model, name: str) -> None:
-    """Raises ValueError for a bidirectional model, which reads the tokens that the objective `name` predicts."""
-    if not model.causal:
-        raise ValueError(
-            f"objective={name} needs a causal model, because a bidirectional model reads the token that it predicts: "
-            "set model=gpt, or objective=mlm"
-        )
-
-
 def next_token_inputs(batch: Batch) -> Batch:
     """All tokens but the last: the model's input when the targets are all tokens but the first."""
     return Batch(
@@ -146,7 +136,6 @@ class SFT(CLM):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.weights is None:
             raise ValueError("objective=sft needs marked answers, and this batch has none: set data=instruct")
-        require_causal(model, "sft")
         return super().__call__(model, batch)
 
 
@@ -189,7 +178,7 @@ class Distill(CLM):
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a bidirectional model, and for a teacher that cannot be opened or does not fit."""
-        require_causal(model, "distill")
+        super().check(model)
         _ = self.teacher
 
     @cached_property
@@ -214,7 +203,6 @@ class Distill(CLM):
         return opened.model.requires_grad_(False)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        require_causal(model, "distill")
         if not torch.is_grad_enabled():
             return super().__call__(model, batch)
         rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)

@@ -36,8 +36,7 @@ class Samples:
     num_bytes   bytes of the text of the targets, for bits per byte
     sides       rows that a forward pass has per sample: 2 for a pair of answers
     padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
-    random_access  whether `gather` returns any sample; False: samples are read in order alone, and len() is above
-                   their number until all were read
+    random_access  whether `gather` returns any sample; False: they are read in order, and len() is an upper bound
     """
 
     num_tokens: int
@@ -137,6 +136,11 @@ class Objective:
 
     def check(self, model: Model) -> None:
         """Raises ValueError where the objective does not fit the model. Called before any stage is trained."""
+        if self.needs_causal and not model.causal:
+            raise ValueError(
+                f"objective={type(self).__name__.lower()} needs a causal model, because a bidirectional one reads the "
+                "token that it predicts: set model=gpt, or objective=mlm"
+            )
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Called when a stage begins or resumes.
@@ -213,12 +217,9 @@ class Task:
 
 
 class Adapter:
-    """Chooses which parameters of a loaded model a stage trains, and may add new ones.
+    """Chooses which parameters of a loaded model a stage trains, and may add new ones."""
 
-    learning_rate_factor  factor of the default learning rate
-    """
-
-    learning_rate_factor: ClassVar[float] = 1.0
+    learning_rate_factor: ClassVar[float] = 1.0  # factor of the default learning rate
 
     def check(self, model: Model) -> None:
         """Raises ValueError where the adapter does not fit the model. Called before any stage is trained."""
