@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kleiber.adapters.freeze import PARTS, Freeze, parts
+from kleiber.models.lstm import LSTM
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 
@@ -63,10 +64,14 @@ def test_heads_of_tasks_train_unless_they_are_named_and_merging_frees_all():
     assert trained(model) == set(before) and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_a_recurrence_is_in_place_of_attention():
+    assert parts(LSTM(23, width=16, context=8))["blocks.0.lstm.weight_ih_l0"] == "attention"
+
+
 def test_what_did_not_train_before_does_not_train_now():
     model = build()
     model.add_head("task", 2)
-    model.leave_out_head()
+    model.freeze_head()
     Freeze(freeze=["router"]).apply(model, 0)
     assert "head.weight" not in trained(model) and "heads.task.weight" in trained(model)
 

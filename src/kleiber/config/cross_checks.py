@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
-from kleiber.config.stages import check_name, quantity
-from kleiber.config.targets import argument
+from kleiber.config.stages import check_name, is_chain, quantity, stage_configs, text_settings
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
@@ -18,32 +18,34 @@ PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 def check_compatibility(config: Config) -> None:
     """Raises ConfigError for values that are valid alone and contradict each other."""
-    _task_name(config["data"])
+    _check_task_name(config["data"])
     check_layers(config["model"])
-    _batch(config)
-    _stages(config)
-    _next_token(config)
-    _future(config)
-    _pooling(config)
-    _wise(config)
-    _l2sp_strength(config)
-    _reference(config)
-    _packing(config)
-    _weights(config)
-    _rollback(config)
-    _privacy(config)
-    _streaming(config)
-    _loggers(config.get("logger") or {})
-    _remote((config.get("callbacks") or {}).get("checkpoints"))
+    _check_batch(config)
+    _check_stages(config)
+    _check_tokenizers(config)
+    _check_next_token(config)
+    _check_future(config)
+    _check_pooling(config)
+    _check_wise(config)
+    _check_replay(config)
+    _check_l2sp_strength(config)
+    _check_reference(config)
+    _check_packing(config)
+    _check_weights(config)
+    _check_rollback(config)
+    _check_privacy(config)
+    _check_streaming(config)
+    _check_loggers(config.get("logger") or {})
+    _check_remote((config.get("callbacks") or {}).get("checkpoints"))
 
 
-def _privacy(config: Config) -> None:
+def _check_privacy(config: Config) -> None:
     """Refuses with DP-SGD what reads other data, or what makes a step depend on more than its clipped gradients."""
     if not config.get("privacy"):
         return
     stability = (config.get("callbacks") or {}).get("stability")
     watch = stability if isinstance(stability, Mapping) and _is(stability, "Stability") else None
-    methods = [name for name in (config.get("retention") or {}) if name not in ("l2sp", "wise")]
+    methods = _methods_with_earlier_tasks(config)
     refused = {
         f"trainer.devices={argument(config['trainer'], 'devices')}": (argument(config["trainer"], "devices") or 1) > 1,
         f"retention=[{','.join(methods)}]": methods,
@@ -58,25 +60,31 @@ def _privacy(config: Config) -> None:
         raise ConfigError("privacy=dp_sgd needs opacus, which is not installed: pip install 'kleiber[privacy]'")
 
 
-def _streaming(config: Config) -> None:
+def _check_streaming(config: Config) -> None:
     """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
     stages = ((config.get("stages") or {}).get("chain") or {}).values()
     data = [config["data"], *(stage.get("data") for stage in stages if isinstance(stage, Mapping))]
-    epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
+    epochs, methods = config["budget"].get("epochs"), _methods_with_earlier_tasks(config)
     evals = config.get("evals") or {}
     refused = {
         f"budget.epochs={epochs}": (epochs, "set budget.tokens or budget.steps"),
         "privacy=dp_sgd": (config.get("privacy"), "remove it"),
         "evals=memorization": ("memorization" in evals, "remove it"),
         "evals.retrieval.store=null": (evals.get("retrieval") and not evals["retrieval"].get("store"), "name texts"),
-        f"retention=[{','.join(sorted(methods))}]": (methods, "take l2sp or wise"),
+        f"retention=[{','.join(methods)}]": (methods, "take l2sp or wise"),
     }
     for key, (chosen, fix) in refused.items():
         if chosen and any(isinstance(node, Mapping) and node.get("streaming") for node in data):
             raise ConfigError(f"{key} needs all samples, which data.streaming=true never has at once: {fix}")
 
 
-def _loggers(loggers: Config) -> None:
+def _methods_with_earlier_tasks(config: Config) -> list[str]:
+    """Returns the keys of the retention methods that read tasks of earlier stages."""
+    methods = {key: node["_target_"] for key, node in (config.get("retention") or {}).items() if node}
+    return sorted(key for key, target in methods.items() if class_attribute(target, "reads_earlier_tasks"))
+
+
+def _check_loggers(loggers: Config) -> None:
     for key, node in loggers.items():
         package = LOGGER_PACKAGES.get(str(node["_target_"])) if isinstance(node, Mapping) else None
         if package is not None and find_spec(package) is None:
@@ -85,7 +93,7 @@ def _loggers(loggers: Config) -> None:
             )
 
 
-def _remote(checkpoints: object) -> None:
+def _check_remote(checkpoints: object) -> None:
     url = checkpoints.get("remote") if isinstance(checkpoints, Mapping) else None
     try:
         _ = url and import_module("fsspec").core.url_to_fs(url)
@@ -93,15 +101,15 @@ def _remote(checkpoints: object) -> None:
         raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
 
 
-def _task_name(data: Config) -> None:
+def _check_task_name(data: Config) -> None:
     """The name of a task is part of the names of files, such as classes/<task>.json."""
     if data.get("name") is not None:
         check_name("data.name", data["name"])
     if isinstance(data.get("data"), Mapping):  # a data set made of another one
-        _task_name(data["data"])
+        _check_task_name(data["data"])
 
 
-def _batch(config: Config) -> None:
+def _check_batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
     shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
     devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
@@ -122,19 +130,40 @@ def _batch(config: Config) -> None:
         )
 
 
-def _stages(config: Config) -> None:
-    branches = (config["stages"] or {}).get("branches")
+def _check_stages(config: Config) -> None:
+    stages = config["stages"] or {}
+    branches, chain = stages.get("branches"), stages.get("chain")
+    if branches and len({quantity(tokens) for tokens in branches}) < len(branches):
+        raise ConfigError(f"stages.branches={branches} lists a number of tokens twice: remove one of the two")
+    if chain is not None and len(chain) < 2:
+        raise ConfigError(f"stages.chain={list(chain)} must have at least two stages: add one, or set stages=null")
+    if stages and (config.get("callbacks") or {}).get("checkpoints") is None:
+        raise ConfigError(
+            "callbacks.checkpoints=null does not work with stages, because a stage starts from the checkpoint of "
+            "another one: remove callbacks.checkpoints=null"
+        )
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
 
 
-def _next_token(config: Config) -> None:
-    objective = config["objective"]
-    if argument(config["model"], "causal") is False and any(
-        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "IPO", "CDPO", "KTO", "Distill", "Equalized")
-    ):
-        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
+def _check_tokenizers(config: Config) -> None:
+    """Refuses stages that would each train a tokenizer on other text, because a model has one tokenizer."""
+    stages = stage_configs(config) if is_chain(config) else {}
+    texts = {name: text_settings(stage["data"]) for name, stage in stages.items()}
+    trained = {name: text for name, text in texts.items() if text.get("tokenizer") == "bpe"}
+    kinds = [text | dict.fromkeys(("name", "separator", "pack")) for text in trained.values()]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ConfigError(
+            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(trained)}, and a model must have "
+            "one tokenizer: train it in a run of its own, and set data.tokenizer=RUN/tokenizer"
+        )
+
+
+def _check_next_token(config: Config) -> None:
+    target = str(config["objective"]["_target_"])
+    name, needs_causal = target.rsplit(".", 1)[-1].lower(), class_attribute(target, "needs_causal")
+    if needs_causal and argument(config["model"], "causal") is False:
         raise ConfigError(
             f"objective={name} predicts the next token, which a model with model.causal=false can read: "
             "set objective=mlm or model=gpt"
@@ -142,32 +171,32 @@ def _next_token(config: Config) -> None:
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
-            name = f"callbacks={kind.lower()}"
-            raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
-    others = [kind for kind in ("Classify", "Reward", "MLM") if _is(objective, kind)]
-    if others and any(_is(node, "Positions") for node in nodes):
+            raise ConfigError(
+                f"callbacks={kind.lower()} needs a causal model, and model.causal=false: remove one of them"
+            )
+    if not needs_causal and any(_is(node, "Positions") for node in nodes):
         raise ConfigError(
-            f"callbacks=positions scores the prediction of next tokens, which objective={others[0].lower()} does not "
-            "train: remove it, or set objective=clm"
+            f"callbacks=positions scores the prediction of next tokens, which objective={name} does not train: remove "
+            "it, or set objective=clm"
         )
 
 
-def _future(config: Config) -> None:
+def _check_future(config: Config) -> None:
     """Parts of the model that predict later tokens are trained by the loss of next tokens alone."""
-    future, objective = argument(config["model"], "future"), config["objective"]
+    future, target = argument(config["model"], "future"), str(config["objective"]["_target_"])
     if not future:
         return
     if argument(config["model"], "causal") is False:
         raise ConfigError(f"model.future={future} needs a causal model, and model.causal=false: set model.future=0")
-    if not (_is(objective, "CLM") or _is(objective, "SFT")):
-        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
+    if not class_attribute(target, "trains_future"):
+        name = target.rsplit(".", 1)[-1].lower()
         raise ConfigError(
             f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
             "later tokens: set model.future=0"
         )
 
 
-def _pooling(config: Config) -> None:
+def _check_pooling(config: Config) -> None:
     objective = config["objective"]
     reads_first = _is(objective, "Classify") and argument(objective, "pooling") == "class-token"
     if reads_first and argument(config["model"], "causal"):
@@ -177,15 +206,32 @@ def _pooling(config: Config) -> None:
         )
 
 
-def _wise(config: Config) -> None:
+def _check_wise(config: Config) -> None:
     """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
-    methods = (config.get("retention") or {}).values()
     is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
-    if is_wrapped and any(_is(node, "WiSE") for node in methods):
-        raise ConfigError("retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze")
+    for name, node in (config.get("retention") or {}).items():
+        if not _is(node, "WiSE"):
+            continue
+        alphas = argument(node, "alphas") or ()
+        if len(set(alphas)) < len(alphas):
+            raise ConfigError(f"retention.{name}.alphas={alphas} must be distinct: remove one of two equal numbers")
+        if is_wrapped:
+            raise ConfigError(
+                "retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze"
+            )
 
 
-def _l2sp_strength(config: Config) -> None:
+def _check_replay(config: Config) -> None:
+    """Text that the model writes itself is not kept."""
+    for name, node in (config.get("retention") or {}).items():
+        if _is(node, "Replay") and node.get("memory") is not None and argument(node, "source") == "generated":
+            raise ConfigError(
+                f"retention.{name}.memory={node['memory']} needs source=real: with source=generated set "
+                "generated_tokens"
+            )
+
+
+def _check_l2sp_strength(config: Config) -> None:
     """A step of L2-SP shrinks the distance to the start by the share lr x strength, which must not exceed 1."""
     rate = argument(config["optimizer"], "lr")
     for name, node in (config.get("retention") or {}).items():
@@ -197,7 +243,7 @@ def _l2sp_strength(config: Config) -> None:
             )
 
 
-def _reference(config: Config) -> None:
+def _check_reference(config: Config) -> None:
     if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
             "objective.reference=adapter_off needs an adapter that can be switched off: set adapter=lora, or "
@@ -205,7 +251,7 @@ def _reference(config: Config) -> None:
         )
 
 
-def _packing(config: Config) -> None:
+def _check_packing(config: Config) -> None:
     model, arithmetic = config["model"], _is(config["data"], "Arithmetic")  # which is always packed
     packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
     if not (arithmetic or argument(config["data"], "pack")):
@@ -222,7 +268,7 @@ def _packing(config: Config) -> None:
         )
 
 
-def _weights(config: Config) -> None:
+def _check_weights(config: Config) -> None:
     """Masked prediction chooses its targets among the tokens with a weight, and counts all of them the same."""
     if _is(config["data"], "Reweighted") and _is(config["objective"], "MLM"):
         raise ConfigError(
@@ -231,7 +277,7 @@ def _weights(config: Config) -> None:
         )
 
 
-def _rollback(config: Config) -> None:
+def _check_rollback(config: Config) -> None:
     """A run goes back to a checkpoint only where it saves some before its last step."""
     callbacks = config.get("callbacks") or {}
     stability, checkpoints = callbacks.get("stability"), callbacks.get("checkpoints")

@@ -15,12 +15,11 @@ from pathlib import Path
 from kleiber.config.attention_size import attention_cache, attention_size
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
-from kleiber.config.targets import argument
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
-ROUTER_MATRICES = {"kleiber.nn.routers.Hash": 0, "kleiber.nn.routers.Random": 0, "kleiber.nn.routers.Noisy": 2}
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
 WRAPPED = "kleiber.models.HFModel"
@@ -89,12 +88,12 @@ def lstm_hidden(width: int) -> int:
     The even number nearest to the solution h of 4 h (width + h) + h width + 8 h = 4 width^2 + 3 width m, for the
     matrices and biases of an LSTM with a projection, and those of attention and a SwiGLU of m hidden channels.
     """
-    linear, target = 5 * width + 8, 4 * width * width + 3 * width * _gated(width)
+    linear, target = 5 * width + 8, 4 * width * width + 3 * width * gated_hidden(width)
     return max(2, 2 * round((math.sqrt(linear * linear + 16 * target) - linear) / 16))
 
 
-def _gated(width: int) -> int:
-    """Returns the hidden channels of a SwiGLU."""
+def gated_hidden(width: int) -> int:
+    """Returns the hidden units of a SwiGLU that costs what an MLP of 4 width does: 8/3 width, rounded up to 16s."""
     return -(-8 * width // 48) * 16
 
 
@@ -148,7 +147,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
         raise ValueError(
             f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
         )
-    gated = _gated(width)
+    gated = gated_hidden(width)
     if kind.endswith(("GELU", "ReLU2")):
         count = 2 * width * int(node.get("hidden") or 4 * width)
         return count, count, count
@@ -162,7 +161,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
     hidden = int(node["hidden"]) // parts if node.get("hidden") else -(-gated // (8 * (k + shared))) * 8
     expert = 3 * width * hidden
     choice = node.get("router")
-    matrices = ROUTER_MATRICES.get(str(choice["_target_"]), 1) if isinstance(choice, Mapping) else 1
+    matrices = class_attribute(choice["_target_"], "matrices") if isinstance(choice, Mapping) else 1
     router, common = matrices * experts * width, shared * expert
     return router + common + experts * expert, router + common + k * expert, router + common + k * expert
 

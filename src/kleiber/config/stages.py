@@ -190,12 +190,12 @@ def has_pretrained_weights(model: Config) -> bool:
 def quantity(value: int | float | str) -> float:
     """Returns a number, or text such as `20M`, `1.5B` or `2e7`, as a float.
 
-    Raises ValueError for other text, and for a number that is not finite and positive.
+    Raises ValueError for other values, and for a number that is not finite and positive.
     """
-    number = float(value) if isinstance(value, int | float) else _parse(value)
-    if not (math.isfinite(number) and number > 0):
+    number = _parse(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise ValueError(f"{value!r} must be a positive number such as 20000000, 2e7, 20M or 1.5B")
-    return number
+    return float(number)
 
 
 def _parse(text: str) -> float:

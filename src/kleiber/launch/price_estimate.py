@@ -3,8 +3,7 @@
 `python -m kleiber.launch.price_estimate` reads a request from standard input and prints its answer as the last line.
 Parameters, tokens and FLOPs are counted for every run. Training speed is measured for the smallest, a middle and the
 largest run of each kind, and interpolated for the other runs; where time runs out, a run has the speed of others with
-its class of model and of privacy. `kleiber.launch.run_cost` counts and measures a single run. All files are written to
-a temporary folder.
+its class of model and of privacy. `kleiber.launch.run_cost` counts and measures a single run. All files are temporary.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
@@ -31,7 +30,8 @@ from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.banner import describe_stages
-from kleiber.runs.run import keep_tokenizer, plan_stages
+from kleiber.runs.recorded_config import keep_tokenizer
+from kleiber.runs.run import plan_stages
 from kleiber.types import Config, Json
 
 MEASURING_SECONDS = 40.0  # after which no further run is measured, but for the first of a class of models or privacy
@@ -101,7 +101,7 @@ class Prices:
             if key not in counted:
                 hardware = build(DictConfig(config["trainer"]))
                 hardware.prepare()
-                stages = plan_stages(OmegaConf.create(config), hardware, None if describing else models)
+                stages = plan_stages(config, hardware, None if describing else models)
                 counted[key] = count_costs(stages, hardware, models)
                 description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
@@ -116,7 +116,7 @@ class Prices:
         summary.update(status=Status.FINISHED, stages=stages)
         if trains_tokenizer(config):
             corpus = build(DictConfig(config["data"])).prepare(config["model"]["context"])
-            keep_tokenizer(corpus.tokenizer, folder)
+            keep_tokenizer(corpus.tokenizer, config, folder)
 
     def count_key(self, config: Config) -> str:
         """Returns a text that is equal for runs with equal counts.
@@ -190,7 +190,7 @@ class Prices:
         short = shorten_config(config, self.costs[number], folder)
         write_config(folder, short, [])  # from which a later stage opens an earlier one
         hardware, models = build(DictConfig(short["trainer"])), Models()
-        stages = plan_stages(OmegaConf.create(short), hardware, models)
+        stages = plan_stages(short, hardware, models)
         return measure(short, count_costs(stages, hardware, models), folder)
 
     def train_start_point(self, config: Config) -> None:

@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import ExitCode, Status
+from kleiber.config.errors import ExitCode
 from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
-from kleiber.runs.open import HARDWARE, add_heads, freeze_unused_heads
+from kleiber.runs.open import add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
 from kleiber.runs.stage_tree import Stage, Tree
@@ -238,7 +238,7 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
         shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
         unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
         local = {key: value for key, value in short["trainer"].items() if key in Local.__dataclass_fields__}
-        short["trainer"] = {**local, **HARDWARE, "devices": 1}
+        short["trainer"] = {**local, "_target_": "kleiber.training.Local", "devices": 1}
         short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
@@ -254,10 +254,10 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     """
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        code = train(OmegaConf.create(dict(short)), folder, [])
+        code = train(short, folder)
     wall = time.perf_counter() - started
     run = read_run(folder)
-    if code != ExitCode.DONE or run.status != Status.FINISHED:
+    if code != ExitCode.DONE or not run.finished:
         error = run.summary.get("error") or f"exit code {code}"
         raise ValueError(f"the run that measures the speed failed: {error}; correct this and repeat the dry run")
     return compute_speed(short, run.stages, costs, wall, core_share(folder, short))

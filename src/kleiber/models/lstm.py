@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.config.model_size import lstm_hidden
-from kleiber.models.transformer import LMHead, TaskHead, roles
+from kleiber.nn.heads import LMHead, TaskHead
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, NonNegative, Positive, VocabSize, Width
@@ -106,13 +106,6 @@ class LSTM(Model):
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
-    def leave_out_head(self) -> None:
-        if not self.tied:
-            self.head.weight.requires_grad_(False)
-
-    def roles(self) -> dict[str, Role]:
-        return roles(self)
-
 
 class StateCache(DecodingCache):
     """The state of each layer after the positions that have been read, which are counted in `length`."""
@@ -127,6 +120,12 @@ class StateCache(DecodingCache):
 
     def tensors(self) -> list[Tensor]:
         return [tensor for state in self.states if state is not None for tensor in state]
+
+    def select(self, rows: Int[Tensor, "_"], length: int) -> StateCache:
+        selected = StateCache(len(self.states))
+        selected.states = [None if state is None else (state[0][:, rows], state[1][:, rows]) for state in self.states]
+        selected.length, selected.real = self.length, None if self.real is None else self.real[rows]
+        return selected
 
 
 class RecurrentBlock(nn.Module):

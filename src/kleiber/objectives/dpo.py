@@ -23,12 +23,14 @@ from kleiber.data.preference import PreferenceCorpus
 from kleiber.models.counting import forward_flops
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
+from kleiber.objectives.auxiliary import loss_with_auxiliary
 from kleiber.objectives.clm import next_token_inputs, read_tokens
-from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.objectives.reference import set_reference
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class DPO(Objective):
     learning_rate_factor = 0.1
     default_epochs = 3.0
     compares_answers = True
+    needs_causal = True
 
     def __init__(
         self, corpus: Corpus, beta: Positive = 0.1, reference: Literal["start", "adapter_off"] = "start"
@@ -94,15 +97,14 @@ class DPO(Objective):
                 "reward_rejected": self.beta * ratios[:, 1].sum(),
             }
         self._warn_if_stuck(difference)
-        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
-        return answers, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        return answers, loss_with_auxiliary(total, len(batch), metrics, output, rows, batch.auxiliary_ratio)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of pairs, and of tokens in their rows."""
         assert batch.counterpart is not None, "pairs of answers"
         return len(batch), read_tokens(stack_pairs(batch, batch.counterpart))
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the reference, where it is scored at each step."""
         return forward_flops(model, time) if self.adapter_off else 0.0
 
@@ -286,7 +288,7 @@ def stack_pairs(chosen: Batch, rejected: Batch) -> Batch:
 @torch.no_grad()
 def pair_log_probs(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
     """Log-probabilities of both answers of every pair under the model as it is now, in nats and fp32."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     try:
         index = np.arange(len(samples))

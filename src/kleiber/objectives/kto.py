@@ -11,25 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kleiber.data.unpaired import UnpairedCorpus
 from kleiber.models.counting import forward_flops
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
-from kleiber.objectives.objective import (
-    SampleTable,
-    loss_with_auxiliary,
-    real_tokens,
-    rescale_auxiliary,
-    set_reference,
-)
+from kleiber.objectives.reference import set_reference
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
+from kleiber.types.ranks import all_reduce_together
 
 
 class KTO(Objective):
@@ -51,6 +47,8 @@ class KTO(Objective):
     unit = "loss/sample"
     learning_rate_factor = 0.1
     default_epochs = 3.0
+    couples_samples = True  # by the reference point of the whole step
+    needs_causal = True
 
     def __init__(
         self, corpus: Corpus, beta: Positive = 0.1, desirable: Positive = 1.0, undesirable: Positive = 1.0
@@ -103,15 +101,15 @@ class KTO(Objective):
                 "margin": margin.sum(),
                 "point": point.sum(),
             }
-        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
-        return torch.stack([ratio, mismatched], 1), loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        loss = loss_with_auxiliary(total, len(batch), metrics, output, rows, batch.auxiliary_ratio)
+        return torch.stack([ratio, mismatched], 1), loss
 
     @torch.no_grad()
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of answers, and of tokens in their rows."""
         return len(batch), real_tokens(next_token_inputs(batch))
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the mismatched answers."""
         return forward_flops(model, time)
 
@@ -121,10 +119,8 @@ class KTO(Objective):
         z is the same on all ranks. It replaces column 1 of `reference`.
         """
         ratios = torch.cat([self._mismatched(model, batch) for batch in batches])
-        total = torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        point = (total[0] / total[1]).clamp(min=0)
+        total, count = all_reduce_together([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
+        point = (total / count).clamp(min=0)
         step_batches = []
         for batch in batches:
             assert batch.reference is not None, "a stage that has begun has a reference for every row"

@@ -16,10 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, Status
+from kleiber.config.nested import map_strings
 from kleiber.config.targets import signature
+from kleiber.records.environment import cpu_name
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
 from kleiber.records.locks import is_locked, locked, stays_locked
-from kleiber.records.summary import Summary, cpu_name, map_strings
+from kleiber.records.summary import Summary
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
 
@@ -47,7 +49,8 @@ OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.
 # Entries of the folder of a run before its first step.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 READABLE = 60
-NAME = re.compile(r"[A-Za-z0-9._-]+")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
 
 
 def identity(config: Config) -> Json:
@@ -62,6 +65,9 @@ def identity(config: Config) -> Json:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    init = part.get("init")
+    if isinstance(init, dict) and init.get("_target_") == "kleiber.runs.Scratch":  # equals no init
+        del part["init"]
     part |= identity_of_callbacks(config)
     return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
 
@@ -105,14 +111,16 @@ def _defaults(node: Config) -> Json:
 def with_hashes_for_paths(config: Config, home: str) -> Json:
     """A config in which the hashes of runs replace the paths to them, if the runs are in the study's folder `home`.
 
-    So a run that starts from another run of its study keeps its hash when the study is moved.
+    So a run that starts from another run of its study keeps its hash when the study is moved. The folder of a run that
+    was renamed has no hash in its name, so its whole name stays.
     """
 
     def replace(text: str) -> str:
         if not text.startswith(home):
             return text
         run, *rest = text.removeprefix(home).split(os.sep)
-        return os.sep.join([run.rsplit("-", 1)[-1], *rest])
+        named = NAMED_BY_HASH.fullmatch(run)
+        return os.sep.join([named[1] if named else run, *rest])
 
     return map_strings(config, replace)
 
@@ -152,7 +160,7 @@ def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
 def study_folder(config: Config) -> Path:
     """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
-    if not NAME.fullmatch(name) or not name.strip("."):
+    if not FOLDER_NAME.fullmatch(name) or not name.strip("."):
         raise ConfigError(f"name={name} may contain only letters, digits and . _ -; root= sets the parent folder")
     if not str(config["root"]).strip():  # an empty path would be the current folder
         raise ConfigError("root= is empty: set a folder, or remove it to use KLEIBER_ROOT or multirun")
@@ -235,17 +243,6 @@ def discard_unstarted(folder: Path) -> None:
         for parent in (folder.parent, folder.parent.parent):
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
-
-
-def flatten(node: object, prefix: str = "") -> Json:
-    """Returns the values of a nested config by dotted key, such as `model.depth`."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        key: value
-        for name, sub in node.items()
-        for key, value in flatten(sub, f"{prefix}{'.' * bool(prefix)}{name}").items()
-    }
 
 
 def write_final_status(

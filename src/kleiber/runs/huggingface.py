@@ -20,16 +20,17 @@ from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE, starts_from_weights
 from kleiber.config.targets import argument
 from kleiber.data import chat
-from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
+from kleiber.data.pretrained_tokenizer import GENERATION, TEMPLATE, Pretrained, copy_files, load_pretrained
 from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import PreTrainedModel, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
+from kleiber.records.environment import cpu_name, versions
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import TOKENIZER, config_hash
-from kleiber.records.summary import StageRecord, Summary, cpu_name, versions
+from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -38,8 +39,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-TEMPLATE = "chat_template.jinja"
-GENERATION = "generation_config.json"
 CONVERSATIONS = tuple(f"kleiber.data.{kind}" for kind in ("Instruct", "InstructSets", "Preference", "Unpaired"))
 AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
@@ -121,11 +120,7 @@ def _write_run(folder: Path, out: Path, allow_nonfinite: bool) -> None:
     config, _ = resolve_config(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
     config["batch"]["tokens"] = node["context"]  # the check of a config requires a multiple of the context
-    (out / TOKENIZER).mkdir(parents=True)
-    # config.json holds the number of rows of the embedding
-    for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
-        if (Path(tokenizer) / name).is_file():
-            shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
+    copy_files(Path(tokenizer), out / TOKENIZER)
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
     load_hf(model, folder, allow_nonfinite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import quantity
 from kleiber.data.order import Reading
@@ -11,7 +11,7 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.training.callbacks.evaluations import Evaluations
+from kleiber.training.callbacks.evaluations import RunEvaluations
 from kleiber.types.contracts import Corpus
 
 
@@ -41,17 +41,18 @@ def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> 
     return Reading(cfg.seed, rows, steps, cfg.get("privacy") is not None)
 
 
-def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
+def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> RunEvaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
     settings = stage.config.eval
     tokens = None if settings.tokens is None else round(quantity(settings.tokens))
     reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_trunk = any(other.continues and other.parent == stage.name for other in tree.stages)
-    return Evaluations(
+    return RunEvaluations(
         plan.measurements,
         make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
         record,
         tree.folder,
+        OmegaConf.to_container(stage.config.evals, resolve=True),  # type: ignore[arg-type]
         batch_tokens=plan.batch_tokens,
         every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
         at_start=tree.from_weights and stage.parent is None,

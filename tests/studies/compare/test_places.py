@@ -53,9 +53,9 @@ def test_a_run_that_diverged_is_worst_only_where_no_run_of_its_rate_and_seed_end
     longer = copied(runs[0], name, budget={"tokens": "16M"})
     longer = replace(longer, status=Status.DIVERGED, summary={**longer.summary, "status": "diverged", "stages": []})
     ladders = read_ladders(sorted([*runs, longer], key=lambda run: run.name))
-    assert [arm.losses for arm in ladders["a"]] == [arm.losses for arm in read_ladders(runs)["a"]]
+    assert [arm.values_by_rate for arm in ladders["a"]] == [arm.values_by_rate for arm in read_ladders(runs)["a"]]
     alone = read_ladders([longer, *runs[1:]])["a"]
-    assert all(math.isinf(arm.losses[runs[0].config["optimizer"]["lr"]][0]) for arm in alone)
+    assert all(math.isinf(arm.values_by_rate[runs[0].config["optimizer"]["lr"]][0]) for arm in alone)
 
 
 def planned(*values, tokens=(1e6,), counted=True):
@@ -75,6 +75,14 @@ def test_a_plan_may_list_rates_and_budgets_of_an_arm_and_no_other_key():
     with pytest.raises(ValueError, match=r"a, 1,000,000 tokens.*data\.unique \(1000, 2000\)"):
         Compare().check_plan(planned(1000, 2000))
     assert Compare().check_plan(planned(1000, 2000, counted=False)) == []  # in epochs: their tokens may differ
+
+
+def test_a_plan_of_an_arm_from_two_bases_of_a_seed_is_refused_as_its_runs_would_be():
+    points = [replace(point, config={**point.config, "init": {"path": "base"}}) for point in planned(None)]
+    other = replace(points[0], folder=Path("other"), config={**points[0].config, "init": {"path": "wider"}})
+    assert Compare().check_plan(points) == []
+    with pytest.raises(ValueError, match=r"init\.path \(base, wider\)"):
+        Compare().check_plan([*points, other])
 
 
 def test_runs_that_a_study_without_rates_would_not_read_are_refused_in_a_plan():

@@ -23,6 +23,7 @@ class Hash(Router):
     """Chooses a token's experts by a hash of its id and the layer. Roller et al. 2021, arXiv:2106.04426 (k = 1)."""
 
     needs_balance: ClassVar[bool] = False
+    matrices: ClassVar[int] = 0
 
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Random(Router):
     """Chooses the experts of a token pseudo-randomly, as a function of (layer, sample, position)."""
 
     needs_balance: ClassVar[bool] = False
+    matrices: ClassVar[int] = 0
 
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
@@ -73,8 +75,8 @@ def equal_weights(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> 
 
 def hash_numbers(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
     """A pseudo-random number for each (key, expert, layer), by the finalizer of SplitMix64 (Steele et al. 2014)."""
-    x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer
-    x = x + 0x1E3779B97F4A7C15
+    x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer % 64
+    x = x + 0x1E3779B97F4A7C15 + layer // 64 * 0x9E3779B97F4B  # odd, so that no key has the state of another layer
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         # int64 shifts copy the sign bit; the mask makes them the unsigned shifts of the definition.
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor

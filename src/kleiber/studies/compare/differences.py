@@ -55,7 +55,7 @@ class Pair:
     @property
     def untuned(self) -> str:
         """Which arm is not tuned, and why; "" where both are."""
-        return next((f"{arm.name} is not tuned: {arm.wrong}" for arm in self.arms if arm.wrong), "")
+        return next((f"{arm.name} is not tuned: {arm.untuned_because}" for arm in self.arms if arm.untuned_because), "")
 
     def row(self, level: float, unit: str) -> Json:
         """The columns of a table of differences, with the number of seeds on which `arm` is lower."""
@@ -184,22 +184,38 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
     """
     absent = [name for name in (claim.arm, claim.against) if name not in ladders]
     if absent:
-        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)}")
+        measure = next(iter(ladders.values()))[0].measure
+        return Result(
+            claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
+        )
     sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
-    estimate = paired_difference(sides.ours, sides.theirs, level, unit_of(claim.measure))
     problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
+    name = f"difference at equal {QUANTITIES[claim.equal].label}"
+    return decide(claim, sides.ours, sides.theirs, level, name, problem, tuned=not sides.untuned)
+
+
+def decide(
+    claim: Claim, ours: Mapping[int, float], theirs: Mapping[int, float], level: float, name: str, problem: str,
+    tuned: bool,
+) -> Result:  # fmt: skip
+    """Decides a claim by the values of both sides by seed.
+
+    name     of the difference of the two
+    problem  why they decide nothing; "" where they can
+    tuned    whether the arms are
+    """
+    estimate = paired_difference(ours, theirs, level, unit_of(claim.measure))
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds in common have {claim.measure}"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, not sides.untuned)
+        return Result(claim, estimate, Decision.NOT_TESTED, problem, tuned)
     decision = claim.decide(estimate)
-    ends = f"[{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    why = f"the {level:.1%} interval of the difference at equal {QUANTITIES[claim.equal].label} is {ends}"
+    why = f"the {level:.1%} interval of the {name} is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
     if decision != Decision.UNDECIDED:
-        return Result(claim, estimate, decision, why, True)
-    gaps = gaps_by_seed(sides.ours, sides.theirs)
+        return Result(claim, estimate, decision, why, tuned)
+    gaps = gaps_by_seed(ours, theirs)
     seeds = more_seeds_needed(gaps, claim, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
-    return Result(claim, estimate, decision, why, True, seeds, half)
+    return Result(claim, estimate, decision, why, tuned, seeds, half)
 
 
 def more_seeds_of_all(results: Sequence[Result]) -> int | None:
@@ -228,3 +244,24 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
             row |= sides.row(level, unit_of(claim.measure))
             gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
     return gaps
+
+
+def differences_drawn(
+    claims: Sequence[Claim], pairs: Sequence[tuple[str, str]], ladders: Ladders, measure: str, level: float
+) -> dict[str, Sequence[Row]]:
+    """The differences in the figure, by the label of their measure, with intervals that decide the claims.
+
+    Of a single pair they are all; of several pairs those of the claims, or at equal tokens.
+
+    level  confidence level of each interval
+    """
+    table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
+    asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
+    claimed = {names[:2] for names in asked}
+    asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
+    rows = [
+        row
+        for row in table
+        if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
+    ]
+    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}
