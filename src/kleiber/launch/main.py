@@ -39,8 +39,14 @@ INPUT_NODES = ("data", "model", "init", "objective", "stages")  # the nodes of a
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
+    with process.output_through(process.LastingStream):
+        return exit_code(sys.argv[1:] if argv is None else argv)
+
+
+def exit_code(argv: list[str]) -> int:
+    """Runs a command line and returns its exit code, also where it ends with an error that the user can correct."""
     try:
-        return run_command(sys.argv[1:] if argv is None else argv)
+        return run_command(argv)
     except Preempted as reason:
         return reason.status.exit_code
     except KeyboardInterrupt:

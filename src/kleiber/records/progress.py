@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ class Display:
     def _erase(self) -> None:
         with self.lock:
             if self._live is not None and self._live.is_started:
-                self._live.stop()
+                with suppress(OSError):  # the terminal was closed
+                    self._live.stop()
 
     def _show_until_end(self) -> None:
         while not self._ended.wait(REFRESH):
@@ -147,7 +148,8 @@ class Display:
         if age < PATIENCE and silence < SECONDS - 2 * REFRESH:
             return
         if terminal:
-            self._draw(activity)
+            with suppress(OSError):  # it was closed
+                self._draw(activity)
         out = self.copy if terminal else sys.stderr
         if not activity.shown or silence >= max(activity.seconds, SLOWER * age) - REFRESH:
             self.printed, activity.shown, self.line = now, True, activity.text()
