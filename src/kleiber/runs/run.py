@@ -218,8 +218,7 @@ class RankZeroRun:
 
         descriptions = [logger.description for logger in self.loggers]
         loggers = [text for text in descriptions if text is not None]
-        stages, title = self.tree.stages, f"{self.cfg.name}/{self.folder.name}"
-        lines = banner_lines(title, stages, self.hardware, self.folder, loggers, self.overrides)
+        lines = banner_lines(f"{self.cfg.name}/{self.folder.name}", self.tree, loggers, self.overrides)
         print("\n".join(lines), file=sys.stderr)
 
     def _report_failure(self, error: Exception) -> int:
