@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REFRESH = 0.5  # seconds between two states of the live line
 PATIENCE = 2.0  # seconds after which an activity is shown
 SECONDS = 5.0  # between two plain lines
+DAY = 86_400.0  # seconds
 SLOWER = 0.01  # of the duration of an activity; two plain lines are at least this far apart
 
 Item = TypeVar("Item")
@@ -74,7 +75,9 @@ def format_count(done: int, total: int | None, unit: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration such as `7 s`, `2:05 min` or `3:20:00 h`."""
+    """Returns a duration such as `7 s`, `2:05 min`, `3:20:00 h` or `7.7 days`."""
+    if seconds >= 2 * DAY:
+        return f"{seconds / DAY:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kleiber.optimizers.schedules import sparkline
-from kleiber.records.closing_table import command
+from kleiber.records.closing_table import command, format_number
 from kleiber.runs.plan import Plan
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
 from kleiber.runs.stage_tree import Stage, Tree
@@ -69,10 +69,10 @@ def describe_steps(stage: Stage) -> str:
     start = f" from step {stage.branch_step:,} of {stage.parent}" if stage.continues else ""
     data = "" if stage.parent is None or stage.continues else f" on {plan.corpus.name}"
     tokens, objective = steps * plan.batch_tokens, type(plan.objective).__name__.lower()
-    epochs = f", {plan.epochs:.2g} epochs" if plan.corpus.train.random_access else ""
+    epochs = f", {format_number(plan.epochs)} epochs" if plan.corpus.train.random_access else ""
     return (
         f"{steps:,} steps of {plan.batch_tokens:,} tokens{start}{data}: {tokens:,} tokens "
-        f"({tokens / plan.parameters.active:.2g} per active parameter{epochs}), objective {objective}"
+        f"({format_number(tokens / plan.parameters.active)} per active parameter{epochs}), objective {objective}"
     )
 
 

@@ -19,6 +19,7 @@ from kleiber.types.contracts import Corpus, Task
 
 VALIDATIONS = 4  # of a stage, at most, where eval.every_steps is null
 
+
 def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
     """Builds the callback that scores tasks, with the settings of the config's node `eval`."""
     settings = stage.config.eval

@@ -87,7 +87,19 @@ Rank = Annotated[
     typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
-HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write an HTML page with figures to this file")]
+
+
+def html_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Returns the value of an option that names a page to write. Raises ValueError unless it ends in .html."""
+    if value is not None and value.suffix.lower() != ".html":
+        raise ValueError(f"{param.opts[0]} {value} must end in .html, because it is a page for a browser")
+    return value
+
+
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.html", callback=html_path, help="write an HTML page with figures to this file"),
+]
 
 
 def fit(
@@ -232,7 +244,11 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.html", help="write only the HTML page, to this file; default: all files, to DIR"),
+        typer.Option(
+            metavar="OUT.html",
+            callback=html_path,
+            help="write only the HTML page, to this file; default: all files, to DIR",
+        ),
     ] = None,
     study: Annotated[
         str | None,
@@ -277,5 +293,5 @@ def import_page_module(name: str) -> ModuleType:
 
 
 def _refuse(error: ValueError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"kleiber: {error}", err=True)
     raise typer.Exit(ExitCode.BAD_INPUT) from error
