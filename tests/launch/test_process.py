@@ -47,13 +47,15 @@ def test_output_is_copied_to_the_log_and_streams_are_restored(tmp_path, capsys):
 def closed_pipe():  # not a fixture: pytest replaces the streams between setup and call
     """Makes stdout and stderr a pipe whose reader has ended, as that of `kleiber train | head -1`."""
     reader, writer = os.pipe()
-    streams = [open(os.dup(writer), "w", buffering=1) for _ in range(2)]
-    os.close(writer)
     os.close(reader)
-    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+    # Closing a stream raises where something is still to be written to the pipe.
+    with (
+        open(os.dup(writer), "w", buffering=1) as out,
+        open(writer, "w", buffering=1) as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         yield
-    for stream in streams:
-        stream.close()  # raises where something is still to be written to the pipe
 
 
 def train_lines(error: Exception | None):

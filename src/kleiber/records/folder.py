@@ -154,9 +154,7 @@ def study_folder(config: Config) -> Path:
     """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
     if not NAME.fullmatch(name) or not name.strip("."):
-        raise ConfigError(
-            f"name={name} may contain only the letters a-z and A-Z, digits and . _ -; root= sets the parent folder"
-        )
+        raise ConfigError(f"name={name} may contain only a-z, A-Z, 0-9 and . _ -; root= sets the parent folder")
     if not str(config["root"]).strip():  # an empty path would be the current folder
         raise ConfigError("root= is empty: set a folder, or remove it to use KLEIBER_ROOT or multirun")
     return Path(str(config["root"])).expanduser().absolute() / name
