@@ -186,7 +186,7 @@ def compare(
     from kleiber.studies.report import exit_code
 
     if not 0 < level < 1:
-        raise ValueError(f"--level {level:g} must be between 0 and 1, such as 0.9")
+        raise ValueError(f"--level {level} must be between 0 and 1, such as 0.9")
     if equal not in study.QUANTITIES:
         near = did_you_mean(equal, study.QUANTITIES)
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
