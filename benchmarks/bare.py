@@ -88,7 +88,7 @@ def main() -> None:
         with torch.autocast(a.device, torch.bfloat16, enabled=a.precision == "bf16"):
             hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
             if a.chunked:
-                from kleiber.models.transformer import LMHead
+                from kleiber.nn.heads import LMHead
                 from kleiber.nn.loss import cross_entropy
 
                 head = LMHead(model.embed.weight)  # type: ignore[arg-type]

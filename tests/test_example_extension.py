@@ -1,9 +1,11 @@
 """The package in examples/extension: each of its classes trains, is opened again, and needs the reader's permission."""
 
 import csv
+import importlib
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,14 @@ import torch
 from clean_environment import Environment
 from small_run import REPOSITORY, TINY
 
-from kleiber.config.compose import Composer
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.cross_checks import check_compatibility
+from kleiber.config.errors import ConfigError
 from kleiber.launch.cli import main as main_command
 from kleiber.launch.main import main
+from kleiber.models import Transformer
+from kleiber.nn import interleaved_moe
+from kleiber.objectives import CLM
 from kleiber.runs.open import open_model
 from kleiber.types.batch import Batch
 
@@ -71,6 +78,28 @@ def test_a_model_an_objective_and_data_train_and_open_and_start_a_run_with_a_ret
     start, end = dict(model.named_parameters()), dict(open_model(later).model.named_parameters())
     unchanged = [float((end[name] == start[name]).float().mean()) for name in start]
     assert max(unchanged) > 0.5 and min(unchanged) < 1
+
+
+def test_without_smoothing_the_loss_is_that_of_clm_also_with_experts_and_marked_targets(mylab):
+    sys.path.insert(0, str(mylab))
+    smoothed = importlib.import_module("mylab.objective").Smoothed(smoothing=0.0)
+    torch.manual_seed(0)
+    model = Transformer(64, depth=1, width=16, context=16, num_heads=2, mlp=partial(interleaved_moe, num_experts=4))
+    tokens, weights = torch.randint(0, 64, (4, 17)), torch.zeros(4, 17)
+    weights[:, -2:] = 1
+    for batch in (Batch(tokens), Batch(tokens, weights=weights)):
+        ours, expected = smoothed(model, batch), CLM()(model, batch)
+        torch.testing.assert_close((ours.total, ours.tokens), (expected.total, expected.tokens))
+        torch.testing.assert_close(ours.metrics, expected.metrics)
+
+
+def test_values_that_do_not_fit_the_classes_of_the_example_are_refused(mylab):
+    streamed = ["retention=sparse", "data=text", "data.path=README.md", "data.streaming=true"]
+    for words in (streamed, ["model=moe", "model/router=tempered", "model/mlp=dropping"]):
+        check_compatibility(resolve_config(Composer().compose(words))[0])
+    for words in (["objective=smoothed", "model=bert"], ["objective=smoothed", "model.future=1"]):
+        with pytest.raises(ConfigError, match="objective=smoothed"):
+            check_compatibility(resolve_config(Composer().compose(words))[0])
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_heads_of_tasks_train_unless_they_are_named_and_merging_frees_all():
 def test_what_did_not_train_before_does_not_train_now():
     model = build()
     model.add_head("task", 2)
-    model.leave_out_head()
+    model.freeze_head()
     Freeze(freeze=["router"]).apply(model, 0)
     assert "head.weight" not in trained(model) and "heads.task.weight" in trained(model)
 

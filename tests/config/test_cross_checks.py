@@ -4,6 +4,7 @@ import pytest
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import argument
 
@@ -29,12 +30,22 @@ CONTRADICTIONS = [
     ),
     ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
     ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
+    ("stages=trunk_and_cooldowns stages.branches=[1M,1e6]", ["stages.branches=['1M', 1000000.0]", "twice"]),
+    ("stages=chain", ["stages.chain=[]", "two stages"]),
+    ("stages=docs_then_code ~stages.chain.docs", ["stages.chain=['code']", "two stages"]),
+    ("stages=docs_then_code callbacks.checkpoints=null", ["callbacks.checkpoints=null", "stages"]),
+    ("stages=docs_then_code retention=wise retention.wise.alphas=[0,0]", ["retention.wise.alphas=[0, 0]", "distinct"]),
+    (
+        "stages=docs_then_code retention=replay retention.replay.source=generated retention.replay.memory=4K",
+        ["retention.replay.memory=4K", "source=real", "generated_tokens"],
+    ),
     ("model=bert", ["objective=clm", "model.causal=false"]),
     ("model=bert objective=dpo data=preference data.path=x", ["objective=dpo", "model.causal=false"]),
     ("model=bert objective=ipo data=preference data.path=x", ["objective=ipo", "model.causal=false"]),
     ("model=bert objective=cdpo data=preference data.path=x", ["objective=cdpo", "model.causal=false"]),
     ("model=bert objective=mlm data=reweighted", ["data=reweighted", "objective=mlm", "data=counterfactual"]),
     ("model=bert data=counterfactual objective=equalized", ["objective=equalized", "model.causal=false"]),
+    ("model.future=1 objective=distill objective.teacher=x", ["model.future=1", "objective=distill"]),
     ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),
     ("callbacks=positions objective=classify data=glue/sst2", ["callbacks=positions", "objective=classify"]),
     ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
@@ -82,10 +93,17 @@ def test_the_error_names_every_key_that_contradicts_another(overrides, values):
         "trainer=ddp trainer.devices=2",
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=50 optimizer.lr=0.02",
         "model=bert objective=mlm",
+        "model.future=1 data=counterfactual objective=equalized",
     ],
 )
 def test_compatible_values_pass(overrides):
     check(compose(overrides))
+
+
+@pytest.mark.parametrize("method", ["retention=[l2sp,wise]", "+retention.mine._target_=kleiber.retention.L2SP"])
+def test_methods_that_read_no_earlier_samples_work_with_streamed_text_and_privacy(method):
+    check_compatibility(compose(f"data=text data.path=x data.streaming=true {method}"))
+    check_compatibility(compose(f"privacy=dp_sgd {method}"))
 
 
 def test_an_argument_has_its_default_until_it_is_set():

@@ -1,12 +1,14 @@
 """Classes of the reader's own packages: allowed by the environment alone, trained with, and opened again."""
 
 import json
+import re
 import sys
 
 import pytest
 from small_run import TINY
 
-from kleiber.config.compose import Composer, find_choice
+from kleiber.config.compose import Composer, find_choice, resolve_config
+from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError
 from kleiber.config.extensions import (
     VARIABLE,
@@ -15,13 +17,16 @@ from kleiber.config.extensions import (
     extension_prefixes,
     import_function,
 )
+from kleiber.config.model_size import size, width_of
 from kleiber.config.targets import class_attribute, signature
 from kleiber.launch.main import main
 
 LAB = '''
 from json import loads
+from kleiber.nn.routers.hash import Hash
+from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
-from kleiber.retention import L2SP
+from kleiber.retention import EWC, L2SP
 
 class Scaled(CLM):
     """The loss of next tokens, scaled."""
@@ -30,6 +35,22 @@ class Scaled(CLM):
     def __init__(self, *args, factor: float = 2.0, **options):
         super().__init__(*args, **options)
         self.factor = factor
+
+class Wide(TopK):
+    """A router with three matrices."""
+    matrices = 3
+
+class Narrow(TopK):
+    pass
+
+class ByHash(Hash):
+    pass
+
+class Near(L2SP):
+    pass
+
+class Fisher(EWC):
+    pass
 
 class Warmer:
     def __init__(self, steps: int = 3) -> None:
@@ -54,6 +75,41 @@ def test_a_class_of_an_allowed_package_has_a_signature_and_attributes(lab):
     assert signature("some_lab.Warmer").parameters["steps"].default == 3
     assert class_attribute("some_lab.Scaled", "learning_rate_factor") == 0.5
     assert class_attribute("some_lab.Scaled", "unit") == class_attribute("kleiber.objectives.CLM", "unit")
+
+
+MOE, STREAM = (
+    "model=moe model.mlp.router._target_=some_lab.",
+    "data=text data.path=x data.streaming=true",
+)
+CONTRADICTIONS = {
+    "objective._target_=some_lab.Scaled model=bert": "objective=scaled predicts the next token",
+    f"{MOE}Wide model.mlp.k=1": "leaves the router Wide without a gradient",
+    f"{MOE}ByHash model/mlp=dropping": "ByHash is not one",
+    f"{MOE}Warmer": "model.mlp.router._target_=some_lab.Warmer must be a class derived from",
+    f"{STREAM} +retention.l2sp._target_=some_lab.Fisher": "retention=[l2sp] needs all samples",
+    "privacy=dp_sgd +retention.l2sp._target_=some_lab.Fisher": "retention=[l2sp] does not work with privacy",
+}
+CONSISTENT = [
+    f"{MOE}Wide model/mlp=dropping", f"{STREAM} +retention.mine._target_=some_lab.Near",
+    "objective._target_=some_lab.Scaled callbacks=positions model.future=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "text"), CONTRADICTIONS.items())
+def test_values_that_contradict_a_class_of_the_package_are_refused(lab, overrides, text):
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        check_compatibility(resolve_config(Composer().compose(overrides.split()))[0])
+
+
+@pytest.mark.parametrize("overrides", CONSISTENT)
+def test_values_that_a_class_of_the_package_allows_pass(lab, overrides):
+    check_compatibility(resolve_config(Composer().compose(overrides.split()))[0])
+
+
+def test_the_matrices_of_a_router_of_the_package_are_counted(lab):
+    nodes = [resolve_config(Composer().compose(f"{MOE}{name}".split()))[0]["model"] for name in ("Wide", "Narrow")]
+    matrix = nodes[0]["mlp"]["num_experts"] * width_of(nodes[0])
+    assert size(nodes[0], 272).total - size(nodes[1], 272).total == 2 * nodes[0]["depth"] * matrix
 
 
 @pytest.mark.parametrize("name", ["run", "loads", "L2SP.x", "Nobody", "sub.Nobody"])

@@ -11,7 +11,8 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.evals.attribution.predictions import ExplainedPredictions, token_predictions
 from kleiber.evals.evaluation import Subject
 from kleiber.models.lstm import LSTM
-from kleiber.models.transformer import LMHead, Transformer
+from kleiber.models.transformer import Transformer
+from kleiber.nn.heads import LMHead
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch, Output

@@ -14,7 +14,7 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import explain_refusal
 from kleiber.evals.needle import Needle, answer
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch, Output
 from kleiber.types.model import Model

@@ -217,7 +217,7 @@ def test_an_output_layer_that_the_objective_leaves_alone_costs_nothing(tied):
     model.add_head("topic", 5)
     assert training_flops(model, TIME) == plain
     if not tied:
-        model.leave_out_head()
+        model.freeze_head()
     head_flops = 3 * 2 * 5 * 64 / TIME
     assert training_flops(model, TIME, ["topic"]) == pytest.approx(plain - head + head_flops, rel=1e-9)
     assert executed_flops(model, TIME, read=["topic"]) == training_flops(model, TIME, ["topic"])

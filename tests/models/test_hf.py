@@ -144,7 +144,7 @@ def test_weights_that_are_saved_and_loaded_give_the_same_logits(kind, tmp_path):
 def test_a_loss_that_reads_no_output_layer_leaves_no_trained_parameter_without_a_gradient(kind):
     model = build(kind)
     model.add_head("task", 2)
-    model.leave_out_head()
+    model.freeze_head()
     torch.nn.init.normal_(model.heads["task"].weight)
     model.heads["task"](model(Batch(torch.randint(VOCAB, (2, 6)))).hidden).sin().sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())

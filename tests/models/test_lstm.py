@@ -93,7 +93,7 @@ def test_the_keys_have_their_effect():
     biases = small(forget_bias=3.0).blocks[0].lstm.bias_ih_l0.detach().chunk(4)
     assert [gate.mean().item() for gate in biases] == [0, 3, 0, 0]
     untied = small(tied=False)
-    untied.leave_out_head()
+    untied.freeze_head()
     assert not untied.head.weight.requires_grad and count_parameters(untied).embedding == 2 * 40 * 16
     assert small(soft_cap=0.1).head(torch.randn(5, 16)).abs().max() <= 0.1
     model = small()

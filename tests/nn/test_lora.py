@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.nn.lora import Adapted, adapt, decompose, merge, without_updates
 from kleiber.nn.mup import MuP
 from kleiber.types.batch import Role
@@ -85,18 +85,21 @@ def test_roles_name_every_parameter_with_its_fan_in():
     of_linear, of_stack = adapted(linear(), "weight", magnitudes=True), adapted(Stack(), "matrices")
     assert isinstance(of_linear, Adapted)
     assert of_linear.roles() == {
-        "weight": Role("hidden", 6), "bias": Role("vector", 1), "weight_lora_a": Role("hidden", 6),
+        "weight": Role("hidden", 6), "bias": Role("vector", 1), "weight_lora_a": Role("hidden", 6, fixed_outputs=True),
         "weight_lora_b": Role("output", 3), "weight_lora_m": Role("vector", 1),
     }  # fmt: skip
     assert of_stack.roles() == {
-        "matrices": Role("hidden", 6), "matrices_lora_a": Role("hidden", 6), "matrices_lora_b": Role("output", 3),
+        "matrices": Role("hidden", 6), "matrices_lora_a": Role("hidden", 6, fixed_outputs=True),
+        "matrices_lora_b": Role("output", 3),
     }  # fmt: skip
 
 
 def test_a_of_an_output_layer_has_its_constant_rate():
     head = LMHead(nn.Parameter(torch.randn(5, 6)), 1.0, None)
     roles = adapted(head, "weight").roles()
-    assert roles["weight_lora_a"] == Role("output", 6) and MuP().lr_scale(roles["weight_lora_a"]) == 1
+    assert (
+        roles["weight_lora_a"] == Role("output", 6, fixed_outputs=True) and MuP().lr_scale(roles["weight_lora_a"]) == 1
+    )
 
 
 def test_the_seed_decides_a_and_a_second_adapted_weight_keeps_the_first():

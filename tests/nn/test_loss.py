@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.nn.loss import cross_entropy, log_probs, target_weights
 from kleiber.types.batch import Batch
 

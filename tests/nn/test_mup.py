@@ -9,9 +9,12 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
+from kleiber.nn.loss import cross_entropy
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
-from kleiber.types.batch import Role
+from kleiber.optimizers.adamw import AdamW
+from kleiber.optimizers.muon import Muon
+from kleiber.types.batch import Batch, Role
 
 OTHER_LAYERS = {
     "alibi": {"positions": "alibi"},
@@ -48,6 +51,44 @@ def test_hidden_learning_rates_fall_with_fan_in_and_nothing_else_does():
     assert {
         StandardParametrization().lr_scale(Role(kind, 512)) for kind in ("embedding", "hidden", "output", "vector")
     } == {1.0}
+
+
+def test_learning_rates_inside_blocks_fall_with_the_depth_and_outside_they_do_not():
+    model = Transformer(40, depth=8, width=32, context=16, tied=False)
+    factors = {name: MuP(base_depth=2).lr_scale(role) for name, role in model.roles().items()}
+    matrices = {name: role for name, role in model.roles().items() if ".down" not in name}
+    assert {factors[name] for name in matrices if name.startswith("blocks.")} == {0.5}
+    assert {factors[name] for name in matrices if not name.startswith("blocks.")} == {1.0}
+
+
+def test_muon_takes_the_root_of_the_width_alone_and_none_where_the_number_of_outputs_is_fixed():
+    mup = MuP(base_width=32, base_depth=2)
+    assert mup.lr_scale(Role("hidden", 128, depth=8), muon=True) == 0.5 * 0.5
+    assert mup.lr_scale(Role("hidden", 128, depth=8)) == 0.25 * 0.5
+    assert mup.lr_scale(Role("hidden", 128, fixed_outputs=True), muon=True) == 0.25
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=2e-4), Muon(lr=2e-3)], ids=["adamw", "muon"])
+def test_what_steps_in_blocks_change_of_the_stream_does_not_depend_on_the_depth(optimizer):
+    """Without the factor of the learning rates it grows as the square root of the depth, by 4 from 2 to 32 blocks."""
+    changes = {}
+    for depth in (2, 32):
+        torch.manual_seed(0)
+        model = Transformer(64, depth, 32, context=32, num_heads=2)
+        batch = Batch(torch.randint(64, (8, 32)))
+        streams: list[torch.Tensor] = []
+        model.norm.register_forward_hook(lambda _module, inputs, _output, into=streams: into.append(inputs[0].detach()))
+        embedding = model.embedding.weight.detach().clone()
+        built = optimizer.build(model, model.roles(), model.parametrization.lr_scale)
+        for _ in range(8):
+            cross_entropy(model(batch).hidden[:, :-1], model.head, batch.tokens[:, 1:]).total.backward()
+            built.step()
+            built.zero_grad()
+        with torch.no_grad():
+            model.embedding.weight.copy_(embedding)
+            model(batch)
+        changes[depth] = float((streams[-1] - streams[0]).square().mean().sqrt())
+    assert 0.6 < changes[32] / changes[2] < 1.6
 
 
 def test_initial_scales():

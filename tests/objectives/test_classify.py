@@ -15,7 +15,7 @@ from kleiber.data.table import Kind
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.objectives import objective as objective_module
+from kleiber.objectives import sample_table
 from kleiber.objectives.classify import (
     Classify,
     class_rows,
@@ -206,7 +206,7 @@ def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypa
     fake = SimpleNamespace(
         is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=gather
     )
-    monkeypatch.setattr(objective_module, "dist", fake)
+    monkeypatch.setattr(sample_table, "dist", fake)
     together = [scorer.compute() for scorer in shares]
     monkeypatch.undo()
     assert together[0] == together[1] == pytest.approx(whole.compute(), abs=1e-6)

@@ -26,7 +26,7 @@ from kleiber.nn.moe import MoE
 from kleiber.nn.routers.hash import Random
 from kleiber.objectives import dpo
 from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, wins
-from kleiber.objectives.objective import fingerprint
+from kleiber.objectives.reference import fingerprint
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

@@ -7,7 +7,12 @@ from fake_run import write_summary
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
-from kleiber.records.continuation import check_never_continued, check_same_config, config_kept_until_trained
+from kleiber.records.continuation import (
+    check_never_continued,
+    check_same_config,
+    config_kept_until_trained,
+    warn_without_effect,
+)
 from kleiber.records.folder import config_hash, read_config, write_config
 
 CONFIG = resolve_config(Composer().compose([]))[0]
@@ -66,6 +71,24 @@ def test_a_run_whose_summary_has_the_hash_of_an_earlier_version_is_that_of_its_c
     write_config(tmp_path, CONFIG, [])
     write_summary(tmp_path, config_hash="0" * 8)
     check_never_continued(tmp_path, CONFIG)
+
+
+def test_keys_that_act_while_a_run_trains_are_named_once_it_is_finished(tmp_path, capsys):
+    ema, stability = {"_target_": "kleiber.training.EMA"}, {**CONFIG["callbacks"]["stability"], "window": 7}
+    callbacks = {**CONFIG["callbacks"], "ema": ema, "stability": stability, "samples": None}
+    watched = changed(callbacks=callbacks, eval__every_tokens="1K", evals={"perplexity": {}})
+    assert config_hash(watched) == config_hash(CONFIG)
+    write_config(tmp_path, CONFIG, [])
+    for status, config, keys in (
+        ("running", watched, ""),
+        ("finished", CONFIG, ""),
+        ("finished", watched, "callbacks.ema, callbacks.samples, callbacks.stability.window, eval.every_tokens"),
+    ):
+        write_summary(tmp_path, status=status)
+        warn_without_effect(tmp_path, config)
+        assert capsys.readouterr().err.removeprefix("warning: ").partition(" no longer")[0] == keys
+    warn_without_effect(tmp_path / "nope", watched)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -65,6 +65,19 @@ def test_the_wording_of_a_command_does_not_make_another_run(tmp_path):
     assert cell_folder(config, ["model=moe"], "moe") == first
 
 
+def test_a_start_point_counts_by_the_hash_in_its_name_or_by_its_whole_name(tmp_path):
+    def hash_of(run, root):
+        config = {**CONFIG, "root": str(root)}
+        start = {"_target_": "kleiber.runs.Checkpoint", "path": str(study_folder(config) / run / "main")}
+        return config_hash({**config, "init": start})
+
+    names = ("wiki-base", "code-base", "base", "gpt-12345678", "gpt-12345678.1", "gpt-12345678.x")
+    hashes = [hash_of(run, tmp_path) for run in names]
+    assert len(set(hashes)) == len(names)
+    assert hashes == [hash_of(run, tmp_path / "moved") for run in names]
+    assert hash_of("renamed-12345678", tmp_path) == hash_of("gpt-12345678", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a b"])
 def test_a_name_cannot_leave_the_root(name):
     with pytest.raises(ConfigError, match="name="):
@@ -142,6 +155,12 @@ def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
     plain = {**CONFIG, "optimizer": optimizer, "budget": {"tokens": 100}}
     assert config_hash({**plain, "new_group": None, "budget": {"tokens": 100, "ratio": None}}) == config_hash(plain)
     assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)
+
+
+def test_random_weights_are_no_start_point_whether_they_are_named_or_not():
+    assert CONFIG["init"] is None
+    hashes = {config_hash({**CONFIG, "init": {"_target_": f"kleiber.runs.{name}"}}) for name in ("Scratch", "HF")}
+    assert config_hash(CONFIG) in hashes and len(hashes) == 2
 
 
 def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):

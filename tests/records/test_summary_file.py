@@ -7,8 +7,10 @@ import pytest
 from fake_run import SUMMARY, fake_run, fake_stage, write_summary
 
 from kleiber.records.files import DamagedFile
+from kleiber.records.folder import status
 from kleiber.records.summary import Summary
 from kleiber.records.summary_file import (
+    OtherSchema,
     first_error,
     load_schema,
     read_summary,
@@ -49,7 +51,7 @@ DAMAGES = {
     "an id of a number": (damaged(run_id=3), "run_id=3"),
     "seed is true": (damaged(seed=True), "seed=True"),
     "R of text": (damaged(R="R"), "R=R"),
-    "another version": (damaged(schema="kleiber.run/9"), "schema=kleiber.run/9"),
+    "another file": (damaged(schema="kleiber.eval/1"), "schema=kleiber.eval/1"),
 }
 
 
@@ -64,6 +66,16 @@ def test_a_damaged_summary_is_named_with_its_fault_and_begun_anew(tmp_path, caps
     assert str(tmp_path / "summary.json") in capsys.readouterr().err
     assert read_summary(tmp_path)["status"] == "running"
     assert (tmp_path / "summary.json.damaged").read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_a_summary_of_another_version_is_refused_and_stays(tmp_path, capsys):
+    text = damaged(schema="kleiber.run/9")
+    (tmp_path / "summary.json").write_text(text)
+    for read in (read_summary, status, lambda folder: Summary(folder).start(**FACTS)):
+        with pytest.raises(OtherSchema, match=r"kleiber\.run/9 .* kleiber\.run/1"):
+            read(tmp_path)
+    assert summary_or_warning(tmp_path) == {} and "kleiber.run/9" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == text and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_or_a_dangling_link_in_the_place_of_a_summary_is_set_aside(tmp_path, capsys):

@@ -25,7 +25,7 @@ def test_mup_keeps_activation_sizes_and_the_standard_parametrization_does_not():
 
 @pytest.mark.slow
 def test_mup_without_its_learning_rate_factors_fails(monkeypatch):
-    monkeypatch.setattr(MuP, "lr_scale", lambda self, role: 1.0)
+    monkeypatch.setattr(MuP, "lr_scale", lambda self, role, muon=False: 1.0)
     assert largest_ratio("mup", AdamW(lr=0.02)) > 1.5
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from fake_run import fake_run, fake_stage
 from small_run import TINY
 
-from kleiber.runs.evaluation_subject import earlier_models, open_subject
+from kleiber.runs.evaluation_subject import earlier_checkpoints, earlier_models, open_subject
 from kleiber.runs.open import open_model
 
 RUN = [
@@ -14,6 +15,7 @@ RUN = [
     "callbacks.checkpoints.every=5",
     "callbacks.checkpoints.keep=3",
 ]
+CHECKPOINTS = [("docs", 900), ("docs", 1000), ("code", 225), ("code", 250)]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,15 @@ def test_the_checkpoints_of_a_branch_begin_with_those_of_its_trunk(tmp_path, cac
     (run,) = tmp_path.glob("*/*")
     steps = {stage: [step for step, _ in earlier_models(run / stage)] for stage in ("5120", "8192")}
     assert steps == {"5120": [3, 6, 8, 9], "8192": [3, 6, 8, 9, 12, 15]}
+
+
+def test_a_stage_of_a_chain_does_not_continue_the_checkpoints_of_the_stage_before(tmp_path):
+    records = [fake_stage("docs", steps=1000), fake_stage("code", parent="docs", branch_step=1000, steps=250)]
+    run = fake_run(tmp_path / "run", records)
+    folders = [run / "stages" / name / "checkpoints" / f"step-{step:08d}" for name, step in CHECKPOINTS]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert earlier_checkpoints(run, "code") == folders[2:3]
 
 
 def test_data_that_settings_describe_is_read_with_the_tokenizer_of_the_run(run, cache_dir, tmp_path):

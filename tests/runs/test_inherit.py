@@ -1,6 +1,7 @@
 """What a run inherits from its start point, and the default learning rate: muP's, or by the width of the model."""
 
 import json
+import re
 
 import pytest
 from fake_run import fake_run
@@ -15,6 +16,7 @@ LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
     "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64,
 }  # fmt: skip
+MODEL, DATA = {"_target_": "kleiber.models.Transformer"}, {"_target_": "kleiber.data.Builtin"}
 STANDARD = "model/parametrization=standard"
 
 
@@ -159,6 +161,30 @@ def test_a_start_point_may_be_the_name_of_a_local_copy(completed, folder, monkey
     assert config["init"]["path"] == str(folder) and config["data"]["tokenizer"] == str(folder)
     with pytest.raises(ConfigError, match=r"init\.path=nowhere: .* init\.path=FOLDER"):
         completed("init=hf", "init.path=nowhere")
+
+
+def test_a_key_that_the_command_line_deletes_is_not_inherited(completed, tmp_path):
+    run = fake_run(tmp_path / "run", config={"model": {**MODEL, "depth": 2, "context": 64}, "data": DATA})
+    start = ["init=checkpoint", f"init.path={run}"]
+    assert completed(*start)["model"] == {**MODEL, "depth": 2, "context": 64}
+    assert completed(*start, "~model.context")["model"] == {**MODEL, "depth": 2}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "key"),
+    [
+        ({"a": 1}, "model=None"),
+        ({"model": None, "data": DATA}, "model=None"),
+        ({"model": MODEL}, "data=None"),
+        ({"model": MODEL, "data": {"x": 1}}, "data={'x': 1}"),
+        ({"model": MODEL, "data": DATA, "stages": {"chain": [1]}}, "stages.chain=[1]"),
+        ({"model": MODEL, "data": DATA, "stages": {"chain": {"docs": 1}}}, "stages.chain.docs=1"),
+    ],
+)
+def test_a_start_point_with_a_config_that_no_run_writes_is_refused(completed, tmp_path, recorded, key):
+    run = fake_run(tmp_path / "run", config=recorded)
+    with pytest.raises(ConfigError, match=re.escape(f"{run / 'config.yaml'}: {key} ")):
+        completed("init=checkpoint", f"init.path={run}")
 
 
 def test_runs_that_write_the_data_are_named_by_absolute_paths_of_their_stages(completed, folder, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A run opened for use has its final weights, including those that the checkpoint of an adapter lacks."""
 
+import sys
+
 import pytest
 import torch
 import yaml
@@ -24,21 +26,34 @@ def test_weights_that_an_adapter_did_not_train_are_those_drawn_with_the_seed_of_
     assert all(torch.equal(value, moved[name]) for name, value in started.state_dict().items())
 
 
-@pytest.mark.parametrize("key", ["model", "data", "objective", "callbacks"])
+@pytest.mark.parametrize("key", ["model", "data", "objective", "adapter"])
 def test_a_recorded_config_that_does_not_pass_the_check_builds_nothing(tmp_path, key):
     run = trained_run(tmp_path / "run", DENSE)
     config = yaml.safe_load((run / "config.yaml").read_text())
     wrong = {"_target_": "os.mkdir", "path": str(tmp_path / "built")}
-    (run / "config.yaml").write_text(yaml.safe_dump(config | {key: {"x": wrong} if key == "callbacks" else wrong}))
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {key: wrong}))
     for attempt in (lambda: open_model(run), lambda: Checkpoint(str(run)).load(new_weights(DENSE))):
         with pytest.raises(ValueError, match=rf"config\.yaml: {key}"):
             attempt()
     assert not (tmp_path / "built").exists()
 
 
-def test_a_run_that_was_trained_on_a_gpu_opens_without_one(tmp_path):
+@pytest.mark.parametrize(
+    ("group", "node"),
+    [
+        ("trainer", {"accelerator": "gpu"}),
+        ("logger", {"mlflow": {"_target_": "kleiber.training.mlflow_logger"}}),
+        ("logger", {"lab": {"_target_": "a_lab_that_is_not_installed.Logger"}}),
+        ("callbacks", {"checkpoints": {"_target_": "kleiber.training.Checkpoints", "remote": "s3://bucket/runs"}}),
+        ("privacy", {"_target_": "kleiber.optimizers.DPSGD", "epsilon": 8.0}),
+        ("evals", {"lab": {"_target_": "a_lab_that_is_not_installed.Evaluation"}}),
+    ],
+)
+def test_a_run_opens_without_the_gpu_and_the_packages_that_only_its_training_needs(tmp_path, group, node, monkeypatch):
+    for module in ("mlflow", "s3fs", "opacus"):
+        monkeypatch.setitem(sys.modules, module, None)
     run = trained_run(tmp_path / "run", DENSE)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["trainer"] |= {"accelerator": "gpu"}
+    config[group] = {**(config[group] or {}), **node}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert open_model(run).step == 1

@@ -29,7 +29,7 @@ def write(
             params = {"total": total, "active": core + 16_000, "non_embedding": total - 16_000, "embedding": 16_000}
             stages: list[dict] = [{"name": "trunk"}]
             for tokens in TOKENS:
-                loss = base - 0.1 * math.log2(tokens / 4e6) + bowl(lr, best) + [0.0, 0.02, -0.01][seed]
+                loss = base - 0.1 * math.log2(tokens / 4e6) + bowl(lr, best) + [0.0, 0.02, -0.01, 0.01, -0.02][seed]
                 stages.append({
                     "name": f"{tokens / 1e6:g}M", "parent": "trunk", "trunk": "trunk", "lr": lr, "tokens": tokens,
                     "params": params, "flops": {"model": 6.0 * core * tokens}, "tokens_per_s": speed,

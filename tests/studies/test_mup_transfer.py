@@ -7,6 +7,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.launch.cli import main
+from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import arm_from_rows
 from kleiber.studies.mup_transfer import MupTransfer, drift_verdict, edge_warnings
 
@@ -78,6 +79,18 @@ def write_runs(folder, name, optimum):
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
         stage = {"metrics": {"val/docs/loss": row["loss"]}, "lr": row["lr"]}
         fake_run(folder / f"run{number}", [stage], config=config, seed=row["seed"])
+
+
+def test_runs_of_one_width_and_several_depths_are_compared_by_depth(tmp_path):
+    for number, row in enumerate(rows({2: 0.04, 8: 0.01})):
+        model = {"width": 32, "depth": row["width"], "context": 64, "parametrization": {"_target_": "kleiber.nn.MuP"}}
+        config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
+        stage = {"metrics": {"val/docs/loss": row["loss"]}, "lr": row["lr"]}
+        fake_run(tmp_path / f"run{number}", [stage], config=config, seed=row["seed"])
+    findings = MupTransfer().analyze(read_runs(tmp_path))
+    assert [row["depth"] for row in findings.tables["Optima"]] == [2, 8]
+    (drift,) = findings.tables["Drift of the optimum"]
+    assert drift["per_doubling"] == pytest.approx(-1.0, abs=0.15) and drift["depths"] == "[2, 8]"
 
 
 @pytest.mark.slow

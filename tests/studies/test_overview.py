@@ -49,6 +49,19 @@ def test_of_a_metric_that_is_no_loss_the_largest_value_is_best(tmp_path):
     assert [row["val/sst2/accuracy"] for row in rows] == [0.5, 0.25, 0.0]
 
 
+@pytest.mark.parametrize(("measure", "order"), [("eval/text/ece", [0, 1, 2]), ("eval/text/temperature", [2, 1, 0])])
+def test_errors_come_lowest_first_and_no_run_is_called_the_best_in_a_measure_of_unknown_direction(
+    measure, order, tmp_path
+):
+    for number in range(3):
+        fake_run(tmp_path / str(number), [{"metrics": {measure: float(number)}}], config={"seed": number})
+    findings = Overview().analyze(read_runs(tmp_path))
+    assert [row[measure] for row in findings.tables["Runs"]] == order
+    assert ("(best: " in findings.headline) is (order[0] == 0) and ("(highest: " in findings.headline) is (
+        order[0] == 2
+    )
+
+
 def test_branches_of_a_trunk_have_rows_of_their_own(tmp_path):
     stages = [
         fake_stage("trunk"),

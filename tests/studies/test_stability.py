@@ -1,6 +1,7 @@
 """Learning-rate sensitivities that are known, runs that diverged, and attention logits from logged rows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from fake_run import fake_run
@@ -70,6 +71,19 @@ def test_an_arm_with_other_rates_is_refused(runs):
     part = [run for run in runs if not run.name.startswith("qk_norm64-0.1")]
     with pytest.raises(ValueError, match="qk_norm, width 64, has other rates"):
         Stability().analyze(part)
+
+
+def test_a_reference_whose_runs_all_diverged_is_replaced_by_no_other_arm(runs):
+    lost = [
+        replace(run, status="diverged", summary={**run.summary, "stages": []}) if "plain64" in run.name else run
+        for run in runs
+    ]
+    findings = Stability().analyze(lost)
+    pairs = [(row["arm"], row["width"], row["against"]) for row in findings.tables["Difference in sensitivity"]]
+    assert pairs == [("qk_norm", 32, "plain")]
+    (verdict,) = (entry for entry in findings.verdicts if entry["code"] == "no_loss")
+    assert verdict["level"] == "warn" and "plain at width 64" in verdict["text"] and "9 of 9" in verdict["text"]
+    assert findings.headline.startswith(verdict["text"])
 
 
 def test_seeds_are_kept_apart():

@@ -18,12 +18,14 @@ from kleiber.nn.moe import MoE
 from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
+from kleiber.objectives.dpo import DPO
 from kleiber.objectives.equalized import Equalized
 from kleiber.objectives.kto import KTO
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.private_step import check_private, noise_generator, poisson_stream, private_gradients
 from kleiber.training.step import accumulate
-from kleiber.types.batch import Batch
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.model import Model
 
 NOTHING = PrivateSteps(noise=0.0, clip=1e9, delta=1e-5, rate=0.5, samples=12)
 
@@ -118,6 +120,39 @@ def test_padding_does_not_change_the_gradient_of_a_sample() -> None:
 
 def windows(count: int = 400) -> TrainWindows:
     return TrainWindows(TokenFile(np.arange(count * 4 + 1, dtype=np.uint16), count, count, "x"), 4)
+
+
+def test_the_gradient_of_a_pair_of_answers_is_its_own() -> None:
+    def answers(seed: int) -> Batch:
+        tokens = torch.randint(0, 64, (5, 13), generator=torch.Generator().manual_seed(seed))
+        return Batch(tokens, torch.ones(5, 13, dtype=torch.bool), weights=(torch.arange(13) > 7).expand(5, 13).double())
+
+    pairs = replace(answers(1), counterpart=answers(2), reference=torch.full((5, 2), -9.0, dtype=torch.float64))
+    net, objective = model(), DPO.__new__(DPO)
+    objective.beta, objective.adapter_off, objective._steps, objective._checked = 0.1, False, 0, False
+    check_private(net, objective, windows())
+    sums = accumulate(net, objective, [pairs], torch.Tensor.backward)
+    expected = [p.grad.clone() / sums.values["tokens"] * len(pairs) for p in net.parameters()]  # type: ignore[union-attr]
+    net.zero_grad()
+    private_gradients(net, objective, pairs, torch.Tensor.backward, NOTHING, torch.Generator())
+    for parameter, theirs in zip(net.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, theirs, atol=1e-12)  # type: ignore[arg-type]
+
+
+def test_the_penalty_of_a_retention_method_is_clipped_with_the_loss_of_each_sample() -> None:
+    def decay(net: Model, batch: Batch) -> Loss:
+        squares = sum((p.square().sum() for p in net.parameters()), torch.zeros(()))
+        return Loss(squares, torch.ones(()))
+
+    net, rows = model(), batch()
+    plain = gradients(NOTHING, rows)
+    private_gradients(net, CLM(), rows, torch.Tensor.backward, NOTHING, torch.Generator(), [decay])
+    for parameter, loss in zip(net.parameters(), plain, strict=True):
+        assert torch.allclose(parameter.grad, loss + len(rows) * 2 * parameter, atol=1e-9)  # type: ignore[operator]
+    net.zero_grad()
+    private_gradients(net, CLM(), rows, torch.Tensor.backward, replace(NOTHING, clip=0.01), torch.Generator(), [decay])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])  # type: ignore[misc]
+    assert norm <= len(rows) * 0.01 + 1e-9
 
 
 def test_what_couples_samples_is_refused() -> None:

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
+from kleiber.nn.heads import LMHead
+from kleiber.types.batch import Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, Model, Router
 
 
@@ -34,9 +37,34 @@ def test_rebalancing_does_nothing_by_default(hook):
 def test_optional_parts_are_absent_by_default():
     assert Attention().mask(4, 0, torch.device("cpu")) is None and MLP().last_matrix() is None
     model = Model()
-    model.leave_out_head()
     model.rebalance({"load/0": torch.ones(4)})
     assert model.causal and not model.tied
+
+
+class Small(Model):
+    """An embedding, a linear layer and an output layer."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.tied, self.embedding, self.linear = tied, nn.Embedding(5, 3), nn.Linear(3, 3)
+        self.head = LMHead(self.embedding.weight if tied else nn.Parameter(torch.zeros(5, 3)))
+
+
+def test_the_role_of_a_parameter_is_that_of_the_first_layer_that_holds_it():
+    embedding, linear = Role("embedding", 1), {"linear.weight": Role("hidden", 3), "linear.bias": Role("vector", 1)}
+    assert Small(tied=True).roles() == {"embedding.weight": embedding, **linear}
+    assert Small(tied=False).roles() == {"embedding.weight": embedding, **linear, "head.weight": Role("output", 3)}
+    model = Small(tied=True)
+    model.norm = nn.LayerNorm(3)
+    with pytest.raises(AssertionError, match=r"LayerNorm\.weight has no role"):
+        model.roles()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_freezing_the_head_leaves_a_tied_matrix_trainable(tied):
+    model = Small(tied)
+    model.freeze_head()
+    assert model.embedding.weight.requires_grad and model.head.weight.requires_grad == tied
 
 
 def test_a_head_multiplies_the_hidden_states_themselves():

@@ -92,13 +92,13 @@ def check(config: Config, follows: bool = False) -> None:
             continue  # of a run that was recorded before there was this key
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
-        _check_plain(key, kind, config[key])
+        check_plain(key, kind, config[key])
     _check_dry_run(config["dry_run"])
     for key in NODES:
         if key in ("callbacks", "logger"):
             _check_named(key, config.get(key))
         else:
-            _check_chosen(key, config.get(key))
+            check_node(key, require_node(key, config.get(key)))
     for key in OPTIONAL:
         _check_optional(key, config.get(key))
     check_compatibility(config)
@@ -128,7 +128,8 @@ def _check_dry_run(value: bool | str) -> None:
         raise ConfigError(f"dry_run={value} must be true, false, or the path of a .json file in an existing folder")
 
 
-def _check_plain(key: str, kind: object, value: object) -> None:
+def check_plain(key: str, kind: object, value: object) -> None:
+    """Raises ConfigError for a value that is not of `kind`, a type or a dataclass whose arguments the keys are."""
     if not (isinstance(kind, type) and is_dataclass(kind)):
         return check_type(key, kind, value)
     if not isinstance(value, Mapping):
@@ -141,28 +142,29 @@ def _check_plain(key: str, kind: object, value: object) -> None:
         raise ConfigError(str(error)) from None
 
 
-def _check_chosen(key: str, value: object) -> None:
+def require_node(key: str, value: object) -> Config:
+    """Returns the value if it is a node with a `_target_`; raises ConfigError otherwise."""
     if not isinstance(value, Mapping) or "_target_" not in value:
         raise ConfigError(f"{key}={value} must be a choice of the group: set {key}=NAME (--help lists the names)")
-    check_node(key, value)
+    return value
+
+
+def require_mapping(key: str, value: object) -> Config:
+    """Returns the value if it is a mapping, and an empty one for None; raises ConfigError otherwise."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
+    return value or {}
 
 
 def _check_optional(key: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
-    if "_target_" in value:
-        return check_node(key, value)
+    if "_target_" in require_mapping(key, value):
+        return check_node(key, require_mapping(key, value))
     _check_named(key, value)
 
 
-def _check_named(key: str, value: object) -> None:
+def _check_named(key: str, group: object) -> None:
     """Checks a node that holds named nodes, such as callbacks or logger."""
-    if value is None:
-        return
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
+    value = require_mapping(key, group)
     names = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in value.items():
         if name in names:

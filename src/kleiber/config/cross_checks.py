@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
 from kleiber.config.stages import check_name, quantity
-from kleiber.config.targets import argument
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
@@ -26,6 +26,7 @@ def check_compatibility(config: Config) -> None:
     _future(config)
     _pooling(config)
     _wise(config)
+    _replay(config)
     _l2sp_strength(config)
     _reference(config)
     _packing(config)
@@ -43,7 +44,7 @@ def _privacy(config: Config) -> None:
         return
     stability = (config.get("callbacks") or {}).get("stability")
     watch = stability if isinstance(stability, Mapping) and _is(stability, "Stability") else None
-    methods = [name for name in (config.get("retention") or {}) if name not in ("l2sp", "wise")]
+    methods = _methods_with_earlier_tasks(config)
     refused = {
         f"trainer.devices={argument(config['trainer'], 'devices')}": (argument(config["trainer"], "devices") or 1) > 1,
         f"retention=[{','.join(methods)}]": methods,
@@ -62,18 +63,24 @@ def _streaming(config: Config) -> None:
     """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
     stages = ((config.get("stages") or {}).get("chain") or {}).values()
     data = [config["data"], *(stage.get("data") for stage in stages if isinstance(stage, Mapping))]
-    epochs, methods = config["budget"].get("epochs"), set(config.get("retention") or {}) - {"l2sp", "wise"}
+    epochs, methods = config["budget"].get("epochs"), _methods_with_earlier_tasks(config)
     evals = config.get("evals") or {}
     refused = {
         f"budget.epochs={epochs}": (epochs, "set budget.tokens or budget.steps"),
         "privacy=dp_sgd": (config.get("privacy"), "remove it"),
         "evals=memorization": ("memorization" in evals, "remove it"),
         "evals.retrieval.store=null": (evals.get("retrieval") and not evals["retrieval"].get("store"), "name texts"),
-        f"retention=[{','.join(sorted(methods))}]": (methods, "take l2sp or wise"),
+        f"retention=[{','.join(methods)}]": (methods, "take l2sp or wise"),
     }
     for key, (chosen, fix) in refused.items():
         if chosen and any(isinstance(node, Mapping) and node.get("streaming") for node in data):
             raise ConfigError(f"{key} needs all samples, which data.streaming=true never has at once: {fix}")
+
+
+def _methods_with_earlier_tasks(config: Config) -> list[str]:
+    """Returns the keys of the retention methods that read tasks of earlier stages."""
+    methods = {key: node["_target_"] for key, node in (config.get("retention") or {}).items() if node}
+    return sorted(key for key, target in methods.items() if class_attribute(target, "reads_earlier_tasks"))
 
 
 def _loggers(loggers: Config) -> None:
@@ -123,18 +130,26 @@ def _batch(config: Config) -> None:
 
 
 def _stages(config: Config) -> None:
-    branches = (config["stages"] or {}).get("branches")
+    stages = config["stages"] or {}
+    branches, chain = stages.get("branches"), stages.get("chain")
+    if branches and len({quantity(tokens) for tokens in branches}) < len(branches):
+        raise ConfigError(f"stages.branches={branches} lists a number of tokens twice: remove one of the two")
+    if chain is not None and len(chain) < 2:
+        raise ConfigError(f"stages.chain={list(chain)} must have at least two stages: add one, or set stages=null")
+    if stages and (config.get("callbacks") or {}).get("checkpoints") is None:
+        raise ConfigError(
+            "callbacks.checkpoints=null does not work with stages, because a stage starts from the checkpoint of "
+            "another one: remove callbacks.checkpoints=null"
+        )
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
 
 
 def _next_token(config: Config) -> None:
-    objective = config["objective"]
-    if argument(config["model"], "causal") is False and any(
-        _is(objective, kind) for kind in ("CLM", "SFT", "DPO", "IPO", "CDPO", "KTO", "Distill", "Equalized")
-    ):
-        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
+    target = str(config["objective"]["_target_"])
+    name, needs_causal = target.rsplit(".", 1)[-1].lower(), class_attribute(target, "needs_causal")
+    if needs_causal and argument(config["model"], "causal") is False:
         raise ConfigError(
             f"objective={name} predicts the next token, which a model with model.causal=false can read: "
             "set objective=mlm or model=gpt"
@@ -142,25 +157,25 @@ def _next_token(config: Config) -> None:
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
-            name = f"callbacks={kind.lower()}"
-            raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
-    others = [kind for kind in ("Classify", "Reward", "MLM") if _is(objective, kind)]
-    if others and any(_is(node, "Positions") for node in nodes):
+            raise ConfigError(
+                f"callbacks={kind.lower()} needs a causal model, and model.causal=false: remove one of them"
+            )
+    if not needs_causal and any(_is(node, "Positions") for node in nodes):
         raise ConfigError(
-            f"callbacks=positions scores the prediction of next tokens, which objective={others[0].lower()} does not "
-            "train: remove it, or set objective=clm"
+            f"callbacks=positions scores the prediction of next tokens, which objective={name} does not train: remove "
+            "it, or set objective=clm"
         )
 
 
 def _future(config: Config) -> None:
     """Parts of the model that predict later tokens are trained by the loss of next tokens alone."""
-    future, objective = argument(config["model"], "future"), config["objective"]
+    future, target = argument(config["model"], "future"), str(config["objective"]["_target_"])
     if not future:
         return
     if argument(config["model"], "causal") is False:
         raise ConfigError(f"model.future={future} needs a causal model, and model.causal=false: set model.future=0")
-    if not (_is(objective, "CLM") or _is(objective, "SFT")):
-        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
+    if not class_attribute(target, "trains_future"):
+        name = target.rsplit(".", 1)[-1].lower()
         raise ConfigError(
             f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
             "later tokens: set model.future=0"
@@ -179,10 +194,27 @@ def _pooling(config: Config) -> None:
 
 def _wise(config: Config) -> None:
     """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
-    methods = (config.get("retention") or {}).values()
     is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
-    if is_wrapped and any(_is(node, "WiSE") for node in methods):
-        raise ConfigError("retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze")
+    for name, node in (config.get("retention") or {}).items():
+        if not _is(node, "WiSE"):
+            continue
+        alphas = argument(node, "alphas") or ()
+        if len(set(alphas)) < len(alphas):
+            raise ConfigError(f"retention.{name}.alphas={alphas} must be distinct: remove one of two equal numbers")
+        if is_wrapped:
+            raise ConfigError(
+                "retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze"
+            )
+
+
+def _replay(config: Config) -> None:
+    """Text that the model writes itself is not kept."""
+    for name, node in (config.get("retention") or {}).items():
+        if _is(node, "Replay") and node.get("memory") is not None and argument(node, "source") == "generated":
+            raise ConfigError(
+                f"retention.{name}.memory={node['memory']} needs source=real: with source=generated set "
+                "generated_tokens"
+            )
 
 
 def _l2sp_strength(config: Config) -> None:

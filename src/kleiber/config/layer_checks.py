@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from kleiber.config.attention_size import PATTERN
 from kleiber.config.errors import ConfigError
-from kleiber.config.targets import argument, signature
+from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
 
 FULL, WINDOW = "kleiber.nn.FullAttention", "kleiber.nn.WindowAttention"
@@ -22,10 +22,6 @@ REFUSED = {  # options that a kind of attention does not have, and why
     DELTA: (SHARED[1:], "delta has a state in place of keys and positions"),
     NONE: (SHARED, "none has no queries, keys or positions"),
 }
-LEARNED = {  # routers in which tokens choose experts by a learned score; whether their weights sum to 1
-    "TopK": True, "Noisy": True, "Sigmoid": True, "LossFree": True, "GroupLimited": True, "Switch": False,
-    "Sinkhorn": False,
-}  # fmt: skip
 
 
 def check_layers(model: Config) -> None:
@@ -168,24 +164,24 @@ def _check_leak(model: Config, router: Config) -> None:
 
 def _check_router(mlp: Config, router: Config) -> None:
     """Refuses a router that cannot learn, or that does not fit the mixture."""
-    package, _, name = str(router["_target_"]).rpartition(".")
-    if package != "kleiber.nn.routers":
-        return
+    target = str(router["_target_"])
+    name, by_logits = target.rpartition(".")[2], class_attribute(target, "by_logits")
+    if by_logits is None:
+        raise ConfigError(f"model.mlp.router._target_={target} must be a class derived from kleiber.types.model.Router")
     parts = argument(mlp, "granularity")
     k, experts = argument(mlp, "k") * parts, argument(mlp, "num_experts") * parts
-    if k == 1 and LEARNED.get(name):
+    if k == 1 and by_logits and class_attribute(target, "sums_to_one"):
         raise ConfigError(
             f"model.mlp.k=1 leaves the router {name} without a gradient, since its weight is always 1: set "
             "model/router=switch, or model.mlp.k=2"
         )
-    if mlp["_target_"] == DROPPING and name not in LEARNED:
+    if mlp["_target_"] == DROPPING and not by_logits:
         raise ConfigError(
             f"model/mlp=dropping needs a learned router in which tokens choose experts, and {name} is not one: set "
             "model/mlp=moe"
         )
-    if name != "GroupLimited":
-        return
-    check_groups(argument(router, "groups"), argument(router, "limit"), experts, k)
+    if target == "kleiber.nn.routers.GroupLimited":
+        check_groups(argument(router, "groups"), argument(router, "limit"), experts, k)
 
 
 def check_groups(groups: int, limit: int, experts: int, k: int) -> None:

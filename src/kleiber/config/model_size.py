@@ -15,12 +15,11 @@ from pathlib import Path
 from kleiber.config.attention_size import attention_cache, attention_size
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
-from kleiber.config.targets import argument
+from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
 EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
 MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
-ROUTER_MATRICES = {"kleiber.nn.routers.Hash": 0, "kleiber.nn.routers.Random": 0, "kleiber.nn.routers.Noisy": 2}
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
 WRAPPED = "kleiber.models.HFModel"
@@ -162,7 +161,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
     hidden = int(node["hidden"]) // parts if node.get("hidden") else -(-gated // (8 * (k + shared))) * 8
     expert = 3 * width * hidden
     choice = node.get("router")
-    matrices = ROUTER_MATRICES.get(str(choice["_target_"]), 1) if isinstance(choice, Mapping) else 1
+    matrices = class_attribute(choice["_target_"], "matrices") if isinstance(choice, Mapping) else 1
     router, common = matrices * experts * width, shared * expert
     return router + common + experts * expert, router + common + k * expert, router + common + k * expert
 

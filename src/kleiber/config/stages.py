@@ -67,8 +67,6 @@ def stage_configs(config: Config) -> dict[str, Json]:
     stages: dict[str, Json] = {}
     for name, changes in config["stages"]["chain"].items():
         check_name("stages.chain", name)
-        if changes is not None and not isinstance(changes, Mapping):
-            raise ConfigError(f"stages.chain.{name}={changes} must be a mapping of keys to their values in this stage")
         stage = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
         if not stages:
             stage |= dict.fromkeys(LATER_STAGE_KEYS)
@@ -190,12 +188,13 @@ def has_pretrained_weights(model: Config) -> bool:
 def quantity(value: int | float | str) -> float:
     """Returns a number, or text such as `20M`, `1.5B` or `2e7`, as a float.
 
-    Raises ValueError for other text, and for a number that is not finite and positive.
+    Raises ValueError for other values, and for a number that is not finite and positive.
     """
-    number = float(value) if isinstance(value, int | float) else _parse(value)
-    if not (math.isfinite(number) and number > 0):
+    number = _parse(value) if isinstance(value, str) else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not (is_number and math.isfinite(number) and number > 0):
         raise ValueError(f"{value!r} must be a positive number such as 20000000, 2e7, 20M or 1.5B")
-    return number
+    return float(number)
 
 
 def _parse(text: str) -> float:

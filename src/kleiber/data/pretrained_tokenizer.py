@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from kleiber.types import Json
 from kleiber.types.tokenizer import Separator, Tokenizer
 
 MODEL = "config.json"
+TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
+FILES = (FILE, CONFIG, MODEL, TEMPLATE, GENERATION)  # which kleiber reads in the folder of a tokenizer
 MOST_IDS = 1 << 24
 VERSION = 2  # part of every hash: raise it when the ids of a text change
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
@@ -150,6 +153,14 @@ def load_pretrained(name: str) -> Pretrained:
     if not (folder / FILE).is_file():
         raise ValueError(f"data.tokenizer={name} must be a folder with {FILE}, and {folder} has none")
     return Pretrained(folder, name)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a tokenizer from its folder to the folder `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 def _download(name: str) -> Path:

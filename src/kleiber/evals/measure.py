@@ -201,14 +201,14 @@ def metrics(name: str, results: Results) -> dict[str, float]:
 
 
 def to_json(results: Results) -> Json:
-    """The results as RUN/evals/<name>.json holds them."""
+    """The scores and details as RUN/evals/<name>.json holds them."""
     scores = {
         data: {metric: score.to_json() for metric, score in scores.items()} for data, scores in results.scores.items()
     }
     return {"scores": scores, "details": results.details}
 
 
-def save_results(folder: Path, name: str, results: Results) -> None:
-    """Writes the results of an evaluation to evals/<name>.json in the folder of a run."""
+def save_results(folder: Path, name: str, results: Results, settings: Config) -> None:
+    """Writes the results of an evaluation, and the node `settings` of its config, to RUN/evals/<name>.json."""
     (folder / "evals").mkdir(exist_ok=True)
-    write_json(folder / "evals" / f"{name}.json", to_json(results))
+    write_json(folder / "evals" / f"{name}.json", {**to_json(results), "settings": dict(settings)})

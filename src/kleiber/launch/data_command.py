@@ -22,6 +22,11 @@ SHOWN = 10  # words of each group in the terminal
 OPTIONS = {"path": "", "text": "--text ", "config": "--config ", "tokenizer": "--tokenizer "}  # by key of the data
 DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
+Page = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
+]
+
 
 def describe(
     path: Annotated[str, typer.Argument(help="builtin/docs, wikitext, tinystories, a file, a folder or a hub name.")],
@@ -45,10 +50,7 @@ def describe(
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Largest distance to a word of a group. [10]")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report to this JSON file.")] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
-    ] = None,
+    report: Page = None,
 ) -> None:
     """Describe the text at a path, with --bias which words stand near which; --tokenizer prepares its tokens."""
     from kleiber.config.stages import quantity

@@ -7,10 +7,12 @@ threads would deadlock its children, and a server that had imported wandb or dat
 import gc
 from importlib import import_module
 
+from kleiber.nn import routers
 from kleiber.records.summary import commit, cpu_name, versions
 from kleiber.training.lightning import import_lightning
 
 MODULES = (
+    *(f"kleiber.nn.routers.{module}" for module in set(routers.EXPORTS.values())),
     "rich.console",
     "rich.table",
     "kleiber.data.corpus",
@@ -20,11 +22,6 @@ MODULES = (
     "kleiber.launch.main",
     "kleiber.models.transformer",
     "kleiber.nn.moe",
-    "kleiber.nn.routers.expert_choice",
-    "kleiber.nn.routers.hash",
-    "kleiber.nn.routers.sigmoid",
-    "kleiber.nn.routers.sinkhorn",
-    "kleiber.nn.routers.topk",
     "kleiber.objectives.clm",
     "kleiber.records.closing_table",
     "kleiber.runs.banner",

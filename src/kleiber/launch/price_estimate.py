@@ -3,8 +3,7 @@
 `python -m kleiber.launch.price_estimate` reads a request from standard input and prints its answer as the last line.
 Parameters, tokens and FLOPs are counted for every run. Training speed is measured for the smallest, a middle and the
 largest run of each kind, and interpolated for the other runs; where time runs out, a run has the speed of others with
-its class of model and of privacy. `kleiber.launch.run_cost` counts and measures a single run. All files are written to
-a temporary folder.
+its class of model and of privacy. `kleiber.launch.run_cost` counts and measures a single run. All files are temporary.
 """
 
 from __future__ import annotations
@@ -31,7 +30,8 @@ from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.banner import describe_stages
-from kleiber.runs.run import keep_tokenizer, plan_stages
+from kleiber.runs.recorded_config import keep_tokenizer
+from kleiber.runs.run import plan_stages
 from kleiber.types import Config, Json
 
 MEASURING_SECONDS = 40.0  # after which no further run is measured, but for the first of a class of models or privacy
@@ -116,7 +116,7 @@ class Prices:
         summary.update(status=Status.FINISHED, stages=stages)
         if trains_tokenizer(config):
             corpus = build(DictConfig(config["data"])).prepare(config["model"]["context"])
-            keep_tokenizer(corpus.tokenizer, folder)
+            keep_tokenizer(corpus.tokenizer, config, folder)
 
     def count_key(self, config: Config) -> str:
         """Returns a text that is equal for runs with equal counts.

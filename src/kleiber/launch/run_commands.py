@@ -183,6 +183,7 @@ def compare(
     from kleiber.records.catalog import read_runs
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
+    from kleiber.studies.compare.arms import planned_looks
     from kleiber.studies.report import exit_code
 
     if not 0 < level < 1:
@@ -191,8 +192,8 @@ def compare(
         near = did_you_mean(equal, study.QUANTITIES)
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
-    options = study.Compare(measure=measure, equal=equal, level=level)
     arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
+    options = study.Compare(measure=measure, equal=equal, level=level, looks=planned_looks(selected, arm_of))
     findings = study.compare(selected, options, arm_of)
     typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
     if further:

@@ -29,7 +29,7 @@ from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
-from kleiber.runs.open import HARDWARE, add_heads, freeze_unused_heads
+from kleiber.runs.open import add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
@@ -230,7 +230,7 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
         shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
         unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
         local = {key: value for key, value in short["trainer"].items() if key in Local.__dataclass_fields__}
-        short["trainer"] = {**local, **HARDWARE, "devices": 1}
+        short["trainer"] = {**local, "_target_": "kleiber.training.Local", "devices": 1}
         short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))

@@ -25,7 +25,7 @@ from kleiber.models.hf_pretrained import (
     quiet_transformers,
     reads_ahead,
 )
-from kleiber.models.transformer import TaskHead
+from kleiber.nn.heads import TaskHead
 from kleiber.nn.mup import StandardParametrization
 from kleiber.records.progress import activity
 from kleiber.types import Context, Depth, Json, VocabSize
@@ -152,7 +152,7 @@ class HFModel(Model):
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs)
 
-    def leave_out_head(self) -> None:
+    def freeze_head(self) -> None:
         inside = {id(parameter) for parameter in self.backbone.parameters()}
         for parameter in self.inner.parameters():
             if id(parameter) not in inside:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from kleiber.config.model_size import lstm_hidden
-from kleiber.models.transformer import LMHead, TaskHead, roles
+from kleiber.nn.heads import LMHead, TaskHead
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, NonNegative, Positive, VocabSize, Width
@@ -105,13 +105,6 @@ class LSTM(Model):
     def add_head(self, name: str, outputs: int) -> None:
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
-
-    def leave_out_head(self) -> None:
-        if not self.tied:
-            self.head.weight.requires_grad_(False)
-
-    def roles(self) -> dict[str, Role]:
-        return roles(self)
 
 
 class StateCache(DecodingCache):

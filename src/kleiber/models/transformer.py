@@ -12,58 +12,19 @@ from typing import Annotated, Literal, cast
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from kleiber.models.block import Block, FutureHead, Placement, add_sums, token_positions
 from kleiber.models.cache import KeyValueCache
 from kleiber.nn.attention import FullAttention
+from kleiber.nn.heads import LMHead, TaskHead
 from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.mup import MuP, Site
 from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
-from kleiber.types.batch import Batch, Output, Role
-from kleiber.types.model import MLP, Attention, Head, Layer, Model, Parametrization
+from kleiber.types.batch import Batch, Output
+from kleiber.types.model import MLP, Attention, Model, Parametrization
 
 PositionKind = Literal["rotary", "alibi", "learned", "none"]
-
-
-class LMHead(Layer, Head):
-    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118."""
-
-    def __init__(self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None) -> None:
-        super().__init__()
-        self.weight, self.multiplier, self.soft_cap = weight, multiplier, soft_cap
-
-    def forward(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
-        logits = F.linear(hidden, self.weight) * self.multiplier
-        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
-
-    def roles(self) -> dict[str, Role]:
-        return {"weight": Role("output", self.weight.shape[1])}
-
-    def flops(self, time: int) -> float:
-        return 2.0 * self.weight.numel()
-
-
-class TaskHead(Layer):
-    """scores = multiplier pooled @ weight.T + bias, from pooled hidden states; weight and bias start at 0."""
-
-    def __init__(self, width: int, outputs: int, multiplier: float = 1.0) -> None:
-        super().__init__()
-        if outputs < 1:
-            raise ValueError(f"a task's output layer needs >= 1 outputs, not {outputs}")
-        self.multiplier = multiplier
-        self.weight = nn.Parameter(torch.zeros(outputs, width))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, pooled: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes outputs"]:
-        return F.linear(pooled, self.weight) * self.multiplier + self.bias
-
-    def roles(self) -> dict[str, Role]:
-        return {"weight": Role("output", self.weight.shape[1]), "bias": Role("vector", 1)}
-
-    def flops(self, time: int) -> float:
-        return 2.0 * self.weight.numel() / time
 
 
 class Transformer(Model):
@@ -193,11 +154,6 @@ class Transformer(Model):
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
-    def leave_out_head(self) -> None:
-        """Stops training the output matrix over tokens; a tied matrix is still trained, as the embedding."""
-        if not self.tied:
-            self.head.weight.requires_grad_(False)
-
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Passes the load of each layer to its router.
 
@@ -205,25 +161,3 @@ class Transformer(Model):
         """
         for layer, block in enumerate([*self.blocks, *(part.get_submodule("block") for part in self.future)]):
             cast(Block, block).mlp.rebalance(sums.get(f"load/{layer}"))
-
-    def roles(self) -> dict[str, Role]:
-        return roles(self)
-
-
-def roles(model: nn.Module) -> dict[str, Role]:
-    """The role of each parameter, from the first `Layer`, linear layer or embedding that holds it."""
-    by_name: dict[str, Role] = {}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            by_name.setdefault(names[id(parameter)], _role(module, name))
-    return {name: by_name[name] for name in names.values()}
-
-
-def _role(module: nn.Module, name: str) -> Role:
-    if isinstance(module, Layer):
-        return module.roles()[name]
-    if isinstance(module, nn.Linear):
-        return Role("hidden", module.in_features) if name == "weight" else Role("vector", 1)
-    assert isinstance(module, nn.Embedding), f"{type(module).__name__}.{name} has no role: make its class a Layer"
-    return Role("embedding", 1)

@@ -52,7 +52,7 @@ class Adapted(Layer):
             a, b = self.get_parameter(name + A), self.get_parameter(name + B)
             stack = a.ndim == 3
             kind = "output" if roles[name].kind == "output" else "hidden"
-            roles[name + A] = Role(kind, a.shape[1] if stack else a.shape[-1])
+            roles[name + A] = Role(kind, a.shape[1] if stack else a.shape[-1], fixed_outputs=True)
             roles[name + B] = Role("output", b.shape[1] if stack else b.shape[-1])
             if name + M in self._parameters:
                 roles[name + M] = Role("vector", 1)

@@ -22,7 +22,8 @@ class MuP:
 
     Hidden matrices start at std 1/sqrt(fan_in) and have the learning-rate factor base_width/fan_in; attention logits
     are q.k 4/head_dim, which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch is multiplied by
-    sqrt(base_depth/depth) and output logits by base_width/width. The residual stream starts at RMS 1. Unlike in the
+    sqrt(base_depth/depth), and so are the learning rates of all parameters inside blocks (Depth-muP for Adam); output
+    logits are multiplied by base_width/width. The residual stream starts at RMS 1. Unlike in the
     paper's table 8, at (base_width, base_depth) these multipliers are 1, and so are the factors of the matrices that
     read the residual stream. A matrix with another fan-in (`down` of an MLP reads about 8/3 width) has the factor
     base_width/fan_in there too, and a tied embedding, whose std is small because it is also the output matrix, is
@@ -62,8 +63,12 @@ class MuP:
         """Scale of a router: the multiplier of an output layer, but std > 0, because equal scores choose no experts."""
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
-    def lr_scale(self, role: Role) -> float:
-        return self.base_width / role.fan_in if role.kind == "hidden" else 1.0
+    def lr_scale(self, role: Role, muon: bool = False) -> float:
+        depth = 1.0 if role.depth is None else math.sqrt(self.base_depth / role.depth)
+        if role.kind != "hidden":
+            return depth
+        width = self.base_width / role.fan_in
+        return depth * (math.sqrt(width) if muon and not role.fixed_outputs else width)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class StandardParametrization:
     def router(self, width: int) -> Scale:
         return Scale(self.std, 1.0)
 
-    def lr_scale(self, role: Role) -> float:
+    def lr_scale(self, role: Role, muon: bool = False) -> float:
         return 1.0
 
 

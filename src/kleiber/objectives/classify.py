@@ -16,7 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.data.labelled import LabelledCorpus
-from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
+from kleiber.nn.heads import head_name
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Predictions, Scorer
@@ -171,8 +173,7 @@ class Classify(Objective):
         metrics = {"ce": total.detach()}
         if correct is not None:
             metrics["accuracy"] = correct.float().sum()
-        auxiliary = rescale_auxiliary(output, batch, len(batch), batch.auxiliary_ratio)
-        return scores, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        return scores, loss_with_auxiliary(total, len(batch), metrics, output, batch, batch.auxiliary_ratio)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of texts, and of their tokens."""

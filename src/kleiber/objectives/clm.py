@@ -19,7 +19,7 @@ from torch import Tensor
 from kleiber.data.instruct import InstructCorpus
 from kleiber.models.counting import forward_flops
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
-from kleiber.objectives.objective import loss_with_auxiliary, real_tokens, rescale_auxiliary
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
 from kleiber.types import NonNegative, Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Predictions
@@ -38,6 +38,8 @@ class CLM(Objective):
 
     likelihood = True
     has_predictions = True
+    needs_causal = True
+    trains_future = True
 
     def __init__(self, z_loss: NonNegative = 0.0) -> None:
         self.z_loss = z_loss
@@ -56,11 +58,8 @@ class CLM(Objective):
         if output.future:
             later = future_loss(output.future, model, batch, weights)
             total, metrics["future_ce"] = total + model.future_weight * later, later.detach()
-        # Where targets are marked, auxiliary sums have more tokens: those of prompts too.
-        auxiliary = (
-            output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens, batch.auxiliary_ratio)
-        )
-        return loss_with_auxiliary(total, tokens, metrics, auxiliary)
+        marked = batch.weights is not None
+        return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
         """Numbers of targets and tokens, where targets are marked."""
@@ -168,6 +167,8 @@ class Distill(CLM):
     mix          weight of the teacher; 1 leaves out the cross-entropy
     """
 
+    trains_future = False
+
     def __init__(
         self,
         corpus: Corpus,
@@ -230,10 +231,8 @@ class Distill(CLM):
         total = (1 - self.mix) * total + self.mix * divergence
         metrics = {"ce": cross.detach(), "kd": divergence.detach()}
         tokens = weights.sum()
-        auxiliary = (
-            output.aux if batch.weights is None else rescale_auxiliary(output, rows, tokens, batch.auxiliary_ratio)
-        )
-        return loss_with_auxiliary(total, tokens, metrics, auxiliary)
+        marked = batch.weights is not None
+        return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
 
     def unlearned_flops(self, model: Model, time: int) -> float:
         """Those of the teacher."""

@@ -23,8 +23,10 @@ from kleiber.data.preference import PreferenceCorpus
 from kleiber.models.counting import forward_flops
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
+from kleiber.objectives.auxiliary import loss_with_auxiliary
 from kleiber.objectives.clm import next_token_inputs, read_tokens
-from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.objectives.reference import set_reference
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
@@ -54,6 +56,7 @@ class DPO(Objective):
     learning_rate_factor = 0.1
     default_epochs = 3.0
     compares_answers = True
+    needs_causal = True
 
     def __init__(
         self, corpus: Corpus, beta: Positive = 0.1, reference: Literal["start", "adapter_off"] = "start"
@@ -94,8 +97,7 @@ class DPO(Objective):
                 "reward_rejected": self.beta * ratios[:, 1].sum(),
             }
         self._warn_if_stuck(difference)
-        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
-        return answers, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        return answers, loss_with_auxiliary(total, len(batch), metrics, output, rows, batch.auxiliary_ratio)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:
         """Numbers of pairs, and of tokens in their rows."""

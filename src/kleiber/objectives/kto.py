@@ -17,15 +17,11 @@ from torch import Tensor
 
 from kleiber.data.unpaired import UnpairedCorpus
 from kleiber.models.counting import forward_flops
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
-from kleiber.objectives.objective import (
-    SampleTable,
-    loss_with_auxiliary,
-    real_tokens,
-    rescale_auxiliary,
-    set_reference,
-)
+from kleiber.objectives.reference import set_reference
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
@@ -51,6 +47,8 @@ class KTO(Objective):
     unit = "loss/sample"
     learning_rate_factor = 0.1
     default_epochs = 3.0
+    couples_samples = True  # by the reference point of the whole step
+    needs_causal = True
 
     def __init__(
         self, corpus: Corpus, beta: Positive = 0.1, desirable: Positive = 1.0, undesirable: Positive = 1.0
@@ -103,8 +101,8 @@ class KTO(Objective):
                 "margin": margin.sum(),
                 "point": point.sum(),
             }
-        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
-        return torch.stack([ratio, mismatched], 1), loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        loss = loss_with_auxiliary(total, len(batch), metrics, output, rows, batch.auxiliary_ratio)
+        return torch.stack([ratio, mismatched], 1), loss
 
     @torch.no_grad()
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
-from kleiber.objectives.objective import loss_with_auxiliary
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
 from kleiber.types import Seed
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Predictions
@@ -48,11 +48,13 @@ class MLM(Objective):
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()
         total, _ = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
-        # Auxiliary losses are sums over all tokens and the loss is a sum over a share of them: keep their proportion.
-        auxiliary = {
-            name: value if name.startswith("load/") else value * self.mask_share for name, value in output.aux.items()
-        }
-        return loss_with_auxiliary(total, chosen.sum().float(), {"ce": total.detach()}, auxiliary)
+        count, metrics = chosen.sum().float(), {"ce": total.detach()}
+        return loss_with_auxiliary(total, count, metrics, output, batch, batch.auxiliary_ratio)
+
+    def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor]:
+        """Numbers of hidden tokens, and of tokens that are read."""
+        batch = within_context(batch, model.context)
+        return self.corrupt(batch)[1].sum(), real_tokens(batch)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the token at every position; positions that are not hidden have weight 0."""

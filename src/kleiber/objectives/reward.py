@@ -12,9 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.data.preference import PreferenceCorpus
+from kleiber.nn.heads import head_name
+from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
 from kleiber.objectives.classify import pool
 from kleiber.objectives.dpo import stack_pairs, wins
-from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, real_tokens, rescale_auxiliary
+from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import NonNegative
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
@@ -71,8 +73,7 @@ class Reward(Objective):
                 "reward_chosen": rewards[:, 0].sum(),
                 "reward_rejected": rewards[:, 1].sum(),
             }
-        auxiliary = rescale_auxiliary(output, rows, len(batch), batch.auxiliary_ratio)
-        return rewards, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
+        return rewards, loss_with_auxiliary(total, len(batch), metrics, output, rows, batch.auxiliary_ratio)
 
     def _rows(self, model: Model, batch: Batch) -> Batch:
         """The chosen rows of a batch, then the rejected ones, each cut to the context."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kleiber.nn.sharding import is_sharded
 from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
+from kleiber.types.model import LearningRateScale
 
 ParameterGroup = dict[str, Any]  # of a torch optimizer: parameters, their names, and settings
 DecayKind = Literal["decoupled", "independent", "cautious"]
@@ -35,15 +36,13 @@ class Optimizer(Protocol):
     def lr(self) -> float: ...
     @property
     def clip(self) -> float | None: ...
-    def build(
-        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
-    ) -> torch.optim.Optimizer: ...
+    def build(self, model: nn.Module, roles: dict[str, Role], lr_scale: LearningRateScale) -> torch.optim.Optimizer: ...
 
 
 def parameter_groups(
     model: nn.Module,
     roles: dict[str, Role],
-    lr_scale: Callable[[Role], float],
+    lr_scale: LearningRateScale,
     lr: float,
     weight_decay: float,
     only: Container[str] | None = None,
@@ -99,9 +98,7 @@ class AdamW:
     clip: Positive | None = 1.0
     decay: DecayKind = "decoupled"
 
-    def build(
-        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
-    ) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, roles: dict[str, Role], lr_scale: LearningRateScale) -> torch.optim.Optimizer:
         """Returns the optimizer of the parameter groups of a model."""
         groups = parameter_groups(model, roles, lr_scale, self.lr, self.weight_decay, decay=self.decay)
         return with_decay(torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True))
@@ -126,9 +123,7 @@ class Lion:
     clip: Positive | None = 1.0
     decay: DecayKind = "decoupled"
 
-    def build(
-        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
-    ) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, roles: dict[str, Role], lr_scale: LearningRateScale) -> torch.optim.Optimizer:
         """Returns the optimizer of the parameter groups of a model."""
         groups = parameter_groups(model, roles, lr_scale, self.lr, self.weight_decay, decay=self.decay)
         return with_decay(SignDescent(groups, self.betas))

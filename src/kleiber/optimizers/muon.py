@@ -6,8 +6,9 @@ Matrices that are stored as one (queries, keys and values; gate and up) are orth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -29,6 +30,7 @@ from kleiber.optimizers.adamw import (
 )
 from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
+from kleiber.types.model import LearningRateScale
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, steepest at 0; torch.optim.Muon has the same
 TINY = 1e-7
@@ -47,9 +49,9 @@ class Muon:
     decay     kind of weight decay, as in `AdamW`
 
     With muP, the largest singular value of a step over sqrt(fan_out / fan_in) must not grow with the width (Yang et al.
-    2023, arXiv:2310.17813). That of O is 1 and sqrt(max(rows, columns)) grows as sqrt(width). So the learning-rate
-    scale of a matrix is sqrt(base_width / fan_in), the *square root* of Adam's; lr x weight_decay is the same at every
-    width.
+    2023, arXiv:2310.17813). That of O is 1 and sqrt(max(rows, columns)) grows as sqrt(width). So the width enters the
+    learning-rate scale of a matrix as sqrt(base_width / fan_in), the *square root* of Adam's, unless its number of
+    outputs is fixed, as LoRA's rank is; lr x weight_decay is the same at every width.
     """
 
     lr: Positive = 0.02
@@ -61,17 +63,16 @@ class Muon:
     clip: Positive | None = 1.0
     decay: DecayKind = "decoupled"
 
-    def build(
-        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
-    ) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, roles: dict[str, Role], lr_scale: LearningRateScale) -> torch.optim.Optimizer:
         """Returns the optimizer of the parameter groups of a model."""
         dims = {name: p.dim() for name, p in model.named_parameters()}
         kinds: dict[int, set[str]] = {0: set(), 2: set(), 3: set()}
         for name, dim in dims.items():
             kinds[dim if roles[name].kind == "hidden" and dim in (2, 3) else 0].add(name)
+        of_muon = partial(lr_scale, muon=True)
         matrices, stacks, rest = (
             parameter_groups(model, roles, scale, self.lr, self.weight_decay, only=kinds[kind], decay=self.decay)
-            for kind, scale in ((2, square_root(lr_scale)), (3, square_root(lr_scale)), (0, lr_scale))
+            for kind, scale in ((2, of_muon), (3, of_muon), (0, lr_scale))
         )
         built: list[torch.optim.Optimizer] = []
         if any(is_sharded(parameter) for group in matrices for parameter in group["params"]):
@@ -84,11 +85,6 @@ class Muon:
         if rest:
             built.append(torch.optim.AdamW(rest, lr=self.lr, betas=self.betas, eps=self.eps, fused=True))
         return with_decay(CombinedOptimizer(model, built))
-
-
-def square_root(lr_scale: Callable[[Role], float]) -> Callable[[Role], float]:
-    """Returns a function that gives the square root of the scale of a role."""
-    return lambda role: math.sqrt(lr_scale(role))
 
 
 class CombinedOptimizer(torch.optim.Optimizer):

@@ -6,14 +6,15 @@ the result of the command that has begun the run, so that command is refused fro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError
-from kleiber.records.folder import config_hash, flatten, identity, read_config
+from kleiber.config.errors import ConfigError, Status
+from kleiber.records.folder import config_hash, flatten, identity, read_config, status
 from kleiber.records.summary_file import summary_or_warning
-from kleiber.types import Config
+from kleiber.types import Config, Json
 
 # Keys, or groups of keys, that may differ when a run is resumed with resume=PATH: duration, loggers, hardware.
 MAY_DIFFER = ("budget", "logger", "trainer", "batch.micro")
@@ -76,6 +77,33 @@ def check_never_continued(folder: Path, config: Config) -> None:
             f"resume=PATH has continued the run in {folder} with another config than that of this command{detail}: "
             "rename that folder, or set resume=never, to train this run anew"
         )
+
+
+def warn_without_effect(folder: Path, config: Config) -> None:
+    """Prints the keys of a config that no longer have an effect, because the run in `folder` is finished.
+
+    Those are callbacks and eval.every_tokens, which are no part of the identity of a run and act while it trains.
+    """
+    recorded: Json = {}
+    with suppress(ConfigError):  # config.yaml is missing or damaged
+        recorded = read_config(folder) if status(folder) == Status.FINISHED else {}
+    old, new = recorded.get("eval") or {}, config["eval"]
+    keys = _changed("callbacks", recorded.get("callbacks") or {}, config["callbacks"] or {})
+    keys += _changed("eval.every_tokens", old.get("every_tokens"), new.get("every_tokens"))
+    if recorded and keys:
+        print(
+            f"warning: {', '.join(keys)} no longer has an effect, because {folder} is finished: set resume=never to "
+            "train it again",
+            file=sys.stderr,
+        )
+
+
+def _changed(path: str, old: object, new: object) -> list[str]:
+    """Returns the keys in which two values differ; a key that only one of them has is named without those below it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted({*old, *new})
+        return [key for name in names for key in _changed(f"{path}.{name}", old.get(name), new.get(name))]
+    return [] if old == new else [path]
 
 
 def changed_keys(old: Config, new: Config) -> dict[str, str]:

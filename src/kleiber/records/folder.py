@@ -46,9 +46,9 @@ NOT_IDENTITY = (
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 # Entries of the folder of a run before its first step.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
-TRACES = ("stages", "metrics.jsonl")  # of a run that has begun
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
 
 
 def identity(config: Config) -> Json:
@@ -63,6 +63,9 @@ def identity(config: Config) -> Json:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    init = part.get("init")
+    if isinstance(init, dict) and init.get("_target_") == "kleiber.runs.Scratch":  # equals no init
+        del part["init"]
     part |= identity_of_callbacks(config)
     return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
 
@@ -106,14 +109,16 @@ def _defaults(node: Config) -> Json:
 def with_hashes_for_paths(config: Config, home: str) -> Json:
     """A config in which the hashes of runs replace the paths to them, if the runs are in the study's folder `home`.
 
-    So a run that starts from another run of its study keeps its hash when the study is moved.
+    So a run that starts from another run of its study keeps its hash when the study is moved. The folder of a run that
+    was renamed has no hash in its name, so its whole name stays.
     """
 
     def replace(text: str) -> str:
         if not text.startswith(home):
             return text
         run, *rest = text.removeprefix(home).split(os.sep)
-        return os.sep.join([run.rsplit("-", 1)[-1], *rest])
+        named = NAMED_BY_HASH.fullmatch(run)
+        return os.sep.join([named[1] if named else run, *rest])
 
     return map_strings(config, replace)
 
@@ -164,9 +169,7 @@ TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run,
 
 
 def status(folder: Path, held: bool | None = None) -> Status:
-    """The status of a run: killed where its summary says running and no process is alive.
-
-    Without a readable summary a run that has begun counts as running, and any other one is missing.
+    """The status of a run: killed where its summary says running, or it has begun without one, and no process is alive.
 
     held  whether a live process holds the lock; None to look it up
     """
@@ -179,7 +182,7 @@ def status(folder: Path, held: bool | None = None) -> Status:
 
 def status_of(summary: Json, folder: Path, held: bool | None = None) -> Status:
     """As `status`, of a summary that has been read; {} where there is none."""
-    begun = not summary and any((folder / name).exists() for name in TRACES)
+    begun = not summary and any((folder / name).exists() for name in ("stages", "metrics.jsonl"))
     recorded = Status(summary.get("status", Status.RUNNING if begun else Status.MISSING))
     if recorded != Status.RUNNING:
         return recorded

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.records.files import DamagedFile, read_lines, write_json
-from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
+from kleiber.records.summary_file import SCHEMA, SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Config, Json, Row
 
-SCHEMA = "kleiber.run/1"
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers",
             "numpy")  # fmt: skip
 

@@ -14,10 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kleiber.config.errors import ConfigError
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.types import Json
 
-SUMMARY = "summary.json"
+SUMMARY, SCHEMA = "summary.json", "kleiber.run/1"
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "number": (int, float), "integer": (int,),
     "boolean": (bool,), "null": (type(None),),
@@ -26,10 +27,14 @@ Test = Callable[[Any], bool]
 LONGEST = 60  # characters of a value in an error
 
 
+class OtherSchema(ConfigError):
+    """Another version of kleiber has written a summary.json, in a form that this one does not read."""
+
+
 def read_summary(folder: Path) -> Json | None:
     """The content of summary.json in a run's folder; None where there is none.
 
-    Raises DamagedFile, which names the first key that is missing or has a value that no run writes.
+    Raises DamagedFile, which names the first key that is missing or has a value that no run writes, and OtherSchema.
     """
     path = folder / SUMMARY
     if not os.path.lexists(path):
@@ -40,8 +45,17 @@ def read_summary(folder: Path) -> Json | None:
 
 
 def check_summary(values: object, path: Path) -> None:
-    """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary."""
+    """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary.
+
+    Raises OtherSchema for a summary of another schema, which must not be renamed and begun anew as a damaged one is.
+    """
     if not summary_test()(values):
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if isinstance(schema, str) and re.fullmatch(r"kleiber\.run/\d+", schema) and schema != SCHEMA:
+            raise OtherSchema(
+                f"{path} has the schema {schema} of another version of kleiber, and this one reads {SCHEMA}: use that "
+                "version, or rename the folder"
+            )
         raise DamagedFile(path, str(first_error(values, load_schema("summary.schema.json"))))
 
 
@@ -55,10 +69,10 @@ def set_damaged_aside(path: Path) -> Path:
 
 
 def summary_or_warning(folder: Path) -> Json:
-    """The content of summary.json; {} where it is missing or damaged, of which a warning tells once in a process."""
+    """The content of summary.json; {} where it is missing or unreadable, which is warned of once in a process."""
     try:
         return read_summary(folder) or {}
-    except DamagedFile as error:
+    except (DamagedFile, OtherSchema) as error:
         warn_once(f"{error}; the run counts as not started")
         return {}
 

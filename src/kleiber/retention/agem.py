@@ -36,6 +36,8 @@ class AGEM(Retention):
             text (the paper's episodic memory); null keeps all of it, whether or not the model was trained on it
     """
 
+    reads_earlier_tasks = True
+
     def __init__(self, rows: Count = 8, memory: Quantity | None = None) -> None:
         super().__init__()
         self.rows, self.kept_tokens = rows, None if memory is None else quantity(memory)

@@ -47,6 +47,8 @@ class EWC(Retention):
     gamma     weight of the F of earlier stages
     """
 
+    reads_earlier_tasks = True
+
     def __init__(self, strength: Positive = 1.0, samples: Count = 256, gamma: Share = 1.0) -> None:
         super().__init__()
         self.strength, self.samples, self.gamma = strength, samples, gamma

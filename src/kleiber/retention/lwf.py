@@ -32,6 +32,8 @@ class LwF(Retention):
     generated_tokens  number of tokens that the start model generates
     """
 
+    reads_earlier_tasks = True
+
     def __init__(
         self,
         strength: Positive = 1.0,

@@ -44,6 +44,7 @@ class Replay(Retention):
     """
 
     mixes_data = True
+    reads_earlier_tasks = True
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kleiber.config.stages import has_pretrained_weights, is_chain, stage_configs, starts_from_weights
-from kleiber.config.targets import class_attribute, signature
+from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
 
 MUP_RATE = 0.02  # AdamW's default; other optimizers scale the rates below by their default over this one
@@ -76,7 +76,7 @@ def default_learning_rate(config: Config, trained: bool) -> float | None:
     factor = _rate_factor(config.get("objective"))
     if not in_standard_parametrization(node):
         return float(f"{optimizer_rate * factor:.1e}") if factor < 1 else None
-    width = _hf_width(node) if is_wrapped(node) else node.get("width") or node["aspect"] * node["depth"]
+    width = _hf_width(node) if is_wrapped(node) else _width(node)
     if not isinstance(width, int) or width < 1:  # the check of the config refuses it later
         return None
     rate = factor * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width
@@ -161,6 +161,13 @@ def _optimizer_rate(optimizer: object) -> float | None:
     if parameter is None or optimizer.get("lr", parameter.default) != parameter.default:
         return None
     return parameter.default
+
+
+def _width(node: Config) -> object:
+    """The width of a Transformer's node; None where its node does not tell."""
+    aspect, depth = argument(node, "aspect"), argument(node, "depth")
+    of_aspect = aspect * depth if isinstance(aspect, int) and isinstance(depth, int) else None
+    return node.get("width") or of_aspect
 
 
 def _hf_width(node: Config) -> int:

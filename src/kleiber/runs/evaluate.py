@@ -16,7 +16,6 @@ from kleiber.config.check import check_node
 from kleiber.config.compose import Composer, list_choices, resolve_config
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
-from kleiber.evals.evaluation import Evaluation
 from kleiber.evals.measure import (
     Measurement,
     build_evaluations,
@@ -49,8 +48,8 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def compose_evaluations(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Evaluation]:
-    """Builds evaluations by name, with the keys that `overrides` set, such as evals.perplexity.stride=64.
+def compose_evaluations(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Json]:
+    """Returns configs of evaluations by name, with the keys that `overrides` set, such as evals.perplexity.stride=64.
 
     Raises ConfigError for a key or value that an evaluation does not have.
     """
@@ -58,7 +57,7 @@ def compose_evaluations(names: Sequence[str], overrides: Sequence[str] = ()) -> 
     nodes = resolve_config(config)[0]["evals"]
     for name, node in nodes.items():
         check_node(f"evals.{name}", node)
-    return build_evaluations(nodes)
+    return nodes
 
 
 def run_evaluations(
@@ -81,7 +80,8 @@ def run_evaluations(
     for option, file in (("--json", json), ("--report", report)):
         if file is not None and not file.absolute().parent.is_dir():
             raise ValueError(f"{option} {file} must be in an existing folder: create {file.absolute().parent}")
-    evaluations = compose_evaluations(names, overrides)
+    nodes = compose_evaluations(names, overrides)
+    evaluations = build_evaluations(nodes)
     subject, validation_sets, named = open_subject(
         path, stage, data, None if tokens is None else round(quantity(tokens))
     )
@@ -93,7 +93,7 @@ def run_evaluations(
         measured = measurement.measure(subject)
         results[measurement.name] = to_json(measured)
         if subject.folder is not None:
-            save_results(subject.folder, measurement.name, measured)
+            save_results(subject.folder, measurement.name, measured, nodes[measurement.name])
         if home is not None:
             home.mkdir(exist_ok=True)
             draw_figures(measurement, results[measurement.name], subject.folder, home)
@@ -224,7 +224,7 @@ def result_lines(record: Json) -> list[str]:
 
 
 def complete_evaluations(folder: Path, config: Config) -> None:
-    """Evaluates the last stage of a finished run that was trained without some of the evaluations of `config`."""
+    """Evaluates the last stage of a finished run that lacks some of the evaluations of `config`, or their settings."""
     missing = missing_evaluations(folder, config)
     if not missing:
         return
@@ -235,5 +235,5 @@ def complete_evaluations(folder: Path, config: Config) -> None:
     for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, training=True):
         results = measurement.measure_or_warn(subject)
         if results is not None:
-            save_results(folder, measurement.name, results)
-            add_metrics(folder, stage, metrics(measurement.name, results))
+            save_results(folder, measurement.name, results, config["evals"][measurement.name])
+            add_metrics(folder, stage, metrics(measurement.name, results), replaced=f"eval/{measurement.name}/")

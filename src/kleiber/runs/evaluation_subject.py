@@ -21,6 +21,7 @@ from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.open import TrainedModel, build_objective, open_hf, open_model, prepare_corpus
 from kleiber.runs.plan import batch_samples
+from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective
@@ -147,7 +148,7 @@ def earlier_models(path: str | Path) -> Iterator[tuple[int, Model]]:
     `callbacks.checkpoints`. Yields the same model object every time, with other weights. Yields nothing for a stage
     that trained an adapter, because its checkpoints do not hold a whole model.
     """
-    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model, recorded_configs
+    from kleiber.runs.open import add_saved_heads, find_stage, load_tokenizer, new_model
 
     folder, stage = find_stage(path)
     config = recorded_configs(folder, stage)[stage]
@@ -165,7 +166,7 @@ def earlier_checkpoints(folder: Path, stage: str) -> list[Path]:
     """Returns the checkpoints of a stage but its newest one, oldest first, after those of the trunk it continues."""
     of_stage = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:][::-1]
     stages = {record["name"]: record for record in (read_summary(folder) or {}).get("stages", [])}
-    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "parent"))
+    branch_step, trunk = (stages.get(stage, {}).get(key) for key in ("branch_step", "trunk"))
     if branch_step is None or trunk is None:
         return of_stage
     before = checkpoint.steps(folder / "stages" / trunk / "checkpoints")[::-1]

@@ -20,7 +20,7 @@ from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE, starts_from_weights
 from kleiber.config.targets import argument
 from kleiber.data import chat
-from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
+from kleiber.data.pretrained_tokenizer import GENERATION, TEMPLATE, Pretrained, copy_files, load_pretrained
 from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
@@ -38,8 +38,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-TEMPLATE = "chat_template.jinja"
-GENERATION = "generation_config.json"
 CONVERSATIONS = tuple(f"kleiber.data.{kind}" for kind in ("Instruct", "InstructSets", "Preference", "Unpaired"))
 AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
@@ -121,11 +119,7 @@ def _write_run(folder: Path, out: Path, allow_nonfinite: bool) -> None:
     config, _ = resolve_config(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
     config["batch"]["tokens"] = node["context"]  # the check of a config requires a multiple of the context
-    (out / TOKENIZER).mkdir(parents=True)
-    # config.json holds the number of rows of the embedding
-    for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
-        if (Path(tokenizer) / name).is_file():
-            shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
+    copy_files(Path(tokenizer), out / TOKENIZER)
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
     load_hf(model, folder, allow_nonfinite)

@@ -16,10 +16,12 @@ from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, Status, did_you_mean
 from kleiber.config.provenance import is_set
 from kleiber.config.stages import is_chain, stage_config, stage_names, text_settings, trains_tokenizer
+from kleiber.config.structure import check_structure
 from kleiber.config.targets import signature
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
 from kleiber.runs.defaults import with_defaults
+from kleiber.runs.recorded_config import with_present_paths
 from kleiber.types import Config, Json
 
 Planned = Mapping[Path, Run]
@@ -87,11 +89,13 @@ def complete_config(
 ) -> Json:
     """Returns the config with the model and tokenizer of its start point, and with the defaults of fine-tuning.
 
-    Keys that the command line sets are not changed. Raises ConfigError when the start point does not exist.
+    Keys that the command line sets are not changed. Raises ConfigError for a node of another form than completing
+    needs, and when the start point does not exist.
 
     planned   runs of a dry run by folder (`planned_run`), from which this run may start
     composer  has composed the config: numbers that its files set do not change either, even where they are defaults
     """
+    check_structure(config)
     set_keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
 
     def is_key_set(key: str) -> bool:
@@ -115,12 +119,25 @@ def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
         return _with_hf_start(config, init, set_keys)
     run, stage = find_start(str(init["path"]), planned)
     stage = finished_stage(run, stage, str(init["path"]))
+    recorded = _recorded_config(run, str(init["path"]))
     config = {**config, "init": {**init, "path": str(run.folder / stage)}}
     if kind == "Checkpoint":
-        config = _with_model(config, run.config["model"], set_keys)
-    text = text_settings(stage_config(run.config, stage)["data"])
+        config = _with_model(config, recorded["model"], set_keys)
+    text = text_settings(stage_config(recorded, stage)["data"])
     tokenizer = str(run.tokenizer or text.get("tokenizer", "bytes"))
     return _with_tokenizer(config, tokenizer, set_keys, text.get("separator"))
+
+
+def _recorded_config(run: Run, path: str) -> Json:
+    """Returns the config of a start point. Raises ConfigError where it is not of the form that inheriting needs.
+
+    path  of the run, as `init` has it
+    """
+    try:
+        check_structure(run.config, ("model", "data"))
+    except ConfigError as error:
+        raise ConfigError(f"init.path={path}: {run.folder / 'config.yaml'}: {error}") from None
+    return with_present_paths(run.config, run.folder)
 
 
 def _with_writers(config: Json, planned: Planned) -> Json:
@@ -192,13 +209,19 @@ def _with_model(config: Json, model: Config, set_keys: set[str]) -> Json:
 
 
 def _copy_key(source: Config, target: Json, keys: Sequence[str]) -> None:
-    """Copies the value at a nested key, such as ("mlp", "k"), from one dictionary to another."""
+    """Copies the value at a nested key, such as ("mlp", "k"), from one dictionary to another.
+
+    Removes the key where the source has none, because the command line deletes it.
+    """
     *outer, last = keys
     for key in outer:
         if not isinstance(target.get(key), dict):
             target[key] = {}
-        source, target = source[key], target[key]
-    target[last] = copy.deepcopy(source[last])
+        source, target = source.get(key) or {}, target[key]
+    if last in source:
+        target[last] = copy.deepcopy(source[last])
+    else:
+        target.pop(last, None)
 
 
 def _with_tokenizer(config: Json, name: str, set_keys: set[str], separator: object = None) -> Json:

@@ -22,7 +22,8 @@ from kleiber.config.targets import build
 from kleiber.data.cache import digest, file_hash
 from kleiber.data.corpus import content_hashes
 from kleiber.models.hf_config import model_folder
-from kleiber.runs.open import find_stage, prepare_corpus, recorded_configs
+from kleiber.runs.open import find_stage, prepare_corpus
+from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.start_point import HF, Checkpoint
 from kleiber.training import checkpoint
 from kleiber.types import Config

@@ -17,28 +17,26 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
-from kleiber.config.stages import stage_configs, text_settings
+from kleiber.config.stages import text_settings
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.nn.sharded_model import whole_model
-from kleiber.objectives.objective import REFERENCE
-from kleiber.records.folder import TOKENIZER, read_config
+from kleiber.objectives.reference import REFERENCE
+from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
+from kleiber.runs.recorded_config import recorded_configs
 from kleiber.training import checkpoint
 from kleiber.training.saved_checkpoint import first_difference
-from kleiber.types import Config, Json
+from kleiber.types import Config
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from kleiber.runs.answers import Answers
-
-HARDWARE = {"_target_": "kleiber.training.Local"}
 
 
 @dataclass(frozen=True)
@@ -151,24 +149,6 @@ def find_stage(path: str | Path) -> tuple[Path, str]:
         raise ValueError(str(error).replace("init.path=", "")) from None
 
 
-def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
-    """Returns the configs of the stages of a run up to the stage `last`, by name and in order.
-
-    A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check.
-    The node `trainer` is not checked, so a run that was trained on GPUs can be opened without one.
-    """
-    config = read_config(folder)
-    try:
-        check({**config, "trainer": HARDWARE})
-    except ConfigError as error:
-        raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
-    configs = stage_configs(config)
-    if last not in configs:
-        return {last: dict(config)}
-    names = list(configs)
-    return {name: configs[name] for name in names[: names.index(last) + 1]}
-
-
 def prepare_corpus(config: Config) -> Corpus:
     """Builds and prepares the data of a stage's config."""
     return build(DictConfig(config["data"]), open_model=open_model).prepare(config["model"]["context"])
@@ -232,7 +212,7 @@ def freeze_unused_heads(model: Model, objective: Objective) -> None:
         if name not in objective.outputs:
             head.requires_grad_(False)
     if objective.outputs:
-        model.leave_out_head()
+        model.freeze_head()
 
 
 def load_stage(model: Model, folder: Path, stage: str) -> None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kleiber.runs.stage_tree import Stage, Tree
     from kleiber.training.loggers import StageLogger
     from kleiber.training.trainer import Local
-    from kleiber.types.tokenizer import Tokenizer
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
@@ -118,11 +117,6 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
         )
     if cfg.stages is None:
         return Layout().stages(cfg, plan)
-    if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
-        raise ValueError(
-            "callbacks.checkpoints=null cannot be combined with stages, because a stage starts from the checkpoint of "
-            "another one: remove callbacks.checkpoints=null"
-        )
     layout: Layout = build(cfg.stages)
     return layout.stages(cfg, plan)
 
@@ -173,6 +167,7 @@ class RankZeroRun:
         }
 
     def _train(self) -> int:
+        from kleiber.runs.recorded_config import keep_tokenizer
         from kleiber.runs.stage import run_tree
         from kleiber.training.step import Diverged
 
@@ -180,7 +175,8 @@ class RankZeroRun:
             with activity("starting the loggers"):
                 self.loggers = self._make_loggers()
             self.tree.loggers = [*self.loggers]
-            keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
+            first = self.tree.stages[0]
+            keep_tokenizer(first.plan.corpus.tokenizer, first.config, self.folder)
             self._print_banner()
             run_tree(self.tree, self._write_stage)
             self._complete_evaluations()
@@ -274,21 +270,6 @@ class RankZeroRun:
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
         for logger in self.loggers:
             logger.log_stage(stage, name)
-
-
-def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copies a tokenizer that the run trained into the run's folder, so that other runs can start from it."""
-    import json
-    import shutil
-
-    from kleiber.data.tokenizers import CONFIG, EOS, FILE, MASK
-    from kleiber.records.folder import TOKENIZER
-
-    if tokenizer.path is None:
-        return
-    (folder / TOKENIZER).mkdir(exist_ok=True)
-    shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)
-    (folder / TOKENIZER / CONFIG).write_text(json.dumps({"eos_token": EOS, "mask_token": MASK}))
 
 
 def threads() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import quantity
 from kleiber.data.order import Reading
@@ -83,6 +83,7 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
         make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
         record,
         tree.folder,
+        OmegaConf.to_container(stage.config.evals, resolve=True),  # type: ignore[arg-type]
         batch_tokens=plan.batch_tokens,
         every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
         at_start=tree.from_weights and stage.parent is None,

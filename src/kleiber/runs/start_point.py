@@ -25,7 +25,8 @@ from kleiber.nn.moe import Dropping, MoE
 from kleiber.nn.patterns import NoMixing
 from kleiber.nn.sharded_model import whole_model
 from kleiber.runs.inherit import locate_stage
-from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
+from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus
+from kleiber.runs.recorded_config import recorded_configs
 from kleiber.types import Config, Json, NonNegative, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
 from kleiber.types.model import Model
@@ -129,9 +130,8 @@ class Upcycle(Checkpoint):
 def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
     """Returns the tasks of an earlier stage: a task for each of its validation domains, scored with its objective.
 
-    config  config of the earlier stage
-    corpus  data of the new run
-    folder  folder of the earlier stage
+    config, folder  of the earlier stage
+    corpus          data of the new run
 
     Raises ValueError when the earlier stage and the new run have different tokenizers.
     """

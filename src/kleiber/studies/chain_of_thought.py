@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, read_ladders
+from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import as_row, paired_difference
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
@@ -43,7 +43,7 @@ class ChainOfThought(Compare):
         Raises ValueError where no run was scored on arithmetic.
         """
         findings = super().analyze(runs)
-        arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
+        arms = at_common_budget(self.ladders(runs))
         rows = cell_scores(arms, CELL, lambda match: {"digits": int(match[1])})
         if rows.empty:
             raise ValueError("no run here was scored on arithmetic: train with evals=exact_match and data=arithmetic")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, estimate_around, mean_estimate
-from kleiber.studies.compare.frontier import CELL, pooled
-from kleiber.studies.compare.rows import FROZEN, MIXTURE, Rows, label, mean
+from kleiber.studies.compare.noise import pooled
+from kleiber.studies.compare.rows import CELL, FROZEN, MIXTURE, Rows, label, mean
 from kleiber.types import Json
 
 KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",

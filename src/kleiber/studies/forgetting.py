@@ -19,16 +19,14 @@ from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import QUESTIONS, Difference
 from kleiber.studies.compare.decision import Estimate, estimate_around, level_of_each
 from kleiber.studies.compare.frontier import (
-    CELL,
     EQUAL,
     EqualTarget,
     averaged,
     best_settings,
-    on_line,
     require_common_base,
-    seed_noise,
 )
-from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, adapter_arms, described, label, model_arm, outcomes
+from kleiber.studies.compare.noise import on_line, seed_noise
+from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, described, label, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Json, NonNegative, Row
@@ -154,15 +152,20 @@ class Forgetting(EqualTargetStudy):
         return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
 
     def complaints(self, target: EqualTarget) -> list[Json]:
-        """Returns verdicts on frontiers that end before the target loss, and on arms that are absent, untuned, unequal.
+        """Returns verdicts on incomplete settings, on frontiers that end before the target loss, and on arms that are
+        absent, untuned, unequal.
 
         Tuning matters where arms are compared at their best rates, and sizes where models are compared.
         """
         texts = []
-        for arm, loss in target.bounded().items():
+        for arm, settings in target.left_out().items():
+            texts.append(("left_out", arm, f"is compared without {', '.join(settings)}: a mean over fewer seeds leaves "
+                          "out those that diverged"))  # fmt: skip
+        for arm, (loss, seeds) in target.bounded().items():
             others = ", and so is what others forget less" * (arm == self.reference)
-            texts.append(("bound", arm, f"learns more than {loss:.4f} on its whole frontier, so its F is an upper bound"
-                          f"{others}; try lower learning rates"))  # fmt: skip
+            texts.append(("bound", arm, f"learns more than {loss:.4f} on the whole frontier of {seeds} of its "
+                          f"{len(target.by_seed[arm])} seeds, so its F is an upper bound{others}; try lower learning "
+                          "rates"))  # fmt: skip
         present = in_order(target.rows, self.reference)
         for code, claim in self.claims.items():
             absent = [claim[side] for side in ("arm", "against") if claim[side] not in present]
@@ -170,7 +173,7 @@ class Forgetting(EqualTargetStudy):
                       for arm in absent]  # fmt: skip
         asked = {*self.questions, *(claim.get("question") for claim in self.claims.values())}
         best = target.best.groupby("method")["lr"].first()
-        for arm, part in target.rows.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
+        for arm, part in target.complete.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
             why = untuned(sorted(set(part["lr"])), float(best[arm]), part["seed"].nunique())
             texts += [("untuned", str(arm), f"is not tuned: {why}")] * bool(why)
         sizes = target.rows.groupby("method")["N"].median()

@@ -14,7 +14,8 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import beside, real_replay, trends
-from kleiber.studies.compare.frontier import Noise, best_settings, pooled
+from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.noise import Noise, pooled
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, outcomes
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines

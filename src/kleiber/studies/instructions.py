@@ -14,7 +14,7 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, not_ready, read_ladders
+from kleiber.studies.compare.arms import Arm, arm_name, not_ready
 from kleiber.studies.compare.decision import (
     Claim,
     Decision,
@@ -66,7 +66,7 @@ class Instructions(Compare):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides all claims, and shows what each arm scores beside its start."""
         findings = super().analyze(runs)
-        arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
+        arms = at_common_budget(self.ladders(runs))
         starts = start_scores(runs)
         claims = self.start_claims()
         level = level_of_each(self.level, max(1, len(claims)), self.looks)

@@ -1,8 +1,9 @@
-"""The study `mup_transfer`: the optimal learning rate at each width, and its drift with the width.
+"""The study `mup_transfer`: the optimal learning rate at each width or depth, and how it drifts with it.
 
-An arm is one width of one parametrization. A parabola in log2 of the rate is fitted to the points around the least
-loss, with an intercept for each seed (seeds are paired over rates). Its vertex is the optimum, with an interval by the
-delta method. An optimum at the edge of the grid is not estimated, since the loss may be lower beyond it.
+An arm is one width of one parametrization, or one depth where the runs have one width and several depths. A parabola
+in log2 of the rate is fitted to the points around the least loss, with an intercept for each seed (seeds are paired
+over rates). Its vertex is the optimum, with an interval by the delta method. An optimum at the edge of the grid is not
+estimated, since the loss may be lower beyond it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,8 @@ from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
 
-Arms = Mapping[tuple[str, int], Arm]  # by parametrization and width
+Arms = Mapping[tuple[str, int], Arm]  # by parametrization and size
+Axis = Literal["width", "depth"]  # what the sizes are
 
 
 class Parabola(NamedTuple):
@@ -53,7 +55,7 @@ class Parabola(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MupTransfer(IntervalStudy):
-    """The optimal learning rate by width and parametrization, its drift, and a figure.
+    """The optimal learning rate by width (or depth) and parametrization, its drift, and a figure.
 
     around  rates on each side of the least loss that the parabola is fitted to; a second fit with `around` + 1 shows
             how asymmetric the loss is
@@ -62,46 +64,47 @@ class MupTransfer(IntervalStudy):
     around: Count = 1
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Estimates the optimal learning rate at each width and its drift."""
-        places = {name_of(place): place for place in sorted(map(place_of, runs))}
-        ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run)), least=1)
+        """Estimates the optimal learning rate at each width or depth, and its drift."""
+        axis = axis_of(runs)
+        places = {name_of(place, axis): place for place in sorted(place_of(run, axis) for run in runs)}
+        ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run, axis), axis), least=1)
         arms = {place: ladders[name][-1] for name, place in places.items() if name in ladders}
-        optima, drifts = self.optima(arms)
-        moved = [drift_verdict(row) for row in drifts]
+        optima, drifts = self.optima(arms, axis)
+        moved = [drift_verdict(row, axis) for row in drifts]
         headline = "; ".join(verdict["text"] for verdict in moved)
-        optimum_chart: Figures = {"optima": lambda: optimum_figure(optima)} if drifts else {}
+        optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis)} if drifts else {}
         return Findings(
-            headline or "The optimum was not found at two widths, so its drift cannot be estimated.",
-            [*(verdict for row in optima for verdict in edge_warnings(row)), *moved],
-            {"Optima": optima, "Drift of the optimum": [{**row, "widths": str(row["widths"])} for row in drifts]},
-            {"transfer": lambda: tuning_figure(arms), **optimum_chart},
-            methods=METHODS.format(rates=2 * self.around + 1, level=f"{self.level:.0%}"),
+            headline or f"The optimum was not found at two {axis}s, so its drift cannot be estimated.",
+            [*(verdict for row in optima for verdict in edge_warnings(row, axis)), *moved],
+            {"Optima": optima, "Drift of the optimum": [{**row, f"{axis}s": str(row[f"{axis}s"])} for row in drifts]},
+            {"transfer": lambda: tuning_figure(arms, axis), **optimum_chart},
+            methods=METHODS.format(rates=2 * self.around + 1, axis=axis, level=f"{self.level:.0%}"),
         )
 
-    def optima(self, arms: Arms) -> tuple[list[Json], list[Json]]:
-        """The optima by parametrization and width, and the drift by parametrization."""
+    def optima(self, arms: Arms, axis: Axis = "width") -> tuple[list[Json], list[Json]]:
+        """The optima by parametrization and size, and the drift by parametrization."""
         optima: list[Json] = []
         drifts: list[Json] = []
         for name in dict.fromkeys(name for name, _ in arms):
             fits: dict[int, Parabola] = {}
-            for width in (width for other, width in arms if other == name):
-                entry, fit = self.fit(arms[name, width])
-                optima.append({"parametrization": name, "width": width, **entry})
-                fits |= {} if fit is None else {width: fit}
+            for size in (size for other, size in arms if other == name):
+                entry, fit = self.fit(arms[name, size])
+                optima.append({"parametrization": name, axis: size, **entry})
+                fits |= {} if fit is None else {size: fit}
             df = sum(fit.df for fit in fits.values())
             if not df:
                 continue
-            # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
+            # Noise is taken to be the same at every size: two seeds alone would leave an interval as wide as the grid.
             noise, quantile = sum(fit.squares for fit in fits.values()) / df, student_quantile(df, self.level)
-            for entry in (entry for entry in optima if entry["parametrization"] == name and entry["width"] in fits):
-                fit = fits[entry["width"]]
+            for entry in (entry for entry in optima if entry["parametrization"] == name and entry[axis] in fits):
+                fit = fits[entry[axis]]
                 half = quantile * fit.spread(noise)
                 entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
-            drifts += [drift(name, fits, noise, quantile)] if len(fits) > 1 else []
+            drifts += [drift(name, fits, noise, quantile, axis)] if len(fits) > 1 else []
         return optima, drifts
 
     def fit(self, arm: Arm) -> tuple[Json, Parabola | None]:
-        """The entry of one width; no parabola where the least is at the edge or the curve does not bend upwards."""
+        """The entry of one size; no parabola where the least is at the edge or the curve does not bend upwards."""
         grid, at = arm.grid, arm.grid.index(arm.best_lr)
         entry: Json = {
             "lr": None, "lo": None, "hi": None, "least_at": arm.best_lr, "loss": arm.mean, "place": "interior",
@@ -119,18 +122,26 @@ class MupTransfer(IntervalStudy):
 
 METHODS = (
     "Loss against log2 of the learning rate was fitted by a parabola through the {rates} rates around the least mean, "
-    "with a level of its own for each seed; seeds run over the same rates. Noise is pooled over the widths of a "
-    "parametrization, intervals of an optimum and of the drift (weighted least squares of log2 optimum on log2 width) "
-    "are at {level} by the delta method and Student's t. Under muP (Yang et al. 2022, arXiv:2203.03466) the drift "
-    "should be 0."
+    "with a level of its own for each seed; seeds run over the same rates. Noise is pooled over the {axis}s of a "
+    "parametrization, intervals of an optimum and of the drift (weighted least squares of log2 optimum on log2 {axis}) "
+    "are at {level} by the delta method and Student's t. Under muP (Yang et al. 2022, arXiv:2203.03466; depth: Yang et "
+    "al. 2023, arXiv:2310.02244) the drift should be 0."
 )
 
 
-def place_of(run: Run) -> tuple[str, int]:
-    """The parametrization and the width of a run."""
+def axis_of(runs: Sequence[Run]) -> Axis:
+    """`depth` if the runs have one width and several depths, else `width`."""
+    widths = {width_of(run.config["model"]) for run in runs}
+    depths = {run.config["model"].get("depth") for run in runs}
+    return "depth" if len(depths) > len(widths) == 1 else "width"
+
+
+def place_of(run: Run, axis: Axis) -> tuple[str, int]:
+    """The parametrization and the size of a run."""
     model = run.config["model"]
     target = str((model.get("parametrization") or {}).get("_target_", "MuP"))
-    return target.rsplit(".", 1)[-1].removesuffix("Parametrization"), width_of(model)
+    size = model["depth"] if axis == "depth" else width_of(model)
+    return target.rsplit(".", 1)[-1].removesuffix("Parametrization"), size
 
 
 def label_of(parametrization: str) -> str:
@@ -138,8 +149,8 @@ def label_of(parametrization: str) -> str:
     return {"MuP": "muP", "Standard": "standard parametrization"}.get(parametrization, parametrization)
 
 
-def name_of(place: tuple[str, int]) -> str:
-    return f"{place[0]}, width {place[1]}"
+def name_of(place: tuple[str, int], axis: Axis) -> str:
+    return f"{place[0]}, {axis} {place[1]}"
 
 
 def parabola(arm: Arm, rates: Sequence[float]) -> Parabola | None:
@@ -160,11 +171,11 @@ def parabola(arm: Arm, rates: Sequence[float]) -> Parabola | None:
     return Parabola(math.log2(arm.best_lr), float(solved[-2]), float(solved[-1]), unit, squares, df)
 
 
-def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float) -> Json:
-    """The drift of the optimum: the slope of its log2 on log2 width, in doublings of the rate per doubling of width.
+def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float, axis: Axis) -> Json:
+    """The drift of the optimum: the slope of its log2 on log2 size, in doublings of the rate per doubling of the size.
 
-    `cost` is the excess loss in nats of the widest model at the optimum of the narrowest, by the widest parabola; its
-    interval is that of the distance between the two optima.
+    `cost` is the excess loss in nats of the largest model at the optimum of the smallest, by the largest's parabola;
+    its interval is that of the distance between the two optima.
     """
     x = np.log2(np.array(list(fits), dtype=float))
     y = np.array([fit.optimum for fit in fits.values()])
@@ -174,24 +185,25 @@ def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float
     across = (weights * (x - middle) ** 2).sum()
     slope = float((weights * (x - middle) * y).sum() / across)
     half = quantile * float(across**-0.5)
-    narrow, wide = fits[min(fits)], fits[max(fits)]
-    apart = abs(narrow.optimum - wide.optimum)
-    off = quantile * float(np.hypot(narrow.spread(noise), wide.spread(noise)))
-    cost, least, most = (wide.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
+    small, large = fits[min(fits)], fits[max(fits)]
+    apart = abs(small.optimum - large.optimum)
+    off = quantile * float(np.hypot(small.spread(noise), large.spread(noise)))
+    cost, least, most = (large.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
     return {
         "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half,
-        "widths": list(fits), "cost": cost, "cost_lo": least, "cost_hi": most,
+        f"{axis}s": list(fits), "cost": cost, "cost_lo": least, "cost_hi": most,
     }  # fmt: skip
 
 
-def drift_verdict(row: Row) -> dict[str, str]:
-    """The verdict on the drift: below half a doubling of the rate per doubling of the width the rate transfers."""
-    narrow, wide, num = row["widths"][0], row["widths"][-1], len(row["widths"])
-    moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, "doublings per doubling of the width")
+def drift_verdict(row: Row, axis: Axis = "width") -> dict[str, str]:
+    """The verdict on the drift: below half a doubling of the rate per doubling of the size the rate transfers."""
+    sizes = row[f"{axis}s"]
+    small, large, num = sizes[0], sizes[-1], len(sizes)
+    moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, f"doublings per doubling of the {axis}")
     cost = Estimate(row["cost"], row["cost_lo"], row["cost_hi"], num, "nats per token")
     name = label_of(row["parametrization"])
-    text = f"{name}: from width {narrow} to {wide} the best rate moves by {moves.text('+.2f')}; "
-    text += f"training width {wide} at the best rate of width {narrow} costs {cost.text('.4f')}"
+    text = f"{name}: from {axis} {small} to {large} the best rate moves by {moves.text('+.2f')}; "
+    text += f"training {axis} {large} at the best rate of {axis} {small} costs {cost.text('.4f')}"
     if max(abs(row["lo"]), abs(row["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}
     if row["lo"] <= 0 <= row["hi"]:
@@ -200,38 +212,38 @@ def drift_verdict(row: Row) -> dict[str, str]:
     return {"code": "moves", "level": "warn", "text": text}
 
 
-def edge_warnings(row: Row) -> list[dict[str, str]]:
-    """A warning where the optimum of a width was not found; none where it was."""
+def edge_warnings(row: Row, axis: Axis = "width") -> list[dict[str, str]]:
+    """A warning where the optimum of a size was not found; none where it was."""
     reasons = {
         "edge": "the least loss is at the edge of the grid, lr = {:g}: widen the grid",
         "flat": "no convex parabola fits the loss around lr = {:g}, or no point is left to estimate its noise",
     }
     if row["place"] not in reasons:
         return []
-    text = f"{name_of((row['parametrization'], row['width']))}: {reasons[row['place']].format(row['least_at'])}"
+    text = f"{name_of((row['parametrization'], row[axis]), axis)}: {reasons[row['place']].format(row['least_at'])}"
     return [{"code": row["place"], "level": "warn", "text": text}]
 
 
-def tuning_figure(arms: Arms) -> object:
-    """Loss vs learning rate, a line for each width and a panel for each parametrization."""
+def tuning_figure(arms: Arms, axis: Axis) -> object:
+    """Loss vs learning rate, a line for each size and a panel for each parametrization."""
     from kleiber.studies.compare.chart_forms import lines, values_axis
     from kleiber.studies.compare.figures import losses_of
 
     tables = [
-        pd.DataFrame(losses_of({f"width {width}": arm})).assign(panel=label_of(name))
-        for (name, width), arm in arms.items()
+        pd.DataFrame(losses_of({f"{axis} {size}": arm})).assign(panel=label_of(name))
+        for (name, size), arm in arms.items()
     ]
     rows = pd.concat(tables, ignore_index=True)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
     return lines(rows, x, axis_label(LOSS), list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
 
 
-def optimum_figure(optima: Sequence[Row]) -> object:
-    """The optimal learning rate with its interval vs width, a line for each parametrization."""
+def optimum_figure(optima: Sequence[Row], axis: Axis) -> object:
+    """The optimal learning rate with its interval vs the size, a line for each parametrization."""
     from kleiber.charts.theme import line_chart
 
     rows = pd.DataFrame(optima).dropna(subset="lo").rename(columns={"lr": "mean"})
     names = [label_of(name) for name in rows["parametrization"]]
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, parametrization=names)
-    title = "Optimal learning rate vs width"
-    return line_chart(rows, "width", "width", "parametrization", title, 2, "optimal learning rate", log=True)
+    title = f"Optimal learning rate vs {axis}"
+    return line_chart(rows, axis, axis, "parametrization", title, 2, "optimal learning rate", log=True)

@@ -15,7 +15,7 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import arm_name, read_ladders
+from kleiber.studies.compare.arms import arm_name
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget, cell_scores
@@ -38,7 +38,7 @@ class Needle(Compare):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides the claims, and shows the accuracy of each arm in every cell of depth and length."""
         findings = super().analyze(runs)
-        arms = at_common_budget(read_ladders(runs, self.measure, arm_name))
+        arms = at_common_budget(self.ladders(runs))
         rows = cell_scores(arms, CELL, place)
         if rows.empty:
             raise ValueError(

@@ -16,6 +16,7 @@ from kleiber.config.errors import ConfigError, Status
 from kleiber.records.catalog import Run
 from kleiber.records.diff import as_number, identity_keys
 from kleiber.records.folder import flatten
+from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
 
@@ -28,7 +29,6 @@ COSTS = ("watt_hours", "price")  # columns of the table where they are known
 LOG_RATIO = 10.0  # an axis is logarithmic if its largest value is at least this many times its least
 RESULTS = ("params", "tokens")  # columns of the table that have an axis where they differ
 MOST_NAMED = 4  # keys that describe a run in a sentence; where more differ, its name does
-LOWER_IS_BETTER = ("loss", "bits_per_byte", "perplexity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +122,17 @@ def is_finite(value: object) -> bool:
 
 
 def sort_key(value: float | None, measure: str) -> tuple[bool, float]:
-    """Returns the key by which the best run comes first, and runs without a value last."""
+    """Returns the key by which the best run comes first, and runs without a value last.
+
+    Where it is not known which value is better, the highest comes first.
+    """
     if value is None or not math.isfinite(value):
         return True, 0.0
-    return False, value if measure.endswith(LOWER_IS_BETTER) else -value
+    return False, value if better_direction(measure) == "lower" else -value
 
 
 def headline(rows: Sequence[Row], keys: Sequence[str], measure: str | None, runs: Sequence[Run]) -> str:
-    """Returns a sentence with the best and the worst result; `rows` begin with the best run."""
+    """Returns a sentence with the first and the last result; `rows` begin with the best run, or the highest value."""
     finished = sum(run.status == Status.FINISHED for run in runs)
     beginning = f"{finished} of {len(runs)} runs finished" if len(runs) > 1 else f"{runs[0].name} is {runs[0].status}"
     measured = [row for row in rows if measure is not None and is_finite(row.get(measure))]
@@ -137,10 +140,11 @@ def headline(rows: Sequence[Row], keys: Sequence[str], measure: str | None, runs
         return f"{beginning}; no run has a validation metric yet."
     if len(measured) == 1:
         return f"{beginning}; {measure} is {measured[0][measure]:.4f}."
-    best, worst = measured[0], measured[-1]
+    first, last = measured[0], measured[-1]
+    name = "best" if better_direction(measure) else "highest"
     return (
-        f"{beginning}; {measure} is between {best[measure]:.4f} (best: {describe(best, keys)}) and "
-        f"{worst[measure]:.4f} ({describe(worst, keys)})."
+        f"{beginning}; {measure} is between {first[measure]:.4f} ({name}: {describe(first, keys)}) and "
+        f"{last[measure]:.4f} ({describe(last, keys)})."
     )
 
 

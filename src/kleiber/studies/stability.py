@@ -15,10 +15,11 @@ from functools import partial
 
 import pandas as pd
 
+from kleiber.config.errors import Status
 from kleiber.config.model_size import vocabulary_of, width_of
 from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
-from kleiber.studies.compare.arms import Arm, arm_name, planned_arms, read_ladders, uneven
+from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, read_ladders, uneven
 from kleiber.studies.compare.decision import LOSS, Estimate, as_row, mean_estimate, paired_difference
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row
@@ -41,13 +42,14 @@ class Stability(IntervalStudy):
 
         Raises ValueError where arms have other learning rates or seeds than the first.
         """
-        arms = arms_by_width(runs)
+        places, arms = places_in_order(runs), arms_by_width(runs)
         worst = uniform_loss(runs)
         losses = {place: capped(arm, worst) for place, arm in arms.items()}
         check_grids([*arms.values()], losses)
         by_seed = {place: sensitivities(each) for place, each in losses.items()}
         rows = [self.row(place, arms[place], losses[place], by_seed[place], worst) for place in arms]
-        differences = self.differences(by_seed)
+        differences = self.differences(by_seed, reference=places[0][0])
+        absent = [without_loss(place, runs) for place in places if place not in arms]
         logits = attention_logits(runs)
         tables = {
             "Learning-rate sensitivity": rows,
@@ -59,8 +61,8 @@ class Stability(IntervalStudy):
             charts["logits"] = partial(logit_figure, logits)
         notes = [{"code": "sensitivity", "level": "note", "text": difference_sentence(row)} for row in differences]
         return Findings(
-            headline=headline(rows, differences),
-            verdicts=[*notes, *edges(rows)],
+            headline=" ".join([*(verdict["text"] for verdict in absent), headline(rows, differences)]),
+            verdicts=[*absent, *notes, *edges(rows)],
             tables={title: table for title, table in tables.items() if table},
             figures=charts,
             methods=METHODS.format(level=f"{self.level:.0%}", worst=f"{worst:.3f}"),
@@ -76,12 +78,12 @@ class Stability(IntervalStudy):
             "rates": len(losses), "diverged or uniform": lost, "runs": sum(map(len, losses.values())),
         }  # fmt: skip
 
-    def differences(self, by_seed: Mapping[Place, Mapping[int, float]]) -> list[Json]:
-        """The sensitivity of each arm less that of the first arm at its width, and of each width less the narrowest."""
+    def differences(self, by_seed: Mapping[Place, Mapping[int, float]], reference: str) -> list[Json]:
+        """The sensitivity of each arm less that of the reference at its width, and of each width less the narrowest."""
         rows: list[Json] = []
-        first, narrow = next(iter(by_seed))[0], min(width for _, width in by_seed)
+        narrow = min(width for _, width in by_seed)
         for (name, width), ours in by_seed.items():
-            pairs = [(first, width)] if name != first else [(name, narrow)] if width != narrow else []
+            pairs = [(reference, width)] if name != reference else [(name, narrow)] if width != narrow else []
             for other in pairs:
                 if other in by_seed:
                     estimate = paired_difference(ours, by_seed[other], self.level, UNIT)
@@ -107,19 +109,38 @@ def place_of(run: Run) -> Place | None:
     return None if name is None else (name, width_of(run.config["model"]))
 
 
+def places_in_order(runs: Sequence[Run]) -> list[Place]:
+    """The arms and widths of the runs: arms in the order of the design, widths ascending."""
+    arms = arms_in_order(runs)
+    return sorted({*filter(None, map(place_of, runs))}, key=lambda place: (arms.index(place[0]), place[1]))
+
+
 def arms_by_width(runs: Sequence[Run]) -> dict[Place, Arm]:
-    """Each arm at each width; arms in the order of the design, widths ascending."""
+    """Each arm at each width that has a run with a loss, in the order of `places_in_order`."""
 
     def arm_of(run: Run) -> str | None:
         place = place_of(run)
-        return None if place is None else f"{place[0]}, width {place[1]}"
+        return None if place is None else format_place(place)
 
-    names = {f"{place[0]}, width {place[1]}": place for place in filter(None, map(place_of, runs))}
     ladders = read_ladders(runs, LOSS, arm_of, least=1)
-    planned = planned_arms([run.config for run in runs])
-    largest = {names[name]: ladder[-1] for name, ladder in ladders.items()}
-    order = sorted(largest, key=lambda place: (planned.index(place[0]) if place[0] in planned else 0, place[1]))
-    return {place: largest[place] for place in order}
+    names = {place: format_place(place) for place in places_in_order(runs)}
+    return {place: ladders[name][-1] for place, name in names.items() if name in ladders}
+
+
+def format_place(place: Place) -> str:
+    return f"{place[0]}, width {place[1]}"
+
+
+def without_loss(place: Place, runs: Sequence[Run]) -> Json:
+    """The verdict on an arm of a width at which no run has a loss: without a best rate it has no sensitivity."""
+    part = [run for run in runs if place_of(run) == place]
+    diverged = sum(run.status == Status.DIVERGED for run in part)
+    who = f"{LABELS.get(place[0], place[0])} at width {place[1]}"
+    text = (
+        f"No run of {who} has a loss ({diverged} of {len(part)} diverged), so its learning-rate sensitivity and "
+        "differences from it are not determined."
+    )
+    return {"code": "no_loss", "level": "warn", "text": text}
 
 
 def uniform_loss(runs: Sequence[Run]) -> float:

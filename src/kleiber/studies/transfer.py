@@ -14,9 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import higher_is_better, read_ladders
+from kleiber.studies.compare.arms import read_ladders
 from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
+from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy
@@ -180,7 +181,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
             {
                 "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
                 "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"],
-                "metric": metric if higher_is_better(metric) else f"-{metric}", "score": score,
+                "metric": f"-{metric}" if better_direction(metric) == "lower" else metric, "score": score,
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],

@@ -10,8 +10,8 @@ import numpy as np
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import higher_is_better
 from kleiber.studies.compare.decision import as_row, interval, paired_difference
+from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.types import Json, Row
 
@@ -157,7 +157,7 @@ def main_metric(run: Run) -> str:
 
 def rising(metric: str, value: float) -> float:
     """The value of a metric as a score, which rises with what is learned."""
-    return value if higher_is_better(metric) else -value
+    return -value if better_direction(metric) == "lower" else value
 
 
 def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[str, float]]:

@@ -167,7 +167,9 @@ class LitLM(LeanModule):
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
                 noise = noise_generator(self.seed, step, next(self.model.parameters()).device)
-                return private_gradients(self.model, self.objective, batch, self.manual_backward, self.privacy, noise)
+                return private_gradients(
+                    self.model, self.objective, batch, self.manual_backward, self.privacy, noise, penalties
+                )
             try:
                 batches = self.objective.prepare_step(self.model, micro_batches(batch, self.micro_batch))
                 return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kleiber.data.batches import SamplesWithOrder, sample_numbers
 from kleiber.data.order import poisson_sample
 from kleiber.optimizers.privacy import DPSGD, PrivateSteps
-from kleiber.training.step import micro_batches
+from kleiber.training.step import Penalty, add_penalty, micro_batches
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model, Router
@@ -39,7 +39,7 @@ def check_private(model: Model, objective: Objective, samples: Samples) -> None:
                 f"privacy=dp_sgd: the router {type(module).__name__} changes with the load of the whole batch, which "
                 "is not private: choose model/router=topk"
             )
-    if objective.couples_samples or type(objective).prepare_step is not Objective.prepare_step:
+    if objective.couples_samples:
         raise ValueError(
             f"privacy=dp_sgd: under objective={type(objective).__name__.lower()} the loss of a sample depends on "
             "other samples: choose another objective"
@@ -71,6 +71,7 @@ def private_gradients(
     backward: Callable[[Tensor], None],
     privacy: PrivateSteps,
     generator: torch.Generator,
+    penalties: Sequence[Penalty] = (),
 ) -> Sums:
     """Sets the gradients to the clipped sum of those of the samples' mean losses, plus noise; returns the sums.
 
@@ -84,6 +85,8 @@ def private_gradients(
     sums = Sums()
     for sample in micro_batches(batch, 1) if len(batch) else []:
         loss = objective(model, sample)
+        for penalty in penalties:
+            loss = add_penalty(loss, penalty(model, sample))
         backward(loss.total / loss.tokens.clamp(min=1))
         add_clipped(totals, parameters, privacy.clip)
         sums.add(loss)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError
-from kleiber.objectives.objective import REFERENCE
+from kleiber.objectives.reference import REFERENCE
 from kleiber.records.locks import wait_for_lock
 from kleiber.training import checkpoint
 from kleiber.training.saved_checkpoint import Checkpoint, Damaged

@@ -132,10 +132,14 @@ class Role:
     kind    sets weight decay and the scale of the learning rate: "embedding" (lookup tables), "hidden" (matrices inside
             blocks, and stacks of matrices for experts), "output" (head and router), "vector" (norm gains, biases)
     fan_in  number of inputs of the matrix, which sets the muP scale
+    depth   number of blocks of the model whose block has the parameter; None outside of blocks
+    fixed_outputs  whether the number of outputs of a hidden matrix stays the same as the width grows
     """
 
     kind: Literal["embedding", "hidden", "output", "vector"]
     fan_in: int
+    depth: int | None = None
+    fixed_outputs: bool = False
 
 
 class Sums:

@@ -1,8 +1,4 @@
-"""Base classes of what a user can add: data, objectives, adapters and retention methods.
-
-A method or attribute that not every class needs has a default here that does nothing, so callers need not check whether
-it exists.
-"""
+"""Base classes of what a user can add, with defaults that do nothing: data, objectives, adapters, retention methods."""
 
 from __future__ import annotations
 
@@ -40,9 +36,8 @@ class Samples:
     num_bytes   bytes of the text of the targets, for bits per byte
     sides       rows that a forward pass has per sample: 2 for a pair of answers
     padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
-    random_access
-                whether `gather` returns any sample; False: samples are read in order alone, and len() is above their
-                number until all were read
+    random_access  whether `gather` returns any sample; False: samples are read in order alone, and len() is above
+                   their number until all were read
     """
 
     num_tokens: int
@@ -114,8 +109,9 @@ class Objective:
     has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
     couples_samples       whether the loss of a sample also depends on other training samples, which DP-SGD forbids
-    class_names           names of the classes where every sample has exactly one class, so that the scorer has
-                          `confusion`; empty otherwise
+    needs_causal          whether tokens are predicted from those before them, which needs a causal model
+    trains_future         whether the loss has a term for `Output.future`, as `model.future` needs
+    class_names           names of the classes if a sample has exactly one, so that the scorer has `confusion`
     models                paths of the trained models that the objective reads, by their key in its config
     """
 
@@ -130,6 +126,8 @@ class Objective:
     has_predictions: bool = False
     compares_answers: ClassVar[bool] = False
     couples_samples: ClassVar[bool] = False
+    needs_causal: ClassVar[bool] = False
+    trains_future: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})
 
@@ -148,7 +146,7 @@ class Objective:
         """
 
     def prepare_step(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Changes the micro-batches of an optimizer step, where the loss of a sample depends on the whole step."""
+        """Changes the micro-batches of a step, where losses depend on the whole step (`couples_samples`)."""
         return batches
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
@@ -235,10 +233,12 @@ class Retention(nn.Module):
     memory and does not call `begin_stage`. Both then call `data`. Hooks are pure functions of the memory, their
     arguments and the seed.
 
-    mixes_data  whether `data` may return other samples than those of the stage
+    mixes_data           whether `data` may return other samples than those of the stage
+    reads_earlier_tasks  whether it reads the tasks of earlier stages: their samples or their objectives
     """
 
     mixes_data: ClassVar[bool] = False
+    reads_earlier_tasks: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

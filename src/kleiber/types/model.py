@@ -6,6 +6,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +26,10 @@ class Scale(NamedTuple):
 
 @runtime_checkable
 class Parametrization(Protocol):
-    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role."""
+    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
+
+    Factors are for optimizers whose steps have entries of about the learning rate, such as Adam, unless `muon`.
+    """
 
     def embedding(self, tied: bool) -> Scale: ...
     def hidden_std(self, fan_in: int) -> float: ...
@@ -34,7 +38,13 @@ class Parametrization(Protocol):
     def residual(self, depth: int) -> float: ...
     def output(self, width: int) -> Scale: ...
     def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role) -> float: ...
+    def lr_scale(self, role: Role, muon: bool = False) -> float: ...
+
+
+class LearningRateScale(Protocol):
+    """The learning-rate factor of a parameter by its role: `Parametrization.lr_scale`."""
+
+    def __call__(self, role: Role, muon: bool = False) -> float: ...
 
 
 class Layer(nn.Module):
@@ -58,10 +68,14 @@ class Router(Layer):
 
     sums_to_one    whether the weights of a token add up to 1, as upcycling needs to preserve the dense model
     needs_balance  whether experts can fall out of use without a balance loss
+    by_logits      whether each token chooses its experts by learned logits
+    matrices       number of matrices (experts, width) that it has
     """
 
     sums_to_one: ClassVar[bool] = True
     needs_balance: ClassVar[bool] = True
+    by_logits: ClassVar[bool] = False
+    matrices: ClassVar[int] = 1
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         """The experts of each token."""
@@ -237,15 +251,28 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by name. A tied matrix is listed once, as the embedding."""
-        raise NotImplementedError
+        """The role of each parameter, from the first `Layer`, linear layer or embedding that holds it.
+
+        So a tied matrix has the role of the embedding. Parameters in `blocks`, and in parts that predict later tokens,
+        have the depth of the model.
+        """
+        by_name: dict[str, Role] = {}
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                by_name.setdefault(names[id(parameter)], _role(module, name))
+        inside = [name for name in by_name if name.startswith(("blocks.", "future."))]
+        by_name |= {name: replace(by_name[name], depth=len(self.blocks)) for name in inside}
+        return {name: by_name[name] for name in names.values()}
 
     def add_head(self, name: str, outputs: int) -> None:
         """Adds the output layer `heads[name]` with this number of outputs, unless there is one of that name."""
         raise NotImplementedError
 
-    def leave_out_head(self) -> None:
-        """Stops training the output layer over tokens, for an objective that does not use it."""
+    def freeze_head(self) -> None:
+        """Stops training the output matrix over tokens, which no loss reads; a tied one is trained as the embedding."""
+        if not self.tied:
+            self.head.weight.requires_grad_(False)
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
@@ -253,3 +280,12 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+def _role(module: nn.Module, name: str) -> Role:
+    if isinstance(module, Layer):
+        return module.roles()[name]
+    if isinstance(module, nn.Linear):
+        return Role("hidden", module.in_features) if name == "weight" else Role("vector", 1)
+    assert isinstance(module, nn.Embedding), f"{type(module).__name__}.{name} has no role: make its class a Layer"
+    return Role("embedding", 1)

@@ -13,7 +13,7 @@ from kleiber.data.builtin import Builtin
 from kleiber.data.tokenizers import Bytes
 from kleiber.data.trigger import ANSWERS, TRIGGERS, Trigger
 from kleiber.evals.attribution.evaluation import Attribution
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
 from kleiber.types.batch import Batch, Output

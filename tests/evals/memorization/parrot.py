@@ -12,7 +12,7 @@ from kleiber.data.canaries import Canaries
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.text import Text
 from kleiber.data.token_files import TrainWindows
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.types.batch import Batch, Output
 from kleiber.types.model import Model
 

@@ -11,7 +11,7 @@ from evals.subjects import subject_on_tables
 from torch import Tensor, nn
 
 from kleiber.evals.probes.evaluation import Probes, means_of_texts
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.types.batch import Batch, Output
 from kleiber.types.model import Model
 

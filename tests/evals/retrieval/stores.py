@@ -14,7 +14,8 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.token_files import TokenFile, ValidationWindows
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Subject
-from kleiber.models.transformer import LMHead, Transformer
+from kleiber.models.transformer import Transformer
+from kleiber.nn.heads import LMHead
 from kleiber.types import Row
 from kleiber.types.batch import Batch, Output
 from kleiber.types.model import DecodingCache, Model

@@ -17,7 +17,8 @@ from kleiber.evals.retrieval.knn import (
     mix,
     most_probable,
 )
-from kleiber.models.transformer import LMHead, Transformer
+from kleiber.models.transformer import Transformer
+from kleiber.nn.heads import LMHead
 from kleiber.types.batch import Batch
 
 

@@ -11,7 +11,7 @@ from kleiber.evals.retrieval.items import Items
 from kleiber.evals.retrieval.knn import Retrieved, Setting
 from kleiber.evals.retrieval.measured import Measured, add_examples, knn_scores, store_scores
 from kleiber.evals.retrieval.scoring import ScoredRow
-from kleiber.models.transformer import LMHead
+from kleiber.nn.heads import LMHead
 from kleiber.types.model import Model
 
 

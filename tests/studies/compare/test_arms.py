@@ -10,11 +10,14 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import (
     Arm,
     arm_from_rows,
+    arm_name,
+    arms_in_order,
     evenly_spaced,
     expert_loads,
     leaf_rows,
     not_ready,
     planned_arms,
+    planned_looks,
     read_ladders,
     uneven,
 )
@@ -62,7 +65,7 @@ def test_where_a_seed_diverged_at_every_rate_the_best_has_the_most_others_and_de
         for seed in range(1 if lr in (0.02, 0.04) else 2, 3)
     ]
     rows += [{"lr": lr, "seed": seed, "status": "diverged"} for lr in LRS for seed in range(2)]
-    arm = arm_from_rows("a", rows, measure)
+    arm = arm_from_rows("a", rows, measure, higher_is_better=measure != "loss")
     assert arm.best_lr == (0.04 if measure == "loss" else 0.02)
     assert arm.wrong == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
 
@@ -96,7 +99,7 @@ def with_accuracy(folder):
 def test_where_higher_is_better_the_best_rate_has_the_highest_mean(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0)
-    ladders = read_ladders(with_accuracy(tmp_path), "val/docs/accuracy")
+    ladders = read_ladders(with_accuracy(tmp_path), "val/docs/accuracy", higher_is_better=True)
     assert ladders["a"][-1].best_lr == 0.02 and 0 < ladders["a"][-1].mean < 1
 
 
@@ -160,7 +163,7 @@ def test_a_diverged_run_has_the_worst_value_of_any_measure():
         {"lr": 0.1, "seed": 0, "status": "diverged"},
         {"lr": 0.2, "seed": 0, "status": "finished", "val/x/acc": 0.5},
     ]
-    assert arm_from_rows("a", rows, "val/x/acc").losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
+    assert arm_from_rows("a", rows, "val/x/acc", higher_is_better=True).losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -185,13 +188,53 @@ def test_runs_that_have_not_finished_decide_nothing(tmp_path):
     assert "5 of 10" in not_ready(read_runs(tmp_path), 1)
 
 
+def plan(folder, arms=("a",), **designs):
+    """Plans the runs of each arm by the design of its name; `designs` are numbers of seeds by seed."""
+    for config in folder.glob("*/config.yaml"):
+        content = yaml.safe_load(config.read_text())
+        arm = content["study"]["arm"]
+        design = {"seeds": designs[arm](content["seed"]), "arms": {**{name: {} for name in arms}, "y": None}}
+        config.write_text(
+            yaml.safe_dump({**content, "study": {"arm": arm, "seeds": None}, "design": design}, sort_keys=False)
+        )
+    return read_runs(folder)
+
+
 @pytest.mark.parametrize(("first", "looks"), [(3, 2), (2, 1), (1, 1)])
 def test_a_plan_with_another_number_of_seeds_is_a_look_unless_it_had_too_few_to_decide(first, looks, tmp_path):
-    write(tmp_path, STUDY, "a", 3.0, seeds=3)
-    for config in tmp_path.glob("*/config.yaml"):
-        content = yaml.safe_load(config.read_text())
-        design = {"seeds": first if content["seed"] < 2 else 5, "arms": {"a": {}, "z": {}, "y": None}}
-        config.write_text(yaml.safe_dump({**content, "study": {"arm": "a", "seeds": None}, "design": design}))
-    runs = read_runs(tmp_path)
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    runs = plan(tmp_path, a=lambda seed: first if seed < 2 else 5)
     assert (not_ready(runs, 1) == "") is (looks == 1) and not_ready(runs, 2) == ""
-    assert planned_arms([run.config for run in runs]) == ["a", "z"]
+
+
+def test_arms_of_plans_with_other_numbers_of_seeds_were_looked_at_once(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    write(tmp_path, STUDY, "b", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 3)
+    assert not_ready(runs, 1) == ""
+
+
+def test_a_part_of_the_planned_seeds_decides_nothing(tmp_path):
+    """study.max_cells leaves no folder of the runs beyond it."""
+    write(tmp_path, STUDY, "a", 3.0, seeds=5)
+    write(tmp_path, STUDY, "b", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: 5, b=lambda seed: 5)
+    assert not_ready(runs, 1) == "3 of 5 planned seeds of b were run"
+    assert not_ready(runs, 1, lambda run: f"seed={run.config['seed'] % 2}") == "", "a key that the design did not name"
+    assert planned_looks(runs, arm_name) == 1
+
+
+def test_a_design_with_seeds_for_each_width_is_read(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=3)
+    runs = plan(tmp_path, a=lambda seed: [3, 2])
+    assert not_ready(runs, 1) == "" == not_ready(runs, 1, lambda run: f"lr={run.config['optimizer']['lr']}")
+
+
+def test_arms_are_in_the_order_of_the_design_also_those_without_a_finished_run(tmp_path):
+    write(tmp_path, STUDY, "b", 3.0, seeds=1)
+    write(tmp_path, STUDY, "c", 3.0, seeds=1)
+    write(tmp_path, STUDY, "z", 3.0, seeds=1, status="diverged")
+    runs = plan(tmp_path, "zcxb", **dict.fromkeys("bcz", lambda seed: 1))
+    assert planned_arms([run.config for run in runs]) == arms_in_order(runs) == [*"zcxb"]
+    assert [*read_ladders(runs)] == ["c", "b"]
+    assert arms_in_order(runs, lambda run: f"arm={run.config['study']['arm']}") == ["arm=b", "arm=c", "arm=z"]

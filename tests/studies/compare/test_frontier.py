@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import frontier
+from kleiber.studies.compare import frontier, noise
 from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.forgetting import Forgetting
 
@@ -84,31 +84,62 @@ def test_the_best_setting_has_the_most_seeds():
     assert highest.to_dict("records") == [{"arm": "a", "lr": 0.3}, {"arm": "b", "lr": 0.9}]
 
 
-def test_noise_is_that_of_runs_and_not_of_points_between_them(study):
-    rows = outcomes.outcomes(read_runs(study))
-    runs = rows[rows["method"] != "wise"]
-    assert frontier.seed_noise(rows, "F") == frontier.seed_noise(runs, "F")
-    left = frontier.within_seeds(rows, "F")
-    assert left.df == (3 - 1) * (18 - 1) and left.sd == pytest.approx(0.004, rel=0.3)
-    part = rows[~((rows["seed"] == 2) & (rows["method"] == "replay"))]
-    assert frontier.within_seeds(part, "F").df == left.df - 9, "a missing run is a missing degree of freedom"
-
-
 def test_the_noise_of_a_difference_is_what_seeds_and_arms_leave_over(study):
     rows = outcomes.outcomes(read_runs(study))
     few = compared(rows[rows["method"].isin(["none", "replay"])])
     gap = few.differences("matched", "replay", "none")
-    noise = frontier.blocked(few.table())
-    assert noise.df == 2 and few.half_widths("matched", [gap], 0.9) == [pytest.approx(noise.half_width(0.9, 2 / 3))]
+    left = noise.blocked(few.table())
+    assert left.df == 2 and few.half_widths("matched", [gap], 0.9) == [pytest.approx(left.half_width(0.9, 2 / 3))]
     assert np.isnan(few.half_widths("matched", [gap, gap.iloc[:0]], 0.9)[1])
 
 
 def test_pairs_with_losses_of_their_own_pool_the_spread_of_their_differences(study):
     target = compared(outcomes.outcomes(read_runs(study)), equal="pair")
     gaps = [target.differences("matched", arm, "none") for arm in ("replay", "wise")]
-    noise = frontier.pooled([gap.to_numpy() for gap in gaps])
-    assert noise.df == 4
-    assert target.half_widths("matched", gaps, 0.9) == pytest.approx([noise.half_width(0.9, 1 / 3)] * 2)
+    spread = noise.pooled([gap.to_numpy() for gap in gaps])
+    assert spread.df == 4
+    assert target.half_widths("matched", gaps, 0.9) == pytest.approx([spread.half_width(0.9, 1 / 3)] * 2)
+
+
+def setting(method, lr, F, target, seeds=(0, 1, 2), shift=0.0):
+    """Rows of one setting; `shift` is added to the target loss of each further seed."""
+    return [
+        {"method": method, "setting": "", "lr": lr, "tokens": 1e3, "seed": seed, "F": F + 0.001 * seed, "peak": F,
+         "target": target + shift * seed, "relative": F, "target_tokens": 1e3, "seconds": 1.0, "memory": 1.0,
+         "steps": 10, "tuned": 1, "N": 100, "run": f"{method}{lr}{seed}", "start": 2.0}
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def test_a_setting_at_which_seeds_diverged_decides_nothing_and_is_named():
+    """Its survivors forget least, at the least target loss."""
+    plain = [*setting("none", 0.01, 0.08, 1.95), *setting("none", 0.1, 0.12, 1.90)]
+    ewc = setting("ewc", 0.01, 0.10, 1.93)
+    diverging = setting("ewc", 0.3, 0.01, 1.92, seeds=(0, 1))
+    without, target = (compared(pd.DataFrame([*plain, *ewc, *rows])) for rows in ([], diverging))
+    assert target.left_out() == {"ewc": ["lr=0.3 (2 of 3 runs)"]} and without.left_out() == {}
+    for question in ("matched", "forgets_less", "learns_less"):
+        assert target.differences(question, "ewc", "none").equals(without.differences(question, "ewc", "none"))
+    points = frontier.averaged(target.rows)
+    assert [*target.chosen(points)["lr"]] == [*without.chosen(frontier.averaged(without.rows))["lr"]] == [0.01, 0.1]
+    assert points[points["lr"] == 0.3]["best"].tolist() == [False]
+    (verdict,) = (entry for entry in Forgetting().complaints(target) if entry["code"] == "left_out")
+    assert verdict["level"] == "warn" and "EWC" in verdict["text"] and "lr=0.3 (2 of 3 runs)" in verdict["text"]
+
+
+def test_f_is_a_bound_where_the_frontier_of_one_seed_ends_before_the_target():
+    """The mean frontier of replay ends at 1.94, that of its last seed at 1.88, and the arms are compared at 1.92."""
+    rows = [*setting("none", 0.01, 0.10, 2.10, shift=-0.06), *setting("none", 0.1, 0.30, 1.94, shift=-0.06)]
+    rows += [*setting("replay", 0.01, 0.06, 2.00, shift=-0.06), *setting("replay", 0.1, 0.12, 1.95, shift=-0.06)]
+    target = compared(pd.DataFrame(rows))
+    loss = target.loss("replay", "none")
+    assert loss == pytest.approx(1.02 * 1.88)
+    ends = {seed: float(x[-1]) for seed, (x, _) in target.by_seed["replay"].items()}
+    assert ends == pytest.approx({0: 2.00, 1: 1.94, 2: 1.88}) and ends[2] < loss < ends[1]
+    assert target.bounds("replay", "none") == (True, False) and target.bounded() == {"replay": (loss, 1)}
+    assert target.is_bound("replay", loss, {2}) and not target.is_bound("replay", loss, {0, 1})
+    levels = {row["method"]: row for row in target.levels(0.9)}
+    assert (levels["replay"]["bound"], levels["replay"]["reference_bound"]) == ("at most", "")
 
 
 def test_several_bases_of_one_seed_are_refused(tmp_path):

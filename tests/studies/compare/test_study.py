@@ -92,6 +92,40 @@ def test_an_arm_without_a_finished_run_is_named_by_the_number_of_those_left(tmp_
         Compare().analyze(two(tmp_path, status="running"))
 
 
+@pytest.mark.parametrize(
+    ("measure", "claims"), [("val/docs/position/64", ()), ("mine", [{"arm": "changed", "against": "base"}])]
+)
+def test_arms_are_tuned_in_the_direction_of_the_measure(tmp_path, measure, claims):
+    """By the name of the measure, or of claims, whose default direction is lower."""
+    runs = two(tmp_path)
+    for run in runs:
+        for stage in run.stages[1:]:
+            stage["metrics"][measure] = stage["metrics"]["val/docs/loss"]
+    if measure == "mine":
+        with pytest.raises(ValueError, match=r"study\.measure=mine"):
+            Compare(measure=measure)
+    found = Compare(measure=measure, claims=claims).analyze(runs)
+    assert {row["best lr"] for row in found.tables["Arms"]} == {0.02}
+    assert found.comparison is not None and found.comparison["decision"] == "supported"
+    assert found.comparison["estimates"][0]["direction"] == "lower"
+
+
+@pytest.mark.parametrize("measure", ["loss", "val/docs/accuracy"])
+def test_the_claim_is_about_the_first_two_arms_of_the_design_also_where_the_first_has_no_value(tmp_path, measure):
+    """All runs of the first arm diverged, or lack the measure."""
+    write(tmp_path, STUDY, "first", 3.0, status="diverged" if measure == "loss" else "finished")
+    runs = two(tmp_path)
+    for run in runs:
+        run.config["design"] = {"arms": {"first": {}, "base": {}, "changed": {}}}
+        for stage in run.stages[1:] if run.config["study"]["arm"] != "first" else ():
+            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+    findings = Compare(measure=measure).analyze(runs).comparison
+    assert findings is not None and findings["decision"] == "not tested"
+    (claim,) = findings["estimates"]
+    assert (claim["arm"], claim["against"], claim["value"]) == ("base", "first", None)
+    assert findings["why"] == f"no finished run of first has the measure {measure}"
+
+
 def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
     runs = two(tmp_path)
     for run in runs:

@@ -1,6 +1,7 @@
 """Trends recover planted slopes, and the size multiplier a planted one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,8 +102,37 @@ def test_the_multiplier_is_the_planted_one(times):
     rows, warnings = multiplier_table("moe", [*sizes, "gone"], ladders, 0.9)
     (row,) = rows
     assert (row["value"], row["lo"], row["hi"]) == pytest.approx((times, times, times))
-    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in multiplier_sentence(row)
+    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in multiplier_sentence(row, "loss")
     assert [warning["code"] for warning in warnings] == (["multiplier"] if times > 2 else [])
+
+
+def test_the_multiplier_of_a_score_is_the_planted_one_and_needs_one_that_rises():
+    def scores(sign):
+        return {
+            name: [
+                replace(arm, higher_is_better=True, measure="val/x/accuracy")
+                for arm in ladder(name, lambda at, seed, core=core: 0.5 + sign * 0.1 * math.log(core / 1e5), core=core)
+            ]
+            for name, core in (("s", 0.5e5), ("l", 2e5), ("moe", 1e5))
+        }
+
+    rows, warnings = multiplier_table("moe", ["s", "l"], scores(1), 0.9)
+    assert rows[0]["value"] == pytest.approx(1.0) and warnings == []
+    assert "the accuracy of moe" in multiplier_sentence(rows[0], "val/x/accuracy")
+    rows, warnings = multiplier_table("moe", ["s", "l"], scores(-1), 0.9)
+    assert rows == [] and "accuracy does not rise" in warnings[0]["text"]
+
+
+def test_there_is_no_multiplier_at_unequal_tokens():
+    """A budget that grows with the size would let the larger sizes win by their tokens."""
+    sizes = {"s": (0.5e5, 1e6), "m": (1e5, 2e6), "l": (2e5, 4e6), "moe": (1e5, 2e6)}
+    ladders = {
+        name: ladder(name, lambda at, seed, core=core: 3.0 - 0.2 * math.log(core), core=core, tokens=(tokens,))
+        for name, (core, tokens) in sizes.items()
+    }
+    rows, warnings = multiplier_table("moe", ["s", "m", "l"], ladders, 0.9)
+    assert rows == [] and [entry["code"] for entry in warnings] == ["multiplier"]
+    assert "share no number of training tokens" in warnings[0]["text"]
 
 
 def test_there_is_no_multiplier_for_one_size_or_where_the_loss_does_not_fall():

@@ -48,12 +48,12 @@ def test_an_evaluation_learns_how_far_the_text_was_read(tmp_path: Path) -> None:
 
     reader, record = Reader(), StageRecord("main", rollbacks=[{"step": 9, "to": 4}])
     subject = Subject(None, Bytes(), CLM(), CLM(), [], reading=Reading(0, 8, 0))  # type: ignore[arg-type]
-    Evaluations([], subject, record, tmp_path, 1).measure(reader, 20)  # type: ignore[arg-type]
+    Evaluations([], subject, record, tmp_path, {}, 1).measure(reader, 20)  # type: ignore[arg-type]
     assert reader.reading == Reading(0, 8, 25)
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, capsys) -> None:
+def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, capsys, tmp_path) -> None:
     run = launch()
     trained = weights(run)
     assert KEY not in stage_of(run)["metrics"]
@@ -63,6 +63,12 @@ def test_a_finished_run_is_evaluated_when_its_command_asks_for_it_later(launch, 
     capsys.readouterr()
     launch("evals=[perplexity]")
     assert "finished already" in capsys.readouterr().out
+    text = tmp_path / "other.txt"
+    text.write_text("another text\n" * 400)
+    assert launch("evals=[perplexity]", f"evals.perplexity.data=[{text}]", "callbacks=ema") == run
+    output = capsys.readouterr()
+    assert "finished already" not in output.out and "callbacks.ema no longer has an effect" in output.err
+    assert KEY not in stage_of(run)["metrics"] and "eval/perplexity/other/loss" in stage_of(run)["metrics"]
 
 
 @pytest.mark.slow

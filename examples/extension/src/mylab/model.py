@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kleiber.models.transformer import LMHead, TaskHead, roles
+from kleiber.nn.heads import LMHead, TaskHead
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import MuP
 from kleiber.types import Context, Depth, VocabSize, Width
@@ -68,9 +68,6 @@ class GRU(Model):
 
     def new_caches(self, length: int) -> States:
         return States(len(self.blocks))
-
-    def roles(self) -> dict[str, Role]:
-        return roles(self)
 
     def add_head(self, name: str, outputs: int) -> None:
         if name not in self.heads:

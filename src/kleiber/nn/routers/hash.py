@@ -23,6 +23,7 @@ class Hash(Router):
     """Chooses a token's experts by a hash of its id and the layer. Roller et al. 2021, arXiv:2106.04426 (k = 1)."""
 
     needs_balance: ClassVar[bool] = False
+    matrices: ClassVar[int] = 0
 
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Random(Router):
     """Chooses the experts of a token pseudo-randomly, as a function of (layer, sample, position)."""
 
     needs_balance: ClassVar[bool] = False
+    matrices: ClassVar[int] = 0
 
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()

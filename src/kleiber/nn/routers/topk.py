@@ -18,6 +18,8 @@ from kleiber.types.model import Layer, Router
 class TokenChoice(Router):
     """Sends each token to the k experts of largest `priority`; subclasses define the `scores` and the `weights`."""
 
+    by_logits: ClassVar[bool] = True
+
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
         check_sizes(num_experts, k)
@@ -119,6 +121,8 @@ class Noisy(TopK):
     Shazeer et al. 2017, arXiv:1701.06538, eq. 4, without their load loss: the balance loss is computed from the noisy
     scores.
     """
+
+    matrices: ClassVar[int] = 2
 
     def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__(site, num_experts, k)

@@ -23,7 +23,6 @@ from kleiber.types import Config, Json, Row
 
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
-LOWER_IS_BETTER = (LOSS, "bits_per_byte", "perplexity", "gap", "rmse", "mae", "error")
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
 LOADS = "moe/"  # prefix of what expert_loads measures
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
@@ -48,6 +47,7 @@ class Arm:
     facts: Mapping[str, float]
     measure: str = LOSS
     others: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    higher_is_better: bool = False
 
     @property
     def at_best(self) -> Mapping[int, float]:
@@ -84,6 +84,16 @@ def planned_arms(configs: Sequence[Config]) -> list[str]:
     """The names of the arms of the designs that planned these runs, in their order."""
     designs = [(config.get("design") or {}).get("arms") or {} for config in configs]
     return list(dict.fromkeys(name for arms in designs for name, arm in arms.items() if arm is not None))
+
+
+def arms_in_order(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[str]:
+    """The names of all arms, also of those without a finished run: in the order of the design, others in that of runs.
+
+    Planned arms without any run are among them where the design named the arms.
+    """
+    names = dict.fromkeys(name for name in map(arm_of, runs) if name is not None)
+    planned = planned_arms([run.config for run in runs])
+    return list(dict.fromkeys([*(planned if names.keys() & {*planned} else ()), *names]))
 
 
 def leaf_rows(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[Json]:
@@ -123,17 +133,20 @@ def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
 
 
 def read_ladders(
-    runs: Sequence[Run], measure: str = LOSS, arm_of: ArmOf = arm_name, least: int = 2
+    runs: Sequence[Run],
+    measure: str = LOSS,
+    arm_of: ArmOf = arm_name,
+    least: int = 2,
+    higher_is_better: bool = False,
 ) -> dict[str, list[Arm]]:
     """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
 
-    Arms are in the order of the design that planned them, others in that of the runs. Raises ValueError for fewer than
-    `least` arms with the measure, and as `refuse_twins`.
+    Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `least` arms with the measure, and as
+    `refuse_twins`.
     """
     rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
-    order = dict.fromkeys([*planned_arms([run.config for run in runs]), *(row["arm"] for row in usable)])
-    parts = {name: [row for row in usable if row["arm"] == name] for name in order}
+    parts = {name: [row for row in usable if row["arm"] == name] for name in arms_in_order(runs, arm_of)}
     ladders: dict[str, list[Arm]] = {}
     for name, part in parts.items():
         budgets: list[float] = []
@@ -146,7 +159,7 @@ def read_ladders(
             places = [Place(name, tokens, row["lr"], row["seed"]) for row in ended]
             refuse_twins((place, row["run"], configs[row["run"]]) for place, row in zip(places, ended, strict=True))
         if at:
-            ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
+            ladders[name] = [arm_from_rows(name, part, measure, higher_is_better) for part in at.values()]
     if len(ladders) < least:
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
         metrics = [name for name in sorted(numbers) if name == LOSS or "/" in name]
@@ -161,28 +174,22 @@ def diverged(row: Row) -> bool:
     return row.get("status") == Status.DIVERGED
 
 
-def higher_is_better(measure: str) -> bool:
-    """Whether a higher value of the measure is better: of everything but losses and errors."""
-    return measure.rpartition("/")[2] not in LOWER_IS_BETTER
-
-
 def near(tokens: float, budget: float) -> bool:
     """Whether a number of tokens belongs to a budget, which is the least of its group."""
     return 0 <= tokens / budget - 1 <= SAME_TOKENS
 
 
-def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
+def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is_better: bool = False) -> Arm:
     """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst.
 
     Where some seed diverged at every rate, the rate at which the fewest did is the best, and the arm is not tuned. A
     run of this budget takes precedence over one that diverged, which may have been of another budget.
     """
-    higher = higher_is_better(measure)
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
         by_seed = losses.setdefault(row["lr"], {})
         if diverged(row):
-            by_seed.setdefault(row["seed"], -math.inf if higher else math.inf)
+            by_seed.setdefault(row["seed"], -math.inf if higher_is_better else math.inf)
         else:
             by_seed[row["seed"]] = row[measure]
     most = max(len(by_seed) for by_seed in losses.values())
@@ -191,7 +198,7 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
 
     def rank(lr: float) -> tuple[int, float]:
         mean = statistics.fmean(finite[lr]) if finite[lr] else math.inf
-        return len(finite[lr]), mean if higher else -mean
+        return len(finite[lr]), mean if higher_is_better else -mean
 
     best = max(complete, key=rank)
     wrong = untuned(sorted(complete), best, most)
@@ -203,7 +210,7 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
         for key, value in row.items():
             if (key == LOSS or "/" in key) and isinstance(value, float):
                 others.setdefault(key, {})[row["seed"]] = value
-    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others)
+    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others, higher_is_better)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
@@ -247,21 +254,41 @@ def format_pairs(values: Mapping[str, object]) -> str:
 
 
 def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
-    """Why these runs decide nothing yet: some have not finished, or they were looked at too often; "" otherwise.
+    """Why these runs decide nothing yet: some have not been trained, or they were looked at too often; "" otherwise.
 
-    Each plan with another number of seeds was a look, because the runs of the plan before had been seen by then. A
-    plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
+    Each plan of an arm with another number of seeds was a look, because the runs of the plan before had been seen by
+    then. A plan with fewer seeds than a tuned arm has could decide nothing, so it was none.
     """
     mine = [run for run in runs if arm_of(run) is not None]
     waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
-    nodes = [(run.config.get("study") or {}, run.config.get("design") or {}) for run in mine]
-    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None, *range(SEEDS)}
-    if len(plans) > looks:
-        numbers = ", ".join(sorted(map(str, plans)))
+    parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
+    plans = [{seeds for run in part if (seeds := planned_seeds(run, arm_of))} for part in parts]
+    for part, planned in zip(parts, plans, strict=True):
+        seeds = len({run.config["seed"] for run in part})
+        if seeds < max(planned, default=0):
+            return f"{seeds} of {max(planned)} planned seeds of {arm_of(part[0])} were run"
+    planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())
+    if len(planned) > looks:
+        numbers = ", ".join(map(str, sorted(planned)))
         return (
-            f"the runs were planned with {numbers} seeds, which makes {len(plans)} looks, and study.looks={looks}: "
+            f"the runs were planned with {numbers} seeds, which makes {len(planned)} looks, and study.looks={looks}: "
             "set study.looks before the first look in a new study"
         )
     return ""
+
+
+def planned_seeds(run: Run, arm_of: ArmOf) -> int | None:
+    """The number of seeds that the design of a run planned for its arm; None where the design did not name the arm."""
+    study, design = (run.config.get(name) or {} for name in ("study", "design"))
+    if arm_of(run) not in study.values():
+        return None
+    seeds = study.get("seeds") or design.get("seeds")
+    return max(seeds) if isinstance(seeds, list) else seeds
+
+
+def planned_looks(runs: Sequence[Run], arm_of: ArmOf) -> int:
+    """The largest study.looks of the runs whose design named their arm; 1 without such runs."""
+    studies = [run.config.get("study") or {} for run in runs if planned_seeds(run, arm_of) is not None]
+    return max((study.get("looks", 1) for study in studies), default=1)

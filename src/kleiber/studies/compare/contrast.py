@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from kleiber.studies.compare.decision import Claim, Decision, Estimate, estimate_around
-from kleiber.studies.compare.frontier import Noise, pooled, within_seeds
+from kleiber.studies.compare.noise import Noise, pooled, within_seeds
 from kleiber.studies.compare.rows import PLAIN, Rows, label
 from kleiber.types import Json, Row
 

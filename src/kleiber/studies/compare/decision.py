@@ -195,6 +195,13 @@ class Claim:
             least = "> 0 for direction=within" if self.direction == "within" else ">= 0"
             raise ValueError(f"margin={self.margin} must be {least}")
 
+    @property
+    def better(self) -> str | None:
+        """Whether the claim holds for a "lower" or a "higher" measure; None for direction=within."""
+        if self.direction == "within":
+            return None
+        return "higher" if self.direction in ("higher", "not_lower") else "lower"
+
     def text(self) -> str:
         """The statement as a sentence without a period."""
         measure, place = label_of(self.measure), f"at equal {QUANTITIES[self.equal].label}"
@@ -208,8 +215,7 @@ class Claim:
         """Decides the claim by the interval of arm - against."""
         if estimate is None or estimate.lo is None or estimate.hi is None:
             return Decision.NOT_TESTED
-        upwards = self.direction in ("higher", "not_lower")
-        lo, hi = (-estimate.hi, -estimate.lo) if upwards else (estimate.lo, estimate.hi)
+        lo, hi = (-estimate.hi, -estimate.lo) if self.better == "higher" else (estimate.lo, estimate.hi)
         if self.direction == "within":
             supported = -self.margin < lo and hi < self.margin
             contradicted = lo > self.margin or hi < -self.margin

@@ -184,7 +184,10 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
     """
     absent = [name for name in (claim.arm, claim.against) if name not in ladders]
     if absent:
-        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)}")
+        measure = next(iter(ladders.values()))[0].measure
+        return Result(
+            claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
+        )
     sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
     estimate = paired_difference(sides.ours, sides.theirs, level, unit_of(claim.measure))
     problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
@@ -228,3 +231,24 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
             row |= sides.row(level, unit_of(claim.measure))
             gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
     return gaps
+
+
+def differences_drawn(
+    claims: Sequence[Claim], pairs: Sequence[tuple[str, str]], ladders: Ladders, measure: str, level: float
+) -> dict[str, Sequence[Row]]:
+    """The differences in the figure, by the label of their measure, with intervals that decide the claims.
+
+    Of a single pair they are all; of several pairs those of the claims, or at equal tokens.
+
+    level  confidence level of each interval
+    """
+    table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
+    asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
+    claimed = {names[:2] for names in asked}
+    asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
+    rows = [
+        row
+        for row in table
+        if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
+    ]
+    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}

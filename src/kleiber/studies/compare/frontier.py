@@ -8,7 +8,7 @@ line between two models (WiSE) do not count as replicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,32 +16,37 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.rows import Rows
-from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.compare.noise import Noise, blocked, on_line, pooled
+from kleiber.studies.compare.rows import CELL, Rows
 from kleiber.types import Json
 
 SAME = 1e-3  # most difference in nats between two scores of one model
-CELL = ["method", "setting", "lr", "tokens"]
+
+
+def complete_settings(rows: Rows, arm: list[str], setting: list[str]) -> Rows:
+    """Returns the rows of the settings with the most rows of their arm: others lack runs, such as those that diverged.
+
+    arm, setting  columns that name an arm, and a setting of an arm
+    """
+    size = rows.groupby([*arm, *setting], dropna=False)[arm[0]].transform("size")
+    return rows[size == size.groupby([rows[name] for name in arm]).transform("max")]
 
 
 def best_settings(rows: Rows, arm: list[str], setting: list[str], measure: str, higher: bool = False) -> Rows:
-    """Returns the setting of best mean of each arm, among its settings with the most rows.
+    """Returns the setting of best mean of each arm, among its `complete_settings`.
 
-    arm, setting  columns that name an arm, and a setting of an arm
-    measure       column whose mean is the least or, with `higher`, the largest
+    measure  column whose mean is the least or, with `higher`, the largest
     """
-    means = rows.groupby([*arm, *setting], as_index=False, dropna=False).agg(
-        mean=(measure, "mean"), size=(measure, "size")
-    )
-    full = means[means["size"] == means.groupby(arm)["size"].transform("max")]
-    means_by_arm = full.groupby(arm)["mean"]
-    return full.loc[means_by_arm.idxmax() if higher else means_by_arm.idxmin(), [*arm, *setting]]
+    columns = [*arm, *setting]
+    means = complete_settings(rows, arm, setting).groupby(columns, as_index=False, dropna=False)[measure].mean()
+    means_by_arm = means.groupby(arm)[measure]
+    return means.loc[means_by_arm.idxmax() if higher else means_by_arm.idxmin(), columns]
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each setting: means over seeds, sd of F and target, the number n of seeds.
 
-    "best" is whether the setting is on the frontier of its method.
+    "best" is whether the setting is on the frontier of the complete settings of its method.
     """
     table = rows.groupby(CELL, as_index=False, dropna=False).agg(
         n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
@@ -51,7 +56,8 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
     table["best"] = False
     for _, part in table.groupby("method"):
-        table.loc[part.index[nondominated(part["target"].to_numpy(), part["F"].to_numpy())], "best"] = True
+        complete: Rows = part[part["n"] == part["n"].max()]
+        table.loc[complete.index[nondominated(complete["target"].to_numpy(), complete["F"].to_numpy())], "best"] = True
     return table
 
 
@@ -72,70 +78,12 @@ def read_off(x: NDArray, y: NDArray, at: float) -> float:
     return float("nan") if not len(xs) or at < xs[0] else float(np.interp(at, xs, ys))
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Standard deviation over seeds, pooled over settings with replicates, and its degrees of freedom."""
-
-    sd: float
-    df: int
-
-    def half_width(self, level: float, terms: float) -> float:
-        """Half-width of the interval of a sum with `terms` times the variance of one run; inf without replicates."""
-        return float(student_quantile(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
-
-
-def pooled(groups: Sequence[NDArray]) -> Noise:
-    """The pooled noise within groups: sqrt(sum of squares within groups / (rows - groups))."""
-    kept = [group for group in groups if len(group) > 1]
-    df = sum(len(group) - 1 for group in kept)
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in kept)
-    return Noise(float(np.sqrt(squares / df)) if df else float("nan"), df)
-
-
-def trained(rows: Rows) -> Rows:
-    """The rows of trained models, without the points on the line between two models (WiSE)."""
-    return rows[~on_line(rows["method"])]
-
-
-def on_line(methods: Rows) -> NDArray[np.bool_]:
-    return np.array(methods.astype(str).str.contains(r"(?:^|\+)wise$"), dtype=bool)
-
-
-def seed_noise(rows: pd.DataFrame, column: str) -> Noise:
-    """The noise of one run over seeds, including that of its base run."""
-    return pooled([part[column].to_numpy() for _, part in trained(rows).groupby(CELL, dropna=False)])
-
-
-def blocked(table: Rows) -> Noise:
-    """The noise of a difference within seeds (randomized blocks): residuals of seeds x settings, main effects removed.
-
-    Missing entries are left out; df = entries - seeds - settings + 1 for a connected table.
-    """
-    entries = table.stack().dropna()
-    if not len(entries):
-        return Noise(float("nan"), 0)
-    seeds = np.asarray(entries.index.get_level_values(0))[:, None] == table.index.to_numpy()
-    codes = pd.MultiIndex.from_tuples([key[1:] for key in entries.index]).factorize()[0]
-    design = np.column_stack([seeds, codes[:, None] == np.arange(codes.max() + 1)]).astype(float)
-    values = entries.to_numpy(dtype=float)
-    solved, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    df = len(values) - int(rank)
-    left = float(((values - design @ solved) ** 2).sum())
-    return Noise(float(np.sqrt(left / df)) if df else float("nan"), df)
-
-
-def within_seeds(rows: Rows, column: str) -> Noise:
-    """The noise of one run without what all runs of its seed have in common."""
-    settings = trained(rows).groupby(CELL, dropna=False).ngroup()
-    return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))
-
-
 EQUAL = ("reference", "weakest", "pair")  # whose best target loss decides where arms are compared
 
 
 @dataclass(frozen=True)
 class EqualTarget:
-    """Reads the forgetting F of arms off their frontiers at equal target loss.
+    """Reads the forgetting F of arms off the frontiers of their `complete_settings` at equal target loss.
 
     rows       of `outcomes`
     reference  the arm that the others are compared with
@@ -147,6 +95,21 @@ class EqualTarget:
     reference: str
     equal: str
     tolerance: float
+
+    @cached_property
+    def complete(self) -> Rows:
+        """The rows of the complete settings."""
+        return complete_settings(self.rows, CELL[:1], CELL[1:])
+
+    @cached_property
+    def by_seed(self) -> dict[str, dict[int, tuple[NDArray, NDArray]]]:
+        """Target losses and F on the frontier of each arm, by seed."""
+        frontiers: dict[str, dict[int, tuple[NDArray, NDArray]]] = {}
+        for (arm, seed), part in self.complete.groupby(["method", "seed"]):
+            x, y = part["target"].to_numpy(), part["F"].to_numpy()
+            order = nondominated(x, y)
+            frontiers.setdefault(str(arm), {})[seed] = x[order], y[order]
+        return frontiers
 
     @cached_property
     def best(self) -> Rows:
@@ -169,10 +132,7 @@ class EqualTarget:
 
     def forgetting(self, arm: str, loss: float) -> Rows:
         """F of an arm at a target loss by seed; nan where the arm does not reach it."""
-        seeds = self.rows[self.rows["method"] == arm].groupby("seed")
-        return pd.Series(
-            {seed: read_off(part["target"].to_numpy(), part["F"].to_numpy(), loss) for seed, part in seeds}
-        )
+        return pd.Series({seed: read_off(x, y, loss) for seed, (x, y) in self.by_seed.get(arm, {}).items()})
 
     def table(self) -> Rows:
         """F of each arm at its target loss, seeds x arms."""
@@ -233,31 +193,48 @@ class EqualTarget:
             theirs = float(self.forgetting(self.reference, loss).reindex(values.index).mean())
             less = float(self.differences("matched", arm, self.reference).mean())
             ends = {"F": mean, "lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
-            bounds = ("at most" if bounded else "" for bounded in self.bounds(arm, self.reference))
+            bounds = ("at most" * self.is_bound(name, loss, values.index) for name in (arm, self.reference))
             row = {"method": arm, **ends, "at": loss, "reference": theirs, "less": less}
             rows.append(row | dict(zip(("bound", "reference_bound"), bounds, strict=True)))
         return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
 
-    @cached_property
-    def ends(self) -> dict[str, float]:
-        """The largest target loss on the frontier of each arm; at a larger one the F that is read off is a bound."""
-        points: Rows = averaged(self.rows)
-        return {str(arm): float(part["target"].max()) for arm, part in points[points["best"]].groupby("method")}
+    def is_bound(self, arm: str, loss: float, seeds: Iterable[int]) -> bool:
+        """Whether F of an arm at a target loss is an upper bound, because the frontier of a seed ends before it."""
+        return any(len(x) and x[-1] < loss for seed, (x, _) in self.by_seed[arm].items() if seed in seeds)
 
-    def bounded(self) -> dict[str, float]:
-        """Arms whose whole frontier has a target loss below the one where F is read off, so that F is at most that."""
-        losses = {arm: self.loss(arm, self.reference) for arm in self.ends}
-        return {arm: loss for arm, loss in losses.items() if self.ends[arm] < loss}
+    def bounded(self) -> dict[str, tuple[float, int]]:
+        """The target loss of each arm whose F there is an upper bound, and the number of seeds of which it is one."""
+        losses = {arm: self.loss(arm, self.reference) for arm in self.by_seed}
+        counts = {
+            arm: sum(self.is_bound(arm, loss, {seed}) for seed in self.by_seed[arm]) for arm, loss in losses.items()
+        }
+        return {arm: (losses[arm], count) for arm, count in counts.items() if count}
 
     def bounds(self, arm: str, against: str) -> tuple[bool, bool]:
         """Returns for both arms whether their F, where the two are compared, is an upper bound."""
-        loss = self.loss(arm, against)
-        return self.ends[arm] < loss, self.ends[against] < loss
+        loss, seeds = self.loss(arm, against), self.differences("matched", arm, against).index
+        return self.is_bound(arm, loss, seeds), self.is_bound(against, loss, seeds)
+
+    def left_out(self) -> dict[str, list[str]]:
+        """The settings of each arm that are not complete, such as `fraction=0.05 lr=0.01 (2 of 3 runs)`."""
+        settings: dict[str, list[str]] = {}
+        points: Rows = averaged(self.rows)
+        for arm, part in points.groupby("method"):
+            most, records = part["n"].max(), part.to_dict("records")
+            names = [
+                f"{row['setting']} lr={row['lr']:g} ({row['n']} of {most} runs)".strip()
+                for row in records
+                if row["n"] < most
+            ]
+            settings |= {str(arm): names} if names else {}
+        return settings
 
     def chosen(self, points: Rows) -> Rows:
-        """One setting of each arm: the least F among those that reach its target loss, else the least target loss."""
+        """One complete setting of each arm: the least F among those that reach its target loss, else the least target
+        loss."""
         settings = []
         for arm, part in points.groupby("method"):
+            part = part[part["n"] == part["n"].max()]
             enough = part[part["target"] <= self.loss(str(arm), self.reference)]
             settings.append(enough.loc[enough["F"].idxmin()] if len(enough) else part.loc[part["target"].idxmin()])
         return pd.DataFrame(settings).sort_values("F", ignore_index=True)

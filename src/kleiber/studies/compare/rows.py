@@ -39,6 +39,7 @@ LABELS = {
     "lwf": "LwF", "agem": "A-GEM", "lora": "LoRA", "dora": "DoRA", "freeze": "frozen parts",
     MIXTURE: "mixture of experts", FROZEN: "mixture of experts, router frozen", FULL: "full fine-tuning",
 }  # fmt: skip
+CELL = ["method", "setting", "lr", "tokens"]  # columns that name a setting of an arm
 ArmOf = Callable[[Config], tuple[str, str]]  # the arm of a run and its setting, by its config
 
 

@@ -20,7 +20,7 @@ from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
     arm_name,
-    higher_is_better,
+    arms_in_order,
     not_ready,
     planned_arms,
     read_ladders,
@@ -35,7 +35,15 @@ from kleiber.studies.compare.decision import (
     level_of_each,
     overall,
 )
-from kleiber.studies.compare.differences import Ladders, judge, more_seeds_of_all, other_measures, same, side_by_side
+from kleiber.studies.compare.differences import (
+    Ladders,
+    differences_drawn,
+    judge,
+    more_seeds_of_all,
+    same,
+    side_by_side,
+)
+from kleiber.studies.compare.directions import direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
@@ -61,11 +69,12 @@ class Compare(IntervalStudy):
     equal    what is held equal: tokens, flops, seconds (of training), params or memory (of inference)
     claims   claims {arm, against, direction: lower|higher|not_lower|not_higher|within, margin, measure, equal}; measure
              and equal are those of the study where a claim has none. Without claims: the second arm is better than the
-             first, which means lower for losses and errors and higher for every other measure
+             first, which means lower for losses and errors and higher for accuracies and other scores. A measure of
+             unknown direction needs claims that state one
     looks    number of times that the runs will be looked at, each time with more seeds, until the claims are decided.
              A study that is looked at more often decides nothing
-    sizes    arms of one kind of model at several sizes: the report tells at which size their loss would be that of the
-             arm of the first claim
+    sizes    arms of one kind of model at several sizes: the report tells at which size their measure would be that
+             of the arm of the first claim, at training tokens that all of them have
     """
 
     decides: ClassVar[bool] = True
@@ -81,14 +90,22 @@ class Compare(IntervalStudy):
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
         self.read_claims(("", ""))
+        self.direction()
 
     def read_claims(self, arms: Sequence[str]) -> list[Claim]:
         """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid."""
         if not self.claims:
-            direction = "higher" if higher_is_better(self.measure) else "lower"
-            return [Claim(arms[1], arms[0], direction, 0.0, self.measure, self.equal)]
+            return [Claim(arms[1], arms[0], self.direction(), 0.0, self.measure, self.equal)]
         shared = {"measure": self.measure, "equal": self.equal}
         return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
+
+    def direction(self) -> str:
+        """Whether a "lower" or a "higher" measure is better, as `direction_of`."""
+        return direction_of(self.measure, self.read_claims(()) if self.claims else ())
+
+    def ladders(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
+        """The arms of the runs at each of their budgets, as `read_ladders`."""
+        return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction() == "higher")
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError for arms of equal configs, fewer than two arms, and a claim about an arm without runs.
@@ -143,10 +160,10 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
     measure, level = study.measure, study.level
-    ladders = read_ladders(runs, measure, arm_of)
-    claims = study.read_claims([*ladders])
-    planned = planned_arms([run.config for run in runs])
-    study.require_arms(list(dict.fromkeys([*ladders, *planned, *filter(None, map(arm_of, runs))])))
+    ladders = study.ladders(runs, arm_of)
+    order = arms_in_order(runs, arm_of)
+    claims = study.read_claims(order)
+    study.require_arms(order)
     why_not = not_ready(runs, study.looks, arm_of)
     each = level_of_each(level, len(claims), study.looks)
     results = [judge(claim, ladders, each, why_not) for claim in claims]
@@ -172,7 +189,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         "more_seeds_needed": more_seeds_of_all(results),
     }  # fmt: skip
     return Findings(
-        headline=" ".join([*(result.sentence() for result in results), *map(multiplier_sentence, multipliers)]),
+        headline=" ".join(
+            [*(result.sentence() for result in results), *(multiplier_sentence(row, measure) for row in multipliers)]
+        ),
         verdicts=[
             *(result.verdict() for result in results),
             *(trend_verdict(row, measure) for row in changes),
@@ -222,7 +241,7 @@ def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
         "Trends of differences": " A trend over tokens is the slope of the difference on the binary logarithm of the "
         "tokens; one over sizes is the difference of the differences of two pairs of arms, seed by seed.",
         "Effective parameter multiplier": " The effective parameter multiplier is the size at which a line through the "
-        "losses of arms of one kind over log N (active parameters outside the embeddings) meets the loss of the arm, "
+        "values of arms of one kind over log N (active parameters outside the embeddings) meets that of the arm, "
         "over the size of the arm (after Clark et al. 2022, arXiv:2202.01169).",
     }
     has_latency = any(name in row for row in tables["Arms"] for name in AT_ONE)
@@ -266,27 +285,6 @@ def figures(
 
 def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> object:
     return _figures().scatter(rows, order, x, y)
-
-
-def differences_drawn(
-    claims: Sequence[Claim], pairs: Pairs, ladders: Ladders, measure: str, level: float
-) -> dict[str, Sequence[Row]]:
-    """The differences in the figure, by the label of their measure, with intervals that decide the claims.
-
-    Of a single pair they are all; of several pairs those of the claims, or at equal tokens.
-
-    level  confidence level of each interval
-    """
-    table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
-    asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
-    claimed = {names[:2] for names in asked}
-    asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
-    rows = [
-        row
-        for row in table
-        if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
-    ]
-    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}
 
 
 def _figures() -> ModuleType:

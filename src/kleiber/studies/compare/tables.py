@@ -109,17 +109,23 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
 def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: float) -> tuple[list[Json], list[Json]]:
     """The row of the size multiplier of an arm, and verdicts on it; empty below two sizes of known parameters.
 
+    There is no row where the arms share no number of training tokens.
+
     sizes  names of arms of one kind of model at several sizes
     """
-    arms = at_common_budget({each: ladders[each] for each in (name, *sizes) if each in ladders})
-    arms = {each: arm for each, arm in arms.items() if "core" in arm.facts}
-    others = [arms[each] for each in sizes if each in arms]
-    if name not in arms or len({arm.facts["core"] for arm in others}) < 2:  # no line through one size
+    known = {each: ladders[each] for each in (name, *sizes) if each in ladders and "core" in ladders[each][0].facts}
+    sizes = [each for each in sizes if each in known]
+    if name not in known or len({known[each][0].facts["core"] for each in sizes}) < 2:  # no line through one size
         return [], []
-    arm = arms[name]
+    arms = shared_budget(known)
+    if not arms:
+        text = f"the multiplier is not estimated: {', '.join(known)} share no number of training tokens"
+        return [], [{"code": "multiplier", "level": "warn", "text": text}]
+    arm, others = arms[name], [arms[each] for each in sizes]
     estimate = size_multiplier(arm, others, level)
     if estimate is None:
-        text = "the multiplier is not identified: the loss does not fall with the size for every seed"
+        change = f"{metric_of(arm.measure)} does not {'rise' if arm.higher_is_better else 'fall'}"
+        text = f"the multiplier is not identified: the {change} with the size for every seed"
         return [], [{"code": "multiplier", "level": "warn", "text": text}]
     tuned = not any(each.wrong for each in (arm, *others))
     row = {"arm": name, "tokens": arm.facts["tokens"], **as_row(estimate), "tuned": tuned}
@@ -130,26 +136,31 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     return [row], [{"code": "multiplier", "level": "warn", "text": text}]
 
 
-def multiplier_sentence(row: Row) -> str:
+def metric_of(measure: str) -> str:
+    """The metric of a measure in words, such as `accuracy` of val/sst2/accuracy."""
+    return measure.rpartition("/")[2].replace("_", " ")
+
+
+def multiplier_sentence(row: Row, measure: str) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
-    return f"Other arms would have the loss of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
+    return f"Other arms would have the {metric_of(measure)} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:
-    """The size at which the loss of `sizes` equals that of an arm, over the size of the arm (Clark et al. 2022).
+    """The size at which the measure of `sizes` equals that of an arm, over the size of the arm (Clark et al. 2022).
 
-    Sizes are active parameters outside the embeddings. The loss is a line in their logarithm, seed by seed; the mean
-    and its interval are of the logarithm of the multiplier. None where the loss of a seed does not fall with the size.
+    Sizes are active parameters outside the embeddings. The measure is a line in their logarithm, seed by seed; the mean
+    and its interval are of the logarithm of the multiplier. None where it does not improve with the size for a seed.
     """
     xs = [math.log(other.facts["core"]) for other in sizes]
     log_ratios = []
-    for seed, loss in sorted(arm.at_best.items()):
+    for seed, value in sorted(arm.at_best.items()):
         if all(math.isfinite(arm.at_best.get(seed, math.nan)) for arm in (arm, *sizes)):
             slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
-            if slope >= 0:
+            if slope == 0 or (slope > 0) != arm.higher_is_better:
                 return None
-            log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
+            log_ratios.append((value - at_zero) / slope - math.log(arm.facts["core"]))
     estimate = mean_estimate(log_ratios, level, "times its size")
     if estimate is None:
         return None
@@ -159,11 +170,16 @@ def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | 
 
 def at_common_budget(ladders: Ladders) -> dict[str, Arm]:
     """Each arm at the most training tokens that all arms have; at its own most tokens where they share none."""
+    return shared_budget(ladders) or {name: ladder[-1] for name, ladder in ladders.items()}
+
+
+def shared_budget(ladders: Ladders) -> dict[str, Arm]:
+    """Each arm at the most training tokens that all arms have; empty where they share none."""
     for at in reversed(next(iter(ladders.values()), ())):
         arms = {name: [arm for arm in ladder if same(arm, at, "tokens")] for name, ladder in ladders.items()}
         if all(arms.values()):
             return {name: each[-1] for name, each in arms.items()}
-    return {name: ladder[-1] for name, ladder in ladders.items()}
+    return {}
 
 
 def matched_table(record: Json) -> list[Json]:

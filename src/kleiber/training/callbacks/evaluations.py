@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kleiber.evals.evaluation import Subject
@@ -13,6 +13,7 @@ from kleiber.records.summary import Scores, StageRecord
 from kleiber.training.callbacks.evaluate import add_training_memory, apart_from_training
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
+from kleiber.types import Config
 
 
 class Evaluations(LeanCallback):
@@ -22,6 +23,7 @@ class Evaluations(LeanCallback):
     RUN/evals. They change neither the training nor its random numbers.
 
     subject       the model and how much of the data is scored
+    settings      the config of each evaluation, by name
     every         training tokens between two evaluations; None: after the last step only
     at_start      whether the model is evaluated before the first step, because it begins with trained weights
     at_end        whether it is evaluated after the last step
@@ -33,12 +35,14 @@ class Evaluations(LeanCallback):
         subject: Subject,
         record: StageRecord,
         folder: Path,
+        settings: Mapping[str, Config],
         batch_tokens: int,
         every: int | None = None,
         at_start: bool = False,
         at_end: bool = True,
     ) -> None:
         self.measurements, self.subject, self.record, self.folder = measurements, subject, record, folder
+        self.settings = settings
         self.batch_tokens, self.every, self.at_start, self.at_end = batch_tokens, every, at_start, at_end
         self.cost_is_told = False
 
@@ -68,7 +72,7 @@ class Evaluations(LeanCallback):
         results = measurement.measure_or_warn(self.subject.after(step + self.record.skipped_steps))
         if results is None:
             return {}
-        save_results(self.folder, measurement.name, results)
+        save_results(self.folder, measurement.name, results, self.settings[measurement.name])
         return metrics(measurement.name, results)
 
     def scores(self, trainer: Trainer, pl_module: LitLM) -> Scores:

@@ -1,8 +1,8 @@
-"""Code that several objectives share: auxiliary losses, names of output layers, tables of samples, frozen references.
+"""A frozen reference: the model as it was before training.
 
-A frozen reference is the model as it was before training. Its values for the data are computed once. They are stored
-in the stage's folder with the hashes of the data and of the weights, where a resumed stage reads them, and in the cache
-of the data under the same hashes, where other runs from the same weights find them.
+Its values for the data are computed once. They are stored in the stage's folder with the hashes of the data and of the
+weights, where a resumed stage reads them, and in the cache of the data under the same hashes, where other runs from the
+same weights find them.
 """
 
 from __future__ import annotations
@@ -16,92 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kleiber.data.preference import AnswerCorpus, PairRows
 from kleiber.nn.sharding import full_parameters
-from kleiber.types.batch import Batch, Loss, Output
+from kleiber.types.batch import Batch
 from kleiber.types.model import Model
-
-
-def loss_with_auxiliary(
-    total: Tensor, tokens: Tensor | int, metrics: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor]
-) -> Loss:
-    """The loss of an objective plus the auxiliary losses of the model's layers.
-
-    total      the objective, summed over targets
-    tokens     number of targets
-    metrics    sums to report
-    auxiliary  `Output.aux`, rescaled where needed; its "loss" is added to `total`, and all of it to the metrics
-    """
-    if not isinstance(tokens, Tensor):
-        tokens = torch.tensor(float(tokens), device=total.device)
-    metrics = {**metrics, **{name: value.detach() for name, value in auxiliary.items()}}
-    return Loss(total + auxiliary["loss"] if "loss" in auxiliary else total, tokens, metrics)
-
-
-def rescale_auxiliary(
-    output: Output, batch: Batch, count: int | Tensor, step_ratio: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The auxiliary sums of `output` over the real tokens of `batch`, multiplied by count / tokens.
-
-    `count` is the number that the objective's sum is divided by. After that division the auxiliary sums are means per
-    token, so a coefficient means the same in pre-training and fine-tuning. Counts of assignments are not rescaled.
-
-    step_ratio  count / tokens of the whole step (`Batch.auxiliary_ratio`), which replaces that of the micro-batch
-    """
-    if not output.aux:
-        return {}
-    ratio = count / real_tokens(batch)
-    return {
-        name: value
-        if name.startswith("load/")
-        else value * (ratio if step_ratio is None else step_ratio[0].to(value.dtype))
-        for name, value in output.aux.items()
-    }
-
-
-def real_tokens(batch: Batch) -> int | Tensor:
-    """Number of the real tokens of a batch, at least 1."""
-    return batch.tokens.numel() if batch.real is None else torch.clamp(batch.real.sum(), min=1)
-
-
-def head_name(task: str, *meaning: object) -> str:
-    """The name of a task's output layer in a model: the task's name and a hash of what its outputs stand for.
-
-    Tasks that have the same name and different outputs get different layers.
-    """
-    return f"{task.replace('.', '_')}-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"
-
-
-class SampleTable:
-    """A table with one row per scored sample: every rank adds its batches, and `gather` returns those of all ranks."""
-
-    def __init__(self) -> None:
-        self.samples: list[Tensor] = []
-        self.columns: list[dict[str, Tensor]] = []
-
-    def add(self, samples: Tensor | None, **columns: Tensor) -> None:
-        """Adds the values of each column for the samples of a batch."""
-        assert samples is not None, "a scored batch has the numbers of its samples"
-        self.samples.append(samples.detach().cpu())
-        self.columns.append({name: value.detach().cpu() for name, value in columns.items()})
-
-    def gather(self) -> dict[str, Tensor]:
-        """The columns of all ranks, with each sample once and in order, so no metric depends on the number of ranks."""
-        parts = [(self.samples, self.columns)]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            gathered = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, parts[0])
-            parts = [part for part in gathered if part is not None]
-        samples = torch.cat([numbers for part_samples, _ in parts for numbers in part_samples])
-        order = torch.argsort(samples, stable=True)
-        first = torch.ones(len(samples), dtype=torch.bool)
-        first[1:] = samples[order][1:] != samples[order][:-1]  # where samples are few, every rank has scored all
-        columns = [batch_columns for _, part_columns in parts for batch_columns in part_columns]
-        return {name: torch.cat([column[name] for column in columns])[order[first]] for name in columns[0]}
-
 
 REFERENCE = "reference"  # name of the .npz and .json file in the stage's folder
 

@@ -1,4 +1,4 @@
-"""What objectives share: auxiliary losses, names of heads, tables of samples, and references that are computed once."""
+"""References: computed once for the same weights and data, and kept by a stage that resumes."""
 
 from __future__ import annotations
 
@@ -12,52 +12,13 @@ from tables import folder
 
 from kleiber.data.preference import PairRows, Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
-from kleiber.objectives.objective import (
-    SampleTable,
-    fingerprint,
-    head_name,
-    loss_with_auxiliary,
-    rescale_auxiliary,
-    set_reference,
-)
-from kleiber.types.batch import Batch, Output
+from kleiber.objectives.reference import fingerprint, set_reference
 from kleiber.types.model import Model
 
 
 def model(seed: int = 0, **options) -> Transformer:
     torch.manual_seed(seed)
     return Transformer(272, depth=1, width=32, context=64, **options)
-
-
-def test_the_auxiliary_loss_is_trained_and_reported_and_not_part_of_the_metrics_before() -> None:
-    total, metrics = torch.tensor(6.0, requires_grad=True), {"ce": torch.tensor(6.0)}
-    loss = loss_with_auxiliary(total, 3, metrics, {"loss": torch.tensor(0.5), "load/0": torch.ones(4)})
-    assert loss.total.item() == 6.5 and loss.tokens.item() == 3.0
-    assert set(loss.metrics) == {"ce", "loss", "load/0"} and loss.metrics["ce"].item() == 6.0
-    assert loss_with_auxiliary(total, torch.tensor(2.0), metrics, {}).total is total
-
-
-def test_rescaled_sums_are_means_per_token_after_division_by_the_count() -> None:
-    auxiliary = {"loss": torch.tensor(8.0), "load/0": torch.ones(4)}
-    output = Output(torch.zeros(2, 5, 3), auxiliary)
-    tokens = torch.zeros(2, 5, dtype=torch.long)
-    real = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    assert rescale_auxiliary(output, Batch(tokens), 2)["loss"].item() / 2 == pytest.approx(8 / 10)
-    rescaled = rescale_auxiliary(output, Batch(tokens, real), 2)
-    assert rescaled["loss"].item() / 2 == pytest.approx(8 / 8) and rescaled["load/0"] is auxiliary["load/0"]
-    assert rescale_auxiliary(Output(torch.zeros(2, 5, 3)), Batch(tokens), 2) == {}
-
-
-def test_a_head_is_named_by_its_task_and_the_meaning_of_its_outputs() -> None:
-    assert head_name("a.b", "x") == head_name("a.b", "x") != head_name("a.b", "y")
-    assert head_name("a.b", "x").startswith("a_b-")
-
-
-def test_a_table_has_each_sample_once_in_the_order_of_numbers() -> None:
-    table = SampleTable()
-    table.add(torch.tensor([3, 1]), score=torch.tensor([30.0, 10.0]))
-    table.add(torch.tensor([2, 3]), score=torch.tensor([20.0, 30.0]))
-    assert table.gather()["score"].tolist() == [10.0, 20.0, 30.0]
 
 
 def test_the_fingerprint_depends_on_weights_and_on_settings_without_weights() -> None:
