@@ -51,7 +51,7 @@ def recipe_of(config: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def finished(folder: Path) -> list[Run]:
-    return [run for run in read_runs(folder) if run.status == "finished"]
+    return [run for run in read_runs(folder) if run.finished]
 
 
 def left_out(scores: Scores) -> list[Json]:

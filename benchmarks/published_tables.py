@@ -56,7 +56,7 @@ def sources(folder: Path) -> Iterator[Source]:
         for config, rows in pd.read_csv(path).groupby("config"):
             yield Source("porian", f"porian {config}", columns(rows, C="C", L="N_opt"), "power")
     if exists(GOLDEN):
-        rows = catalog.frame([run for run in catalog.read_runs(GOLDEN) if run.status == "finished"])
+        rows = catalog.frame([run for run in catalog.read_runs(GOLDEN) if run.finished])
         frame = columns(rows, N="active", D="tokens", L="loss", trunk="trunk")
         yield Source("golden", "golden", frame.drop(frame.index[frame.D < SETTLED]), cluster="trunk")
 

@@ -41,7 +41,7 @@ def main(cfg):
     config, _ = resolve_config(OmegaConf.merge({{"hydra": {{"runtime": {{"choices": {{}}}}}}}}, cfg))
     folder = Path(cfg.root) / f"seed{{cfg.seed}}"
     folder.mkdir(parents=True)
-    assert train(OmegaConf.create(config), folder, []) == 0
+    assert train(config, folder) == 0
 
 main()
 """

@@ -10,13 +10,13 @@ from small_run import TINY
 
 import kleiber
 from kleiber.launch.cli import main
-from kleiber.launch.main import Trained
+from kleiber.launch.main import TrainResult
 from kleiber.studies import fitted_law
 from kleiber.studies.laws.law import Array, Exponent, Part
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Trained:
+def trained(tmp_path_factory) -> TrainResult:
     root = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))

@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 import yaml
 
-from kleiber.config.check import BatchSize, Evaluation
+from kleiber.config.check import BatchSize, EvalSettings
 from kleiber.config.stages import Budget
 from pages import commands
 from pages.headers import read_header
@@ -54,7 +54,7 @@ def top_level_page(conf: Path) -> str:
     """Returns the page of the keys that belong to no group."""
     values = yaml.safe_load((conf / "train.yaml").read_text(encoding="utf-8"))
     rows = [[f"`{key}`", kind, "", code(values[key]), meaning] for key, (kind, meaning) in TOP_LEVEL.items()]
-    for prefix, plain in {"batch": BatchSize, "budget": Budget, "eval": Evaluation}.items():
+    for prefix, plain in {"batch": BatchSize, "budget": Budget, "eval": EvalSettings}.items():
         meanings = entries_of(plain.__doc__ or "")
         annotations = get_type_hints(plain, include_extras=True)
         for field in fields(plain):

@@ -212,3 +212,12 @@ def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     load_optimizer(again, found.load_state()["optimizer"])
     steps(resumed, again, 3, 6)
     assert all(torch.equal(p, dict(resumed.named_parameters())[n]) for n, p in straight.named_parameters())
+
+
+def test_the_update_of_a_head_that_the_objective_does_not_read_is_not_trained():
+    model = build()
+    model.add_head("task", 2)
+    LoRA(rank=2, targets=["attention", "head"]).apply(model, seed=1)
+    model.freeze_head()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith("head.") for name in trained) and any("attention" in name for name in trained)

@@ -113,3 +113,8 @@ def test_the_files_of_a_figure_are_those_of_altair(tmp_path):
     for ending, options in ((".svg", {}), (".png", {"scale_factor": 2})):
         chart.save(tmp_path / f"altair{ending}", **options)
         assert (tmp_path / f"ours.v2{ending}").read_bytes() == (tmp_path / f"altair{ending}").read_bytes(), ending
+
+
+def test_an_axis_over_less_than_one_tick_has_its_ends_as_ticks():
+    assert log_axis("x", "", [0.012, 0.03]).to_dict()["axis"]["values"] == [0.012, 0.03]
+    assert log_axis("x", "", [0.03]).to_dict()["axis"]["values"] == [0.03]

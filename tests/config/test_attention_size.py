@@ -16,6 +16,10 @@ CHOICES = [
     ["model.num_heads=4", "model.attention.value_residual=true"],
     ["model/attention=latent", "model.attention.rank=24", "model.attention.query_rank=20"], ["model/attention=hybrid"],
     ["model/attention=hybrid", "model.attention.pattern=[delta,latent]"],
+    ["model.attention.num_heads=4", "model.attention.num_kv_heads=1"],
+    ["model/attention=hybrid", "model.attention.num_heads=4"],
+    ["model/attention=latent", "model.attention.num_heads=4"],
+    ["model/attention=pattern", "model.num_heads=4", "model.attention.window.num_kv_heads=1"],
 ]  # fmt: skip
 COMPOSER = Composer()
 

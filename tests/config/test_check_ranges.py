@@ -8,7 +8,7 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, MultipleOf
 from pydantic import AllowInfNan
 
-from kleiber.config.check import PLAIN, BatchSize, Evaluation, bounds, check_arguments
+from kleiber.config.check import PLAIN, BatchSize, EvalSettings, bounds, check_arguments
 from kleiber.config.compose import conf_dir
 from kleiber.config.cost import Cost
 from kleiber.config.errors import ConfigError
@@ -29,7 +29,7 @@ def all_signatures() -> dict[str, Signature]:
     targets = {parts[1] for parts in lines if parts[:1] == ["_target_:"]}
     read = {target: signature(target) for target in targets}
     plain = {name: Parameter(kind) for name, kind in PLAIN.items() if not isinstance(kind, type)}
-    nodes = {kind.__name__: runtime_signature(kind, kind.__name__) for kind in (BatchSize, Evaluation, Budget, Cost)}
+    nodes = {kind.__name__: runtime_signature(kind, kind.__name__) for kind in (BatchSize, EvalSettings, Budget, Cost)}
     return read | nodes | {"config": Signature("config", plain)}
 
 

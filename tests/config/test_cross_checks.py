@@ -63,6 +63,7 @@ CONTRADICTIONS = [
         "objective=dpo data=preference data.path=x objective.reference=adapter_off adapter=freeze",
         ["objective.reference=adapter_off", "adapter=lora"],
     ),
+    ("stages=docs_then_code data.tokenizer=bpe", ["data.tokenizer=bpe", "docs, code", "data.tokenizer=RUN/tokenizer"]),
     (
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=60 optimizer.lr=0.02",
         ["retention.l2sp.strength=60", "optimizer.lr=0.02", "<= 50"],
@@ -93,6 +94,7 @@ def test_the_error_names_every_key_that_contradicts_another(overrides, values):
         "trainer=ddp trainer.devices=2",
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=50 optimizer.lr=0.02",
         "model=bert objective=mlm",
+        "data.tokenizer=bpe stages=chain stages.chain={one:{budget:{steps:1}},two:{budget:{steps:1}}}",
         "model.future=1 data=counterfactual objective=equalized",
     ],
 )

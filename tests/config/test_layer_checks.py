@@ -30,7 +30,23 @@ IMPOSSIBLE = {
     "model=moe model/router=group_limited model.mlp.router.groups=3": "model.mlp.router.groups=3",
     "model=moe model/router=group_limited model.mlp.router.limit=1 model.mlp.k=4": "model.mlp.router.limit=1",
 }
+PATTERNED = "model/attention=pattern model.depth=3 model.attention.pattern="
+WITHOUT_EFFECT = {
+    PATTERNED + "[delta,none] model.num_kv_heads=1": "model.num_kv_heads=1",
+    PATTERNED + "[delta] model.qk_norm=false": "model.qk_norm=false",
+    PATTERNED + "[none] model.num_heads=7": "model.num_heads=7",
+    PATTERNED + "[none] model.positions=alibi model.rope_theta=500": "model.rope_theta=500 and model.positions=alibi",
+    PATTERNED + "[delta] +model.attention.soft_cap=30": "model.attention.soft_cap=30",
+    PATTERNED + "[latent,none] +model.attention.value_residual=true": "model.attention.value_residual=true",
+    PATTERNED + "[delta,full] model.attention.window.window=16": "model.attention.window.window=16",
+    PATTERNED + "[full,delta,none] +model.attention.value_residual=true": "model.depth=3",
+    "model.depth=1 model.attention.value_residual=true": "model.depth=1",
+}
 POSSIBLE = [
+    PATTERNED + "[full,latent] +model.attention.value_residual=true",
+    PATTERNED + "[delta,none] model.positions=learned",
+    PATTERNED + "[delta,full] model.qk_norm=false model.num_kv_heads=1",
+    "model.depth=1 model.future=1 model.attention.value_residual=true",
     "model.positions=rotary model.rope_theta=500",
     "model/attention=hybrid model.positions=alibi model.num_heads=4",
     "model/attention=pattern model.depth=3 model.attention.pattern=[full,none] +model.attention.value_residual=true",
@@ -63,6 +79,20 @@ def test_what_cannot_be_built_is_refused_before(overrides, text):
     assert text in str(caught.value)
     with pytest.raises(Exception, match=r"model|heads|positions"):
         build(model)
+
+
+@pytest.mark.parametrize(("overrides", "settings"), WITHOUT_EFFECT.items())
+def test_options_that_no_layer_would_read_are_refused(overrides, settings):
+    with pytest.raises(ConfigError, match="no effect") as caught:
+        check_layers(node(overrides))
+    assert settings in str(caught.value)
+
+
+def test_the_values_of_a_latent_layer_cannot_be_mixed():
+    model = node(PATTERNED + "[full,latent]")
+    model["attention"]["latent"] = {"_target_": "kleiber.nn.LatentAttention", "value_residual": True}
+    with pytest.raises(ConfigError, match=r"remove model\.attention\.latent\.value_residual=true"):
+        check_layers(model)
 
 
 @pytest.mark.parametrize("overrides", POSSIBLE)

@@ -16,21 +16,24 @@ from kleiber.evals.likelihood import (
     pass_tokens,
     target_scores,
 )
+from kleiber.models.lstm import LSTM
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch
+from kleiber.types.model import Model
 
 CONTEXT = 24
 
 
-def build(**options) -> Transformer:
+def build(kind: type[Model] = Transformer, **options) -> Model:
     torch.manual_seed(0)
-    model = Transformer(64, **{"depth": 2, "width": 32, "context": CONTEXT, "num_heads": 2, "tied": False} | options)
+    heads = {"num_heads": 2} if kind is Transformer else {}
+    model = kind(64, **{"depth": 2, "width": 32, "context": CONTEXT, "tied": False} | heads | options)
     torch.nn.init.normal_(model.head.weight, std=0.3)
     return model
 
 
 @torch.no_grad()
-def slow(model: Transformer, context: list[int], text: list[int]) -> tuple[float, bool]:
+def slow(model: Model, context: list[int], text: list[int]) -> tuple[float, bool]:
     """Log-probability and greedy flag of a text that fits into the context, from a forward pass of its own."""
     ids = (context + text)[-CONTEXT - 1 :]
     logits = model.head(model(Batch(torch.tensor([ids[:-1]]))).hidden)[0, -len(text) :]
@@ -57,7 +60,7 @@ def items() -> list[list[tuple[list[int], list[int]]]]:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True, "num_kv_heads": 1, "qk_norm": False}])
+@pytest.mark.parametrize("options", [{}, {"causal": True, "num_kv_heads": 1, "qk_norm": False}, {"kind": LSTM}])
 @pytest.mark.parametrize("tokens", [1, 60, 10_000])
 def test_scores_are_those_of_one_text_at_a_time(options, tokens, monkeypatch):
     model = build(**options).train()

@@ -57,7 +57,7 @@ KINDS = {
     "ddp": ["trainer=ddp", "trainer.devices=2"],
 }
 EXCLUDED = {"hf": ("model.width", "model.depth"), "trunk": ("budget.",)}  # of OFTEN
-WRITING = [f"kleiber.training.checkpoint.{name}" for name in ("save_model", "_digest", "_sync", "_commit", "tidy")]
+WRITING = [f"kleiber.training.checkpoint.{name}" for name in ("save_model", "file_sha256", "_sync", "_commit", "tidy")]
 LATE = [
     "kleiber.training.callbacks.after_training.generate",
     "kleiber.training.callbacks.after_training.evaluation_batches",

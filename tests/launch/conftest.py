@@ -31,11 +31,11 @@ def seeds(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     trained = []
 
-    def train(cfg, folder, overrides):
-        trained.append(cfg.seed)
-        if cfg.seed == 1:
+    def train(config, folder, overrides):
+        trained.append(config["seed"])
+        if config["seed"] == 1:
             raise RuntimeError("unlucky")
-        write_summary(folder, name=cfg.name)
+        write_summary(folder, name=config["name"])
         return 0
 
     monkeypatch.setattr(kleiber.runs.run, "train", train)

@@ -23,12 +23,12 @@ class Trainer:
         self.calls = []
         self.raises = None
 
-    def __call__(self, cfg, folder, overrides):
-        self.calls.append((cfg, folder, overrides))
+    def __call__(self, config, folder, overrides):
+        self.calls.append((config, folder, overrides))
         print("training")
         if self.raises:
             raise self.raises
-        write_summary(folder, name=cfg.name)
+        write_summary(folder, name=config["name"])
         return 0
 
 
@@ -49,9 +49,9 @@ def folders(tmp_path):
 
 def test_a_run_writes_its_config_and_its_log_into_one_folder(trainer, tmp_path):
     assert main(["model.depth=3", "seed=1"]) == 0
-    (cfg, folder, overrides) = trainer.calls[0]
+    (config, folder, overrides) = trainer.calls[0]
     assert folder.parent == tmp_path / "root" / "runs"
-    assert cfg.model.depth == 3 and "hydra" not in cfg
+    assert config["model"]["depth"] == 3 and "hydra" not in config
     assert overrides == ["model.depth=3", "seed=1"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["depth"] == 3
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == overrides
@@ -134,7 +134,7 @@ def test_an_error_that_the_user_can_correct_is_2_in_one_line(trainer, capsys, mo
 
 
 def test_ctrl_c_is_130_and_the_run_has_the_status_interrupted(trainer, monkeypatch):
-    def interrupted(cfg, folder, overrides):
+    def interrupted(config, folder, overrides):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
@@ -166,7 +166,7 @@ def test_under_torchrun_the_number_of_processes_sets_the_devices(trainer, monkey
     assert main([]) == 2
     assert "trainer=ddp" in capsys.readouterr().err
     assert main(["trainer=ddp"]) == 0
-    assert trainer.calls[0][0].trainer.devices == 2
+    assert trainer.calls[0][0]["trainer"]["devices"] == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert main(["trainer=ddp", "seed=1"]) == 2
     assert "3 of 2 processes" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_the_status_is_written_before_the_error_is_printed(tmp_path, monkeypatch
 
 
 def test_a_closed_pipe_is_no_error_of_a_command(monkeypatch):
-    monkeypatch.setattr(main, "run_command", lambda argv: train_lines(None)())
+    monkeypatch.setattr(main, "train", lambda argv: main.TrainResult(train_lines(None)(), None))
     with closed_pipe():
         assert main.main([]) == 0
 

@@ -110,7 +110,7 @@ def test_fresh_processes_are_a_rank_or_an_agent_that_starts_the_ranks(monkeypatc
     (agent, first), (rank, second) = started
     assert agent == ["-m", "kleiber.launch.ranks", str(tmp_path), "2"]
     assert rank == ["-m", "kleiber.launch.process", str(tmp_path)]
-    assert "MASTER_PORT" not in first and first[ranks.CELL] == "1" and second["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "MASTER_PORT" not in first and first[ranks.CELL_VARIABLE] == "1" and second["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_the_agent_hands_the_run_to_torchrun_and_returns_1_where_a_rank_fails(monkeypatch):

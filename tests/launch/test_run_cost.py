@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kleiber.config.targets import build
 from kleiber.launch.run_cost import (
@@ -89,11 +89,11 @@ def test_counts_equal_the_summary_of_the_run_and_its_speed_is_measured(launch, t
     run = launch("trainer.max_steps=4", "callbacks.samples=null", "eval.every_steps=0")
     config = read_config(run)
     hardware, models = build(DictConfig(config["trainer"])), Models()
-    (cost,) = count_costs(plan_stages(OmegaConf.create(config), hardware, models), hardware, models)
+    (cost,) = count_costs(plan_stages(config, hardware, models), hardware, models)
     (stage,) = read_run(run).stages
     assert (cost.parameters.total, cost.total) == (stage["params"]["total"], stage["tokens"])
     assert cost.flops == pytest.approx(stage["flops"]["model"])
-    (validation,) = plan_stages(OmegaConf.create(config), hardware)[0].plan.corpus.validation.values()
+    (validation,) = plan_stages(config, hardware)[0].plan.corpus.validation.values()
     limit = config["eval"]["tokens"]
     assert cost.evaluated == validation.first(limit).num_tokens, "scored once, at the end"
     speed = measure(shorten_config(config, [cost], tmp_path / "short"), [cost], tmp_path / "short")

@@ -22,10 +22,10 @@ def test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cel
 
 
 def test_a_cell_that_is_refused_before_its_first_step_leaves_nothing(seeds, tmp_path, monkeypatch, capsys):
-    def refuse(cfg, folder, overrides):
-        if cfg.seed != 2:
+    def refuse(config, folder, overrides):
+        if config["seed"] != 2:
             raise ConfigError("data.path=nowhere is missing")
-        return train(cfg, folder, overrides)
+        return train(config, folder, overrides)
 
     train = kleiber.runs.run.train
     monkeypatch.setattr(kleiber.runs.run, "train", refuse)

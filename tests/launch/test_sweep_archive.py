@@ -32,11 +32,11 @@ def training_nothing() -> Iterator[list]:
     """Finishes cells at once in this process, and yields the list of the configs of cells that ran, in order."""
     ran = []
 
-    def train(cfg, folder, overrides):
-        ran.append(cfg)
+    def train(config, folder, overrides):
+        ran.append(config)
         (folder / "tokenizer").mkdir(exist_ok=True)
-        data = {"tokenizer_hash": "bpe/1" if cfg.data.tokenizer == "bpe" else "tokenizer/1"}
-        write_summary(folder, [fake_stage(data=data)], seed=cfg.seed, overrides=overrides)
+        data = {"tokenizer_hash": "bpe/1" if config["data"]["tokenizer"] == "bpe" else "tokenizer/1"}
+        write_summary(folder, [fake_stage(data=data)], seed=config["seed"], overrides=overrides)
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
@@ -84,9 +84,9 @@ def test_the_base_of_a_missing_cell_is_trained_again(trained, moved, tmp_path):
     rewrite(moved / archive.NAME, [row for row in archive.read(moved / archive.NAME) if row["run"] != gone])
     assert sweep(tmp_path, "trainer.threads=1") == 0
     base, arm = trained
-    assert base.init is None and base.data.tokenizer == "bpe" and base.root == str(tmp_path)
-    assert Path(arm.init.path).parent in [run.folder for run in read_runs(moved)]
-    assert Path(arm.data.tokenizer).parent == Path(arm.init.path).parent
+    assert base["init"] is None and base["data"]["tokenizer"] == "bpe" and base["root"] == str(tmp_path)
+    start = Path(arm["init"]["path"]).parent
+    assert start in [run.folder for run in read_runs(moved)] and start == Path(arm["data"]["tokenizer"]).parent
     assert [run.status for run in read_runs(moved)] == ["finished"] * 3
 
 

@@ -49,7 +49,8 @@ def measured(model: Transformer, sequences: int = 2) -> tuple[float, float]:
     batch = Batch(torch.randint(model.vocab_size, (sequences, TIME)))
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         output = model(batch)
-        (model.head(output.hidden).square().sum() + output.aux.get("loss", 0)).backward()
+        losses = [model.head(hidden).square().sum() for hidden in (output.hidden, *output.future)]
+        (sum(losses) + output.aux.get("loss", 0)).backward()
     counts = counter.get_flop_counts()["Global"]
     attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
     return (sum(counts.values()) - attention) / (sequences * TIME), attention / (sequences * TIME)
@@ -163,12 +164,26 @@ def test_every_expert_is_executed_by_the_dense_backend():
     assert training_flops(dense, TIME) == training_flops(grouped, TIME) == executed_flops(grouped, TIME)
 
 
-def test_recomputation_is_what_the_counter_sees():
-    model = Transformer(96, width=64, context=TIME)
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+@pytest.mark.parametrize("kept", ["", "blocks.1.", "blocks.2.mlp.down", "head"])
+def test_recomputation_is_what_the_counter_sees_also_with_masks_and_frozen_weights(positions, kept):
+    model = Transformer(96, width=64, context=TIME, depth=3, tied=False, positions=positions)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(kept))
+    share = 1 if positions == "alibi" else (TIME + 1) / 2 / TIME
+    other, attention = measured(model)
+    assert executed_flops(model, TIME) == pytest.approx(other + share * attention, rel=1e-6)
     checkpoint_activations(model)
     other, attention = measured(model)
-    expected = other + (TIME + 1) / 2 / TIME * attention
-    assert executed_flops(model, TIME, recomputed=True) == pytest.approx(expected, rel=1e-6)
+    assert executed_flops(model, TIME, recomputed=True) == pytest.approx(other + share * attention, rel=1e-6)
+
+
+@pytest.mark.parametrize("kept", ["", "blocks.1.", "head"])
+def test_later_tokens_cost_a_block_and_a_product_with_the_head_each(kept):
+    model = Transformer(96, width=64, context=TIME, tied=False, attention=NoMixing, future=2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(kept))
+    assert training_flops(model, TIME) == pytest.approx(measured(model)[0], rel=1e-6)
 
 
 def test_flops_of_a_window_count_the_pairs_inside_it():

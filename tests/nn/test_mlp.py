@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.mlp import GELU, Normalized, ReLU2, RMSNorm, SwiGLU, gated, gated_hidden
+from kleiber.config.model_size import gated_hidden
+from kleiber.nn.mlp import GELU, Normalized, ReLU2, RMSNorm, SwiGLU, gated
 from kleiber.nn.mup import Site
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.mlp import SwiGLU, expert_hidden, gated_hidden
+from kleiber.config.model_size import gated_hidden
+from kleiber.nn.mlp import SwiGLU, expert_hidden
 from kleiber.nn.moe import Dropping, Global, MoE, PerSequence, dropping_moe, interleaved_moe
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.expert_choice import ExpertChoice

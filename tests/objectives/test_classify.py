@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,7 +13,6 @@ from kleiber.data.table import Kind
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.objectives import sample_table
 from kleiber.objectives.classify import (
     Classify,
     class_rows,
@@ -203,10 +200,9 @@ def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypa
     def gather(parts, mine) -> None:
         parts[:] = collected
 
-    fake = SimpleNamespace(
-        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=gather
-    )
-    monkeypatch.setattr(sample_table, "dist", fake)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     together = [scorer.compute() for scorer in shares]
     monkeypatch.undo()
     assert together[0] == together[1] == pytest.approx(whole.compute(), abs=1e-6)

@@ -33,6 +33,14 @@ def test_the_loss_is_the_sum_of_the_cross_entropies_of_the_targets() -> None:
     assert loss.tokens.item() == tokens[:, 1:].numel() and loss.metrics["ce"].item() == pytest.approx(loss.total.item())
 
 
+def test_the_targets_are_counted_without_a_forward_pass() -> None:
+    net, tokens = model(), text()
+    weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1))
+    real = torch.arange(17) < torch.tensor([[17], [9], [4]])
+    for batch in (Batch(tokens), Batch(tokens, weights=weights), Batch(tokens, real=real, weights=weights)):
+        assert CLM().targets(net, batch) == CLM()(net, batch).tokens
+
+
 def test_a_weight_counts_at_the_target_and_padding_is_no_target() -> None:
     net, tokens = model(), text()
     weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1))
@@ -92,6 +100,6 @@ def test_inputs_leave_out_the_last_token_of_every_field() -> None:
 
 def test_bidirectional_models_and_short_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="objective=clm"):
-        CLM()(model(causal=False), Batch(text()))
+        CLM().check(model(causal=False))
     with pytest.raises(ValueError, match="2 tokens"):
         CLM()(model(), Batch(text(time=1)))

@@ -111,7 +111,7 @@ def test_what_cannot_teach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective.teacher=BERT"):
         Distill(TOY, opens, "BERT").check(student())
     with pytest.raises(ValueError, match="objective=distill"):
-        Distill(TOY, opens, "RUN")(teacher(causal=False), rows())
+        Distill(TOY, opens, "RUN").check(teacher(causal=False))
     long = Batch(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match=r"model\.context=32"):
         Distill(TOY, opens, "RUN")(student(), long)

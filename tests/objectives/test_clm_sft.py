@@ -102,4 +102,4 @@ def test_what_marks_no_answers_and_what_reads_ahead_are_refused(train: PackedCon
     with pytest.raises(ValueError, match="objective=sft"):
         SFT(ANSWERS)(model(), Batch(torch.zeros(1, 8, dtype=torch.long)))
     with pytest.raises(ValueError, match="objective=sft needs a causal model"):
-        SFT(ANSWERS)(model(causal=False), train.gather(np.array([0])))
+        SFT(ANSWERS).check(model(causal=False))

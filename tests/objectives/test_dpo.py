@@ -240,6 +240,8 @@ def test_it_warns_when_the_loss_stays_at_ln_2(corpus, tmp_path, caplog) -> None:
 def test_what_has_no_pairs_is_refused(corpus) -> None:
     with pytest.raises(ValueError, match="data=wikitext"):
         DPO(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
+    with pytest.raises(ValueError, match="objective=dpo needs a causal model"):
+        DPO(corpus).check(model(causal=False))
     with pytest.raises(ValueError, match="bidirectional"):
         DPO(corpus)(model(causal=False), corpus.train.gather(np.array([0])))
     with pytest.raises(ValueError, match="objective=dpo"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from kleiber.data.corpus import TextCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.data.unpaired import Unpaired, UnpairedCorpus
 from kleiber.models.transformer import Transformer
-from kleiber.objectives import kto
 from kleiber.objectives.kto import KTO, auc
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -116,12 +114,13 @@ def test_any_split_into_micro_batches_and_ranks_gives_the_same_sum(corpus, tmp_p
         assert found.item() == pytest.approx(wanted.metrics[name].item(), abs=1e-4)  # type: ignore[union-attr]
     told: list[torch.Tensor] = []  # what each rank adds, and then, asked again, what all have added
 
-    def all_reduce(total: torch.Tensor) -> None:
+    def all_reduce(total: torch.Tensor, op: object) -> None:
         told.append(total.clone())
         total.copy_(sum(told[:2]))
 
-    fake = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, all_reduce=all_reduce)
-    monkeypatch.setattr(kto, "dist", fake)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     for share in (*batch.split(5), *batch.split(5)):
         (rank,) = objective.prepare_step(net, [share])
     torch.testing.assert_close(rank.reference[:, 1], whole.reference[: len(rank), 1], atol=1e-4, rtol=1e-5)

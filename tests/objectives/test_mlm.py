@@ -42,6 +42,12 @@ def test_padding_and_tokens_without_weight_are_never_targets():
     assert not targets[:, 100:].any() and not targets[:, :50].any() and targets[:, 50:100].any()
 
 
+def test_the_targets_are_counted_without_a_forward_pass():
+    net = Transformer(Bytes().vocab_size, depth=1, width=16, context=256, num_heads=2, causal=False)
+    rows = batch(8)
+    assert MLM(Bytes()).targets(net, rows) == MLM(Bytes())(net, rows).tokens > 0
+
+
 def test_uniform_numbers_are_uniform_and_streams_are_independent():
     samples = torch.arange(2000)
     a, b = uniform(samples, 100, 3, 0).flatten(), uniform(samples, 100, 3, 1).flatten()

@@ -10,6 +10,7 @@ import yaml
 from kleiber.records.files import (
     MAX_YAML_BYTES,
     DamagedFile,
+    file_sha256,
     read_config_node,
     read_json,
     read_yaml,
@@ -89,3 +90,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="space"):
         write_json(tmp_path / "a.json", {"a": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

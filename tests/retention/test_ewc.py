@@ -112,6 +112,25 @@ def test_online_information_decays_and_knows_each_task_once():
     assert torch.allclose(method.memory["fisher"]["norm.weight"], 0.5 * first + alone)
 
 
+def test_weights_that_were_frozen_before_get_the_information_of_every_earlier_task():
+    net, method, middle = learned(), EWC(samples=16), Language(3, 60)
+    tasks = [*TASKS, Task("middle", CLM(), middle, middle)]
+    net.norm.requires_grad_(False)
+    method.begin_stage(net, TASKS, 0)
+    before, table = method.memory["fisher"], "embedding.weight"
+    assert "norm.weight" not in before
+    resumed = EWC(samples=16)
+    resumed.load_state_dict(method.state_dict())
+    net.norm.requires_grad_(True)
+    resumed.begin_stage(net, tasks, 0)
+    old, new = fisher(net, tasks[0], 16, 0), fisher(net, tasks[1], 16, 1)
+    assert torch.equal(resumed.memory["fisher"]["norm.weight"], old["norm.weight"] + new["norm.weight"])
+    assert torch.equal(resumed.memory["fisher"][table], before[table] + new[table])
+    again = resumed.memory["fisher"]
+    resumed.begin_stage(net, tasks, 0)
+    assert all(torch.equal(value, again[name]) for name, value in resumed.memory["fisher"].items())
+
+
 def test_every_task_has_the_weight_one_however_many_are_new_at_once():
     net, samples = learned(), [Language(seed, 20) for seed in (1, 3, 4)]
     tasks = [Task(name, CLM(), text, text) for name, text in zip("abc", samples, strict=True)]

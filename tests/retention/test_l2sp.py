@@ -47,3 +47,18 @@ def test_a_pull_beyond_the_start_is_refused():
     method.begin_stage(learned(), [], 0)
     with pytest.raises(ValueError, match=r"retention.l2sp.strength=200.0.*at most 100"):
         method.after_step(learned(), 0, 0.01)
+
+
+def test_a_new_output_layer_is_not_pulled_and_a_trained_one_is():
+    net, method = learned(), L2SP(3.0)
+    for head in ("new", "old"):
+        net.add_head(head, 2)
+    with torch.no_grad():
+        net.heads["old"].weight += 2.0
+    method.begin_stage(net, [], 0)
+    with torch.no_grad():
+        for head in net.heads.values():
+            head.weight += 1.0
+    method.after_step(net, 0, 0.1)
+    assert bool((net.heads["new"].weight == 1).all())
+    assert torch.allclose(net.heads["old"].weight, torch.tensor(2.7))

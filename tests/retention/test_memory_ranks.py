@@ -15,6 +15,7 @@ from kleiber.retention.agem import AGEM
 from kleiber.retention.ewc import raw_fisher
 from kleiber.retention.lwf import LwF
 from kleiber.retention.replay import Replay
+from kleiber.training.step import step_counts
 from kleiber.types.contracts import Task
 
 from .toys import CONTEXT, NEW, OLD, TASKS, VOCAB, learned
@@ -35,8 +36,9 @@ def numbers(rank=0, world=1):
     fisher = raw_fisher(net, TASKS[0], 9, 0)
     reference = agem.reference_gradient(net, list(net.parameters()), 4)
     share = np.arange(8)[rank * 8 // world : (rank + 1) * 8 // world]
-    penalty = lwf.penalty(net, NEW.gather(share), 4)
-    return [*fisher.values(), *reference, penalty.total.detach() * len(share) / 8]
+    batch = NEW.gather(share)
+    _, [(_, counts)] = step_counts(net, CLM(), [batch], [lwf], 4)
+    return [*fisher.values(), *reference, lwf.penalty(net, batch, 4, counts).value.detach()]
 
 
 class Other(CLM):
@@ -56,9 +58,10 @@ def pass_over_few_samples(rank):
         method.data(NEW, tasks, CLM())
     agem.reference_gradient(net, list(net.parameters()), 0)
     raw_fisher(net, tasks[0], 3, 0)
-    losses = [
-        replay.penalty(net, NEW.gather(np.arange(4 * rank, 4 * rank + 4)), step).total.item() for step in range(6)
-    ]
+    batch, losses = NEW.gather(np.arange(4 * rank, 4 * rank + 4)), []
+    for step in range(6):
+        _, [(_, counts)] = step_counts(net, CLM(), [batch], [replay], step)
+        losses.append(replay.penalty(net, batch, step, counts).value.item())
     assert 0 < losses.count(0.0) < 6, "some steps draw no sample on this rank"
 
 

@@ -1,7 +1,5 @@
 """Replay is exact in tokens, deterministic, and never puts two objectives into one batch."""
 
-from types import MappingProxyType
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,22 @@ from kleiber.objectives.clm import CLM
 from kleiber.retention.memory import GeneratedSamples, generate_samples, reference_samples
 from kleiber.retention.replay import Replay
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Task
+from kleiber.types.contracts import Task
 
-from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
+from .toys import (
+    CONTEXT,
+    NEW,
+    OLD,
+    TASKS,
+    Labels,
+    Language,
+    Letters,
+    learned,
+    model,
+    padded_batch,
+    penalty_of,
+    step_gradient,
+)
 
 MIDDLE = Language(3, rows=70)
 
@@ -102,16 +113,6 @@ def test_generated_text_begins_as_a_document_of_the_training_text():
         assert bool((method.memory["text"][:, 0] == begin).all())
 
 
-class Labels(Objective):
-    """An objective with an output layer of its own: the mean of the hidden states predicts a label."""
-
-    outputs = MappingProxyType({"labels": 2})
-
-    def __call__(self, net, batch):
-        total = net(Batch(batch.tokens[:, :-1])).hidden.square().sum()
-        return Loss(total, torch.tensor(float(len(batch))), {"ce": total.detach()})
-
-
 def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own():
     net, method = learned(), Replay(0.5)
     tasks = [Task("labels", Labels(), OLD, OLD)]
@@ -121,9 +122,64 @@ def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own(
     drawn = reference_samples(tasks[0], batch, 0, 5, 0, 1.0)
     assert drawn is not None and len(drawn) == 64, "as many samples as the batch has at one half"
     expected = Labels()(net, drawn)
-    found = method.penalty(net, batch, 5)
-    assert found is not None and found.total.item() == pytest.approx(expected.total.item() / 64)
+    found = penalty_of(method, net, batch, 5)
+    assert found.value.item() == pytest.approx(expected.total.item() / 64)
     assert method.extra_passes(64) == (0, 1)
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+def test_the_penalty_of_a_step_does_not_depend_on_its_micro_batches(rows):
+    net, method = learned(), Replay(0.5)
+    tasks = [Task("labels", Labels(), OLD, OLD)]
+    method.begin_stage(net, tasks, 0)
+    method.data(NEW, tasks, CLM())
+    whole, means = step_gradient(net, CLM(), padded_batch(), 8, [method])
+    split, split_means = step_gradient(net, CLM(), padded_batch(), rows, [method])
+    assert torch.allclose(split, whole, atol=1e-5)
+    assert split_means["retention/replay"].item() == pytest.approx(means["retention/replay"].item(), rel=1e-5)
+
+
+def test_tasks_that_are_mixed_in_and_beside_the_batch_have_equal_shares():
+    method = Replay(0.4)
+    data = method.data(NEW, [*TASKS, Task("labels", Labels(), MIDDLE, MIDDLE)], CLM())
+    mixed = data.counts[1] / sum(data.counts)
+    ((_, rate),) = method.separate
+    assert [(1 - mixed) / (1 + rate), mixed / (1 + rate), rate / (1 + rate)] == pytest.approx([0.6, 0.2, 0.2])
+
+
+class Conversations(Language):
+    """Padded rows of the lengths 4 and `longest` in turn."""
+
+    padded = True
+
+    def __init__(self, seed, longest, first=4):
+        super().__init__(seed)
+        self.lengths = torch.tensor([first, 4 + longest - first] * 100)
+        self.num_tokens = int(self.lengths.sum())
+
+    def gather(self, index, epoch=0):
+        lengths = self.lengths[torch.from_numpy(index)]
+        real = torch.arange(int(lengths.max())) < lengths[:, None]
+        return Batch(self.tokens[torch.from_numpy(index), : real.shape[1]], real=real, samples=torch.from_numpy(index))
+
+
+@pytest.mark.parametrize("first", [4, 12])
+def test_padded_rows_are_mixed_in_by_tokens_whatever_the_length_of_the_first(first):
+    old, new = Conversations(1, 16), Conversations(2, 12, first)
+    data = Replay(0.2).data(new, [Task("old", CLM(), OLD, old)], CLM())
+    tokens = [count * part.num_tokens / len(part) for count, part in zip(data.counts, data.parts, strict=True)]
+    assert tokens[1] / sum(tokens) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_rows_without_padding_are_mixed_in_with_rows_of_their_length_alone():
+    class Short(Language):
+        def gather(self, index, epoch=0):
+            return Batch(super().gather(index, epoch).tokens[:, :8], samples=torch.from_numpy(index))
+
+    method, tasks = Replay(0.2), [Task("old", CLM(), OLD, Short(1))]
+    assert method.data(NEW, tasks, CLM()) is NEW and len(method.separate) == 1
+    padded = [Task("old", CLM(), OLD, Conversations(1, 16))]
+    assert method.data(NEW, padded, CLM()) is NEW and len(method.separate) == 1
 
 
 def test_replayed_samples_without_targets_add_nothing(monkeypatch):
@@ -132,9 +188,9 @@ def test_replayed_samples_without_targets_add_nothing(monkeypatch):
     method.begin_stage(net, tasks, 0)
     method.data(NEW, tasks, CLM())
     monkeypatch.setattr(Labels, "__call__", lambda self, net, batch: Loss(net.head.weight.sum(), torch.zeros(()), {}))
-    penalty = method.penalty(net, NEW.gather(np.arange(8)), 5)
-    assert penalty is not None and penalty.total.item() == 0.0
-    penalty.total.backward()
+    penalty = penalty_of(method, net, NEW.gather(np.arange(8)), 5)
+    assert penalty.value.item() == 0.0
+    penalty.value.backward()
     assert not net.head.weight.grad.any()
 
 

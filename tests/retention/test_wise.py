@@ -41,14 +41,20 @@ def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tm
     assert not torch.equal(start["embedding.weight"], end["embedding.weight"])
 
 
-def test_an_output_layer_that_has_no_start_is_that_of_the_end(tmp_path):
+def test_a_new_output_layer_is_that_of_the_end_and_a_trained_one_has_a_start(tmp_path):
     net, method = learned(), WiSE([0.0])
-    method.begin_stage(net, [], 0)
-    net.add_head("new", 2)
+    for head in ("new", "old"):
+        net.add_head(head, 2)
     with torch.no_grad():
-        net.heads["new"].weight += 1.0
+        net.heads["old"].weight += 2.0
+    method.begin_stage(net, [], 0)
+    with torch.no_grad():
+        for head in net.heads.values():
+            head.weight += 1.0
     (path,) = method.end_stage(net, saving(net, tmp_path)).values()
     other = learned()
-    other.add_head("new", 2)
+    for head in ("new", "old"):
+        other.add_head(head, 2)
     checkpoint.read(path).load_model(other)
     assert bool((other.heads["new"].weight == 1).all())
+    assert bool((other.heads["old"].weight == 2).all())

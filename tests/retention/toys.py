@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import MappingProxyType
+
 import numpy as np
 import torch
 
@@ -9,8 +12,8 @@ from kleiber.data.batches import stream
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalize_gradients
-from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Task
+from kleiber.types.batch import Batch, Loss, Penalty
+from kleiber.types.contracts import HeldOut, Objective, Task
 from kleiber.types.tokenizer import Tokenizer
 
 VOCAB, CONTEXT = 12, 16
@@ -71,8 +74,7 @@ def train(net, samples, steps, methods=(), start=0, optimizer=None, rows=8):
     batches, told = stream(samples, 0, start, rows), {}
     for step in range(start, steps):
         batch = next(batches)
-        penalties = [lambda m, b, step=step, one=one: one.penalty(m, b, step) for one in methods]
-        sums = accumulate(net, CLM(), batch.split(4), torch.Tensor.backward, penalties=penalties)
+        sums = accumulate(net, CLM(), batch.split(4), torch.Tensor.backward, retention=methods, step=step)
 
         def change(step=step, told=told) -> None:
             for one in methods:
@@ -85,6 +87,36 @@ def train(net, samples, steps, methods=(), start=0, optimizer=None, rows=8):
         optimizer.zero_grad()
         told |= sums.means()
     return told
+
+
+def penalty_of(method, net, batch, step=0) -> Penalty:
+    """The penalty of a step whose only micro-batch is `batch`."""
+    counts = torch.tensor([float(count) for count in method.penalty_counts(net, batch, step)])
+    return method.penalty(net, batch, step, counts)
+
+
+class Labels(Objective):
+    """An objective with an output layer of its own: a sum over the hidden states, with one target a row."""
+
+    outputs = MappingProxyType({"labels": 2})
+
+    def __call__(self, model, batch):
+        total = model(Batch(batch.tokens[:, :-1])).hidden.square().sum()
+        return Loss(total, torch.tensor(float(len(batch))), {"ce": total.detach()})
+
+
+def padded_batch() -> Batch:
+    """Eight rows of the lengths 17 and 4, so that parts of it differ in tokens per row."""
+    batch, lengths = NEW.gather(np.arange(8)), torch.tensor([17, 17, 4, 4, 4, 4, 4, 4])
+    return dataclasses.replace(batch, real=torch.arange(CONTEXT + 1) < lengths[:, None])
+
+
+def step_gradient(net, objective, batch, rows, methods):
+    """Gradient of the mean loss of a step in micro-batches of `rows` rows, and the logged means."""
+    net.zero_grad()
+    sums = accumulate(net, objective, batch.split(rows), torch.Tensor.backward, retention=methods, step=3)
+    gradients = [parameter.grad.flatten() for parameter in net.parameters() if parameter.grad is not None]
+    return torch.cat(gradients) / sums.values["tokens"], sums.means()
 
 
 def loss(net, samples) -> float:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import tables
 import torch
 from safetensors.torch import load_file
 
@@ -65,6 +66,15 @@ def test_epsilon_is_told_in_the_summary_the_banner_and_the_log(
     assert logged[-1] == pytest.approx(steps.epsilon(8), rel=1e-6)
     stopped = launch(*PRIVATE, "trainer.max_steps=5", root="stopped")
     assert stage_of(stopped)["privacy"]["epsilon"] == steps.epsilon(5)
+
+
+def test_pairs_of_answers_are_private_samples(launch: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}", "chosen": "good" * (i % 3 + 1), "rejected": "bad"} for i in range(20)]
+    data = ["data=preference", f"data.path={tables.folder(tmp_path / 'pairs', train=rows, validation=rows[:4])}"]
+    folder = launch(*PRIVATE, "objective=dpo", *data, "privacy.delta=0.01")
+    privacy, metrics = stage_of(folder)["privacy"], stage_of(folder)["metrics"]
+    assert privacy["samples"] == 20 and math.isfinite(metrics["privacy/epsilon"])
+    assert math.isfinite(metrics["val/pairs/loss"])
 
 
 def test_a_small_epsilon_brings_the_exposure_of_canaries_to_chance(tmp_path: Path) -> None:

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import dropping_moe, interleaved_moe
+from kleiber.nn.patterns import layer_pattern
 from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
 from kleiber.nn.routers.topk import Noisy, Switch, TopK
-from kleiber.runs.start_point import upcycle
+from kleiber.runs.start_point import check_settings, upcycle
 from kleiber.types.batch import Batch
 
 HIDDEN = 96
@@ -85,3 +87,25 @@ def test_another_dense_model_is_refused():
         upcycle(Transformer(50, **SIZES, mlp=GELU).state_dict(), mixture())
     with pytest.raises(ValueError, match="noise"):
         upcycle(dense().state_dict(), mixture(), noise=-1.0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_that_is_tied_in_one_of_the_two_models_is_refused(tied):
+    old, new = (Transformer(50, **SIZES, tied=value) for value in (tied, not tied))
+    with pytest.raises(ValueError, match=f"set model.tied={tied}"):
+        check_settings(old, new)
+
+
+@pytest.mark.parametrize(
+    ("window", "key"),
+    [({"window": 5}, "window=4"), ({"soft_cap": 2.0}, "soft_cap=null"), ({"num_heads": 4}, "heads=2")],
+)
+def test_another_setting_of_one_layer_of_a_pattern_is_refused(window, key):
+    pattern = [
+        partial(layer_pattern, window=partial(WindowAttention, **{"window": 4, "qk_norm": False} | options))
+        for options in ({}, window)
+    ]
+    old, other = (Transformer(50, depth=2, width=32, context=16, attention=kind) for kind in pattern)
+    check_settings(old, old)
+    with pytest.raises(ValueError, match=f"set model.*{key}"):
+        check_settings(old, other)

@@ -18,14 +18,20 @@ LOSSES = {
 WEIGHTS = {0.2: (2.4, 2.01), 0.5: (2.2, 2.05)}  # of plain fine-tuning
 
 
-def plant(folder: Path, seeds: int = 3) -> None:
-    """Writes a run for each arm and seed, which differ by seed in the same way but for a little."""
-    for arm, ways in LOSSES.items():
+def plant(folder: Path, seeds: int = 3, arms=tuple(LOSSES), kept=("knn/", "bm25/")) -> None:
+    """Writes a run for each arm and seed, which differ by seed in the same way but for a little.
+
+    kept  the ways of retrieval that are evaluated
+    """
+    for arm in arms:
+        ways = LOSSES[arm]
         for seed in range(seeds):
             metrics = {}
             for domain, prefix in enumerate((OLD, NEW)):
                 shift = NOISE[seed] + (WOBBLE[seed] if arm != "none" else 0)
                 for name, losses in zip(("", "knn/", "bm25/"), ways, strict=True):
+                    if name and name not in kept:
+                        continue
                     place = f"{prefix}/{name}"
                     metrics |= {f"{place}loss": losses[domain] + shift, f"{place}seconds_per_token": 0.002}
                     if name:

@@ -8,6 +8,9 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.baselines import Baselines
+from kleiber.studies.study import PlannedPoint
+
+from .ablation_runs import copied
 
 RATES = (0.005, 0.01, 0.02, 0.04, 0.08)
 LOSSES = {"ours": 2.0, "theirs": 2.1}  # at the best rate, .02
@@ -92,3 +95,30 @@ def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):
     pytest.importorskip("altair")
     shown = json.dumps(study().analyze(runs).figures["tasks"]().to_dict())
     assert all(name in shown for name in ("all tasks", "ours less theirs"))
+
+
+def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):
+    bases = [run for run in runs if run.config["study"].get("task") is None]
+    other = [
+        copied(run, f"{run.name}-larger", study={**run.config["study"], "start": "text/4M"}, data={"max_bytes": "4M"})
+        for run in bases
+    ]
+    findings = Baselines(claims=[{"arm": "ours from text/4M", "against": "theirs from text/1M"}]).analyze(bases + other)
+    (claim,) = findings.comparison["estimates"]
+    assert claim["value"] == pytest.approx(-0.1) and claim["decision"] == "supported"
+    arms = {row["arm"] for row in findings.tables["Pre-training: arms"]}
+    assert arms == {f"{kind} from text/{size}" for kind in LOSSES for size in ("1M", "4M")}
+
+
+def test_a_plan_is_refused_for_what_its_report_would_be(runs):
+    bases = [run for run in runs if run.config["study"].get("task") is None]
+    points = [PlannedPoint(run.folder, run.config, 1e5, 1e6) for run in bases]
+    assert study().check_plan(points) == []
+    twin = copied(bases[0], "twin", model={**bases[0].config["model"], "width": 32})
+    with pytest.raises(ValueError, match=r"model\.width"):
+        study().check_plan([*points, PlannedPoint(twin.folder, twin.config, 1e5, 1e6)])
+    text = copied(bases[0], "text", study={**bases[0].config["study"], "start": "text/4M"})
+    with pytest.raises(ValueError, match=r"study\.claims: ours is not an arm"):
+        study().check_plan([*points, PlannedPoint(text.folder, text.config, 1e5, 1e6)])
+    with pytest.raises(ValueError, match=r"design\.kinds plans 1 kinds"):
+        study().check_plan([point for point in points if point.config["study"]["kind"] == "ours"])

@@ -111,3 +111,23 @@ def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be
     runs = read_runs(folder)
     with pytest.raises(ValueError, match=r"optimizer\.lr"):
         Collapse().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
+
+
+def test_an_arm_that_ends_early_is_compared_where_it_ends_and_named(folder):
+    runs = read_runs(folder)
+    ended = [run for run in runs if not run.name.startswith("replace-2-")]
+    findings = Collapse().analyze(ended)
+    rows = findings.tables["Change from generation 0 to 1"]
+    changes = {(row["arm"], row["parameters"]): row["value"] for row in rows if row["metric"] == METRICS["loss"][0]}
+    assert changes["replace", 4000] == pytest.approx(0.3) and changes["with_real", 4000] == pytest.approx(0.05)
+    (warning,) = (verdict for verdict in findings.verdicts if verdict["code"] == "replace_incomplete")
+    assert warning["level"] == "warn" and "generation 2 with seed 0 of 1,000 parameters" in warning["text"]
+
+
+def test_a_seed_without_the_last_generation_is_named(folder):
+    runs = [run for run in read_runs(folder) if run.name != "replace-2-1000-1"]
+    findings = Collapse().analyze(runs)
+    rows = findings.tables["Change from generation 0 to 2"]
+    assert {row["n"] for row in rows if (row["arm"], row["parameters"]) == ("replace", 1000)} == {2}
+    (warning,) = (verdict for verdict in findings.verdicts if verdict["code"].endswith("_incomplete"))
+    assert "seed 1 of 1,000 parameters" in warning["text"] and "seed 0" not in warning["text"]

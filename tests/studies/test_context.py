@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.context import Context
@@ -30,3 +31,23 @@ def test_context_tells_what_each_attention_gains(tmp_path):
     write_tree(tmp_path / "other", 0, 10_000, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
     with pytest.raises(ValueError, match="tokens"):
         Context().analyze(read_runs(tmp_path))
+
+
+def test_domains_of_one_data_set_are_read_apart_with_their_losses_by_position(tmp_path):
+    for context, gain in ((32, 0.0), (64, 0.1)):
+        metrics = {
+            "val/builtin/docs/loss": 2.0 - gain, "val/builtin/docs/position/32": 1.9,
+            "val/builtin/docs/position/64": 1.8, "val/builtin/code/loss": 1.0 - 2 * gain,
+        }  # fmt: skip
+        for seed in range(2):
+            config = {"model": {"context": context, "attention": {"_target_": "kleiber.nn.FullAttention"}}}
+            fake_run(tmp_path / f"{context}-{seed}", [{"metrics": metrics}], config=config, seed=seed)
+    findings = Context().analyze(read_runs(tmp_path))
+    gains = {row["data"]: row for row in findings.tables["Loss at the shortest context less that at the longest"]}
+    assert {data: row["value"] for data, row in gains.items()} == pytest.approx(
+        {"builtin/docs": 0.1, "builtin/code": 0.2}
+    )
+    assert gains["builtin/docs"]["n"] == 2
+    by_position = findings.tables["Loss by position, builtin/docs, context 64"]
+    assert {row["position"]: row["loss"] for row in by_position} == pytest.approx({32: 1.9, 64: 1.8})
+    assert set(findings.figures) == {"context_builtin_docs", "context_builtin_code", "position_builtin_docs"}

@@ -9,7 +9,9 @@ from kleiber.launch.main import main as launch
 from kleiber.records.catalog import read_runs
 from kleiber.studies import sequence_metrics
 from kleiber.studies.continual import Continual
+from kleiber.studies.study import PlannedPoint
 
+from .ablation_runs import copied
 from .sequence_runs import TASKS, study, write_sequence, write_study  # noqa: F401  (study is a fixture)
 
 
@@ -120,3 +122,23 @@ def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
         (folder / "summary.json").write_text(json.dumps(content))
         config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "optimizer": {"lr": 0.01}}))
     assert Continual().compare(read_runs(tmp_path / "s"))["best"]["order"].nunique() == 2
+
+
+def test_sequences_that_differ_in_a_key_without_a_setting_are_refused_when_read_and_in_the_plan(study):  # noqa: F811
+    runs = read_runs(study)
+    chain = next(run for run in runs if len(run.stages) > 1)
+    twin = copied(chain, "twin", model={"width": 64})
+    with pytest.raises(ValueError, match=r"model\.width"):
+        Continual().analyze([*runs, twin])
+    planned = {
+        "optimizer": {"lr": 0.01}, "schedule": {"decay": 0.1}, "stages": {"chain": {"a": {}, "b": {}, "again": {}}},
+    }  # fmt: skip
+    points = [
+        PlannedPoint(run.folder.with_name(name), {**run.config, **planned, **further}, 1e5, 1e6)
+        for run, name, further in (
+            (chain, "a", {}), (twin, "b", {}), (chain, "c", {"schedule": {"decay": 0.2}}), (chain, "d", {"seed": 7})
+        )
+    ]  # fmt: skip
+    assert Continual().check_plan([points[0], *points[2:]]) == []
+    with pytest.raises(ValueError, match=r"order a > b, seed 0\), a and b; they differ in model\.width"):
+        Continual().check_plan(points)

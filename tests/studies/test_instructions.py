@@ -28,7 +28,7 @@ def analyzed(folder, against_start=ABOUT):
     return study.analyze(read_runs(folder))
 
 
-def write_runs(folder, before_of=lambda arm: BEFORE):
+def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
     """Runs of both arms at each rate and seed, which start from a model with the scores `before_of(arm)`."""
     for arm, after in AFTER.items():
         for rate in RATES:
@@ -42,7 +42,7 @@ def write_runs(folder, before_of=lambda arm: BEFORE):
                 }  # fmt: skip
                 stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics,
                          "start_metrics": before_of(arm), "flops": {"model": 1e9},
-                         "tasks": ["alpaca", "dolly"]}  # fmt: skip
+                         "tasks": [*tasks]}  # fmt: skip
                 fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
     return folder
 
@@ -61,7 +61,7 @@ def test_claims_about_the_start_are_decided_by_what_changed(findings):
     rows = findings.tables["Claims about the start"]
     assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted"]
     assert rows[0]["value"] == pytest.approx(-1.0) and rows[1]["value"] == pytest.approx(0.07)
-    assert rows[0]["claim"] == "plain has a lower loss (alpaca) by more than 0.05 than before tuning"
+    assert rows[0]["claim"] == "plain has a lower loss (alpaca) than before tuning by more than 0.05"
     assert findings.headline.startswith("plain has a lower loss (alpaca)")
     codes = [entry["code"] for entry in findings.verdicts]
     assert codes[:3] == ["start_plain", "start_plain", "start_replay"]
@@ -70,7 +70,37 @@ def test_claims_about_the_start_are_decided_by_what_changed(findings):
 def test_claims_about_the_start_count_for_the_decision_of_the_study(findings):
     comparison = findings.comparison
     assert comparison["decision"] == "contradicted" and "interval of the change" in comparison["why"]
-    assert [entry["decision"] for entry in comparison["estimates"]] == ["supported"]
+    decisions = ["supported", "supported", "contradicted", "supported"]
+    assert [entry["decision"] for entry in comparison["estimates"]] == decisions
+    assert [entry["against"] for entry in comparison["estimates"]] == ["before tuning"] * 3 + ["plain"]
+
+
+def test_all_claims_share_the_error_rate(findings):
+    rows = [*findings.tables["Claims about the start"], *findings.tables["Claims"]]
+    assert all("the 97.5% interval" in row["why"] for row in rows), "a tenth for four claims"
+    assert "over 4 claims" in findings.methods
+
+
+def test_an_undecided_claim_about_the_start_tells_how_many_seeds_would_decide_it(folder):
+    findings = analyzed(folder, [{"arm": "plain", "direction": "higher", "margin": 0.0695, "measure": LIFT}])
+    (row,) = findings.tables["Claims about the start"]
+    assert row["decision"] == "undecided" and findings.comparison["more_seeds_needed"] > 0
+
+
+def test_the_measure_loss_is_that_of_the_task_before_tuning(tmp_path):
+    write_runs(tmp_path, tasks=("alpaca",))
+    study = Instructions(against_start=[{"arm": "plain"}])
+    (row,) = study.analyze(read_runs(tmp_path)).tables["Claims about the start"]
+    assert row["decision"] == "supported" and row["value"] == pytest.approx(-1.0)
+
+
+def test_a_claim_of_a_small_change_is_a_sentence(folder):
+    findings = analyzed(folder, [{"arm": "plain", "direction": "within", "margin": 0.1, "measure": LIFT}])
+    (row,) = findings.tables["Claims about the start"]
+    assert (
+        row["claim"] == "plain differs in lift (instructions/builtin/instructions) by less than 0.1 from before tuning"
+    )
+    assert row["decision"] == "supported"
 
 
 def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(folder):
@@ -116,6 +146,7 @@ def test_measures_of_the_figure(measure, shown):
     assert is_shown(measure) == shown
 
 
-def test_a_claim_with_another_key_is_refused():
+@pytest.mark.parametrize("other", [{"better": "yes"}, {"equal": "params"}, {"against": "replay"}])
+def test_a_claim_with_another_key_is_refused(other):
     with pytest.raises(ValueError, match=r"study\.against_start\[0\]"):
-        Instructions(against_start=[{"arm": "plain", "better": "yes"}])
+        Instructions(against_start=[{"arm": "plain", **other}])

@@ -1,11 +1,13 @@
 """Exposures that are known: by repetitions, width and arm, against the first arm and against chance."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_run import fake_run
 
+from kleiber.config.errors import Status
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.memorization import Cells, Memorization, epsilon_figure, read_cells, repetition_figure
@@ -117,3 +119,20 @@ def test_a_single_number_of_repetitions_is_not_compared_with_itself(runs: list[R
             del run.metrics[name]
     codes = {row["code"] for row in Memorization().analyze(runs).tables["Differences"]}
     assert codes and not {"repetition", "extraction"} & codes
+
+
+def test_a_seed_that_diverged_leaves_its_arm_the_epsilon_of_the_others(runs: list[Run]) -> None:
+    last = next(run for run in runs if run.name == "dp_832-2")
+    ended = {**last.summary, "status": "diverged", "stages": []}
+    runs = [*(run for run in runs if run != last), replace(last, status=Status.DIVERGED, summary=ended)]
+    rows = Memorization().analyze(runs).tables["Loss and membership"]
+    assert {row["epsilon"] for row in rows if row["arm"] == "DP-SGD, epsilon 8"} == {7.99}
+    assert {row["width"] for row in rows if row["arm"] == "DP-SGD, epsilon 8"} == {32, 64}
+
+
+def test_runs_that_are_compared_with_nothing_tell_their_exposure(runs: list[Run]) -> None:
+    alone = [run for run in runs if run.name.startswith("all32")]
+    for run in alone:
+        for name in [name for name in run.metrics if "/canaries/" in name and not name.endswith("/100")]:
+            del run.metrics[name]
+    assert "repeated 100 times is 13.000 [" in Memorization().analyze(alone).headline

@@ -79,3 +79,12 @@ def test_arms_are_named_by_their_pairs_where_these_differ(tmp_path):
     findings = Needle(measure=f"{PREFIX}/loss", claims=[CLAIM]).analyze(read_runs(tmp_path))
     panels = findings.figures["needle"]().to_dict()["facet"]["sort"]
     assert panels == ["full attention, 16 pairs", "LSTM, 16 pairs", "LSTM, 4 pairs"]
+
+
+def test_arms_of_one_model_have_their_own_names(tmp_path):
+    for arm in ("full_2", "full_8", "lstm"):
+        write(tmp_path, arm)
+    claims = [{**CLAIM, "arm": "full_2"}]
+    findings = Needle(measure=f"{PREFIX}/loss", claims=claims).analyze(read_runs(tmp_path))
+    rows = findings.tables["Accuracy by length of the haystack"]
+    assert {row["arm"] for row in rows} == {"full_2", "full_8", "LSTM"}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.ood import OOD, domain_losses, label
+from kleiber.studies.study import PlannedPoint
 
+from .ablation_runs import copied
 from .ladders import write_tree
 
 SLOPE_TABLE = "Slope of the loss out of distribution against the loss in domain"
@@ -86,3 +90,18 @@ def test_what_has_no_line_is_refused(tmp_path):
 
 def test_names_of_data_sets_are_read_as_words():
     assert label("domains/genesis_german") == "genesis german" and label("tinystories") == "tinystories"
+
+
+def test_two_runs_of_a_model_and_seed_are_refused(ladder):
+    runs = read_runs(ladder)
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        OOD().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
+
+
+def test_a_second_rate_is_refused_in_the_plan_and_mixtures_of_other_experts_are_not():
+    config = {"seed": 0, "optimizer": {"lr": 0.01}, "model": {"mlp": {"num_experts": 8}}}
+    dense, more = ({**config, "model": {"mlp": mlp}} for mlp in ({}, {"num_experts": 16}))
+    points = [PlannedPoint(Path(str(n)), each, 1e5, 1e6) for n, each in enumerate((config, dense, more))]
+    assert OOD().check_plan(points) == []
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        OOD().check_plan([*points, PlannedPoint(Path("twin"), {**dense, "optimizer": {"lr": 0.02}}, 1e5, 1e6)])

@@ -45,3 +45,11 @@ def test_runs_that_were_not_evaluated_are_refused(tmp_path):
     plant(tmp_path)
     with pytest.raises(ValueError, match=r"before fine-tuning and plain fine-tuning was evaluated by retrieval on law"):
         Retrieval(old="law", new="fiction").analyze(read_runs(tmp_path))
+
+
+def test_the_headline_is_of_the_ways_that_were_evaluated(tmp_path):
+    plant(tmp_path / "bm25", arms=("base", "none"), kept=("bm25/",))
+    headline = Retrieval().analyze(read_runs(tmp_path / "bm25")).headline
+    assert "plain fine-tuning with BM25 text in front changes the loss on the old domain by +0.050" in headline
+    plant(tmp_path / "alone", arms=("base", "none"), kept=())
+    assert Retrieval().analyze(read_runs(tmp_path / "alone")).headline.endswith("nats per token.")

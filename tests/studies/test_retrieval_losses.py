@@ -65,6 +65,7 @@ def test_the_change_by_size_is_within_runs(losses):
 
 def test_names_are_human():
     assert label("base") == "before fine-tuning" and label("replay fraction=0.05") == "replay of 5 %"
+    assert label("replay fraction=0.05 memory=100K") == "replay of 5 %, memory=100K"
     assert label("l2sp strength=1") == "l2sp strength=1"
     assert used("none", "knn") == "plain fine-tuning with nearest neighbors" and used("none", "alone") == label("none")
 
@@ -83,3 +84,7 @@ def test_two_runs_of_an_arm_and_seed_are_refused_since_one_of_them_would_be_read
     runs = plant(tmp_path) or read_runs(tmp_path)
     with pytest.raises(ValueError, match=r"optimizer\.lr"):
         evaluated([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})], "builtin/docs", "builtin/code")
+
+
+def test_stores_of_one_size_have_no_change_by_size(losses):
+    assert size_table(losses.rows[losses.rows["tokens"].isna()], 0.9) == []

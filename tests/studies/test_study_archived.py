@@ -127,7 +127,7 @@ def test_studies_read_runs_through_the_catalog_alone():
         tree = ast.walk(ast.parse(path.read_text()))
         names = {f"{node.module}.{row.name}" for node in tree if isinstance(node, ast.ImportFrom) for row in node.names}
         files = {
-            "kleiber.records.summary.read_rows",
+            "kleiber.records.metrics.read_rows",
             "kleiber.records.summary_file.read_summary",
             "kleiber.records.archive.read",
         }

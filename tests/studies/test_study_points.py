@@ -17,20 +17,23 @@ def composed(*overrides: str) -> Json:
     return resolve_config(COMPOSER.compose(list(overrides)))[0]
 
 
-def test_a_tree_has_a_point_a_branch_and_a_chain_none():
+def test_a_tree_has_a_point_a_branch_and_a_chain_one_of_all_its_stages():
     tree = composed("stages=trunk_and_cooldowns", "stages.branches=[1M,2M]")
     runs = {
         Path("tree"): tree,
         Path("run"): composed("budget.steps=10"),
-        Path("chain"): composed("stages=docs_then_code"),
+        Path("chain"): composed(
+            "stages=docs_then_code", "stages.chain.code.budget.tokens=null", "+stages.chain.code.budget.epochs=2"
+        ),
     }
     points = points_of(runs)
-    assert [(point.folder.name, point.D) for point in points] == [("tree", 1e6), ("tree", 2e6), ("run", 10 * 4096)]
+    ends = [("tree", 1e6), ("tree", 2e6), ("run", 10 * 4096), ("chain", 4e6 + 2e6)]
+    assert [(point.folder.name, point.D) for point in points] == ends
     assert {point.N for point in points} == {size(tree["model"], BYTES_VOCABULARY).active}
     tuned = composed("objective=classify", "data=labelled", "data.path=x")
     (in_epochs,) = points_of({Path("tuned"): tuned})
     assert in_epochs.D == 3e6, "three passes over data that is not read"
-    assert not in_epochs.counted and all(point.counted for point in points)
+    assert not in_epochs.counted and [point.counted for point in points] == [True, True, True, False]
 
 
 def test_a_fine_tuning_run_is_a_row_with_the_replayed_share_taken_from_its_tokens():

@@ -2,13 +2,16 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.study import PlannedPoint
 from kleiber.studies.transfer import Transfer
 
+from .ablation_runs import copied
 from .transfer_runs import paired_runs, write
 
 
@@ -111,3 +114,28 @@ def test_one_seed_makes_no_claim(runs):
         and "no interval: 1 seed" in findings.headline
     )
     assert any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
+
+
+def test_two_fine_tunes_of_a_seed_are_refused_when_read_and_in_the_plan(runs):
+    tuned = next(run for run in runs if run.config["study"]["start"] == "docs/1M")
+    with pytest.raises(ValueError, match=r"optimizer\.weight_decay"):
+        Transfer().analyze([*runs, copied(tuned, "twin", optimizer={"weight_decay": 0.1})])
+    points = [
+        PlannedPoint(Path(f"{decay}-{base}"), {**tuned.config, "optimizer": {"lr": 0.01, "weight_decay": decay},
+                                               "init": {"path": base}}, 1e5, 1e6)
+        for decay in (0, 0.1) for base in ("a", "b")
+    ]  # fmt: skip
+    assert Transfer().check_plan(points[:2]) == [], "one of two bases is superseded"
+    with pytest.raises(ValueError, match=r"optimizer\.weight_decay"):
+        Transfer().check_plan(points)
+
+
+def test_two_seeds_have_an_interval_and_no_warning(runs):
+    findings = Transfer().analyze([run for run in runs if run.summary["seed"] < 2])
+    assert all(row["lo"] is not None for row in findings.tables["Pre-trained less from nothing"])
+    assert not any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
+
+
+def test_the_headline_is_of_the_largest_text_with_the_most_labels(runs):
+    few = [run for run in runs if run.config["study"]["start"] != "docs/2M" or run.config["study"]["share"] != "1"]
+    assert "toy +0.1000" in Transfer().analyze(few).headline

@@ -1,14 +1,14 @@
-"""Rows of metrics on disk, their state after a resume."""
+"""JsonlLogger of metrics on disk, their state after a resume."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from kleiber.training.loggers import CsvLogger, Rows
+from kleiber.training.loggers import CsvLogger, JsonlLogger
 
 
-@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+@pytest.mark.parametrize("logger", [JsonlLogger, CsvLogger])
 def test_rows_after_the_checkpoint_and_a_cut_last_row_are_forgotten(tmp_path, logger):
     unbroken = logger(tmp_path)
     for step in (1, 2):
@@ -21,7 +21,7 @@ def test_rows_after_the_checkpoint_and_a_cut_last_row_are_forgotten(tmp_path, lo
     assert unbroken.path.read_text() == expected
 
 
-@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+@pytest.mark.parametrize("logger", [JsonlLogger, CsvLogger])
 def test_a_stage_that_begins_again_forgets_its_own_rows_alone(tmp_path, logger):
     rows = logger(tmp_path)
     for stage, steps in (("trunk", (1, 2, 3)), ("2M", (2, 3))):
@@ -35,7 +35,7 @@ def test_a_stage_that_begins_again_forgets_its_own_rows_alone(tmp_path, logger):
     assert "trunk" in whole and "2M" in whole
 
 
-@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+@pytest.mark.parametrize("logger", [JsonlLogger, CsvLogger])
 def test_a_stage_that_begins_anew_has_one_row_a_step(tmp_path, logger):
     """A kill between the first score, which is a row of step 0, and the first checkpoint."""
     rows = logger(tmp_path)
@@ -48,7 +48,7 @@ def test_a_stage_that_begins_anew_has_one_row_a_step(tmp_path, logger):
     assert rows.path.read_text() == whole
 
 
-@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+@pytest.mark.parametrize("logger", [JsonlLogger, CsvLogger])
 def test_a_kill_while_the_file_is_rewritten_loses_no_row(tmp_path, logger, monkeypatch):
     rows = logger(tmp_path)
     rows.log_metrics({"train/loss": 1.5}, 1)
@@ -69,7 +69,7 @@ def test_a_kill_while_the_file_is_rewritten_loses_no_row(tmp_path, logger, monke
     "damage",
     [b'{"step": 2, "train\n', b"3\n", b"\0" * 100 + b"\n", b"\0" * 100, b"\xff\n", b'{"a": 1}\n', b"[" * 9999 + b"\n"],
 )
-@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+@pytest.mark.parametrize("logger", [JsonlLogger, CsvLogger])
 def test_intact_rows_are_kept_and_damaged_lines_reported_in_one_line(tmp_path, logger, damage, capsys):
     rows = logger(tmp_path)
     rows.log_metrics({"train/loss": 1.5}, 1)
@@ -92,5 +92,5 @@ def test_metrics_csv_gets_the_header_that_it_lost(tmp_path, content):
 
 
 def test_rows_are_json_objects_with_their_step(tmp_path):
-    Rows(tmp_path).log_metrics({"a": 1.0}, 7)
+    JsonlLogger(tmp_path).log_metrics({"a": 1.0}, 7)
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 7, "a": 1.0}

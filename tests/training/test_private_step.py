@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_run import TINY
+from torch import Tensor
 
 from kleiber.data.mixture import Mixture
 from kleiber.data.token_files import TokenFile, TrainWindows
@@ -24,8 +25,9 @@ from kleiber.objectives.kto import KTO
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.private_step import check_private, noise_generator, poisson_stream, private_gradients
 from kleiber.training.step import accumulate
-from kleiber.types.batch import Batch, Loss
+from kleiber.types.batch import Batch, Penalty
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 NOTHING = PrivateSteps(noise=0.0, clip=1e9, delta=1e-5, rate=0.5, samples=12)
 
@@ -140,17 +142,23 @@ def test_the_gradient_of_a_pair_of_answers_is_its_own() -> None:
 
 
 def test_the_penalty_of_a_retention_method_is_clipped_with_the_loss_of_each_sample() -> None:
-    def decay(net: Model, batch: Batch) -> Loss:
-        squares = sum((p.square().sum() for p in net.parameters()), torch.zeros(()))
-        return Loss(squares, torch.ones(()))
+    class Decay(Retention):
+        def penalty_counts(self, model: Model, batch: Batch, step: int) -> list[float | Tensor]:
+            return [len(batch)]
+
+        def penalty(self, model: Model, batch: Batch, step: int, counts: Tensor) -> Penalty:
+            squares = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+            return Penalty(squares * len(batch) / counts[0])
 
     net, rows = model(), batch()
     plain = gradients(NOTHING, rows)
-    private_gradients(net, CLM(), rows, torch.Tensor.backward, NOTHING, torch.Generator(), [decay])
+    private_gradients(net, CLM(), rows, torch.Tensor.backward, NOTHING, torch.Generator(), [Decay()])
     for parameter, loss in zip(net.parameters(), plain, strict=True):
         assert torch.allclose(parameter.grad, loss + len(rows) * 2 * parameter, atol=1e-9)  # type: ignore[operator]
     net.zero_grad()
-    private_gradients(net, CLM(), rows, torch.Tensor.backward, replace(NOTHING, clip=0.01), torch.Generator(), [decay])
+    private_gradients(
+        net, CLM(), rows, torch.Tensor.backward, replace(NOTHING, clip=0.01), torch.Generator(), [Decay()]
+    )
     norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters()])  # type: ignore[misc]
     assert norm <= len(rows) * 0.01 + 1e-9
 

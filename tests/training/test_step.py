@@ -13,23 +13,29 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import PerSequence, interleaved_moe
 from kleiber.objectives.clm import CLM
-from kleiber.training.step import accumulate, add_penalty, micro_batches, normalize_gradients
-from kleiber.types.batch import Batch, Loss
+from kleiber.training.step import accumulate, micro_batches, normalize_gradients
+from kleiber.types.batch import Batch, Penalty
+from kleiber.types.retention import Retention
 
 
-def half_square(net, batch):
-    """1/2 |w|^2 of one parameter, told as a sum over three tokens of its own."""
-    total = 1.5 * net.norm.weight.square().sum()
-    return Loss(total, torch.tensor(3.0), {"half": total.detach()})
+class HalfSquare(Retention):
+    """1/2 |w|^2 of one parameter, in equal parts for all samples."""
+
+    def penalty_counts(self, model, batch, step):
+        return [len(batch)]
+
+    def penalty(self, model, batch, step, counts):
+        part = 0.5 * model.norm.weight.square().sum() * len(batch) / counts[0]
+        return Penalty(part, {"half": part.detach()})
 
 
 @pytest.mark.parametrize("rows", [8, 3])
-def test_a_penalty_adds_its_mean_to_the_mean_loss(rows):
+def test_a_penalty_adds_its_parts_to_the_mean_loss(rows):
     batch = NEW.gather(np.arange(8))
     results = []
-    for penalties in ([], [half_square]):
+    for retention in ([Retention()], [Retention(), HalfSquare()]):
         net = model()
-        sums = accumulate(net, CLM(), batch.split(rows), torch.Tensor.backward, penalties=penalties)
+        sums = accumulate(net, CLM(), batch.split(rows), torch.Tensor.backward, retention=retention)
         tokens = sums.values["tokens"].item()
         results.append((net.norm.weight.grad / tokens, {k: v.item() for k, v in sums.means().items()}))
     (plain, before), (pulled, after) = results
@@ -37,11 +43,6 @@ def test_a_penalty_adds_its_mean_to_the_mean_loss(rows):
     exact = 0.5 * net.norm.weight.square().sum().item()
     assert after["total"] - before["total"] == pytest.approx(exact, rel=1e-4)
     assert after["retention/half"] == pytest.approx(exact, rel=1e-4) and after["ce"] == before["ce"]
-
-
-def test_no_penalty_is_the_same_loss():
-    loss = Loss(torch.tensor(1.0), torch.tensor(2.0))
-    assert add_penalty(loss, None) is loss
 
 
 def test_a_change_sees_the_mean_gradient_and_is_clipped():

@@ -75,7 +75,7 @@ def test_a_reduction_adds_up_the_ranks_exactly(monkeypatch):
     )
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.mul_(2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat, op: flat.mul_(2))
     sums.reduce()
     assert sums.values["tokens"].item() == 2**25 + 2 and sums.values["total"].item() == 3.0
     assert sums.values["load/0"].tolist() == [2.0, 4.0] and sums.values["load/0"].dtype == torch.float32

@@ -144,12 +144,12 @@ class KleiberSweeper(BasicSweeper):
     def _check_rounds(self, design: "Sequential", context: "SweepContext", cells: list[list[str]]) -> None:
         """Plans all rounds of a design as a dry run does, so that the study can refuse the plan before any training.
 
-        Does nothing for a study that fits no law, which checks the plan of each round when its cells are launched.
+        Does nothing for a study that refuses no plan. The cells of each round are checked when they are launched.
         """
         launcher = self._kleiber_launcher()
         sweep = launcher.sweep
         assert self.config is not None
-        if not self.config.study or not sweep.fits_a_law(self.config.study):
+        if not self.config.study or not sweep.checks_plan(self.config.study):
             return
         with redirect_stdout(StringIO()):
             for design_cells in design.rounds(replace(context, planned=sweep.planned_runs)):

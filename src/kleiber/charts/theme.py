@@ -35,13 +35,14 @@ def log_axis(
 
     name   column of the data
     every  factor between ticks, which begin at the smallest value; None: ticks at powers of ten, and at 2 and 5 times
-           them if the axis spans less than two and a half decades
+           them if the axis spans less than two and a half decades; at the ends of the data where that is one tick
     room   factor by which the axis extends beyond the largest value
     kind   altair's class of the axis: alt.X or alt.Y
     """
     low, high = float(np.min(data)), float(np.max(data))
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
     ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
+    ticks = ticks if len(ticks) > 1 else [low, high][: 1 + (high > low)]
     texts = [tick_text(tick, max(ticks, default=None)) for tick in ticks]
     cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
     text = "".join(cases) + "''"

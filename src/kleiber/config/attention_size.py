@@ -19,13 +19,24 @@ PATTERN = {  # kinds of layers of a `layer_pattern`
     "delta": "kleiber.nn.GatedDeltaNet",
     "none": "kleiber.nn.NoMixing",
 }
+_SOFTMAX = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions", "soft_cap")
+RECEIVED = {  # options that a `layer_pattern` passes to its layers of each kind
+    "window": (*_SOFTMAX, "value_residual"),
+    "full": (*_SOFTMAX, "value_residual"),
+    "latent": _SOFTMAX,
+    "delta": ("num_heads",),
+    "none": (),
+}
 
 
-def _heads(model: Config, width: int) -> tuple[int, int, int]:
-    """Returns the number of channels of all queries, of all keys, and of one head."""
-    asked = model.get("num_heads")
-    heads = int(asked) if asked else 2 if width < 128 else width // 64
-    shared = int(model.get("num_kv_heads") or heads)
+def _heads(model: Config, node: Config, width: int) -> tuple[int, int, int]:
+    """Returns the number of channels of all queries, of all keys, and of one head.
+
+    node  the settings of the layer, in which numbers of heads may be set instead of in `model`
+    """
+    asked, shared = (model.get(name) or node.get(name) for name in ("num_heads", "num_kv_heads"))
+    heads = int(asked or (2 if width < 128 else width // 64))
+    shared = int(shared or heads)
     return width, shared * (width // heads), width // heads
 
 
@@ -38,7 +49,7 @@ def attention_size(model: Config, width: int, layer: int) -> tuple[int, int, flo
     time, causal = int(model.get("context") or 256), bool(model.get("causal", True))
     if kind == "NoMixing":
         return 2 * width * width, 0, 0.0
-    queries, keys, head_dim = _heads(model, width)
+    queries, keys, head_dim = _heads(model, node, width)
     if kind == "GatedDeltaNet":
         heads, taps = width // head_dim, 3 * width * int(node.get("taps") or 4)
         matrices = 5 * width * width + 2 * width * heads
@@ -82,7 +93,7 @@ def _mixer(model: Config, layer: int) -> tuple[str, Json]:
 def attention_cache(model: Config, width: int, layer: int) -> int:
     """Returns the numbers that one layer keeps of one full context."""
     kind, node = _mixer(model, layer)
-    _, keys, head_dim = _heads(model, width)
+    _, keys, head_dim = _heads(model, node, width)
     if kind == "NoMixing":
         return 0
     if kind == "GatedDeltaNet":

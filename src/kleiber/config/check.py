@@ -47,7 +47,7 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalSettings:
     """When to validate, and on how many tokens.
 
     every_steps   optimizer steps between validations; null: at most four a stage, 0: only after the last step
@@ -70,7 +70,7 @@ PLAIN: dict[str, object] = {
     "dry_run": bool | str,
     "batch": BatchSize,
     "budget": Budget,
-    "eval": Evaluation,
+    "eval": EvalSettings,
     "cost": Cost,
 }
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")

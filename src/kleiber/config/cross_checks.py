@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
-from kleiber.config.stages import check_name, quantity
+from kleiber.config.stages import check_name, is_chain, quantity, stage_configs, text_settings
 from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
@@ -18,27 +18,28 @@ PAIRS = ("Preference", "Judged")  # data with two answers in a sample
 
 def check_compatibility(config: Config) -> None:
     """Raises ConfigError for values that are valid alone and contradict each other."""
-    _task_name(config["data"])
+    _check_task_name(config["data"])
     check_layers(config["model"])
-    _batch(config)
-    _stages(config)
-    _next_token(config)
-    _future(config)
-    _pooling(config)
-    _wise(config)
-    _replay(config)
-    _l2sp_strength(config)
-    _reference(config)
-    _packing(config)
-    _weights(config)
-    _rollback(config)
-    _privacy(config)
-    _streaming(config)
-    _loggers(config.get("logger") or {})
-    _remote((config.get("callbacks") or {}).get("checkpoints"))
+    _check_batch(config)
+    _check_stages(config)
+    _check_tokenizers(config)
+    _check_next_token(config)
+    _check_future(config)
+    _check_pooling(config)
+    _check_wise(config)
+    _check_replay(config)
+    _check_l2sp_strength(config)
+    _check_reference(config)
+    _check_packing(config)
+    _check_weights(config)
+    _check_rollback(config)
+    _check_privacy(config)
+    _check_streaming(config)
+    _check_loggers(config.get("logger") or {})
+    _check_remote((config.get("callbacks") or {}).get("checkpoints"))
 
 
-def _privacy(config: Config) -> None:
+def _check_privacy(config: Config) -> None:
     """Refuses with DP-SGD what reads other data, or what makes a step depend on more than its clipped gradients."""
     if not config.get("privacy"):
         return
@@ -59,7 +60,7 @@ def _privacy(config: Config) -> None:
         raise ConfigError("privacy=dp_sgd needs opacus, which is not installed: pip install 'kleiber[privacy]'")
 
 
-def _streaming(config: Config) -> None:
+def _check_streaming(config: Config) -> None:
     """Refuses what needs an index of all samples of a text that is read on the way, also of an earlier stage."""
     stages = ((config.get("stages") or {}).get("chain") or {}).values()
     data = [config["data"], *(stage.get("data") for stage in stages if isinstance(stage, Mapping))]
@@ -83,7 +84,7 @@ def _methods_with_earlier_tasks(config: Config) -> list[str]:
     return sorted(key for key, target in methods.items() if class_attribute(target, "reads_earlier_tasks"))
 
 
-def _loggers(loggers: Config) -> None:
+def _check_loggers(loggers: Config) -> None:
     for key, node in loggers.items():
         package = LOGGER_PACKAGES.get(str(node["_target_"])) if isinstance(node, Mapping) else None
         if package is not None and find_spec(package) is None:
@@ -92,7 +93,7 @@ def _loggers(loggers: Config) -> None:
             )
 
 
-def _remote(checkpoints: object) -> None:
+def _check_remote(checkpoints: object) -> None:
     url = checkpoints.get("remote") if isinstance(checkpoints, Mapping) else None
     try:
         _ = url and import_module("fsspec").core.url_to_fs(url)
@@ -100,15 +101,15 @@ def _remote(checkpoints: object) -> None:
         raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
 
 
-def _task_name(data: Config) -> None:
+def _check_task_name(data: Config) -> None:
     """The name of a task is part of the names of files, such as classes/<task>.json."""
     if data.get("name") is not None:
         check_name("data.name", data["name"])
     if isinstance(data.get("data"), Mapping):  # a data set made of another one
-        _task_name(data["data"])
+        _check_task_name(data["data"])
 
 
-def _batch(config: Config) -> None:
+def _check_batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
     shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
     devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
@@ -129,7 +130,7 @@ def _batch(config: Config) -> None:
         )
 
 
-def _stages(config: Config) -> None:
+def _check_stages(config: Config) -> None:
     stages = config["stages"] or {}
     branches, chain = stages.get("branches"), stages.get("chain")
     if branches and len({quantity(tokens) for tokens in branches}) < len(branches):
@@ -146,7 +147,20 @@ def _stages(config: Config) -> None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
 
 
-def _next_token(config: Config) -> None:
+def _check_tokenizers(config: Config) -> None:
+    """Refuses stages that would each train a tokenizer on other text, because a model has one tokenizer."""
+    stages = stage_configs(config) if is_chain(config) else {}
+    texts = {name: text_settings(stage["data"]) for name, stage in stages.items()}
+    trained = {name: text for name, text in texts.items() if text.get("tokenizer") == "bpe"}
+    kinds = [text | dict.fromkeys(("name", "separator", "pack")) for text in trained.values()]
+    if any(kind != kinds[0] for kind in kinds):
+        raise ConfigError(
+            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(trained)}, and a model must have "
+            "one tokenizer: train it in a run of its own, and set data.tokenizer=RUN/tokenizer"
+        )
+
+
+def _check_next_token(config: Config) -> None:
     target = str(config["objective"]["_target_"])
     name, needs_causal = target.rsplit(".", 1)[-1].lower(), class_attribute(target, "needs_causal")
     if needs_causal and argument(config["model"], "causal") is False:
@@ -167,7 +181,7 @@ def _next_token(config: Config) -> None:
         )
 
 
-def _future(config: Config) -> None:
+def _check_future(config: Config) -> None:
     """Parts of the model that predict later tokens are trained by the loss of next tokens alone."""
     future, target = argument(config["model"], "future"), str(config["objective"]["_target_"])
     if not future:
@@ -182,7 +196,7 @@ def _future(config: Config) -> None:
         )
 
 
-def _pooling(config: Config) -> None:
+def _check_pooling(config: Config) -> None:
     objective = config["objective"]
     reads_first = _is(objective, "Classify") and argument(objective, "pooling") == "class-token"
     if reads_first and argument(config["model"], "causal"):
@@ -192,7 +206,7 @@ def _pooling(config: Config) -> None:
         )
 
 
-def _wise(config: Config) -> None:
+def _check_wise(config: Config) -> None:
     """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
     is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
     for name, node in (config.get("retention") or {}).items():
@@ -207,7 +221,7 @@ def _wise(config: Config) -> None:
             )
 
 
-def _replay(config: Config) -> None:
+def _check_replay(config: Config) -> None:
     """Text that the model writes itself is not kept."""
     for name, node in (config.get("retention") or {}).items():
         if _is(node, "Replay") and node.get("memory") is not None and argument(node, "source") == "generated":
@@ -217,7 +231,7 @@ def _replay(config: Config) -> None:
             )
 
 
-def _l2sp_strength(config: Config) -> None:
+def _check_l2sp_strength(config: Config) -> None:
     """A step of L2-SP shrinks the distance to the start by the share lr x strength, which must not exceed 1."""
     rate = argument(config["optimizer"], "lr")
     for name, node in (config.get("retention") or {}).items():
@@ -229,7 +243,7 @@ def _l2sp_strength(config: Config) -> None:
             )
 
 
-def _reference(config: Config) -> None:
+def _check_reference(config: Config) -> None:
     if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
             "objective.reference=adapter_off needs an adapter that can be switched off: set adapter=lora, or "
@@ -237,7 +251,7 @@ def _reference(config: Config) -> None:
         )
 
 
-def _packing(config: Config) -> None:
+def _check_packing(config: Config) -> None:
     model, arithmetic = config["model"], _is(config["data"], "Arithmetic")  # which is always packed
     packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
     if not (arithmetic or argument(config["data"], "pack")):
@@ -254,7 +268,7 @@ def _packing(config: Config) -> None:
         )
 
 
-def _weights(config: Config) -> None:
+def _check_weights(config: Config) -> None:
     """Masked prediction chooses its targets among the tokens with a weight, and counts all of them the same."""
     if _is(config["data"], "Reweighted") and _is(config["objective"], "MLM"):
         raise ConfigError(
@@ -263,7 +277,7 @@ def _weights(config: Config) -> None:
         )
 
 
-def _rollback(config: Config) -> None:
+def _check_rollback(config: Config) -> None:
     """A run goes back to a checkpoint only where it saves some before its last step."""
     callbacks = config.get("callbacks") or {}
     stability, checkpoints = callbacks.get("stability"), callbacks.get("checkpoints")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.model_size import width_of
+from kleiber.config.model_size import gated_hidden, width_of
 from kleiber.config.targets import argument
 from kleiber.types import Config
 
@@ -104,7 +104,7 @@ def _check_dense(model: Config, devices: int) -> None:
     usual = 2 if width < 128 else width // 64
     heads = argument(model, "num_heads") or argument(attention, "num_heads") or usual
     shared = argument(model, "num_kv_heads") or argument(attention, "num_kv_heads") or heads
-    hidden = argument(mlp, "hidden") or (-(-8 * width // 48) * 16 if mlp["_target_"] == GATED else 4 * width)
+    hidden = argument(mlp, "hidden") or (gated_hidden(width) if mlp["_target_"] == GATED else 4 * width)
     sizes = {"model.num_heads": heads, "model.num_kv_heads": shared, "model.mlp.hidden": hidden}
     for key, value in sizes.items():
         if value % devices:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from kleiber.config.attention_size import PATTERN
+from kleiber.config.attention_size import PATTERN, RECEIVED
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
@@ -42,6 +42,7 @@ def check_layers(model: Config) -> None:
         if width and target in (FULL, WINDOW, LATENT, DELTA):
             _check_heads(target, options, width, width_text)
     _check_pattern(model, kinds)
+    _check_value_residual(model, kinds)
     _check_experts(model)
 
 
@@ -54,18 +55,22 @@ def attention_kinds(model: Config) -> dict[str, tuple[str, Json]]:
     if "attention" not in signature(str(model["_target_"])).parameters:
         return {}
     node: Json = {**chosen} if isinstance(chosen, Mapping) and "_target_" in chosen else {"_target_": FULL}
-    options = {f"model.{name}": model.get(name) for name in SHARED}
-    options |= {f"model.attention.{key}": value for key, value in node.items() if not isinstance(value, Mapping)}
+    options = _options(model, node)
     if node["_target_"] != "kleiber.nn.layer_pattern":
         return {"": (str(node["_target_"]), _set(options))}
     kinds: dict[str, tuple[str, Json]] = {}
     for kind in dict.fromkeys(argument(node, "pattern")):
         below = node.get(kind) or {"_target_": PATTERN[kind]}
-        passed = {key: value for key, value in options.items() if kind not in ("delta", "none")}
-        passed |= {key: value for key, value in options.items() if kind == "delta" and key.endswith(".num_heads")}
+        passed = {key: value for key, value in options.items() if key.rpartition(".")[2] in RECEIVED[kind]}
         passed |= {f"model.attention.{kind}.{key}": value for key, value in below.items()}
         kinds[kind] = (str(below["_target_"]), _set(passed))
     return kinds
+
+
+def _options(model: Config, node: Config) -> Json:
+    """Returns the options of a model and of its attention that apply to all layers, by key."""
+    options = {f"model.{name}": model.get(name) for name in SHARED}
+    return options | {f"model.attention.{key}": value for key, value in node.items() if not isinstance(value, Mapping)}
 
 
 def _set(options: Json) -> Json:
@@ -122,20 +127,50 @@ def _check_heads(target: str, options: Json, width: int, width_text: str) -> Non
 
 
 def _check_pattern(model: Config, kinds: Mapping[str, tuple[str, Json]]) -> None:
-    """Refuses a pattern with layers that would not exist, and values of a first layer that does not pass them on."""
+    """Refuses a pattern with layers that would not exist, and options of a pattern that no layer receives."""
     if "" in kinds or not kinds:
         return
-    pattern, depth = argument(model["attention"], "pattern"), argument(model, "depth")
+    node, depth = model["attention"], argument(model, "depth")
+    pattern = argument(node, "pattern")
+    text = f"model.attention.pattern=[{','.join(pattern)}]"
     if not 1 <= len(pattern) <= depth:
-        raise ConfigError(
-            f"model.attention.pattern=[{','.join(pattern)}] must have at most model.depth={depth} entries: set a "
-            "larger model.depth"
-        )
+        raise ConfigError(f"{text} must have at most model.depth={depth} entries: set a larger model.depth")
+    names = {"pattern", "_target_", "_partial_"}.union(*(RECEIVED[kind] for kind in kinds))
+    options = {key: value for key, value in _set(_options(model, node)).items() if key.rpartition(".")[2] not in names}
+    unused = [_setting(key, value) for key, value in options.items() if value != "learned"]
+    if unused:
+        settings = " and ".join(unused)
+        raise ConfigError(f"{settings} would have no effect, since no layer of {text} has such an option: remove it")
+    for kind in PATTERN.keys() - kinds.keys():
+        below = node.get(kind) or {}
+        changed = [key for key in below if not key.startswith("_") and below[key] != _default(below, key)]
+        if changed:
+            setting = _setting(f"model.attention.{kind}.{changed[0]}", below[changed[0]])
+            raise ConfigError(
+                f"{setting} would have no effect, since {text} has no layer of the kind {kind}: remove it"
+            )
+
+
+def _default(node: Config, name: str) -> object:
+    return argument({"_target_": node["_target_"]}, name)
+
+
+def _check_value_residual(model: Config, kinds: Mapping[str, tuple[str, Json]]) -> None:
+    """Refuses values of a first layer that does not pass them on, or that no later layer reads."""
     mixes = {kind: _option(options, "value_residual")[1] is True for kind, (_, options) in kinds.items()}
-    if any(mixes.values()) and not mixes[pattern[0]]:
+    if not any(mixes.values()):
+        return
+    pattern = [""] if "" in kinds else argument(model["attention"], "pattern")
+    if not mixes[pattern[0]]:
         raise ConfigError(
             "model.attention.value_residual=true needs values of the first layer, and model.attention.pattern="
             f"[{','.join(pattern)}] has none there: let it begin with full or window"
+        )
+    depth, later = argument(model, "depth"), argument(model, "future") or 0
+    if depth and sum(mixes[pattern[layer % len(pattern)]] for layer in range(depth + later)) < 2:
+        raise ConfigError(
+            f"model.attention.value_residual=true would have no effect, since no later layer of model.depth={depth} "
+            "reads the values of the first one: set a larger model.depth, or remove it"
         )
 
 

@@ -88,12 +88,12 @@ def lstm_hidden(width: int) -> int:
     The even number nearest to the solution h of 4 h (width + h) + h width + 8 h = 4 width^2 + 3 width m, for the
     matrices and biases of an LSTM with a projection, and those of attention and a SwiGLU of m hidden channels.
     """
-    linear, target = 5 * width + 8, 4 * width * width + 3 * width * _gated(width)
+    linear, target = 5 * width + 8, 4 * width * width + 3 * width * gated_hidden(width)
     return max(2, 2 * round((math.sqrt(linear * linear + 16 * target) - linear) / 16))
 
 
-def _gated(width: int) -> int:
-    """Returns the hidden channels of a SwiGLU."""
+def gated_hidden(width: int) -> int:
+    """Returns the hidden units of a SwiGLU that costs what an MLP of 4 width does: 8/3 width, rounded up to 16s."""
     return -(-8 * width // 48) * 16
 
 
@@ -147,7 +147,7 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
         raise ValueError(
             f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
         )
-    gated = _gated(width)
+    gated = gated_hidden(width)
     if kind.endswith(("GELU", "ReLU2")):
         count = 2 * width * int(node.get("hidden") or 4 * width)
         return count, count, count

@@ -27,7 +27,7 @@ from pathlib import Path
 import xxhash
 
 from kleiber.config.errors import NO_SPACE, ConfigError
-from kleiber.records.files import DamagedFile, cache_folder, read_json, write_text
+from kleiber.records.files import DamagedFile, cache_folder, file_sha256, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.records.progress import activity
 from kleiber.types import Json
@@ -112,8 +112,7 @@ def file_hash(path: Path) -> str:
     place = cache_root() / "sha256" / digest([str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, *times])
     if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
         return saved
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = file_sha256(path)
     place.parent.mkdir(exist_ok=True)
     write_text(place, sha256)
     return sha256
@@ -218,8 +217,7 @@ def _checksums(path: Path) -> Json:
         return read_json(manifest_of(path))
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": fast_hash(path).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path), "xxh3": fast_hash(path).hexdigest()}
 
 
 def fast_hash(path: Path) -> xxhash.xxh3_64:

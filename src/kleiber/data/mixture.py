@@ -1,8 +1,8 @@
 """Data sets made of others: a mixture by fractions of tokens, and a subset that is read repeatedly.
 
-A mixture has its fractions exactly in every block of samples. Every sample has the same number of tokens, so fractions
-of tokens are fractions of samples. The sample at a position is a function of seed and position, so a resumed run needs
-only its step.
+A mixture has its fractions exactly in every block of samples. All samples of texts have the same number of tokens, so
+fractions of tokens are fractions of samples. The sample at a position is a function of seed and position, so a resumed
+run needs only its step.
 
 A repeated subset is spread evenly over the data set. The beginning of a text alone is less varied, and its loss would
 be higher even without repetition. Validation is that of the whole data set.

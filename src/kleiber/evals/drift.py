@@ -18,7 +18,7 @@ from kleiber.nn.loss import kl_divergence
 from kleiber.nn.sharded_model import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective, Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 Loads = Mapping[str, Mapping[str, Tensor]]  # shares of the experts, by task and by layer
 
@@ -79,7 +79,7 @@ def drift_metrics(
     A mixture of experts also has the metrics of `load_shifts`.
     """
     metrics = {"drift/weights": weight_distance(start, model)["relative"]}
-    device = next(model.parameters()).device
+    device = device_of(model)
     for task in earlier_tasks:
         if task.objective.has_predictions:
             sums = sum_over_task(
@@ -131,7 +131,7 @@ def sum_over_task(
 
 def expert_loads(model: Model, task: Task, tokens: int, rows: int, runtime: Runtime) -> dict[str, Tensor]:
     """By layer, the share of the assignments that each expert gets on the text of a task."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     sums = sum_over_task(
         task, tokens, rows, runtime, device.type, lambda batches: held_out_loss(model, task.objective, batches, device)
     )

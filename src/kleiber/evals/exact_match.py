@@ -19,7 +19,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, propor
 from kleiber.models.generate import generate
 from kleiber.types import Count, Row
 from kleiber.types.contracts import Samples
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 # A minus after a digit is a dash or a difference, and a comma is part of a number between groups of three digits alone.
@@ -157,7 +157,7 @@ def exact_match(
             f"{numbers.count(None)} contain none"
         )
     texts = [""] * len(prompts)
-    device = next(model.parameters()).device
+    device = device_of(model)
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)

@@ -20,7 +20,7 @@ import torch
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate, left_padded
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 if importlib.util.find_spec("lm_eval"):
@@ -143,7 +143,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
         self.model, self.kleiber_tokenizer = model, tokenizer
         self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
         self.max_length: int = model.context
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
 
     @property
     def eot_token_id(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.types import Count
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Model
+from kleiber.types.model import DecodingCache, Model, device_of
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
 
@@ -77,7 +77,7 @@ def latency(
     was_training = model.training
     model.eval()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    device = next(model.parameters()).device
+    device = device_of(model)
     cache: list[DecodingCache] = []  # the cache in use; a list, because each start of a decoder replaces it
 
     def start() -> Step:

@@ -20,7 +20,7 @@ from torch import Tensor
 from kleiber.models.generate import left_padded
 from kleiber.records.progress import Activity, activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Head, Model
+from kleiber.types.model import DecodingCache, Head, Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 LOGITS = 1 << 22  # logits in memory at once
@@ -34,7 +34,7 @@ Pair = tuple[Ids, Ids]  # context and text
 
 def pass_tokens(model: Model, rows: int) -> int:
     """Most tokens of a forward pass, from the rows of full context that fit into memory."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = device_of(model).type == "cpu"
     return min(rows * model.context, CPU_TOKENS) if on_cpu else rows * model.context
 
 
@@ -202,7 +202,7 @@ class _Scorer:
     """Adds up log-probabilities of texts over forward passes of a model."""
 
     def __init__(self, model: Model, texts: int, tokens: int, work: Activity) -> None:
-        self.model, self.device = model, next(model.parameters()).device
+        self.model, self.device = model, device_of(model)
         self.tokens, self.work = tokens, work
         self.log_probs, self.greedy = np.zeros(texts), np.ones(texts, dtype=bool)
 

@@ -22,7 +22,7 @@ from kleiber.records.files import write_json
 from kleiber.records.progress import activity
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, HeldOut, Objective
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def make_subject(
     reading  how far the training samples have been read; None where that is not known
     """
     language = language_objective(objective, model, corpus.tokenizer)
-    device = next(model.parameters()).device
+    device = device_of(model)
     validation_sets = own_sets(corpus.validation)
     return Subject(
         model,

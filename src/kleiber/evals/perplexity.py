@@ -35,7 +35,7 @@ from kleiber.records.progress import activity
 from kleiber.types import Count, Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -200,7 +200,7 @@ def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime:
     """Metrics of one task: "loss" in nats per target, "bits_per_byte" of a likelihood of text, and the scorer's."""
     held_out = task.held_out.first(tokens)
     rank, world_size = runtime.share(held_out)
-    device = next(model.parameters()).device
+    device = device_of(model)
     scorer = task.objective.scorer()
     samples = -(-len(held_out) // world_size)
     equal = waits_for_ranks(model)

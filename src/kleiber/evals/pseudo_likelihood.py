@@ -11,7 +11,7 @@ from jaxtyping import Float
 from kleiber.evals.likelihood import Ids, target_scores
 from kleiber.records.progress import activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -35,7 +35,7 @@ def pseudo_log_likelihoods(
     """
     before, after = tokenizer.separator.before, tokenizer.separator.after
     start, end = ([] if i is None else [i] for i in (before, after))
-    device = next(model.parameters()).device
+    device = device_of(model)
     rows = [start + ids + end for ids in texts]
     widths = [min(len(row), model.context) for row in rows]
     scored = [range(len(ids)) for ids in texts] if positions is None else positions

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, did_you_mean, listed
+from kleiber.config.nested import flatten
 from kleiber.config.targets import signature
-from kleiber.records.folder import flatten, identity
+from kleiber.records.folder import identity
 from kleiber.types import Config
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +32,8 @@ from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.defaults import changed_defaults
 from kleiber.runs.inherit import complete_config
+from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
-
-INPUT_NODES = ("data", "model", "init", "objective", "stages")  # the nodes of a config that name inputs
 
 
 def main(argv: list[str] | None = None, typed: bool = False) -> int:
@@ -53,7 +51,7 @@ def exit_code(argv: list[str], typed: bool) -> int:
     try:
         if typed:
             refuse_repeated_keys(argv)
-        return run_command(argv)
+        return train(argv).code
     except Preempted as reason:
         return reason.status.exit_code
     except KeyboardInterrupt:
@@ -64,19 +62,14 @@ def exit_code(argv: list[str], typed: bool) -> int:
         return ExitCode.BAD_INPUT
 
 
-class Trained(NamedTuple):
+class TrainResult(NamedTuple):
     """Exit code of a command line, and the folder of its run or sweep; None where it trained nothing."""
 
     code: int
     folder: Path | None
 
 
-def run_command(argv: list[str]) -> int:
-    """Runs a command line and returns its exit code. Raises ConfigError when the command line is wrong."""
-    return train(argv).code
-
-
-def train(argv: Sequence[str] = ()) -> Trained:
+def train(argv: Sequence[str] = ()) -> TrainResult:
     """Trains a run, or a sweep with "-m" among the overrides, as `kleiber train` does.
 
     Returns (exit code, folder of the run or the sweep). Raises ConfigError, a ValueError, for a wrong override.
@@ -88,9 +81,9 @@ def train(argv: Sequence[str] = ()) -> Trained:
 
         composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
         print(usage(composer))
-        return Trained(ExitCode.DONE, None)
+        return TrainResult(ExitCode.DONE, None)
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
-        return Trained(print_by_hydra(composer, args), None)
+        return TrainResult(print_by_hydra(composer, args), None)
     ranks.started_as_rank()
     sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
     if args.multirun:
@@ -114,7 +107,7 @@ def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def run_single(composer: Composer, overrides: list[str]) -> Trained:
+def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     """Trains one run, or estimates its cost in a dry run; starts a sweep where the config has hydra.mode=MULTIRUN."""
     try:
         cfg = composer.compose(overrides)
@@ -136,27 +129,27 @@ def run_single(composer: Composer, overrides: list[str]) -> Trained:
         return train_checked(config, overrides, model)
 
 
-def train_checked(config: Json, overrides: list[str], model: str) -> Trained:
+def train_checked(config: Json, overrides: list[str], model: str) -> TrainResult:
     """Trains the run of a complete config, or estimates its cost in a dry run; arguments as in `prepare_folder`."""
     where, finished = prepare_folder(config, overrides, model)
     if finished:
-        return Trained(ExitCode.DONE, where)
+        return TrainResult(ExitCode.DONE, where)
     if config["dry_run"]:
         if ranks.rank() == 0:
             from kleiber.launch.price import print_price
 
             print_price({where: config})
-        return Trained(ExitCode.DONE, None)
+        return TrainResult(ExitCode.DONE, None)
     if ranks.started_as_rank():
         ranks.redirect_rank_output(where)
-        return Trained(process.run(config, where, overrides), where)
+        return TrainResult(process.run(config, where, overrides), where)
     devices = config["trainer"].get("devices", 1)
     code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
     if code == ExitCode.BAD_INPUT and not continues_folder(config):
         folder.discard_unstarted(where)
     if code == ExitCode.DONE:
         print("\n".join(next_commands(where, overrides)), file=sys.stderr)
-    return Trained(code, where)
+    return TrainResult(code, where)
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:
@@ -213,71 +206,18 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
 def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
     print(f"{where} is finished already; set resume=never to train it again")
-    summary = read_summary(where) or {}
-    if summary.get("inputs") and is_touched(config, datetime.fromisoformat(summary["started"]).timestamp()):
-        changes = describe_changes(config, summary["inputs"])
-        if changes:
-            print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
+    if changes := describe_changes(config, read_summary(where) or {}):
+        print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
     closing_table(where)
     print("\n".join(next_commands(where, overrides)), file=sys.stderr)
 
 
-def describe_changes(config: Config, recorded: Mapping[str, str]) -> str:
-    """Returns which recorded inputs have another content now, or why that cannot be read; "" where none has."""
-    from kleiber.runs.inputs import changed_inputs, present_inputs
-
-    try:
-        current = present_inputs(config)
-    except ValueError as error:
-        return str(error)
-    return "; ".join(changed_inputs({name: value for name, value in recorded.items() if name in current}, current))
-
-
-def is_touched(config: Config, since: float) -> bool:
-    """Whether a file that the config names was written, moved or touched after `since`, a time in seconds.
-
-    Only then does the content of the inputs have to be compared, for which torch is imported.
-    """
-    files = {path for node in INPUT_NODES for text in texts_of(config.get(node)) for path in existing_paths(text)}
-    return any(last_change(path) > since for path in files)
-
-
-def texts_of(node: object) -> Iterator[str]:
-    """Yields every text in a nested config, keys included."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield str(key)
-            yield from texts_of(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from texts_of(value)
-
-
-def existing_paths(text: str) -> Iterator[Path]:
-    """Yields the files and folders that a text of a config may name: a path, RUN/STAGE, or a name on the hub."""
-    from kleiber.config import hub
-
-    path = Path(text).expanduser()
-    copy = hub.local_copy(text) if hub.is_name(text) else None
-    run = path.parent if (path.parent / "config.yaml").is_file() else None
-    yield from (place for place in (path, copy, run) if place is not None and os.path.exists(place))
-
-
-def last_change(path: Path) -> float:
-    """Returns when a file, or any file in a folder, was last written, renamed or replaced, in seconds."""
-    inside = (Path(parent) / name for parent, _, names in os.walk(path) for name in names)
-    facts = [place.stat() for place in (path, *inside) if place.exists()]
-    return max(max(fact.st_mtime, fact.st_ctime) for fact in facts)
-
-
-def run_sweep(composer: Composer, overrides: list[str]) -> Trained:
+def run_sweep(composer: Composer, overrides: list[str]) -> TrainResult:
     """Runs a sweep."""
     from kleiber.launch.sweep import Sweep
 
     sweep = Sweep(composer)
-    return Trained(sweep.start(overrides), sweep.folder)
+    return TrainResult(sweep.start(overrides), sweep.folder)
 
 
 def compose_config(overrides: Sequence[str] = ()) -> Json:

@@ -8,7 +8,7 @@ import gc
 from importlib import import_module
 
 from kleiber.nn import routers
-from kleiber.records.summary import commit, cpu_name, versions
+from kleiber.records.environment import commit, cpu_name, versions
 from kleiber.training.lightning import import_lightning
 
 MODULES = (

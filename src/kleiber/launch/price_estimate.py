@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
@@ -101,7 +101,7 @@ class Prices:
             if key not in counted:
                 hardware = build(DictConfig(config["trainer"]))
                 hardware.prepare()
-                stages = plan_stages(OmegaConf.create(config), hardware, None if describing else models)
+                stages = plan_stages(config, hardware, None if describing else models)
                 counted[key] = count_costs(stages, hardware, models)
                 description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
@@ -190,7 +190,7 @@ class Prices:
         short = shorten_config(config, self.costs[number], folder)
         write_config(folder, short, [])  # from which a later stage opens an earlier one
         hardware, models = build(DictConfig(short["trainer"])), Models()
-        stages = plan_stages(OmegaConf.create(short), hardware, models)
+        stages = plan_stages(short, hardware, models)
         return measure(short, count_costs(stages, hardware, models), folder)
 
     def train_start_point(self, config: Config) -> None:

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO
 
-from omegaconf import OmegaConf
-
 from kleiber.config.errors import (
     ConfigError,
     ExitCode,
@@ -32,7 +30,7 @@ from kleiber.config.errors import (
     on_preemption,
     preempted_by,
 )
-from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
+from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity
@@ -150,7 +148,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
     """
     with on_preemption(raise_preempted, partial(_write_interrupted, folder)):
         try:
-            return _train(config, folder, overrides), None
+            return _import_and_train(config, folder, overrides), None
         except Exception as error:
             _write_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
             return print_error(error), error
@@ -177,14 +175,14 @@ def raise_preempted(name: str) -> None:
     raise preempted_by(name, ", which came when no step was being trained, so no new checkpoint was written")
 
 
-def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
+def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     with activity("loading PyTorch and Lightning"):
         from kleiber.training.lightning import import_lightning
 
         import_lightning()
         from kleiber.runs.run import train
 
-    return train(OmegaConf.create(dict(config)), folder, list(overrides))
+    return train(config, folder, overrides)
 
 
 def print_error(error: Exception) -> int:
@@ -214,7 +212,7 @@ def is_user_error(error: Exception) -> bool:
 def main(argv: list[str]) -> int:
     """Runs the run in the folder that is the first argument, as a rank or a cell; returns the exit code."""
     folder = Path(argv[0])
-    if CELL in os.environ:
+    if CELL_VARIABLE in os.environ:
         end_with_parent(signal.SIGKILL)
     redirect_rank_output(folder)
     return run(read_config(folder), folder, read_overrides(folder))

@@ -29,7 +29,7 @@ from kleiber.records.locks import scratch_folder
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # variables that torchrun or SLURM sets in every rank
-CELL, FAILURES = "KLEIBER_CELL", "KLEIBER_FAILURES"
+CELL_VARIABLE, FAILURES = "KLEIBER_CELL", "KLEIBER_FAILURES"
 STOP_SECONDS = 40  # that an agent may take to end its ranks
 
 
@@ -94,7 +94,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     """
     with scratch_folder("kleiber-ranks-") as failures:
         env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        env |= {CELL: "1", FAILURES: str(failures)}
+        env |= {CELL_VARIABLE: "1", FAILURES: str(failures)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible

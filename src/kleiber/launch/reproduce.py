@@ -17,6 +17,7 @@ from pathlib import Path
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.model_size import check_memory
+from kleiber.config.nested import map_strings
 from kleiber.launch.cell import Cell
 from kleiber.launch.local_pool import Process
 from kleiber.launch.sweep import referenced_runs
@@ -25,7 +26,6 @@ from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.folder import identity
-from kleiber.records.summary import map_strings
 from kleiber.types import Json
 
 LEVEL = 0.95  # share of pairs of seeds whose losses differ by less than the noise
@@ -104,7 +104,7 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
     Raises ConfigError where there is no finished run, or a recorded config does not pass the check.
     """
     recorded = read_runs(source)
-    finished = [run for run in recorded if run.status == Status.FINISHED]
+    finished = [run for run in recorded if run.finished]
     if not finished:
         raise ConfigError(f"{source} contains no finished run to reproduce")
     chosen = sorted(finished, key=lambda run: run.summary.get("seconds") or 0.0)[:cells]
@@ -199,7 +199,7 @@ def seed_noise(runs: Sequence[Run]) -> dict[str, float]:
 
     groups: dict[str, list[dict[str, float]]] = {}
     for run in runs:
-        if run.status == Status.FINISHED:
+        if run.finished:
             key = json.dumps({**identity(run.config), "seed": None}, sort_keys=True, default=str)
             groups.setdefault(key, []).append(losses(run))
     squares: dict[str, list[float]] = {}
@@ -227,7 +227,7 @@ def losses(run: Run) -> dict[str, float]:
 
 def compare_again(recorded: Run, again: Run, noise: Noise) -> Reproduction:
     """Returns the verdict on a run that was trained again, with the differences."""
-    if again.status != Status.FINISHED:
+    if not again.finished:
         reason = str(again.summary.get("error") or f"status {again.status}").partition("\n")[0]
         return Reproduction(recorded.name, Verdict.FAILED, error=reason)
     diff = diff_runs(recorded, again)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import ExitCode, Status
+from kleiber.config.errors import ExitCode
 from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
@@ -246,10 +246,10 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     """
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        code = train(OmegaConf.create(dict(short)), folder, [])
+        code = train(short, folder)
     wall = time.perf_counter() - started
     run = read_run(folder)
-    if code != ExitCode.DONE or run.status != Status.FINISHED:
+    if code != ExitCode.DONE or not run.finished:
         error = run.summary.get("error") or f"exit code {code}"
         raise ValueError(f"the run that measures the speed failed: {error}; correct this and repeat the dry run")
     return compute_speed(short, run.stages, costs, wall, core_share(folder, short))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.diff import as_number
-from kleiber.records.folder import flatten
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, list
 from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher, unique_cells
-from kleiber.launch.ranks import CELL, started_as_rank
+from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
@@ -68,8 +68,8 @@ class Sweep:
 
         A study that decides claims ends with the code of its decision, once all cells have finished.
         """
-        if CELL in os.environ:
-            raise ConfigError(f"a cell of a sweep (environment variable {CELL}) cannot start another sweep")
+        if CELL_VARIABLE in os.environ:
+            raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
         if started_as_rank():
             raise ConfigError(
                 "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
@@ -100,8 +100,7 @@ class Sweep:
         overrides  of each cell
         compose    composes the config of a cell from its overrides
         """
-        self.starts = {run.folder.absolute(): run for run in self.planned_runs()}
-        first = self._cell(overrides[0], compose)
+        (first,) = self._cells(overrides[:1], compose)
         self.folder = None if first.config["dry_run"] else first.folder.parent
         if first.config["study"] and not first.config["dry_run"]:
             self.study_folder = first.folder.parent
@@ -110,12 +109,12 @@ class Sweep:
         if first.config["dry_run"]:
             return self.plan(overrides, compose)
         launcher.warm_up()
-        cells = [first, *(self._cell(lines, compose) for lines in overrides[1:])]
+        cells = self._cells(overrides, compose)
         if not self.checked:
             self.check_plan({cell.folder: cell for cell in cells})
         archived = archived_by_hash(first.folder.parent)
         cells = [with_archived_folder(cell, archived) for cell in cells]
-        todo, in_use = self._unfinished(cells, archived)
+        todo, in_use = self._prepare_folders(cells, archived)
         try:
             if archived:
                 retrain_bases(todo, archived, launcher)
@@ -123,16 +122,14 @@ class Sweep:
         finally:
             if first.folder.parent.is_dir():  # it is removed with the last cell if all of them are refused
                 print_table(read_runs(first.folder.parent))
-        unfinished = {cell.folder for cell in todo} | in_use
-        without_code = {cell.folder: ExitCode.FAILED if cell.folder in unfinished else ExitCode.DONE for cell in cells}
-        results = [codes.get(cell.folder, without_code[cell.folder]) for cell in cells]
+        codes = dict.fromkeys({*in_use, *(cell.folder for cell in todo)}, ExitCode.FAILED) | codes
+        results = [codes.get(cell.folder, ExitCode.DONE) for cell in cells]
         self.codes += results
         return results
 
     def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks the cells of a dry run; returns exit code 0 for each."""
-        self.starts = {run.folder.absolute(): run for run in self.planned_runs()}
-        cells = [self._cell(lines, compose) for lines in overrides]
+        cells = self._cells(overrides, compose)
         self.planned |= unique_cells(cells, self.planned)
         return [0] * len(cells)
 
@@ -149,7 +146,7 @@ class Sweep:
         if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
             return
         home = first.folder.parent
-        finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.status == Status.FINISHED]
+        finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.finished]
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(points_of(runs)):
@@ -158,8 +155,8 @@ class Sweep:
             raise ConfigError(f"study={first.config['name']}: {error}") from error
 
     @staticmethod
-    def fits_a_law(node: Config) -> bool:
-        """Whether the study of a config node checks that its points determine a law."""
+    def checks_plan(node: Config) -> bool:
+        """Whether the study of a config node can refuse a plan, such as one whose points determine no law."""
         from kleiber.studies.study import Study
 
         return get_class(node["_target_"]).check_plan is not Study.check_plan
@@ -174,6 +171,11 @@ class Sweep:
 
         self.check_plan(self.planned)
         print_price({cell.folder: cell.config for cell in self.planned.values()})
+
+    def _cells(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[Cell]:
+        """Composes and checks cells, which may start from those that a dry run has planned so far."""
+        self.starts = {run.folder.absolute(): run for run in self.planned_runs()}
+        return [self._cell(lines, compose) for lines in overrides]
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         key = tuple(overrides)
@@ -194,10 +196,12 @@ class Sweep:
         lines = [text for text in lines if not (text.startswith("budget.") and text.endswith("=null"))]
         return Cell(cell_folder(config, lines, model), config, lines)
 
-    def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> tuple[list[Cell], set[Path]]:
-        """Returns the cells that have to run, and the folders of unfinished cells that another process runs.
+    def _prepare_folders(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> tuple[list[Cell], set[Path]]:
+        """Prepares the folders of the cells that have to run, and prints how many do not have to.
 
-        Writes the configs of the former, so that a cell that never starts is listed.
+        Sets the run in a folder aside for resume=never. Writes the configs, so that a cell that never starts is listed.
+
+        Returns the cells that have to run, and the folders of unfinished cells that another process runs.
         """
         todo, in_use, num_archived = [], set(), 0
         by_folder = unique_cells(cells)
@@ -234,17 +238,11 @@ def write_report(folder: Path, study: Config) -> int:
 
     Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
     """
-    import typer
-
-    from kleiber.studies.fit_command import report
+    from kleiber.studies.fit_command import make_report
 
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "study.yaml", study)
-    try:
-        report(folder, wandb=any(folder.glob("*/wandb/*run-*")))
-    except typer.Exit as end:
-        return end.exit_code
-    return ExitCode.DONE
+    return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")))
 
 
 def archived_by_hash(study: Path) -> dict[str, Run]:
@@ -253,7 +251,7 @@ def archived_by_hash(study: Path) -> dict[str, Run]:
     The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
     """
     archive_runs(study)
-    finished = (run for run in archived_runs(study / archive.NAME) if run.status == Status.FINISHED)
+    finished = (run for run in archived_runs(study / archive.NAME) if run.finished)
     runs = [run for run in finished if not run.summary.get("continued")]
     return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site
 from kleiber.types.batch import Batch
-from kleiber.types.model import MLP, Attention, Layer, LayerCache
+from kleiber.types.model import MLP, Attention, LayerCache
 
 Placement = Literal["pre", "post", "sandwich"]
 
@@ -57,15 +57,12 @@ class Block(nn.Module):
         return torch.add(x, y, alpha=self.residual)
 
 
-class FutureHead(Layer):
-    """Hidden states from which the output layer predicts a later token: a block on the stream, and a norm.
+class FutureHead(nn.Module):
+    """Hidden states from which the output layer predicts a later token: a block on the stream, and a norm."""
 
-    head_flops  forward FLOPs per token of the output layer, which every such part uses once more
-    """
-
-    def __init__(self, block: Block, head_flops: float) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.block, self.head_flops = block, head_flops
+        self.block = block
         self.norm = RMSNorm(block.mlp_norm.weight.shape[0], block.mlp_norm.eps)
 
     def forward(
@@ -75,9 +72,6 @@ class FutureHead(Layer):
         mask = self.block.attention.mask(x.shape[1], 0, x.device, batch.real, batch.segments)
         y, sums = self.block(x, mask, batch, None, first_values)
         return self.norm(y), sums
-
-    def flops(self, time: int) -> float:
-        return self.head_flops
 
 
 def add_sums(aux: dict[str, Tensor], sums: dict[str, Tensor], layer: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 
 import torch
@@ -21,7 +20,7 @@ from kleiber.models.transformer import Block, Transformer
 from kleiber.nn.dispatch import Experts
 from kleiber.nn.lora import A, B, M
 from kleiber.nn.moe import MoE
-from kleiber.types.model import Attention, Layer, Model
+from kleiber.types.model import Attention, Head, Layer, Model
 
 
 @dataclass(frozen=True)
@@ -113,32 +112,38 @@ def executed_flops(model: Model, time: int, recomputed: bool = False, read: Coll
     """FLOPs per token that the device executes in training: `training_flops` plus masked pairs and recomputation.
 
     recomputed  blocks are computed again in the backward pass (trainer.checkpoint_activations)
+
+    Rows are assumed to hold one document without padding, and experts to drop no token. Packed documents and padding
+    need a mask, with which the device computes all pairs; tokens that `model/mlp=dropping` drops are not computed.
     """
     if isinstance(model, HFModel):
         return training_flops(model, time, read) + recomputed * model.forward_flops(time, read)
-    extra = 0.0
-    for module in model.modules():
-        if isinstance(module, Layer):
-            trained = _below(module, entered=True)
-            extra += (3.0 if trained else 1.0) * (module.executed_flops(time) - module.flops(time))
-    again = sum(map(partial(_again, time=time), model.blocks)) if recomputed else 0.0
-    return training_flops(model, time, read) + extra + again
+    total = sum(_cost(model, time, entered=False, idle=_unread(model, read), executed=True))
+    entered = _below(model.embedding, entered=False)
+    for block in model.blocks if recomputed else ():
+        entered = _below(block, entered)
+        total += _again(block, time) if entered else 0.0
+    return total
 
 
 def _again(block: nn.Module, time: int) -> float:
     """FLOPs of recomputing a block: its forward pass up to the last product, whose result no gradient needs."""
     last = block.mlp.last_matrix() if isinstance(block, Block) else None
-    return _cost(block, time, entered=True)[0] - (0.0 if last is None else 2.0 * last.weight.numel())
+    forward, _ = _cost(block, time, entered=True, executed=True)
+    return forward - (0.0 if last is None else 2.0 * last.weight.numel())
 
 
-def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = ()) -> tuple[float, float]:
+def _cost(
+    module: nn.Module, time: int, entered: bool, idle: Collection[int] = (), executed: bool = False
+) -> tuple[float, float]:
     """Forward and backward FLOPs of a module without its `idle` parts.
 
-    Children are assumed to run in the order of registration, except that those of a mixture have the same input, and
-    that the matrix `out` of an attention comes last.
+    Children are assumed to run in the order of registration, except that those of a mixture have the same input, that
+    the matrix `out` of an attention comes last, and that nothing reads the logits.
 
-    entered  whether the module's input needs a gradient
-    idle     ids of output layers that are not read
+    entered   whether the module's input needs a gradient
+    idle      ids of output layers that are not read
+    executed  whether products that the device computes and masks count too
     """
     parameters = dict(module.named_parameters(recurse=False))
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith((A, B, M))}
@@ -151,7 +156,8 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
         ]
         update = _matrices(low, 1.0, entered)
         return forward + update[0], backward + update[1]
-    flops = module.flops(time) if isinstance(module, Layer) else 0.0
+    count = (module.executed_flops if executed else module.flops) if isinstance(module, Layer) else None
+    flops = 0.0 if count is None else count(time)
     if flops and matrices:
         # A low-rank update that is added to the matrix itself needs the gradient of the whole matrix.
         trained = {n: any(parameters[n + s].requires_grad for s in ("", A, B) if n + s in parameters) for n in matrices}
@@ -162,11 +168,12 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
     forward = backward = 0.0
     reached = entered
     for child in children:
-        cost = _cost(child, time, entered if isinstance(module, MoE) else reached, idle)
-        forward, backward, reached = forward + cost[0], backward + cost[1], _below(child, reached)
+        cost = _cost(child, time, entered if isinstance(module, MoE) else reached, idle, executed)
+        forward, backward = forward + cost[0], backward + cost[1]
+        reached = reached if isinstance(child, Head) else _below(child, reached)
     forward, backward = forward + flops, backward + 2 * flops * reached  # products of activations have two gradients
     if out is not None:
-        cost = _cost(out, time, reached)
+        cost = _cost(out, time, reached, executed=executed)
         forward, backward = forward + cost[0], backward + cost[1]
     return forward, backward
 

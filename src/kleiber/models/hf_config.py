@@ -12,7 +12,7 @@ from typing import Any
 
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.model_size import check_fits
+from kleiber.config.model_size import check_fits, gated_hidden
 from kleiber.records.files import read_json
 from kleiber.types import Config, Json
 
@@ -232,7 +232,7 @@ def _every(config: Config) -> int:
     dense = set(config.get("mlp_only_layers") or ())
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
     every = next((n for n in range(1, depth + 1) if sparse == [(i + 1) % n == 0 for i in range(depth)]), None)
-    default = -(-8 * config["hidden_size"] // 48) * 16  # as nn.mlp.gated_hidden, without torch
+    default = gated_hidden(config["hidden_size"])
     if every is None or (every > 1 and config["intermediate_size"] != default):
         raise ConfigError(
             f"mlp_only_layers={sorted(dense)} and decoder_sparse_step={step} with intermediate_size="

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.config.model_size import lstm_hidden
@@ -120,6 +120,12 @@ class StateCache(DecodingCache):
 
     def tensors(self) -> list[Tensor]:
         return [tensor for state in self.states if state is not None for tensor in state]
+
+    def select(self, rows: Int[Tensor, "_"], length: int) -> StateCache:
+        selected = StateCache(len(self.states))
+        selected.states = [None if state is None else (state[0][:, rows], state[1][:, rows]) for state in self.states]
+        selected.length, selected.real = self.length, None if self.real is None else self.real[rows]
+        return selected
 
 
 class RecurrentBlock(nn.Module):

@@ -98,7 +98,7 @@ class Transformer(Model):
         std, multiplier = parametrization.output(width)
         shared = cast(nn.Parameter, self.embedding.weight)
         weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
-        self.head = LMHead(weight, multiplier, soft_cap)
+        self.head = LMHead(weight, multiplier, soft_cap, 1 + future)
         self.heads = nn.ModuleDict()
         if future and not causal:
             raise ValueError(
@@ -108,7 +108,7 @@ class Transformer(Model):
         table = torch.randn(context, width) * std if positions == "learned" else None
         self.positions = None if table is None else nn.Embedding(context, width, _weight=table)
         later = [replace(sites[0], layer=depth + number) for number in range(future)]
-        self.future = nn.ModuleList(FutureHead(block(site), self.head.flops(1)) for site in later)
+        self.future = nn.ModuleList(FutureHead(block(site)) for site in later)
         self.future_weight = future_weight
 
     def forward(self, batch: Batch, caches: KeyValueCache | None = None) -> Output:

@@ -15,11 +15,16 @@ from kleiber.types.model import Head, Layer
 
 
 class LMHead(Layer, Head):
-    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118."""
+    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118.
 
-    def __init__(self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None) -> None:
+    predicted  number of tokens that are predicted at each position, each by a product with the matrix
+    """
+
+    def __init__(
+        self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None, predicted: int = 1
+    ) -> None:
         super().__init__()
-        self.weight, self.multiplier, self.soft_cap = weight, multiplier, soft_cap
+        self.weight, self.multiplier, self.soft_cap, self.predicted = weight, multiplier, soft_cap, predicted
 
     def forward(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
         logits = F.linear(hidden, self.weight) * self.multiplier
@@ -29,7 +34,7 @@ class LMHead(Layer, Head):
         return {"weight": Role("output", self.weight.shape[1])}
 
     def flops(self, time: int) -> float:
-        return 2.0 * self.weight.numel()
+        return 2.0 * self.weight.numel() * self.predicted
 
 
 class TaskHead(Layer):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kleiber.config.model_size import gated_hidden
 from kleiber.nn.mup import Site
 from kleiber.types import Width
 from kleiber.types.batch import Batch, Role
@@ -96,11 +97,6 @@ class Gated(torch.autograd.Function):
         torch.mul(grad, F.silu(gate), out=to_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
         return gradient
-
-
-def gated_hidden(width: int) -> int:
-    """8/3 width, rounded up to a multiple of 16: three matrices of this size cost as much as two of size 4 width."""
-    return -(-8 * width // 48) * 16
 
 
 class RMSNorm(Layer):

@@ -22,6 +22,7 @@ from kleiber.nn.routers.topk import TokenChoice, TopK
 from kleiber.types import ChosenExperts, Depth, Natural, NonNegative, NumExperts, Positive, SharedExperts, Width
 from kleiber.types.batch import Batch, Routing
 from kleiber.types.model import MLP, Router
+from kleiber.types.ranks import world_size
 
 
 @runtime_checkable
@@ -69,7 +70,7 @@ class Global:
         self, scores: Float[Tensor, "batch time experts"], hits: Float[Tensor, "batch experts"], real: Tensor | None
     ) -> Float[Tensor, ""]:
         counts = hits.sum(0)
-        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if torch.is_grad_enabled() and world_size() > 1:
             counts = counts.detach().clone()
             dist.all_reduce(counts)
         mass = (scores if real is None else scores * real.unsqueeze(-1)).sum((0, 1))
@@ -78,9 +79,9 @@ class Global:
 
 def counts_over_ranks(model: nn.Module) -> bool:
     """Whether each forward pass with gradients waits for those of the other ranks, to count their assignments."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return False
-    return any(isinstance(module, MoE) and isinstance(module.balance, Global) for module in model.modules())
+    return world_size() > 1 and any(
+        isinstance(module, MoE) and isinstance(module.balance, Global) for module in model.modules()
+    )
 
 
 def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: NonNegative = 0.01) -> Balance:

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from kleiber.config.attention_size import RECEIVED
 from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
@@ -52,16 +53,12 @@ def layer_pattern(
             f"{site.depth} layers: set a larger model.depth"
         )
     kind = pattern[site.layer % len(pattern)]
-    if kind == "none":
-        return NoMixing(site)
+    factories: dict[str, Callable[..., Attention]]
+    factories = {"full": full, "window": window, "latent": latent, "delta": delta, "none": NoMixing}
     options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
-    options |= {"positions": positions, "soft_cap": soft_cap}
-    if kind != "latent":
-        options["value_residual"] = value_residual
-    if kind == "delta":
-        options = {"num_heads": num_heads}
-    options = {name: value for name, value in options.items() if value is not None}
-    return {"full": full, "window": window, "latent": latent, "delta": delta}[kind](site, **options)
+    options |= {"positions": positions, "soft_cap": soft_cap, "value_residual": value_residual}
+    passed = {name: value for name, value in options.items() if value is not None and name in RECEIVED[kind]}
+    return factories[kind](site, **passed)
 
 
 class NoMixing(Attention):

@@ -47,7 +47,6 @@ class CLM(Objective):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
             raise ValueError("objective=clm needs rows of at least 2 tokens, and these have 1: use longer rows")
-        require_causal(model, "clm")
         rows = next_token_inputs(batch)
         output = model(rows)
         targets = batch.tokens[:, 1:]
@@ -64,6 +63,11 @@ class CLM(Objective):
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[Tensor, int | Tensor] | None:
         """Numbers of targets and tokens, where targets are marked."""
         return marked_counts(batch)
+
+    def targets(self, model: Model, batch: Batch) -> float | Tensor:
+        """Weighted number of targets."""
+        weights = target_weights(batch)
+        return batch.tokens[:, 1:].numel() if weights is None else weights.sum()
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
@@ -105,15 +109,6 @@ def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tenso
     return total / len(hidden)
 
 
-def require_causal(model: Model, name: str) -> None:
-    """Raises ValueError for a bidirectional model, which reads the tokens that the objective `name` predicts."""
-    if not model.causal:
-        raise ValueError(
-            f"objective={name} needs a causal model, because a bidirectional model reads the token that it predicts: "
-            "set model=gpt, or objective=mlm"
-        )
-
-
 def next_token_inputs(batch: Batch) -> Batch:
     """All tokens but the last: the model's input when the targets are all tokens but the first."""
     return Batch(
@@ -141,7 +136,6 @@ class SFT(CLM):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.weights is None:
             raise ValueError("objective=sft needs marked answers, and this batch has none: set data=instruct")
-        require_causal(model, "sft")
         return super().__call__(model, batch)
 
 
@@ -184,7 +178,7 @@ class Distill(CLM):
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a bidirectional model, and for a teacher that cannot be opened or does not fit."""
-        require_causal(model, "distill")
+        super().check(model)
         _ = self.teacher
 
     @cached_property
@@ -209,7 +203,6 @@ class Distill(CLM):
         return opened.model.requires_grad_(False)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        require_causal(model, "distill")
         if not torch.is_grad_enabled():
             return super().__call__(model, batch)
         rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
@@ -234,6 +227,6 @@ class Distill(CLM):
         marked = batch.weights is not None
         return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the teacher."""
         return forward_flops(self.teacher, time)

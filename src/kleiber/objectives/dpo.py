@@ -30,7 +30,7 @@ from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class DPO(Objective):
         assert batch.counterpart is not None, "pairs of answers"
         return len(batch), read_tokens(stack_pairs(batch, batch.counterpart))
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the reference, where it is scored at each step."""
         return forward_flops(model, time) if self.adapter_off else 0.0
 
@@ -288,7 +288,7 @@ def stack_pairs(chosen: Batch, rejected: Batch) -> Batch:
 @torch.no_grad()
 def pair_log_probs(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
     """Log-probabilities of both answers of every pair under the model as it is now, in nats and fp32."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     try:
         index = np.arange(len(samples))

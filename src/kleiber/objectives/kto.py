@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
+from kleiber.types.ranks import all_reduce_together
 
 
 class KTO(Objective):
@@ -109,7 +109,7 @@ class KTO(Objective):
         """Numbers of answers, and of tokens in their rows."""
         return len(batch), real_tokens(next_token_inputs(batch))
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """Those of the mismatched answers."""
         return forward_flops(model, time)
 
@@ -119,10 +119,8 @@ class KTO(Objective):
         z is the same on all ranks. It replaces column 1 of `reference`.
         """
         ratios = torch.cat([self._mismatched(model, batch) for batch in batches])
-        total = torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        point = (total[0] / total[1]).clamp(min=0)
+        total, count = all_reduce_together([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
+        point = (total / count).clamp(min=0)
         step_batches = []
         for batch in batches:
             assert batch.reference is not None, "a stage that has begun has a reference for every row"

@@ -56,6 +56,10 @@ class MLM(Objective):
         batch = within_context(batch, model.context)
         return self.corrupt(batch)[1].sum(), real_tokens(batch)
 
+    def targets(self, model: Model, batch: Batch) -> Tensor:
+        """Number of hidden tokens."""
+        return self.corrupt(within_context(batch, model.context))[1].sum()
+
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the token at every position; positions that are not hidden have weight 0."""
         batch = within_context(batch, model.context)

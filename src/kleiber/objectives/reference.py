@@ -21,7 +21,7 @@ from torch import Tensor
 from kleiber.data.preference import AnswerCorpus, PairRows
 from kleiber.nn.sharding import full_parameters
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 REFERENCE = "reference"  # name of the .npz and .json file in the stage's folder
 
@@ -78,7 +78,7 @@ def fingerprint(model: Model) -> str:
     The outputs are part of it because settings such as an attention window or a logit cap change no weight.
     """
     digest = hashlib.sha256()
-    device = next(model.parameters()).device.type
+    device = device_of(model).type
     if torch.is_autocast_enabled(device):
         digest.update(str(torch.get_autocast_dtype(device)).encode())
     for name, value in sorted(model.state_dict().items()):
@@ -92,7 +92,7 @@ def fingerprint(model: Model) -> str:
 @torch.no_grad()
 def _example_outputs(model: Model) -> tuple[Tensor, Tensor]:
     """Hidden states of a row of the token ids 0, 1, ... as long as the context, and the logits after its last token."""
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device_of(model)
     model.eval()
     row = torch.arange(model.context, device=device)[None] % model.vocab_size
     try:

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kleiber.types.ranks import world_size
+
 
 class SampleTable:
     """A table with one row per scored sample: every rank adds its batches, and `gather` returns those of all ranks."""
@@ -23,8 +25,8 @@ class SampleTable:
     def gather(self) -> dict[str, Tensor]:
         """The columns of all ranks, with each sample once and in order, so no metric depends on the number of ranks."""
         parts = [(self.samples, self.columns)]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            gathered = [None] * dist.get_world_size()
+        if world_size() > 1:
+            gathered = [None] * world_size()
             dist.all_gather_object(gathered, parts[0])
             parts = [part for part in gathered if part is not None]
         samples = torch.cat([numbers for part_samples, _ in parts for numbers in part_samples])

@@ -5,7 +5,7 @@ A line is a leaf of a run's tree of stages, `{run, config, summary, rows}`:
 run      name of the run's folder
 config   content of config.yaml
 summary  content of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
-rows     logged rows of these stages (`kleiber.records.summary.condense`); those of shared stages are with the first
+rows     logged rows of these stages (`kleiber.records.metrics.condense`); those of shared stages are with the first
          leaf
 
 Every append writes a separate gzip member, under a lock, and flushes it to disk. So a kill can truncate the last member
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status
+from kleiber.config.nested import map_strings
 from kleiber.records.files import DamagedFile, parse_json, refuse_interpolations
-from kleiber.records.summary import map_strings
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def may_replace(old: Run | None, new: Run) -> bool:
     """Whether a run differs from its archived version, if any; only a finished run may replace a finished version."""
     if old is None:
         return True
-    if old.status == Status.FINISHED != new.status:
+    if old.finished and not new.finished:
         return False
     first, second = (
         {**run.summary, "overrides": None, "stages": {stage.get("name"): stage for stage in run.stages}}

@@ -1,9 +1,8 @@
 """The table of runs: a folder of runs as a list of `Run`, and as rows, one per leaf. Every analysis reads it.
 
-A run has the same content whether it is read from its folder or from the study's runs.jsonl.gz. A folder with a config
-and nothing of a training has the status `missing`: it was planned and not started. A run that says `running`, or has
-begun and has no readable summary, and holds no lock has the status `killed`. Nothing here repairs or deletes files.
-Imports no torch.
+A run has the same content whether it is read from its folder or from the study's runs.jsonl.gz. A run that was planned
+and not started has the status `missing`. One that says `running`, or has begun and has no readable summary, and holds
+no lock has the status `killed`. Nothing here repairs or deletes files. Imports no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
-from kleiber.records.summary import condense, read_rows
+from kleiber.records.metrics import condense, read_rows
 from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
 
@@ -82,6 +81,11 @@ class Run:
         return self.folder.name
 
     @property
+    def finished(self) -> bool:
+        """Whether all stages were trained and evaluated."""
+        return self.status == Status.FINISHED
+
+    @property
     def identity(self) -> tuple[Path, str]:
         """The study's folder, and what tells the run from others there even after its own folder was renamed."""
         return self.folder.parent, self.summary.get("run_id") or self.name
@@ -102,7 +106,7 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Json]:
-        """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.summary.condense`)."""
+        """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.metrics.condense`)."""
         return condense(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
@@ -151,12 +155,9 @@ class Run:
         """The row of a stage: `Columns` and every metric."""
         costs = add_costs([stage.get("cost") for stage in self.stages])
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
-        task_losses = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
-        losses = [
-            value
-            for key, value in metrics.items()
-            if (key in task_losses if task_losses else key.startswith("val/") and key.endswith("/loss"))
-        ]
+        names = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+        names = names or {key for key in metrics if key.startswith("val/") and key.endswith("/loss")}
+        losses = [value for key, value in metrics.items() if key in names]
         columns: Columns = {
             "run": self.name,
             "stage": stage.get("name"),
@@ -197,7 +198,7 @@ def read_runs(place: Path) -> list[Run]:
     for file in archives:
         for run in archived_runs(file):
             home = run.folder if run.folder in runs else places.get(run.identity, run.folder)
-            if home not in runs or (run.status == Status.FINISHED != runs[home].status):
+            if home not in runs or (run.finished and not runs[home].finished):
                 runs[home] = run
     return [runs[home] for home in sorted(runs)]
 
@@ -229,10 +230,10 @@ def find_run(folder: Path) -> Run | None:
     A finished run takes precedence over an unfinished one.
     """
     here = read_run(folder) if (folder / "config.yaml").is_file() else None
-    if here is not None and here.status == Status.FINISHED:
+    if here is not None and here.finished:
         return here
     archived = next((run for run in archived_runs(folder.parent / archive.NAME) if run.name == folder.name), None)
-    return archived if archived is not None and (here is None or archived.status == Status.FINISHED) else here
+    return archived if archived is not None and (here is None or archived.finished) else here
 
 
 def archived_runs(file: Path) -> list[Run]:

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, Status
-from kleiber.records.folder import config_hash, flatten, identity, read_config, status
+from kleiber.config.nested import flatten
+from kleiber.records.folder import config_hash, identity, read_config, status
 from kleiber.records.summary_file import summary_or_warning
 from kleiber.types import Config, Json
 

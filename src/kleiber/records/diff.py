@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.nested import flatten
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, find_run
-from kleiber.records.folder import NOT_IDENTITY, flatten, identity_of_callbacks
-from kleiber.records.summary import read_rows
+from kleiber.records.folder import NOT_IDENTITY, identity_of_callbacks
+from kleiber.records.metrics import read_rows
 from kleiber.types import Config, Json, Row
 
 Pair = tuple[object, object]  # the values of the first and of the second run; None where a run has none

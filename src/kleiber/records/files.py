@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import itertools
 import json
 import math
@@ -47,6 +48,12 @@ def cache_folder(folder: Path | str | None = None) -> Path:
     """
     chosen = folder or os.environ.get("KLEIBER_CACHE")
     return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kleiber")).expanduser()
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -16,10 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, Status
+from kleiber.config.nested import map_strings
 from kleiber.config.targets import signature
+from kleiber.records.environment import cpu_name
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
 from kleiber.records.locks import is_locked, locked, stays_locked
-from kleiber.records.summary import Summary, cpu_name, map_strings
+from kleiber.records.summary import Summary
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
 
@@ -47,7 +49,7 @@ OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.
 # Entries of the folder of a run before its first step.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 READABLE = 60
-NAME = re.compile(r"[A-Za-z0-9._-]+")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
 
 
@@ -158,7 +160,7 @@ def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
 def study_folder(config: Config) -> Path:
     """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
-    if not NAME.fullmatch(name) or not name.strip("."):
+    if not FOLDER_NAME.fullmatch(name) or not name.strip("."):
         raise ConfigError(f"name={name} may contain only a-z, A-Z, 0-9 and . _ -; root= sets the parent folder")
     if not str(config["root"]).strip():  # an empty path would be the current folder
         raise ConfigError("root= is empty: set a folder, or remove it to use KLEIBER_ROOT or multirun")
@@ -243,17 +245,6 @@ def discard_unstarted(folder: Path) -> None:
         for parent in (folder.parent, folder.parent.parent):
             with contextlib.suppress(OSError):  # it is not empty
                 parent.rmdir()
-
-
-def flatten(node: object, prefix: str = "") -> Json:
-    """Returns the values of a nested config by dotted key, such as `model.depth`."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        key: value
-        for name, sub in node.items()
-        for key, value in flatten(sub, f"{prefix}{'.' * bool(prefix)}{name}").items()
-    }
 
 
 def write_final_status(

@@ -6,15 +6,14 @@ that was written whole, though its folder was not renamed yet.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kleiber.records.files import DamagedFile, read_json
-from kleiber.records.locks import LONGEST_ID, NAME, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
+from kleiber.records.files import DamagedFile, file_sha256, read_json
+from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
 
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
 
@@ -52,13 +51,13 @@ def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
     leftovers = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
-        if NAME in files:
-            with try_lock(place / NAME) as is_free:
+        if LOCK_FILE in files:
+            with try_lock(place / LOCK_FILE) as is_free:
                 if not is_free:  # a live process writes here
                     folders.clear()
                     continue
-            if is_process_id(place / NAME):
-                leftovers.append(Leftover(place / NAME, "lock", size_of(place / NAME)))
+            if is_process_id(place / LOCK_FILE):
+                leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
         unfinished = [place / name for name in (*folders, *files) if is_left_over(place / name)]
         leftovers += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
         folders[:] = sorted(name for name in folders if place / name not in unfinished)
@@ -93,15 +92,11 @@ def is_whole_checkpoint(path: Path) -> bool:
         return False
     try:
         hashes = read_json(path / META).get("sha256")
-        return isinstance(hashes, dict) and all(digest(path / str(name)) == value for name, value in hashes.items())
+        return isinstance(hashes, dict) and all(
+            file_sha256(path / str(name)) == value for name, value in hashes.items()
+        )
     except (DamagedFile, OSError):
         return False
-
-
-def digest(path: Path) -> str:
-    """Returns the sha256 of a file in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(path: Path) -> int:

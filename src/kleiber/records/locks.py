@@ -24,7 +24,7 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError
 
-NAME = ".lock"  # in a run's folder
+LOCK_FILE = ".lock"  # in a run's folder
 LONGEST_ID = 32  # bytes of a process id
 SCRATCH = ".kleiber-scratch"  # in a scratch folder
 WRITTEN_UNDER = re.compile(r"(?:\..+|step-\d{8})\.part-(\d+)")  # names under which kleiber writes a file or checkpoint
@@ -40,10 +40,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        with _opened(folder / NAME) as handle:
+        with _opened(folder / LOCK_FILE) as handle:
             if not _take(handle):
                 raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
-            if not _is_at(handle, folder / NAME):  # `kleiber clean` removed the file before it was locked
+            if not _is_at(handle, folder / LOCK_FILE):  # `kleiber clean` removed the file before it was locked
                 continue
             os.truncate(handle, 0)
             os.pwrite(handle, str(os.getpid()).encode(), 0)
@@ -110,14 +110,14 @@ def _take(handle: int, tries: int = 5) -> bool:
 
 def holder(folder: Path) -> str:
     """Id of the process that holds the lock of the folder."""
-    with _opened(folder / NAME) as handle:
+    with _opened(folder / LOCK_FILE) as handle:
         return os.pread(handle, LONGEST_ID, 0).strip(b"\0\n").decode() or "unknown"
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a live process holds the lock of the folder."""
     try:
-        handle = os.open(folder / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:

@@ -1,30 +1,22 @@
-"""The results of a run on disk: summary.json with an entry for each stage, and the logged rows of metrics.jsonl.
+"""The results of a run on disk: summary.json, with an entry for each stage.
 
-summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. Lines
-of metrics.jsonl that a killed run did not finish, or that are damaged, are skipped.
+It is written atomically whenever the state of the run changes; its schema is in summary.schema.json.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
-from kleiber.records.files import DamagedFile, read_lines, write_json
+from kleiber.records.environment import commit, versions
+from kleiber.records.files import DamagedFile, write_json
 from kleiber.records.summary_file import SCHEMA, SUMMARY, read_summary, set_damaged_aside
-from kleiber.types import Config, Json, Row
-
-PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "datasets", "transformers", "tokenizers",
-            "numpy")  # fmt: skip
+from kleiber.types import Json
 
 
 class Summary:
@@ -196,104 +188,3 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }
-
-
-def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
-    """The config with `fn` applied to every string value in it."""
-    return {key: _map_strings(value, fn) for key, value in config.items()}
-
-
-def _map_strings(value: object, fn: Callable[[str], str]) -> object:
-    if isinstance(value, str):
-        return fn(value)
-    if isinstance(value, dict):
-        return map_strings(value, fn)
-    return [_map_strings(entry, fn) for entry in value] if isinstance(value, list) else value
-
-
-@cache
-def cpu_name() -> str:
-    """The model name of the processor, or its architecture where the system does not report the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages among PACKAGES."""
-    by_package = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            by_package[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return by_package
-
-
-@cache
-def commit() -> Json:
-    """The commit of the code, and whether the code differs from it ("dirty"); both None without a git checkout.
-
-    Cached, because the imported code stays the same when the checkout changes.
-    """
-    unknown = {"commit": None, "dirty": None}
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():  # an installed package: a repository further up belongs to another project
-        return unknown
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    try:
-        head = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return unknown
-    if head.returncode:
-        return unknown
-    name = head.stdout.strip()
-    return {"commit": name.removesuffix("-dirty"), "dirty": name.endswith("-dirty")}
-
-
-NAME = "metrics.jsonl"
-MOST_ROWS = 200  # rows of each kind and stage that an analysis reads
-PER_EXPERT = "moe/load/"
-
-
-def read_rows(folder: Path) -> list[Json]:
-    """The rows of metrics.jsonl in a run's folder, without damaged ones; none where the run has logged nothing."""
-    return [row for _, row in read_lines(folder / NAME, parse_row)]
-
-
-def parse_row(line: str) -> Json:
-    """The row in a line of metrics.jsonl. Raises ValueError unless it is a JSON object with an integer "step"."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        raise ValueError(f"{line} has no step")
-    return row
-
-
-def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:
-    """The rows with a key that begins with `prefix`."""
-    return [row for row in rows if any(key.startswith(prefix) for key in row)]
-
-
-def condense(rows: Iterable[Row]) -> list[Json]:
-    """The rows that analyses read: at most MOST_ROWS of each stage and kind, evenly spread, with the last.
-
-    Rows of one kind have the same keys. Loads of single experts are left out, because their number grows with the
-    number of experts.
-    """
-    shorter = [{key: value for key, value in row.items() if not key.startswith(PER_EXPERT)} for row in rows]
-    kinds: dict[tuple[str | None, ...], list[int]] = {}
-    for number, row in enumerate(shorter):
-        if row.keys() - {"stage", "step"}:
-            kinds.setdefault((row.get("stage"), *sorted(row)), []).append(number)
-    return [shorter[number] for number in sorted(number for numbers in kinds.values() for number in thin(numbers))]
-
-
-def thin(numbers: Sequence[int]) -> list[int]:
-    """At most MOST_ROWS of the numbers, evenly spread, with the first and the last."""
-    if len(numbers) <= MOST_ROWS:
-        return list(numbers)
-    return [numbers[round(i * (len(numbers) - 1) / (MOST_ROWS - 1))] for i in range(MOST_ROWS)]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from kleiber.config.nested import flatten
 from kleiber.records.files import DamagedFile
-from kleiber.records.folder import flatten
 from kleiber.types import Json
 
 Record = Any  # a protobuf message of W&B, whose class is made when it is imported

@@ -12,16 +12,15 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
-    device_of,
     random_bits,
-    rank_and_world_size,
-    sum_over_ranks,
     tasks_with_samples,
     trainable,
 )
 from kleiber.types import Count
-from kleiber.types.contracts import Objective, Retention, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.contracts import Objective, Samples, Task
+from kleiber.types.model import Model, device_of
+from kleiber.types.ranks import all_reduce_together, rank, world_size
+from kleiber.types.retention import Retention
 
 
 class AGEM(Retention):
@@ -72,13 +71,13 @@ class AGEM(Retention):
 
     def reference_gradient(self, model: Model, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
         """Gradient of the mean, over the earlier tasks, of their mean losses on this step's reference samples."""
-        device, (rank, world_size) = device_of(model), rank_and_world_size()
+        device = device_of(model)
         total = [torch.zeros_like(parameter) for parameter in parameters]
         each = max(1, self.rows // len(self.tasks))
         for number, task in enumerate(self.tasks):
             assert task.train is not None
             positions = random_bits(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
-            first, rank_positions = positions.astype(np.int64)[:1], positions.astype(np.int64)[rank::world_size]
+            first, rank_positions = positions.astype(np.int64)[:1], positions.astype(np.int64)[rank() :: world_size()]
             part, tokens = [torch.zeros_like(parameter) for parameter in parameters], torch.zeros(1, device=device)
             # A rank without samples passes over the first one where the others wait for its counts of assignments.
             passed = rank_positions if len(rank_positions) or not counts_over_ranks(model) else first
@@ -89,6 +88,6 @@ class AGEM(Retention):
                 if len(rank_positions):
                     part = [z if g is None else g for z, g in zip(part, gradients, strict=True)]
                     tokens += loss.tokens
-            *part, tokens = sum_over_ranks([*part, tokens])
+            *part, tokens = all_reduce_together([*part, tokens])
             torch._foreach_addcdiv_(total, part, [tokens.clamp_min(1.0) * len(self.tasks)] * len(part))
         return total

@@ -19,17 +19,17 @@ from kleiber.nn.loss import cross_entropy
 from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import full_parameters, inner_product, place_by_name
 from kleiber.retention.memory import (
-    device_of,
-    rank_and_world_size,
+    new_heads,
     remembered,
     snapshot,
-    sum_over_ranks,
     tasks_with_samples,
     trainable,
 )
 from kleiber.types import Count, Positive, Share
-from kleiber.types.contracts import Predictions, Retention, Task
-from kleiber.types.model import Head, Model
+from kleiber.types.contracts import Predictions, Task
+from kleiber.types.model import Head, Model, device_of
+from kleiber.types.ranks import all_reduce_together, rank, world_size
+from kleiber.types.retention import Retention
 
 
 class EWC(Retention):
@@ -54,19 +54,26 @@ class EWC(Retention):
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Remembers the weights, and adds the Fisher information of tasks that are not part of it yet."""
-        older, task_names = self.memory.get("fisher", {}), self.memory.get("tasks", {})
-        new = [task for task in tasks if task.name not in task_names]
-        total = {name: self.gamma * value for name, value in older.items()} if new else older
-        usable = tasks_with_samples(new, "ewc") if new or not older else []
+        """Remembers the weights, and adds the Fisher information that is not part of it yet.
+
+        That is the information of new tasks, and of old tasks on weights that were frozen when it was computed: the
+        output layer over tokens, where the stage before this one did not read it.
+        """
+        older, covered = self.memory.get("fisher", {}), self.memory.get("tasks", {})
+        names = trainable(model).keys()
+        missing = {task.name: names - new_heads(model) - covered.get(task.name, {}).keys() for task in tasks}
+        incomplete = [task for task in tasks if missing[task.name]]
+        decay = self.gamma if any(task.name not in covered for task in tasks) else 1.0
+        total = {name: decay * value for name, value in older.items()}
+        usable = tasks_with_samples(incomplete, "ewc") if incomplete or not older else []
         for number, task in enumerate(usable):
             with full_parameters(model):
                 information = fisher(model, task, self.samples, seed + number)
             for name, value in place_by_name(information, model).items():
-                total[name] = total[name] + value if name in total else value
-        self.memory = {
-            "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
-        }  # fmt: skip
+                if name in missing[task.name]:
+                    total[name] = total[name] + value if name in total else value
+        known = {task.name: {**covered.get(task.name, {}), **dict.fromkeys(names, True)} for task in tasks}
+        self.memory = {"start": snapshot(model), "fisher": total, "tasks": {**covered, **known}}
 
     @torch.no_grad()
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
@@ -106,14 +113,14 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
             f"earlier task {task.name} does not predict: remove ewc, or start from a run with another objective"
         )
     assert task.train is not None
-    parameters, device, (rank, world_size) = trainable(model), device_of(model), rank_and_world_size()
+    parameters, device = trainable(model), device_of(model)
     count = len(task.train)
     chosen = Permutation(count, seed)(np.arange(min(samples, count)))
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
     was_training = model.training
     model.eval()
-    share = chosen[rank::world_size]
-    rounds = -(-len(chosen) // world_size) if counts_over_ranks(model) else len(share)
+    share = chosen[rank() :: world_size()]
+    rounds = -(-len(chosen) // world_size()) if counts_over_ranks(model) else len(share)
     for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
@@ -123,7 +130,7 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
             if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
                 total.addcmul_(gradient, gradient)
     model.train(was_training)
-    return {name: total / len(chosen) for name, total in zip(parameters, sum_over_ranks(sums), strict=True)}
+    return {name: total / len(chosen) for name, total in zip(parameters, all_reduce_together(sums), strict=True)}
 
 
 def sampled_loss(predictions: Predictions, generator: torch.Generator) -> Float[Tensor, ""]:

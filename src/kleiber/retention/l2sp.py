@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from kleiber.retention.memory import remembered, snapshot
 from kleiber.types import Positive
-from kleiber.types.contracts import Retention, Task
+from kleiber.types.contracts import Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 class L2SP(Retention):
@@ -23,7 +24,7 @@ class L2SP(Retention):
         self.strength = strength
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Keeps a copy of the trainable weights, towards which `after_step` moves the model."""
+        """Keeps a copy of the trainable weights, but new output layers, towards which `after_step` moves the model."""
         self.memory = {"start": snapshot(model)}
 
     def after_step(self, model: Model, step: int, lr: float) -> None:

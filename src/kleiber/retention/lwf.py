@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from kleiber.config.stages import Quantity
 from kleiber.nn.loss import kl_divergence
@@ -13,9 +14,10 @@ from kleiber.nn.sharded_model import copy_model, shard
 from kleiber.nn.sharding import is_sharded
 from kleiber.retention.memory import EarlierText, reference_samples, same_loss
 from kleiber.types import Positive
-from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Retention, Samples, Task
+from kleiber.types.batch import Batch, Penalty
+from kleiber.types.contracts import Objective, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -73,23 +75,32 @@ class LwF(Retention):
             raise ValueError("retention.lwf needs an earlier task, and this stage has none: remove lwf")
         return train
 
-    def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
+    def penalty_counts(self, model: Model, batch: Batch, step: int) -> list[float | Tensor]:
+        """Number of targets of each task."""
+        return [task.objective.targets(model, text) for task, text in self.texts(batch, step)]
+
+    def penalty(self, model: Model, batch: Batch, step: int, counts: Tensor) -> Penalty:
         """The divergence of the new model's predictions from the old model's; logs it without `strength` as "lwf"."""
         old = self.old_model(model)
         total = torch.zeros((), device=batch.tokens.device)
-        for stream, task in enumerate(self.tasks):
-            text: Batch | None = batch
-            if self.text.source != "new":
-                text = reference_samples(task, batch, self.memory["seed"], step, stream)
-            assert text is not None, "at a rate of 1 every sample of the batch has a reference sample"
+        for (task, text), count in zip(self.texts(batch, step), counts, strict=True):
             with torch.no_grad():
                 before = task.objective.predictions(old, text)
             after = task.objective.predictions(model, text)
             divergence = kl_divergence(
                 before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature
             )
-            total = total + divergence / after.weights.sum().clamp_min(1.0)
-        return Loss(self.strength * total, torch.ones_like(total), {"lwf": total.detach()})
+            total = total + divergence / count.clamp_min(1.0)
+        return Penalty(self.strength * total, {"lwf": total.detach()})
+
+    def texts(self, batch: Batch, step: int) -> Iterator[tuple[Task, Batch]]:
+        """Each task, with the samples on which the models are compared under its objective."""
+        for stream, task in enumerate(self.tasks):
+            text: Batch | None = batch
+            if self.text.source != "new":
+                text = reference_samples(task, batch, self.memory["seed"], step, stream)
+            assert text is not None, "at a rate of 1 every sample of the batch has a reference sample"
+            yield task, text
 
     def extra_passes(self, rows: int) -> tuple[float, float]:
         """A pass of the old model and one of the new model for each earlier task."""

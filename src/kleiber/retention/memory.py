@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Int, UInt64
 from torch import Tensor, nn
 
@@ -20,11 +19,11 @@ from kleiber.config.stages import quantity
 from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.data.order import splitmix64
 from kleiber.models.generate import generate
-from kleiber.nn.sharding import full_parameters
+from kleiber.nn.sharding import full_parameters, inner_product
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -33,41 +32,28 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trainable parameters."""
-    return {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+def snapshot(model: Model) -> dict[str, Tensor]:
+    """A copy of the trainable parameters, without those of new output layers."""
+    new = new_heads(model)
+    return {name: parameter.detach().clone() for name, parameter in trainable(model).items() if name not in new}
+
+
+def new_heads(model: Model) -> set[str]:
+    """Names of the parameters of the task heads that no stage has trained: all of them are still 0."""
+    names = set()
+    for head, layer in model.heads.items():
+        parameters = dict(layer.named_parameters())
+        values = [parameter.detach() for parameter in parameters.values()]
+        if not inner_product(values, values):
+            names |= {f"heads.{head}.{name}" for name in parameters}
+    return names
 
 
 def remembered(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """Name, parameter and remembered value of the trainable parameters; without those that are newer than the memory.
-
-    A new parameter is, for example, the output layer of the stage's task.
-    """
+    """Name, parameter and remembered value of the trainable parameters that are in the memory."""
     for name, parameter in trainable(model).items():
         if name in memory:
             yield name, parameter, memory[name]
-
-
-def rank_and_world_size() -> tuple[int, int]:
-    """Number of this rank, and number of ranks; (0, 1) without a process group."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def sum_over_ranks(values: list[Tensor]) -> list[Tensor]:
-    """The sum of each tensor over all ranks, in one collective."""
-    if rank_and_world_size()[1] == 1:
-        return values
-    flat = torch.cat([value.reshape(-1) for value in values])
-    dist.all_reduce(flat)
-    parts = flat.split([value.numel() for value in values])
-    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
-
-
-def device_of(model: Model) -> torch.device:
-    """The device of the model's parameters."""
-    return next(model.parameters()).device
 
 
 Source = Literal["real", "generated"]

@@ -1,14 +1,15 @@
 """Replay: a fraction of the tokens of every batch is text of earlier tasks.
 
-Samples of an earlier task with the objective and length of the stage's samples are mixed with them, in exact
-proportions in every block of samples. A task with another objective or length is replayed as a penalty: its loss on as
+Samples of an earlier task with the objective and layout of the stage's samples are mixed with them, in exact
+proportions in every block of samples. A task with another objective or layout is replayed as a penalty: its loss on as
 many of its samples as a mixture of this fraction would hold is added to the loss of the stage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -22,15 +23,17 @@ from kleiber.nn.moe import counts_over_ranks
 from kleiber.nn.sharding import sharded_modules
 from kleiber.retention.memory import EarlierText, Source, reference_samples, same_loss
 from kleiber.types import Positive
-from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Retention, Samples, Task
+from kleiber.types.batch import Batch, Penalty
+from kleiber.types.contracts import Objective, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 from kleiber.types.tokenizer import Tokenizer
 
 
 class Replay(Retention):
     """A share p of the tokens of every block is of earlier tasks, divided equally among them. Robins 1995, Connection
-    Science 7.
+    Science 7. Where samples differ in length, it is the share in a block of samples of mean lengths; the tokens of the
+    stage are then counted as if all were samples of the new text.
 
     At a fixed budget the new text gets (1 - p) of the tokens; to train on as much new text as without replay costs
     1 / (1 - p) of the compute. Replay of generated text (Shin et al. 2017, arXiv:1705.08690) needs no earlier data.
@@ -62,7 +65,8 @@ class Replay(Retention):
             )
         self.fraction, self.kept_tokens = fraction, None if memory is None else quantity(memory)
         self.text = EarlierText("replay", source, generated_tokens, temperature, vocabulary)
-        self.separate: list[tuple[Task, float]] = []  # tasks that cannot be mixed in, and their samples per new sample
+        # Tasks that cannot be mixed in, with the number of their samples per sample of a batch.
+        self.separate: list[tuple[Task, float]] = []
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         """Remembers the seed and, where the text is generated, the text."""
@@ -73,48 +77,74 @@ class Replay(Retention):
         replayed = self.text.tasks(tasks, self.memory, self.kept_tokens)
         share = self.fraction / len(replayed)
         mixed = [task for task in replayed if same_loss(task.objective, objective) and same_layout(task.train, train)]
-        self.separate = [(task, share / (1 - self.fraction)) for task in replayed if task not in mixed]
+        separate = [task for task in replayed if task not in mixed]
+        share /= 1 - share * len(separate)  # of the samples of a batch, where these are not
+        self.separate = [(task, share) for task in separate]
         return mix_earlier(train, [task.train for task in mixed if task.train is not None], share) if mixed else train
 
     def extra_passes(self, rows: int) -> tuple[float, float]:
         """Passes over the samples of earlier tasks that are not mixed in, on average."""
         return 0.0, sum(rate for _, rate in self.separate)
 
-    def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
-        """The loss of earlier tasks that cannot be mixed in; each of their samples has the weight of a new sample."""
-        if not self.separate:
-            return None
-        total: Tensor | float = 0.0
+    def penalty_counts(self, model: Model, batch: Batch, step: int) -> list[float | Tensor]:
+        """Number of samples; of each task beside them number of samples, of targets and of tokens that are read."""
+        counts: list[float | Tensor] = [len(batch)] if self.separate else []
+        for task, samples, number in self.drawn(model, batch, step):
+            if samples is None:
+                counts += [0, 0, 0]
+            else:
+                targets = task.objective.targets(model, samples)
+                _, read = task.objective.auxiliary_counts(model, samples) or (targets, targets)
+                counts += [number, *((targets, read) if number else (0, 0))]
+        return counts
+
+    def penalty(self, model: Model, batch: Batch, step: int, counts: Tensor) -> Penalty:
+        """The loss of earlier tasks that cannot be mixed in; their samples weigh as much as those of the batch."""
+        total = torch.zeros((), device=batch.tokens.device)
+        tasks = zip(self.drawn(model, batch, step), counts[1:].split(3), strict=True)
+        for (task, samples, number), (of_step, targets, read) in tasks:
+            if samples is not None:
+                ratio = (targets / read.clamp_min(1.0)).expand(len(samples))
+                loss = task.objective(model, replace(samples, auxiliary_ratio=ratio))
+                divisor = targets.masked_fill(targets == 0, math.inf)  # a small sample may have no masked token
+                total = total + loss.total / divisor * (of_step / counts[0] if number else 0.0)
+        return Penalty(total, {"replay": total.detach()})
+
+    def drawn(self, model: Model, batch: Batch, step: int) -> Iterator[tuple[Task, Batch | None, int]]:
+        """Each task that cannot be mixed in, with its samples for a batch and their number.
+
+        Where there are none, other ranks may have drawn some, and wait for the weights or counts that this rank holds:
+        it then passes over a sample that does not count.
+        """
         for stream, (task, rate) in enumerate(self.separate):
             samples = reference_samples(task, batch, self.memory["seed"], step, stream, rate)
-            weight = 0.0 if samples is None else len(samples) / len(batch)
+            number = 0 if samples is None else len(samples)
             if samples is None and task.train is not None and (sharded_modules(model) or counts_over_ranks(model)):
-                # Other ranks may have drawn samples, and wait for the weights or counts that this rank holds.
                 samples = task.train.gather(np.array([0])).to(batch.tokens.device)
-            if samples is not None:
-                loss = task.objective(model, samples)
-                tokens = loss.tokens.masked_fill(loss.tokens == 0, math.inf)  # a small sample may have no masked token
-                total = total + loss.total / tokens * weight
-        unit = torch.ones((), device=batch.tokens.device)
-        total = total * unit
-        return Loss(total, unit, {"replay": total.detach()})
+            yield task, samples, number
 
 
 def same_layout(first: Samples | None, second: Samples) -> bool:
-    """Whether samples of two sets can be rows of one batch: the same fields, and rows of the same length."""
+    """Whether samples of two sets can be rows of one batch: the same fields, and equally long rows or padded ones."""
     assert first is not None
     batches = [samples.gather(np.array([0])) for samples in (first, second)]
     fields = [{name for name, value in vars(batch).items() if value is not None} for batch in batches]
-    return fields[0] == fields[1] and batches[0].tokens.shape == batches[1].tokens.shape
+    return fields[0] == fields[1] and ("real" in fields[0] or batches[0].tokens.shape == batches[1].tokens.shape)
 
 
 def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
-    """A mixture with `share` of each earlier task, and the rest of the stage's samples.
+    """A mixture with `share` of the tokens of each earlier task, and the rest of the stage's samples.
 
     A set of samples that is a mixture keeps its fractions. Raises ValueError for a share that is too small for a block.
     """
     count = len(replayed)
-    earlier_parts = [(part, share * fraction) for samples in replayed for part, fraction in fractions_of(samples)]
+    tokens = [1 - share * count, *(share for _ in replayed)]
+    fractions = sample_fractions(tokens, [mean_tokens(samples) for samples in (train, *replayed)])
+    new_parts, *earlier = (
+        [(part, fraction * inner) for part, inner in fractions_of(samples)]
+        for samples, fraction in zip((train, *replayed), fractions, strict=True)
+    )
+    earlier_parts = [pair for pairs in earlier for pair in pairs]
     smallest = min(fraction for _, fraction in earlier_parts)
     if smallest < 1 / LARGEST_BLOCK:
         least = share * count / (smallest * LARGEST_BLOCK)
@@ -122,6 +152,18 @@ def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mi
             f"retention.replay.fraction={share * count:g} is too small for {count} earlier tasks: the smallest part "
             f"would get less than one sample in {LARGEST_BLOCK}; set at least {least:g}"
         )
-    new_parts = [(part, (1 - share * count) * fraction) for part, fraction in fractions_of(train)]
-    parts, fractions = zip(*new_parts, *earlier_parts, strict=True)
-    return Mixture(parts, fractions)
+    parts, part_fractions = zip(*new_parts, *earlier_parts, strict=True)
+    return Mixture(parts, part_fractions)
+
+
+def mean_tokens(samples: Samples) -> float:
+    """Mean number of tokens of a sample; of a mixture, in its fractions."""
+    return sum(fraction * part.num_tokens / len(part) for part, fraction in fractions_of(samples))
+
+
+def sample_fractions(fractions: Sequence[float], means: Sequence[float]) -> list[float]:
+    """Fractions of samples from fractions of tokens, for parts with these mean numbers of tokens of a sample."""
+    if all(math.isclose(mean, means[0], rel_tol=1e-9) for mean in means):
+        return list(fractions)
+    samples = [fraction / mean for fraction, mean in zip(fractions, means, strict=True)]
+    return [number / sum(samples) for number in samples]

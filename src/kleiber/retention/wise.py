@@ -11,15 +11,19 @@ from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import full_tensor
-from kleiber.retention.memory import rank_and_world_size
-from kleiber.types.contracts import Retention, Task
+from kleiber.retention.memory import new_heads
+from kleiber.types.contracts import Task
 from kleiber.types.model import Model
+from kleiber.types.ranks import world_size
+from kleiber.types.retention import Retention
 
 Alpha = Annotated[int | float, Ge(0), Le(1)]
 
 
 class WiSE(Retention):
     """theta = (1 - a) theta_start + a theta_end for each a of `alphas`; 0 is exactly the start, and 1 exactly the end.
+
+    A new output layer has no start: at every point it is that of the end.
 
     Wortsman et al. 2021, arXiv:2109.01903, section 3. Training does not change. When the stage ends, each point is
     saved as the checkpoint `wise-<a>`, and its scores are in the stage's metrics as `wise/<a>/...`. Buffers of floating
@@ -35,8 +39,10 @@ class WiSE(Retention):
         self.alphas = [float(alpha) for alpha in alphas]
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Keeps a copy of the model's floating-point weights and buffers, from which `end_stage` interpolates."""
-        self.memory = {"start": {name: tensor.detach().clone() for name, tensor in float_tensors(model).items()}}
+        """Keeps a copy of the floating-point weights and buffers from which `end_stage` interpolates."""
+        new = new_heads(model)
+        tensors = {name: tensor for name, tensor in float_tensors(model).items() if name not in new}
+        self.memory = {"start": {name: tensor.detach().clone() for name, tensor in tensors.items()}}
 
     def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:
         """Saves a checkpoint for each alpha, and restores the weights of the end."""
@@ -48,7 +54,7 @@ class WiSE(Retention):
                 checkpoints[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
         finally:
             interpolate(model, end, end, 1.0)
-        if rank_and_world_size()[1] > 1:
+        if world_size() > 1:
             torch.distributed.barrier()
         return checkpoints
 

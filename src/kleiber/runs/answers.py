@@ -13,7 +13,7 @@ from kleiber.data.chat import Conversation, encode_conversations, encode_prompt
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
 from kleiber.models.generate import generate, left_padded
 from kleiber.records.progress import activity
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 ROWS = 64  # answered at once
@@ -62,7 +62,7 @@ class Answers:
         self, prompts: list[list[int]], draws: Float[np.ndarray, "_ tokens"], temperature: float, top_p: float
     ) -> list[list[int]]:
         """Token ids that follow each prompt, up to the end-of-text token."""
-        device, eos = next(self.model.parameters()).device, self.tokenizer.eos
+        device, eos = device_of(self.model), self.tokenizer.eos
         rows, real = left_padded(prompts)
         written = generate(
             self.model, rows.to(device), draws.shape[1], temperature, top_p=top_p, eos=eos,

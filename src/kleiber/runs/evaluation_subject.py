@@ -25,7 +25,7 @@ from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.stage_evaluation import plan_reading
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 
 def open_subject(
@@ -108,7 +108,7 @@ def open_hf_subject(path: Path, overrides: Sequence[str], tokens: int | None) ->
         cfg = OmegaConf.create(config)
         corpus = build(cfg.data).prepare(context)
         objective, data = build_objective(cfg, corpus), own_sets(corpus.validation)
-    device = next(model.parameters()).device
+    device = device_of(model)
     return Subject(model, tokenizer, objective, language, (), tokens=tokens, device=device), data
 
 

@@ -27,9 +27,10 @@ from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import PreTrainedModel, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
+from kleiber.records.environment import cpu_name, versions
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import TOKENIZER, config_hash
-from kleiber.records.summary import StageRecord, Summary, cpu_name, versions
+from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json

@@ -12,7 +12,6 @@ from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
 from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops, without_weights
-from kleiber.models.hf import HFModel
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
@@ -23,8 +22,9 @@ from kleiber.training.memory import free_memory_bytes
 from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
-from kleiber.types.model import Model
+from kleiber.types.contracts import Corpus, Objective, Samples, Task
+from kleiber.types.model import Model, device_of
+from kleiber.types.retention import Retention
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
@@ -128,7 +128,7 @@ def make_plan(
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
     share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
-    micro = 0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
+    micro = 0 if model_of else choose_micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,
         model=model,
@@ -155,7 +155,7 @@ def make_plan(
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:
     """Returns the model, or a copy without weights that has the adapter of a stage, to count what it trains."""
-    if cfg.adapter is None or isinstance(model, HFModel):  # whose FLOPs follow from its config
+    if cfg.adapter is None:
         return model
     adapted = without_weights(model)
     build(cfg.adapter).apply(adapted, cfg.seed)
@@ -211,7 +211,7 @@ def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int], hardwa
     return model
 
 
-def micro_batch(
+def choose_micro_batch(
     setting: int | str, rows: int, context: int, model: Model, hardware: Local, sides: int = 1, padded: bool = False
 ) -> int:
     """Returns the samples per forward and backward pass: batch.micro, or for "auto" as many as half of the free memory
@@ -270,5 +270,5 @@ def _saved_bytes(model: Model, rows: int, context: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
+        model(Batch(torch.zeros(rows, context, dtype=torch.long, device=device_of(model))))
     return sum(storage.nbytes() for storage in saved.values())

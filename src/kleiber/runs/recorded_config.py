@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
+from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
 from kleiber.records.folder import TOKENIZER, read_config
-from kleiber.records.summary import map_strings
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:

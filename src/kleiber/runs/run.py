@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
 from kleiber.records.continuation import continues_folder
+from kleiber.records.environment import cpu_name
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
-from kleiber.records.summary import Summary, cpu_name
-from kleiber.types import Json
+from kleiber.records.summary import Summary
+from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
     from kleiber.runs.plan import ModelBuilder, Plan
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from kleiber.training.trainer import Local
 
 
-def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
-    """Trains the run of `cfg` in `folder`. Every rank calls it.
+def train(config: Config, folder: Path, overrides: Sequence[str] = ()) -> int:
+    """Trains the run of a resolved config in `folder`. Every rank calls it.
 
     Returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted. Raises ValueError for what
     the user can correct, such as a setting that does not fit the data, before anything is trained.
@@ -39,14 +41,14 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     from kleiber.runs.stage import run_tree
     from kleiber.runs.stage_tree import Tree
 
-    hardware = build(cfg.trainer)
+    hardware = build(config["trainer"])
     hardware.prepare()
     with activity("planning the stages"):
-        stages = plan_stages(cfg, hardware)
+        stages = plan_stages(config, hardware)
     summary, inputs = Summary(folder), run_inputs(stages)
     check_inputs(summary.values.get("inputs") or {}, inputs, folder)
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
-    if is_changed(cfg, summary):
+    if is_changed(config, summary):
         prepare_continuation(tree)
     tree.verify()
     if hardware.rank != 0:
@@ -55,18 +57,13 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
         except Preempted as reason:
             return reason.status.exit_code
         return ExitCode.DONE
-    return RankZeroRun(cfg, tree, overrides or [], inputs).run()
+    return RankZeroRun(config, tree, summary, overrides, inputs).run()
 
 
-def is_changed(cfg: DictConfig, summary: Summary) -> bool:
+def is_changed(config: Config, summary: Summary) -> bool:
     """Whether resume=PATH continues a run with another config than that of its last process."""
-    new_hash = hash_of(cfg)
-    return continues_folder(cfg) and summary.values.get("config_hash", new_hash) != new_hash
-
-
-def hash_of(cfg: DictConfig) -> str:
-    """Returns the hash of a config as summary.json notes it."""
-    return config_hash(OmegaConf.to_container(cfg, resolve=True))[:8]  # type: ignore[arg-type]
+    new_hash = config_hash(config)[:8]
+    return continues_folder(config) and summary.values.get("config_hash", new_hash) != new_hash
 
 
 def prepare_continuation(tree: Tree) -> None:
@@ -95,7 +92,7 @@ def prepare_continuation(tree: Tree) -> None:
         )
 
 
-def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None = None) -> list[Stage]:
+def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None = None) -> list[Stage]:
     """Plans the stages of a run, as its config node `stages` divides it.
 
     model_of  as in `plan.make_plan`, for a plan that only estimates costs
@@ -106,8 +103,10 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 
-    def plan(config: DictConfig, before: Plan | None) -> Plan:
-        return make_plan(config, hardware, before, model_of)
+    cfg = OmegaConf.create(dict(config))
+
+    def plan(stage: DictConfig, before: Plan | None) -> Plan:
+        return make_plan(stage, hardware, before, model_of)
 
     checkpoints = (cfg.callbacks or {}).get("checkpoints")
     if checkpoints is not None and checkpoints.get("sharded") and not hardware.shards_weights:
@@ -124,10 +123,12 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
 class RankZeroRun:
     """Rank 0 of a run: it alone writes the summary, logs and prints."""
 
-    def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str], inputs: dict[str, str]) -> None:
-        self.cfg, self.tree, self.overrides, self.inputs = cfg, tree, overrides, inputs
+    def __init__(
+        self, config: Config, tree: Tree, summary: Summary, overrides: Sequence[str], inputs: dict[str, str]
+    ) -> None:
+        self.config, self.tree, self.summary = config, tree, summary
+        self.overrides, self.inputs = list(overrides), inputs
         self.folder, self.hardware = tree.folder, tree.hardware
-        self.summary = Summary(self.folder)
         self.loggers: list[StageLogger] = []
 
     def run(self) -> int:
@@ -136,7 +137,7 @@ class RankZeroRun:
         self.summary.start(**self.initial_summary())
         code = ExitCode.FAILED
         try:
-            code = self._train()
+            code = self._train_stages()
         finally:
             for logger in self.loggers:
                 logger.finish(code)
@@ -146,27 +147,29 @@ class RankZeroRun:
         """Returns the fields of summary.json that are known before training."""
         import hashlib
 
+        import torch
+
         started = self.summary.values.get("started") or ""
-        identity = f"{self.cfg.name}/{self.folder.name}/{started or os.urandom(8).hex()}"
+        identity = f"{self.config['name']}/{self.folder.name}/{started or os.urandom(8).hex()}"
         changes: Json = {"continued": True, "stages": list(self.tree.done.values())}
         return {
-            **(changes if is_changed(self.cfg, self.summary) else {}),
+            **(changes if is_changed(self.config, self.summary) else {}),
             "run_id": self.summary.values.get("run_id") or hashlib.sha256(identity.encode()).hexdigest()[:12],
-            "name": self.cfg.name,
-            "study": self.cfg.name if self.cfg.study is not None else None,
-            "config_hash": hash_of(self.cfg),
+            "name": self.config["name"],
+            "study": self.config["name"] if self.config["study"] is not None else None,
+            "config_hash": config_hash(self.config)[:8],
             "overrides": self.overrides,
-            "seed": self.cfg.seed,
+            "seed": self.config["seed"],
             "inputs": self.inputs,
             "machine": {
                 "cpu": cpu_name(),
-                "threads": threads(),
+                "threads": torch.get_num_threads(),
                 "device": self.hardware.accelerator,
                 "world_size": self.hardware.world_size,
             },
         }
 
-    def _train(self) -> int:
+    def _train_stages(self) -> int:
         from kleiber.runs.recorded_config import keep_tokenizer
         from kleiber.runs.stage import run_tree
         from kleiber.training.step import Diverged
@@ -189,10 +192,7 @@ class RankZeroRun:
             self.summary.update(status=reason.status, error=str(reason))
             print(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
             return reason.status.exit_code
-        except ConfigError as error:  # the caller prints it in one line
-            self.summary.update(status=Status.FAILED, error=str(error))
-            raise
-        except RankTimeout as error:  # the caller prints it in one line
+        except (ConfigError, RankTimeout) as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
             raise
         except Exception as error:
@@ -206,7 +206,7 @@ class RankZeroRun:
         """Runs the evaluations of which a run that was finished before has no scores."""
         from kleiber.runs.evaluate import complete_evaluations
 
-        complete_evaluations(self.folder, OmegaConf.to_container(self.cfg, resolve=True))  # type: ignore[arg-type]
+        complete_evaluations(self.folder, self.config)
         self.summary = Summary(self.folder)
 
     def _print_banner(self) -> None:
@@ -214,7 +214,8 @@ class RankZeroRun:
 
         descriptions = [logger.description for logger in self.loggers]
         loggers = [text for text in descriptions if text is not None]
-        lines = banner_lines(f"{self.cfg.name}/{self.folder.name}", self.tree, loggers, self.overrides)
+        title = f"{self.config['name']}/{self.folder.name}"
+        lines = banner_lines(title, self.tree, loggers, self.overrides)
         print("\n".join(lines), file=sys.stderr)
 
     def _report_failure(self, error: Exception) -> int:
@@ -237,7 +238,7 @@ class RankZeroRun:
 
     def _make_loggers(self) -> list[StageLogger]:
         from kleiber.config.targets import build
-        from kleiber.training.loggers import Rows, StageLogger
+        from kleiber.training.loggers import JsonlLogger, StageLogger
         from kleiber.training.mirrors import mirror_logger
 
         values = self.summary.values
@@ -246,11 +247,11 @@ class RankZeroRun:
             "save_dir": str(self.folder),  # of loggers of Lightning
             "run_id": values["run_id"],
             "run_name": self.folder.name,
-            "group": self.cfg.name,
-            "run_config": OmegaConf.to_container(self.cfg, resolve=True),
+            "group": self.config["name"],
+            "run_config": dict(self.config),
         }
-        loggers: list[StageLogger] = [Rows(self.folder)]
-        for key, node in (self.cfg.logger or {}).items():
+        loggers: list[StageLogger] = [JsonlLogger(self.folder)]
+        for key, node in (self.config["logger"] or {}).items():
             try:
                 logger = build(node, **available)
             except ModuleNotFoundError as error:
@@ -270,10 +271,3 @@ class RankZeroRun:
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
         for logger in self.loggers:
             logger.log_stage(stage, name)
-
-
-def threads() -> int:
-    """Returns the number of CPU threads that PyTorch uses in this process."""
-    import torch
-
-    return torch.get_num_threads()

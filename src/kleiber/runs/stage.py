@@ -41,7 +41,7 @@ from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Retention, Samples
 from kleiber.types.model import Model
 
 
@@ -52,14 +52,13 @@ class Batches:
     """
 
     def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, share: tuple[int, int]) -> None:
-        self.arguments = (samples, seed, start, plan.rows, *share)
-        self.privacy = plan.privacy
+        self.samples, self.seed, self.start, self.share = samples, seed, start, share
+        self.rows, self.privacy = plan.rows, plan.privacy
 
     def __iter__(self) -> Iterator[Batch]:
         if self.privacy is not None:
-            samples, seed, start, *_ = self.arguments
-            return poisson_stream(samples, seed, start, self.privacy.rate)
-        return stream(*self.arguments)
+            return poisson_stream(self.samples, self.seed, self.start, self.privacy.rate)
+        return stream(self.samples, self.seed, self.start, self.rows, *self.share)
 
 
 def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
@@ -141,34 +140,42 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
         if isinstance(logger, StageLogger):
             name = stage.name if len(tree.stages) > 1 else None
             logger.begin(name, start if resumed else 0, tree.axis(stage))
-    lit = LitLM(
+    micro_batch = resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None)
+    lit = build_lit(stage, model, methods, micro_batch, state)
+    hardware.prepare_model(lit.model)
+    target_loss = cfg.budget.get("stop_at_loss")
+    trained = start
+    if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
+        trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
+        position = start + record.skipped_steps
+        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
+        trained = trainer.global_step
+    else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
+        end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
+    record.stopped_at_loss = target_loss if trained < plan.stop_step else None
+    stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=trained))
+    end_retention(methods, tree, stage, model, evaluate)
+    record.add_scores(stage_drift(tree, stage, model, tasks))
+    complete_record(record, tree, stage, model, samples, meter.power(), methods)
+    return record
+
+
+def build_lit(stage: Stage, model: Model, methods: Sequence[Retention], micro_batch: int, state: Json | None) -> LitLM:
+    """Returns the module that trains a stage; its optimizer continues from the `state` of a checkpoint, if any."""
+    plan = stage.plan
+    return LitLM(
         model,
         plan.objective,
         plan.optimizer,
         plan.schedule,
         total_steps=plan.steps,
-        micro_batch=resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None),
-        seed=cfg.seed,
+        micro_batch=micro_batch,
+        seed=stage.config.seed,
         restored=state["optimizer"] if state else None,
         retention=methods,
-        partial=cfg.adapter is not None,
+        partial=stage.config.adapter is not None,
         privacy=plan.privacy,
     )
-    hardware.prepare_model(lit.model)
-    target_loss = cfg.budget.get("stop_at_loss")
-    if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
-        trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
-        position = start + record.skipped_steps
-        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
-        start = trainer.global_step
-    else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
-        end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
-    record.stopped_at_loss = target_loss if start < plan.stop_step else None
-    stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
-    end_retention(methods, tree, stage, model, evaluate)
-    record.add_scores(stage_drift(tree, stage, model, tasks))
-    complete_record(record, tree, stage, model, samples, meter.power(), methods)
-    return record
 
 
 def resumed_micro_batch(setting: int | str, planned: int, state: Json | None) -> int:
@@ -212,7 +219,7 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
     preempt = Preempt(writers[0] if writers else None)
-    return [*clocks, evaluate, *stops, *others, *writers, preempt, *(clock.restart for clock in clocks)]
+    return [*clocks, evaluate, *stops, *others, *writers, preempt, *(clock.start_callback() for clock in clocks)]
 
 
 def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:

@@ -14,7 +14,7 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.training.callbacks.evaluations import Evaluations
+from kleiber.training.callbacks.evaluations import RunEvaluations
 from kleiber.types.contracts import Corpus, Task
 
 VALIDATIONS = 4  # of a stage, at most, where eval.every_steps is null
@@ -73,12 +73,12 @@ def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> 
     return Reading(cfg.seed, rows, steps, cfg.get("privacy") is not None)
 
 
-def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> Evaluations:
+def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> RunEvaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
     settings, tokens = stage.config.eval, token_limit(stage.config)
     reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_trunk = any(other.continues and other.parent == stage.name for other in tree.stages)
-    return Evaluations(
+    return RunEvaluations(
         plan.measurements,
         make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
         record,

@@ -16,8 +16,9 @@ from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training import checkpoint
 from kleiber.training.memory import peak_memory_bytes
 from kleiber.training.trainer import peak_flops
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 def complete_record(
@@ -55,7 +56,7 @@ def complete_record(
     passes = [method.extra_passes(plan.rows) for method in methods]
     repeated, unlearned = sum(second for _, second in passes), sum(first for first, _ in passes)
     executed += repeated * executed + unlearned * forward_flops(model, plan.row_tokens, heads)
-    executed += plan.objective.unlearned_flops(model, plan.row_tokens)
+    executed += plan.objective.forward_only_flops(model, plan.row_tokens)
     record.status = "finished"
     record.tokens, record.unique_tokens = before["tokens"] + tokens, unique_tokens(plan, samples, cfg.seed)
     record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step

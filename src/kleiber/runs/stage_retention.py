@@ -9,14 +9,14 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.evals.drift import merge_copy
 from kleiber.nn.sharding import full_parameters, place_by_name
-from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.fault_tolerance import method_name
 from kleiber.types import Json
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 def begin_retention(
@@ -66,7 +66,7 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
 def _end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name
-        if rank_and_world_size()[0] == 0:
+        if tree.hardware.rank == 0:
             checkpoint.save(folder, 0, model, {}, "")
         return folder / checkpoint.name(0)
 

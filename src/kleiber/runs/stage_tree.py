@@ -238,7 +238,7 @@ class Tree:
     def from_weights(self) -> bool:
         """Whether any stage starts from trained weights: of the start point, of another stage, or of `model=hf`."""
         after_another = any(stage.parent and not stage.continues for stage in self.stages)
-        return after_another or starts_trained(self.stages[0].config)  # type: ignore[arg-type]
+        return after_another or starts_trained(self.stages[0].config)
 
     def load_start(self, stage: Stage, model: Model) -> bool:
         """Loads the trained weights that a stage starts from, which a new `model=hf` has. Returns if there are any."""
@@ -247,7 +247,7 @@ class Tree:
             return True
         if self.start_point is not None:
             self.start_point.load(model)
-        return stage.parent is None and starts_trained(stage.config)  # type: ignore[arg-type]
+        return stage.parent is None and starts_trained(stage.config)
 
     def begin_objective(self, stage: Stage, model: Model | None) -> None:
         """Lets the objective of a stage compute what it needs from the model that the stage (or its trunk) starts with.

@@ -255,27 +255,26 @@ def check_settings(dense: Model, model: Model) -> None:
     if not isinstance(dense, Transformer) or not isinstance(model, Transformer):
         other = model if isinstance(dense, Transformer) else dense
         raise ValueError(f"init=upcycle converts model=gpt to model=moe, and cannot convert a {type(other).__name__}")
-    actual = settings(model)
-    for key, value in settings(dense).items():
-        if actual.get(key) != value:
-            raise ValueError(
-                f"init=upcycle: {key} is {value} in the dense run and {actual.get(key)} here, so the model would not "
-                f"compute the same function: set {key}={value}"
-            )
+    for values, actual in zip(settings(dense), settings(model), strict=False):
+        for key, value in values.items():
+            if actual.get(key) != value:
+                raise ValueError(
+                    f"init=upcycle: {key} is {value} in the dense run and {actual.get(key)} here, so the model would "
+                    f"not compute the same function: set {key}={value}"
+                )
 
 
-def settings(model: Transformer) -> Json:
-    """The settings, by key, that determine the outputs for given weights; scales of the initial weights do not."""
+def settings(model: Transformer) -> list[Json]:
+    """The settings, by key, that determine the outputs for given weights: of the model, then of each attention."""
     kind, layers = model.parametrization, [block.attention for block in model.blocks]
     values: Json = {"model/parametrization": type(kind).__name__.lower(), "model.soft_cap": model.head.soft_cap}
     values |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
     names = ["none" if isinstance(layer, NoMixing) else type(layer).__name__.lower() for layer in layers]
     values["model/attention"] = names[0] if len(set(names)) == 1 else f"pattern of {', '.join(names)}"
-    for layer in layers:
-        values |= layer.settings()
     values |= {"model.positions": "learned"} if model.positions is not None else {}
-    values |= {"model.norm_eps": model.norm.eps, "model.norm": model.blocks[0].norm, "model.causal": model.causal}
-    return {key: "null" if value is None else value for key, value in values.items()}
+    values |= {"model.tied": model.tied, "model.norm_eps": model.norm.eps, "model.norm": model.blocks[0].norm}
+    parts: list[Json] = [values | {"model.causal": model.causal}, *(layer.settings() for layer in layers)]
+    return [{key: "null" if value is None else value for key, value in part.items()} for part in parts]
 
 
 @torch.no_grad()

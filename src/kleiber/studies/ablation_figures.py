@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ def arms_figure(changes: Sequence[Change], target: float) -> object:
 
     from kleiber.charts.theme import kind_color, with_title
 
-    places = {1.0: "largest run", target: f"{target:g} times the largest run"}
+    places = {1.0: "largest fitted run, by the line", target: f"{target:g} times its compute"}
     rows = [
         {"arm": change.name, "at": place, **_percent(asdict(gap) | {"gap": gap.value})}
         for change in changes
@@ -83,10 +84,10 @@ def arms_figure(changes: Sequence[Change], target: float) -> object:
     zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(x=x)
     layers = [zero, base.mark_rule().encode(x=low, x2="hi:Q"), base.mark_point(filled=True, size=50).encode(x=x)]
     return with_title(
-        alt.layer(*layers), "Gap of each change, at the largest run and predicted", height=60 + 40 * len(changes)
+        alt.layer(*layers), "Gap of each change, at the largest fitted run and predicted", height=60 + 40 * len(changes)
     )
 
 
 def _percent(row: Row) -> Row:
-    """The columns gap, lo and hi of a row in percent."""
-    return {key: None if row[key] is None else 100 * row[key] for key in ("gap", "lo", "hi")}
+    """The columns gap, lo and hi of a row, differences of log losses, as percent of the loss of the plain arm."""
+    return {key: None if row[key] is None else 100 * math.expm1(row[key]) for key in ("gap", "lo", "hi")}

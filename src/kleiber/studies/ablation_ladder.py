@@ -135,13 +135,7 @@ def losses_of(runs: Sequence[Run]) -> tuple[dict[tuple[int, float], Losses], dic
     finished; where no run of its width has, at all lengths. Raises ValueError as `refuse_twins`.
     """
     ended = [run for run in runs if arm_name(run) is not None]
-    rows = [
-        (run, row)
-        for run in ended
-        if run.status == Status.FINISHED
-        for row in run.leaf_rows()
-        if row["loss"] is not None
-    ]
+    rows = [(run, row) for run in ended if run.finished for row in run.leaf_rows() if row["loss"] is not None]
     if not rows:
         raise ValueError("no finished run here belongs to an arm: this study reads cells of design=arms")
     tokens = round_down(np.array([float(row["tokens"]) for _, row in rows]), SAME_TOKENS).tolist()

@@ -6,7 +6,7 @@ learning rate; the scores of their fine-tunes are those of the study `transfer`,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -14,12 +14,13 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import LOSS, as_row, from_row, paired_difference
+from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
-from kleiber.studies.study import Figures, Findings
+from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
-from kleiber.types import Json, NonNegative, Row
+from kleiber.types import Config, Json, NonNegative, Row
 
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
 
@@ -28,7 +29,8 @@ REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regressi
 class Baselines(Transfer):
     """Compares the kinds of the design `pretraining`: first their pre-training, then their scores on the tasks.
 
-    measure, equal, claims  of the comparison of pre-training, as in study=compare; the arms are the kinds
+    measure, equal, claims  of the comparison of pre-training, as in study=compare. The arms are the kinds; with several
+                            texts, each kind from each text: `dense from docs/4M`
     """
 
     decides: ClassVar[bool] = True
@@ -37,10 +39,25 @@ class Baselines(Transfer):
     equal: str = "tokens"
     claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
 
+    @property
+    def claimed(self) -> Compare:
+        """The comparison of pre-training."""
+        return Compare(level=self.level, measure=self.measure, equal=self.equal, claims=self.claims)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for fewer than two arms, a claim about another arm, and two runs at one place."""
+        arm_of = arms_of([point.config for point in points])
+        arms = list(dict.fromkeys(arm for arm in (arm_of(point.config) for point in points) if arm is not None))
+        if len(arms) < 2:
+            raise ValueError(f"design.kinds plans {len(arms)} kinds of models, and two are needed")
+        self.claimed.require_arms(arms)
+        refuse_planned_twins(points, arm_of)
+        return super().check_plan(points)
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares pre-training, and the tasks as far as they have been fine-tuned on."""
-        claimed = Compare(level=self.level, measure=self.measure, equal=self.equal, claims=self.claims)
-        pretraining = prefixed(compare(runs, claimed, kind_of))
+        arm_of = arms_of([run.config for run in runs])
+        pretraining = prefixed(compare(runs, self.claimed, lambda run: arm_of(run.config)))
         if not any(is_scored(run) for run in runs):
             return pretraining
         tasks = super().analyze(runs)
@@ -82,10 +99,19 @@ class Baselines(Transfer):
         return table
 
 
-def kind_of(run: Run) -> str | None:
-    """The kind of a pre-training run; None for a fine-tune."""
-    arm = pretrained_arm(run)
-    return None if arm is None else arm[0]
+def arms_of(configs: Sequence[Config]) -> Callable[[Config], str | None]:
+    """Returns a function that names the arm of a pre-training run, None of a fine-tune.
+
+    An arm is a kind, or where these runs have several texts, a kind from a text.
+    """
+    texts = {arm[1] for arm in map(pretrained_arm, configs) if arm is not None}
+
+    def name(config: Config) -> str | None:
+        """The arm of a run."""
+        arm = pretrained_arm(config)
+        return None if arm is None else " from ".join(arm) if len(texts) > 1 else arm[0]
+
+    return name
 
 
 def is_scored(run: Run) -> bool:

@@ -106,7 +106,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
                 **{name: run.metrics.get(prefix + name) for name in (SCORE, "gap", "bits_per_byte")},
             }
             for run in runs
-            if run.status == "finished" and (run.config.get("study") or {}).get("arm") is not None
+            if run.finished and (run.config.get("study") or {}).get("arm") is not None
         ]
     )  # fmt: skip
     if not len(table) or PLAIN not in set(table["arm"]):

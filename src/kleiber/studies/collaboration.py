@@ -84,7 +84,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     Raises ValueError where no run was fine-tuned on judgments and evaluated by `win_rate`.
     """
     rows = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         node, metrics = run.config["data"], run.metrics
         wins = {name: value for name, value in metrics.items() if name.startswith("eval/win_rate/")}
         win = next((value for name, value in wins.items() if name.endswith(f"/{WIN}")), None)

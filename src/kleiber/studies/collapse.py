@@ -54,10 +54,10 @@ class Collapse(OneRunStudy):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates all changes and decides the claims. Raises ValueError without runs of generation 0."""
         rows = scored(runs, self.data)
-        last = int(rows["generation"].max())
         order = dict.fromkeys([*planned_arms([run.config for run in runs]), *rows["arm"]])
         arms = [arm for arm in order if arm in set(rows["arm"]) - {BASE}]
         generational = [arm for arm in arms if (rows.loc[rows["arm"] == arm, "generation"] > 0).any()]
+        last = last_generation(rows, generational)
         over = changes(rows, generational, last, self.level)
         tuned = changes(rows, [arm for arm in arms if arm not in generational], 0, self.level)
         means = shown_means(rows, generational, self.level)
@@ -71,7 +71,7 @@ class Collapse(OneRunStudy):
             charts["generations"] = partial(generations_chart, means, human(rows), generational)
         if tuned:
             charts["stages"] = partial(stages_chart, tuned)
-        verdicts = claims(rows, generational, last, self.level)
+        verdicts = [*left_out(rows, generational, last), *claims(rows, generational, last, self.level)]
         return Findings(headline(over, last), verdicts, tables, charts, methods=METHODS)
 
 
@@ -92,7 +92,7 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     Raises ValueError where no run of generation 0 has finished, or no run was evaluated by `degeneration`.
     """
     prefix, rows = f"eval/degeneration/{data}/", []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         study, metrics = run.config.get("study") or {}, run.metrics
         losses = [metrics.get(f"eval/perplexity/{data}/loss"), metrics.get(f"val/{data}/loss")]
         rows.append(
@@ -140,6 +140,25 @@ def rises(rows: Rows, arm: str, metric: str, generation: int, size: int | None =
     first = by_run(rows, BASE, metric, 0, size)
     later = by_run(rows, arm, metric, generation, size)
     return {key: later[key] - first[key] for key in sorted(later.keys() & first.keys())}
+
+
+def last_generation(rows: Rows, arms: Sequence[str]) -> int:
+    """The last generation that every arm has, so that arms are compared at one generation; 0 without arms."""
+    return int(rows[rows["arm"].isin(arms)].groupby("arm")["generation"].max().min()) if arms else 0
+
+
+def left_out(rows: Rows, arms: Sequence[str], last: int) -> list[Json]:
+    """A warning for each arm without finished runs of the furthest generation: which, and what that changes."""
+    furthest, bases = int(rows["generation"].max()), by_run(rows, BASE, "generation", 0).keys()
+    entries = []
+    for arm in arms:
+        lacking = sorted(bases - by_run(rows, arm, "generation", furthest).keys())
+        if lacking:
+            names = ", ".join(f"seed {seed} of {size:,} parameters" for size, seed in lacking)
+            text = f"{label_of(arm)} ({arm}) has no finished run of generation {furthest} with {names}; "
+            text += f"changes are to generation {last}, the last of every arm" if last < furthest else "it is left out"
+            entries.append({"code": f"{arm}_incomplete", "level": "warn", "text": text})
+    return entries
 
 
 def changes(rows: Rows, arms: Sequence[str], generation: int, level: float) -> list[Json]:

@@ -20,7 +20,7 @@ from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json
 
 KINDS = {"FullAttention": "full", "WindowAttention": "window", "NoMixing": "none"}
-MEASURED = re.compile(r"val/([^/]+)/(?:position/(\d+)|(?:.*/)?loss)")
+MEASURED = re.compile(r"val/(.+?)/(?:position/(\d+)|loss)")
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,15 @@ class Context(IntervalStudy):
         tables = {"Loss by context": listed(means), "Loss at the shortest context less that at the longest": table}
         charts: Figures = {}
         for data, part in means.groupby("data"):
-            charts[f"context_{data}"] = partial(chart, part, "context", "context (tokens)", f"Loss vs context: {data}")
+            title = f"Loss vs context: {data}"
+            charts[file_name("context", data)] = partial(chart, part, "context", "context (tokens)", title)
         for data, part in by_place.groupby("data"):
             longest = part[part["context"] == part["context"].max()]
             title = f"Loss by position, {data}, context {longest['context'].max()}"
             tables[title] = listed(longest)
-            charts[f"position_{data}"] = partial(chart, longest, "position", "position of the target (up to)", title)
+            charts[file_name("position", data)] = partial(
+                chart, longest, "position", "position of the target (up to)", title
+            )
         notes = [{"code": "context", "level": "note", "text": text} for text in texts]
         headline = texts[0] if texts else "The gain of a longer context is not determined: all runs have one context."
         return Findings(headline, notes, tables, charts, methods=METHODS)
@@ -67,7 +70,7 @@ def scored(runs: Sequence[Run]) -> Rows:
     Raises ValueError if no run has finished.
     """
     rows = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         model = run.config["model"]
         kind = str(model["attention"]["_target_"]).rpartition(".")[2]
         setting = {
@@ -110,6 +113,11 @@ def gains(means: Rows) -> list[tuple[Json, Estimate]]:
 def gain_sentence(row: Json, estimate: Estimate) -> str:
     text = f"On {row['data']}, attention {row['attention']}: the loss at a context of {row['from']} tokens less that at"
     return f"{text} {row['to']} is {estimate.text()}."
+
+
+def file_name(kind: str, data: str) -> str:
+    """The name of a figure of a data set, whose own name may contain slashes."""
+    return f"{kind}_{data.replace('/', '_')}"
 
 
 def listed(means: Rows) -> list[Json]:

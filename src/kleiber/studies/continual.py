@@ -26,10 +26,11 @@ from kleiber.studies.sequence_metrics import (
     METRICS,
     by_position,
     forgetting_by_task,
+    refuse_planned_twins,
     sequence_rows,
     tasks_in_order,
 )
-from kleiber.studies.study import EqualTargetStudy, Figures, Findings
+from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Json
 
 CLAIMS = {
@@ -49,12 +50,18 @@ class Continual(EqualTargetStudy):
 
     start: str | None = None
 
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError as `refuse_twins` for planned sequences."""
+        refuse_planned_twins(points)
+        return []
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares every method, at its best setting, with plain fine-tuning."""
         record = self.compare(runs)
         best: Rows = record["best"]
         means = {name: (name, "mean") for name in METRICS}
         settings = record["rows"].groupby(CELL, as_index=False).agg(runs=("run", "size"), **means)
+        settings["method"] = settings["method"].map(label)
         return Findings(
             headline=headline(record),
             verdicts=[*complaints(record), *record["claims"]],
@@ -64,9 +71,7 @@ class Continual(EqualTargetStudy):
                     {**gap, "method": label(gap["method"]), "metric": LABELS[gap["metric"]]} for gap in record["gaps"]
                 ],
                 "Forgetting by task": task_table(best, self.level),
-                "Settings": settings.assign(method=settings["method"].map(label))
-                .rename(columns=LABELS)
-                .to_dict("records"),
+                "Settings": settings.rename(columns=LABELS).to_dict("records"),
             },
             figures=figures(best, self.level),
             methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
@@ -130,9 +135,8 @@ def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
 def complaints(record: Json) -> list[Json]:
     """Returns verdicts on what makes the comparison weaker than it looks, and what was not measured."""
     rows, others = record["rows"], record["others"]
-    entries = [("other_tasks", f"{len(others)} runs over other tasks are left out: {', '.join(others[:3])}")] * bool(
-        others
-    )
+    left_out = f"{len(others)} runs over other tasks are left out: {', '.join(others[:3])}"
+    entries = [("other_tasks", left_out)] * bool(others)
     for start, part in rows.groupby("start", sort=False):
         untuned = ", ".join(label(str(name)) for name, rates in part.groupby("method")["lr"] if rates.nunique() < 2)
         counts = record["best"][record["best"]["start"] == start].groupby("method").size()

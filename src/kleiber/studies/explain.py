@@ -103,7 +103,7 @@ class Explain(OneRunStudy):
 def explained(runs: Sequence[Run]) -> Rows:
     """A row for each finished run, method and measure: arm, seed, method, measure, value."""
     rows: list[Json] = []
-    for run in (run for run in runs if run.status == "finished" and arm_name(run) is not None):
+    for run in (run for run in runs if run.finished and arm_name(run) is not None):
         for metric, value in run.metrics.items():
             match = METRIC.fullmatch(metric)
             if match and match[2] in METHODS:

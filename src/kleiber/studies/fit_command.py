@@ -3,6 +3,7 @@
 Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -97,8 +98,7 @@ def html_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 HtmlFile = Annotated[
-    Path | None,
-    typer.Option(metavar="OUT.html", callback=html_path, help="write an HTML page with figures to this file"),
+    Path | None, typer.Option(metavar="OUT.html", callback=html_path, help="write a page with figures to this file")
 ]
 
 
@@ -244,11 +244,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="OUT.html",
-            callback=html_path,
-            help="write only the HTML page, to this file; default: all files, to DIR",
-        ),
+        typer.Option(metavar="OUT.html", callback=html_path, help="write only the page; default: all files, to DIR"),
     ] = None,
     study: Annotated[
         str | None,
@@ -268,13 +264,21 @@ def report(
     Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
     if one is contradicted, and 3 otherwise.
     """
+    raise typer.Exit(make_report(source, out, study, also or (), wandb))
+
+
+def make_report(
+    source: Path, out: Path | None = None, study: str | None = None, also: Sequence[Path] = (), mirror: bool = False
+) -> ExitCode:
+    """Writes a report, prints its headline or why it cannot be made, and returns the exit code of `kleiber report`."""
     try:
         pages = import_page_module("report")
-        findings = pages.report(source, out, study, also or (), wandb)
+        findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        _refuse(ValueError(str(error)))
+        typer.echo(f"error: {error}", err=True)
+        return ExitCode.BAD_INPUT
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
-    raise typer.Exit(pages.exit_code(findings))
+    return pages.exit_code(findings)
 
 
 def import_page_module(name: str) -> ModuleType:
@@ -286,9 +290,7 @@ def import_page_module(name: str) -> ModuleType:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)
     except ImportError as error:
-        raise ValueError(
-            f"{error.name}, which reports need, is not installed: run pip install 'kleiber[report]'"
-        ) from None
+        raise ValueError(f"{error.name}, which reports need, is not installed: pip install 'kleiber[report]'") from None
     return import_module(f"kleiber.studies.{name}")
 
 

@@ -14,18 +14,19 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, not_ready
+from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
 from kleiber.studies.compare.decision import (
+    LOSS,
     Claim,
     Decision,
+    label_of,
     level_of_each,
     mean_estimate,
     overall,
-    paired_difference,
     unit_of,
 )
-from kleiber.studies.compare.differences import Result
-from kleiber.studies.compare.study import Compare, read_claim
+from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
+from kleiber.studies.compare.study import Compare, compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
 from kleiber.types import Json, NonNegative
@@ -41,10 +42,22 @@ SHOWN = {  # of all instructions together
 
 
 @dataclass(frozen=True)
+class StartClaim(Claim):
+    """A claim about an arm and the model before tuning."""
+
+    def text(self) -> str:
+        """The statement as a sentence without a period."""
+        if self.direction == "within":
+            return f"{self.arm} differs in {label_of(self.measure)} by less than {self.margin:g} from {self.against}"
+        return self.difference()
+
+
+@dataclass(frozen=True)
 class Instructions(Compare):
     """Compares arms of instruction tuning with one another, and each with the model that it started from.
 
-    against_start  claims {arm, direction, margin, measure} about what tuning changed, as in `claims`
+    against_start  claims {arm, direction, margin, measure} about what tuning changed, as in `claims`; they share the
+                   error rate with those
     """
 
     against_start: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
@@ -53,40 +66,53 @@ class Instructions(Compare):
         super().__post_init__()
         self.start_claims()
 
-    def start_claims(self) -> list[Claim]:
+    def start_claims(self) -> list[StartClaim]:
         """The claims about the start. Raises ValueError, which names the key, for one that is invalid."""
-        return [
-            read_claim({"measure": self.measure, **node, "against": START}, f"study.against_start[{at}]")
-            for at, node in enumerate(self.against_start)
-        ]
+        claims = []
+        for at, node in enumerate(self.against_start):
+            key = f"study.against_start[{at}]"
+            if not {"arm"} <= node.keys() <= {"arm", "direction", "margin", "measure"}:
+                raise ValueError(
+                    f"{key}={dict(node)} must have the key arm, and may have direction, margin and measure"
+                )
+            claim = read_claim({"measure": self.measure, **node, "against": START}, key)
+            claims.append(StartClaim(**asdict(claim)))
+        return claims
 
     def named_arms(self, arms: Sequence[str]) -> dict[str, Sequence[str]]:
         return {**super().named_arms(arms), "against_start": [claim.arm for claim in self.start_claims()]}
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides all claims, and shows what each arm scores beside its start."""
-        findings = super().analyze(runs)
-        arms = at_common_budget(self.ladders(runs))
-        starts = start_scores(runs)
-        claims = self.start_claims()
-        level = level_of_each(self.level, max(1, len(claims)), self.looks)
+        about_start = self.start_claims()
+        findings = compare(runs, self, arm_name, len(about_start))
+        ladders, starts = self.ladders(runs), start_scores(runs)
+        arms, between = at_common_budget(ladders), self.read_claims(arms_in_order(runs))
+        level = level_of_each(self.level, len(about_start) + len(between), self.looks)
         why_not = not_ready(runs, self.looks)
-        judged = [judge_start(claim, arms, starts, level, why_not) for claim in claims]
+        judged = [judge_start(claim, arms, starts, level, why_not) for claim in about_start]
+        results = [*judged, *(judge(claim, ladders, level, why_not) for claim in between)]
         rows = score_rows(arms, starts, self.level)
-        changed = [{**result.row(), "claim": sentence(result.claim)} for result in judged]
-        verdicts = [verdict(result) for result in judged]
-        comparison = findings.comparison or {}
-        decision = overall([Decision(comparison["decision"]), *(result.decision for result in judged)])
-        reasons = [comparison["why"]] if comparison["decision"] == decision else []
-        reasons += [result.why for result in judged if result.decision == decision]
+        decision = overall([result.decision for result in results])
+        comparison = {
+            **(findings.comparison or {}),
+            "decision": str(decision),
+            "why": "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision)),
+            "estimates": [result.to_json() for result in results],
+            "more_seeds_needed": more_seeds_of_all(results),
+        }
+        changed = [result.row() for result in judged]
         return replace(
             findings,
-            headline=" ".join([*(entry["text"] for entry in verdicts), findings.headline]),
-            verdicts=[*verdicts, *findings.verdicts],
+            headline=" ".join([*(result.sentence() for result in judged), findings.headline]),
+            verdicts=[
+                *({**result.verdict(), "code": f"start_{result.claim.arm}"} for result in judged),
+                *findings.verdicts,
+            ],
             tables={"Scores before and after tuning": rows, "Claims about the start": changed, **findings.tables},
             figures={"scores": partial(chart, rows), **findings.figures},
             methods=f"{METHODS} {findings.methods}",
-            comparison={**comparison, "decision": str(decision), "why": "; ".join(dict.fromkeys(reasons))},
+            comparison=comparison,
         )
 
 
@@ -95,19 +121,24 @@ METHODS = (
     "instruction data. Losses are those of answer tokens of held-out instructions, and of the text that the start was "
     "trained on. Instructions that a rule verifies (after IFEval, Zhou et al. 2023, arXiv:2311.07911) are answered "
     "greedily; the lift is the share of answers that follow the instruction of their prompt less the share of answers "
-    "to other prompts that follow it. Differences to the start are paired by seed, with Student's intervals that hold "
-    "for all claims about the start at once (Bonferroni)."
+    "to other prompts that follow it. Differences to the start are paired by seed, and their claims share the error "
+    "rate with those between arms."
 )
 
 
 def start_scores(runs: Sequence[Run]) -> Starts:
-    """The scores of the models before their first step."""
+    """The scores of the models before their first step; LOSS is that of the task, where a run has a single one."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         arm = arm_name(run)
-        if arm is None or run.status != "finished":
+        if arm is None or not run.finished:
             continue
-        for measure, value in run.leaves[0]["start_metrics"].items():
+        stage = run.leaves[0]
+        measured = dict(stage["start_metrics"])
+        losses = [measured[name] for task in stage["tasks"] if (name := f"val/{task}/loss") in measured]
+        if len(losses) == 1:
+            measured[LOSS] = losses[0]
+        for measure, value in measured.items():
             scores.setdefault(arm, {}).setdefault(measure, {})[run.config["seed"]] = value
     return scores
 
@@ -132,26 +163,8 @@ def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: fl
     if arm is None:
         return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
     start = starts.get(claim.arm, {}).get(claim.measure, {})
-    estimate = paired_difference(arm.values(claim.measure), start, level, unit_of(claim.measure))
     problem = arm.wrong or why_not
-    if problem or estimate is None or estimate.lo is None:
-        problem = problem or f"fewer than two seeds have {claim.measure} before and after"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, not arm.wrong)
-    why = f"the {level:.1%} interval of the change is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    return Result(claim, estimate, claim.decide(estimate), why, tuned=True)
-
-
-def sentence(claim: Claim) -> str:
-    """The claim as a sentence without a period."""
-    return claim.text().replace(f" than {START}", "").replace(" at equal training tokens", f" than {START}")
-
-
-def verdict(result: Result) -> Json:
-    """The verdict of findings.json."""
-    estimate, level = result.estimate, "note" if result.decision == Decision.SUPPORTED else "warn"
-    text = f"{sentence(result.claim)}: {result.decision}{'' if estimate is None else f', change {estimate.text()}'}"
-    text += f"; {result.why}" if result.decision == Decision.NOT_TESTED else ""
-    return {"code": f"start_{result.claim.arm}", "level": level, "text": f"{text}."}
+    return decide(claim, arm.values(claim.measure), start, level, "change", problem, tuned=not arm.wrong)
 
 
 def score_rows(arms: Mapping[str, Arm], starts: Starts, level: float) -> list[Json]:

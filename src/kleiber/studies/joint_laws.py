@@ -78,7 +78,7 @@ class MoELaw(JointLaw):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
         rows = points(runs)
-        expansions = {run.name: expansion(run.config["model"]) for run in runs if run.status == "finished"}
+        expansions = {run.name: expansion(run.config["model"]) for run in runs if run.finished}
         rows = rows.assign(X=[expansions[name] for name in rows["run"]])
         gained = gains(rows)
         means = seed_means(gained, ("size", "tokens", "X"), "gain", self.level) if len(gained) else gained
@@ -244,7 +244,7 @@ def unique_tokens(data: Config) -> float:
 def epochs(runs: Sequence[Run]) -> Rows:
     """A row a finished end: N, seed, tokens, unique, epochs, loss."""
     rows = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         for stage in run.leaves:
             losses = [v for k, v in stage["metrics"].items() if k.startswith("val/") and k.endswith("/loss")]
             unique = stage["data"]["tokens"]

@@ -18,7 +18,7 @@ import pandas as pd
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, leaf_rows, planned_arms
-from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate, paired_difference
+from kleiber.studies.compare.decision import as_row, from_row, mean_estimate, paired_difference
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json, Row
@@ -72,8 +72,9 @@ class Memorization(OneRunStudy):
         if not repetitions:
             raise ValueError("no run here was scored on canaries: train with data=canaries and evals=memorization")
         differences = [row for row in self.differences(cells, repetitions) if row["value"] is not None]
+        measured = self.by_repetitions(cells, repetitions)
         tables = {
-            "Exposure and extraction by repetitions": self.by_repetitions(cells, repetitions),
+            "Exposure and extraction by repetitions": measured,
             "Loss and membership": self.costs(cells),
             "Differences": differences,
         }
@@ -85,7 +86,7 @@ class Memorization(OneRunStudy):
             charts["epsilon"] = partial(epsilon_figure, cells, max(repetitions))
         notes = [{"code": row["code"], "level": "note", "text": sentence(row)} for row in differences]
         return Findings(
-            headline=" ".join(sentence(row) for row in differences if row["width"] == widest(cells)),
+            headline=headline(cells, differences, measured),
             verdicts=notes,
             tables={title: rows for title, rows in tables.items() if rows},
             figures=charts,
@@ -190,10 +191,11 @@ def read_cells(runs: Sequence[Run]) -> list[Cells]:
     if rows:
         refuse_twin_rows(pd.DataFrame(rows), ["arm", "width", "seed"], runs)
     values: dict[Place, dict[str, BySeed]] = {}
-    epsilons: dict[Place, float | None] = {}
+    epsilons: dict[Place, float] = {}  # a run that diverged has none
     for row in rows:
         place = (row["arm"], row["width"])
-        epsilons[place] = row.get(EPSILON)
+        if row.get(EPSILON) is not None:
+            epsilons[place] = row[EPSILON]
         for name, value in row.items():
             short = LOSS if name == LOSS else AREA if name.endswith(f"/{AREA}") else ""
             if match := CANARY.fullmatch(name):
@@ -202,7 +204,7 @@ def read_cells(runs: Sequence[Run]) -> list[Cells]:
                 values.setdefault(place, {}).setdefault(short, {})[row["seed"]] = value
     planned = planned_arms([run.config for run in runs])
     order = sorted(values, key=lambda place: (planned.index(place[0]) if place[0] in planned else 0, place[1]))
-    return [Cells(place, values[place], epsilons[place]) for place in order]
+    return [Cells(place, values[place], epsilons.get(place)) for place in order]
 
 
 def finished_rows(run: Run) -> list[Row]:
@@ -218,9 +220,24 @@ def widest(cells: Sequence[Cells]) -> int:
     return max(cell.place[1] for cell in cells)
 
 
+def headline(cells: Sequence[Cells], differences: Sequence[Row], measured: Sequence[Row]) -> str:
+    """The differences at the largest width; without any, the exposure of the canaries that were repeated most.
+
+    measured  rows of exposure and extraction by repetitions
+    """
+    shown = [row for row in differences if row["width"] == widest(cells)] or differences
+    if shown:
+        return " ".join(map(sentence, shown))
+    row = max((row for row in measured if row["measure"] == "exposure"), key=lambda row: row["repetitions"])
+    return (
+        f"Exposure of canaries repeated {row['repetitions']} times is {from_row(row).text('.3f')} at width "
+        f"{row['width']}; no other arm, width or number of repetitions was trained to compare it with."
+    )
+
+
 def sentence(row: Row) -> str:
     """A difference with its interval, and whether it is clear of 0."""
-    estimate = Estimate(row["value"], row["lo"], row["hi"], row["n"], row["unit"])
+    estimate = from_row(row)
     text = f"{row['arm'][:1].upper()}{row['arm'][1:]}, width {row['width']}: {row['difference'][:1].lower()}"
     text += f"{row['difference'][1:]} is {estimate.text('+.3f')}"
     unclear = estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi

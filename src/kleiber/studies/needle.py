@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -84,12 +85,16 @@ def place(match: re.Match[str]) -> Row:
 
 
 def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
-    """What each arm is called: its model, and the number of pairs in its haystacks where the arms differ in it."""
+    """What each arm is called: its model, and the number of pairs in its haystacks where the arms differ in it.
+
+    Arms that would be called the same have their own names.
+    """
     pairs = {arm_name(run): 1 + int(run.config["data"].get("distractors") or 0) for run in runs}
     texts = {arm: LABELS.get(arm.partition("_")[0], arm) for arm in arms}
     if len({pairs[arm] for arm in arms}) > 1:
         texts = {arm: f"{text}, {pairs[arm]} pairs" for arm, text in texts.items()}
-    return texts
+    counts = Counter(texts.values())
+    return {arm: text if counts[text] == 1 else arm for arm, text in texts.items()}
 
 
 def in_order(means: Rows, named: Mapping[str, str]) -> Rows:

@@ -16,9 +16,10 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate
+from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import DENSE, LABELS, MIXTURE, Rows
-from kleiber.studies.study import Findings, IntervalStudy
-from kleiber.types import Json
+from kleiber.studies.study import Findings
+from kleiber.types import Config, Json
 
 METRIC = re.compile(r"eval/ood/(.+)/(bits_per_byte|gap)")
 UNIT = "bits per byte"
@@ -34,8 +35,13 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class OOD(IntervalStudy):
+class OOD(OneRunStudy):
     """Slopes of loss-to-loss lines, and distances of mixtures from them."""
+
+    def arm_of(self, config: Config) -> str:
+        """The kind of model, of mixtures with their number of experts."""
+        experts = (config["model"].get("mlp") or {}).get("num_experts")
+        return DENSE if experts is None else f"{MIXTURE} of {experts} experts"
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits a line for each data set and seed, and compares mixtures with it."""
@@ -77,9 +83,11 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
     """A row for each finished run and data set: seed, kind, width, params, data, loss and inside, in bits per byte.
 
     inside  the loss on the validation data of the run, the mean over its domains
+
+    Raises ValueError where no run has such scores, and as `refuse_twins`.
     """
     table = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         matches = {METRIC.fullmatch(key): value for key, value in run.metrics.items()}
         scores = {match.groups(): value for match, value in matches.items() if match is not None}
         outside = {data for data, metric in scores if metric == "gap"}
@@ -87,7 +95,7 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
         params = run.stage.get("params") or {}
         setting = {
             "run": run.name, "seed": run.summary.get("seed"), "width": run.config["model"].get("width"),
-            "params": params.get("active"),
+            "params": params.get("active"), "total": params.get("total"),
             "kind": MIXTURE if params.get("total", 0) > params.get("active", 0) else DENSE,
         }  # fmt: skip
         table += [
@@ -96,7 +104,9 @@ def domain_losses(runs: Sequence[Run]) -> Rows:
         ]
     if not table:
         raise ValueError("no finished run here has scores of evals=[ood]: train the runs with it")
-    return pd.DataFrame(table).sort_values(["data", "kind", "width", "seed"], ignore_index=True)
+    rows = pd.DataFrame(table).sort_values(["data", "kind", "width", "seed"], ignore_index=True)
+    refuse_twin_rows(rows, ["kind", "width", "params", "total", "data", "seed"], runs)
+    return rows
 
 
 def dense_lines(rows: Rows) -> Rows:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kleiber.charts.theme import Chart, format_count
-from kleiber.config.errors import ConfigError, Status
+from kleiber.config.errors import ConfigError
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.diff import as_number, identity_keys
-from kleiber.records.folder import flatten
 from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
@@ -133,7 +133,7 @@ def sort_key(value: float | None, measure: str) -> tuple[bool, float]:
 
 def headline(rows: Sequence[Row], keys: Sequence[str], measure: str | None, runs: Sequence[Run]) -> str:
     """Returns a sentence with the first and the last result; `rows` begin with the best run, or the highest value."""
-    finished = sum(run.status == Status.FINISHED for run in runs)
+    finished = sum(run.finished for run in runs)
     beginning = f"{finished} of {len(runs)} runs finished" if len(runs) > 1 else f"{runs[0].name} is {runs[0].status}"
     measured = [row for row in rows if measure is not None and is_finite(row.get(measure))]
     if not measured or measure is None:

@@ -138,10 +138,12 @@ def headline(losses: Losses, level: float) -> str:
     lost = mean_estimate(change(plain, base, "old"), level, UNIT)
     if lost is None:
         return "What fine-tuning costs the old domain is not determined: no seed has a base and a fine-tuned run."
-    parts = []
-    for arm, way in [(PLAIN, KNN), *((arm, ALONE) for arm in losses.arms() if arm not in (BASE, PLAIN))]:
+    parts, ways = [], [way for way in WAYS if way != ALONE and losses.has(PLAIN, way)]
+    remedies = [*((PLAIN, way) for way in ways[:1]), *((a, ALONE) for a in losses.arms() if a not in (BASE, PLAIN))]
+    for arm, way in remedies:
         sides = [mean_estimate(change(losses.of(arm, way), plain, domain), level, UNIT) for domain in ("old", "new")]
         if None not in sides:
             old, new = (side.text("+.3f") for side in sides if side is not None)
             parts.append(f"{used(arm, way)} changes the loss on the old domain by {old} and on the new one by {new}")
-    return f"Fine-tuning costs the old domain {lost.text('+.3f')}. Relative to it, {'; '.join(parts)}."
+    cost = f"Fine-tuning costs the old domain {lost.text('+.3f')}."
+    return f"{cost} Relative to it, {'; '.join(parts)}." if parts else cost

@@ -31,10 +31,12 @@ BySeed = Mapping[int, float]
 
 
 def label(arm: str) -> str:
-    """What an arm is called: `replay of 5 %`."""
+    """What an arm is called: `replay of 5 %`, with its other settings behind: `replay of 5 %, memory=100K`."""
     named = {BASE: "before fine-tuning", PLAIN: "plain fine-tuning"}
-    share = re.fullmatch(r"replay fraction=([\d.]+).*", arm)
-    return named.get(arm) or (f"replay of {100 * float(share[1]):g} %" if share else arm)
+    replay = re.fullmatch(r"replay fraction=([\d.]+)(?: (.+))?", arm)
+    if replay is None:
+        return named.get(arm, arm)
+    return ", ".join([f"replay of {100 * float(replay[1]):g} %", *filter(None, [replay[2]])])
 
 
 def used(arm: str, way: str) -> str:
@@ -55,7 +57,7 @@ def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
     plain fine-tuning, or none of a base, was evaluated.
     """
     table = []
-    for run in (run for run in runs if run.status == "finished"):
+    for run in (run for run in runs if run.finished):
         arm = arm_of(run.config)
         for domain, data in (("old", old), ("new", new)):
             prefix = f"eval/retrieval/{data}/"
@@ -179,9 +181,9 @@ def size_table(rows: Rows, level: float) -> list[Json]:
     old = rows[(rows["domain"] == "old") & rows["weight"].isna()]
     alone = old[old["way"] == ALONE].set_index("run")["loss"]
     sized = old[old["tokens"].notna()]
-    sized = sized.assign(change=sized["loss"] - sized["run"].map(alone))
     if sized.empty:
         return []
+    sized = sized.assign(change=sized["loss"] - sized["run"].map(alone))
     means = seed_means(sized, ["arm", "way", "tokens"], "change", level)
     return [
         {

@@ -184,7 +184,7 @@ def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
 
 def unfinished_runs(runs: Sequence[Run]) -> list[Json]:
     """Returns the runs that did not finish, each with its status as the rule that excludes it."""
-    return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if run.status != "finished"]
+    return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if not run.finished]
 
 
 def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
@@ -268,7 +268,7 @@ def methods(law: Row, runs: Sequence[Run]) -> str:
         else ""
     )
     return (
-        f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours in total), "
+        f"We trained {len([run for run in runs if run.finished])} runs ({hours:.2f} hours in total), "
         f"{trained}, under muP (arXiv:2203.03466). {law['formula']} ({law['source']}) was fitted to {law['n']} points "
         f"({spans}), averaged over seeds, by variable projection with a {goal['kind']} loss in {goal['space']} "
         f"space.{shared} Intervals have a confidence level of {percent(law['level'])} ({intervals_by(law)}). The "

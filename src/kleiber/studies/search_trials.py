@@ -54,7 +54,7 @@ def read_trials(runs: Sequence[Run]) -> Trials:
             continue
         lines, spaces = parse_lines(run.overrides), run.config["design"]["keys"]
         keys |= {key for key, space in spaces.items() if space is not None}
-        loss = validation_loss(run) if run.status == Status.FINISHED else math.inf
+        loss = validation_loss(run) if run.finished else math.inf
         tokens = quantity(run.config["budget"]["tokens"])
         seed = int(run.config["seed"])
         rows.append({"trial": str(name), "seed": seed, "tokens": tokens, "loss": loss, "lines": lines})

@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kleiber.config.stages import is_chain
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import apart, described
+from kleiber.studies.study import PlannedPoint
 from kleiber.types import Config, Json
 
 Array = NDArray[np.float64]
@@ -169,16 +172,31 @@ def sequence_rows(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
 
     tolerance  the first task counts as relearned at (1 + tolerance) times the loss at the end of its stage
 
-    Raises ValueError without a finished sequence, and where a sequence mixes kinds of scores.
+    Raises ValueError without a finished sequence, where a sequence mixes kinds of scores, and as `refuse_twins`.
     """
     alone = alone_scores(runs)
     chains = [run for run in runs if len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)]
-    kept = [run for run in chains if run.status == "finished"]
+    kept = [run for run in chains if run.finished]
     suffixes = apart(kept)
     rows = [sequence_row(run, alone, tolerance, suffixes[run.name]) for run in kept]
     if not rows:
         raise ValueError("no finished run over a sequence of tasks: this study needs the chains of its own design")
-    return pd.DataFrame(rows).sort_values([*CELL, "order", "seed"], ignore_index=True)
+    table = pd.DataFrame(rows).sort_values([*CELL, "order", "seed"], ignore_index=True)
+    refuse_twin_rows(table, [*CELL, "order", "seed"], runs)
+    return table
+
+
+def refuse_planned_twins(points: Sequence[PlannedPoint]) -> None:
+    """Raises ValueError as `refuse_twins` for planned sequences, of those with one schedule, batch and optimizer."""
+    placed: dict[str, list[tuple[str, str, Config]]] = {}
+    for config, name in ((point.config, point.folder.name) for point in points if is_chain(point.config)):
+        cell = [start_of(config), *described(config), config["optimizer"]["lr"]]
+        order = " > ".join(stage for stage in config["stages"]["chain"] if stage != AGAIN)
+        names = zip([*CELL, "order", "seed"], [*cell, order, config["seed"]], strict=True)
+        other = str([config.get(key) for key in ("schedule", "batch", "optimizer")])
+        placed.setdefault(other, []).append((", ".join(f"{key} {value}" for key, value in names), name, config))
+    for sequences in placed.values():
+        refuse_twins(sequences)
 
 
 def sequence_row(run: Run, alone: Alone, tolerance: float, suffix: str = "") -> Json:
@@ -236,7 +254,7 @@ def alone_scores(runs: Sequence[Run]) -> Alone:
     rows = [
         {"start": start_of(run.config), "task": task, "lr": float(run.stage["lr"]), "seed": int(run.summary["seed"]),
          "score": scored[task][1] * run.metrics[scored[task][0]]}
-        for run in runs if run.status == "finished" and len(run.stages) == 1
+        for run in runs if run.finished and len(run.stages) == 1
         for task in run.stage["tasks"] if task in scored and run.metrics.get(scored[task][0]) is not None
     ]  # fmt: skip
     if not rows:

@@ -18,7 +18,7 @@ import pandas as pd
 from kleiber.config.errors import Status
 from kleiber.config.model_size import vocabulary_of, width_of
 from kleiber.records.catalog import Run
-from kleiber.records.summary import rows_with
+from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, read_ladders, uneven
 from kleiber.studies.compare.decision import LOSS, Estimate, as_row, mean_estimate, paired_difference
 from kleiber.studies.study import Figures, Findings, IntervalStudy

@@ -18,7 +18,7 @@ from annotated_types import Gt, Lt
 from kleiber.config.cost import add_costs
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import size, vocabulary_of
-from kleiber.config.stages import Budget, quantity
+from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.types import Config, Count, Json, NonNegative, Row
@@ -126,10 +126,7 @@ def build_study(config: Config) -> Study | None:
 
 
 def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
-    """Returns a point for every branch of a trunk and for every single run; runs of other stages give none.
-
-    runs  configs by folder
-    """
+    """Returns a point for every branch of a trunk and for the end of every other run; `runs` are configs by folder."""
     unknown: dict[str, float] = {}
     points = []
     for folder, config in runs.items():
@@ -137,19 +134,22 @@ def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
         stages = config.get("stages") or {}
         if stages.get("branches"):
             points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
-        elif not stages:
-            batch, budget = quantity(config["batch"]["tokens"]), Budget(**config["budget"])
-            epochs = class_attribute(str(config["objective"]["_target_"]), "default_epochs")
-            D = budget.num_tokens(
-                batch_tokens=batch,
-                active_params=N,
-                flops_per_token=flops_per_token,
-                epoch_steps=EPOCH_TOKENS / batch,
-                default_epochs=epochs,
-            )
-            in_epochs = budget.epochs is not None if budget.limits() else epochs is not None
-            points.append(PlannedPoint(folder, config, N, D, counted=not in_epochs))
+        else:
+            ends = [tokens_of(stage, N, flops_per_token) for stage in stage_configs(config).values()]
+            D, counted = sum(tokens for tokens, _ in ends), all(known for _, known in ends)
+            points.append(PlannedPoint(folder, config, N, D, counted))
     return points
+
+
+def tokens_of(stage: Config, N: float, flops_per_token: float) -> tuple[float, bool]:
+    """Returns the training tokens of a stage, and whether its budget counts them; if not, it is given in epochs."""
+    batch, budget = quantity(stage["batch"]["tokens"]), Budget(**stage["budget"])
+    epochs = class_attribute(str(stage["objective"]["_target_"]), "default_epochs")
+    D = budget.num_tokens(
+        batch_tokens=batch, active_params=N, flops_per_token=flops_per_token, epoch_steps=EPOCH_TOKENS / batch,
+        default_epochs=epochs,
+    )  # fmt: skip
+    return D, budget.epochs is None if budget.limits() else epochs is None
 
 
 def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
 
     Raises ValueError if no run has finished, or if a run has no validation loss or more than one.
     """
-    finished = [run for run in runs if run.status == "finished"]
+    finished = [run for run in runs if run.finished]
     if not finished:
         raise ValueError("none of these runs has finished, so there is no loss to fit; finish or restart the sweep")
     rows = frame(finished)
@@ -203,7 +203,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
 
 def missing(runs: Sequence[Run]) -> list[str]:
     """Returns the name and status of each run that has not finished."""
-    return [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
+    return [f"{run.name} ({run.status})" for run in runs if not run.finished]
 
 
 def not_identified(law: Row) -> list[str]:

@@ -19,8 +19,9 @@ from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
 from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.study import Figures, Findings, IntervalStudy
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
     NEAR,
@@ -37,7 +38,7 @@ from kleiber.studies.transfer_tables import (
     text_differences,
     with_means,
 )
-from kleiber.types import Json, Row, Share
+from kleiber.types import Config, Json, Row, Share
 
 GROUP = ["task", "kind", "start", "share"]  # what the seeds of a mean have in common
 METHODS = (
@@ -70,9 +71,26 @@ class Transfer(IntervalStudy):
     task: str | None = None
     share: Share | None = None
 
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError as `refuse_twins` for planned fine-tunes."""
+        placed = []
+        for config, name in ((point.config, point.folder.name) for point in points):
+            study, init = config.get("study") or {}, config.get("init") or {}
+            if study.get("task") is not None:
+                names = ", ".join(f"{key} {study.get(key)}" for key in GROUP)
+                lr, seed = config["optimizer"]["lr"], config["seed"]
+                # A fine-tune of another base is superseded: no study reads it.
+                placed.append((f"{names}, lr {lr:g}, seed {seed}, from {init.get('path')}", name, config))
+        refuse_twins(placed)
+        return []
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Compares fine-tuning of pre-trained models with training from scratch on every task."""
+        """Compares fine-tuning of pre-trained models with training from scratch on every task.
+
+        Raises ValueError as `refuse_twins`.
+        """
         tried = score_rows(runs)
+        refuse_twin_rows(tried, [*GROUP, "lr", "seed"], runs)
         rows = tuned_scores(tried)
         means = with_means(rows)
         differences = self.differences(means)
@@ -123,9 +141,9 @@ class Transfer(IntervalStudy):
         return table
 
 
-def pretrained_arm(run: Run) -> tuple[str, str] | None:
+def pretrained_arm(config: Config) -> tuple[str, str] | None:
     """Kind and text of a pre-training run of the design `pretraining`; None for any other run."""
-    labels = run.config.get("study") or {}
+    labels = config.get("study") or {}
     if labels.get("task") is not None or labels.get("kind") is None:
         return None
     return labels["kind"], labels["start"]
@@ -134,8 +152,8 @@ def pretrained_arm(run: Run) -> tuple[str, str] | None:
 def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
     """The learning rate with the lowest mean loss of the pre-training runs of a kind and text; None before any has
     ended."""
-    ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run) == arm]
-    if not any(run.status == "finished" for run in ended):
+    ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run.config) == arm]
+    if not any(run.finished for run in ended):
         return None
     ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
     return longest.best_lr
@@ -143,7 +161,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
 
 def superseded(runs: Sequence[Run]) -> set[str]:
     """Names of the fine-tunes from bases that are no longer the best: the choice may change with every further base."""
-    arms = [(run, pretrained_arm(run)) for run in runs]
+    arms = [(run, pretrained_arm(run.config)) for run in runs]
     bases = {run.name: (run, arm) for run, arm in arms if arm is not None}
     rates: dict[tuple[str, str], set[float | None]] = defaultdict(set)
     for run, arm in bases.values():
@@ -172,7 +190,7 @@ def score_rows(runs: Sequence[Run]) -> Rows:
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
+        if not run.finished or labels.get("task") is None or not run.stage.get("tasks") or run.name in stale:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)
@@ -211,13 +229,14 @@ def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str],
 
 
 def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
-    """Warnings about few seeds and about transferred data without an upper bound."""
-    seeds = int(rows.groupby(GROUP)["seed"].nunique().min())
+    """Warnings about single seeds and about transferred data without an upper bound."""
+    single = int((rows.groupby(GROUP)["seed"].nunique() < 2).sum())
     unbounded = any(math.isinf(row["factor"]) for row in data)
-    few = {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
+    text = f"{single} of {rows.groupby(GROUP).ngroups} means have 1 seed, and 2 are needed for an interval"
+    few = {"code": "few_seeds", "level": "warn", "text": text}
     text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there the "
     censored = {"code": "censored", "level": "note", "text": f"{text}data transferred has no upper bound"}
-    return [few] * (seeds < 3) + [censored] * unbounded
+    return [few] * (single > 0) + [censored] * unbounded
 
 
 def headline(gaps: Sequence[Row], level: float) -> str:
@@ -226,7 +245,8 @@ def headline(gaps: Sequence[Row], level: float) -> str:
     if not shown:
         return "Nothing can be compared: no task was trained from a base and from nothing alike."
     means = [row for row in shown if row["task"] == ALL_TASKS] or shown
-    most, largest = max(row["share"] for row in means), max(size_of(row["start"]) for row in means)
+    most = max(row["share"] for row in means)
+    largest = max(size_of(row["start"]) for row in means if row["share"] == most)
     chosen = [row for row in means if (row["share"], size_of(row["start"])) == (most, largest)]
     tasks = len({row["task"] for row in shown} - {ALL_TASKS})
     names = {ALL_TASKS: f"mean of {tasks} tasks"}

@@ -165,7 +165,7 @@ def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[s
     scores: dict[tuple[str, float, int], dict[str, float]] = {}
     for run in runs:
         labels = run.config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
+        if not run.finished or labels.get("task") is None or not run.stage.get("tasks"):
             continue
         metric = main_metric(run)
         names = {name: f"eval/reference/{run.stage['tasks'][0]}/{name}/{metric}" for name in REFERENCES}

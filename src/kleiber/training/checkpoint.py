@@ -32,7 +32,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
+from kleiber.records.files import DamagedFile, file_sha256, full_disk_error, read_json, rename_aside
 from kleiber.training import shard_files
 from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
 from kleiber.training.snapshot import Snapshot, copy_tensors
@@ -74,7 +74,7 @@ def save(
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
         shutil.copymode(part / "state.pt", part / "model.safetensors")  # safetensors ignores the umask
-        sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
+        sha256 = {file: file_sha256(part / file) for file in ("model.safetensors", "state.pt")}
         return _complete(part, final, step, config_hash, sha256, names)
 
 
@@ -108,11 +108,11 @@ def save_shards(
         files = shard_files.files_of_rank(part, rank)
         for file in files:
             _sync(file)
-        mine = {str(file.relative_to(part)): _digest(file) for file in files}
+        mine = {str(file.relative_to(part)): file_sha256(file) for file in files}
         dist.all_gather_object(hashes, mine, group=mesh.get_group())
         if rank == 0:
             torch.save(state, part / "state.pt")
-            sha256 = {"state.pt": _digest(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
+            sha256 = {"state.pt": file_sha256(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
             _complete(part, final, step, config_hash, sha256, names)
         dist.barrier(mesh.get_group())
 
@@ -189,11 +189,6 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, after verifying it. Raises Damaged, which names the file."""
     meta = read_meta(path / "meta.json")
@@ -205,7 +200,7 @@ def read(path: Path) -> Checkpoint:
     for file in meta["sha256"]:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
-        if _digest(path / file) != meta["sha256"][file]:
+        if file_sha256(path / file) != meta["sha256"][file]:
             raise Damaged(
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
                 f"restore the file, or delete {path} to use an earlier checkpoint"

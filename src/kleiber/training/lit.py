@@ -6,7 +6,6 @@ It never calls `self.log`, which takes longer than a step of a small model.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ from kleiber.training.parallel import TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
-    Penalty,
     accumulate,
     micro_batches,
     normalize_gradients,
@@ -34,8 +32,10 @@ from kleiber.training.step import (
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
-from kleiber.types.contracts import Objective, Retention
-from kleiber.types.model import Model
+from kleiber.types.contracts import Objective
+from kleiber.types.model import Model, device_of
+from kleiber.types.ranks import world_size
+from kleiber.types.retention import Retention
 
 
 class Guard(Protocol):
@@ -101,7 +101,7 @@ class LitLM(LeanModule):
         return built
 
     def on_fit_start(self) -> None:
-        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        ranks = world_size()
         # Lightning can count ranks that do not exist; no rank would then train on their part of the data.
         assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
 
@@ -114,9 +114,8 @@ class LitLM(LeanModule):
         step = self.global_step
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
-        penalties = [functools.partial(method.penalty, step=step) for method in methods]
         with rank_timeouts():
-            sums = self.backward_pass(batch, step, penalties).reduce()
+            sums = self.backward_pass(batch, step, methods).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged: dict[str, Tensor] = {}
 
@@ -155,7 +154,7 @@ class LitLM(LeanModule):
             logged["epsilon"] = torch.tensor(self.privacy.epsilon(step + 1))
         self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
-    def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
+    def backward_pass(self, batch: Batch, step: int, retention: Sequence[Retention]) -> Sums:
         """Accumulates the gradients of the batch in micro-batches; returns this rank's sums over the batch."""
         strategy = self.trainer.strategy
         no_sync = strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext
@@ -166,13 +165,13 @@ class LitLM(LeanModule):
             seed_generators(hash((self.seed, step, rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
-                noise = noise_generator(self.seed, step, next(self.model.parameters()).device)
+                noise = noise_generator(self.seed, step, device_of(self.model))
                 return private_gradients(
-                    self.model, self.objective, batch, self.manual_backward, self.privacy, noise, penalties
+                    self.model, self.objective, batch, self.manual_backward, self.privacy, noise, retention, step
                 )
             try:
                 batches = self.objective.prepare_step(self.model, micro_batches(batch, self.micro_batch))
-                return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)
+                return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, retention, step)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or rows == 1:
                     raise

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kleiber.records.files import read_lines, write_text
-from kleiber.records.summary import NAME, parse_row
+from kleiber.records.metrics import METRICS_FILE, parse_row
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
@@ -65,7 +65,7 @@ class StageLogger(Logger):
         """Logs a table of text."""
 
 
-class Rows(StageLogger):
+class JsonlLogger(StageLogger):
     """Writes metrics.jsonl, one JSON object per row: {"step": 10, "train/loss": 3.2, ...}; all analyses read it.
 
     In a run of several stages each row has the key "stage".
@@ -73,7 +73,7 @@ class Rows(StageLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / NAME
+        self.path = folder / METRICS_FILE
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ class Rows(StageLogger):
         return [line for line, row in rows if row.get("stage") != self.stage or 0 < step >= row["step"]]
 
 
-class CsvLogger(Rows):
+class CsvLogger(JsonlLogger):
     """Writes metrics.csv with the columns step, metric and value. Metrics begin with the name of their stage."""
 
     def __init__(self, folder: Path) -> None:

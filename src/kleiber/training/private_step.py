@@ -21,10 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kleiber.data.batches import SamplesWithOrder, sample_numbers
 from kleiber.data.order import poisson_sample
 from kleiber.optimizers.privacy import DPSGD, PrivateSteps
-from kleiber.training.step import Penalty, add_penalty, micro_batches
+from kleiber.training.step import add_penalty, micro_batches, step_counts
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model, Router
+from kleiber.types.retention import Retention
 
 NOISE = 0x5EED  # part of the seed of the noise, which differs from that of a step's other random numbers
 
@@ -71,7 +72,8 @@ def private_gradients(
     backward: Callable[[Tensor], None],
     privacy: PrivateSteps,
     generator: torch.Generator,
-    penalties: Sequence[Penalty] = (),
+    retention: Sequence[Retention] = (),
+    step: int = 0,
 ) -> Sums:
     """Sets the gradients to the clipped sum of those of the samples' mean losses, plus noise; returns the sums.
 
@@ -85,8 +87,9 @@ def private_gradients(
     sums = Sums()
     for sample in micro_batches(batch, 1) if len(batch) else []:
         loss = objective(model, sample)
-        for penalty in penalties:
-            loss = add_penalty(loss, penalty(model, sample))
+        targets, counts = step_counts(model, objective, [sample], retention, step)  # no other sample may count
+        for method, method_counts in counts:
+            loss = add_penalty(loss, method.penalty(model, sample, step, method_counts), targets)
         backward(loss.total / loss.tokens.clamp(min=1))
         add_clipped(totals, parameters, privacy.clip)
         sums.add(loss)

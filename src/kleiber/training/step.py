@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankTimeout
 from kleiber.nn.moe import MoE
 from kleiber.nn.sharding import scalar, split_sharded
 from kleiber.types import Json
-from kleiber.types.batch import Batch, Loss, Sums
+from kleiber.types.batch import Batch, Loss, Penalty, Sums
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
+from kleiber.types.ranks import all_reduce_together, world_size
+from kleiber.types.retention import Retention
 
 TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)  # in the errors of gloo and NCCL
-Penalty = Callable[[Model, Batch], Loss | None]
 
 
 class Diverged(RuntimeError):
@@ -113,19 +113,47 @@ def accumulate(
     batches: Sequence[Batch],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
-    penalties: Sequence[Penalty] = (),
+    retention: Sequence[Retention] = (),
+    step: int = 0,
 ) -> Sums:
-    """Forward and backward passes over micro-batches, with gradients synchronized in the last one; this rank's sums."""
+    """Forward and backward passes over micro-batches, with gradients synchronized in the last one; this rank's sums.
+
+    retention  methods whose penalties are added
+    step       number of the optimizer step, from 0
+    """
     sums = Sums()
     batches = share_auxiliary_ratio(model, objective, batches)
+    targets, counts = step_counts(model, objective, batches, retention, step)
     for number, batch in enumerate(batches, start=1):
         with nullcontext() if number == len(batches) else no_sync():
             loss = objective(model, batch)
-            for penalty in penalties:
-                loss = add_penalty(loss, penalty(model, batch))
+            for method, method_counts in counts:
+                loss = add_penalty(loss, method.penalty(model, batch, step, method_counts), targets)
             backward(loss.total)
         sums.add(loss)
     return sums
+
+
+def step_counts(
+    model: Model, objective: Objective, batches: Sequence[Batch], retention: Sequence[Retention], step: int
+) -> tuple[Tensor, list[tuple[Retention, Tensor]]]:
+    """Number of targets of a step, and the methods with a penalty and their counts, over all micro-batches and ranks.
+
+    Without a penalty, the number of targets is not counted, and is 0.
+    """
+    counts = [[method.penalty_counts(model, batch, step) for batch in batches] for method in retention]
+    device = batches[0].tokens.device
+    rows = [(method, of_method) for method, of_method in zip(retention, counts, strict=True) if of_method[0]]
+    if not rows:
+        return torch.zeros((), device=device), []
+    columns = [[objective.targets(model, batch) for batch in batches]]
+    for _, of_method in rows:
+        columns += [list(column) for column in zip(*of_method, strict=True)]
+    numbers = [torch.as_tensor(number, device=device).double() for column in columns for number in column]
+    totals = torch.stack(numbers).view(len(columns), -1).sum(1)
+    (totals,) = all_reduce_together([totals])
+    targets, *parts = totals.float().split([1, *(len(of_method[0]) for _, of_method in rows)])
+    return targets[0], [(method, part) for (method, _), part in zip(rows, parts, strict=True)]
 
 
 def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[Batch]) -> Sequence[Batch]:
@@ -133,27 +161,25 @@ def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[
 
     Their own factors differ where rows differ in the share of targets, and the step would depend on the split.
     """
-    several_ranks = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if (len(batches) == 1 and not several_ranks) or not any(isinstance(module, MoE) for module in model.modules()):
+    if (len(batches) == 1 and world_size() == 1) or not any(isinstance(module, MoE) for module in model.modules()):
         return batches
     counts = [objective.auxiliary_counts(model, batch) for batch in batches]
     numbers = [torch.as_tensor(n, device=batches[0].tokens.device).double() for pair in counts if pair for n in pair]
     if not numbers:
         return batches
     totals = torch.stack(numbers).view(-1, 2).sum(0)
-    if several_ranks:
-        dist.all_reduce(totals)
+    (totals,) = all_reduce_together([totals])
     ratio = totals[0] / totals[1]
     return [dataclasses.replace(batch, auxiliary_ratio=ratio.expand(len(batch))) for batch in batches]
 
 
-def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:
-    """The loss plus a penalty, as the sum of their means; the penalty's metrics get the prefix "retention/"."""
-    if penalty is None:
-        return loss
-    share = (loss.tokens / penalty.tokens).detach()
-    metrics = {f"retention/{name}": value * share for name, value in penalty.metrics.items()}
-    return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **metrics})
+def add_penalty(loss: Loss, penalty: Penalty, targets: Tensor) -> Loss:
+    """The loss of a micro-batch plus its part of a penalty; the penalty's metrics get the prefix "retention/".
+
+    targets  of the whole step, by which the sum of the losses is divided
+    """
+    metrics = {f"retention/{name}": value * targets for name, value in penalty.metrics.items()}
+    return Loss(loss.total + targets * penalty.value, loss.tokens, {**loss.metrics, **metrics})
 
 
 def normalize_gradients(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from kleiber.types.ranks import all_reduce_together, world_size
 
 
 @dataclass
@@ -106,6 +107,18 @@ class Loss:
 
 
 @dataclass
+class Penalty:
+    """The part of a micro-batch in a penalty, which is added to the mean loss of the step.
+
+    value    what is differentiated
+    metrics  detached values to log, which are summed over the step
+    """
+
+    value: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Routing:
     """The experts that a router chooses for each token.
 
@@ -156,15 +169,11 @@ class Sums:
 
     def reduce(self) -> Sums:
         """Adds the sums of all ranks, in one collective; every rank must have the same metrics."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             # fp64 keeps token counts exact: fp32 stops counting at 2^24.
-            flat = torch.cat([value.reshape(-1).double() for value in self.values.values()])
-            dist.all_reduce(flat)
-            parts = flat.split([value.numel() for value in self.values.values()])
-            self.values = {
-                name: part.view(value.shape).to(value.dtype)
-                for (name, value), part in zip(self.values.items(), parts, strict=True)
-            }
+            totals = all_reduce_together([value.double() for value in self.values.values()])
+            pairs = zip(self.values.items(), totals, strict=True)
+            self.values = {name: total.to(value.dtype) for (name, value), total in pairs}
         return self
 
     def means(self) -> dict[str, Tensor]:

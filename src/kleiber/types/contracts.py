@@ -1,4 +1,4 @@
-"""Base classes of what a user can add, with defaults that do nothing: data, objectives, adapters, retention methods."""
+"""Base classes of what a user can add, with defaults that do nothing: data, objectives, adapters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -36,8 +36,7 @@ class Samples:
     num_bytes   bytes of the text of the targets, for bits per byte
     sides       rows that a forward pass has per sample: 2 for a pair of answers
     padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
-    random_access  whether `gather` returns any sample; False: samples are read in order alone, and len() is above
-                   their number until all were read
+    random_access  whether `gather` returns any sample; False: they are read in order, and len() is an upper bound
     """
 
     num_tokens: int
@@ -137,6 +136,11 @@ class Objective:
 
     def check(self, model: Model) -> None:
         """Raises ValueError where the objective does not fit the model. Called before any stage is trained."""
+        if self.needs_causal and not model.causal:
+            raise ValueError(
+                f"objective={type(self).__name__.lower()} needs a causal model, because a bidirectional one reads the "
+                "token that it predicts: set model=gpt, or objective=mlm"
+            )
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Called when a stage begins or resumes.
@@ -153,7 +157,15 @@ class Objective:
         """Divisor of the loss, and real tokens read: their ratio in a step scales auxiliary losses. None: it is 1."""
         return None
 
-    def unlearned_flops(self, model: Model, time: int) -> float:
+    def targets(self, model: Model, batch: Batch) -> float | Tensor:
+        """`tokens` of the loss of a batch. An objective that knows them without a forward pass overrides this."""
+        counts = self.auxiliary_counts(model, batch)
+        if counts is not None:
+            return counts[0]
+        with torch.no_grad():
+            return self(model, batch).tokens
+
+    def forward_only_flops(self, model: Model, time: int) -> float:
         """FLOPs per token of forward passes that train nothing, such as a teacher's, over rows of `time` tokens."""
         return 0.0
 
@@ -205,12 +217,9 @@ class Task:
 
 
 class Adapter:
-    """Chooses which parameters of a loaded model a stage trains, and may add new ones.
+    """Chooses which parameters of a loaded model a stage trains, and may add new ones."""
 
-    learning_rate_factor  factor of the default learning rate
-    """
-
-    learning_rate_factor: ClassVar[float] = 1.0
+    learning_rate_factor: ClassVar[float] = 1.0  # factor of the default learning rate
 
     def check(self, model: Model) -> None:
         """Raises ValueError where the adapter does not fit the model. Called before any stage is trained."""
@@ -222,78 +231,3 @@ class Adapter:
     def merge(self, model: Model) -> None:
         """Merges the adapter into the weights: modules and names are plain again, and every parameter is trainable."""
         model.requires_grad_(True)
-
-
-class Retention(nn.Module):
-    """A method that preserves earlier tasks while a stage trains on a new one. Every hook here does nothing.
-
-    What it remembers (start weights, Fisher information, an old model) is in `memory`: dictionaries of tensors and
-    numbers, which are its `state_dict` and part of every checkpoint. A new stage loads the memory with which its
-    parent's method of the same name ended, if there is one, and calls `begin_stage`. A resumed stage loads its own
-    memory and does not call `begin_stage`. Both then call `data`. Hooks are pure functions of the memory, their
-    arguments and the seed.
-
-    mixes_data           whether `data` may return other samples than those of the stage
-    reads_earlier_tasks  whether it reads the tasks of earlier stages: their samples or their objectives
-    """
-
-    mixes_data: ClassVar[bool] = False
-    reads_earlier_tasks: ClassVar[bool] = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.memory: Json = {}
-
-    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Called before the stage's first step, with the model as it is then and the tasks of all earlier stages."""
-
-    def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        """The samples that the stage trains on under `objective`; called at every start of the stage."""
-        return train
-
-    def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
-        """The `Loss` whose mean, total / tokens, is added to the mean loss of a micro-batch; None for no penalty.
-
-        Its `metrics` have the same names on all ranks.
-        """
-        return None
-
-    def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
-        """Changes the gradients of the mean loss in place, before they are clipped; returns values to log.
-
-        The gradients are those of the whole step: the same on every rank, before and after.
-        """
-        return {}
-
-    def extra_passes(self, rows: int) -> tuple[float, float]:
-        """Extra forward passes, and forward and backward passes, of a step, in multiples of a pass over its `rows`."""
-        return 0.0, 0.0
-
-    def after_step(self, model: Model, step: int, lr: float) -> None:
-        """Changes the weights after the optimizer's step, for changes that Adam must not rescale."""
-
-    def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:
-        """Further checkpoints of the stage, by the prefix of their metrics, such as `wise/0.5`.
-
-        save  writes the present weights of the model to a checkpoint of this name, and returns its path
-        """
-        return {}
-
-    def get_extra_state(self) -> Json:
-        """The memory, as the method's `state_dict`."""
-        return self.memory
-
-    def set_extra_state(self, state: Json) -> None:
-        """Replaces the memory by that of a `state_dict`."""
-        self.memory = state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Retention:
-        """Converts the tensors in `memory` as well, when the module is moved to another device or precision."""
-        self.memory = _map_tensors(self.memory, fn)
-        return super()._apply(fn, recurse)
-
-
-def _map_tensors(values: Json, fn: Callable[[Tensor], Tensor]) -> Json:
-    """The dictionary with `fn` applied to every tensor in it and in its dictionaries."""
-    nested = {name: _map_tensors(value, fn) for name, value in values.items() if isinstance(value, dict)}
-    return values | nested | {name: fn(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -272,7 +272,8 @@ class Model(nn.Module):
     def freeze_head(self) -> None:
         """Stops training the output matrix over tokens, which no loss reads; a tied one is trained as the embedding."""
         if not self.tied:
-            self.head.weight.requires_grad_(False)
+            head = self.head if isinstance(self.head, nn.Module) else self.head.weight
+            head.requires_grad_(False)  # with a low-rank update of the matrix, if there is one
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
@@ -280,6 +281,11 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's parameters."""
+    return next(model.parameters()).device
 
 
 def _role(module: nn.Module, name: str) -> Role:

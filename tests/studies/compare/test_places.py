@@ -77,6 +77,14 @@ def test_a_plan_may_list_rates_and_budgets_of_an_arm_and_no_other_key():
     assert Compare().check_plan(planned(1000, 2000, counted=False)) == []  # in epochs: their tokens may differ
 
 
+def test_a_plan_of_an_arm_from_two_bases_of_a_seed_is_refused_as_its_runs_would_be():
+    points = [replace(point, config={**point.config, "init": {"path": "base"}}) for point in planned(None)]
+    other = replace(points[0], folder=Path("other"), config={**points[0].config, "init": {"path": "wider"}})
+    assert Compare().check_plan(points) == []
+    with pytest.raises(ValueError, match=r"init\.path \(base, wider\)"):
+        Compare().check_plan([*points, other])
+
+
 def test_runs_that_a_study_without_rates_would_not_read_are_refused_in_a_plan():
     rates = [point for point in planned(None) if point.config["optimizer"]["lr"] == 0.01]
     OneRunStudy().check_plan(rates)

@@ -13,7 +13,7 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Subject
 from kleiber.objectives.clm import CLM
 from kleiber.records.summary import StageRecord
-from kleiber.training.callbacks.evaluations import Evaluations
+from kleiber.training.callbacks.evaluations import RunEvaluations
 
 EVERY = ["evals=[perplexity]", "eval.every_tokens=4K", "trainer.max_steps=20"]
 KEY = "eval/perplexity/tiny/loss"
@@ -48,7 +48,7 @@ def test_an_evaluation_learns_how_far_the_text_was_read(tmp_path: Path) -> None:
 
     reader, record = Reader(), StageRecord("main", rollbacks=[{"step": 9, "to": 4}])
     subject = Subject(None, Bytes(), CLM(), CLM(), [], reading=Reading(0, 8, 0))  # type: ignore[arg-type]
-    Evaluations([], subject, record, tmp_path, {}, 1).measure(reader, 20)  # type: ignore[arg-type]
+    RunEvaluations([], subject, record, tmp_path, {}, 1).measure(reader, 20)  # type: ignore[arg-type]
     assert reader.reading == Reading(0, 8, 25)
 
 

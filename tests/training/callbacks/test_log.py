@@ -61,12 +61,12 @@ def test_the_speed_leaves_out_the_first_step_and_the_time_of_other_callbacks(tra
     record = StageRecord("main")
     callback = Throughput(100, record, every=2)
     clock.seconds += 100  # an evaluation of the start
-    callback.restart.on_train_start(trainer, module())
+    callback.start_callback().on_train_start(trainer, module())
     for trainer.global_step, seconds in ((1, 5.0), (2, 2.0), (3, 2.0), (4, 1.0)):
         clock.seconds += seconds
         callback.on_train_batch_end(trainer, module())
         clock.seconds += 100  # an evaluation
-        callback.restart.on_train_batch_end(trainer, module())
+        callback.start_callback().on_train_batch_end(trainer, module())
     assert record.seconds == 10.0 and record.tokens_per_s == pytest.approx(3 * 100 / 5)
     assert trainer.rows == [
         (2, {"speed/tokens_per_s": 50.0, "speed/seconds": 7.0}),

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kleiber.nn.mlp import gated_hidden
+from kleiber.config.model_size import gated_hidden
 from kleiber.nn.mup import Site
 from kleiber.types import Width
 from kleiber.types.batch import Batch

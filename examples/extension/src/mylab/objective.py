@@ -7,7 +7,7 @@ from annotated_types import Ge, Lt
 
 from kleiber.nn.loss import target_weights
 from kleiber.objectives.auxiliary import loss_with_auxiliary
-from kleiber.objectives.clm import CLM, next_token_inputs, require_causal
+from kleiber.objectives.clm import CLM, next_token_inputs
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
 
@@ -25,7 +25,6 @@ class Smoothed(CLM):
         self.smoothing = smoothing
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        require_causal(model, "smoothed")
         rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
         output = model(rows)
         log_p = model.head(output.hidden).log_softmax(-1)

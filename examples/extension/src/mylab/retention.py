@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from kleiber.retention.memory import remembered, snapshot
 from kleiber.types import Positive
-from kleiber.types.contracts import Retention, Task
+from kleiber.types.contracts import Task
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 class Sparse(Retention):

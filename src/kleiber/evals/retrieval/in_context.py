@@ -19,7 +19,7 @@ from torch import Tensor
 from kleiber.evals.retrieval.neighbors import nearest
 from kleiber.evals.retrieval.scoring import ScoredRow, Targets, mean_states, score_rows
 from kleiber.records.progress import activity
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
 
 WORD = re.compile(r"\w+")
@@ -132,7 +132,7 @@ class DenseIndex(Index):
     def search(self, queries: Sequence[Ids], count: int) -> Places:
         """The chunks whose mean state is the nearest one."""
         states = mean_states(self.model, queries, self.tokens, "reading the queries")
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         return nearest(states, self.vectors, count, self.how, device).entries.tolist()
 
 

@@ -15,7 +15,7 @@ from kleiber.evals.likelihood import cut_by_length, target_scores
 from kleiber.models.transformer import Block, Transformer
 from kleiber.records.progress import activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 KEYS = ("hidden", "ffn")
 
@@ -107,7 +107,7 @@ def score_rows(model: Model, rows: Sequence[ScoredRow], tokens: int, key: str, l
     key     "hidden" or "ffn": which vectors are keys
     label   what the progress line shows
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     counts = [int(row.scored.sum()) for row in rows]
     starts = np.cumsum([0, *counts]).tolist()
     total = starts[-1]
@@ -139,7 +139,7 @@ def mean_states(
     model: Model, texts: Sequence[Int[np.ndarray, "_"]], tokens: int, label: str
 ) -> Float[Tensor, "texts dim"]:
     """The mean hidden state of each text after the last layer, scaled to length 1; on the CPU."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     means = torch.zeros(len(texts), model.width)
     with activity(label, len(texts), "texts") as work:
         for chosen in passes([len(text) for text in texts], tokens):

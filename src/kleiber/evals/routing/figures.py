@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from kleiber.charts.theme import PALETTE, WIDTH, apply_theme, kind_color, log_axis, with_title
-from kleiber.records.summary import read_rows, rows_with
+from kleiber.records.metrics import read_rows, rows_with
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Json, Row
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
-from kleiber.records.summary import rows_with
+from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
 from kleiber.studies.compare.decision import LOSS
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
@@ -106,7 +106,7 @@ def leaf_rows(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[Json]:
         arm = arm_of(run)
         if arm is None or run.status not in (Status.FINISHED, Status.DIVERGED):
             continue
-        leaves = run.leaves if run.status == Status.FINISHED else []
+        leaves = run.leaves if run.finished else []
         for row, stage in zip(run.leaf_rows(), leaves or [{}], strict=False):
             lr = row["lr"] if row["lr"] is not None else run.config["optimizer"]["lr"]
             measured = {**row, **costs_of_leaf(run.config["model"], stage), **expert_loads(run.rows, stage.get("name"))}

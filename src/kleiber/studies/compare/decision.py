@@ -204,12 +204,16 @@ class Claim:
 
     def text(self) -> str:
         """The statement as a sentence without a period."""
-        measure, place = label_of(self.measure), f"at equal {QUANTITIES[self.equal].label}"
+        return f"{self.difference()} at equal {QUANTITIES[self.equal].label}"
+
+    def difference(self) -> str:
+        """The statement without what is held equal."""
+        measure = label_of(self.measure)
         if self.direction == "within":
-            return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g} {place}"
+            return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g}"
         negation, _, comparative = self.direction.rpartition("_")
         by = f" by more than {self.margin:g}" if self.margin else ""
-        return f"{self.arm} has {'no' if negation else 'a'} {comparative} {measure} than {self.against}{by} {place}"
+        return f"{self.arm} has {'no' if negation else 'a'} {comparative} {measure} than {self.against}{by}"
 
     def decide(self, estimate: Estimate | None) -> Decision:
         """Decides the claim by the interval of arm - against."""

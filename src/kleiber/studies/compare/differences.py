@@ -189,20 +189,33 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
             claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
         )
     sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
-    estimate = paired_difference(sides.ours, sides.theirs, level, unit_of(claim.measure))
     problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
+    name = f"difference at equal {QUANTITIES[claim.equal].label}"
+    return decide(claim, sides.ours, sides.theirs, level, name, problem, tuned=not sides.untuned)
+
+
+def decide(
+    claim: Claim, ours: Mapping[int, float], theirs: Mapping[int, float], level: float, name: str, problem: str,
+    tuned: bool,
+) -> Result:  # fmt: skip
+    """Decides a claim by the values of both sides by seed.
+
+    name     of the difference of the two
+    problem  why they decide nothing; "" where they can
+    tuned    whether the arms are
+    """
+    estimate = paired_difference(ours, theirs, level, unit_of(claim.measure))
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds in common have {claim.measure}"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, not sides.untuned)
+        return Result(claim, estimate, Decision.NOT_TESTED, problem, tuned)
     decision = claim.decide(estimate)
-    ends = f"[{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    why = f"the {level:.1%} interval of the difference at equal {QUANTITIES[claim.equal].label} is {ends}"
+    why = f"the {level:.1%} interval of the {name} is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
     if decision != Decision.UNDECIDED:
-        return Result(claim, estimate, decision, why, True)
-    gaps = gaps_by_seed(sides.ours, sides.theirs)
+        return Result(claim, estimate, decision, why, tuned)
+    gaps = gaps_by_seed(ours, theirs)
     seeds = more_seeds_needed(gaps, claim, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
-    return Result(claim, estimate, decision, why, True, seeds, half)
+    return Result(claim, estimate, decision, why, tuned, seeds, half)
 
 
 def more_seeds_of_all(results: Sequence[Result]) -> int | None:

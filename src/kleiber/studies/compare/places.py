@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.diff import differing, identity_keys
-from kleiber.records.folder import flatten
 from kleiber.studies.laws.table import round_down
 from kleiber.studies.study import IntervalStudy, PlannedPoint
 from kleiber.types import Config
@@ -24,16 +24,12 @@ SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one 
 
 
 class Place(NamedTuple):
-    """Where a study of arms reads a run: it takes one run at each place.
-
-    start  path of the weights that the run starts from, "" where it is not told apart
-    """
+    """Where a study of arms reads a run: it takes one run at each place."""
 
     arm: str
     tokens: float
     lr: float
     seed: int
-    start: str = ""
 
     def __str__(self) -> str:
         return f"{self.arm}, {self.tokens:,.0f} tokens, learning rate {self.lr:g}, seed {self.seed}"
@@ -67,9 +63,8 @@ def refuse_planned_twins(points: Sequence[PlannedPoint], arm_of: Callable[[Confi
     tokens = round_down(np.array([point.D for _, point in kept]), SAME_TOKENS).tolist() if kept else []
     placed = []
     for (arm, point), length in zip(kept, tokens, strict=True):
-        config, start = point.config, str((point.config.get("init") or {}).get("path") or "")
-        place = Place(arm, length, float(config["optimizer"]["lr"]), config["seed"], start)
-        placed.append((place, point.folder.name, config))
+        place = Place(arm, length, float(point.config["optimizer"]["lr"]), point.config["seed"])
+        placed.append((place, point.folder.name, point.config))
     refuse_twins(placed)
 
 

@@ -59,7 +59,7 @@ def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
     where the earlier tasks were not scored. Raises ValueError where no finished run started from another.
     """
     by_folder = {str(run.folder.absolute()): run for run in runs}
-    kept = [run for run in runs if run.status == "finished" and continued(run)]
+    kept = [run for run in runs if run.finished and continued(run)]
     suffixes = apart(kept)
     table = [row for run in kept for row in rows_of(run, by_folder, arm_of or described, suffixes[run.name])]
     if not table:

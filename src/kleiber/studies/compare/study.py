@@ -154,8 +154,8 @@ def read_claim(node: Mapping[str, str | float], key: str) -> Claim:
         raise ValueError(f"{key}: {error}") from None
 
 
-def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
-    """Compares the arms of runs.
+def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: int = 0) -> Findings:
+    """Compares the arms of runs. `further_claims` of a study share the error rate with those of `study.claims`.
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
@@ -165,7 +165,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     claims = study.read_claims(order)
     study.require_arms(order)
     why_not = not_ready(runs, study.looks, arm_of)
-    each = level_of_each(level, len(claims), study.looks)
+    each = level_of_each(level, len(claims) + further_claims, study.looks)
     results = [judge(claim, ladders, each, why_not) for claim in claims]
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
@@ -200,7 +200,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         ],
         tables={title: rows for title, rows in tables.items() if rows},
         figures=figures(claims, arms, tables, measure, differences_drawn(claims, pairs, ladders, measure, each), each),
-        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
+        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims) + further_claims, looks=study.looks)
+        + further_methods(tables),
         comparison=comparison,
     )
 

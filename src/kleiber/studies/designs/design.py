@@ -169,7 +169,7 @@ class SweepContext:
         """Returns the runs in the folder, and in a dry run also the planned ones."""
         by_folder = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
         for run in self.planned() if self.planned else ():
-            if run.folder not in by_folder or by_folder[run.folder].status != "finished":
+            if run.folder not in by_folder or not by_folder[run.folder].finished:
                 by_folder[run.folder] = run
         return list(by_folder.values())
 
@@ -216,7 +216,7 @@ def find_base_run(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequ
     there = {line for _, lines in planned for line in lines}
     ours = parse_lines([line for overrides in (base, *bases) for line in overrides if line in there])
     wanted = {line for line in base if line.partition("=")[0] in ours}
-    matches = [run for run, lines in planned if run.status == "finished" and wanted and wanted <= lines]
+    matches = [run for run, lines in planned if run.finished and wanted and wanted <= lines]
     if len(matches) > 1:
         names = ", ".join(run.name for run in matches)
         raise ValueError(

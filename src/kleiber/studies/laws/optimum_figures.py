@@ -38,7 +38,7 @@ def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[st
 
 def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Chart:
     """Excess loss vs one hyperparameter, a line for each group, with the other hyperparameters as in its best run."""
-    parts, best = [], []
+    parts, best, left_out = [], [], 0
     groups = record["optima"]
     N, D = rows.columns["N"], rows.columns["D"]
     others = [other for other in form.axes if other != axis]
@@ -50,6 +50,7 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
         swept, member = np.unique(rows.columns[axis][near], return_inverse=True)
         excess = 100 * (np.bincount(member, rows.target[near]) / np.bincount(member) / row["loss"] - 1)
         close = excess <= 100 * SHOWN
+        left_out += int(np.isin(member, np.flatnonzero(~close)).sum())
         parts.append(pd.DataFrame({"value": swept[close], "excess": excess[close]}).assign(**name))
         if row[axis] is not None:
             best.append({"value": row[axis], "excess": 0.0, **name})
@@ -66,7 +67,8 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
         marks = alt.Chart(pd.DataFrame(best)).mark_point(shape="triangle-up", size=80, filled=True, yOffset=-4)
         layers.append(marks.encode(x=x, y=y, color=color, tooltip=tip[:3]))
     held = f"; {' and '.join(LABELS[other].partition(' (')[0] for other in others)} of the best run" if others else ""
-    subtitle = f"a line for each size and number of tokens{held}; triangles: fitted optima"
+    subtitle = f"a line for each size and number of tokens{held}" + "; triangles: fitted optima" * bool(best)
+    subtitle += f"; {left_out} runs above {100 * SHOWN:g} % not shown" * bool(left_out)
     return with_title(alt.layer(*layers), f"Excess loss vs {LABELS[axis]}", subtitle=subtitle)
 
 

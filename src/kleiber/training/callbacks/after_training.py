@@ -28,7 +28,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
 from kleiber.types import Count, Natural, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 if TYPE_CHECKING:
     from altair import FacetChart, LayerChart
@@ -255,7 +255,7 @@ class Samples(LeanCallback):
             return
         tokenizer = self.corpus.tokenizer
         ids = tokenizer.encode_prompt(self.prompt) if self.prompt else self._validation_prompt()
-        device = next(model.parameters()).device
+        device = device_of(model)
         prompts = torch.tensor([ids] * self.num, device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
         rows = generate(model, prompts, self.length, temperature=self.temperature, generator=generator)

@@ -31,7 +31,7 @@ from kleiber.training.memory import peak_memory_bytes, reset_peak_memory
 from kleiber.training.step import Diverged
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
-from kleiber.types.model import Model
+from kleiber.types.model import Model, device_of
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Evaluate(LeanCallback):
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
-        with apart_from_training(self.record, next(model.parameters()).device):
+        with apart_from_training(self.record, device_of(model)):
             return score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
 
 

@@ -16,7 +16,7 @@ from kleiber.training.lit import LitLM
 from kleiber.types import Config
 
 
-class Evaluations(LeanCallback):
+class RunEvaluations(LeanCallback):
     """Evaluates the model every `every` tokens and after the last step, on rank 0.
 
     The scores are metrics of the stage and rows of its curve, as eval/<name>/<data>/<metric>; the last results are in
@@ -44,7 +44,7 @@ class Evaluations(LeanCallback):
         self.measurements, self.subject, self.record, self.folder = measurements, subject, record, folder
         self.settings = settings
         self.batch_tokens, self.every, self.at_start, self.at_end = batch_tokens, every, at_start, at_end
-        self.cost_is_told = False
+        self.cost_printed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Evaluates a model that begins with trained weights."""
@@ -89,8 +89,8 @@ class Evaluations(LeanCallback):
         seconds = self.record.evaluation_seconds - before
         for logger in trainer.loggers:
             logger.log_metrics(scores, trainer.global_step)
-        if trainer.is_global_zero and self.every is not None and not self.cost_is_told:
-            self.cost_is_told = True
+        if trainer.is_global_zero and self.every is not None and not self.cost_printed:
+            self.cost_printed = True
             times = trainer.max_steps * self.batch_tokens // self.every
             names = ", ".join(measurement.name for measurement in self.measurements)
             often = f"about {times} time{'s' * (times != 1)} in this stage"

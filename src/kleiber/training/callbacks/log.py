@@ -57,8 +57,8 @@ def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
 class Throughput(LeanCallback):
     """Measures the seconds and tokens per second of training, without evaluations and checkpoints, for the record.
 
-    The time of a step begins where the last callback of the step before has returned (`restart`), so it includes the
-    wait for data. It ends before the other callbacks.
+    The time of a step begins where the last callback of the step before has returned (`start_callback`), so it includes
+    the wait for data. It ends before the other callbacks.
 
     Every `every` steps it logs speed/tokens_per_s and speed/seconds of the stage; the seconds are resumed with the run.
     The first step of a process counts for the seconds but not for the speed, because it allocates and compiles.
@@ -82,10 +82,9 @@ class Throughput(LeanCallback):
     def load_state_dict(self, state_dict: Json) -> None:
         self.seconds = self.record.seconds = state_dict["seconds"]
 
-    @property
-    def restart(self) -> ClockStart:
-        """The callback that starts the clock; it must be the last one."""
-        return ClockStart(self)
+    def start_callback(self) -> StartClock:
+        """Returns the callback that starts the clock, which must be the last one of a stage."""
+        return StartClock(self)
 
     def start(self) -> None:
         """Starts the clock of the next step."""
@@ -108,7 +107,7 @@ class Throughput(LeanCallback):
                 self.meter.sample()
 
 
-class ClockStart(LeanCallback):
+class StartClock(LeanCallback):
     """Starts the clock of `throughput` after all other callbacks."""
 
     def __init__(self, throughput: Throughput) -> None:
@@ -219,13 +218,13 @@ class RoutingHealth(LeanCallback):
             text = f"layer {layer} has a balance loss of {balance:.3f}, below 1: its scores are not a distribution"
             alarms += self._alarm(f"gaming/{layer}", balance < self.floor, self.patience, text)
             if full:
-                alarms += self._count_dead(layer, row)
+                alarms += self._update_dead_experts(layer, row)
         self.loads = {}
         if full:
             self.windows, self.tokens = {}, 0.0
         return row, alarms
 
-    def _count_dead(self, layer: str, row: dict[str, float]) -> list[str]:
+    def _update_dead_experts(self, layer: str, row: dict[str, float]) -> list[str]:
         counts = self.windows[layer]
         dead = (counts * len(counts) < DEAD * counts.sum()).nonzero().flatten().tolist()
         again = sorted(set(dead) & set(self.dead.get(layer, [])))

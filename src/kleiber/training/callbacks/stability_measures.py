@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from kleiber.models.transformer import Block
 from kleiber.nn.attention import FullAttention
-from kleiber.nn.sharding import is_sharded
+from kleiber.nn.sharding import is_sharded, local
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.ranks import all_reduce_together, world_size
 
 QUERIES = 256  # most positions of a row at which attention and logits are measured
 ENTRIES = 65_536  # most entries of a weight matrix of which the update is measured
@@ -38,10 +39,9 @@ class Measures:
 
     def reduce(self) -> Measures:
         """Adds up sums and counts over all ranks, and takes the largest maxima. Every rank must have the same names."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            _reduce(self.sums, dist.ReduceOp.SUM)
-            _reduce(self.counts, dist.ReduceOp.SUM)
-            _reduce(self.maxima, dist.ReduceOp.MAX)
+        operations = dist.ReduceOp.SUM, dist.ReduceOp.SUM, dist.ReduceOp.MAX
+        for parts, operation in zip((self.sums, self.counts, self.maxima), operations, strict=True):
+            parts.update(zip(parts, all_reduce_together(list(parts.values()), operation), strict=True))
         return self
 
     def values(self) -> dict[str, list[float]]:
@@ -169,10 +169,10 @@ def gradient_norms(layers: dict[str, list[nn.Parameter]]) -> dict[str, float]:
     pairs = [(name, p.grad) for name, parameters in layers.items() for p in parameters if p.grad is not None]
     if not pairs:
         return {}
-    squares = torch.stack(torch._foreach_norm([_local(gradient) for _, gradient in pairs])).double().square()
+    squares = torch.stack(torch._foreach_norm([local(gradient) for _, gradient in pairs])).double().square()
     sharded = [is_sharded(gradient) for _, gradient in pairs]
     if any(sharded):  # what every rank has whole counts once
-        squares /= torch.tensor([1 if each else dist.get_world_size() for each in sharded], device=squares.device)
+        squares /= torch.tensor([1 if each else world_size() for each in sharded], device=squares.device)
         dist.all_reduce(squares)
     norms: dict[str, float] = {}
     for (name, _), square in zip(pairs, squares.tolist(), strict=True):
@@ -187,7 +187,7 @@ def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def sample_entries(matrices: Iterable[nn.Parameter]) -> list[Tensor]:
     """Copies of at most ENTRIES evenly spaced entries of each matrix."""
-    return [_spaced(_local(matrix.detach())).clone() for matrix in matrices]
+    return [_spaced(local(matrix.detach())).clone() for matrix in matrices]
 
 
 @torch.no_grad()
@@ -196,25 +196,12 @@ def add_updates(measures: Measures, before: Sequence[Tensor], matrices: dict[str
 
     A matrix that was 0 before has none.
     """
-    after = [_spaced(_local(matrix.detach())) for matrix in matrices.values()]
+    after = [_spaced(local(matrix.detach())) for matrix in matrices.values()]
     changes = torch._foreach_norm(torch._foreach_sub(after, list(before)))
     for name, change, norm in zip(matrices, changes, torch._foreach_norm(list(before)), strict=True):
         measures.add_mean(f"update/{name}", change.double().square() * (norm > 0), norm.double().square())
 
 
-def _reduce(parts: dict[str, Tensor], operation: dist.ReduceOp.RedOpType) -> None:
-    """Combines each tensor with those of the other ranks, in one collective."""
-    if not parts:
-        return
-    flat = torch.cat([value.reshape(-1).double() for value in parts.values()])
-    dist.all_reduce(flat, op=operation)
-    parts.update(zip(parts, flat.split([value.numel() for value in parts.values()]), strict=True))
-
-
 def _spaced(values: Tensor) -> Tensor:
     stride = -(-values.numel() // ENTRIES)
     return values.flatten()[:: stride | 1 if stride > 1 else 1]
-
-
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if is_sharded(value) else value
