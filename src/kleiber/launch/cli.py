@@ -26,7 +26,8 @@ class PlainHelp:
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         paragraphs = inspect.cleandoc(help or "").split("\n\n")
-        super().__init__(*args, help="\n\n".join(text.replace("\n", " ") for text in paragraphs), **options)
+        options["help"] = "\n\n".join(text.replace("\n", " ") for text in paragraphs)
+        super().__init__(*args, **options)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Returns the parameters, `--help` among them."""
