@@ -52,7 +52,7 @@ def decision(tables: list[np.ndarray], looks: list[int], level: float) -> Decisi
     outcome = Decision.UNDECIDED
     for seeds in looks:
         first, second = (arm(name, table, seeds) for name, table in zip("ab", tables, strict=True))
-        estimate = paired_difference(second.at_best, first.at_best, level, "nats")
+        estimate = paired_difference(second.best_values, first.best_values, level, "nats")
         outcome = Claim("b", "a").decide(estimate)
         if outcome in DECIDED:
             break

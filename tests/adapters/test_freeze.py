@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kleiber.adapters.freeze import PARTS, Freeze, parts
+from kleiber.models.lstm import LSTM
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 
@@ -61,6 +62,10 @@ def test_heads_of_tasks_train_unless_they_are_named_and_merging_frees_all():
     assert not any(n.startswith("heads.") for n in trained(model))
     adapter.merge(model)
     assert trained(model) == set(before) and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_recurrence_is_in_place_of_attention():
+    assert parts(LSTM(23, width=16, context=8))["blocks.0.lstm.weight_ih_l0"] == "attention"
 
 
 def test_what_did_not_train_before_does_not_train_now():

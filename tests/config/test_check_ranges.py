@@ -173,6 +173,8 @@ OUTSIDE = [
     ("nn.load_balance_loss", "coefficient", -0.1),
     ("nn.routers.LossFree", "rate", 0.0),
     ("nn.routers.Sinkhorn", "iterations", 0),
+    ("optimizers.AdamW", "eps", 0.0),
+    ("optimizers.Muon", "eps", 0.0),
     ("objectives.CDPO", "beta", 0.0),
     ("objectives.CDPO", "noise", 0.5),
     ("objectives.Distill", "mix", 0.0),

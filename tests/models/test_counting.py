@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from kleiber.adapters.freeze import Freeze
-from kleiber.adapters.lora import LoRA
+from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
@@ -210,6 +210,14 @@ def test_active_parameters_leave_out_the_experts_not_visited():
     counts = count_parameters(model)
     assert counts.total - counts.active == 2 * 6 * 3 * 64 * model.blocks[0].mlp.hidden
     assert six_nd(counts) == 6 * counts.active
+
+
+def test_updates_of_experts_that_are_not_visited_are_not_active():
+    model = Transformer(96, width=64, mlp=partial(interleaved_moe, num_experts=8, k=2))
+    before = count_parameters(model)
+    DoRA(rank=4, targets=["experts"]).apply(model, seed=0)
+    after = count_parameters(model)
+    assert after.active - before.active == (after.total - before.total) / 4
 
 
 def test_frozen_parameters_are_not_trainable():

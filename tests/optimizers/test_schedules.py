@@ -53,6 +53,7 @@ def test_only_a_schedule_with_a_stable_phase_has_a_branch_step():
     assert WSD(decay=0.0).branch_step(100) == 99, "a branch has at least one step of its own"
 
 
-def test_the_warmup_of_wsd_can_be_shortened_and_not_lengthened():
+def test_a_warmup_can_be_shortened_and_not_lengthened():
     assert [WSD(warmup_steps=100).limit_warmup(steps) for steps in (7, 500)] == [WSD(warmup_steps=7), WSD()]
-    assert Cosine().limit_warmup(7) == Cosine()
+    assert Cosine(final=0.3).limit_warmup(7) == Cosine(warmup_steps=7, final=0.3)
+    assert Constant().limit_warmup(7) == Constant(warmup_steps=7)

@@ -15,7 +15,7 @@ from kleiber.types.model import Model
 
 PARTS = ("embedding", "attention", "mlp", "experts", "router", "norms", "head", "heads")
 # Layers that mix positions by a recurrence or a convolution stand in place of attention.
-ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention", "linear_attn", "conv"}
+ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention", "linear_attn", "conv", "lstm"}
 ROUTER = {"router", "gate"}
 NORM = re.compile(r"norm|^ln_?\w?$|^layernorm", re.IGNORECASE)
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")

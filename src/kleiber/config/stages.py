@@ -67,6 +67,8 @@ def stage_configs(config: Config) -> dict[str, Json]:
     stages: dict[str, Json] = {}
     for name, changes in config["stages"]["chain"].items():
         check_name("stages.chain", name)
+        if changes is not None and not isinstance(changes, Mapping):
+            raise ConfigError(f"stages.chain.{name}={changes} must be a mapping of keys to their values in this stage")
         stage = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
         if not stages:
             stage |= dict.fromkeys(LATER_STAGE_KEYS)
@@ -191,8 +193,7 @@ def quantity(value: int | float | str) -> float:
     Raises ValueError for other values, and for a number that is not finite and positive.
     """
     number = _parse(value) if isinstance(value, str) else value
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not (is_number and math.isfinite(number) and number > 0):
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
         raise ValueError(f"{value!r} must be a positive number such as 20000000, 2e7, 20M or 1.5B")
     return float(number)
 

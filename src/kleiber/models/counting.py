@@ -58,8 +58,8 @@ def count_parameters(model: Model) -> Parameters:
 
 
 def _idle(experts: Experts) -> int:
-    """Parameters of the (num_experts - k) experts that a token does not visit."""
-    return sum((len(stack) - experts.k) * stack[0].numel() for stack in (experts.gate_up, experts.down))
+    """Parameters of the (num_experts - k) experts that a token does not visit, with their low-rank updates."""
+    return sum((len(stack) - experts.k) * stack[0].numel() for stack in experts.parameters())
 
 
 def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float:

@@ -63,9 +63,7 @@ class HFModel(Model):
         settings, folder = configuration(path, weights, changes)
         if weights == "random":
             settings.vocab_size = vocab_size
-            for name in SPECIALS:  # ids of another vocabulary; masks mark the padding
-                if hasattr(settings, name):
-                    setattr(settings, name, None)
+            _remove_special_ids(settings)
         if setting(settings, "is_encoder_decoder") or not setting(settings, "num_attention_heads"):
             raise ValueError(
                 f"model.path={path} is a {settings.model_type}, which must be a decoder or an encoder with attention"
@@ -175,7 +173,7 @@ class HFModel(Model):
 
     def idle(self) -> int:
         """Number of parameters of the experts that a token does not visit."""
-        return round(sum(p.numel() * (1 - self._share(n)) for n, p in self.inner.named_parameters()))
+        return round(sum(p.numel() * (1 - self._share(n, p)) for n, p in self.inner.named_parameters()))
 
     def forward_flops(self, time: int, read: Collection[str] = ()) -> float:
         """Approximate forward FLOPs per token: 2 per weight that a token visits, 4 per channel and pair in each layer.
@@ -199,9 +197,10 @@ class HFModel(Model):
         """
         roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
         return {
-            n: p.numel() * self._share(n)
+            n: p.numel() * self._share(n, p)
             for n, p in self.named_parameters()
-            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
+            if p.ndim > 1 and roles[n].kind != "embedding" and not n.endswith("bias")
+            if (id(p) in inside if read else not n.startswith("heads."))
             if not (".experts." in n and ".lora_" in n)
         }
 
@@ -215,19 +214,31 @@ class HFModel(Model):
         pairs = (time + 1) / 2 if self.causal else time
         return 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
 
-    def _share(self, name: str) -> float:
+    def _share(self, name: str, parameter: Tensor) -> float:
         """The share of a parameter that a token visits: k of the experts, and all of any other parameter."""
-        if "experts" not in name.split("."):
-            return 1.0
         total = setting(self.config, "num_local_experts") or setting(self.config, "num_experts", 1)
+        stacked = parameter.ndim > 2 and len(parameter) == total
+        segments = name.split(".")
+        if "router" in segments or (not stacked and "experts" not in segments):
+            return 1.0
         return setting(self.config, "num_experts_per_tok", total) / total
 
     def new_caches(self, length: int) -> HFCache:
         return HFCache(self.config)
 
 
+def _remove_special_ids(settings: PretrainedConfig) -> None:
+    """Removes the ids of another vocabulary, or sets them to 0 where a type requires one; masks mark the padding."""
+    for name in SPECIALS:
+        if hasattr(settings, name):
+            try:
+                setattr(settings, name, None)
+            except Exception:  # of several types, by validators of transformers
+                setattr(settings, name, 0)
+
+
 def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
-    if parameter.ndim < 2:
+    if parameter.ndim < 2 or name.endswith("bias"):  # a stack of experts has a matrix of biases
         return Role("vector", 1)
     if lookup:
         return Role("embedding", 1)
@@ -264,6 +275,7 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
             model = kind.from_config(settings, trust_remote_code=False, dtype=torch.float32)
         except Exception as error:  # of several types, by validators of transformers
             raise ValueError(f"model.path={path} cannot be built with this model.config: {error}") from None
+        model.get_input_embeddings().padding_idx = None  # with one, that row would get no gradient
         for module in model.modules():  # RoBERTa numbers positions from the id of padding, which is None here
             if not isinstance(module, nn.Embedding) and vars(module).get("padding_idx", 0) is None:
                 module.padding_idx = -1

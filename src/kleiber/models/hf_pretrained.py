@@ -214,7 +214,12 @@ def reads_ahead(inner: PreTrainedModel, path: str) -> bool:
     inner  the wrapped Hugging Face model
     path   its `model.path`, for the error of a model that does not run
     """
-    hidden = _output(inner.base_model, inner, path).last_hidden_state
+    hidden = getattr(_output(inner.base_model, inner, path), "last_hidden_state", None)
+    if hidden is None:
+        raise ValueError(
+            f"model.path={path} is a {inner.config.model_type}, whose hidden states transformers does not return: use "
+            "another type"
+        )
     earlier, last = ((hidden[0, place] - hidden[1, place]).abs().max() for place in (0, 1))
     return bool(earlier > 1e-5 * last)
 

@@ -94,7 +94,7 @@ class AdamW:
     lr: Positive = 0.02
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegative = 0.0
-    eps: NonNegative = 1e-8
+    eps: Positive = 1e-8
     clip: Positive | None = 1.0
     decay: DecayKind = "decoupled"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 from kleiber.types import Natural, Share
 
@@ -36,17 +37,26 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Constant(Schedule):
-    """Warm-up over `warmup_steps` optimizer steps, then a constant rate."""
+class Warmup(Schedule):
+    """Base class of schedules that begin with a warm-up over `warmup_steps` optimizer steps."""
 
     warmup_steps: Natural = 100
+
+    def limit_warmup(self, steps: int) -> Self:
+        """Returns the schedule with at most `steps` steps of warm-up."""
+        return replace(self, warmup_steps=min(self.warmup_steps, steps))
+
+
+@dataclass(frozen=True)
+class Constant(Warmup):
+    """Warm-up over `warmup_steps` optimizer steps, then a constant rate."""
 
     def __call__(self, step: int, total: int) -> float:
         return warmup_factor(step, total, self.warmup_steps)
 
 
 @dataclass(frozen=True)
-class WSD(Schedule):
+class WSD(Warmup):
     """Warm-up, stable rate, linear decay (Hu et al. 2024, arXiv:2404.06395).
 
     warmup_steps  optimizer steps of the warm-up
@@ -56,7 +66,6 @@ class WSD(Schedule):
     The decay is linear instead of exponential: at least as good according to Hägele et al. 2024, arXiv:2405.18392.
     """
 
-    warmup_steps: Natural = 100
     decay: Share = 0.2
     final: Share = 0.0
 
@@ -69,16 +78,11 @@ class WSD(Schedule):
         """Returns the step at which the decay begins; rates before it do not depend on `total`."""
         return total - max(1, math.ceil(self.decay * total))
 
-    def limit_warmup(self, steps: int) -> WSD:
-        """Returns the schedule with at most `steps` steps of warm-up."""
-        return replace(self, warmup_steps=min(self.warmup_steps, steps))
-
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Warmup):
     """Warm-up, then half a cosine down to the share `final` after the last step; every rate depends on `total`."""
 
-    warmup_steps: Natural = 100
     final: Share = 0.1
 
     def __call__(self, step: int, total: int) -> float:

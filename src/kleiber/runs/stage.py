@@ -41,8 +41,9 @@ from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.retention import Retention
 
 
 class Batches:

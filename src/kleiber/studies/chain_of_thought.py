@@ -125,7 +125,7 @@ def gains(arms: Mapping[str, Arm], runs: Sequence[Run], level: float) -> list[Js
         if not {(True, width), (False, width)} <= by_setting.keys():
             continue
         steps, plain = (arms[by_setting[shown, width]] for shown in (True, False))
-        metrics = [match for match in map(CELL.fullmatch, steps.others) if match is not None]
+        metrics = [match for match in map(CELL.fullmatch, steps.measures_at_best) if match is not None]
         for match in sorted(metrics, key=lambda match: int(match[1])):
             gap = paired_difference(steps.values(match[0]), plain.values(match[0]), level, "exact match")
             rows.append({"width": width, "digits": int(match[1]), **as_row(gap)})

@@ -163,8 +163,8 @@ def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: fl
     if arm is None:
         return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
     start = starts.get(claim.arm, {}).get(claim.measure, {})
-    problem = arm.wrong or why_not
-    return decide(claim, arm.values(claim.measure), start, level, "change", problem, tuned=not arm.wrong)
+    problem = arm.untuned_because or why_not
+    return decide(claim, arm.values(claim.measure), start, level, "change", problem, tuned=not arm.untuned_because)
 
 
 def score_rows(arms: Mapping[str, Arm], starts: Starts, level: float) -> list[Json]:

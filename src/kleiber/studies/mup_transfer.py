@@ -67,7 +67,7 @@ class MupTransfer(IntervalStudy):
         """Estimates the optimal learning rate at each width or depth, and its drift."""
         axis = axis_of(runs)
         places = {name_of(place, axis): place for place in sorted(place_of(run, axis) for run in runs)}
-        ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run, axis), axis), least=1)
+        ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run, axis), axis), min_arms=1)
         arms = {place: ladders[name][-1] for name, place in places.items() if name in ladders}
         optima, drifts = self.optima(arms, axis)
         moved = [drift_verdict(row, axis) for row in drifts]
@@ -108,7 +108,7 @@ class MupTransfer(IntervalStudy):
         grid, at = arm.grid, arm.grid.index(arm.best_lr)
         entry: Json = {
             "lr": None, "lo": None, "hi": None, "least_at": arm.best_lr, "loss": arm.mean, "place": "interior",
-            "wider": None, "seeds": len(arm.at_best), "rates": len(grid),
+            "wider": None, "seeds": len(arm.best_values), "rates": len(grid),
         }  # fmt: skip
         if at in (0, len(grid) - 1):
             return {**entry, "place": "edge"}, None
@@ -155,7 +155,7 @@ def name_of(place: tuple[str, int], axis: Axis) -> str:
 
 def parabola(arm: Arm, rates: Sequence[float]) -> Parabola | None:
     """Least-squares parabola over the given rates; None unless it is convex and has residual degrees of freedom."""
-    points = [(lr, seed, loss) for lr in rates for seed, loss in arm.losses[lr].items() if math.isfinite(loss)]
+    points = [(lr, seed, loss) for lr in rates for seed, loss in arm.values_by_rate[lr].items() if math.isfinite(loss)]
     seeds = sorted({seed for _, seed, _ in points})
     x = np.log2([lr / arm.best_lr for lr, _, _ in points])
     levels = np.array([[float(seed == other) for other in seeds] for _, seed, _ in points])

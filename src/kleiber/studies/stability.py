@@ -122,7 +122,7 @@ def arms_by_width(runs: Sequence[Run]) -> dict[Place, Arm]:
         place = place_of(run)
         return None if place is None else format_place(place)
 
-    ladders = read_ladders(runs, LOSS, arm_of, least=1)
+    ladders = read_ladders(runs, LOSS, arm_of, min_arms=1)
     names = {place: format_place(place) for place in places_in_order(runs)}
     return {place: ladders[name][-1] for place, name in names.items() if name in ladders}
 
@@ -152,7 +152,7 @@ def capped(arm: Arm, worst: float) -> Losses:
     """The losses of an arm, with `worst` in place of those that are higher or not finite."""
     return {
         lr: {seed: min(loss, worst) if math.isfinite(loss) else worst for seed, loss in by_seed.items()}
-        for lr, by_seed in sorted(arm.losses.items())
+        for lr, by_seed in sorted(arm.values_by_rate.items())
     }
 
 

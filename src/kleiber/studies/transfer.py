@@ -155,7 +155,7 @@ def best_base_rate(runs: Sequence[Run], arm: tuple[str, str]) -> float | None:
     ended = [run for run in runs if run.stage.get("metrics") and pretrained_arm(run.config) == arm]
     if not any(run.finished for run in ended):
         return None
-    ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], least=1).values()
+    ((*_, longest),) = read_ladders(ended, arm_of=lambda run: arm[0], min_arms=1).values()
     return longest.best_lr
 
 

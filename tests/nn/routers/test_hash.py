@@ -47,3 +47,8 @@ def test_hash_numbers_are_those_of_splitmix64():
     numbers = hash_numbers(torch.tensor([0, 7, 2**40]), 3, 5)
     for row, key in zip(numbers.tolist(), (0, 7, 2**40), strict=True):
         assert [number % 2**64 for number in row] == [mix((key * 3 + expert) * 64 + 5) for expert in range(3)]
+
+
+def test_layers_that_are_64_apart_have_other_numbers():
+    first, later = (hash_numbers(torch.arange(256), 8, layer).flatten() for layer in (1, 65))
+    assert not set(first.tolist()) & set(later.tolist())

@@ -42,10 +42,10 @@ def test_an_arm_is_tuned_with_five_rates_three_seeds_and_its_best_inside(tmp_pat
     write(tmp_path, STUDY, "alone", 3.0, seeds=1)
     arms = {name: ladder[1] for name, ladder in ladders_of(tmp_path).items()}
     good = arms["good"]
-    assert (good.wrong, good.best_lr, good.facts["tokens"]) == ("", 0.02, 4e6)
+    assert (good.untuned_because, good.best_lr, good.facts["tokens"]) == ("", 0.02, 4e6)
     assert good.mean == pytest.approx(3 + 0.01 / 3) and good.grid == LRS
-    assert f"{LRS[-1]:g}" in arms["edge"].wrong and arms["edge"].best_lr == LRS[-1]
-    assert "3 learning rates" in arms["few"].wrong and "1 seed," in arms["alone"].wrong
+    assert f"{LRS[-1]:g}" in arms["edge"].untuned_because and arms["edge"].best_lr == LRS[-1]
+    assert "3 learning rates" in arms["few"].untuned_because and "1 seed," in arms["alone"].untuned_because
 
 
 def test_a_rate_that_diverged_cannot_be_the_best(tmp_path):
@@ -53,7 +53,7 @@ def test_a_rate_that_diverged_cannot_be_the_best(tmp_path):
     write(tmp_path, STUDY, "a", 3.0, lrs=LRS[3:], status="diverged")
     write(tmp_path, STUDY, "b", 3.0)
     arm = ladders_of(tmp_path)["a"][0]
-    assert arm.best_lr == 0.02 and arm.wrong == "" and math.isinf(arm.losses[0.04][0])
+    assert arm.best_lr == 0.02 and arm.untuned_because == "" and math.isinf(arm.values_by_rate[0.04][0])
 
 
 @pytest.mark.parametrize("measure", ["loss", "val/x/accuracy"])
@@ -67,7 +67,7 @@ def test_where_a_seed_diverged_at_every_rate_the_best_has_the_most_others_and_de
     rows += [{"lr": lr, "seed": seed, "status": "diverged"} for lr in LRS for seed in range(2)]
     arm = arm_from_rows("a", rows, measure, higher_is_better=measure != "loss")
     assert arm.best_lr == (0.04 if measure == "loss" else 0.02)
-    assert arm.wrong == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
+    assert arm.untuned_because == f"1 of its 3 seeds diverged at its best learning rate {arm.best_lr:g}"
 
 
 def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path):
@@ -76,7 +76,7 @@ def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path
     for lr in LRS[3:]:
         (tmp_path / f"a-lr{lr:g}-seed2/summary.json").unlink()
     arm = ladders_of(tmp_path)["a"][0]
-    assert arm.best_lr == 0.02 and "3 learning rates" in arm.wrong and arm.grid == LRS[:3]
+    assert arm.best_lr == 0.02 and "3 learning rates" in arm.untuned_because and arm.grid == LRS[:3]
 
 
 def test_an_arm_has_every_budget_and_its_best_rate_at_each(tmp_path):
@@ -107,8 +107,8 @@ def test_every_measure_is_read_at_the_rate_at_which_the_arm_is_best(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0)
     arm = read_ladders(with_accuracy(tmp_path), "loss")["a"][1]
-    assert arm.values("loss") == arm.at_best
-    assert arm.values("val/docs/accuracy") == pytest.approx({seed: 1 / loss for seed, loss in arm.at_best.items()})
+    assert arm.values("loss") == arm.best_values
+    assert arm.values("val/docs/accuracy") == pytest.approx({seed: 1 / loss for seed, loss in arm.best_values.items()})
     assert arm.values("moe/dead") == {0: 2.0, 1: 2.0, 2: 2.0} and arm.values("nothing") == {}
     assert arm.row()["moe/max_violation"] == pytest.approx(0.4)
 
@@ -163,7 +163,10 @@ def test_a_diverged_run_has_the_worst_value_of_any_measure():
         {"lr": 0.1, "seed": 0, "status": "diverged"},
         {"lr": 0.2, "seed": 0, "status": "finished", "val/x/acc": 0.5},
     ]
-    assert arm_from_rows("a", rows, "val/x/acc", higher_is_better=True).losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
+    assert arm_from_rows("a", rows, "val/x/acc", higher_is_better=True).values_by_rate == {
+        0.1: {0: -math.inf},
+        0.2: {0: 0.5},
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Arms at an equal quantity: interpolation is exact on power laws, and claims are decided at what is really equal."""
 
+from dataclasses import replace
+
 import pytest
 
 from kleiber.studies.compare.arms import Arm
@@ -73,10 +75,7 @@ def test_an_untuned_arm_and_a_quantity_that_was_not_measured_are_told():
 
 def test_another_measure_is_taken_where_the_arms_meet_and_interpolated_as_the_loss_is():
     def with_loads(arms):
-        return [
-            Arm(arm.name, arm.losses, 0.01, "", arm.facts, others={"moe/dead": {0: arm.facts["tokens"] ** 2}})
-            for arm in arms
-        ]
+        return [replace(arm, measures_at_best={"moe/dead": {0: arm.facts["tokens"] ** 2}}) for arm in arms]
 
     ours, theirs = with_loads(ladder("a", [1.0, 2.0])), with_loads(ladder("b", [1.0, 4.0]))
     assert pair(ours, theirs[:1], "tokens", "moe/dead").ours == {0: 1.0}
@@ -107,7 +106,7 @@ def tuned(name, scale, speed, power=-0.3):
     rates = [0.005, 0.01, 0.02, 0.04, 0.08]
     arms = []
     for arm in ladder(name, [1.0, 2.0], speed=speed, scale=scale, power=power):
-        losses = {lr: {seed: loss + abs(lr - 0.02) for seed, loss in arm.at_best.items()} for lr in rates}
+        losses = {lr: {seed: loss + abs(lr - 0.02) for seed, loss in arm.best_values.items()} for lr in rates}
         arms.append(Arm(name, losses, 0.02, "", arm.facts))
     return arms
 
@@ -118,7 +117,7 @@ def test_a_claim_is_decided_at_its_own_quantity():
     for arm in (*slow, *fast):
         seconds, tokens = arm.facts["train_s"], arm.facts["tokens"]
         level = 1.9 if arm.name == "slow" else 2.0
-        arm.losses[0.02].update({seed: level * tokens**-0.3 * (1 + 0.1 * seed) for seed in range(3)})
+        arm.values_by_rate[0.02].update({seed: level * tokens**-0.3 * (1 + 0.1 * seed) for seed in range(3)})
         assert seconds == pytest.approx(tokens / (0.6 if arm.name == "slow" else 1.0))
     ladders = {"slow": slow, "fast": fast}
     decisions = [
@@ -136,8 +135,8 @@ def test_a_claim_is_decided_at_its_own_quantity():
     ],
 )  # fmt: skip
 def test_what_cannot_be_tested_has_its_reason(claim, why_not, reason):
-    big = [Arm("big", arm.losses, 0.02, "", {**arm.facts, "params": 1e6}) for arm in tuned("big", 2.0, 1.0)]
-    rough = [Arm("rough", arm.losses, 0.02, "2 rates", arm.facts) for arm in tuned("rough", 2.0, 1.0)]
+    big = [Arm("big", arm.values_by_rate, 0.02, "", {**arm.facts, "params": 1e6}) for arm in tuned("big", 2.0, 1.0)]
+    rough = [Arm("rough", arm.values_by_rate, 0.02, "2 rates", arm.facts) for arm in tuned("rough", 2.0, 1.0)]
     ladders = {"a": tuned("a", 2.0, 1.0), "b": tuned("b", 1.9, 1.0), "big": big, "rough": rough}
     result = judge(claim, ladders, LEVEL, why_not)
     assert result.decision == Decision.NOT_TESTED and reason in result.why

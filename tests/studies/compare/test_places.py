@@ -53,9 +53,9 @@ def test_a_run_that_diverged_is_worst_only_where_no_run_of_its_rate_and_seed_end
     longer = copied(runs[0], name, budget={"tokens": "16M"})
     longer = replace(longer, status=Status.DIVERGED, summary={**longer.summary, "status": "diverged", "stages": []})
     ladders = read_ladders(sorted([*runs, longer], key=lambda run: run.name))
-    assert [arm.losses for arm in ladders["a"]] == [arm.losses for arm in read_ladders(runs)["a"]]
+    assert [arm.values_by_rate for arm in ladders["a"]] == [arm.values_by_rate for arm in read_ladders(runs)["a"]]
     alone = read_ladders([longer, *runs[1:]])["a"]
-    assert all(math.isinf(arm.losses[runs[0].config["optimizer"]["lr"]][0]) for arm in alone)
+    assert all(math.isinf(arm.values_by_rate[runs[0].config["optimizer"]["lr"]][0]) for arm in alone)
 
 
 def planned(*values, tokens=(1e6,), counted=True):

@@ -43,7 +43,7 @@ def test_the_trend_over_tokens_is_the_planted_slope_whatever_the_seeds_share(slo
         "b": ladder("b", lambda at, seed: 3.0 - 0.3 * doublings(at) ** 2 + noise[seed]),
     }
     for arm, level in zip(ladders["a"], (-0.3 * doublings(at) ** 2 for at in TOKENS), strict=True):
-        arm.losses[0.01].update({seed: loss + level for seed, loss in arm.at_best.items()})
+        arm.values_by_rate[0.01].update({seed: loss + level for seed, loss in arm.best_values.items()})
     (row,) = trends([("a", "b")], ladders, "loss", 0.9)
     assert (row["value"], row["lo"], row["hi"]) == pytest.approx((slope, slope, slope), abs=1e-9) and row["n"] == 3
 

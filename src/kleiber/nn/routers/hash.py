@@ -75,8 +75,8 @@ def equal_weights(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> 
 
 def hash_numbers(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
     """A pseudo-random number for each (key, expert, layer), by the finalizer of SplitMix64 (Steele et al. 2014)."""
-    x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer
-    x = x + 0x1E3779B97F4A7C15
+    x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer % 64
+    x = x + 0x1E3779B97F4A7C15 + layer // 64 * 0x9E3779B97F4B  # odd, so that no key has the state of another layer
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         # int64 shifts copy the sign bit; the mask makes them the unsigned shifts of the definition.
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor

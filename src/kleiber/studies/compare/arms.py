@@ -32,47 +32,49 @@ ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that bel
 class Arm:
     """One arm at one number of tokens.
 
-    losses   the measure by which the arm was tuned, by learning rate and seed; the worst for a run that diverged
-    best_lr  the rate with the best mean, among the rates at which the most seeds did not diverge
-    wrong    why the arm is untuned; empty when it is tuned
-    facts    parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
-    measure  the name of that measure
-    others   all measures of the runs at the best rate, by name and seed
+    values_by_rate    the measure by which the arm was tuned, by rate and seed; a run that diverged has the worst
+    best_lr           the rate with the best mean, among the rates at which the most seeds did not diverge
+    untuned_because   why the arm is not tuned; empty when it is tuned
+    facts             parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
+    measure           the name of that measure
+    measures_at_best  all measures of the runs at the best rate, by name and seed
     """
 
     name: str
-    losses: Mapping[float, Mapping[int, float]]
+    values_by_rate: Mapping[float, Mapping[int, float]]
     best_lr: float
-    wrong: str
+    untuned_because: str
     facts: Mapping[str, float]
     measure: str = LOSS
-    others: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    measures_at_best: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     higher_is_better: bool = False
 
     @property
-    def at_best(self) -> Mapping[int, float]:
-        return self.losses[self.best_lr]
+    def best_values(self) -> Mapping[int, float]:
+        """The measure by which the arm was tuned, at the best learning rate, by seed."""
+        return self.values_by_rate[self.best_lr]
 
     @property
     def mean(self) -> float:
-        return sum(self.at_best.values()) / len(self.at_best)
+        return sum(self.best_values.values()) / len(self.best_values)
 
     @property
     def grid(self) -> list[float]:
         """The learning rates with the most seeds, in ascending order."""
-        most = max(map(len, self.losses.values()))
-        return sorted(lr for lr, by_seed in self.losses.items() if len(by_seed) == most)
+        most = max(map(len, self.values_by_rate.values()))
+        return sorted(lr for lr, by_seed in self.values_by_rate.items() if len(by_seed) == most)
 
     def values(self, measure: str) -> Mapping[int, float]:
         """A measure at the best learning rate, by seed."""
-        return self.at_best if measure == self.measure else self.others.get(measure, {})
+        return self.best_values if measure == self.measure else self.measures_at_best.get(measure, {})
 
     def row(self) -> Json:
         """A row of the table of arms."""
-        summary = {"arm": self.name, self.measure: self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
-        tuning = {"tuned": not self.wrong, "why not": self.wrong}
-        loads = {name: statistics.fmean(each.values()) for name, each in self.others.items() if name.startswith(LOADS)}
-        return {**summary, **tuning, **with_readable_latency(self.facts), **loads}
+        summary = {"arm": self.name, self.measure: self.mean, "seeds": len(self.best_values), "best lr": self.best_lr}
+        tuning = {"tuned": not self.untuned_because, "why not": self.untuned_because}
+        loads = {name: each for name, each in self.measures_at_best.items() if name.startswith(LOADS)}
+        means = {name: statistics.fmean(by_seed.values()) for name, by_seed in loads.items()}
+        return {**summary, **tuning, **with_readable_latency(self.facts), **means}
 
 
 def arm_name(run: Run) -> str | None:
@@ -136,12 +138,12 @@ def read_ladders(
     runs: Sequence[Run],
     measure: str = LOSS,
     arm_of: ArmOf = arm_name,
-    least: int = 2,
+    min_arms: int = 2,
     higher_is_better: bool = False,
 ) -> dict[str, list[Arm]]:
     """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
 
-    Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `least` arms with the measure, and as
+    Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `min_arms` arms with the measure, and as
     `refuse_twins`.
     """
     rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
@@ -160,11 +162,11 @@ def read_ladders(
             refuse_twins((place, row["run"], configs[row["run"]]) for place, row in zip(places, ended, strict=True))
         if at:
             ladders[name] = [arm_from_rows(name, part, measure, higher_is_better) for part in at.values()]
-    if len(ladders) < least:
+    if len(ladders) < min_arms:
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
         metrics = [name for name in sorted(numbers) if name == LOSS or "/" in name]
         raise ValueError(
-            f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {least} are needed; "
+            f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {min_arms} are needed; "
             f"measures of these runs: {', '.join(metrics)}"
         )
     return ladders
@@ -185,15 +187,15 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is
     Where some seed diverged at every rate, the rate at which the fewest did is the best, and the arm is not tuned. A
     run of this budget takes precedence over one that diverged, which may have been of another budget.
     """
-    losses: dict[float, dict[int, float]] = {}
+    values: dict[float, dict[int, float]] = {}
     for row in rows:
-        by_seed = losses.setdefault(row["lr"], {})
+        by_seed = values.setdefault(row["lr"], {})
         if diverged(row):
             by_seed.setdefault(row["seed"], -math.inf if higher_is_better else math.inf)
         else:
             by_seed[row["seed"]] = row[measure]
-    most = max(len(by_seed) for by_seed in losses.values())
-    complete = {lr: each for lr, each in losses.items() if len(each) == most}
+    most = max(len(by_seed) for by_seed in values.values())
+    complete = {lr: each for lr, each in values.items() if len(each) == most}
     finite = {lr: [value for value in each.values() if math.isfinite(value)] for lr, each in complete.items()}
 
     def rank(lr: float) -> tuple[int, float]:
@@ -201,16 +203,16 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is
         return len(finite[lr]), mean if higher_is_better else -mean
 
     best = max(complete, key=rank)
-    wrong = untuned(sorted(complete), best, most)
-    if not wrong and len(finite[best]) < most:
-        wrong = f"{most - len(finite[best])} of its {most} seeds diverged at its best learning rate {best:g}"
+    reason = untuned(sorted(complete), best, most)
+    if not reason and len(finite[best]) < most:
+        reason = f"{most - len(finite[best])} of its {most} seeds diverged at its best learning rate {best:g}"
     ended = [row for row in rows if not diverged(row)]
-    others: dict[str, dict[int, float]] = {}
+    measures: dict[str, dict[int, float]] = {}
     for row in (row for row in ended if row["lr"] == best):
         for key, value in row.items():
             if (key == LOSS or "/" in key) and isinstance(value, float):
-                others.setdefault(key, {})[row["seed"]] = value
-    return Arm(name, losses, best, wrong, facts_of_arm(ended), measure, others, higher_is_better)
+                measures.setdefault(key, {})[row["seed"]] = value
+    return Arm(name, values, best, reason, facts_of_arm(ended), measure, measures, higher_is_better)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:

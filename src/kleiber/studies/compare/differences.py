@@ -55,7 +55,7 @@ class Pair:
     @property
     def untuned(self) -> str:
         """Which arm is not tuned, and why; "" where both are."""
-        return next((f"{arm.name} is not tuned: {arm.wrong}" for arm in self.arms if arm.wrong), "")
+        return next((f"{arm.name} is not tuned: {arm.untuned_because}" for arm in self.arms if arm.untuned_because), "")
 
     def row(self, level: float, unit: str) -> Json:
         """The columns of a table of differences, with the number of seeds on which `arm` is lower."""

@@ -37,7 +37,7 @@ def losses_of(arms: Mapping[str, Arm]) -> list[Json]:
     return [
         {"series": name, "lr": lr, "seed": seed, "value": loss}
         for name, arm in arms.items()
-        for lr, by_seed in arm.losses.items()
+        for lr, by_seed in arm.values_by_rate.items()
         for seed, loss in by_seed.items()
         if math.isfinite(loss)
     ]
@@ -56,7 +56,7 @@ def tuning(arms: Mapping[str, Arm], measure: str) -> Chart:
 def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
     """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow."""
     rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
-    rows = rows.assign(tuned=[not arms[name].wrong for name in rows["series"]])
+    rows = rows.assign(tuned=[not arms[name].untuned_because for name in rows["series"]])
     base = alt.Chart(rows).encode(
         x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
         y=alt.Y("series:N", sort=list(arms), title=None),
@@ -65,7 +65,7 @@ def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
     )
     filled = base.transform_filter("datum.tuned").mark_point(size=46, filled=True, opacity=1)
     chart = base.mark_point(size=46, strokeWidth=1.6) + filled
-    hollow = "hollow points: the arm is not tuned" if any(arm.wrong for arm in arms.values()) else ""
+    hollow = "hollow points: the arm is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
     title = f"{heading(measure)} by arm, each at its best learning rate"
     return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
 

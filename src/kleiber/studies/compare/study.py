@@ -264,9 +264,9 @@ def figures(
     """
     label = axis_label(measure)
     charts: Figures = {}
-    if any(math.isfinite(value) for arm in arms.values() for value in arm.at_best.values()):
+    if any(math.isfinite(value) for arm in arms.values() for value in arm.best_values.values()):
         charts["arms"] = lambda: _figures().side_by_side(arms, label)
-    if any(len(arm.losses) > 1 for arm in arms.values()):
+    if any(len(arm.values_by_rate) > 1 for arm in arms.values()):
         charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
         charts["differences"] = lambda: _figures().differences(gaps, [*arms], level)

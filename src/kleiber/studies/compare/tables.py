@@ -41,7 +41,9 @@ def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> 
             row |= Pair(a.values(measure), b.values(measure), times[0] / times[1]).row(level, unit_of(measure))
             clock = pair([a], ladders[against], "seconds", measure).row(level, unit_of(measure))
             at_equal_time = {f"{key} at equal time": clock[key] for key in ("value", "lo", "hi")}
-            table.append({**row, "tuned": not (a.wrong or b.wrong), "note": clock["note"], **at_equal_time})
+            table.append(
+                {**row, "tuned": not (a.untuned_because or b.untuned_because), "note": clock["note"], **at_equal_time}
+            )
     return table
 
 
@@ -127,7 +129,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
         change = f"{metric_of(arm.measure)} does not {'rise' if arm.higher_is_better else 'fall'}"
         text = f"the multiplier is not identified: the {change} with the size for every seed"
         return [], [{"code": "multiplier", "level": "warn", "text": text}]
-    tuned = not any(each.wrong for each in (arm, *others))
+    tuned = not any(each.untuned_because for each in (arm, *others))
     row = {"arm": name, "tokens": arm.facts["tokens"], **as_row(estimate), "tuned": tuned}
     cores = [other.facts["core"] for other in others]
     if min(cores) <= estimate.value * arm.facts["core"] <= max(cores):
@@ -155,9 +157,9 @@ def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | 
     """
     xs = [math.log(other.facts["core"]) for other in sizes]
     log_ratios = []
-    for seed, value in sorted(arm.at_best.items()):
-        if all(math.isfinite(arm.at_best.get(seed, math.nan)) for arm in (arm, *sizes)):
-            slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
+    for seed, value in sorted(arm.best_values.items()):
+        if all(math.isfinite(arm.best_values.get(seed, math.nan)) for arm in (arm, *sizes)):
+            slope, at_zero = line(xs, [other.best_values[seed] for other in sizes])
             if slope == 0 or (slope > 0) != arm.higher_is_better:
                 return None
             log_ratios.append((value - at_zero) / slope - math.log(arm.facts["core"]))
@@ -227,7 +229,7 @@ def cell_scores(arms: Mapping[str, Arm], pattern: re.Pattern[str], place: Callab
     matches = [
         (name, pattern.fullmatch(measure), by_seed)
         for name, arm in arms.items()
-        for measure, by_seed in arm.others.items()
+        for measure, by_seed in arm.measures_at_best.items()
     ]
     return pd.DataFrame([
         {"arm": name, "seed": seed, "run": f"{name}-{seed}", **place(match), "accuracy": value}
