@@ -73,7 +73,7 @@ def train_lines(error: Exception | None):
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (ConfigError("x"), 2), (ZeroDivisionError("x"), 1)])
 def test_a_closed_pipe_ends_no_training_and_hides_no_status(tmp_path, monkeypatch, error, code):
     folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
-    monkeypatch.setattr(process, "_train", train_lines(error))
+    monkeypatch.setattr(process, "_import_and_train", train_lines(error))
     with closed_pipe():
         assert process.run({}, tmp_path, []) == code
     log = (tmp_path / "log.txt").read_text()
@@ -83,7 +83,7 @@ def test_a_closed_pipe_ends_no_training_and_hides_no_status(tmp_path, monkeypatc
 
 def test_the_status_is_written_before_the_error_is_printed(tmp_path, monkeypatch):
     folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
-    monkeypatch.setattr(process, "_train", train_lines(ConfigError("x")))
+    monkeypatch.setattr(process, "_import_and_train", train_lines(ConfigError("x")))
     found = []
     monkeypatch.setattr(process, "print_error", lambda error: found.append(folder.status(tmp_path)) or 2)
     assert process.run({}, tmp_path, []) == 2 and found == ["failed"]
