@@ -275,7 +275,7 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     return pages.exit_code(findings)
