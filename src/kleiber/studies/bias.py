@@ -14,10 +14,10 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import as_row, from_row, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, outcomes, seed_means
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
 
@@ -155,25 +155,19 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
 
     Each size and seed is a sample, and for size each seed.
     """
-    tests = [("learned", "plain fine-tuning raises the stereotype score", "higher", paired(rows, PLAIN, BASE, SCORE))]
+    raised = paired(rows, PLAIN, BASE, SCORE)
+    mean_claims = [MeanClaim("learned", "plain fine-tuning raises the stereotype score", raised, "higher")]
     for arm in arms:
         text = f"the stereotype score is lower with {label(arm)} than with plain fine-tuning"
-        tests.append((f"{arm}_lowers", text, "lower", paired(rows, arm, PLAIN, SCORE)))
+        mean_claims.append(MeanClaim(f"{arm}_lowers", text, paired(rows, arm, PLAIN, SCORE)))
     small, large = sizes(rows)[0], sizes(rows)[-1]
     of_size = {
         size: {seed: gap for (_, seed), gap in by_run(rows, PLAIN, "gap", size).items()} for size in (small, large)
     }
     seeds = sorted(of_size[small].keys() & of_size[large].keys()) if small < large else []
     text = f"plain fine-tuning leaves a larger gap at {large:,} than at {small:,} parameters"
-    tests.append(("size", text, "higher", [of_size[large][seed] - of_size[small][seed] for seed in seeds]))
-    tests = [test for test in tests if test[-1]]
-    verdicts = []
-    for code, text, direction, values in tests:
-        unit = "nats" if code == "size" else ""
-        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), unit)
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+    gaps = [of_size[large][seed] - of_size[small][seed] for seed in seeds]
+    return decide_means([*mean_claims, MeanClaim("size", text, gaps, "higher", unit="nats")], level)
 
 
 def headline(means: Rows, gaps: Sequence[Row]) -> str:

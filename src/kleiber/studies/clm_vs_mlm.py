@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, as_row, estimate_around
+from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, estimate_around
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
@@ -128,7 +128,7 @@ def exponent_sentence(first: Json, other: Json) -> str:
     """Which loss falls more steeply, with the difference of the exponents."""
     gap = exponent_difference(first, other)
     kinds = f"{other['objective']} and {first['objective']}"
-    decision = Claim(other["objective"], first["objective"], "higher").decide(gap)
+    decision = Criterion("higher").decide(gap)
     text = {
         Decision.SUPPORTED: f"the loss of {other['objective']} falls more steeply than that of {first['objective']}",
         Decision.CONTRADICTED: f"the loss of {other['objective']} falls less steeply than that of {first['objective']}",

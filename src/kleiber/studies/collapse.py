@@ -14,10 +14,10 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import planned_arms
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import as_row, from_row, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, seed_means
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.designs.generations import BASE
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json, Natural, Row
@@ -178,33 +178,29 @@ def claims(rows: Rows, arms: Sequence[str], last: int, level: float) -> list[Jso
 
     Each size and seed is a sample, and for size each seed.
     """
-    tests: list[tuple[str, str, str, str, list[float]]] = []  # code, text, metric, direction, values
+    mean_claims: list[MeanClaim] = []
     small, large = sizes(rows)[0], sizes(rows)[-1]
     for arm in arms:
         for metric in TESTED:
-            label, _, direction = METRICS[metric]
+            label, unit, direction = METRICS[metric]
             text = f"{label_of(arm)}: {label} is {direction} in generation {last} than in generation 0"
             name = f"{arm}_{metric.rpartition('/')[2]}"
-            tests.append((name, text, metric, direction, list(rises(rows, arm, metric, last).values())))
+            values = list(rises(rows, arm, metric, last).values())
+            mean_claims.append(MeanClaim(name, text, values, direction, unit=unit))
         of = {
             size: {seed: rise for (_, seed), rise in rises(rows, arm, LOSS, last, size).items()}
             for size in (small, large)
         }
         text = f"{label_of(arm)}: loss on real text rises more at {large:,} than at {small:,} parameters"
         seeds = sorted(of[small].keys() & of[large].keys()) if small < large else []
-        tests.append((f"{arm}_size", text, LOSS, "higher", [of[large][seed] - of[small][seed] for seed in seeds]))
+        gaps = [of[large][seed] - of[small][seed] for seed in seeds]
+        mean_claims.append(MeanClaim(f"{arm}_size", text, gaps, "higher", unit=METRICS[LOSS][1]))
     for other in arms[1:]:
         ours, theirs = (by_run(rows, arm, LOSS, last) for arm in (arms[0], other))
         gaps = [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
         text = f"loss on real text is higher with {label_of(arms[0])} than with {label_of(other)} in generation {last}"
-        tests.append((f"{arms[0]}_against_{other}", text, LOSS, "higher", gaps))
-    tests = [test for test in tests if test[-1]]
-    verdicts = []
-    for code, text, metric, direction, values in tests:
-        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), METRICS[metric][1])
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+        mean_claims.append(MeanClaim(f"{arms[0]}_against_{other}", text, gaps, "higher", unit=METRICS[LOSS][1]))
+    return decide_means(mean_claims, level)
 
 
 def headline(table: Sequence[Row], last: int) -> str:

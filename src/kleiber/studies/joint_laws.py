@@ -18,7 +18,7 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Claim
+from kleiber.studies.compare.decision import Criterion
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
@@ -201,7 +201,7 @@ class DataRepeat(JointLaw):
             }
         worst = part.loc[part["mean"].idxmax()]
         most = mean_of(worst, NATS)
-        decision = Claim("repeated", "fresh", "not_higher", NEAR).decide(most)
+        decision = Criterion("not_higher", NEAR).decide(most)
         text = f"up to {FEW:g} epochs cost less than {NEAR} nats: {decision}; the worst is {most.text()} "
         text += f"of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}

@@ -3,13 +3,9 @@
 import pandas as pd
 import pytest
 
-from kleiber.studies.compare.contrast import (
-    Difference,
-    claims,
-    format_level,
-    verdict,
-)
-from kleiber.studies.compare.decision import Claim, estimate_around
+from kleiber.studies.compare.contrast import Difference, claims, format_level
+from kleiber.studies.compare.decision import estimate_around
+from kleiber.studies.compare.verdicts import verdict
 
 
 def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
@@ -17,17 +13,6 @@ def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
     assert (alone.lo, alone.hi) == (None, None) and "[" not in alone.text()
     assert verdict("code", "text", alone)["holds"] is None
     assert format_level(alone).startswith("-0.0149 (no interval")
-
-
-@pytest.mark.parametrize(("value", "half", "holds"), [(0.3, 0.1, True), (-0.3, 0.1, False), (0.05, 0.1, None)])
-def test_the_opposite_of_a_claim_is_decided_the_other_way(value, half, holds):
-    higher, lower = (
-        verdict("code", "text", estimate_around(sign * value, half, 3, "nats"), Claim("a", "b", direction))
-        for sign, direction in ((1, "higher"), (-1, "lower"))
-    )
-    assert higher["holds"] is lower["holds"] is holds
-    turned = verdict("code", "text", estimate_around(value, half, 3, "nats"), Claim("a", "b", "lower"))
-    assert turned["holds"] is (None if holds is None else not holds)
 
 
 @pytest.mark.parametrize(("value", "half", "holds"), [(0.0, 0.005, True), (0.05, 0.01, False), (0.01, 0.005, None)])
