@@ -26,7 +26,7 @@ from kleiber.studies.laws.analysis import Options, analyze_rows
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.table import round_down
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Config, Json, Natural
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
@@ -77,7 +77,7 @@ class MoELaw(JointLaw):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
-        rows = points(runs)
+        rows = finished_rows(runs)
         expansions = {run.name: expansion(run.config["model"]) for run in runs if run.finished}
         rows = rows.assign(X=[expansions[name] for name in rows["run"]])
         gained = gains(rows)
