@@ -14,9 +14,9 @@ from typing import ClassVar
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
+from kleiber.studies.compare.decision import Estimate, as_row, from_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows
+from kleiber.studies.compare.rows import Rows, values_by
 from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
@@ -124,10 +124,7 @@ def settings(rows: Rows) -> list[Setting]:
 
 def by_seed(rows: Rows, setting: Setting, column: str) -> dict[int, float]:
     """A column of a setting by seed; empty where no run has it."""
-    if column not in rows:
-        return {}
-    part = rows[rows[column].notna() & (rows[[*KEYS]] == [*setting]).all(axis=1)]
-    return dict(zip(map(int, part["seed"]), map(float, part[column]), strict=True))
+    return values_by(rows, ["seed"], column, **dict(zip(KEYS, setting, strict=True)))
 
 
 def win_rates(rows: Rows, level: float) -> list[Json]:
@@ -154,8 +151,7 @@ def calibration_changes(rows: Rows, level: float) -> list[Json]:
 
 def changes_by_seed(rows: Rows, setting: Setting, metric: str) -> list[float]:
     """The change of a metric of calibration by training, for each seed of a setting."""
-    before, after = (by_seed(rows, setting, f"{when}/{metric}") for when in ("before", "after"))
-    return [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
+    return gaps_by_seed(*(by_seed(rows, setting, f"{when}/{metric}") for when in ("after", "before")))
 
 
 def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str = WIN) -> list[float]:
@@ -225,10 +221,10 @@ def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
 
 
 def share(estimate: Estimate) -> str:
-    """A share with its interval, which is cut at 0 and 1."""
+    """A share with its interval."""
     if estimate.lo is None or estimate.hi is None:
         return f"{estimate.value:.0%}"
-    return f"{estimate.value:.0%} [{max(0.0, estimate.lo):.0%}, {min(1.0, estimate.hi):.0%}]"
+    return f"{estimate.value:.0%} [{estimate.lo:.0%}, {estimate.hi:.0%}]"
 
 
 def label(row: Mapping[str, object]) -> str:
@@ -257,7 +253,7 @@ def win_chart(wins: Sequence[Row]) -> object:
     settings_of = [label(row) for row in wins]
     wins = [row for row in wins if settings_of.count(label(row)) > 1] or wins
     rows = pd.DataFrame([{**row, "kind": label(row)} for row in wins])
-    rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float).clip(0, 1)
+    rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float)
     values = {kind: [row["value"] for row in wins if label(row) == kind] for kind in map(label, wins)}
     kinds = sorted(values, key=lambda kind: -sum(values[kind]) / len(values[kind]))
     numbers = sorted(set(rows["judgments"]))

@@ -21,7 +21,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, planned_arms
 from kleiber.studies.compare.decision import as_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows
+from kleiber.studies.compare.rows import Rows, values_by
 from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Findings
 from kleiber.types import Json
@@ -115,8 +115,7 @@ def explained(runs: Sequence[Run]) -> Rows:
 
 def by_seed(rows: Rows, arm: str, method: str, measure: str) -> dict[int, float]:
     """A measure of a method on a task, by seed; empty where it is not defined."""
-    part = rows[(rows["arm"] == arm) & (rows["method"] == method) & (rows["measure"] == measure)]
-    return dict(zip(map(int, part["seed"]), map(float, part["value"]), strict=True))
+    return values_by(rows, ["seed"], "value", arm=arm, method=method, measure=measure)
 
 
 def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[Json]:
@@ -127,10 +126,9 @@ def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[J
             estimate = mean_estimate(list(by_seed(rows, arm, method, measure).values()), level, MEASURES[measure][1])
             if estimate is None:
                 continue
-            row = {"arm": arm, "task": ARMS.get(arm, arm), "method": name, **as_row(estimate)}
-            if measure.startswith("planted"):  # the interval of a mean does not know that shares end at 0 and 1
-                row |= {end: None if row[end] is None else min(1.0, max(0.0, row[end])) for end in ("lo", "hi")}
-            table.append(row)
+            if measure.startswith("planted"):
+                estimate = estimate.within(0.0, 1.0)
+            table.append({"arm": arm, "task": ARMS.get(arm, arm), "method": name, **as_row(estimate)})
     return table
 
 

@@ -13,12 +13,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
+Key = TypeVar("Key", int, tuple[int, int])  # a seed, or a size and a seed
 LOSS = "loss"
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
 UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
@@ -145,8 +146,8 @@ def paired_difference(
     return mean_estimate(gaps, level, unit) if all(map(math.isfinite, gaps)) else None
 
 
-def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    """Returns ours - theirs of each common seed, in order of the seed."""
+def gaps_by_seed(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> list[float]:
+    """Returns ours - theirs of each common seed, or size and seed, in their order."""
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
