@@ -64,7 +64,7 @@ class Bias(OneRunStudy):
             charts["sizes"] = partial(sizes_chart, means, order)
         return Findings(
             headline=headline(means, gaps),
-            verdicts=claims(rows, arms, self.level),
+            verdicts=decide_means(claims(rows, arms), self.level),
             tables={title: table for title, table in tables.items() if table},
             figures=charts,
             methods=METHODS,
@@ -137,8 +137,8 @@ def changes(rows: Rows, arm: str, against: str, level: float) -> list[Json]:
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
-    """Verdicts on the bias of plain fine-tuning, on each mitigation, and on size, all at once (Bonferroni).
+def claims(rows: Rows, arms: Sequence[str]) -> list[MeanClaim]:
+    """The claims about the bias of plain fine-tuning, each mitigation, and size.
 
     Each size and seed is a sample, and for size each seed.
     """
@@ -151,7 +151,7 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
     of_size = [values_by(rows, ["seed"], "gap", arm=PLAIN, size=size) for size in (large, small)]
     text = f"plain fine-tuning leaves a larger gap at {large:,} than at {small:,} parameters"
     gaps = gaps_by_seed(*of_size) if small < large else []
-    return decide_means([*mean_claims, MeanClaim("size", text, gaps, "higher", unit="nats")], level)
+    return [*mean_claims, MeanClaim("size", text, gaps, "higher", unit="nats")]
 
 
 def headline(means: Rows, gaps: Sequence[Row]) -> str:

@@ -63,7 +63,8 @@ class Collaboration(OneRunStudy):
         if changes:
             charts["calibration"] = partial(calibration_chart, changes)
         tables = {"Win rate against the start": wins, "Calibration before and after": changes}
-        return Findings(headline(wins, changes), claims(rows, self.level), tables, charts, methods=METHODS)
+        verdicts = decide_means(claims(rows), self.level)
+        return Findings(headline(wins, changes), verdicts, tables, charts, methods=METHODS)
 
 
 METHODS = (
@@ -164,8 +165,8 @@ def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str 
     return [sum(values) / len(values) for _, values in sorted(gaps.items())]
 
 
-def claims(rows: Rows, level: float) -> list[Json]:
-    """Verdicts on number, noise and selection of judgments and on calibration, all at once (Bonferroni)."""
+def claims(rows: Rows) -> list[MeanClaim]:
+    """The claims about number, noise and selection of judgments, and about calibration."""
     present = settings(rows)
     faultless = [setting for setting in present if not setting[-1]]
     least, most = present[0][0], present[-1][0]
@@ -201,7 +202,7 @@ def claims(rows: Rows, level: float) -> list[Json]:
     mean_claims.append(MeanClaim("calibration", text, changes_by_seed(rows, best, "ece"), "higher"))
     scaled = list(by_seed(rows, best, f"after/{SCALED}").values())
     mean_claims.append(MeanClaim("temperature", "a temperature lowers the calibration error after training", scaled))
-    return decide_means(mean_claims, level)
+    return mean_claims
 
 
 def usual_noise(rows: Rows) -> float:

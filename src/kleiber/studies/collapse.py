@@ -72,7 +72,7 @@ class Collapse(OneRunStudy):
             charts["generations"] = partial(generations_chart, means, human(rows), generational)
         if tuned:
             charts["stages"] = partial(stages_chart, tuned)
-        verdicts = [*left_out(rows, generational, last), *claims(rows, generational, last, self.level)]
+        verdicts = [*left_out(rows, generational, last), *decide_means(claims(rows, generational, last), self.level)]
         return Findings(headline(over, last), verdicts, tables, charts, methods=METHODS)
 
 
@@ -162,8 +162,8 @@ def changes(rows: Rows, arms: Sequence[str], generation: int, level: float) -> l
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], last: int, level: float) -> list[Json]:
-    """Verdicts on collapse in each arm, on the arms against each other and on size, all at once (Bonferroni).
+def claims(rows: Rows, arms: Sequence[str], last: int) -> list[MeanClaim]:
+    """The claims about collapse in each arm, the arms against each other, and size.
 
     Each size and seed is a sample, and for size each seed.
     """
@@ -184,7 +184,7 @@ def claims(rows: Rows, arms: Sequence[str], last: int, level: float) -> list[Jso
         gaps = gaps_by_seed(*(values_by(rows, KEYS, LOSS, arm=arm, generation=last) for arm in (arms[0], other)))
         text = f"loss on real text is higher with {label_of(arms[0])} than with {label_of(other)} in generation {last}"
         mean_claims.append(MeanClaim(f"{arms[0]}_against_{other}", text, gaps, "higher", unit=METRICS[LOSS][1]))
-    return decide_means(mean_claims, level)
+    return mean_claims
 
 
 def headline(table: Sequence[Row], last: int) -> str:

@@ -86,7 +86,7 @@ class Explain(OneRunStudy):
             for measure in MEASURES
             if measure in set(rows["measure"])
         }
-        verdicts = claims(rows, arms, self.level)
+        verdicts = decide_means(claims(rows, arms), self.level)
         shown = {
             "planted": partial(chart, rows, arms, (TRUTH,), self.level),
             "tests": partial(chart, rows, arms, (TEST, "insertion_gain"), self.level),
@@ -132,8 +132,8 @@ def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[J
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
-    """Verdicts on each method pair and on the faithful share, by task, and on deletion; all at once (Bonferroni)."""
+def claims(rows: Rows, arms: Sequence[str]) -> list[MeanClaim]:
+    """The claims about each method pair and the faithful share, by task, and about deletion."""
     unit = MEASURES[TRUTH][1]
     mean_claims: list[MeanClaim] = []
     for arm in arms:
@@ -148,7 +148,7 @@ def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
     orders = [order for arm in arms for order in agreements(rows, arm)]
     text = "the method with the larger deletion gain ranks a cause first more often, over pairs of methods"
     mean_claims.append(MeanClaim("deletion", text, orders, "higher", unit="share of pairs above 1/2"))
-    return decide_means(mean_claims, level)
+    return mean_claims
 
 
 def agreements(rows: Rows, arm: str) -> list[float]:
