@@ -12,7 +12,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import as_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import refuse_twin_rows
-from kleiber.studies.compare.rows import PLAIN, Rows, described, seed_means, values_by
+from kleiber.studies.compare.rows import PLAIN, Rows, method_of, seed_means, values_by
 from kleiber.types import Config, Json
 
 UNIT = "nats per token"
@@ -46,7 +46,7 @@ def used(arm: str, way: str) -> str:
 
 def arm_of(config: Config) -> str:
     """The method of fine-tuning and its setting; BASE for a run that started from random weights."""
-    return " ".join(described(config)).strip() if (config.get("init") or {}).get("path") else BASE
+    return " ".join(method_of(config)).strip() if (config.get("init") or {}).get("path") else BASE
 
 
 def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:

@@ -35,13 +35,13 @@ def test_runs_are_read_as_forgetting_and_target_loss(study):
 
 def test_text_that_the_model_wrote_is_a_method_of_its_own():
     node = {"_target_": "x", "fraction": 0.2, "source": "generated"}
-    assert outcomes.described({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
-    assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
+    assert outcomes.method_of({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
+    assert outcomes.method_of({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
 
 
 def test_what_is_frozen_tells_arms_apart():
     node = {"_target_": "kleiber.adapters.Freeze", "train": None}
-    result = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    result = [outcomes.method_of({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
     assert result == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
 
 

@@ -84,7 +84,7 @@ class Difference:
         return {"arm": label(self.arm), "difference": self.measure, "is": self.bound, **asdict(self.estimate)}
 
 
-def claims(rows: Rows, level: float) -> list[Json]:
+def verdicts_on_forgetting(rows: Rows, level: float) -> list[Json]:
     """Verdicts on replay, learning rates and averages that these runs can test, at the confidence level `level`."""
     rows = rows.assign(beside=beside(rows))
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}
