@@ -119,9 +119,8 @@ def decide(gap: Json, estimate: Estimate) -> list[Json]:
     test = replace(estimate, lo=None, hi=None) if lost else estimate
     criterion = Criterion("lower" if metric in LOWER else "higher")
     entry = verdict(f"{metric}_{name}".lower(), text, estimate, criterion, test)
-    entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task" * bool(
-        lost
-    )
+    if lost:
+        entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task"
     return [{**entry, "start": gap["start"]}]
 
 
