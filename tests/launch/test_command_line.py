@@ -33,6 +33,7 @@ def test_another_option_is_refused_with_the_help(words):
 
 def test_options_of_hydra_and_their_short_forms_are_read():
     assert parse_flags(["-m", "seed=0,1", "~evals"]).overrides == ["seed=0,1", "~evals"]
+    assert parse_flags([]).overrides == []
     assert parse_flags(["--multi", "--cfg", "job"]).multirun
     assert parse_flags(["--config-dir=mine", "-cn", "train"]).config_dir == "mine"
 

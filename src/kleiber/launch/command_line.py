@@ -22,7 +22,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
     options = [option for action in parser._actions for option in action.option_strings]
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         refuse_dashes(word, following, options)
     args = parser.parse_intermixed_args(argv)
     for flag in ("config_path", "experimental_rerun"):
