@@ -59,9 +59,11 @@ class Collaboration(OneRunStudy):
         rows = scored(runs, self.data)
         wins = win_rates(rows, self.level)
         changes = calibration_changes(rows, self.level)
-        charts: Figures = {"win_rate": partial(win_chart, wins), "annotators": partial(annotator_chart, wins)}
+        charts: Figures = {
+            "win_rate": partial(win_chart, wins, self.level), "annotators": partial(annotator_chart, wins, self.level),
+        }  # fmt: skip
         if changes:
-            charts["calibration"] = partial(calibration_chart, changes)
+            charts["calibration"] = partial(calibration_chart, changes, self.level)
         tables = {"Win rate against the start": wins, "Calibration before and after": changes}
         return Findings(headline(wins, changes), claims(rows, self.level), tables, charts, methods=METHODS)
 
@@ -244,21 +246,23 @@ def label(row: Mapping[str, object]) -> str:
     return f"{kind}, {row['noise']:.0%} wrong{fault}"
 
 
-def annotator_chart(wins: Sequence[Row]) -> object:
+def annotator_chart(wins: Sequence[Row], level: float) -> object:
     """The win rate of each selection and kind of annotator, at the number of judgments that has most of them."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     number = pd.Series([row["judgments"] for row in wins]).mode().max()
     rows = [{**row, "series": label(row)} for row in wins if row["judgments"] == number]
     title = f"Win rate against the start after {number} judgments, by annotators and choice of pairs"
-    return estimates(rows, [row["series"] for row in rows], "win rate against the start", title)
+    order, note = [row["series"] for row in rows], interval_note(level, rows)
+    return estimates(rows, order, "win rate against the start", title, subtitle=note)
 
 
-def win_chart(wins: Sequence[Row]) -> object:
+def win_chart(wins: Sequence[Row], level: float) -> object:
     """Win rate vs number of judgments, a line for each selection and noise with several, and a line at chance."""
     import altair as alt
 
     from kleiber.charts.theme import kind_color, log_axis, with_title
+    from kleiber.studies.compare.chart_forms import interval_note
 
     settings_of = [label(row) for row in wins]
     wins = [row for row in wins if settings_of.count(label(row)) > 1] or wins
@@ -284,17 +288,16 @@ def win_chart(wins: Sequence[Row]) -> object:
         chance, base.mark_line(strokeWidth=1.6).encode(y=y), base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"),
         base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips),
     ]  # fmt: skip
-    return with_title(
-        alt.layer(*layers), "Win rate against the start vs number of judgments",
-        subtitle="means over seeds with intervals; dashed: no difference",
-    )  # fmt: skip
+    note = "; ".join(filter(None, (interval_note(level, rows), "dashed: no difference")))
+    return with_title(alt.layer(*layers), "Win rate against the start vs number of judgments", subtitle=note)
 
 
-def calibration_chart(changes: Sequence[Row]) -> object:
+def calibration_chart(changes: Sequence[Row], level: float) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     named = [{**row, "setting": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
     order = list(dict.fromkeys(row["setting"] for row in named))
     rows = [{**row, "series": row["setting"], "panel": row["measure"]} for row in named]
-    return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
+    title, note = "Calibration of next tokens: change by training", interval_note(level, rows)
+    return estimates(rows, order, "change by training", title, zero=True, subtitle=note)

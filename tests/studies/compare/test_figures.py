@@ -95,6 +95,13 @@ def test_a_scatter_names_every_arm_at_its_place():
     assert "nats per token" in chart.to_json()
 
 
+def test_an_axis_that_begins_near_zero_has_no_negative_ticks():
+    rows = [{"arm": name, "moe/dead": dead, "loss": 2.0} for name, dead in (("plain", 0.02), ("changed", 1.1))]
+    chart = figures.scatter(rows, list(ARMS), ("moe/dead", "dead experts"), ("loss", "loss")).to_dict()
+    low, high = chart["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert low == 0 and high > 1.1
+
+
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
     places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
     chart = figures.named(

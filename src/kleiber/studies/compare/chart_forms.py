@@ -193,7 +193,7 @@ def estimates(
     return in_rows(panels, title, "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds)))))
 
 
-def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False) -> Chart:
+def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False, subtitle: str = "") -> Chart:
     """Values written into cells whose color is the change: a panel for each value of `series`, if there is the column.
 
     rows   columns value, change (nan leaves the cell white), and those of `x` and `y`; text, instead of the value
@@ -210,12 +210,12 @@ def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool 
     text = base.mark_text(fontSize=10).encode(text=words, color=strong)
     chart = alt.layer(cells, text)
     if "series" not in rows:
-        return with_title(chart, title, height=26 * rows[y.shorthand.partition(":")[0]].nunique())
+        return with_title(chart, title, height=26 * rows[y.shorthand.partition(":")[0]].nunique(), subtitle=subtitle)
     across, down = (rows[axis.shorthand.partition(":")[0]].nunique() for axis in (x, y))
     side = max(90, (50 if "text" in rows else 42) * across)
     facet = alt.Facet("series:N", title=None, sort=list(dict.fromkeys(rows["series"])))
     grid = chart.properties(width=side, height=22 * down).facet(facet=facet, columns=max(1, 760 // side), spacing=16)
-    return apply_theme(grid.properties(title=title))
+    return apply_theme(grid.properties(title=alt.TitleParams(title, subtitle=subtitle) if subtitle else title))
 
 
 def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt.X:

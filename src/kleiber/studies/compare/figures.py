@@ -56,7 +56,8 @@ def tuning(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | No
     title, order = f"{heading(measure)} vs learning rate", list(map(readable, arms))
     if panels is None:
         return lines(rows, x, measure, order, title)
-    return lines(rows.assign(panel=rows["arm"].map(panels)), x, measure, order, title, own_scales=True)
+    rows = rows.assign(panel=[panels[name] for name in rows["arm"]])
+    return lines(rows, x, measure, order, title, own_scales=True)
 
 
 def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
@@ -86,7 +87,7 @@ def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str
         return with_title(draw(rows), title, height=30 * len(arms), subtitle=hollow)
     charts = [
         draw(part).properties(title=str(name), width=WIDTH, height=30 * part["arm"].nunique())
-        for name, part in rows.groupby(rows["arm"].map(panels), sort=False)
+        for name, part in rows.groupby([panels[name] for name in rows["arm"]], sort=False)
     ]
     return in_rows(charts, title, hollow, columns=1)
 
@@ -157,7 +158,11 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     """
     frame = pd.DataFrame([{"arm": readable(row["arm"]), "x": row[x[0]], "y": row[y[0]]} for row in rows])
     frame, names = frame.assign(series=frame["arm"]), list(map(readable, order))
-    across = alt.X("x:Q", scale=alt.Scale(zero=False, padding=50), title=x[1])
+    places = frame["x"].to_numpy(dtype=float)
+    scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
+    if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
+        scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
+    across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(labelOverlap=True, labelSeparation=6))
     dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
     color = arm_color(names, names, legend=False)
     up = alt.Scale(zero=False, padding=12)
@@ -178,14 +183,19 @@ def named(places: pd.DataFrame, x: alt.X, up: alt.Scale, near: float = 0.045) ->
     return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="arm:N")
 
 
+CHOSEN = (
+    "each arm at its setting that forgets least among those that reach the target loss; "
+    "without one, at that of least target loss"
+)
 AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
 
 
-def over(rows: Rows, x: str, y: str, order: Sequence[str]) -> Chart:
+def over(rows: Rows, x: str, y: str, order: Sequence[str], subtitle: str = "") -> Chart:
     """A measure of every arm vs the optimizer step or the learning rate; x and y are keys of AXES."""
     shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
     across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
-    return lines(shown, across, AXES[y], [label(arm) for arm in order], f"{heading(AXES[y])} vs {AXES[x]}")
+    title = f"{heading(AXES[y])} vs {AXES[x]}"
+    return lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
 
 
 def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
@@ -199,7 +209,8 @@ def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
             loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
             cells.append({"arm": label(arm), "task": task, "value": loss, "change": loss - first[f"start/{task}"]})
     x, y = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
-    return matrix(pd.DataFrame(cells), x, y, "change (nats)", "Loss by task before and after fine-tuning", worse=True)
+    title = "Loss by task before and after fine-tuning"
+    return matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
 
 
 def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
@@ -229,7 +240,8 @@ def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart
 def named_cells(record: Json) -> Rows:
     """The cells of the grid of the forgetting law, each with the name of its size and pre-training."""
     rows = pd.DataFrame(record["rows"]).sort_values(["N", "M"])
-    return rows.assign(series=[f"N {format_count(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
+    sizes = zip(rows["N"], rows["M"], strict=True)
+    return rows.assign(series=[f"{format_count(n)} parameters, {m:g} tokens per parameter" for n, m in sizes])
 
 
 def series_color(rows: Rows) -> alt.Color:
