@@ -42,6 +42,7 @@ def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
                 }  # fmt: skip
                 stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics,
                          "start_metrics": before_of(arm), "flops": {"model": 1e9},
+                         "params": {"total": 1000 + 200 * (arm == "replay"), "active": 1000},
                          "tasks": [*tasks]}  # fmt: skip
                 fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
     return folder

@@ -56,14 +56,13 @@ class Collaboration(OneRunStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates win rates and changes of calibration, and decides the claims. Raises ValueError without any."""
-        rows = scored(runs, self.data)
-        wins = win_rates(rows, self.level)
-        changes = calibration_changes(rows, self.level)
-        charts: Figures = {
-            "win_rate": partial(win_chart, wins, self.level), "annotators": partial(annotator_chart, wins, self.level),
-        }  # fmt: skip
+        rows, level = scored(runs, self.data), self.level
+        wins = win_rates(rows, level)
+        changes = calibration_changes(rows, level)
+        charts: Figures = {"win_rate": partial(win_chart, wins, level)}
+        charts["annotators"] = partial(annotator_chart, wins, level)
         if changes:
-            charts["calibration"] = partial(calibration_chart, changes, self.level)
+            charts["calibration"] = partial(calibration_chart, changes, level)
         tables = {"Win rate against the start": wins, "Calibration before and after": changes}
         return Findings(headline(wins, changes), claims(rows, self.level), tables, charts, methods=METHODS)
 
@@ -275,11 +274,8 @@ def win_chart(wins: Sequence[Row], level: float) -> object:
     rows["at"] = [n * spread[kind] for n, kind in zip(rows["judgments"], rows["kind"], strict=True)]
     x = log_axis("at", "judgments", numbers, every=None, room=1.3)
     x.axis = alt.Axis(values=numbers, format="d", grid=False)
-    scale = alt.Scale(domain=[0, 1])
-    y, low = (
-        alt.Y(f"{name}:Q", title="win rate against the start", scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
-        for name in ("value", "lo")
-    )
+    share = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format=".0%", tickCount=5)}
+    y, low = (alt.Y(f"{name}:Q", title="win rate against the start", **share) for name in ("value", "lo"))
     base = alt.Chart(rows).encode(x=x, color=kind_color(kinds, "kind", alt.Legend(orient="right", labelLimit=260)))
     chance = alt.Chart(pd.DataFrame({"value": [0.5]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(y=y)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
@@ -296,8 +292,8 @@ def calibration_chart(changes: Sequence[Row], level: float) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
     from kleiber.studies.compare.chart_forms import estimates, interval_note
 
-    named = [{**row, "setting": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
-    order = list(dict.fromkeys(row["setting"] for row in named))
-    rows = [{**row, "series": row["setting"], "panel": row["measure"]} for row in named]
+    named = [{**row, "series": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
+    order = list(dict.fromkeys(row["series"] for row in named))
+    rows = [{**row, "panel": row["measure"]} for row in named]
     title, note = "Calibration of next tokens: change by training", interval_note(level, rows)
     return estimates(rows, order, "change by training", title, zero=True, subtitle=note)
