@@ -20,7 +20,7 @@ import numpy as np
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import Arm, arm_from_rows
-from kleiber.studies.compare.decision import Claim, Decision, level_of_each, paired_difference
+from kleiber.studies.compare.decision import Criterion, Decision, level_of_each, paired_difference
 
 LRS = 0.01 * 2.0 ** np.arange(-2, 3)
 SEED_SD, RUN_SD = 0.01, 0.005  # nats: what all runs of a seed share, and what a run has of its own
@@ -53,7 +53,7 @@ def decision(tables: list[np.ndarray], looks: list[int], level: float) -> Decisi
     for seeds in looks:
         first, second = (arm(name, table, seeds) for name, table in zip("ab", tables, strict=True))
         estimate = paired_difference(second.best_values, first.best_values, level, "nats")
-        outcome = Claim("b", "a").decide(estimate)
+        outcome = Criterion().decide(estimate)
         if outcome in DECIDED:
             break
     return outcome

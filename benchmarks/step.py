@@ -48,9 +48,11 @@ def options(shape: Mapping[str, int], steps: int) -> list[str]:
 
 def ours(shape: dict[str, int], steps: int, model: str, extra: list[str]) -> dict[str, float]:
     """train.py as a user starts it, less checkpoints; seconds per step by its own summary, without the first step."""
+    replaced = tuple(f"{override.partition('=')[0]}=" for override in extra)
+    words = [override for override in options(shape, steps) if not override.startswith(replaced)]
     with tempfile.TemporaryDirectory() as root:
         command = [
-            sys.executable, HERE.parent / "train.py", f"model={model}", f"root={root}", *options(shape, steps), *extra,
+            sys.executable, HERE.parent / "train.py", f"model={model}", f"root={root}", *words, *extra,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)
         (summary,) = Path(root).glob("*/*/summary.json")

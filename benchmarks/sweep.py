@@ -89,8 +89,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further overrides for every run")
     a = parser.parse_args()
     os.environ["WANDB_MODE"] = "disabled"
-    options = [*SHAPE, f"budget.steps={a.steps}", *a.overrides]
-    seconds(fresh, 1, [*SHAPE, "budget.steps=1", *a.overrides])  # builds the data cache, so that no measured run does
+    replaced = tuple(f"{override.partition('=')[0]}=" for override in a.overrides)
+    shape = [override for override in SHAPE if not override.startswith(replaced)]
+    options = [*shape, f"budget.steps={a.steps}", *a.overrides]
+    seconds(fresh, 1, [*shape, "budget.steps=1", *a.overrides])  # builds the data cache, so that no measured run does
     ways = (process, basic, fresh)
     taken: dict[str, list[float]] = {way.__name__: [] for way in ways}
     for number in range(a.rounds):

@@ -40,7 +40,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from small_run import REPOSITORY, TINY
+from small_run import REPOSITORY, TINY, last_of_each
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -197,7 +197,8 @@ def process(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.Popen]:
     """Starts train.py as a user would, in a process of its own."""
 
     def start(*overrides: str, root: str = "runs") -> subprocess.Popen:
-        command = [sys.executable, str(REPOSITORY / "train.py"), *TINY, f"root={tmp_path / root}", *overrides]
+        words = last_of_each([*TINY, f"root={tmp_path / root}", *overrides])
+        command = [sys.executable, str(REPOSITORY / "train.py"), *words]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start

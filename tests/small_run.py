@@ -1,5 +1,6 @@
 """The overrides of a run of seconds: what most tests of whole runs start from."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -8,3 +9,8 @@ TINY = [
     "logger=csv", "callbacks.samples.length=8",
     "batch.tokens=512",
 ]  # fmt: skip
+
+
+def last_of_each(overrides: Iterable[str]) -> list[str]:
+    """The overrides without earlier values of a key, which the command line of a process may set only once."""
+    return list({override.partition("=")[0]: override for override in overrides}.values())

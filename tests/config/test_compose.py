@@ -67,6 +67,31 @@ def test_the_error_for_a_misspelled_name_suggests_the_nearest(override, values):
     assert all(value in str(caught.value) for value in values), str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["données.txt", "a(1).txt", "my file=1.txt", "a#b;c", "été (2)/x"])
+def test_a_value_that_hydra_cannot_read_is_taken_as_a_text(value):
+    config, _ = resolve_config(COMPOSER.compose(["data=text", f"data.path={value}"]))
+    assert config["data"]["path"] == value
+    prepared = COMPOSER.prepare([f"data.path={value}"])
+    assert COMPOSER.prepare(prepared) == prepared
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("foo", ["foo is not KEY=VALUE", "kleiber train --help"]),
+        ("model.depth", ["model.depth is not KEY=VALUE"]),
+        ("é=3", ["é=3 is not KEY=VALUE"]),
+        ("data.path=é,b", ["data.path=é,b", "data.path='...'"]),
+        ("seed=range(1,", ["seed=range(1,", "seed='...'"]),
+    ],
+)
+def test_what_is_no_override_is_refused_with_its_form(override, values):
+    with pytest.raises(ConfigError) as caught:
+        COMPOSER.compose([override])
+    assert all(value in str(caught.value) for value in values), str(caught.value)
+    assert "hydra.cc" not in str(caught.value) and "Exception" not in str(caught.value)
+
+
 def test_choices_of_the_user_take_precedence(tmp_path):
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "wsd.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.5\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agreement import Device, read_rows
-from small_run import REPOSITORY, TINY
+from small_run import REPOSITORY, TINY, last_of_each
 
 EVERY = 5  # steps between checkpoints
 LIMIT = 300  # seconds of a process
@@ -34,7 +34,7 @@ def start(
     path = os.pathsep.join([*places, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
     environment |= {} if extension is None else {"KLEIBER_EXTENSIONS": extension.stem}
-    command = [sys.executable, str(REPOSITORY / "train.py"), *overrides, f"root={root}"]
+    command = [sys.executable, str(REPOSITORY / "train.py"), *last_of_each(overrides), f"root={root}"]
     return subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

@@ -33,11 +33,39 @@ def test_the_values_of_any_key_are_arms(folders, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--arm", "model.depth"], ["--equal", "x"], ["--measure", "val/x/accuracy"], ["--level", "1.0"]]
-)
+    "options",
+    [
+        ["--arm", "model.depth"], ["--arm", "nope"], ["--equal", "x"], ["--measure", "val/x/accuracy"],
+        ["--level", "1.0"],
+    ],
+)  # fmt: skip
 def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
     assert main(["compare", *folders, *options]) == 2
     assert options[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (["--equal", "token"], ["--equal token", "'tokens'"]),
+        (["--level", "90"], ["--level 90", "0.9"]),
+        (["--arm", "nope"], ["--arm nope", "model.depth"]),
+        ([], ["--arm KEY", "model.depth"]),
+        (["--arm", "model.width"], ["--arm model.width", "have the value", "model.depth"]),
+    ],
+)
+def test_the_error_names_the_option_and_what_to_write(folders, tmp_path, capsys, options, values):
+    for name, depth in (("a", 2), ("b", 3)):
+        set_in_runs(tmp_path / name, "model", depth=depth)
+        set_in_runs(tmp_path / name, "study", arm=None)
+    assert main(["compare", *folders, *options]) == 2
+    message = capsys.readouterr().err
+    assert all(value in message for value in values) and "study." not in message
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "no run" in capsys.readouterr().err
 
 
 def set_in_runs(folder, node, **values):

@@ -1,9 +1,12 @@
 """The command `kleiber`: its commands and options, its exit codes, and one line for each error."""
 
+import re
+
 import pytest
+from typer.main import get_command
 
 import kleiber
-from kleiber.launch.cli import app, main, parse_widths
+from kleiber.launch.cli import Group, app, main, parse_widths
 
 COMMANDS = {
     "train", "config", "check", "runs", "plot", "diff", "reproduce", "compare", "report", "clean", "fit", "predict",
@@ -19,6 +22,46 @@ def test_help_lists_the_commands_and_each_has_a_help(capsys):
         assert command in text
         assert main([command, "--help"]) == 0
         assert f"kleiber {command}" in capsys.readouterr().out
+
+
+def test_the_help_has_flags_without_a_type_and_paragraphs_without_line_breaks(capsys):
+    group = get_command(app)
+    assert isinstance(group, Group)
+    for command in (group, *group.commands.values()):
+        assert not re.search(r"[^\n]\n[^\n]", command.help or ""), command.name
+    assert main(["report", "--help"]) == 0 and "<bool>" not in capsys.readouterr().out
+    assert main(["--help"]) == 0 and "<bool>" not in capsys.readouterr().out
+
+
+def test_the_folder_of_choices_is_an_option_of_config(tmp_path, capsys):
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "mine.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.25\n")
+    options = [["--config-dir", str(tmp_path), "schedule=mine"], ["schedule=mine", f"--config-dir={tmp_path}"]]
+    for arguments in (*options, ["schedule=mine", "-cd", str(tmp_path)]):
+        assert main(["config", *arguments]) == 0
+        assert "decay: 0.25" in capsys.readouterr().out
+    assert main(["config", "--help"]) == 0 and "--config-dir" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", ".", "--out"], ["fit", "t.csv", "--report"], ["eval", ".", "--evals", "ood", "--report"],
+        ["data", ".", "--bias", "--report"],
+    ],
+)  # fmt: skip
+def test_a_page_must_have_the_name_of_one(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "x.txt"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("kleiber: ") and f"{arguments[-1]} x.txt" in error and ".html" in error
+
+
+@pytest.mark.parametrize("command", [["fit", "no.csv"], ["predict", "no.json"], ["report", "no"], ["runs", "no"]])
+def test_every_error_begins_with_the_name_of_the_program(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("kleiber: ")
 
 
 def test_the_version_is_printed(capsys):
@@ -61,7 +104,7 @@ def test_the_script_of_completion_is_shown_for_a_shell(monkeypatch, capsys):
 )
 def test_train_passes_its_arguments_on_as_they_are_and_ends_with_the_code(arguments, monkeypatch):
     passed = []
-    monkeypatch.setattr("kleiber.launch.main.main", lambda argv: passed.append(argv) or 75)
+    monkeypatch.setattr("kleiber.launch.main.main", lambda argv, typed: passed.append(argv) or 75)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         main(["train", *arguments])

@@ -35,6 +35,14 @@ def test_a_text_is_described(tmp_path, cache_dir):
         run(file, "--window", 3, code=2)
 
 
+@pytest.mark.parametrize("path", ["nope", "nope/none"])
+def test_the_error_for_a_wrong_path_begins_with_it_and_names_no_key(path, cache_dir, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((ValueError, ConnectionError)) as refused:
+        run(path, code=2)
+    assert str(refused.value).startswith(f"{path} is no file or folder here") and "data.path" not in str(refused.value)
+
+
 def test_a_text_is_prepared_as_training_would(tmp_path, cache_dir):
     file, out = tmp_path / "t.jsonl", tmp_path / "d.json"
     file.write_text("".join(json.dumps({"text": f"number {n} of many"}) + "\n" for n in range(100)))

@@ -2,8 +2,10 @@
 
 import io
 import json
+import sys
 
 import pytest
+from fake_run import fake_run
 
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
@@ -16,8 +18,9 @@ from kleiber.runs.open import TrainedModel
 def test_export_and_import_pass_their_paths_on(monkeypatch, tmp_path, capsys, command, function):
     calls = []
     monkeypatch.setattr(f"kleiber.runs.huggingface.{function}", lambda *paths: calls.append(paths))
-    assert main([command, "source", str(tmp_path)]) == 0
-    assert [str(path) for path in calls[0][:2]] == ["source", str(tmp_path)]
+    source = fake_run(tmp_path / "source")
+    assert main([command, str(source), str(tmp_path)]) == 0
+    assert [str(path) for path in calls[0][:2]] == [str(source), str(tmp_path)]
     assert str(tmp_path) in capsys.readouterr().out
 
 
@@ -26,7 +29,25 @@ def small_model(monkeypatch, tmp_path):
     """Makes every folder the run of an untrained model of bytes."""
     run = TrainedModel(tmp_path, Transformer(Bytes().vocab_size, depth=1, width=16).eval(), Bytes(), {"objective": {}})
     monkeypatch.setattr("kleiber.runs.open.open_model", lambda _path: run)
-    return tmp_path
+    return fake_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [
+        (["generate", "nope", "--prompt", "x"], "open"), (["chat", "nope"], "open"),
+        (["eval", "nope", "--evals", "perplexity"], "evaluate"), (["export", "nope", "out"], "huggingface"),
+        (["push", "nope", "jane/tiny"], "hub_upload"),
+    ],
+)  # fmt: skip
+def test_a_path_is_checked_before_the_packages_are_imported(arguments, module, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, f"kleiber.runs.{module}", None)
+    assert main(arguments) == 2
+    assert "nope does not exist: name a run, RUN/STAGE or a Hugging Face folder" in capsys.readouterr().err
+    (tmp_path / "nope").mkdir()
+    assert main(arguments) == 2
+    assert "nope is no run" in capsys.readouterr().err
 
 
 def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys):
@@ -77,6 +98,7 @@ def test_settings_of_sampling_that_cannot_be_exit_with_2(option, small_model, ca
 
 def test_a_stage_of_a_run_is_evaluated_by_its_path(monkeypatch, tmp_path, capsys):
     evaluated = []
+    fake_run(tmp_path)
     monkeypatch.setattr("kleiber.runs.evaluate.run_evaluations", lambda path, *_: evaluated.append(path) or {})
     monkeypatch.setattr("kleiber.runs.evaluate.result_lines", lambda _results: [])
     assert main(["eval", str(tmp_path / "8M"), "--evals", "perplexity"]) == 0

@@ -1,12 +1,15 @@
 """Exit codes of errors, and the copy of a run's output in log.txt."""
 
+import os
 import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import pytest
 
 from kleiber.config.errors import ConfigError, Preempted
 from kleiber.config.stages import quantity
-from kleiber.launch import process
+from kleiber.launch import main, process
+from kleiber.records import folder
 
 
 def raised_by_kleiber() -> Exception:
@@ -38,6 +41,58 @@ def test_output_is_copied_to_the_log_and_streams_are_restored(tmp_path, capsys):
     assert (sys.stdout, sys.stderr) == before
     assert (tmp_path / "log.txt").read_text() == "progress\nproblem\n"
     assert capsys.readouterr() == ("progress\r", "problem\n")
+
+
+@contextmanager
+def closed_pipe():  # not a fixture: pytest replaces the streams between setup and call
+    """Makes stdout and stderr a pipe whose reader has ended, as that of `kleiber train | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Closing a stream raises where something is still to be written to the pipe.
+    with (
+        open(os.dup(writer), "w", buffering=1) as out,
+        open(writer, "w", buffering=1) as err,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        yield
+
+
+def train_lines(error: Exception | None):
+    def train(*_):
+        for number in range(3):
+            print(f"line {number}")
+            print(f"problem {number}", file=sys.stderr, flush=True)
+        if error is not None:
+            raise error
+        return 0
+
+    return train
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (ConfigError("x"), 2), (ZeroDivisionError("x"), 1)])
+def test_a_closed_pipe_ends_no_training_and_hides_no_status(tmp_path, monkeypatch, error, code):
+    folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
+    monkeypatch.setattr(process, "_import_and_train", train_lines(error))
+    with closed_pipe():
+        assert process.run({}, tmp_path, []) == code
+    log = (tmp_path / "log.txt").read_text()
+    assert log.startswith("".join(f"line {number}\nproblem {number}\n" for number in range(3)))
+    assert folder.status(tmp_path) == ("missing" if error is None else "failed")
+
+
+def test_the_status_is_written_before_the_error_is_printed(tmp_path, monkeypatch):
+    folder.write_config(tmp_path, {"name": "runs", "seed": 0, "trainer": {}}, [])
+    monkeypatch.setattr(process, "_import_and_train", train_lines(ConfigError("x")))
+    found = []
+    monkeypatch.setattr(process, "print_error", lambda error: found.append(folder.status(tmp_path)) or 2)
+    assert process.run({}, tmp_path, []) == 2 and found == ["failed"]
+
+
+def test_a_closed_pipe_is_no_error_of_a_command(monkeypatch):
+    monkeypatch.setattr(main, "train", lambda argv: main.TrainResult(train_lines(None)(), None))
+    with closed_pipe():
+        assert main.main([]) == 0
 
 
 def test_a_signal_outside_of_training_preempts():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from fake_run import fake_run
 
+from kleiber.config.errors import ConfigError
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows
 from kleiber.records.catalog import Run, archive_run, archive_runs, archived_runs, find_run, read_run, read_runs
@@ -81,6 +82,21 @@ def test_damage_before_the_end_is_refused_with_its_place(tmp_path):
     file.write_bytes(gzip.compress(b'{"run": "a"}\n'))
     with pytest.raises(ValueError, match="line 1"):
         archive.read(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"# My notes\n", b"tokens,loss\n1,2\n", b"", gzip.compress(b"x" * 99)[:12] + bytes(40)]
+)
+def test_no_advice_empties_a_file(tmp_path, content):
+    file = tmp_path / "notes.md"
+    file.write_bytes(content)
+    if not content:
+        assert archived_runs(file) == []
+        return
+    with pytest.raises(ConfigError) as refused:
+        archived_runs(file)
+    assert "notes.md" in str(refused.value) and "truncate" not in str(refused.value)
+    assert ("not gzip" in str(refused.value)) == (content[:2] != b"\x1f\x8b")
 
 
 def test_appends_at_one_time_lose_none(tmp_path):

@@ -21,6 +21,7 @@ def leave(folder, status, loss=None, error=None):
     fake_run(folder, [stage], status=written, error=error, overrides=["seed=0"], seconds=3.5)
     if status == "missing":
         (folder / "summary.json").unlink()
+        (folder / "metrics.jsonl").unlink()
 
 
 @pytest.fixture
@@ -107,8 +108,8 @@ def test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown(study, c
         path.write_text(damage)
     assert main(["runs", str(study)]) == 0
     shown = capsys.readouterr()
-    assert "1 failed, 1 killed, 2 missing" in shown.out and str(path) in shown.err
-    assert read_runs(study / "a")[0].status == "missing"
+    assert "1 failed, 2 killed, 1 missing" in shown.out and str(path) in shown.err
+    assert read_runs(study / "a")[0].status == "killed"
     for command in (["eval", "--evals", "perplexity"], ["export", str(study / "out")], ["report"]):
         warn_once.cache_clear()
         assert main([command[0], str(study / "a"), *command[1:]]) == 2

@@ -6,7 +6,14 @@ import pytest
 from fake_run import fake_run
 from rich.text import Text
 
-from kleiber.records.closing_table import matrix_table, next_commands, scores_by_domain, stage_rows, tree_costs
+from kleiber.records.closing_table import (
+    format_number,
+    matrix_table,
+    next_commands,
+    scores_by_domain,
+    stage_rows,
+    tree_costs,
+)
 
 PARAMS = {"total": 1000, "active": 500, "non_embedding": 400, "trainable": 1000}
 
@@ -34,6 +41,13 @@ def test_a_stage_shows_its_name_among_several_and_what_it_trains_where_that_is_a
     assert not {"stage", "trained", "speed"} & rows.keys()
     adapted = dict(stage_rows(stage("two", params=PARAMS | {"trainable": 10}), show_name=True))
     assert adapted["stage"] == "two" and adapted["trained"].startswith("10 ")
+
+
+def test_small_numbers_keep_two_digits_and_large_ones_have_no_exponent():
+    texts = {2281.3: "2,281", 3.413: "3.4", 0.0468: "0.047", 0.0: "0", 12.34: "12"}
+    assert {value: format_number(value) for value in texts} == texts
+    rows = dict(stage_rows(stage(tokens_per_s=3966.2, seconds=0.26, mfu=0.00013)))
+    assert rows["speed"] == "3,966 tokens/s over 0.26 s, MFU 0.013 %"
 
 
 def test_scores_of_the_tasks_of_other_stages_are_left_out():

@@ -10,6 +10,7 @@ from fake_run import write_summary
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder, locks
+from kleiber.records.catalog import read_run
 from kleiber.records.folder import (
     cell_folder,
     cell_name,
@@ -101,6 +102,16 @@ def test_running_without_a_live_lock_reads_as_killed(tmp_path):
         assert folder.status(tmp_path) == "running"
     (tmp_path / "summary.json").write_text('{"status": ')
     assert folder.status(tmp_path) == "missing"
+
+
+@pytest.mark.parametrize("trace", ["stages", "metrics.jsonl"])
+def test_a_run_that_has_begun_is_killed_without_its_summary(tmp_path, trace):
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    assert folder.status(tmp_path) == read_run(tmp_path).status == "missing"
+    (tmp_path / trace).mkdir()
+    assert folder.status(tmp_path) == read_run(tmp_path).status == "killed"
+    with locked(tmp_path):
+        assert folder.status(tmp_path) == "running"
 
 
 def test_an_old_run_is_set_aside_under_the_next_free_number(tmp_path):

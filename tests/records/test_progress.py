@@ -126,7 +126,11 @@ def test_text_is_printed_in_place_of_the_live_line(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0 s"), (59.7, "1:00 min"), (61, "1:01 min"), (3600, "1:00:00 h"), (7384, "2:03:04 h")]
-)
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"), (59.7, "1:00 min"), (61, "1:01 min"), (3600, "1:00:00 h"), (7384, "2:03:04 h"),
+        (172_799, "47:59:59 h"), (668_777, "7.7 days"),
+    ],
+)  # fmt: skip
 def test_durations_are_written_with_their_unit(seconds, text):
     assert format_duration(seconds) == text

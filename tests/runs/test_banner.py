@@ -20,6 +20,7 @@ def test_the_banner_names_what_the_run_records(launch, capsys):
     assert f"{stage['data']['tokens']:,} training tokens" in banner["data"] and "bytes" in banner["data"]
     assert f"3 steps of {stage['batch_tokens']:,} tokens" in banner["training"]
     assert f"{stage['tokens']:,} tokens" in banner["training"]
+    assert banner["validation"].startswith("after the last step, on ")
     assert banner["device"].startswith("CPU with 1 thread, fp32")
     assert banner["folder"] == str(folder) and "metrics.csv" in banner["logger"]
     assert "model=moe trainer.max_steps=3" in banner["resume"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from processes import wait_for
-from small_run import REPOSITORY, TINY
+from small_run import REPOSITORY, TINY, last_of_each
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -110,7 +110,8 @@ def final_loss(folder: Path) -> float:
 def test_the_tasks_of_srun_are_the_ranks_of_one_run(slurm, launch, tmp_path):
     options = ["trainer=ddp", "trainer.precision=64", "budget.steps=20"]
     alone = launch(*options, "trainer.devices=1", root="alone")
-    command = [sys.executable, REPOSITORY / "train.py", *TINY, *options, f"root={tmp_path / 'srun'}"]
+    words = last_of_each([*TINY, *options, f"root={tmp_path / 'srun'}"])
+    command = [sys.executable, REPOSITORY / "train.py", *words]
     ended = subprocess.run(
         ["srun", "--ntasks=2", "--overcommit", *map(str, command)], capture_output=True, text=True, timeout=200
     )

@@ -9,7 +9,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.hyperparameters import Hyperparameters, best_rates, from_best_batch, with_decay
-from kleiber.studies.study import PlannedPoint, points
+from kleiber.studies.study import PlannedPoint, finished_rows
 
 SIZES, TOKENS = (40_000, 80_000, 160_000), (2.5e5, 5e5, 1e6)
 BATCHES, RATES = [512 * 2**k for k in range(6)], [0.0025 * 2**k for k in range(7)]
@@ -74,9 +74,9 @@ def test_a_swept_weight_decay_has_a_law_too(decayed):
 
 
 def test_the_frontier_has_the_best_decay_of_each_rate(decayed):
-    frontier = best_rates(with_decay(points(decayed), decayed)[0])
+    frontier = best_rates(with_decay(finished_rows(decayed), decayed)[0])
     assert len(frontier) == len(SIZES) * len(TOKENS)
-    least = points(decayed).groupby(["active", "tokens"])["loss"].min()
+    least = finished_rows(decayed).groupby(["active", "tokens"])["loss"].min()
     np.testing.assert_allclose(sorted(frontier["loss"]), sorted(least))
 
 
@@ -104,9 +104,9 @@ def test_a_level_and_fewer_resamples_have_an_effect(runs, findings):
 
 
 def test_the_frontier_has_the_best_complete_rate_of_each_batch(runs):
-    frontier = best_rates(points(runs))
+    frontier = best_rates(finished_rows(runs))
     assert len(frontier) == len(SIZES) * len(TOKENS) * len(BATCHES)
-    again = points(runs)
+    again = finished_rows(runs)
     lucky = again.assign(loss=0.1, seed=7).iloc[:1]  # a second seed at one rate only, which decides
     first = best_rates(pd.concat([again, lucky], ignore_index=True))
     assert first["seeds"].max() == 2 and len(first) == len(frontier)

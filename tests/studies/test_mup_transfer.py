@@ -101,7 +101,7 @@ def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(t
     command = ["report", str(tmp_path / "mup"), "--study", "mup_transfer", "--also", str(tmp_path / "sp")]
     assert main(command) == 0
     findings = json.loads((tmp_path / "mup" / "findings.json").read_text())
-    assert findings["headline"] in capsys.readouterr().out and findings["missing"] == ["run0 (missing)"]
+    assert findings["headline"] in capsys.readouterr().out and findings["missing"] == ["run0 (killed)"]
     optima = {(row["parametrization"], row["width"]): row["lr"] for row in findings["tables"]["Optima"]}
     assert optima["MuP", 64] == pytest.approx(0.02, rel=0.1) and optima["Standard", 64] == pytest.approx(0.01, rel=0.1)
     for name in ("transfer", "optima"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import REPOSITORY, TINY
+from small_run import REPOSITORY, TINY, last_of_each
 
 from kleiber.training.fsdp import FSDP
 from kleiber.training.trainer import DDP, Local
@@ -64,7 +64,7 @@ def with_torchrun(words: list[str]) -> list[subprocess.Popen[str]]:
     """Two agents of torchrun, as on two nodes, with two processes each."""
     place = ["--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     run = [sys.executable, "-m", "torch.distributed.run", *place]
-    return [start([*run, f"--node-rank={node}", REPOSITORY / "train.py", *words]) for node in (0, 1)]
+    return [start([*run, f"--node-rank={node}", REPOSITORY / "train.py", *last_of_each(words)]) for node in (0, 1)]
 
 
 def with_srun(words: list[str]) -> list[subprocess.Popen[str]]:
@@ -72,7 +72,7 @@ def with_srun(words: list[str]) -> list[subprocess.Popen[str]]:
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "localhost",
             "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NTASKS": "4", "MASTER_PORT": free_port()}  # fmt: skip
     places = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i % 2), "SLURM_NODEID": str(i // 2)} for i in range(4)]
-    return [start([sys.executable, REPOSITORY / "train.py", *words], **step, **place) for place in places]
+    return [start([sys.executable, REPOSITORY / "train.py", *last_of_each(words)], **step, **place) for place in places]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> str:

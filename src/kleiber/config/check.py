@@ -50,7 +50,7 @@ class BatchSize:
 class EvalSettings:
     """When to validate, and on how many tokens.
 
-    every_steps   optimizer steps between validations; null: four times a stage, 0: only after the last step
+    every_steps   optimizer steps between validations; null: at most four a stage, 0: only after the last step
     tokens        validation targets of each task; null: all of them
     watch_tokens  validation targets of each earlier task that a later stage also scores at steps 1, 2, 4, 8, ...
     every_tokens  training tokens between two runs of the evaluations `evals`; null: after the last step only

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,12 +21,17 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from kleiber.config.errors import ConfigError
+
 # Providers of the folders that all commands of this process share; those of a user may hold very many files.
 SHARED_PROVIDERS = ("main", "extension", "hydra", "schema")
+KEY = re.compile(r"[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*")
+NOT_ONE_TEXT = frozenset("'\"\\`,[]{}$")  # signs of lists, sweeps, quotes and interpolations
 LIMIT = 512  # sets of choices whose merged files are kept, of about 30 kB each
 
 
@@ -66,11 +72,33 @@ def files_of(source: ConfigSource) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=8192)
 def _parse(line: str) -> Override:
-    return OverridesParser.create().parse_overrides([line])[0]
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_overrides([line])[0]
+    except HydraException as error:
+        return parser.parse_overrides([quote_value(line, str(error))])[0]
+
+
+def quote_value(line: str, reason: str) -> str:
+    """Returns an override that Hydra does not parse with its value in quotes: that of a file named été(1).txt.
+
+    Raises ConfigError where the line is no override, and where the value may be something else than one text.
+    """
+    key, equals, value = line.partition("=")
+    if not equals or not KEY.fullmatch(key):
+        raise ConfigError(f"{line} is not KEY=VALUE or GROUP=CHOICE; see `kleiber train --help`")
+    if not NOT_ONE_TEXT.intersection(value):
+        return f"{key}='{value}'"
+    lines = [text for text in reason.splitlines() if not text.strip().startswith(("See https", "^", "Lexer"))]
+    detail = f" ({'; '.join(lines)})" if lines else ""
+    raise ConfigError(
+        f"{line} cannot be read{detail}: a text with letters outside ASCII, quotes, brackets, parentheses, = "
+        f"or other signs needs inner quotes: \"{key}='...'\""
+    )
 
 
 def parse_overrides(lines: Sequence[str], loader: ConfigLoader) -> list[Override]:
-    """Parses overrides, each text once. Raises HydraException for a line that is not an override."""
+    """Parses overrides, each text once. Raises ConfigError for a line that is not an override."""
     parsed = [_parse(line) for line in lines]
     parser = OverridesParser.create(config_loader=loader)  # `glob` in a sweep lists the choices of the loader
     return [

@@ -272,7 +272,7 @@ def _check_content(location: Location) -> None:
 
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
-        return f"data.path={location.name}: the hub is not reachable, and this machine has no copy; {REMEDY}"
+        return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
     reasons = (*map(defect, location.files()), *(missing_package(path, cause) for path in location.paths()))
     reason = next(filter(None, reasons), None) or first_lines(cause)
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")

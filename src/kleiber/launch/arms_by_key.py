@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer
-from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.errors import ConfigError, did_you_mean, listed
 from kleiber.config.nested import flatten
 from kleiber.config.targets import signature
 from kleiber.records.folder import identity
@@ -31,10 +31,15 @@ def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
     Raises ValueError for a key that no run has, where it has fewer than two values, and where runs with one value
     differ in other keys than those of MAY_VARY, since they would be several arms.
     """
+    if not runs:
+        raise ValueError(f"--arm {key}: there is no run to compare (the folder of a run has a config.yaml)")
     values = arm_values(key, runs)
     distinct = dict.fromkeys(map(str, values.values()))
+    if key == BY_DESIGN and not any(value is not None for value in values.values()):
+        raise ValueError(f"these runs belong to no study=compare: set --arm KEY{differing_keys(runs)}")
     if len(distinct) < 2:
-        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
+        value = next(iter(distinct))
+        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {value}{differing_keys(runs)}")
     if key == BY_DESIGN:
         return lambda run: None if values[run.folder] is None else str(values[run.folder])
     for value in distinct:
@@ -59,7 +64,8 @@ def arm_values(key: str, runs: Sequence[Run]) -> dict[Path, object]:
     values = {run.folder: value_of(run.config, key) for run in runs}
     if all(value is None for value in values.values()):
         names = dict.fromkeys(name for run in runs for name in flatten(run.config))
-        raise ValueError(f"--arm {key}: no run has this key, and it is no group.{did_you_mean(key, names)}")
+        near = did_you_mean(key, names).replace(" ", ". ", 1) or differing_keys(runs)
+        raise ValueError(f"--arm {key}: no run has this key, and it is no group{near}")
     return values
 
 
@@ -113,6 +119,12 @@ def further_differences(key: str, runs: Sequence[Run]) -> list[str]:
             "name folders whose runs have the same data and eval.tokens"
         )
     return [name for name in varied if name.partition(".")[0] not in MAY_VARY]
+
+
+def differing_keys(runs: Sequence[Run]) -> str:
+    """Returns the end of an error: the keys in which runs differ, other than the tuned and the repeated ones."""
+    names = [name for name in varied_keys(runs) if name.partition(".")[0] not in MAY_VARY]
+    return f"; keys that differ between the runs: {listed(names)}" if names else "; the runs differ in no key"
 
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:

@@ -5,12 +5,14 @@ Each command imports what it needs only when it is called.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
@@ -18,7 +20,33 @@ from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+class PlainHelp:
+    """Prints flags without a type, and the paragraphs of a docstring without its line breaks."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        options["help"] = "\n\n".join(text.replace("\n", " ") for text in paragraphs)
+        super().__init__(*args, **options)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Returns the parameters, `--help` among them."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Group(PlainHelp, TyperGroup):
+    """The command `kleiber`."""
+
+
+class Command(PlainHelp, TyperCommand):
+    """A command of it."""
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def print_version(asked: bool) -> None:
@@ -72,29 +100,33 @@ Overrides = Annotated[
 AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-@app.command(context_settings=AS_THEY_ARE, options_metavar="[-m]")
+@app.command(cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
 def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
     exit_on_interrupt()  # importing the rest takes a second
     from kleiber.launch.main import main
 
-    exit_with(main(overrides or []))
+    exit_with(main(overrides or [], typed=True))
 
 
-@app.command(context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]}, options_metavar="[--config-dir DIR]")
-def config(overrides: Overrides = None) -> None:
+@app.command(cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})
+def config(
+    overrides: Overrides = None,
+    config_dir: Annotated[str | None, typer.Option(metavar="DIR", help="A folder with choices of yours.")] = None,
+) -> None:
     """Print the config of a run as YAML, each value with the file or override that it comes from.
 
-    The overrides are those of `kleiber train`, and --config-dir DIR adds a folder of config files. Nothing is trained.
+    The overrides are those of `kleiber train`. Nothing is trained.
     """
     from kleiber.config.check import check
     from kleiber.config.compose import Composer, resolve_config
     from kleiber.config.provenance import annotated_yaml, find_sources
-    from kleiber.launch.main import parse_flags
+    from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
     from kleiber.runs.inherit import complete_config
 
+    refuse_repeated_keys(overrides or [])
     args = parse_flags(overrides or [])
-    composer = Composer(args.config_name or "train", args.config_dir)
+    composer = Composer(args.config_name or "train", config_dir or args.config_dir)
     sources = find_sources(composer, args.overrides)
     composed, _ = resolve_config(composer.compose(args.overrides))
     completed = complete_config(composed, args.overrides, composer=composer)
@@ -103,7 +135,7 @@ def config(overrides: Overrides = None) -> None:
     typer.echo("\n".join(annotated_yaml(completed, sources)))
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     name: Annotated[str, typer.Argument(metavar="mup", help="Name of the check; mup is the only one.")],
     widths: Annotated[str, typer.Option(help="Widths of the models in channels, multiples of 16.")] = "64,128,256",
@@ -153,7 +185,7 @@ for name, command in {
     "push": model_commands.push,
     "import": model_commands.import_folder,
 }.items():
-    app.command(name)(command)
+    app.command(name, cls=Command)(command)
 
 
 def main(argv: list[str] | None = None) -> int:

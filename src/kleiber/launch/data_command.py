@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kleiber.studies.fit_command import html_path
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -17,7 +19,13 @@ if TYPE_CHECKING:
 SCHEMA = "kleiber.data/1"
 FDR = 0.1
 SHOWN = 10  # words of each group in the terminal
+OPTIONS = {"path": "", "text": "--text ", "config": "--config ", "tokenizer": "--tokenizer "}  # by key of the data
 DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
+
+Page = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
+]
 
 
 def describe(
@@ -42,9 +50,7 @@ def describe(
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Largest distance to a word of a group. [10]")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report to this JSON file.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it to this HTML file; needs --bias.")
-    ] = None,
+    report: Page = None,
 ) -> None:
     """Describe the text at a path, with --bias which words stand near which; --tokenizer prepares its tokens."""
     from kleiber.config.stages import quantity
@@ -60,10 +66,11 @@ def describe(
     chosen = words or "gender"
     listed = None if attributes is None else read_words(attributes, "--attributes")
     limit = round(quantity(max_bytes or DESCRIBED))
-    prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
-    survey = Survey(limit)
-    with open_documents(path, config, text, limit) as documents:
-        contexts = count_contexts(survey.watch(documents), word_swap(chosen), window or 10)
+    survey, swap = Survey(limit), word_swap(chosen)
+    with options_named():
+        prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
+        with open_documents(path, config, text, limit) as documents:
+            contexts = count_contexts(survey.watch(documents), swap, window or 10)
     summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json()}
     summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
     lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
@@ -80,6 +87,20 @@ def describe(
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Errors within the context name the options of this command in place of the keys of `kleiber train`."""
+    from kleiber.data.dataset import REMEDY
+
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).replace(REMEDY, "name a file or folder, or set KLEIBER_DATA=DIR to a folder with a copy")
+        for key, option in OPTIONS.items():
+            text = text.replace(f"data.{key}=", option)
+        raise ValueError(text) from error
 
 
 def describe_bias(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from hydra.types import RunMode
 
@@ -22,6 +22,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
+from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
 from kleiber.records.closing_table import closing_table, next_commands
 from kleiber.records.continuation import continues_folder
@@ -35,10 +36,22 @@ from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
+def main(argv: list[str] | None = None, typed: bool = False) -> int:
+    """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line.
+
+    argv   None for the command line of this process
+    typed  whether a person typed `argv`, so that a key that is set twice is a mistake
+    """
+    with process.output_through(process.LastingStream):
+        return exit_code(sys.argv[1:] if argv is None else argv, typed or argv is None)
+
+
+def exit_code(argv: list[str], typed: bool) -> int:
+    """Runs a command line and returns its exit code, also where it ends with an error that the user can correct."""
     try:
-        return train(sys.argv[1:] if argv is None else argv).code
+        if typed:
+            refuse_repeated_keys(argv)
+        return train(argv).code
     except Preempted as reason:
         return reason.status.exit_code
     except KeyboardInterrupt:
@@ -76,23 +89,6 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
     if args.multirun:
         return run_sweep(composer, args.overrides)
     return run_single(composer, args.overrides)
-
-
-def parse_flags(argv: list[str]) -> argparse.Namespace:
-    """Splits a command line into flags and overrides. Raises ConfigError for an unknown or unsupported flag."""
-    from hydra._internal.utils import get_args_parser
-
-    def error(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-    parser = get_args_parser()
-    parser.error = error  # type: ignore[method-assign]
-    args = parser.parse_intermixed_args(argv)
-    for flag in ("config_path", "experimental_rerun"):
-        if vars(args)[flag]:
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} is not supported: use --config-dir to add a folder with your own config files")
-    return args
 
 
 def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:

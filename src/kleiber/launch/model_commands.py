@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from kleiber.studies.fit_command import html_path
+
 
 def evaluate(
     subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")],
@@ -28,7 +30,10 @@ def evaluate(
     tokens: Annotated[str | None, typer.Option(help="Tokens to score of each text, such as 64K.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage of the run. Default: the last finished one.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write all scores to this JSON file as well.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write scores and figures to this HTML file.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.html", callback=html_path, help="Write scores and figures to this HTML file."),
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Names of lm-eval tasks for --evals harness.")] = None,
     task_files: Annotated[Path | None, typer.Option(help="Folder of lm-eval tasks for --evals harness.")] = None,
     wandb: Annotated[
@@ -36,9 +41,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a run or a Hugging Face model. The results of a run are also written to RUN/evals."""
+    existing(subject)
     from kleiber.runs.evaluate import log_to_wandb, result_lines, run_evaluations
 
-    existing(subject)
     if wandb and not (subject / "config.yaml").is_file():
         raise ValueError(f"--wandb logs beside the W&B run of a run, and {subject} is none: remove --wandb")
     for option, value in (("--tasks", tasks), ("--task-files", task_files)):
@@ -81,6 +86,7 @@ def generate(
     json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
 ) -> None:
     """Continue a prompt with a run or a Hugging Face model, and print both."""
+    existing(subject)
     from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.records.closing_table import printable
     from kleiber.records.files import write_json
@@ -89,7 +95,7 @@ def generate(
 
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
     lookup = Lookup(datastore, retrieval) if datastore else None
-    continuation = continue_prompt(open_model(existing(subject)), prompt, sampling, lookup)
+    continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
     typer.echo(prompt, nl=False)
     begin = time.perf_counter()
     for piece in continuation:
@@ -109,11 +115,12 @@ def chat(
     seed: SamplingSeed = 0,
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
+    existing(subject)
     from kleiber.records.closing_table import printable
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 
-    run = open_model(existing(subject))
+    run = open_model(subject)
     objective = run.record.get("objective")
     if objective == "clm":
         typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
@@ -123,9 +130,19 @@ def chat(
 
 
 def existing(subject: Path) -> Path:
-    """Returns the path of a run, a stage or a model folder. Raises FileNotFoundError where there is none."""
-    if not subject.is_dir() and not subject.parent.is_dir():
-        raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    """Returns the path of a run, RUN/STAGE or a model folder. Raises FileNotFoundError for any other path.
+
+    Commands call it before they import torch, which takes seconds.
+    """
+    from kleiber.config.errors import ConfigError
+    from kleiber.runs.inherit import find_start
+
+    if not (subject / "config.json").is_file():
+        try:
+            find_start(str(subject))
+        except ConfigError:
+            wrong = "is no run" if subject.exists() else "does not exist"
+            raise FileNotFoundError(f"{subject} {wrong}: name a run, RUN/STAGE or a Hugging Face folder") from None
     return subject
 
 
@@ -134,6 +151,7 @@ def export_run(
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
 ) -> None:
     """Write a run as a Hugging Face folder: config, safetensors, tokenizer and a model card."""
+    existing(Path(run))
     from kleiber.runs.huggingface import export
 
     export(run, out)
@@ -163,6 +181,7 @@ def push(
     ] = None,
 ) -> None:
     """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
+    existing(Path(run))
     from kleiber.runs.hub_upload import push
 
     typer.echo(f"uploaded {run}: {push(run, repository, private, revision)}")

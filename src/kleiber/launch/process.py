@@ -11,8 +11,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -40,20 +40,61 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors and movements of the c
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
-class Tee:
+class LastingStream:
+    """A text stream like `stream`, which discards what it can no longer write: a closed pipe ends no training."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the text, in the place of a live line."""
+        with self.until_closed():
+            DISPLAY.write(self.stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        with self.until_closed():
+            self.stream.flush()
+
+    @contextmanager
+    def until_closed(self) -> Iterator[None]:
+        """Sends all further output of the stream to the null device where it fails, also what is buffered."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+
+class Tee(LastingStream):
     """A text stream that writes to both `stream` and `copy`, and otherwise behaves like `stream`."""
 
     def __init__(self, stream: IO[str], copy: IO[str]) -> None:
-        self.stream, self.copy = stream, copy
+        super().__init__(stream)
+        self.copy = copy
 
     def write(self, text: str) -> int:
         """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
         self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
         self.copy.flush()
-        return DISPLAY.write(self.stream, text)
+        return super().write(text)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.stream, name)
+
+@contextmanager
+def output_through(wrap: Callable[[IO[str]], LastingStream]) -> Iterator[None]:
+    """Puts streams that `wrap` returns in place of Python's stdout and stderr, within the context."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = streams = wrap(sys.stdout), wrap(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 @contextmanager
@@ -63,14 +104,11 @@ def copy_output(folder: Path) -> Iterator[None]:
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
         yield
         return
-    before = sys.stdout, sys.stderr
-    with open(path, "a") as copy:
-        sys.stdout, sys.stderr = Tee(sys.stdout, copy), Tee(sys.stderr, copy)  # type: ignore[assignment]
+    with open(path, "a") as copy, output_through(partial(Tee, copy=copy)):
         DISPLAY.copy = copy
         try:
             yield
         finally:
-            sys.stdout, sys.stderr = before
             DISPLAY.copy = None
 
 
@@ -94,10 +132,6 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     try:
         with locked(folder) if writes else nullcontext(), copy_output(folder) if writes else nullcontext():
             code, error = _train_and_report(config, folder, overrides)
-            if writes and isinstance(error, Preempted):
-                write_final_status(folder, error.status, str(error), holds_lock=True)
-            elif writes and error is not None:
-                write_final_status(folder, Status.FAILED, f"{type(error).__name__}: {error}", holds_lock=True)
     except ConfigError as in_use:  # another process has locked the folder
         return print_error(in_use)
     except Preempted as reason:  # by a signal after the run wrote its final status
@@ -108,7 +142,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
 
 
 def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) -> tuple[int, BaseException | None]:
-    """Trains a run, prints its error if there is one, and returns the exit code and the error.
+    """Trains a run, records and prints its error if there is one, and returns the exit code and the error.
 
     Signals outside of training steps are handled here; the callback `Preempt` handles them within.
     """
@@ -116,18 +150,24 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _import_and_train(config, folder, overrides), None
         except Exception as error:
+            _write_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
             return print_error(error), error
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
+            _write_status(folder, reason.status, str(reason))
             print(f"{reason.status} by {reason}; run the same command again to continue {folder}", file=sys.stderr)
             return reason.status.exit_code, reason
 
 
 def _write_interrupted(folder: Path) -> None:
     """Writes the status of a run that a second Ctrl-C ends."""
+    _write_status(folder, Status.INTERRUPTED, "SIGINT, twice: no new checkpoint was written")
+
+
+def _write_status(folder: Path, status: Status, error: str) -> None:
+    """Writes the final status of a run, on the rank that holds its lock."""
     if rank() == 0:
-        error = "SIGINT, twice: no new checkpoint was written"
-        write_final_status(folder, Status.INTERRUPTED, error, holds_lock=True)
+        write_final_status(folder, status, error, holds_lock=True)
 
 
 def raise_preempted(name: str) -> None:

@@ -8,14 +8,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from kleiber.config.errors import Preempted, Status
-
-if TYPE_CHECKING:
-    pass
+from kleiber.config.errors import Preempted, Status, did_you_mean
 
 Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
 
@@ -182,16 +179,18 @@ def compare(
 
     Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
     """
-    from kleiber.config.check import check_type
     from kleiber.launch.arms_by_key import arms_by_key, further_differences
     from kleiber.records.catalog import read_runs
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
     from kleiber.studies.compare.arms import planned_looks
     from kleiber.studies.report import exit_code
-    from kleiber.studies.study import Level
 
-    check_type("--level", Level, level)
+    if not 0 < level < 1:
+        raise ValueError(f"--level {level} must be between 0 and 1, such as 0.9")
+    if equal not in study.QUANTITIES:
+        near = did_you_mean(equal, study.QUANTITIES)
+        raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
     arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
     options = study.Compare(measure=measure, equal=equal, level=level, looks=planned_looks(selected, arm_of))

@@ -32,13 +32,14 @@ from kleiber.records.summary import StageRecord
 from kleiber.runs.open import add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model
 from kleiber.runs.run import train
+from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.lightning import LightningModule, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
-from kleiber.types.contracts import Corpus, Task
+from kleiber.types.contracts import Corpus
 from kleiber.types.model import Model
 
 MIN_STEPS, MAX_STEPS = 6, 80  # of a measured run
@@ -147,11 +148,10 @@ def evaluated_tokens(tree: Tree, stage: Stage) -> float:
     settings, plan = stage.config.eval, stage.plan
     tasks = tree.stage_tasks(stage)
     others = [*tasks.earlier, *tasks.later]
-    limit = None if settings.tokens is None else round(quantity(settings.tokens))
-    full = partial(held_out_tokens, tokens=limit)
-    watch = partial(held_out_tokens, tokens=round(quantity(settings.watch_tokens)))
+    full = partial(scored_tokens, limit=token_limit(stage.config))
+    watch = partial(scored_tokens, limit=round(quantity(settings.watch_tokens)))
     first = stage.branch_step if stage.continues else 0
-    every = max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps
+    every = validation_interval(stage, tasks.current)
     due = (plan.stop_step - 1) // every - first // every if every else 0
     current, everything, watched = full(tasks.current), full([*tasks.current, *others]), watch(tasks.earlier)
     tokens = due * (current + watched) + everything + watched
@@ -161,14 +161,6 @@ def evaluated_tokens(tree: Tree, stage: Stage) -> float:
         switches = sum(first < 2**power <= plan.stop_step for power in range(plan.stop_step.bit_length()))
         tokens += switches * watch([*tasks.current, *others])
     return tokens
-
-
-def held_out_tokens(tasks: list[Task], tokens: int | None) -> float:
-    """Returns the tokens of the held-out samples that scoring reads.
-
-    tokens  targets of each task that are scored; None means all
-    """
-    return float(sum(task.held_out.first(tokens).num_tokens for task in tasks))
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Sweep:
 
         Raises ConfigError when they cannot. A sweep with max_cells or max_steps is not checked.
         """
-        from kleiber.studies.study import build_study, points_of
+        from kleiber.studies.study import build_study, planned_points
 
         self.checked = True
         first = next(iter(cells.values()))
@@ -149,7 +149,7 @@ class Sweep:
         finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.finished]
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
-            for text in study.check_plan(points_of(runs)):
+            for text in study.check_plan(planned_points(runs)):
                 print(f"study={first.config['name']}: {text}", flush=True)
         except ValueError as error:
             raise ConfigError(f"study={first.config['name']}: {error}") from error

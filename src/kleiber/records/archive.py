@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kleiber.config.errors import Status
+from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
 from kleiber.records.files import DamagedFile, parse_json, refuse_interpolations
 from kleiber.types import Json, Row
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NAME = "runs.jsonl.gz"
 KEYS = {"run", "config", "summary", "rows"}
 CHUNK = 1 << 16
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 MAX_BYTES = 2**31  # of all rows, uncompressed
 RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it names a place right below it
 
@@ -88,6 +89,11 @@ def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
 
     Skips a truncated member at the end. Raises ConfigError for bytes that are not gzip.
     """
+    if len(data) >= len(GZIP) and not data.startswith(GZIP):
+        raise ConfigError(
+            f"{path} is not a runs.jsonl.gz (it is not gzip): name a run, a folder of runs or a runs.jsonl.gz; "
+            "`kleiber fit` reads csv, jsonl and parquet"
+        )
     start = total = 0
     while start < len(data):
         unpack, content, at = zlib.decompressobj(wbits=31), [], start
@@ -98,10 +104,11 @@ def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
                 if total > MAX_BYTES:
                     raise DamagedFile(path, f"its rows have more than {MAX_BYTES:,} bytes")
         except zlib.error as error:
+            repair = f"run `truncate -s {start} {path}` to keep the rows before it" if start else "move it elsewhere"
             raise DamagedFile(
                 path,
-                f"byte {start:,} and later ({error}): run `truncate -s {start} {path}` to keep the rows before it; "
-                "`kleiber report` then adds the runs whose folders still exist",
+                f"byte {start:,} and later ({error}): {repair}; `kleiber report` then adds the runs whose folders "
+                "still exist",
             ) from None
         if not unpack.eof:
             return

@@ -1,8 +1,8 @@
 """The table of runs: a folder of runs as a list of `Run`, and as rows, one per leaf. Every analysis reads it.
 
-A run has the same content whether it is read from its folder or from the study's runs.jsonl.gz. A folder with a config
-and without a readable summary has the status `missing`: it was planned and not started. A run that says `running` and
-holds no lock has the status `killed`. Nothing here repairs or deletes files. Imports no torch.
+A run has the same content whether it is read from its folder or from the study's runs.jsonl.gz. A run that was planned
+and not started has the status `missing`. One that says `running`, or has begun and has no readable summary, and holds
+no lock has the status `killed`. Nothing here repairs or deletes files. Imports no torch.
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
 
 
+def format_number(value: float) -> str:
+    """Returns a number >= 0 as a whole one, or with two digits below 10: `2,281`, `3.4` or `0.047`."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def matrix_table(matrix: Json) -> Table:
     """A printable table of R: the main metric of every task before the first step and after every stage.
 
@@ -100,8 +105,8 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
         ("compute", f"{stage['flops']['model']:.3g} FLOPs"),
     ]
     if stage["tokens_per_s"]:
-        share = "" if stage["mfu"] is None else f", MFU {100 * stage['mfu']:.0f} %"
-        rows.append(("speed", f"{stage['tokens_per_s']:,.0f} tokens/s over {stage['seconds']:,.0f} s{share}"))
+        share = "" if stage["mfu"] is None else f", MFU {format_number(100 * stage['mfu'])} %"
+        rows.append(("speed", f"{stage['tokens_per_s']:,.0f} tokens/s over {format_number(stage['seconds'])} s{share}"))
     if costs := describe_costs([stage.get("cost")]):
         rows.append(("energy", costs))
     rows.append(("memory", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB peak"))

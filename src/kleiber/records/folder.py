@@ -161,7 +161,7 @@ def study_folder(config: Config) -> Path:
     """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
     if not FOLDER_NAME.fullmatch(name) or not name.strip("."):
-        raise ConfigError(f"name={name} may contain only letters, digits and . _ -; root= sets the parent folder")
+        raise ConfigError(f"name={name} may contain only a-z, A-Z, 0-9 and . _ -; root= sets the parent folder")
     if not str(config["root"]).strip():  # an empty path would be the current folder
         raise ConfigError("root= is empty: set a folder, or remove it to use KLEIBER_ROOT or multirun")
     return Path(str(config["root"])).expanduser().absolute() / name
@@ -171,19 +171,21 @@ TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run,
 
 
 def status(folder: Path, held: bool | None = None) -> Status:
-    """The status of a run: missing without a readable summary, killed where it says running and no process is alive.
+    """The status of a run: killed where its summary says running, or it has begun without one, and no process is alive.
 
     held  whether a live process holds the lock; None to look it up
     """
     try:
-        return status_of(read_summary(folder) or {}, folder, held)
+        summary = read_summary(folder) or {}
     except DamagedFile:
-        return Status.MISSING
+        summary = {}
+    return status_of(summary, folder, held)
 
 
 def status_of(summary: Json, folder: Path, held: bool | None = None) -> Status:
     """As `status`, of a summary that has been read; {} where there is none."""
-    recorded = Status(summary.get("status", Status.MISSING))
+    begun = not summary and any((folder / name).exists() for name in ("stages", "metrics.jsonl"))
+    recorded = Status(summary.get("status", Status.RUNNING if begun else Status.MISSING))
     if recorded != Status.RUNNING:
         return recorded
     return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED

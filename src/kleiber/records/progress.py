@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REFRESH = 0.5  # seconds between two states of the live line
 PATIENCE = 2.0  # seconds after which an activity is shown
 SECONDS = 5.0  # between two plain lines
+DAY = 86_400.0  # seconds
 SLOWER = 0.01  # of the duration of an activity; two plain lines are at least this far apart
 
 Item = TypeVar("Item")
@@ -74,7 +75,9 @@ def format_count(done: int, total: int | None, unit: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration such as `7 s`, `2:05 min` or `3:20:00 h`."""
+    """Returns a duration such as `7 s`, `2:05 min`, `3:20:00 h` or `7.7 days`."""
+    if seconds >= 2 * DAY:
+        return f"{seconds / DAY:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -132,7 +135,8 @@ class Display:
     def _erase(self) -> None:
         with self.lock:
             if self._live is not None and self._live.is_started:
-                self._live.stop()
+                with suppress(OSError):  # the terminal was closed
+                    self._live.stop()
 
     def _show_until_end(self) -> None:
         while not self._ended.wait(REFRESH):
@@ -147,7 +151,8 @@ class Display:
         if age < PATIENCE and silence < SECONDS - 2 * REFRESH:
             return
         if terminal:
-            self._draw(activity)
+            with suppress(OSError):  # it was closed
+                self._draw(activity)
         out = self.copy if terminal else sys.stderr
         if not activity.shown or silence >= max(activity.seconds, SLOWER * age) - REFRESH:
             self.printed, activity.shown, self.line = now, True, activity.text()

@@ -6,37 +6,38 @@ Also what a dry run prints of its stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from kleiber.optimizers.schedules import sparkline
-from kleiber.records.closing_table import command
+from kleiber.records.closing_table import command, format_number
 from kleiber.runs.plan import Plan
-from kleiber.runs.stage_tree import Stage
+from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
+from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.trainer import Local
 
 
-def banner_lines(
-    title: str, stages: Sequence[Stage], hardware: Local, folder: Path, loggers: Sequence[str], overrides: Sequence[str]
-) -> list[str]:
+def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """Returns the lines of the banner.
 
     title      name of the run
+    tree       its stages, hardware and folder
     loggers    a line on each logger, such as "W&B offline in DIR"
     overrides  the command line of the run
     """
+    stages, hardware = tree.stages, tree.hardware
     first = stages[0].plan
     rows = [("model", describe_model(stages[0])), ("data", describe_data(stages[0]))]
     if len(stages) == 1:
         rows.append(("training", describe_steps(stages[0])))
     else:
         rows += [(f"stage {stage.name}", describe_steps(stage)) for stage in stages]
+    rows += [("validation", text) for text in dict.fromkeys(describe_validation(tree, stage) for stage in stages)]
     if first.privacy is not None:
         rows.append(("privacy", first.privacy.describe(first.stop_step)))
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
     rows += [
         ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),
         ("time", "measured in the first steps"),
-        ("folder", str(folder)),
+        ("folder", str(tree.folder)),
         *(("logger", line) for line in loggers),
         ("resume", f"repeat {command(['train', *overrides])}"),
     ]
@@ -68,11 +69,19 @@ def describe_steps(stage: Stage) -> str:
     start = f" from step {stage.branch_step:,} of {stage.parent}" if stage.continues else ""
     data = "" if stage.parent is None or stage.continues else f" on {plan.corpus.name}"
     tokens, objective = steps * plan.batch_tokens, type(plan.objective).__name__.lower()
-    epochs = f", {plan.epochs:.2g} epochs" if plan.corpus.train.random_access else ""
+    epochs = f", {format_number(plan.epochs)} epochs" if plan.corpus.train.random_access else ""
     return (
         f"{steps:,} steps of {plan.batch_tokens:,} tokens{start}{data}: {tokens:,} tokens "
-        f"({tokens / plan.parameters.active:.2g} per active parameter{epochs}), objective {objective}"
+        f"({format_number(tokens / plan.parameters.active)} per active parameter{epochs}), objective {objective}"
     )
+
+
+def describe_validation(tree: Tree, stage: Stage) -> str:
+    """Returns when the tasks of a stage are scored while it trains, and on how many tokens."""
+    tasks = tree.stage_tasks(stage).current
+    every = validation_interval(stage, tasks)
+    when = f"every {every:,} steps" if 0 < every < stage.plan.stop_step else "after the last step"
+    return f"{when}, on {scored_tokens(tasks, token_limit(stage.config)):,} tokens"
 
 
 def describe_device(hardware: Local) -> str:

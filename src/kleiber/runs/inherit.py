@@ -63,7 +63,8 @@ def find_start(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run,
         run = planned.get(folder) or find_run(folder)
         if run is not None:
             return run, stage
-    raise ConfigError(f"init.path={path} must be RUN or RUN/STAGE: neither {place} nor {place.parent} is a run")
+    wrong = "is no run" if place.exists() else "does not exist"
+    raise ConfigError(f"init.path={path} {wrong}: name a run or RUN/STAGE")
 
 
 def finished_stage(run: Run, stage: str | None, path: str) -> str:

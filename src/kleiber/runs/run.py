@@ -214,8 +214,8 @@ class RankZeroRun:
 
         descriptions = [logger.description for logger in self.loggers]
         loggers = [text for text in descriptions if text is not None]
-        stages, title = self.tree.stages, f"{self.config['name']}/{self.folder.name}"
-        lines = banner_lines(title, stages, self.hardware, self.folder, loggers, self.overrides)
+        title = f"{self.config['name']}/{self.folder.name}"
+        lines = banner_lines(title, self.tree, loggers, self.overrides)
         print("\n".join(lines), file=sys.stderr)
 
     def _report_failure(self, error: Exception) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import quantity
@@ -12,7 +15,9 @@ from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import RunEvaluations
-from kleiber.types.contracts import Corpus
+from kleiber.types.contracts import Corpus, Task
+
+VALIDATIONS = 4  # of a stage, at most, where eval.every_steps is null
 
 
 def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
@@ -22,8 +27,8 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
     return Evaluate(
         record,
         tasks.current,
-        every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
-        tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
+        every=validation_interval(stage, tasks.current),
+        tokens=token_limit(stage.config),
         rows=plan.scored_rows,
         runtime=tree.hardware.runtime,
         earlier=tasks.earlier,
@@ -32,6 +37,33 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
         start={name: value for name, value in parent.items() if name.startswith(("val/", "eval/"))},
         watched=round(quantity(settings.watch_tokens)),
     )
+
+
+def validation_interval(stage: Stage, tasks: Sequence[Task]) -> int:
+    """Returns the optimizer steps between two validations of `tasks`, those of the stage; 0: after the last step only.
+
+    Without eval.every_steps there are at most VALIDATIONS. Those before the last score no more tokens than the stage
+    trains, so that a short run does not spend its time on them; budget.stop_at_loss needs them all the same.
+    """
+    cfg, plan = stage.config, stage.plan
+    if cfg.eval.every_steps is not None:
+        return cfg.eval.every_steps
+    affordable = plan.steps * plan.batch_tokens // max(1, scored_tokens(tasks, token_limit(cfg)))
+    count = VALIDATIONS if cfg.budget.get("stop_at_loss") else min(VALIDATIONS, 1 + affordable)
+    return math.ceil(plan.steps / count)
+
+
+def token_limit(cfg: DictConfig) -> int | None:
+    """Returns eval.tokens as a number: the targets of each task that are scored; None for all."""
+    return None if cfg.eval.tokens is None else round(quantity(cfg.eval.tokens))
+
+
+def scored_tokens(tasks: Sequence[Task], limit: int | None) -> int:
+    """Returns the tokens of the held-out samples that a validation reads.
+
+    limit  targets of each task that are scored; None means all
+    """
+    return sum(task.held_out.first(limit).num_tokens for task in tasks)
 
 
 def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> Reading | None:
@@ -43,8 +75,7 @@ def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> 
 
 def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> RunEvaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
-    settings = stage.config.eval
-    tokens = None if settings.tokens is None else round(quantity(settings.tokens))
+    settings, tokens = stage.config.eval, token_limit(stage.config)
     reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_trunk = any(other.continues and other.parent == stage.name for other in tree.stages)
     return RunEvaluations(

@@ -30,7 +30,7 @@ from kleiber.studies.ablation_ladder import (
     sign,
 )
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, as_row, level_of_each, overall
+from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, level_of_each, overall
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
@@ -172,7 +172,7 @@ class Ablation(IntervalStudy):
                 raise
             return Change(name, fitted, held_out, None, {}, Decision.NOT_TESTED)
         each = level_of_each(self.level, claims, 1)
-        decision = Claim(name, plain).decide(predict(ladder, self.target, each))
+        decision = Criterion().decide(predict(ladder, self.target, each))
         if unfinished or diverged or any(scale.at_edge or scale.uneven for scale in fitted):
             decision = Decision.NOT_TESTED
         times = sorted({1.0, *SCALES, self.target})

@@ -14,10 +14,10 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows, outcomes, seed_means
+from kleiber.studies.compare.rows import Rows, outcomes, seed_means, sizes, values_by
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
 
@@ -32,7 +32,7 @@ METRICS = {  # the label and unit of what is shown, by its column
 }
 LABELS = {BASE: "before fine-tuning", PLAIN: "plain fine-tuning", "penalty": "equalized predictions"}
 
-Key = tuple[int, int]  # size and seed
+KEYS = ("size", "seed")  # by which arms are paired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Bias(OneRunStudy):
             charts["sizes"] = partial(sizes_chart, means, order, self.level)
         return Findings(
             headline=headline(means, gaps),
-            verdicts=claims(rows, arms, self.level),
+            verdicts=decide_means(claims(rows, arms), self.level),
             tables={title: table for title, table in tables.items() if table},
             figures=charts,
             methods=METHODS,
@@ -124,22 +124,9 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     return table.merge(fine_tuned, on="run", how="left")
 
 
-def sizes(rows: Rows) -> list[int]:
-    return sorted(set(rows["size"]))
-
-
-def by_run(rows: Rows, arm: str, column: str, size: int | None = None) -> dict[Key, float]:
-    """A column of an arm by (size, seed), of one size or of all; without runs that have no value."""
-    part = rows[(rows["arm"] == arm) & rows[column].notna()]
-    keys = zip(map(int, part["size"]), map(int, part["seed"]), strict=True)
-    values = dict(zip(keys, map(float, part[column]), strict=True))
-    return {key: value for key, value in values.items() if size in (None, key[0])}
-
-
-def paired(rows: Rows, arm: str, against: str, column: str, size: int | None = None) -> list[float]:
-    """The differences of two arms of the same size and seed."""
-    ours, theirs = by_run(rows, arm, column, size), by_run(rows, against, column, size)
-    return [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
+def paired(rows: Rows, arm: str, against: str, column: str, **equal: object) -> list[float]:
+    """The differences of two arms of the same size and seed, of the rows whose other columns equal `equal`."""
+    return gaps_by_seed(*(values_by(rows, KEYS, column, arm=name, **equal) for name in (arm, against)))
 
 
 def changes(rows: Rows, arm: str, against: str, level: float) -> list[Json]:
@@ -147,36 +134,27 @@ def changes(rows: Rows, arm: str, against: str, level: float) -> list[Json]:
     table = []
     for size in sizes(rows):
         for column, (name, unit) in METRICS.items():
-            estimate = mean_estimate(paired(rows, arm, against, column, size), level, unit)
+            estimate = mean_estimate(paired(rows, arm, against, column, size=size), level, unit)
             if estimate is not None:
                 table.append({"arm": label(arm), "parameters": size, "metric": name, **as_row(estimate)})
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
-    """Verdicts on the bias of plain fine-tuning, on each mitigation, and on size, all at once (Bonferroni).
+def claims(rows: Rows, arms: Sequence[str]) -> list[MeanClaim]:
+    """The claims about the bias of plain fine-tuning, each mitigation, and size.
 
     Each size and seed is a sample, and for size each seed.
     """
-    tests = [("learned", "plain fine-tuning raises the stereotype score", "higher", paired(rows, PLAIN, BASE, SCORE))]
+    raised = paired(rows, PLAIN, BASE, SCORE)
+    mean_claims = [MeanClaim("learned", "plain fine-tuning raises the stereotype score", raised, "higher")]
     for arm in arms:
         text = f"the stereotype score is lower with {label(arm)} than with plain fine-tuning"
-        tests.append((f"{arm}_lowers", text, "lower", paired(rows, arm, PLAIN, SCORE)))
+        mean_claims.append(MeanClaim(f"{arm}_lowers", text, paired(rows, arm, PLAIN, SCORE)))
     small, large = sizes(rows)[0], sizes(rows)[-1]
-    of_size = {
-        size: {seed: gap for (_, seed), gap in by_run(rows, PLAIN, "gap", size).items()} for size in (small, large)
-    }
-    seeds = sorted(of_size[small].keys() & of_size[large].keys()) if small < large else []
+    of_size = [values_by(rows, ["seed"], "gap", arm=PLAIN, size=size) for size in (large, small)]
     text = f"plain fine-tuning leaves a larger gap at {large:,} than at {small:,} parameters"
-    tests.append(("size", text, "higher", [of_size[large][seed] - of_size[small][seed] for seed in seeds]))
-    tests = [test for test in tests if test[-1]]
-    verdicts = []
-    for code, text, direction, values in tests:
-        unit = "nats" if code == "size" else ""
-        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), unit)
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+    gaps = gaps_by_seed(*of_size) if small < large else []
+    return [*mean_claims, MeanClaim("size", text, gaps, "higher", unit="nats")]
 
 
 def headline(means: Rows, gaps: Sequence[Row]) -> str:
@@ -210,9 +188,8 @@ def shown_means(rows: Rows, order: Sequence[str], level: float) -> Rows:
     for column, (name, _) in METRICS.items():
         present = rows[rows[column].notna()].drop(columns="run")
         if len(present):
-            means = seed_means(present, ("arm", "size"), column, level).drop(columns="half")
-            if column == SCORE:  # the interval of a mean does not know that shares end at 0 and 1
-                means[["lo", "hi"]] = means[["lo", "hi"]].clip(0, 1)
+            limits = (0, 1) if column == SCORE else None
+            means = seed_means(present, ("arm", "size"), column, level, limits).drop(columns="half")
             parts.append(means.assign(metric=name, column=column))
     table = pd.concat(parts, ignore_index=True)
     table = table.assign(at=table["column"].map([*METRICS].index), rank=table["arm"].map([*order].index))

@@ -83,10 +83,10 @@ METHODS = (
 
 def match_means(rows: pd.DataFrame, level: float) -> Rows:
     """The mean exact match of each arm and number of digits, with the noise of seeds pooled over those of its arm."""
-    parts = [seed_means(part, ["arm", "digits"], "accuracy", level) for _, part in rows.groupby("arm", sort=False)]
-    means = pd.concat(parts, ignore_index=True)
-    means[["lo", "hi"]] = means[["lo", "hi"]].clip(0, 1)  # Student's interval may leave the range of a share
-    return means
+    parts = [
+        seed_means(part, ["arm", "digits"], "accuracy", level, (0, 1)) for _, part in rows.groupby("arm", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def settings(configs: Iterable[Config]) -> dict[str, tuple[bool, int]]:

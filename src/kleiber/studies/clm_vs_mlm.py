@@ -15,12 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, as_row, estimate_around
+from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, estimate_around
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Json, NonNegative
 
 NAMES = ("N", "D")
@@ -48,7 +48,7 @@ class ClmVsMlm(IntervalStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the local exponents of the losses of both objectives in parameters and tokens."""
-        rows = points(runs)
+        rows = finished_rows(runs)
         kinds = {run.name: run.stage["objective"] for run in runs if run.stage}
         rows = rows.assign(objective=[kinds[name] for name in rows["run"]])
         rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
@@ -128,7 +128,7 @@ def exponent_sentence(first: Json, other: Json) -> str:
     """Which loss falls more steeply, with the difference of the exponents."""
     gap = exponent_difference(first, other)
     kinds = f"{other['objective']} and {first['objective']}"
-    decision = Claim(other["objective"], first["objective"], "higher").decide(gap)
+    decision = Criterion("higher").decide(gap)
     text = {
         Decision.SUPPORTED: f"the loss of {other['objective']} falls more steeply than that of {first['objective']}",
         Decision.CONTRADICTED: f"the loss of {other['objective']} falls less steeply than that of {first['objective']}",

@@ -14,10 +14,10 @@ from typing import ClassVar
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, Estimate, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import Estimate, as_row, from_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows
+from kleiber.studies.compare.rows import Rows, values_by
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, Json, Row
 
@@ -64,7 +64,8 @@ class Collaboration(OneRunStudy):
         if changes:
             charts["calibration"] = partial(calibration_chart, changes, level)
         tables = {"Win rate against the start": wins, "Calibration before and after": changes}
-        return Findings(headline(wins, changes), claims(rows, self.level), tables, charts, methods=METHODS)
+        verdicts = decide_means(claims(rows), self.level)
+        return Findings(headline(wins, changes), verdicts, tables, charts, methods=METHODS)
 
 
 METHODS = (
@@ -125,10 +126,7 @@ def settings(rows: Rows) -> list[Setting]:
 
 def by_seed(rows: Rows, setting: Setting, column: str) -> dict[int, float]:
     """A column of a setting by seed; empty where no run has it."""
-    if column not in rows:
-        return {}
-    part = rows[rows[column].notna() & (rows[[*KEYS]] == [*setting]).all(axis=1)]
-    return dict(zip(map(int, part["seed"]), map(float, part[column]), strict=True))
+    return values_by(rows, ["seed"], column, **dict(zip(KEYS, setting, strict=True)))
 
 
 def win_rates(rows: Rows, level: float) -> list[Json]:
@@ -155,8 +153,7 @@ def calibration_changes(rows: Rows, level: float) -> list[Json]:
 
 def changes_by_seed(rows: Rows, setting: Setting, metric: str) -> list[float]:
     """The change of a metric of calibration by training, for each seed of a setting."""
-    before, after = (by_seed(rows, setting, f"{when}/{metric}") for when in ("before", "after"))
-    return [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
+    return gaps_by_seed(*(by_seed(rows, setting, f"{when}/{metric}") for when in ("after", "before")))
 
 
 def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str = WIN) -> list[float]:
@@ -169,50 +166,44 @@ def mean_gaps(rows: Rows, pairs: Sequence[tuple[Setting, Setting]], column: str 
     return [sum(values) / len(values) for _, values in sorted(gaps.items())]
 
 
-def claims(rows: Rows, level: float) -> list[Json]:
-    """Verdicts on number, noise and selection of judgments and on calibration, all at once (Bonferroni)."""
+def claims(rows: Rows) -> list[MeanClaim]:
+    """The claims about number, noise and selection of judgments, and about calibration."""
     present = settings(rows)
     faultless = [setting for setting in present if not setting[-1]]
     least, most = present[0][0], present[-1][0]
     usual = usual_noise(rows)
     noises = sorted({noise for _, _, noise, _ in present})
     best = (most, "random", usual, "")
-    tests: list[tuple[str, str, str, list[float]]] = []  # code, text, direction, a value for each seed
+    mean_claims: list[MeanClaim] = []
     wins = [value - 0.5 for value in by_seed(rows, best, WIN).values()]
     text = f"after {most} judgments, {usual:.0%} of them wrong, the model wins against its start on more than half of"
-    tests.append(("wins", f"{text} the prompts", "higher", wins))
+    mean_claims.append(MeanClaim("wins", f"{text} the prompts", wins, "higher"))
     rises = [value - LARGEST_RISE for value in changes_by_seed(rows, best, "nats")]
     text = f"the loss on other text rises by less than {LARGEST_RISE:g} nats per token after {most} judgments"
-    tests.append(("language", text, "lower", rises))
+    mean_claims.append(MeanClaim("language", text, rises))
     pairs = [((most, select, noise, ""), (least, select, noise, "")) for n, select, noise, _ in faultless if n == most]
     text = f"the win rate is higher after {most} judgments than after {least}"
-    tests.append(("judgments", text, "higher", mean_gaps(rows, pairs) if most > least else []))
+    mean_claims.append(MeanClaim("judgments", text, mean_gaps(rows, pairs) if most > least else [], "higher"))
     if len(noises) > 1:
         places = {(n, select) for n, select, _, _ in faultless}
         pairs = [((n, select, noises[-1], ""), (n, select, noises[0], "")) for n, select in sorted(places)]
         text = f"the win rate is lower with {noises[-1]:.0%} than with {noises[0]:.0%} wrong judgments"
-        tests.append(("noise", text, "lower", mean_gaps(rows, pairs)))
+        mean_claims.append(MeanClaim("noise", text, mean_gaps(rows, pairs)))
     for select in sorted({select for _, select, _, _ in present} - {"random"}):
         cells = [(n, noise) for n, chosen, noise, _ in faultless if chosen == select and n < most]
         pairs = [((n, select, noise, ""), (n, "random", noise, "")) for n, noise in cells]
         text = f"the win rate is higher where pairs are chosen by {select} than at random, below {most} judgments"
-        tests.append((f"active_{select}", text, "higher", mean_gaps(rows, pairs)))
+        mean_claims.append(MeanClaim(f"active_{select}", text, mean_gaps(rows, pairs), "higher"))
     for fault in sorted({fault for *_, fault in present if fault}):
         cells = [(n, select, noise) for n, select, noise, other in present if other == fault]
         pairs = [((*cell, fault), (*cell, "")) for cell in cells]
         text = f"the win rate is lower where annotators {fault}"
-        tests.append((f"annotators_{fault.replace(' ', '_')}", text, "lower", mean_gaps(rows, pairs)))
+        mean_claims.append(MeanClaim(f"annotators_{fault.replace(' ', '_')}", text, mean_gaps(rows, pairs)))
     text = f"the calibration error of next tokens is higher after {most} judgments than before"
-    tests.append(("calibration", text, "higher", changes_by_seed(rows, best, "ece")))
+    mean_claims.append(MeanClaim("calibration", text, changes_by_seed(rows, best, "ece"), "higher"))
     scaled = list(by_seed(rows, best, f"after/{SCALED}").values())
-    tests.append(("temperature", "a temperature lowers the calibration error after training", "lower", scaled))
-    tests = [test for test in tests if test[-1]]
-    verdicts = []
-    for code, text, direction, values in tests:
-        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), "")
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+    mean_claims.append(MeanClaim("temperature", "a temperature lowers the calibration error after training", scaled))
+    return mean_claims
 
 
 def usual_noise(rows: Rows) -> float:
@@ -232,10 +223,10 @@ def headline(wins: Sequence[Row], changes: Sequence[Row]) -> str:
 
 
 def share(estimate: Estimate) -> str:
-    """A share with its interval, which is cut at 0 and 1."""
+    """A share with its interval."""
     if estimate.lo is None or estimate.hi is None:
         return f"{estimate.value:.0%}"
-    return f"{estimate.value:.0%} [{max(0.0, estimate.lo):.0%}, {min(1.0, estimate.hi):.0%}]"
+    return f"{estimate.value:.0%} [{estimate.lo:.0%}, {estimate.hi:.0%}]"
 
 
 def label(row: Mapping[str, object]) -> str:
@@ -266,7 +257,7 @@ def win_chart(wins: Sequence[Row], level: float) -> object:
     settings_of = [label(row) for row in wins]
     wins = [row for row in wins if settings_of.count(label(row)) > 1] or wins
     rows = pd.DataFrame([{**row, "kind": label(row)} for row in wins])
-    rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float).clip(0, 1)
+    rows[["lo", "hi"]] = rows[["lo", "hi"]].astype(float)
     values = {kind: [row["value"] for row in wins if label(row) == kind] for kind in map(label, wins)}
     kinds = sorted(values, key=lambda kind: -sum(values[kind]) / len(values[kind]))
     numbers = sorted(set(rows["judgments"]))

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import planned_arms
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, as_row, from_row, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows, seed_means
+from kleiber.studies.compare.rows import Rows, seed_means, sizes, values_by
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.designs.generations import BASE
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json, Natural, Row
@@ -36,7 +37,7 @@ METRICS = {  # the label, unit and direction of decay of what is shown, by its n
 }
 TESTED = (LOSS, "sampled/distinct_2", "sampled/entropy")
 
-Key = tuple[int, int]  # size and seed
+KEYS = ("size", "seed")  # by which generations are paired
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Collapse(OneRunStudy):
             charts["generations"] = partial(generations_chart, means, human(rows), generational, self.level)
         if tuned:
             charts["stages"] = partial(stages_chart, tuned, self.level)
-        verdicts = [*left_out(rows, generational, last), *claims(rows, generational, last, self.level)]
+        verdicts = [*left_out(rows, generational, last), *decide_means(claims(rows, generational, last), self.level)]
         return Findings(headline(over, last), verdicts, tables, charts, methods=METHODS)
 
 
@@ -115,30 +116,18 @@ def scored(runs: Sequence[Run], data: str) -> Rows:
     return table
 
 
-def sizes(rows: Rows) -> list[int]:
-    return sorted(set(rows["size"]))
-
-
 def label_of(arm: str) -> str:
     """What an arm of the study's own design is called in texts and figures."""
     labels = {"replace": "generated text alone", "accumulate": "the real text kept"}
     return (labels | {"narrow": "narrow fine-tuning", "dpo": "DPO"}).get(arm, arm)
 
 
-def by_run(rows: Rows, arm: str, metric: str, generation: int, size: int | None = None) -> dict[Key, float]:
-    """A metric of an arm in a generation by (size, seed), of one size or of all; empty where no run has it."""
-    if metric not in rows:
-        return {}
-    part = rows[(rows["arm"] == arm) & (rows["generation"] == generation) & rows[metric].notna()]
-    keys = zip(map(int, part["size"]), map(int, part["seed"]), strict=True)
-    values = dict(zip(keys, map(float, part[metric]), strict=True))
-    return {key: value for key, value in values.items() if size in (None, key[0])}
-
-
-def rises(rows: Rows, arm: str, metric: str, generation: int, size: int | None = None) -> dict[Key, float]:
-    """The change of a metric from generation 0 to an arm's generation, by (size, seed)."""
-    first = by_run(rows, BASE, metric, 0, size)
-    later = by_run(rows, arm, metric, generation, size)
+def rises(
+    rows: Rows, arm: str, metric: str, generation: int, keys: Sequence[str] = KEYS, **equal: object
+) -> dict[Any, float]:
+    """The change of a metric from generation 0 to an arm's generation by `keys`, of the rows that equal `equal`."""
+    first = values_by(rows, keys, metric, arm=BASE, generation=0, **equal)
+    later = values_by(rows, keys, metric, arm=arm, generation=generation, **equal)
     return {key: later[key] - first[key] for key in sorted(later.keys() & first.keys())}
 
 
@@ -149,10 +138,10 @@ def last_generation(rows: Rows, arms: Sequence[str]) -> int:
 
 def left_out(rows: Rows, arms: Sequence[str], last: int) -> list[Json]:
     """A warning for each arm without finished runs of the furthest generation: which, and what that changes."""
-    furthest, bases = int(rows["generation"].max()), by_run(rows, BASE, "generation", 0).keys()
+    furthest, bases = int(rows["generation"].max()), values_by(rows, KEYS, "generation", arm=BASE, generation=0).keys()
     entries = []
     for arm in arms:
-        lacking = sorted(bases - by_run(rows, arm, "generation", furthest).keys())
+        lacking = sorted(bases - values_by(rows, KEYS, "generation", arm=arm, generation=furthest).keys())
         if lacking:
             names = ", ".join(f"seed {seed} of {size:,} parameters" for size, seed in lacking)
             text = f"{label_of(arm)} ({arm}) has no finished run of generation {furthest} with {names}; "
@@ -167,44 +156,35 @@ def changes(rows: Rows, arms: Sequence[str], generation: int, level: float) -> l
     for arm in arms:
         for size in sizes(rows):
             for metric, (label, unit, _) in METRICS.items():
-                estimate = mean_estimate(list(rises(rows, arm, metric, generation, size).values()), level, unit)
+                estimate = mean_estimate(list(rises(rows, arm, metric, generation, size=size).values()), level, unit)
                 if estimate is not None:
                     table.append({"arm": arm, "parameters": size, "metric": label, **as_row(estimate)})
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], last: int, level: float) -> list[Json]:
-    """Verdicts on collapse in each arm, on the arms against each other and on size, all at once (Bonferroni).
+def claims(rows: Rows, arms: Sequence[str], last: int) -> list[MeanClaim]:
+    """The claims about collapse in each arm, the arms against each other, and size.
 
     Each size and seed is a sample, and for size each seed.
     """
-    tests: list[tuple[str, str, str, str, list[float]]] = []  # code, text, metric, direction, values
+    mean_claims: list[MeanClaim] = []
     small, large = sizes(rows)[0], sizes(rows)[-1]
     for arm in arms:
         for metric in TESTED:
-            label, _, direction = METRICS[metric]
+            label, unit, direction = METRICS[metric]
             text = f"{label_of(arm)}: {label} is {direction} in generation {last} than in generation 0"
             name = f"{arm}_{metric.rpartition('/')[2]}"
-            tests.append((name, text, metric, direction, list(rises(rows, arm, metric, last).values())))
-        of = {
-            size: {seed: rise for (_, seed), rise in rises(rows, arm, LOSS, last, size).items()}
-            for size in (small, large)
-        }
+            values = list(rises(rows, arm, metric, last).values())
+            mean_claims.append(MeanClaim(name, text, values, direction, unit=unit))
+        of_size = [rises(rows, arm, LOSS, last, ["seed"], size=size) for size in (large, small)]
         text = f"{label_of(arm)}: loss on real text rises more at {large:,} than at {small:,} parameters"
-        seeds = sorted(of[small].keys() & of[large].keys()) if small < large else []
-        tests.append((f"{arm}_size", text, LOSS, "higher", [of[large][seed] - of[small][seed] for seed in seeds]))
+        gaps = gaps_by_seed(*of_size) if small < large else []
+        mean_claims.append(MeanClaim(f"{arm}_size", text, gaps, "higher", unit=METRICS[LOSS][1]))
     for other in arms[1:]:
-        ours, theirs = (by_run(rows, arm, LOSS, last) for arm in (arms[0], other))
-        gaps = [ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())]
+        gaps = gaps_by_seed(*(values_by(rows, KEYS, LOSS, arm=arm, generation=last) for arm in (arms[0], other)))
         text = f"loss on real text is higher with {label_of(arms[0])} than with {label_of(other)} in generation {last}"
-        tests.append((f"{arms[0]}_against_{other}", text, LOSS, "higher", gaps))
-    tests = [test for test in tests if test[-1]]
-    verdicts = []
-    for code, text, metric, direction, values in tests:
-        estimate = mean_estimate(values, level_of_each(level, len(tests), 1), METRICS[metric][1])
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+        mean_claims.append(MeanClaim(f"{arms[0]}_against_{other}", text, gaps, "higher", unit=METRICS[LOSS][1]))
+    return mean_claims
 
 
 def headline(table: Sequence[Row], last: int) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import format_level, verdict
-from kleiber.studies.compare.decision import Claim, Estimate, as_row, mean_estimate
+from kleiber.studies.compare.contrast import format_level
+from kleiber.studies.compare.decision import Criterion, Estimate, as_row, mean_estimate
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, label
+from kleiber.studies.compare.verdicts import verdict
 from kleiber.studies.sequence_metrics import (
     CELL,
     LABELS,
@@ -116,11 +117,10 @@ def decide(gap: Json, estimate: Estimate) -> list[Json]:
     text = f"from {gap['start']}, {label(name)} {CLAIMS[metric]} than plain fine-tuning"
     # Who does not regain the task has no savings to count.
     test = replace(estimate, lo=None, hi=None) if lost else estimate
-    claim = Claim(name, PLAIN, "lower" if metric in LOWER else "higher")
-    entry = verdict(f"{metric}_{name}".lower(), text, estimate, claim, test)
-    entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task" * bool(
-        lost
-    )
+    criterion = Criterion("lower" if metric in LOWER else "higher")
+    entry = verdict(f"{metric}_{name}".lower(), text, estimate, criterion, test)
+    if lost:
+        entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task"
     return [{**entry, "start": gap["start"]}]
 
 

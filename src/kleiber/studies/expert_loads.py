@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, estimate_around, mean_estimate
 from kleiber.studies.compare.noise import pooled
 from kleiber.studies.compare.rows import CELL, FROZEN, MIXTURE, Rows, label, mean
+from kleiber.studies.compare.verdicts import verdict
 from kleiber.types import Json
 
 KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",

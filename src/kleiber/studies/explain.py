@@ -19,16 +19,10 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import (
-    Claim,
-    as_row,
-    gaps_by_seed,
-    level_of_each,
-    mean_estimate,
-)
+from kleiber.studies.compare.decision import as_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import Rows
+from kleiber.studies.compare.rows import Rows, values_by
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.study import Findings
 from kleiber.types import Json
 
@@ -92,7 +86,7 @@ class Explain(OneRunStudy):
             for measure in MEASURES
             if measure in set(rows["measure"])
         }
-        verdicts = claims(rows, arms, self.level)
+        verdicts = decide_means(claims(rows, arms), self.level)
         shown = {
             "planted": partial(chart, rows, arms, (TRUTH,), self.level),
             "tests": partial(chart, rows, arms, (TEST, "insertion_gain"), self.level),
@@ -121,8 +115,7 @@ def explained(runs: Sequence[Run]) -> Rows:
 
 def by_seed(rows: Rows, arm: str, method: str, measure: str) -> dict[int, float]:
     """A measure of a method on a task, by seed; empty where it is not defined."""
-    part = rows[(rows["arm"] == arm) & (rows["method"] == method) & (rows["measure"] == measure)]
-    return dict(zip(map(int, part["seed"]), map(float, part["value"]), strict=True))
+    return values_by(rows, ["seed"], "value", arm=arm, method=method, measure=measure)
 
 
 def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[Json]:
@@ -133,37 +126,29 @@ def means(rows: Rows, arms: Sequence[str], measure: str, level: float) -> list[J
             estimate = mean_estimate(list(by_seed(rows, arm, method, measure).values()), level, MEASURES[measure][1])
             if estimate is None:
                 continue
-            row = {"arm": arm, "task": ARMS.get(arm, arm), "method": name, **as_row(estimate)}
-            if measure.startswith("planted"):  # the interval of a mean does not know that shares end at 0 and 1
-                row |= {end: None if row[end] is None else min(1.0, max(0.0, row[end])) for end in ("lo", "hi")}
-            table.append(row)
+            if measure.startswith("planted"):
+                estimate = estimate.within(0.0, 1.0)
+            table.append({"arm": arm, "task": ARMS.get(arm, arm), "method": name, **as_row(estimate)})
     return table
 
 
-def claims(rows: Rows, arms: Sequence[str], level: float) -> list[Json]:
-    """Verdicts on each method pair and on the faithful share, by task, and on deletion; all at once (Bonferroni)."""
+def claims(rows: Rows, arms: Sequence[str]) -> list[MeanClaim]:
+    """The claims about each method pair and the faithful share, by task, and about deletion."""
     unit = MEASURES[TRUTH][1]
-    tests: list[tuple[str, str, str, list[float], str]] = []  # code, text, direction, values, unit
+    mean_claims: list[MeanClaim] = []
     for arm in arms:
         name = ARMS.get(arm, arm)
         for better, worse in BETTER:
             gaps = gaps_by_seed(*(by_seed(rows, arm, method, TRUTH) for method in (better, worse)))
             text = f"{name}: {METHODS[better]} ranks a cause first more often than {METHODS[worse]}"
-            tests.append((f"{arm}_{better}_{worse}", text, "higher", gaps, unit))
+            mean_claims.append(MeanClaim(f"{arm}_{better}_{worse}", text, gaps, "higher", unit=unit))
         shares = [share - FAITHFUL for share in by_seed(rows, arm, "occlusion", TRUTH).values()]
         text = f"{name}: occlusion ranks a cause first in more than {FAITHFUL:.0%} of texts"
-        tests.append((f"{arm}_faithful", text, "higher", shares, f"{unit} above {FAITHFUL:g}"))
+        mean_claims.append(MeanClaim(f"{arm}_faithful", text, shares, "higher", unit=f"{unit} above {FAITHFUL:g}"))
     orders = [order for arm in arms for order in agreements(rows, arm)]
     text = "the method with the larger deletion gain ranks a cause first more often, over pairs of methods"
-    tests.append(("deletion", text, "higher", orders, "share of pairs above 1/2"))
-    tests = [test for test in tests if test[3]]
-    each = level_of_each(level, len(tests), 1)
-    verdicts = []
-    for code, text, direction, values, of in tests:
-        estimate = mean_estimate(values, each, of)
-        assert estimate is not None
-        verdicts.append(verdict(code, text, estimate, Claim("", "", direction)))
-    return verdicts
+    mean_claims.append(MeanClaim("deletion", text, orders, "higher", unit="share of pairs above 1/2"))
+    return mean_claims
 
 
 def agreements(rows: Rows, arm: str) -> list[float]:

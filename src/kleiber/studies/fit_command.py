@@ -88,7 +88,18 @@ Rank = Annotated[
     typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
-HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write an HTML page with figures to this file")]
+
+
+def html_path(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Returns the value of an option that names a page to write. Raises ValueError unless it ends in .html."""
+    if value is not None and value.suffix.lower() != ".html":
+        raise ValueError(f"{param.opts[0]} {value} must end in .html, because it is a page for a browser")
+    return value
+
+
+HtmlFile = Annotated[
+    Path | None, typer.Option(metavar="OUT.html", callback=html_path, help="write a page with figures to this file")
+]
 
 
 def fit(
@@ -233,7 +244,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.html", help="write only the HTML page, to this file; default: all files, to DIR"),
+        typer.Option(metavar="OUT.html", callback=html_path, help="write only the page; default: all files, to DIR"),
     ] = None,
     study: Annotated[
         str | None,
@@ -264,7 +275,7 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     return pages.exit_code(findings)
@@ -279,12 +290,10 @@ def import_page_module(name: str) -> ModuleType:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)
     except ImportError as error:
-        raise ValueError(
-            f"{error.name}, which reports need, is not installed: run pip install 'kleiber[report]'"
-        ) from None
+        raise ValueError(f"{error.name}, which reports need, is not installed: pip install 'kleiber[report]'") from None
     return import_module(f"kleiber.studies.{name}")
 
 
 def _refuse(error: ValueError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"kleiber: {error}", err=True)
     raise typer.Exit(ExitCode.BAD_INPUT) from error

@@ -26,7 +26,7 @@ from kleiber.studies.compare.frontier import (
     require_common_base,
 )
 from kleiber.studies.compare.noise import on_line, seed_noise
-from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, described, label, model_arm, outcomes
+from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Json, NonNegative, Row
@@ -109,7 +109,7 @@ class Forgetting(EqualTargetStudy):
 
     def rows(self, runs: Sequence[Run]) -> Rows:
         """Returns the table of fine-tuned runs, with arms as options name them."""
-        arm_of = {"method": described, "model": model_arm, "adapter": adapter_arms(runs)}[self.arms]
+        arm_of = {"method": method_of, "model": model_arm, "adapter": adapter_arms(runs)}[self.arms]
         rows: Rows = outcomes(runs, arm_of)
         if self.arms != "method":
             rows = rows[~on_line(rows["method"])].reset_index(drop=True)
@@ -196,7 +196,7 @@ class PairGaps(NamedTuple):
 
 def further_claims(rows: Rows, level: float) -> list[Json]:
     """Returns the verdicts that need no target loss, each with an interval of the confidence level `level`."""
-    return [*contrast.claims(rows, level), *expert_loads.frozen_load(rows, level)]
+    return [*contrast.verdicts_on_forgetting(rows, level), *expert_loads.frozen_load(rows, level)]
 
 
 def in_order(rows: Rows, reference: str) -> list[str]:

@@ -23,7 +23,7 @@ from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import without_nonfinite
 from kleiber.studies.laws.uncertainty import interval
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Hyperparameters(IntervalStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits the laws. Raises ValueError if the learning rate does not vary at any size and number of tokens."""
-        rows, roles = with_decay(points(runs), runs)
+        rows, roles = with_decay(finished_rows(runs), runs)
         loaded = table.load(rows, {**roles, "C": "flops"}, (), ("N", "D", *roles.keys() & {"decay"}))
         form = find("hyperparameter")
         assert isinstance(form, HyperparameterLaw)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Claim
+from kleiber.studies.compare.decision import Criterion
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
@@ -26,7 +26,7 @@ from kleiber.studies.laws.analysis import Options, analyze_rows
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.table import round_down
-from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Config, Json, Natural
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
@@ -77,7 +77,7 @@ class MoELaw(JointLaw):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
-        rows = points(runs)
+        rows = finished_rows(runs)
         expansions = {run.name: expansion(run.config["model"]) for run in runs if run.finished}
         rows = rows.assign(X=[expansions[name] for name in rows["run"]])
         gained = gains(rows)
@@ -201,7 +201,7 @@ class DataRepeat(JointLaw):
             }
         worst = part.loc[part["mean"].idxmax()]
         most = mean_of(worst, NATS)
-        decision = Claim("repeated", "fresh", "not_higher", NEAR).decide(most)
+        decision = Criterion("not_higher", NEAR).decide(most)
         text = f"up to {FEW:g} epochs cost less than {NEAR} nats: {decision}; the worst is {most.text()} "
         text += f"of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}

@@ -16,6 +16,7 @@ import pandas as pd
 
 from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
+from kleiber.studies.laws.headline import headline
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import fitted_values, prediction_line
@@ -23,7 +24,6 @@ from kleiber.studies.laws.problem import pool
 from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import list_rows
-from kleiber.studies.study import headline
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

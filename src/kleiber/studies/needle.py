@@ -45,10 +45,8 @@ class Needle(Compare):
             raise ValueError(
                 "no run here was scored on needles: train with evals=needle and data=recall, data.distractors set"
             )
-        cells = seed_means(rows[rows["depth"].notna()], ["arm", "length", "depth"], "accuracy", self.level)
-        lengths = seed_means(rows[rows["depth"].isna()], ["arm", "length"], "accuracy", self.level)
-        for table in (cells, lengths):  # the interval of a mean does not know that shares end at 0 and 1
-            table[["lo", "hi"]] = table[["lo", "hi"]].clip(0, 1)
+        cells = seed_means(rows[rows["depth"].notna()], ["arm", "length", "depth"], "accuracy", self.level, (0, 1))
+        lengths = seed_means(rows[rows["depth"].isna()], ["arm", "length"], "accuracy", self.level, (0, 1))
         chance = guessing(runs)
         named = labels(runs, [*arms])
         cells, lengths = (in_order(table, named) for table in (cells, lengths))

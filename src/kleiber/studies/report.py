@@ -7,7 +7,7 @@ was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,14 @@ from kleiber.types import Config, Json, Row
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
 
+    from kleiber.charts.theme import Chart
+
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
 
 
-def log_to_wandb(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequence[Run]) -> list[str]:
+def log_to_wandb(
+    folder: Path, findings: Json, result: Findings, charts: Mapping[str, Chart], runs: Sequence[Run]
+) -> list[str]:
     """Logs the study to W&B as one run; a later report continues the same run.
 
     Returns the parts that could not be logged, each with the reason. A failed part does not stop the others.
@@ -61,7 +65,9 @@ def start_wandb_run(folder: Path, runs: Sequence[Run]) -> WandbRun:
     )  # fmt: skip
 
 
-def parts(run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Row) -> dict[str, Callable[[], None]]:
+def parts(
+    run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Mapping[str, Chart]
+) -> dict[str, Callable[[], None]]:
     """Returns the functions that log the parts of a study, by name and in order; the last one finishes the run.
 
     All panels are logged at the same step.
@@ -220,7 +226,7 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
     write_json(folder / "findings.json", findings)
 
 
-def write_figures(folder: Path, charts: Row) -> None:
+def write_figures(folder: Path, charts: Mapping[str, Chart]) -> None:
     """Writes every chart as PNG and SVG, after removing such pairs of an earlier report; other files stay."""
     from kleiber.charts.theme import save_figure
 
@@ -234,7 +240,7 @@ def write_figures(folder: Path, charts: Row) -> None:
             save_figure(chart, folder / name)
 
 
-def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
+def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row]) -> str:
     """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
     from kleiber.charts.page import render_page
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import verdict
-from kleiber.studies.compare.decision import Claim, level_of_each, mean_estimate
+from kleiber.studies.compare.decision import mean_estimate
 from kleiber.studies.compare.places import OneRunStudy
 from kleiber.studies.compare.rows import PLAIN
+from kleiber.studies.compare.verdicts import MeanClaim, decide_means
 from kleiber.studies.retrieval_losses import (
     ALONE,
     BASE,
@@ -37,16 +37,6 @@ from kleiber.studies.retrieval_losses import (
 )
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Config, NonNegative
-
-
-class Test(NamedTuple):
-    """A claim that the mean of values, one for each seed, is below 0, above 0, or nearer to 0 than `margin`."""
-
-    code: str
-    text: str
-    values: list[float]
-    direction: str = "lower"
-    margin: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +60,7 @@ class Retrieval(OneRunStudy):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares all arms and ways. Raises ValueError without evaluated runs of plain fine-tuning and of bases."""
         losses = Losses(evaluated(runs, self.old, self.new))
-        tests = self.tests(losses)
-        each = level_of_each(self.level, max(1, len(tests)), 1)
-        verdicts = []
-        for test in tests:
-            estimate = mean_estimate(test.values, each, UNIT)
-            assert estimate is not None
-            claim = Claim("", "", test.direction, test.margin)
-            verdicts.append(verdict(test.code, test.text, estimate, claim))
+        verdicts = decide_means(self.claims(losses), self.level)
         sizes = size_table(losses.rows, self.level)
         tables = {
             "Losses by arm and way of retrieval": arm_table(losses, self.level),
@@ -90,34 +73,35 @@ class Retrieval(OneRunStudy):
         tables = {title: rows for title, rows in tables.items() if rows}
         return Findings(headline(losses, self.level), verdicts, tables, charts, methods=METHODS)
 
-    def tests(self, losses: Losses) -> list[Test]:
-        """The claims that these runs can test."""
+    def claims(self, losses: Losses) -> list[MeanClaim]:
+        """The claims of the study; those that these runs cannot test have no values."""
         plain, base = losses.of(PLAIN), losses.of(BASE)
-        tests = [
-            Test("forgets", "plain fine-tuning raises the loss on the old domain", change(plain, base, "old"), "higher")
-        ]
+        text = "plain fine-tuning raises the loss on the old domain"
+        mean_claims = [MeanClaim("forgets", text, change(plain, base, "old"), "higher")]
         for way in (way for way in WAYS if way != ALONE and losses.has(PLAIN, way)):
             name, helped = used(PLAIN, way), losses.of(PLAIN, way)
             text = f"{name} has a lower loss on the old domain than without"
-            tests.append(Test(f"{way}_old", text, change(helped, plain, "old")))
+            mean_claims.append(MeanClaim(f"{way}_old", text, change(helped, plain, "old")))
             if self.tolerance:
                 text = f"{name} differs in loss on the new domain by less than {self.tolerance:g} from without"
-                tests.append(Test(f"{way}_new", text, change(helped, plain, "new"), "within", self.tolerance))
+                mean_claims.append(
+                    MeanClaim(f"{way}_new", text, change(helped, plain, "new"), "within", self.tolerance)
+                )
         neighbors = losses.of(PLAIN, KNN)
         if losses.has(BASE, KNN):
             text = f"{used(BASE, KNN)} the loss on the old domain is lower than without"
-            tests.append(Test("knn_base", text, change(losses.of(BASE, KNN), base, "old")))
+            mean_claims.append(MeanClaim("knn_base", text, change(losses.of(BASE, KNN), base, "old")))
         for arm in losses.arms():
             if arm in (BASE, PLAIN):
                 continue
             name, code = label(arm), arm.replace(" ", "_").replace("=", "")
             text = f"{name} has a lower loss on the old domain than plain fine-tuning"
-            tests.append(Test(f"old_{code}", text, change(losses.of(arm), plain, "old")))
+            mean_claims.append(MeanClaim(f"old_{code}", text, change(losses.of(arm), plain, "old")))
             text = f"{used(PLAIN, KNN)} has a lower loss on the old domain than {name}"
-            tests.append(Test(f"knn_against_{code}", text, change(neighbors, losses.of(arm), "old")))
+            mean_claims.append(MeanClaim(f"knn_against_{code}", text, change(neighbors, losses.of(arm), "old")))
             text = f"{used(arm, KNN)} has a lower loss on the old domain than without"
-            tests.append(Test(f"knn_with_{code}", text, change(losses.of(arm, KNN), losses.of(arm), "old")))
-        return [test for test in tests if test.values]
+            mean_claims.append(MeanClaim(f"knn_with_{code}", text, change(losses.of(arm, KNN), losses.of(arm), "old")))
+        return [claim._replace(unit=UNIT) for claim in mean_claims]
 
 
 METHODS = (

@@ -12,7 +12,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import as_row, gaps_by_seed, mean_estimate
 from kleiber.studies.compare.places import refuse_twin_rows
-from kleiber.studies.compare.rows import PLAIN, Rows, described, seed_means
+from kleiber.studies.compare.rows import PLAIN, Rows, method_of, seed_means, values_by
 from kleiber.types import Config, Json
 
 UNIT = "nats per token"
@@ -46,7 +46,7 @@ def used(arm: str, way: str) -> str:
 
 def arm_of(config: Config) -> str:
     """The method of fine-tuning and its setting; BASE for a run that started from random weights."""
-    return " ".join(described(config)).strip() if (config.get("init") or {}).get("path") else BASE
+    return " ".join(method_of(config)).strip() if (config.get("init") or {}).get("path") else BASE
 
 
 def evaluated(runs: Sequence[Run], old: str, new: str) -> Rows:
@@ -102,8 +102,10 @@ class Losses:
 
     def of(self, arm: str, way: str = ALONE) -> Mapping[str, BySeed]:
         """The losses of an arm with the largest store, by domain and seed."""
-        part = self.largest[(self.largest["arm"] == arm) & (self.largest["way"] == way)]
-        return {domain: by_seed(part[part["domain"] == domain]) for domain in ("old", "new")}
+        return {
+            domain: values_by(self.largest, ["seed"], "loss", arm=arm, way=way, domain=domain)
+            for domain in ("old", "new")
+        }
 
     def at_weights(self, arm: str) -> Mapping[str, Mapping[float, BySeed]]:
         """The losses of an arm with nearest neighbors by domain, weight of the neighbors (0: alone) and seed."""
@@ -111,13 +113,9 @@ class Losses:
         alone = self.of(arm)
         return {
             domain: {0.0: alone[domain]}
-            | {float(w): by_seed(of) for w, of in part[part["domain"] == domain].groupby("weight")}
+            | {float(w): values_by(of, ["seed"], "loss") for w, of in part[part["domain"] == domain].groupby("weight")}
             for domain in ("old", "new")
         }
-
-
-def by_seed(rows: Rows) -> BySeed:
-    return dict(zip(map(int, rows["seed"]), map(float, rows["loss"]), strict=True))
 
 
 def change(ours: Mapping[str, BySeed], theirs: Mapping[str, BySeed], domain: str) -> list[float]:

@@ -20,10 +20,11 @@ from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import band_rate, intervals_by, lines, record_figures, suspects_table
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.headline import headline, within_budgets
 from kleiber.studies.laws.laws_json import without_nonfinite
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import CHOICES
-from kleiber.studies.study import Findings, PlannedPoint, Study, headline, points, within_budgets
+from kleiber.studies.study import Findings, PlannedPoint, Study, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Scaling(Study):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits the law and returns it with its tables, figures and verdicts."""
         law = without_nonfinite(self.law_of(runs))
-        rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
+        rows = finished_rows(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
             "Held-out errors": held_out_errors(law), "Allocation exponent by counting convention": conventions(law),
             "Sensitivity to the smallest D": min_token_fits(law), "Sensitivity to suspects": suspects_table(law),
@@ -84,7 +85,7 @@ class Scaling(Study):
 
     def law_of(self, runs: Sequence[Run]) -> Json:
         """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
-        rows = points(runs)
+        rows = finished_rows(runs)
         late = at_least(rows, WHOLE_STEPS * quantity(self.min_tokens))
         if not len(late):
             most = max(rows["tokens"].tolist())

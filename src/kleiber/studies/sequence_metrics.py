@@ -18,7 +18,7 @@ from kleiber.config.stages import is_chain
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
-from kleiber.studies.compare.rows import apart, described
+from kleiber.studies.compare.rows import differing_overrides, method_of
 from kleiber.studies.study import PlannedPoint
 from kleiber.types import Config, Json
 
@@ -177,7 +177,7 @@ def sequence_rows(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     alone = alone_scores(runs)
     chains = [run for run in runs if len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)]
     kept = [run for run in chains if run.finished]
-    suffixes = apart(kept)
+    suffixes = differing_overrides(kept)
     rows = [sequence_row(run, alone, tolerance, suffixes[run.name]) for run in kept]
     if not rows:
         raise ValueError("no finished run over a sequence of tasks: this study needs the chains of its own design")
@@ -190,7 +190,7 @@ def refuse_planned_twins(points: Sequence[PlannedPoint]) -> None:
     """Raises ValueError as `refuse_twins` for planned sequences, of those with one schedule, batch and optimizer."""
     placed: dict[str, list[tuple[str, str, Config]]] = {}
     for config, name in ((point.config, point.folder.name) for point in points if is_chain(point.config)):
-        cell = [start_of(config), *described(config), config["optimizer"]["lr"]]
+        cell = [start_of(config), *method_of(config), config["optimizer"]["lr"]]
         order = " > ".join(stage for stage in config["stages"]["chain"] if stage != AGAIN)
         names = zip([*CELL, "order", "seed"], [*cell, order, config["seed"]], strict=True)
         other = str([config.get(key) for key in ("schedule", "batch", "optimizer")])
@@ -203,7 +203,7 @@ def sequence_row(run: Run, alone: Alone, tolerance: float, suffix: str = "") -> 
     """The row of one sequence; `suffix` is appended to its setting."""
     config, stages = run.config, [stage for stage in run.stages if stage["name"] != AGAIN]
     r, kind = own_matrix(run)
-    method, setting = described(config)
+    method, setting = method_of(config)
     setting = f"{setting} {suffix}".strip()
     start, seed = start_of(config), int(run.summary["seed"])
     # The rate of the run, since a task may have one of its own.

@@ -1,4 +1,4 @@
-"""The base of all studies: their findings, options, planned points and headlines, and the content of findings.json.
+"""The base of all studies: their findings, options and planned points, and the content of findings.json.
 
 `analyze(runs)` turns finished runs into `Findings`. A study reads only files that its runs wrote. Every estimate has an
 interval, or a reason why it has none. Figures are functions, since drawing them needs the extra `report`.
@@ -6,7 +6,6 @@ interval, or a reason why it has none. Figures are functions, since drawing them
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +20,10 @@ from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.records.catalog import Run, counts, frame
+from kleiber.studies.laws.headline import not_identified
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
 EPOCH_TOKENS = 1e6  # placeholder for the tokens of data that is not read
-CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
 
@@ -125,11 +124,11 @@ def build_study(config: Config) -> Study | None:
         raise ConfigError(str(error)) from error
 
 
-def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
-    """Returns a point for every branch of a trunk and for the end of every other run; `runs` are configs by folder."""
+def planned_points(configs: Mapping[Path, Config]) -> list[PlannedPoint]:
+    """Returns a point for every branch of a trunk and for the end of every other run, from their configs by folder."""
     unknown: dict[str, float] = {}
     points = []
-    for folder, config in runs.items():
+    for folder, config in configs.items():
         N, flops_per_token = size_of(config, unknown)
         stages = config.get("stages") or {}
         if stages.get("branches"):
@@ -187,7 +186,7 @@ def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
     return rows
 
 
-def points(runs: Sequence[Run]) -> pd.DataFrame:
+def finished_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """Returns a row for the end of every finished run and branch, sorted by active parameters, seed and tokens.
 
     Raises ValueError if no run has finished, or if a run has no validation loss or more than one.
@@ -204,74 +203,6 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
 def missing(runs: Sequence[Run]) -> list[str]:
     """Returns the name and status of each run that has not finished."""
     return [f"{run.name} ({run.status})" for run in runs if not run.finished]
-
-
-def not_identified(law: Row) -> list[str]:
-    """Returns the parameters of a law that are not identified, from the content of laws.json."""
-    return [name for name, parameter in law["params"].items() if not parameter["identified"]]
-
-
-def headline(law: Row) -> str:
-    """Returns the result in a sentence or two: why the law is refused, or what is not identified, and its error."""
-    if reason := refusal(law):
-        return f"The runs do not support extrapolating {law['law']}: {reason}."
-    tested, missing = extrapolation(law), not_identified(law)
-    if not missing:
-        return f"{tested[0].upper()}{tested[1:]}."
-    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
-    verb = "are" if len(missing) > 1 else "is"
-    needed = f"{verb} not identified by these {law['n']} points; this needs {what_identifies(law, missing)}"
-    return f"{names} of {law['law']} {needed}. The predictions were still tested: {tested}."
-
-
-def refusal(law: Row) -> str:
-    """Returns why the law is refused, or ""."""
-    return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
-
-
-def extrapolation(law: Row) -> str:
-    """Returns a sentence about the law's error in extrapolation.
-
-    A backtest fits the law to the points below a cut in compute or size, and predicts the points above. The sentence is
-    about the backtest of the highest cut: its mean relative error, its bias, and the largest compute or size of a
-    predicted point, as a multiple of the cut. `law` is an entry of laws.json.
-    """
-    if not law["backtests"]:
-        fits = f"{law['formula']} fits {law['n']} points with a residual rms of {law['residual_rms']:.2%}"
-        return f"{fits}; no backtest was possible"
-    test = max(law["backtests"], key=lambda test: test["cut"])
-    naive = min(test["naive"].values())
-    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
-    unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
-    times = law["domain"][test["along"]][1] / test["cut"]
-    return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times this cut, with a "
-        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
-    )
-
-
-def what_identifies(law: Row, missing: Sequence[str]) -> str:
-    """Returns which data would identify these parameters: a wider range of inputs, more points, less noise."""
-    inputs = [name for name in law["domain"] if name != "C"] or ["C"]
-    wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
-    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
-    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
-    few = f"more points ({law['n']} for {len(law['params'])} parameters)"
-    asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
-    return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
-
-
-def within_budgets(exponent: str, law: Row) -> str:
-    """Returns the headline of a study of the allocation exponent, limited to its budgets if the law is refused."""
-    low, high = law["domain"]["C"]
-    if reason := refusal(law):
-        return (
-            f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
-            f"{reason}. For {low:.2g} to {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
-        )
-    missing = not_identified(law)
-    beside = f"; the law fitted to the same points does not identify {', '.join(missing)}" if missing else ""
-    return f"{exponent}, for {low:.2g} to {high:.2g} FLOPs{beside}."
 
 
 def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:

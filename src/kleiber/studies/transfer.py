@@ -15,12 +15,12 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import read_ladders
-from kleiber.studies.compare.contrast import verdict
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
 from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
+from kleiber.studies.compare.verdicts import verdict
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,

@@ -5,6 +5,7 @@ import pytest
 
 from kleiber.studies.compare.decision import (
     Claim,
+    Criterion,
     Decision,
     Estimate,
     axis_label,
@@ -32,7 +33,7 @@ def test_a_less_b_is_minus_b_less_a(seed):
     assert forth is not None and back is not None and forth.hi is not None and back.lo is not None
     assert (forth.value, forth.lo, forth.hi) == pytest.approx((-back.value, -back.hi, -back.lo))
     for direction in OPPOSITE:
-        assert Claim("a", "b", direction).decide(forth) == Claim("b", "a", OPPOSITE[direction]).decide(back)
+        assert Criterion(direction).decide(forth) == Criterion(OPPOSITE[direction]).decide(back)
 
 
 def test_what_a_seed_adds_to_both_arms_changes_nothing():
@@ -60,12 +61,12 @@ def test_what_a_seed_adds_to_both_arms_changes_nothing():
 )  # fmt: skip
 def test_an_interval_decides_a_claim(direction, margin, lo, hi, decision):
     estimate = Estimate((lo + hi) / 2, lo, hi, 3, "nats")
-    assert Claim("b", "a", direction, margin).decide(estimate) == decision
+    assert Criterion(direction, margin).decide(estimate) == decision
 
 
 def test_without_an_interval_nothing_is_tested():
-    assert Claim("b", "a").decide(None) == Decision.NOT_TESTED
-    assert Claim("b", "a").decide(paired_difference({0: 1.0}, {0: 2.0}, 0.9, "nats")) == Decision.NOT_TESTED
+    assert Criterion().decide(None) == Decision.NOT_TESTED
+    assert Criterion().decide(paired_difference({0: 1.0}, {0: 2.0}, 0.9, "nats")) == Decision.NOT_TESTED
     assert paired_difference({0: 1.0}, {1: 2.0}, 0.9, "nats") is None
 
 
@@ -90,14 +91,14 @@ def test_a_study_is_as_good_as_its_worst_claim():
 
 def test_the_seeds_that_are_said_to_be_needed_are_the_fewest_that_decide():
     gaps = [-0.02, -0.01, 0.004]
-    claim = Claim("b", "a")
-    more = more_seeds_needed(gaps, claim, 0.9)
+    criterion = Criterion("lower")
+    more = more_seeds_needed(gaps, criterion, 0.9)
     assert more is not None and more > 0
     mean = np.mean(gaps)
     widths = [half_width(gaps, len(gaps) + extra, 0.9) for extra in (more - 1, more)]
     assert mean + widths[1] < 0 <= mean + widths[0]
-    assert more_seeds_needed([0.01, -0.01], claim, 0.9) is None
-    assert more_seeds_needed([0.01], claim, 0.9) is None
+    assert more_seeds_needed([0.01, -0.01], criterion, 0.9) is None
+    assert more_seeds_needed([0.01], criterion, 0.9) is None
 
 
 def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_looks():
@@ -111,7 +112,7 @@ def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_l
             for n in range(3, 3 + looks):
                 first = [{seed: arm[seed] for seed in range(n)} for arm in (a, b)]
                 estimate = paired_difference(*first, level, "nats")
-                if Claim("a", "b").decide(estimate) in (Decision.SUPPORTED, Decision.CONTRADICTED):
+                if Criterion().decide(estimate) in (Decision.SUPPORTED, Decision.CONTRADICTED):
                     winners[looks] += 1
                     break
     assert 70 < winners[1] < 130 and winners[5] < 115

@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import rows as outcomes
-from kleiber.studies.compare.rows import difference, mean_of, seed_means
+from kleiber.studies.compare.rows import difference, mean_of, seed_means, values_by
 
 from ..comparisons import truth, write_study
 
@@ -35,13 +35,13 @@ def test_runs_are_read_as_forgetting_and_target_loss(study):
 
 def test_text_that_the_model_wrote_is_a_method_of_its_own():
     node = {"_target_": "x", "fraction": 0.2, "source": "generated"}
-    assert outcomes.described({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
-    assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
+    assert outcomes.method_of({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
+    assert outcomes.method_of({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
 
 
 def test_what_is_frozen_tells_arms_apart():
     node = {"_target_": "kleiber.adapters.Freeze", "train": None}
-    result = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    result = [outcomes.method_of({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
     assert result == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
 
 
@@ -50,6 +50,22 @@ def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twic
     result = seed_means(rows, ["a"], "v")
     assert result["mean"].tolist() == pytest.approx([1.1, 3.1]) and (result["half"] > 0.1).all()
     assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
+
+
+def test_intervals_of_shares_end_at_the_limits_of_the_scale():
+    rows = pd.DataFrame({"arm": ["a", "a", "b", "b"], "share": [0.9, 1.0, 0.5, 0.6]})
+    free, cut = (seed_means(rows, ["arm"], "share", 0.9, limits) for limits in (None, (0, 1)))
+    assert free["hi"].max() > 1 == cut["hi"].max() and list(cut["lo"]) == list(free["lo"])
+    assert list(cut["half"]) == list(free["half"])
+
+
+def test_values_are_those_of_the_rows_that_have_one_and_equal_what_is_asked():
+    rows = pd.DataFrame(
+        {"arm": ["a", "a", "b", "a"], "size": [1, 1, 1, 2], "seed": [0, 1, 0, 0], "loss": [3.0, None, 5.0, 2.0]}
+    )
+    assert values_by(rows, ["size", "seed"], "loss", arm="a") == {(1, 0): 3.0, (2, 0): 2.0}
+    assert values_by(rows, ["seed"], "loss", arm="a", size=1) == {0: 3.0}
+    assert values_by(rows, ["seed"], "accuracy", arm="a") == values_by(rows, ["seed"], "loss", arm="c") == {}
 
 
 def test_branches_of_a_trunk_are_no_seeds_of_their_own():

@@ -87,6 +87,12 @@ def test_the_level_of_the_record_is_that_of_both(record):
     assert ratio == pytest.approx(1.95996 / 0.67449, rel=0.05)
 
 
+def test_tokens_per_parameter_are_no_input_of_a_law_of_both(record):
+    with pytest.raises(ValueError, match=r"M is no input of law 'chinchilla'; its inputs are N, D"):
+        predict(record, LAW, {"M": 1e6, "D": 2e10})
+    assert predict(record, LAW, {**TOP, "M": 80.0})["value"] == at(record)["value"]
+
+
 def test_a_value_that_contradicts_the_others_is_refused_unless_the_law_counts_it_itself(record):
     consistent = {**TOP, "C": 6 * 1e9 * 8e10, "M": 80.2}
     assert predict(record, LAW, consistent)["value"] == at(record)["value"]

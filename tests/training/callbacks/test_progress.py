@@ -68,6 +68,13 @@ def test_the_line_has_loss_validation_speed_and_time_left(trainer, clock, capsys
     assert printed[-1] == lines[9]
 
 
+def test_one_step_and_one_evaluation_are_no_plural(trainer, clock, capsys):
+    trainer.max_steps = 4
+    train(Progress(100, evaluate()), trainer, clock)
+    expected = [line for line in capsys.readouterr().err.splitlines() if line.startswith("expected time")]
+    assert expected == ["expected time 3 s: 1 more step at 100 tokens/s, 1 evaluation of 2 s"]
+
+
 def test_the_expected_time_is_printed_once_when_steps_were_measured(trainer, clock, capsys):
     train(Progress(100, evaluate()), trainer, clock)
     expected = [line for line in capsys.readouterr().err.splitlines() if line.startswith("expected time")]

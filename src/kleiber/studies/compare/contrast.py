@@ -13,14 +13,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from kleiber.studies.compare.decision import Claim, Decision, Estimate, estimate_around
+from kleiber.studies.compare.decision import Criterion, Estimate, estimate_around
 from kleiber.studies.compare.noise import Noise, pooled, within_seeds
 from kleiber.studies.compare.rows import PLAIN, Rows, label
+from kleiber.studies.compare.verdicts import POSITIVE, verdict
 from kleiber.types import Json, Row
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
-POSITIVE = Claim("", "", "higher")
 QUESTIONS = {  # that are asked of two arms
     "matched": "{arm} forgets less than {against} at equal target loss",
     "forgets_less": "{arm} forgets less than {against}, each at its best rate",
@@ -33,24 +33,6 @@ def format_level(estimate: Estimate) -> str:
     """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
     ends = "(no interval)" if estimate.lo is None else f"[{estimate.lo:.4f}, {estimate.hi:.4f}]"
     return f"{estimate.value:.4f} {ends}"
-
-
-def verdict(
-    code: str, text: str, estimate: Estimate, claim: Claim = POSITIVE, test: Estimate | None = None, bound: str = ""
-) -> Json:
-    """Returns the verdict of findings.json on a claim.
-
-    text      the claim as a sentence without its numbers
-    estimate  of the quantity that the claim is about
-    claim     what has to hold of the quantity; by default that it is positive
-    test      a quantity that decides the claim in place of the estimate
-    bound     what the quantity is if not the estimate, such as "at least "
-    """
-    decision = claim.decide(test or estimate)
-    holds = {Decision.SUPPORTED: True, Decision.CONTRADICTED: False}.get(decision)
-    numbers = {"value": estimate.value, "lo": estimate.lo, "hi": estimate.hi}
-    sentence = f"{text}: {decision}, {bound}{estimate.text()}"
-    return {"code": code, "level": "note", "text": sentence, **numbers, "holds": holds}
 
 
 @dataclass(frozen=True)
@@ -88,21 +70,21 @@ class Difference:
         """The verdict of findings.json."""
         text = WITHIN if self.margin else QUESTIONS[self.question]
         text = text.format(arm=label(self.arm), against=label(self.against), margin=self.margin)
-        claim = Claim(self.arm, self.against, "within", self.margin) if self.margin else POSITIVE
+        criterion = Criterion("within", self.margin) if self.margin else POSITIVE
         least, most = self.bounds
         test = replace(
             self.estimate,
             lo=-math.inf if most and self.estimate.lo is not None else self.estimate.lo,
             hi=math.inf if least and self.estimate.hi is not None else self.estimate.hi,
         )
-        return verdict(self.code, text, self.estimate, claim, test, f"{self.bound} ".lstrip())
+        return verdict(self.code, text, self.estimate, criterion, test, f"{self.bound} ".lstrip())
 
     def row(self) -> Json:
         """The row of the table of differences."""
         return {"arm": label(self.arm), "difference": self.measure, "is": self.bound, **asdict(self.estimate)}
 
 
-def claims(rows: Rows, level: float) -> list[Json]:
+def verdicts_on_forgetting(rows: Rows, level: float) -> list[Json]:
     """Verdicts on replay, learning rates and averages that these runs can test, at the confidence level `level`."""
     rows = rows.assign(beside=beside(rows))
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}

@@ -13,13 +13,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
 from kleiber.studies.compare.names import readable
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
+Key = TypeVar("Key", int, tuple[int, int])  # a seed, or a size and a seed
 LOSS = "loss"
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
 UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
@@ -146,8 +147,8 @@ def paired_difference(
     return mean_estimate(gaps, level, unit) if all(map(math.isfinite, gaps)) else None
 
 
-def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    """Returns ours - theirs of each common seed, in order of the seed."""
+def gaps_by_seed(ours: Mapping[Key, float], theirs: Mapping[Key, float]) -> list[float]:
+    """Returns ours - theirs of each common seed, or size and seed, in their order."""
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
@@ -165,6 +166,48 @@ def estimate_around(value: float, half: float, n: int, unit: str) -> Estimate:
 def from_row(row: Row) -> Estimate:
     """The estimate of a row that has its columns."""
     return Estimate(*(row[name] for name in ("value", "lo", "hi", "n", "unit")))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What has to hold of a quantity.
+
+    direction  lower, higher: it is below -margin, or above margin; not_lower, not_higher: it is not; within: it lies
+               between the two
+    margin     in the unit of the quantity
+    """
+
+    direction: str = "lower"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise ValueError(f"direction={self.direction} must be one of {', '.join(DIRECTIONS)}")
+        if not 0 <= self.margin < math.inf or (self.direction == "within" and self.margin == 0):
+            least = "> 0 for direction=within" if self.direction == "within" else ">= 0"
+            raise ValueError(f"margin={self.margin} must be {least}")
+
+    @property
+    def better(self) -> str | None:
+        """Whether it holds for a "lower" or a "higher" quantity; None for direction=within."""
+        if self.direction == "within":
+            return None
+        return "higher" if self.direction in ("higher", "not_lower") else "lower"
+
+    def decide(self, estimate: Estimate | None) -> Decision:
+        """Decides by the interval of the quantity."""
+        if estimate is None or estimate.lo is None or estimate.hi is None:
+            return Decision.NOT_TESTED
+        lo, hi = (-estimate.hi, -estimate.lo) if self.better == "higher" else (estimate.lo, estimate.hi)
+        if self.direction == "within":
+            supported = -self.margin < lo and hi < self.margin
+            contradicted = lo > self.margin or hi < -self.margin
+        else:
+            bound = self.margin if self.direction.startswith("not_") else -self.margin
+            supported, contradicted = hi < bound, lo > bound
+        if supported:
+            return Decision.SUPPORTED
+        return Decision.CONTRADICTED if contradicted else Decision.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -188,20 +231,14 @@ class Claim:
     equal: str = "tokens"
 
     def __post_init__(self) -> None:
-        if self.direction not in DIRECTIONS:
-            raise ValueError(f"direction={self.direction} must be one of {', '.join(DIRECTIONS)}")
         if self.equal not in QUANTITIES:
             raise ValueError(f"equal={self.equal} must be one of {', '.join(QUANTITIES)}")
-        if not 0 <= self.margin < math.inf or (self.direction == "within" and self.margin == 0):
-            least = "> 0 for direction=within" if self.direction == "within" else ">= 0"
-            raise ValueError(f"margin={self.margin} must be {least}")
+        Criterion(self.direction, self.margin)  # raises ValueError if one of them is wrong
 
     @property
-    def better(self) -> str | None:
-        """Whether the claim holds for a "lower" or a "higher" measure; None for direction=within."""
-        if self.direction == "within":
-            return None
-        return "higher" if self.direction in ("higher", "not_lower") else "lower"
+    def criterion(self) -> Criterion:
+        """What has to hold of the difference arm - against."""
+        return Criterion(self.direction, self.margin)
 
     def text(self) -> str:
         """The statement as a sentence without a period."""
@@ -216,21 +253,6 @@ class Claim:
         by = f" by more than {self.margin:g}" if self.margin else ""
         return f"{self.arm} has {'no' if negation else 'a'} {comparative} {measure} than {self.against}{by}"
 
-    def decide(self, estimate: Estimate | None) -> Decision:
-        """Decides the claim by the interval of arm - against."""
-        if estimate is None or estimate.lo is None or estimate.hi is None:
-            return Decision.NOT_TESTED
-        lo, hi = (-estimate.hi, -estimate.lo) if self.better == "higher" else (estimate.lo, estimate.hi)
-        if self.direction == "within":
-            supported = -self.margin < lo and hi < self.margin
-            contradicted = lo > self.margin or hi < -self.margin
-        else:
-            bound = self.margin if self.direction.startswith("not_") else -self.margin
-            supported, contradicted = hi < bound, lo > bound
-        if supported:
-            return Decision.SUPPORTED
-        return Decision.CONTRADICTED if contradicted else Decision.UNDECIDED
-
 
 def level_of_each(level: float, num_claims: int, num_looks: int) -> float:
     """Returns the confidence level of one interval, so that all intervals of a study hold together at `level`."""
@@ -243,8 +265,8 @@ def overall(decisions: Sequence[Decision]) -> Decision:
     return next(decision for decision in order if decision in decisions)
 
 
-def more_seeds_needed(gaps: Sequence[float], claim: Claim, level: float) -> int | None:
-    """Returns how many further seeds would decide the claim, if mean and spread stay as they are.
+def more_seeds_needed(gaps: Sequence[float], criterion: Criterion, level: float) -> int | None:
+    """Returns how many further seeds would decide about the mean, if mean and spread stay as they are.
 
     None below two seeds, and where more than MOST_SEEDS would be needed.
     """
@@ -253,6 +275,6 @@ def more_seeds_needed(gaps: Sequence[float], claim: Claim, level: float) -> int 
     mean = statistics.fmean(gaps)
     for number in range(len(gaps), MOST_SEEDS + 1):
         half = half_width(gaps, number, level)
-        if claim.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED:
+        if criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED:
             return number - len(gaps)
     return None

@@ -208,12 +208,12 @@ def decide(
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds in common have {claim.measure}"
         return Result(claim, estimate, Decision.NOT_TESTED, problem, tuned)
-    decision = claim.decide(estimate)
+    decision = claim.criterion.decide(estimate)
     why = f"the {level:.1%} interval of the {name} is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
     if decision != Decision.UNDECIDED:
         return Result(claim, estimate, decision, why, tuned)
     gaps = gaps_by_seed(ours, theirs)
-    seeds = more_seeds_needed(gaps, claim, level)
+    seeds = more_seeds_needed(gaps, claim.criterion, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
     return Result(claim, estimate, decision, why, tuned, seeds, half)
 

@@ -45,7 +45,7 @@ def direction_of(measure: str, claims: Sequence[Claim]) -> str:
 
     Raises ValueError where neither tells.
     """
-    stated = {claim.better for claim in claims if claim.measure == measure} - {None}
+    stated = {claim.criterion.better for claim in claims if claim.measure == measure} - {None}
     direction = better_direction(measure) or (stated.pop() if len(stated) == 1 else None)
     if direction is None:
         raise ValueError(

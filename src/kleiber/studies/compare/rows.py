@@ -25,7 +25,6 @@ from kleiber.types import Config, Json
 
 Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
-LOSS = "validation loss (nats per token)"  # label of an axis
 PLAIN = "none"  # the method of plain fine-tuning
 DENSE, MIXTURE, FULL = "dense", "moe", "full"  # arms named by the model, and without an adapter
 FROZEN = f"{MIXTURE}, router frozen"
@@ -53,7 +52,7 @@ def label(arm: str) -> str:
 def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
     """A row for each finished run that started from another one.
 
-    arm_of  names the column `method` and the setting of each run; None: `described`
+    arm_of  names the column `method` and the setting of each run; None: `method_of`
 
     Columns: method, setting, lr, seed, base, pretrained (tokens), replayed (share), kept (tokens of each earlier task
     that replay draws from); F, relative, peak (nats of the mean loss of the earlier tasks), path (F by step), target
@@ -61,9 +60,9 @@ def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
     where the earlier tasks were not scored. Raises ValueError where no finished run started from another.
     """
     by_folder = {str(run.folder.absolute()): run for run in runs}
-    kept = [run for run in runs if run.finished and continued(run)]
-    suffixes = apart(kept)
-    table = [row for run in kept for row in rows_of(run, by_folder, arm_of or described, suffixes[run.name])]
+    kept = [run for run in runs if run.finished and is_fine_tuned(run)]
+    suffixes = differing_overrides(kept)
+    table = [row for run in kept for row in rows_of(run, by_folder, arm_of or method_of, suffixes[run.name])]
     if not table:
         raise ValueError(
             "no fine-tuning run in this folder: the forgetting study compares runs that start from another run's "
@@ -73,7 +72,7 @@ def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
     return pd.DataFrame(table).sort_values(order, ignore_index=True)
 
 
-def continued(run: Run) -> bool:
+def is_fine_tuned(run: Run) -> bool:
     """Whether the last stage of the run started from weights that other tasks had trained."""
     return bool(run.stage.get("start_metrics")) and bool(earlier_tasks(run))
 
@@ -83,7 +82,7 @@ def earlier_tasks(run: Run) -> list[str]:
     return [task for task in (run.summary.get("R") or {}).get("tasks", []) if task not in trained]
 
 
-def apart(runs: Sequence[Run]) -> dict[str, str]:
+def differing_overrides(runs: Sequence[Run]) -> dict[str, str]:
     """The overrides of schedule, optimizer and batch that not all runs have, as text by name of run."""
     overrides = {run.name: {line for line in run.overrides if OTHER.match(line)} for run in runs}
     common = set.intersection(*overrides.values()) if overrides else set()
@@ -126,7 +125,7 @@ def losses(stage: Json, scored: Mapping[str, float | None], new_tasks: Sequence[
     """Forgetting and target loss from the scores of one set of weights."""
     begins = {task: stage["start_metrics"].get(f"val/{task}/loss") for task in scored}
     start = mean([begins[task] for task in before])
-    during = watched(stage, before)
+    during = losses_during(stage, before)
     path = [(step, value - during[0][1]) for step, value in during]
     return {
         "F": mean([scored[task] for task in before]) - start,
@@ -139,7 +138,7 @@ def losses(stage: Json, scored: Mapping[str, float | None], new_tasks: Sequence[
     }
 
 
-def watched(stage: Json, before: Sequence[str]) -> list[tuple[int, float]]:
+def losses_during(stage: Json, before: Sequence[str]) -> list[tuple[int, float]]:
     """(step, mean loss of the earlier tasks) at the evaluations during the stage that scored all of them."""
     curve = [
         (row["step"], mean([row.get(f"watch/{task}/loss") for task in before])) for row in stage.get("curve") or []
@@ -152,7 +151,7 @@ def mean(values: Sequence[float | None]) -> float:
     return float(np.mean([float("nan") if value is None else value for value in values])) if values else float("nan")
 
 
-def described(config: Config) -> tuple[str, str]:
+def method_of(config: Config) -> tuple[str, str]:
     """The method and its setting: the names of the adapter and retention methods, and the values of their nodes.
 
     WiSE does not change training, so a run with WiSE alone counts as plain fine-tuning. Replay of text that the model
@@ -174,7 +173,7 @@ def model_arm(config: Config) -> tuple[str, str]:
     mixture = "num_experts" in (config["model"].get("mlp") or {})
     adapter = config.get("adapter") or {}
     frozen = mixture and list(adapter.get("freeze") or ()) == ["router"] and adapter.get("train") is None
-    method, setting = described({**config, "adapter": None if frozen else config.get("adapter")})
+    method, setting = method_of({**config, "adapter": None if frozen else config.get("adapter")})
     model = FROZEN if frozen else MIXTURE if mixture else DENSE
     return (model, setting) if method == PLAIN else (f"{model} with {method}", setting)
 
@@ -188,7 +187,7 @@ def adapter_arms(runs: Sequence[Run]) -> ArmOf:
 
     def name(config: Config) -> tuple[str, str]:
         """The arm of a run and its setting."""
-        method, setting = described(config)
+        method, setting = method_of(config)
         if method != "lora":
             return (FULL, "") if method == PLAIN else (method, setting)
         node = config["adapter"]
@@ -230,10 +229,32 @@ def base_run(path: Path, by_folder: Mapping[str, Run]) -> tuple[Run | None, str 
     return None, None
 
 
-def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
+def sizes(rows: Rows) -> list[int]:
+    """Returns the distinct values of the column `size` in order."""
+    return sorted(set(rows["size"]))
+
+
+def values_by(rows: Rows, keys: Sequence[str], column: str, **equal: object) -> dict[Any, float]:
+    """Returns a column by the values of `keys`, by tuples of them where they are several; empty without the column.
+
+    equal  the values of further columns; other rows, and rows without a value in `column`, are left out
+    """
+    if column not in rows:
+        return {}
+    kept = rows[rows[column].notna()]
+    for name, value in equal.items():
+        kept = kept[kept[name] == value]
+    return kept.set_index(list(keys))[column].astype(float).to_dict()
+
+
+def seed_means(
+    rows: Rows, by: Sequence[str], value: str, level: float = 0.9, limits: tuple[float, float] | None = None
+) -> Rows:
     """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 
     Branches of a trunk share the noise of their run: with a column `run` the degrees of freedom count runs, not rows.
+
+    limits  ends of the scale of `value`, such as (0, 1) of a share, at which lo and hi are cut
     """
     grouped = rows.groupby(list(by), sort=True)[value]
     table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
@@ -244,7 +265,8 @@ def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) ->
         table["half"] = factor * sd / np.sqrt(table["seeds"])
     else:
         table["half"] = np.nan
-    return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
+    ends = pd.DataFrame({"lo": table["mean"] - table["half"], "hi": table["mean"] + table["half"]})
+    return table.join(ends if limits is None else ends.clip(*limits))
 
 
 def repeated(rows: Rows, by: Sequence[str]) -> int:

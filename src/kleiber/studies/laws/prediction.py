@@ -140,17 +140,18 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
     value is None and `refused` gives the reason. lo and hi are None if the rows do not determine the value. Raises
     ValueError for a missing, unknown, non-positive or contradictory input.
     """
-    unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
-    if unread:
-        raise ValueError(
-            f"predict {unread[0]}={at[unread[0]]:g}: {unread[0]} is no input of law {law.name!r}; its inputs are "
-            f"{', '.join(law.inputs)}"
-        )
     wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
     if wrong:
         raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g} must be a finite number > 0")
     full = complete_point(at)
     missing = [name for name in law.inputs if name not in full]
+    derived = ("N", "D", "C") if missing else ("N", "D", "C", "M")  # from M = D/N alone follows neither of them
+    unread = [name for name in at if name not in (*law.inputs, *derived)]
+    if unread:
+        raise ValueError(
+            f"predict {unread[0]}={at[unread[0]]:g}: {unread[0]} is no input of law {law.name!r}; its inputs are "
+            f"{', '.join(law.inputs)}"
+        )
     if missing:
         raise ValueError(
             f"a prediction of the law {law.name} needs {', '.join(law.inputs)}: add "

@@ -148,10 +148,10 @@ class Progress(LeanCallback):
         assert self.speed is not None
         left, evaluations = self.speed.seconds_left(step, last, speed), self.speed.evaluations(step, last)
         each = f"{format_duration(self.speed.evaluation(speed))}{' each' if evaluations > 1 else ''}"
-        plural = "evaluations" if evaluations > 1 else "evaluation"
+        steps = f"{last - step:,} more step{'s' * (last - step != 1)}"
         print(
-            f"expected time {format_duration(left)}: {last - step:,} more steps at {speed:,.0f} tokens/s, "
-            f"{evaluations} {plural} of {each}",
+            f"expected time {format_duration(left)}: {steps} at {speed:,.0f} tokens/s, "
+            f"{evaluations} evaluation{'s' * (evaluations != 1)} of {each}",
             file=sys.stderr,
         )
 

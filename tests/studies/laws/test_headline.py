@@ -1,8 +1,8 @@
 """The headline of a law: its error beyond the cut, what is not identified, or why it is refused."""
 
-from kleiber.studies.study import extrapolation, headline, refusal, what_identifies, within_budgets
+from kleiber.studies.laws.headline import extrapolation, headline, refusal, what_identifies, within_budgets
 
-from . import ladders
+from .. import ladders
 
 LOOSE = {"value": 1.0, "lo": None, "hi": None, "identified": False}
 REFUSED = {"code": "no_law", "level": "refuse", "text": "the line does better"}

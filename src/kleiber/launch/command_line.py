@@ -1,0 +1,69 @@
+"""The words of a command line of `kleiber train`: flags, overrides, and what is wrong with them. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kleiber.config.check import TOP_LEVEL
+from kleiber.config.errors import ConfigError
+
+HELP = "see `kleiber train --help`"
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    """Splits a command line into flags and overrides. Raises ConfigError for an unknown or unsupported flag."""
+    from hydra._internal.utils import get_args_parser
+
+    def error(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {HELP}")
+
+    parser = get_args_parser()
+    parser.error = error  # type: ignore[method-assign]
+    options = [option for action in parser._actions for option in action.option_strings]
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        refuse_dashes(word, following, options)
+    args = parser.parse_intermixed_args(argv)
+    for flag in ("config_path", "experimental_rerun"):
+        if vars(args)[flag]:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} is not supported: use --config-dir to add a folder with your own config files")
+    return args
+
+
+def refuse_dashes(word: str, following: str, options: Sequence[str]) -> None:
+    """Raises ConfigError, with the override to write, for a word such as `--dry-run` or `-model=moe`.
+
+    following  the next word, which may be the value
+    options    the options that there are; one with two dashes may be shortened
+    """
+    name, equals, value = word.partition("=")
+    if not name.startswith("-") or name in options or not name.strip("-"):
+        return
+    key = name.lstrip("-").replace("-", "_")
+    is_key = key.split(".")[0].split("/")[0] in TOP_LEVEL
+    if not name.startswith("--"):
+        if equals and is_key:
+            raise ConfigError(f"{word} is no option: write {key}={value} without the dash")
+        return
+    if any(option.startswith(name) for option in options):
+        return
+    if not equals:
+        value = "true" if "=" in following or following.startswith("-") or not following else following
+    raise ConfigError(f"{word} is no option: {f'write {key}={value}' if is_key else HELP}")
+
+
+def refuse_repeated_keys(argv: Sequence[str]) -> None:
+    """Raises ConfigError for a key or group that a command line sets to two values, of which Hydra takes the last."""
+    values: dict[str, list[str]] = {}
+    for word in argv:
+        key, equals, value = word.lstrip("+").partition("=")
+        if equals and not key.startswith(("-", "~")):
+            values.setdefault(key, []).append(value)
+    for key, given in values.items():
+        if len(set(given)) > 1:
+            times = "twice" if len(given) == 2 else f"{len(given)} times"
+            raise ConfigError(
+                f"{key} is set {times} ({', '.join(given)}): remove one, or sweep with -m {key}={','.join(given)}"
+            )

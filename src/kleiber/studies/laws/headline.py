@@ -1,0 +1,78 @@
+"""Sentences about a fitted law, an entry of laws.json: its error in extrapolation, or why it is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kleiber.types import Row
+
+CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
+
+
+def not_identified(law: Row) -> list[str]:
+    """Returns the parameters of a law that are not identified, from the content of laws.json."""
+    return [name for name, parameter in law["params"].items() if not parameter["identified"]]
+
+
+def headline(law: Row) -> str:
+    """Returns the result in a sentence or two: why the law is refused, or what is not identified, and its error."""
+    if reason := refusal(law):
+        return f"The runs do not support extrapolating {law['law']}: {reason}."
+    tested, missing = extrapolation(law), not_identified(law)
+    if not missing:
+        return f"{tested[0].upper()}{tested[1:]}."
+    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+    verb = "are" if len(missing) > 1 else "is"
+    needed = f"{verb} not identified by these {law['n']} points; this needs {what_identifies(law, missing)}"
+    return f"{names} of {law['law']} {needed}. The predictions were still tested: {tested}."
+
+
+def refusal(law: Row) -> str:
+    """Returns why the law is refused, or ""."""
+    return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
+
+
+def extrapolation(law: Row) -> str:
+    """Returns a sentence about the law's error in extrapolation.
+
+    A backtest fits the law to the points below a cut in compute or size, and predicts the points above. The sentence is
+    about the backtest of the highest cut: its mean relative error, its bias, and the largest compute or size of a
+    predicted point, as a multiple of the cut. `law` is an entry of laws.json.
+    """
+    if not law["backtests"]:
+        fits = f"{law['formula']} fits {law['n']} points with a residual rms of {law['residual_rms']:.2%}"
+        return f"{fits}; no backtest was possible"
+    test = max(law["backtests"], key=lambda test: test["cut"])
+    naive = min(test["naive"].values())
+    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
+    unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
+    times = law["domain"][test["along"]][1] / test["cut"]
+    return (
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times this cut, with a "
+        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
+    )
+
+
+def what_identifies(law: Row, missing: Sequence[str]) -> str:
+    """Returns which data would identify these parameters: a wider range of inputs, more points, less noise."""
+    inputs = [name for name in law["domain"] if name != "C"] or ["C"]
+    wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
+    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
+    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
+    few = f"more points ({law['n']} for {len(law['params'])} parameters)"
+    asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
+    return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
+
+
+def within_budgets(exponent: str, law: Row) -> str:
+    """Returns the headline of a study of the allocation exponent, limited to its budgets if the law is refused."""
+    low, high = law["domain"]["C"]
+    if reason := refusal(law):
+        return (
+            f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
+            f"{reason}. For {low:.2g} to {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
+        )
+    missing = not_identified(law)
+    beside = f"; the law fitted to the same points does not identify {', '.join(missing)}" if missing else ""
+    return f"{exponent}, for {low:.2g} to {high:.2g} FLOPs{beside}."
