@@ -36,6 +36,7 @@ OTHER_TEXT = (
 )
 LATER = [*(f"retention/{name}" for name in METHODS), "adapter/lora", "adapter/dora"]  # not of a run from scratch
 NEEDS |= {choice: ["stages=chain", f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"] for choice in LATER}
+NEEDS["stages/chain"] = [f"stages.chain={{first:{{}},second:{OTHER_TEXT}}}"]
 NEEDS |= {"evals/harness": ["evals.harness.tasks=[own]"], "data/judged": ["data.model=start"]}
 
 

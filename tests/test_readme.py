@@ -66,7 +66,7 @@ def test_a_prediction_is_what_the_readme_shows(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     assert [*exit_codes("kleiber predict").values()] == [0]
     line = capsys.readouterr().out.strip()
-    assert line.startswith("N=1e+06, D=2e+07") and line in README
+    assert line.startswith("N=600000, D=1.2e+07") and line in README
 
 
 def test_the_readme_is_short_and_has_a_figure_and_a_link_to_the_documentation():

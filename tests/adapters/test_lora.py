@@ -128,7 +128,7 @@ def test_roles_give_a_the_rate_of_a_hidden_matrix_and_b_the_full_one():
     LoRA(rank=2, targets=ALL).apply(model, seed=1)
     roles, scale = model.roles(), model.parametrization.lr_scale
     assert list(roles) == [name for name, _ in model.named_parameters()]
-    assert roles["blocks.0.attention.qkv.weight_lora_a"] == Role("hidden", 32)
+    assert roles["blocks.0.attention.qkv.weight_lora_a"] == Role("hidden", 32, depth=2, fixed_outputs=True)
     assert roles["blocks.0.mlp.experts.down_lora_a"].fan_in == model.blocks[0].mlp.hidden
     assert scale(roles["blocks.0.mlp.experts.down_lora_a"]) == 32 / model.blocks[0].mlp.hidden
     assert all(scale(role) == 1 for name, role in roles.items() if name.endswith("_lora_b"))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from evals.subjects import subject_of
 
 from kleiber.data.labelled import Labelled
@@ -23,7 +24,7 @@ class Nothing(Model):
     causal = True
 
     def parameters(self, recurse=True):
-        yield SimpleNamespace(device="cpu")
+        yield SimpleNamespace(device=torch.device("cpu"))
 
 
 def corpus(folder, labels):

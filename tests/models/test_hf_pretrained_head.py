@@ -48,7 +48,7 @@ def test_what_reads_both_ways_is_not_causal_whatever_it_was_saved_as(tmp_path):
     for model in (HFModel(VOCAB, str(tmp_path), context=16), HFModel(VOCAB, "xlnet", "random", sizes, context=16)):
         assert not model.causal
         with pytest.raises(ValueError, match="objective=clm"):
-            CLM()(model, Batch(ids))
+            CLM().check(model)
         torch.testing.assert_close(model.eval().head(model(Batch(ids)).hidden), model.inner(input_ids=ids).logits)
 
 

@@ -175,10 +175,10 @@ def test_every_parameter_has_one_role_and_is_in_one_block(mlp, tied, attention):
 
 def test_roles_of_experts_count_the_fan_in_of_one_expert():
     roles = build(mlp=MLPS["moe"]).roles()
-    assert roles["blocks.0.mlp.experts.gate_up"] == Role("hidden", 32)
+    assert roles["blocks.0.mlp.experts.gate_up"] == Role("hidden", 32, depth=2)
     assert roles["blocks.0.mlp.experts.down"].fan_in == build(mlp=MLPS["moe"]).blocks[0].mlp.hidden
-    assert roles["blocks.1.mlp.router.linear.weight"] == Role("output", 32)
-    assert roles["blocks.1.attention.out.weight"] == Role("hidden", 32)
+    assert roles["blocks.1.mlp.router.linear.weight"] == Role("output", 32, depth=2)
+    assert roles["blocks.1.attention.out.weight"] == Role("hidden", 32, depth=2)
 
 
 def test_width_follows_depth_and_the_stream_starts_at_one():
