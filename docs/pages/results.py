@@ -40,13 +40,13 @@ SITE_PATHS = {
 }
 CAPTIONS = {
     "allocation": "Compute-optimal model size against training compute",
-    "arms": "Loss of each arm at its best learning rate",
+    "arms": "Loss of each arm",
     "backtests": "Held-out errors of the law, by the cut below which it was fitted",
     "balance": "How evenly routers use the experts",
     "context_builtin": "Loss on text against the context length",
     "context_recall": "Loss on associative recall against the context length",
     "domains": "Score gained by pre-training, by domain and task",
-    "differences": "Differences between arms, with intervals",
+    "differences": "Differences between arms",
     "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
     "exposure": "Exposure of canaries against repetitions",
@@ -58,7 +58,6 @@ CAPTIONS = {
     "matrix": "Score of every task after every stage",
     "pareto": "Forgetting against the loss on the new text",
     "planted": "Share of texts in which a token that decides the answer is ranked first",
-    "position_recall": "Loss by position on associative recall",
     "profile": "Profile likelihood of the irreducible loss",
     "residuals": "Residuals of the law",
     "sizes": "Loss against model size",

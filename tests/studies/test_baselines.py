@@ -7,7 +7,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.baselines import Baselines
+from kleiber.studies.baselines import Baselines, arms_of
 from kleiber.studies.study import PlannedPoint
 
 from .ablation_runs import copied
@@ -94,7 +94,20 @@ def test_a_seed_that_lacks_a_share_of_the_labels_is_not_in_the_mean(runs, tmp_pa
 def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):
     pytest.importorskip("altair")
     shown = json.dumps(study().analyze(runs).figures["tasks"]().to_dict())
-    assert all(name in shown for name in ("all tasks", "ours less theirs"))
+    assert all(name in shown for name in ("all tasks", "ours - theirs"))
+
+
+def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_of_sizes(runs):
+    bases = [run for run in runs if run.config["study"].get("task") is None]
+    names = {"ours": "CLM", "theirs": "MLM"}
+    several = [copied(run, run.name, objective={"_target_": names[run.config["study"]["kind"]]}) for run in bases]
+    figures = study().analyze(several).figures
+    for name in ("pretraining_arms", "pretraining_tuning"):
+        panels = [panel["title"] for panel in figures[name]().to_dict()["concat"]]
+        assert sorted(panels) == ["predicting masked tokens", "predicting next tokens"]
+    assert "concat" not in study().analyze(bases).figures["pretraining_arms"]().to_dict()
+    kept = study().within_objectives({"pretraining_sizes": list, "pretraining_tuning": list}, several, arms_of([]))
+    assert [*kept] == ["pretraining_tuning"]
 
 
 def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):

@@ -79,7 +79,9 @@ def test_figures_name_arms_and_sizes(folder):
     rows = scored(read_runs(folder), "builtin/occupations")
     order = ["base", "plain", "augmentation", "useless"]
     means = shown_means(rows, order, 0.9)
-    charts = [chart(means, order).to_dict() for chart in (arms_chart, trade_off, sizes_chart)]
+    charts = [arms_chart(means, order, 0.9), trade_off(means, order), sizes_chart(means, order, 0.9)]
+    charts = [chart.to_dict() for chart in charts]
+    assert [charts[i]["title"]["subtitle"] for i in (0, 2)] == ["90% intervals over seeds"] * 2
     texts, (every, *others) = [str(chart) for chart in charts], [colors(chart) for chart in charts]
     assert all(part and part.items() <= every.items() for part in others), "an arm has one color on a page"
     assert all("plain fine-tuning" in text for text in texts)

@@ -94,13 +94,13 @@ def test_figures_and_labels(folder):
     findings = Collaboration().analyze(read_runs(folder))
     assert list(findings.figures) == ["win_rate", "annotators", "calibration"]
     wins = findings.tables["Win rate against the start"]
-    drawn = win_chart(wins).to_dict()["datasets"].values()
+    drawn = win_chart(wins, 0.9).to_dict()["datasets"].values()
     assert {row["kind"] for rows in drawn for row in rows if "kind" in row} == {
         "pairs at random, 20% wrong", "pairs by likelihood, 20% wrong",
     }, "lines of a single number are in the other figure"  # fmt: skip
-    (shown,) = annotator_chart(wins).to_dict()["datasets"].values()
+    (shown,) = annotator_chart(wins, 0.9).to_dict()["datasets"].values()
     assert len(shown) == 6 and {row["judgments"] for row in shown} == {200}
-    assert calibration_chart(findings.tables["Calibration before and after"]).to_dict()
+    assert calibration_chart(findings.tables["Calibration before and after"], 0.9).to_dict()
     assert label({"select": "likelihood", "noise": 0.2}) == "pairs by likelihood, 20% wrong"
     row = {"select": "random", "noise": 0.4, "annotators": "disagree"}
     assert label(row) == "pairs at random, 40% wrong, disagree"

@@ -42,6 +42,7 @@ def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
                 }  # fmt: skip
                 stage = {"name": "main", "lr": rate, "tokens": 1e5, "metrics": metrics,
                          "start_metrics": before_of(arm), "flops": {"model": 1e9},
+                         "params": {"total": 1000 + 200 * (arm == "replay"), "active": 1000},
                          "tasks": [*tasks]}  # fmt: skip
                 fake_run(folder / f"{arm}-{rate:g}-{seed}", [stage], config=config, seed=seed)
     return folder
@@ -121,6 +122,7 @@ def test_scores_before_and_after_are_in_one_table_and_figure(findings):
     assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
     assert rows["loss on tinystories (nats per token)", "replay"] == pytest.approx(1.6)
     assert not any("keywords" in measure for measure, _ in rows)
+    assert "sizes" not in findings.figures, "arms of one base differ by adapters alone"
     scores, arms = (colors(findings.figures[name]().to_dict()) for name in ("scores", "arms"))
     assert scores.keys() - arms.keys() == {"before tuning"} and arms.items() <= scores.items()
 

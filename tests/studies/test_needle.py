@@ -61,7 +61,7 @@ def test_every_cell_is_in_the_tables_and_figures(findings):
     lstm = by_length["LSTM", 96]
     assert lstm["accuracy"] == pytest.approx(0.5) and lstm["lo"] < 0.5 < lstm["hi"] and lstm["seeds"] == 3
     heat, lines = (findings.figures[name]().to_dict() for name in ("needle", "needle_lengths"))
-    assert heat["facet"]["sort"] == ["full attention", "LSTM"] and "12%" in heat["title"]["subtitle"]
+    assert heat["facet"]["sort"] == ["full attention", "LSTM"] and "12.5%" in heat["title"]["subtitle"]
     assert [*colors(lines).values()] == [*colors(findings.figures["arms"]().to_dict()).values()]
     assert "haystack (tokens)" in str(lines) and "tuning" in findings.figures
 

@@ -73,7 +73,7 @@ def test_names_are_human():
 def test_the_figures_have_a_point_for_each_arm_and_way(losses):
     chart = tradeoff_chart(losses).to_dict()
     assert sorted(len(rows) for rows in chart["datasets"].values()) == [3, 9, 27]
-    sizes = sizes_chart(size_table(losses.rows, 0.9), losses.arms()).to_dict()
+    sizes = sizes_chart(size_table(losses.rows, 0.9), losses.arms(), 0.9).to_dict()
     every, among = colors(chart), colors(sizes)
     nothing = among.pop("without neighbors")
     assert among and among.items() <= every.items() and nothing not in every.values()

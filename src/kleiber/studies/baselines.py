@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import LOSS, as_row, from_row, paired_difference
+from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.decision import LOSS, as_row, axis_label, from_row, paired_difference
+from kleiber.studies.compare.names import readable
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
+from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
 from kleiber.types import Config, Json, NonNegative, Row
 
+OBJECTIVES = {"CLM": "predicting next tokens", "MLM": "predicting masked tokens"}
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
 
 
@@ -58,6 +63,7 @@ class Baselines(Transfer):
         """Compares pre-training, and the tasks as far as they have been fine-tuned on."""
         arm_of = arms_of([run.config for run in runs])
         pretraining = prefixed(compare(runs, self.claimed, lambda run: arm_of(run.config)))
+        pretraining = replace(pretraining, figures=self.within_objectives(pretraining.figures, runs, arm_of))
         if not any(is_scored(run) for run in runs):
             return pretraining
         tasks = super().analyze(runs)
@@ -65,7 +71,7 @@ class Baselines(Transfer):
         references = reference_rows(runs)
         charts: Figures = {**pretraining.figures, **tasks.figures}
         if means:
-            charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means)
+            charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means, self.level)
         return Findings(
             headline=" ".join([pretraining.headline, *map(sentence, means)]),
             verdicts=[*pretraining.verdicts, *tasks.verdicts],
@@ -79,6 +85,19 @@ class Baselines(Transfer):
             methods=f"{pretraining.methods} {tasks.methods}",
             comparison=pretraining.comparison,
         )
+
+    def within_objectives(
+        self, charts: Figures, runs: Sequence[Run], arm_of: Callable[[Config], str | None]
+    ) -> Figures:
+        """The figures of pre-training, a panel for each objective, since losses do not compare between objectives."""
+        panels = {str(arm_of(run.config)): objective_of(run.config) for run in runs if arm_of(run.config) is not None}
+        if len(set(panels.values())) < 2:
+            return charts
+        arms = at_common_budget(self.claimed.ladders(runs, lambda run: arm_of(run.config)))
+        charts = {name: draw for name, draw in charts.items() if name != "pretraining_sizes"}
+        for name in charts.keys() & {"pretraining_arms", "pretraining_tuning"}:
+            charts[name] = partial(_draw_arms, name, arms, axis_label(self.measure), panels)
+        return charts
 
     def mean_differences(self, rows: Rows) -> list[Json]:
         """Every kind less its rivals, in the mean score over the tasks that both were trained on with a seed."""
@@ -112,6 +131,12 @@ def arms_of(configs: Sequence[Config]) -> Callable[[Config], str | None]:
         return None if arm is None else " from ".join(arm) if len(texts) > 1 else arm[0]
 
     return name
+
+
+def objective_of(config: Config) -> str:
+    """What a run predicts, as the title of a panel."""
+    target = str((config.get("objective") or {}).get("_target_"))
+    return OBJECTIVES.get(target.rpartition(".")[2], target)
 
 
 def is_scored(run: Run) -> bool:
@@ -159,19 +184,25 @@ def sentence(row: Row) -> str:
     return f"In the mean score over {row['tasks']} tasks, {row['kind']} less {row['against']}: {from_row(row).text()}."
 
 
-def _draw(differences: Sequence[Row], means: Sequence[Row]) -> object:
+def _draw_arms(name: str, arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str]) -> object:
+    from kleiber.studies.compare import figures
+
+    draw = figures.tuning if name == "pretraining_tuning" else figures.side_by_side
+    return draw(arms, measure, panels)
+
+
+def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> object:
     """The figure of all differences in score: a panel for each pair of kinds, a line for each task and for all."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     rows = [{**row, "task": ALL_TASKS} for row in means] + [row for row in differences if row["value"] is not None]
     pairs = list(dict.fromkeys((row["kind"], row["against"]) for row in means))
     entries = [
-        {**row, "panel": f"{kind} less {against}", "series": kind, "name": row["task"]}
+        {**row, "panel": f"{readable(kind)} - {readable(against)}", "series": kind, "name": row["task"]}
         for kind, against in pairs
         for row in rows
         if (row["kind"], row["against"]) == (kind, against)
     ]
     kinds = list(dict.fromkeys(kind for kind, _ in pairs))
-    return estimates(
-        entries, kinds, "difference in score", "Scores after fine-tuning less those of published shapes", zero=True
-    )
+    title = "Difference in score between kinds of models after fine-tuning"
+    return estimates(entries, kinds, "", title, zero=True, subtitle=interval_note(level, entries))

@@ -59,9 +59,12 @@ class Bias(OneRunStudy):
             "Change by plain fine-tuning": from_base,
             "Difference from plain fine-tuning": gaps,
         }
-        charts: Figures = {"arms": partial(arms_chart, means, order), "trade_off": partial(trade_off, means, order)}
+        charts: Figures = {
+            "arms": partial(arms_chart, means, order, self.level),
+            "trade_off": partial(trade_off, means, order),
+        }
         if len(sizes(rows)) > 1:
-            charts["sizes"] = partial(sizes_chart, means, order)
+            charts["sizes"] = partial(sizes_chart, means, order, self.level)
         return Findings(
             headline=headline(means, gaps),
             verdicts=decide_means(claims(rows, arms), self.level),
@@ -195,10 +198,10 @@ def shown_means(rows: Rows, order: Sequence[str], level: float) -> Rows:
     return table[["arm", "parameters", "metric", "mean", "lo", "hi", "seeds", "column"]].reset_index(drop=True)
 
 
-def arms_chart(means: Rows, order: Sequence[str]) -> object:
+def arms_chart(means: Rows, order: Sequence[str], level: float) -> object:
     """Each metric of each arm and size, with intervals over seeds."""
     from kleiber.charts.theme import format_count
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     rows = [
         {
@@ -210,7 +213,8 @@ def arms_chart(means: Rows, order: Sequence[str]) -> object:
         for row in means[means["column"] == column].to_dict("records")
     ]  # fmt: skip
     title = "Bias, loss and forgetting by arm and number of parameters"
-    return estimates(rows, [label(arm) for arm in order], "mean over seeds, with interval", title)
+    note = interval_note(level, rows)
+    return estimates(rows, [label(arm) for arm in order], "mean over seeds", title, subtitle=note)
 
 
 def trade_off(means: Rows, order: Sequence[str]) -> object:
@@ -234,12 +238,14 @@ def trade_off(means: Rows, order: Sequence[str]) -> object:
     return with_title(alt.layer(rule, points), "Stereotype score vs loss on the biased text")
 
 
-def sizes_chart(means: Rows, order: Sequence[str]) -> object:
+def sizes_chart(means: Rows, order: Sequence[str], level: float) -> object:
     """The stereotype score vs the number of parameters, a line for each arm."""
     from kleiber.charts.theme import line_chart
+    from kleiber.studies.compare.chart_forms import interval_note
 
     part = means[means["column"] == SCORE].assign(half=lambda rows: (rows["hi"] - rows["lo"]) / 2)
     return line_chart(
         part, "parameters", "parameters", "arm", "Stereotype score vs number of parameters",
         value="stereotype score (.5: no bias)", order=[label(arm) for arm in order],
+        subtitle=interval_note(level, part),
     )  # fmt: skip

@@ -56,12 +56,13 @@ class Collaboration(OneRunStudy):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates win rates and changes of calibration, and decides the claims. Raises ValueError without any."""
-        rows = scored(runs, self.data)
-        wins = win_rates(rows, self.level)
-        changes = calibration_changes(rows, self.level)
-        charts: Figures = {"win_rate": partial(win_chart, wins), "annotators": partial(annotator_chart, wins)}
+        rows, level = scored(runs, self.data), self.level
+        wins = win_rates(rows, level)
+        changes = calibration_changes(rows, level)
+        charts: Figures = {"win_rate": partial(win_chart, wins, level)}
+        charts["annotators"] = partial(annotator_chart, wins, level)
         if changes:
-            charts["calibration"] = partial(calibration_chart, changes)
+            charts["calibration"] = partial(calibration_chart, changes, level)
         tables = {"Win rate against the start": wins, "Calibration before and after": changes}
         verdicts = decide_means(claims(rows), self.level)
         return Findings(headline(wins, changes), verdicts, tables, charts, methods=METHODS)
@@ -235,21 +236,23 @@ def label(row: Mapping[str, object]) -> str:
     return f"{kind}, {row['noise']:.0%} wrong{fault}"
 
 
-def annotator_chart(wins: Sequence[Row]) -> object:
+def annotator_chart(wins: Sequence[Row], level: float) -> object:
     """The win rate of each selection and kind of annotator, at the number of judgments that has most of them."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     number = pd.Series([row["judgments"] for row in wins]).mode().max()
     rows = [{**row, "series": label(row)} for row in wins if row["judgments"] == number]
     title = f"Win rate against the start after {number} judgments, by annotators and choice of pairs"
-    return estimates(rows, [row["series"] for row in rows], "win rate against the start", title)
+    order, note = [row["series"] for row in rows], interval_note(level, rows)
+    return estimates(rows, order, "win rate against the start", title, subtitle=note)
 
 
-def win_chart(wins: Sequence[Row]) -> object:
+def win_chart(wins: Sequence[Row], level: float) -> object:
     """Win rate vs number of judgments, a line for each selection and noise with several, and a line at chance."""
     import altair as alt
 
     from kleiber.charts.theme import kind_color, log_axis, with_title
+    from kleiber.studies.compare.chart_forms import interval_note
 
     settings_of = [label(row) for row in wins]
     wins = [row for row in wins if settings_of.count(label(row)) > 1] or wins
@@ -262,11 +265,8 @@ def win_chart(wins: Sequence[Row]) -> object:
     rows["at"] = [n * spread[kind] for n, kind in zip(rows["judgments"], rows["kind"], strict=True)]
     x = log_axis("at", "judgments", numbers, every=None, room=1.3)
     x.axis = alt.Axis(values=numbers, format="d", grid=False)
-    scale = alt.Scale(domain=[0, 1])
-    y, low = (
-        alt.Y(f"{name}:Q", title="win rate against the start", scale=scale, axis=alt.Axis(format=".0%", tickCount=5))
-        for name in ("value", "lo")
-    )
+    share = {"scale": alt.Scale(domain=[0, 1]), "axis": alt.Axis(format=".0%", tickCount=5)}
+    y, low = (alt.Y(f"{name}:Q", title="win rate against the start", **share) for name in ("value", "lo"))
     base = alt.Chart(rows).encode(x=x, color=kind_color(kinds, "kind", alt.Legend(orient="right", labelLimit=260)))
     chance = alt.Chart(pd.DataFrame({"value": [0.5]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(y=y)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
@@ -275,17 +275,16 @@ def win_chart(wins: Sequence[Row]) -> object:
         chance, base.mark_line(strokeWidth=1.6).encode(y=y), base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"),
         base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips),
     ]  # fmt: skip
-    return with_title(
-        alt.layer(*layers), "Win rate against the start vs number of judgments",
-        subtitle="means over seeds with intervals; dashed: no difference",
-    )  # fmt: skip
+    note = "; ".join(filter(None, (interval_note(level, rows), "dashed: no difference")))
+    return with_title(alt.layer(*layers), "Win rate against the start vs number of judgments", subtitle=note)
 
 
-def calibration_chart(changes: Sequence[Row]) -> object:
+def calibration_chart(changes: Sequence[Row], level: float) -> object:
     """The change of each measure of calibration by training, by number of judgments."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
-    named = [{**row, "setting": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
-    order = list(dict.fromkeys(row["setting"] for row in named))
-    rows = [{**row, "series": row["setting"], "panel": row["measure"]} for row in named]
-    return estimates(rows, order, "change by training", "Calibration of next tokens: change by training", zero=True)
+    named = [{**row, "series": label(row), "name": f"{row['judgments']} {label(row)}"} for row in changes]
+    order = list(dict.fromkeys(row["series"] for row in named))
+    rows = [{**row, "panel": row["measure"]} for row in named]
+    title, note = "Calibration of next tokens: change by training", interval_note(level, rows)
+    return estimates(rows, order, "change by training", title, zero=True, subtitle=note)

@@ -69,9 +69,9 @@ class Collapse(OneRunStudy):
         }
         charts: Figures = {}
         if len(means):
-            charts["generations"] = partial(generations_chart, means, human(rows), generational)
+            charts["generations"] = partial(generations_chart, means, human(rows), generational, self.level)
         if tuned:
-            charts["stages"] = partial(stages_chart, tuned)
+            charts["stages"] = partial(stages_chart, tuned, self.level)
         verdicts = [*left_out(rows, generational, last), *decide_means(claims(rows, generational, last), self.level)]
         return Findings(headline(over, last), verdicts, tables, charts, methods=METHODS)
 
@@ -223,12 +223,12 @@ def human(rows: Rows) -> dict[str, float]:
     return {name: float(first[column].mean()) for name, column in names.items() if column in first}
 
 
-def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[str]) -> object:
+def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[str], level: float) -> object:
     """Each metric vs generation: a line for each arm and size, with intervals, and a line at the human value."""
     import altair as alt
 
     from kleiber.charts.theme import KINDS, format_count
-    from kleiber.studies.compare.chart_forms import in_rows
+    from kleiber.studies.compare.chart_forms import in_rows, interval_note
 
     counts = sorted(set(means["size"]))
     names = [f"{format_count(size)} parameters" for size in counts]
@@ -255,15 +255,14 @@ def generations_chart(means: Rows, ceiling: Mapping[str, float], arms: Sequence[
             text = line.mark_text(align="right", dy=-6, fontSize=10).encode(x=x, y=y, text=alt.value("human text"))
             layers += [line.mark_rule(strokeWidth=1).encode(y=y), text]
         panels.append(alt.layer(*layers).properties(title=label, width=230, height=150))
-    return in_rows(
-        panels, "Loss and diversity vs generation of training on generated text", "means over seeds with intervals", 3
-    )
+    title = "Loss and diversity vs generation of training on generated text"
+    return in_rows(panels, title, interval_note(level, means), 3)
 
 
-def stages_chart(table: Sequence[Row]) -> object:
+def stages_chart(table: Sequence[Row], level: float) -> object:
     """The change of each metric by each stage of fine-tuning and each size."""
     from kleiber.charts.theme import format_count
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     order = list(dict.fromkeys(row["arm"] for row in table))
     rows = [
@@ -271,6 +270,5 @@ def stages_chart(table: Sequence[Row]) -> object:
          "name": f"{label_of(row['arm'])}, {format_count(row['parameters'])} parameters"}
         for row in table
     ]  # fmt: skip
-    return estimates(
-        rows, order, "change from before the stage", "Change of loss and diversity by fine-tuning", zero=True
-    )
+    title, note = "Change of loss and diversity by fine-tuning", interval_note(level, rows)
+    return estimates(rows, order, "change from before the stage", title, zero=True, subtitle=note)

@@ -40,16 +40,18 @@ class Context(IntervalStudy):
         table = [{**row, **as_row(estimate)} for row, estimate in gained]
         tables = {"Loss by context": listed(means), "Loss at the shortest context less that at the longest": table}
         charts: Figures = {}
-        for data, part in means.groupby("data"):
+        several = {data: part for data, part in means.groupby("data") if part["context"].nunique() > 1}
+        for data, part in several.items():
             title = f"Loss vs context: {data}"
             charts[file_name("context", data)] = partial(chart, part, "context", "context (tokens)", title)
         for data, part in by_place.groupby("data"):
             longest = part[part["context"] == part["context"].max()]
             title = f"Loss by position, {data}, context {longest['context'].max()}"
             tables[title] = listed(longest)
-            charts[file_name("position", data)] = partial(
-                chart, longest, "position", "position of the target (up to)", title
-            )
+            if longest["position"].nunique() > 1:
+                charts[file_name("position", data)] = partial(
+                    chart, longest, "position", "position of the target (up to)", title
+                )
         notes = [{"code": "context", "level": "note", "text": text} for text in texts]
         headline = texts[0] if texts else "The gain of a longer context is not determined: all runs have one context."
         return Findings(headline, notes, tables, charts, methods=METHODS)

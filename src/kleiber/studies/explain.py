@@ -180,15 +180,16 @@ def headline(rows: Rows, arms: Sequence[str], level: float) -> str:
 
 def chart(rows: Rows, arms: Sequence[str], measures: Sequence[str], level: float) -> object:
     """Means over seeds of measures with intervals, a panel for each task and measure."""
-    from kleiber.studies.compare.chart_forms import estimates
+    from kleiber.studies.compare.chart_forms import estimates, interval_note
 
     shown: list[Json] = []
     for measure in measures:
         for row in means(rows, arms, measure, level):
             panel = row["task"] if len(measures) == 1 else f"{row['task']}: {measure.partition('_')[0]}"
             shown.append({"series": row["method"], "panel": panel, **{key: row[key] for key in ("value", "lo", "hi")}})
-    order = ["", *METHODS.values()]
+    order, note = ["", *METHODS.values()], interval_note(level, shown)
     if len(measures) == 1:
         label, unit = MEASURES[measures[0]]
-        return estimates(shown, order, unit, f"Attributions by how often {label}")
-    return estimates(shown, order, "nats", "Area under deletion and insertion, relative to random rankings", zero=True)
+        return estimates(shown, order, unit, f"Attributions by how often {label}", subtitle=note)
+    title = "Area under deletion and insertion, relative to random rankings"
+    return estimates(shown, order, "nats", title, zero=True, subtitle=note)

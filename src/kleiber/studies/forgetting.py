@@ -283,7 +283,7 @@ def figures(record: Json) -> Figures:
     if len(paths):
         steps = paths.assign(step=paths["path"].str[0].astype(float), F=paths["path"].str[1].astype(float))
         steps = steps[steps["step"] > 0]
-        charts["trajectory"] = lambda: drawing.over(steps, "step", "F", order)
+        charts["trajectory"] = lambda: drawing.over(steps, "step", "F", order, drawing.CHOSEN)
     if rows["lr"].nunique() > 1:
         trained = rows[~on_line(rows["method"])]
         best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")

@@ -274,7 +274,7 @@ def excess_figures(means: Rows) -> Json:
     named = means.assign(length=[f"{format_count(tokens)} tokens" for tokens in means["tokens"]])
     return {
         f"repetition-{format_count(N)}": partial(
-            line_chart, part, "epochs", "epochs", "length", "What repeating costs", every=2, zero=True,
+            line_chart, part, "epochs", "epochs", "length", "Loss above fresh text vs epochs", every=2, zero=True,
             value="loss above fresh text (nats)", subtitle=f"{format_count(N)} parameters, same seed and tokens",
         )
         for N, part in named.groupby("N")

@@ -20,7 +20,7 @@ from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, read_ladders
 from kleiber.studies.compare.decision import LOSS, Estimate, axis_label
-from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.laws.uncertainty import percent, student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
 
@@ -72,7 +72,7 @@ class MupTransfer(IntervalStudy):
         optima, drifts = self.optima(arms, axis)
         moved = [drift_verdict(row, axis) for row in drifts]
         headline = "; ".join(verdict["text"] for verdict in moved)
-        optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis)} if drifts else {}
+        optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis, self.level)} if drifts else {}
         return Findings(
             headline or f"The optimum was not found at two {axis}s, so its drift cannot be estimated.",
             [*(verdict for row in optima for verdict in edge_warnings(row, axis)), *moved],
@@ -238,7 +238,7 @@ def tuning_figure(arms: Arms, axis: Axis) -> object:
     return lines(rows, x, axis_label(LOSS), list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
 
 
-def optimum_figure(optima: Sequence[Row], axis: Axis) -> object:
+def optimum_figure(optima: Sequence[Row], axis: Axis, level: float) -> object:
     """The optimal learning rate with its interval vs the size, a line for each parametrization."""
     from kleiber.charts.theme import line_chart
 
@@ -246,4 +246,5 @@ def optimum_figure(optima: Sequence[Row], axis: Axis) -> object:
     names = [label_of(name) for name in rows["parametrization"]]
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, parametrization=names)
     title = f"Optimal learning rate vs {axis}"
-    return line_chart(rows, axis, axis, "parametrization", title, 2, "optimal learning rate", log=True)
+    note = f"{percent(level)} intervals of the vertex of the fitted parabola"
+    return line_chart(rows, axis, axis, "parametrization", title, 2, "optimal learning rate", log=True, subtitle=note)

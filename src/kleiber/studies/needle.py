@@ -142,4 +142,4 @@ def lines(lengths: Rows, chance: float | None, order: Sequence[str]) -> object:
 
 
 def guess_text(chance: float | None) -> str:
-    return "" if chance is None else f"accuracy; guessing one of the values of a key: {chance:.0%}"
+    return "" if chance is None else f"accuracy; guessing one of the values of a key: {100 * chance:.3g}%"

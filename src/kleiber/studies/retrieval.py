@@ -69,7 +69,7 @@ class Retrieval(OneRunStudy):
         }
         charts: Figures = {"tradeoff": partial(tradeoff_chart, losses)}
         if len(sizes) > 1:
-            charts["sizes"] = partial(sizes_chart, sizes, losses.arms())
+            charts["sizes"] = partial(sizes_chart, sizes, losses.arms(), self.level)
         tables = {title: rows for title, rows in tables.items() if rows}
         return Findings(headline(losses, self.level), verdicts, tables, charts, methods=METHODS)
 

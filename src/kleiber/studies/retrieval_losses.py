@@ -245,12 +245,13 @@ def tradeoff_chart(losses: Losses) -> object:
     return with_title(chart, "Loss on the old domain vs loss on the new one", subtitle=subtitle)
 
 
-def sizes_chart(sizes: Sequence[Json], arms: Sequence[str]) -> object:
+def sizes_chart(sizes: Sequence[Json], arms: Sequence[str], level: float) -> object:
     """The change of the loss on the old domain by nearest neighbors vs the tokens of the datastore, by arm.
 
     arms  of the page
     """
     from kleiber.charts.theme import line_chart
+    from kleiber.studies.compare.chart_forms import interval_note
 
     shown = [row for row in sizes if row["retrieval"] == WAYS[KNN]]
     nothing = {"arm": "without neighbors", "mean": 0.0, "lo": 0.0, "hi": 0.0, "half": np.nan, "seeds": None}
@@ -261,5 +262,5 @@ def sizes_chart(sizes: Sequence[Json], arms: Sequence[str]) -> object:
         rows, "tokens", "tokens of the old domain in the datastore", "arm",
         "Change of the loss on the old domain vs size of the datastore",
         value="loss with nearest neighbors less that without (nats per token)",
-        order=[*map(label, arms), str(nothing["arm"])],
+        order=[*map(label, arms), str(nothing["arm"])], subtitle=interval_note(level, rows),
     )  # fmt: skip

@@ -52,6 +52,8 @@ def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
         line.encode(x=x, y=y),
     ]
     subtitle = f"line: expected best loss; dashed and gray: {percent(level)} band of its median"
+    if 0 < len(closed) < len(rows):
+        subtitle += f"; beyond {closed['trials'].max()} trials the band has no lower end"
     if bool(rows["hi"].isna().all()):
         layers, subtitle = layers[-1:], "the least loss so far"
     return with_title(alt.layer(*layers), "Best validation loss vs number of trials", subtitle=subtitle)

@@ -112,3 +112,8 @@ def test_for_the_worse_is_red_whichever_way_scores_go():
         for worse in (True, False)
     ]
     assert [color["condition"]["scale"]["reverse"] for color in reversed_scale] == [True, False]
+
+
+def test_the_level_of_intervals_is_told_only_where_there_are_any():
+    with_one, without = [{"lo": None}, {"lo": 0.1}], [{"lo": None}]
+    assert [forms.interval_note(0.95, rows) for rows in (with_one, without)] == ["95% intervals over seeds", ""]

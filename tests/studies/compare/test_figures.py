@@ -1,6 +1,7 @@
 """Figures of arms: every run and difference that they are given is drawn, with labels that do not overlap."""
 
 import math
+from dataclasses import replace
 
 import altair as alt
 import numpy as np
@@ -25,6 +26,28 @@ def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
     assert drawn(figures.tuning(ARMS, "loss"), "value") == {2.3, 2.4, 2.5, 2.6, 3.0, 3.1, 4.0}
     chart = figures.side_by_side(ARMS, "loss")
     assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "tuned") == {True, False}
+
+
+def titles(chart):
+    return [panel["title"] for panel in chart.to_dict()["concat"]]
+
+
+def test_arms_whose_measures_do_not_compare_are_drawn_in_panels_with_own_scales():
+    arms = {**ARMS, "high_loss": replace(ARMS["plain"], name="high_loss", values_by_rate={0.01: {0: 50.0, 1: 51.0}})}
+    panels = {"plain": "next tokens", "changed": "next tokens", "high_loss": "masked tokens"}
+    chart = figures.tuning(arms, "loss", panels)
+    assert titles(chart) == ["next tokens", "masked tokens"] and "high loss" in drawn(chart, "series")
+    domains = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"] for panel in chart.to_dict()["concat"]]
+    assert domains[0][1] < 5 and domains[1][0] > 45
+    assert titles(figures.side_by_side(arms, "loss", panels)) == ["next tokens", "masked tokens"]
+
+
+def test_titles_claim_a_best_rate_and_intervals_only_where_there_are_any():
+    one_rate = {name: replace(arm, values_by_rate={arm.best_lr: arm.best_values}) for name, arm in ARMS.items()}
+    texts = [figures.side_by_side(arms, "loss").to_dict()["title"]["text"] for arms in (ARMS, one_rate)]
+    assert ["best learning rate" in text for text in texts] == [True, False]
+    gap = {"arm": "changed", "against": "plain", "equal": "training tokens", "value": -0.5, "lo": None, "hi": None}
+    assert "interval" not in str(figures.differences({"loss": [gap]}, list(ARMS), 0.9).to_dict()["title"])
 
 
 def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
@@ -70,6 +93,13 @@ def test_a_scatter_names_every_arm_at_its_place():
     chart = figures.scatter(rows, list(ARMS), ("params", "parameters"), ("loss", "validation loss (nats per token)"))
     assert drawn(chart, "arm") == set(ARMS) and drawn(chart, "x") == {5.0, 9.0}
     assert "nats per token" in chart.to_json()
+
+
+def test_an_axis_that_begins_near_zero_has_no_negative_ticks():
+    rows = [{"arm": name, "moe/dead": dead, "loss": 2.0} for name, dead in (("plain", 0.02), ("changed", 1.1))]
+    chart = figures.scatter(rows, list(ARMS), ("moe/dead", "dead experts"), ("loss", "loss")).to_dict()
+    low, high = chart["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    assert low == 0 and high > 1.1
 
 
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():

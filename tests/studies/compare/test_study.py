@@ -279,4 +279,4 @@ def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
     assert "val/docs/accuracy" in findings.tables["Arms"][0] and "loss" not in findings.tables["Arms"][0]
     for draw in findings.figures.values():
         text = draw().to_json()
-        assert "accuracy (docs)" in text and "nats" not in text
+        assert "ccuracy on docs" in text and "nats" not in text

@@ -14,6 +14,7 @@ import pandas as pd
 
 from kleiber.charts.theme import WIDTH, Chart, apply_theme, kind_color, with_title
 from kleiber.studies.compare.rows import Rows, label
+from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Row
 
 MOST = 6  # arms in one panel
@@ -39,6 +40,12 @@ def in_rows(panels: Sequence[Chart], title: str, subtitle: str = "", columns: in
     """Returns panels in rows under one title."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
     return apply_theme(alt.concat(*panels, columns=columns).properties(title=heading))
+
+
+def interval_note(level: float, rows: Sequence[Row] | Rows) -> str:
+    """Returns what a figure says of the intervals of its rows, columns lo and hi; "" where no row has one."""
+    ends = pd.DataFrame(rows)["lo"].astype(float)
+    return f"{percent(level)} intervals over seeds" if np.isfinite(ends).any() else ""
 
 
 def span(values: Sequence[float] | np.ndarray) -> alt.Scale:
@@ -91,22 +98,34 @@ def frontier(points: Rows, order: Sequence[str], at: float | None = None) -> Cha
 
 
 def lines(
-    rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False
+    rows: Rows,
+    x: alt.X,
+    y_title: str,
+    order: Sequence[str],
+    title: str,
+    log: bool = False,
+    zero: bool = False,
+    own_scales: bool = False,
+    subtitle: str = "",
 ) -> Chart:
-    """A line over the means of seeds for each arm, with a small point for each seed; all panels have one scale.
+    """A line over the means of seeds for each arm, with a small point for each seed.
 
-    rows  columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
-    log   whether the vertical axis is logarithmic
-    zero  draws a dashed line at 0
+    rows        columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
+    log         whether the vertical axis is logarithmic
+    zero        draws a dashed line at 0
+    own_scales  whether each panel has a vertical scale of its own; otherwise all have one
     """
     drawn = [name for name in order if name in set(rows["series"])]
-    values = rows[[name for name in ("value", "lo", "hi") if name in rows]].to_numpy(dtype=float).ravel()
-    values = np.append(values[np.isfinite(values)], [0.0] * zero)
-    scale = alt.Scale(type="log", padding=10, domain=[values.min(), values.max()]) if log else span(values)
+
+    def vertical(part: Rows) -> alt.Scale:
+        """The vertical scale over some of the rows."""
+        values = part[[name for name in ("value", "lo", "hi") if name in part]].to_numpy(dtype=float).ravel()
+        values = np.append(values[np.isfinite(values)], [0.0] * zero)
+        return alt.Scale(type="log", padding=10, domain=[values.min(), values.max()]) if log else span(values)
 
     def draw(part: Rows, arms: Sequence[str], legend: bool = True) -> Chart:
         """The panel of some of the arms."""
-        axis = alt.Axis(tickCount=6)
+        axis, scale = alt.Axis(tickCount=6), vertical(part if own_scales else rows)
         shown = part[part["series"].isin(arms)]
         base = alt.Chart(shown).encode(x=x, color=arm_color(order, arms, legend))
         y, mean, low = (
@@ -121,12 +140,12 @@ def lines(
         return alt.layer(*layers)
 
     if "panel" not in rows:
-        return small_multiples(lambda arms: draw(rows, arms, len(drawn) <= MOST), drawn, title, "")
+        return small_multiples(lambda arms: draw(rows, arms, len(drawn) <= MOST), drawn, title, subtitle)
     panels = [
         draw(part, drawn).properties(title=str(name), width=250, height=170)
         for name, part in rows.groupby("panel", sort=False)
     ]
-    return in_rows(panels, title)
+    return in_rows(panels, title, subtitle)
 
 
 BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
@@ -137,7 +156,9 @@ BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains 
 }
 
 
-def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: str, zero: bool = False) -> Chart:
+def estimates(
+    rows: Sequence[Row], order: Sequence[str], x_title: str, title: str, zero: bool = False, subtitle: str = ""
+) -> Chart:
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
     rows  series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS: of
@@ -153,7 +174,7 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
     panels = []
     for heading, part in shown.groupby("panel", sort=False):
         names = list(dict.fromkeys(part["name"]))
-        y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=240))
+        y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=340))
         arms = [arm for arm in order if arm in set(part["series"])]
         base = alt.Chart(part).encode(y=y, color=arm_color(order, arms, legend=False))
         scale = span([*part[["value", "lo", "hi"]].to_numpy().ravel(), *([0.0] if zero else [])])
@@ -169,10 +190,10 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
             layers.insert(0, line.encode(x="value:Q"))
         size = {"width": WIDTH if len(set(shown["panel"])) == 1 else 230, "height": 20 * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
-    return in_rows(panels, title, "; ".join(filter(None, (BOUNDS[name][1] for name in kinds))))
+    return in_rows(panels, title, "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds)))))
 
 
-def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False) -> Chart:
+def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool = False, subtitle: str = "") -> Chart:
     """Values written into cells whose color is the change: a panel for each value of `series`, if there is the column.
 
     rows   columns value, change (nan leaves the cell white), and those of `x` and `y`; text, instead of the value
@@ -189,12 +210,12 @@ def matrix(rows: Rows, x: alt.X, y: alt.Y, legend: str, title: str, worse: bool 
     text = base.mark_text(fontSize=10).encode(text=words, color=strong)
     chart = alt.layer(cells, text)
     if "series" not in rows:
-        return with_title(chart, title, height=26 * rows[y.shorthand.partition(":")[0]].nunique())
+        return with_title(chart, title, height=26 * rows[y.shorthand.partition(":")[0]].nunique(), subtitle=subtitle)
     across, down = (rows[axis.shorthand.partition(":")[0]].nunique() for axis in (x, y))
     side = max(90, (50 if "text" in rows else 42) * across)
     facet = alt.Facet("series:N", title=None, sort=list(dict.fromkeys(rows["series"])))
     grid = chart.properties(width=side, height=22 * down).facet(facet=facet, columns=max(1, 760 // side), spacing=16)
-    return apply_theme(grid.properties(title=title))
+    return apply_theme(grid.properties(title=alt.TitleParams(title, subtitle=subtitle) if subtitle else title))
 
 
 def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt.X:

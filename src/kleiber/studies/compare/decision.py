@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
+from kleiber.studies.compare.names import readable
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
@@ -66,10 +67,10 @@ def axis_label(measure: str) -> str:
     if measure == LOSS:
         return "validation loss (nats per token)"
     unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(measure.rpartition("/")[2])
-    label = label_of(measure)
-    if unit is None:
-        return label
-    return f"{label} ({unit})" if measure in MEASURES else f"{label}, {unit}"
+    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
+    where = readable(place.removesuffix("/all").replace("/", "_"))
+    label = MEASURES[measure][0] if measure in MEASURES else f"{readable(metric)} on {where}"
+    return label if unit is None else f"{label} ({unit})"
 
 
 class Decision(StrEnum):

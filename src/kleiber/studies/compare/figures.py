@@ -10,17 +10,19 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, Chart, format_count, heading, log_axis, with_title
+from kleiber.charts.theme import PALETTE, WIDTH, Chart, format_count, heading, log_axis, with_title
 from kleiber.studies.compare.chart_forms import (
     FORGETTING,
     GRAY,
     TARGET,
     arm_color,
     estimates,
+    in_rows,
     lines,
     matrix,
     values_axis,
 )
+from kleiber.studies.compare.names import readable
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
@@ -33,9 +35,9 @@ WAYS = {"": "equal training tokens", " at equal time": "equal training time"}
 
 
 def losses_of(arms: Mapping[str, Arm]) -> list[Json]:
-    """A row for each run of the arms that has a finite measure: series (the arm), lr, seed, value."""
+    """A row for each run of the arms that has a finite measure: arm, series (its label), lr, seed, value."""
     return [
-        {"series": name, "lr": lr, "seed": seed, "value": loss}
+        {"arm": name, "series": readable(name), "lr": lr, "seed": seed, "value": loss}
         for name, arm in arms.items()
         for lr, by_seed in arm.values_by_rate.items()
         for seed, loss in by_seed.items()
@@ -43,31 +45,51 @@ def losses_of(arms: Mapping[str, Arm]) -> list[Json]:
     ]
 
 
-def tuning(arms: Mapping[str, Arm], measure: str) -> Chart:
+def tuning(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
     """A measure vs learning rate: a line for the mean of each arm, a point for each seed.
 
     measure  label of the axis
+    panels   the panel of each arm, of arms whose measures do not compare between panels
     """
     rows = pd.DataFrame(losses_of(arms))
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    return lines(rows, x, measure, list(arms), f"{heading(measure)} vs learning rate")
+    title, order = f"{heading(measure)} vs learning rate", list(map(readable, arms))
+    if panels is None:
+        return lines(rows, x, measure, order, title)
+    rows = rows.assign(panel=[panels[name] for name in rows["arm"]])
+    return lines(rows, x, measure, order, title, own_scales=True)
 
 
-def side_by_side(arms: Mapping[str, Arm], measure: str) -> Chart:
-    """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow."""
-    rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
-    rows = rows.assign(tuned=[not arms[name].untuned_because for name in rows["series"]])
-    base = alt.Chart(rows).encode(
-        x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
-        y=alt.Y("series:N", sort=list(arms), title=None),
-        color=arm_color(list(arms), list(arms), legend=False),
-        tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
-    )
-    filled = base.transform_filter("datum.tuned").mark_point(size=46, filled=True, opacity=1)
-    chart = base.mark_point(size=46, strokeWidth=1.6) + filled
+def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
+    """A measure of each arm at its best learning rate, a point for each seed; those of untuned arms are hollow.
+
+    panels  as in `tuning`
+    """
+    rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["arm"]].best_lr])
+    rows = rows.assign(tuned=[not arms[name].untuned_because for name in rows["arm"]])
+    order = list(map(readable, arms))
+
+    def draw(part: Rows) -> Chart:
+        """The panel of some of the arms."""
+        base = alt.Chart(part).encode(
+            x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
+            y=alt.Y("series:N", sort=order, title=None),
+            color=arm_color(order, order, legend=False),
+            tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
+        )
+        filled = base.transform_filter("datum.tuned").mark_point(size=46, filled=True, opacity=1)
+        return base.mark_point(size=46, strokeWidth=1.6) + filled
+
     hollow = "hollow points: the arm is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
-    title = f"{heading(measure)} by arm, each at its best learning rate"
-    return with_title(chart, title, height=30 * len(arms), subtitle=hollow)
+    several = any(len(arm.values_by_rate) > 1 for arm in arms.values())
+    title = f"{heading(measure)} by arm{', each at its best learning rate' * several}"
+    if panels is None:
+        return with_title(draw(rows), title, height=30 * len(arms), subtitle=hollow)
+    charts = [
+        draw(part).properties(title=str(name), width=WIDTH, height=30 * part["arm"].nunique())
+        for name, part in rows.groupby([panels[name] for name in rows["arm"]], sort=False)
+    ]
+    return in_rows(charts, title, hollow, columns=1)
 
 
 def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float) -> Chart:
@@ -78,19 +100,26 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     level  confidence level of each interval
     """
     gaps = {measure: part for measure, part in gaps.items() if part}
-    ways = {gap["equal"] for part in gaps.values() for gap in part}
+    drawn = [gap for part in gaps.values() for gap in part]
+    ways = {gap["equal"] for gap in drawn}
     rows = [
         {
-            "series": pair_arm(gap, order),
-            "name": f"{gap['arm']} - {gap['against']}" + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
+            "series": readable(pair_arm(gap, order)),
+            "name": pair_name(gap) + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
             "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
         }
         for measure, part in gaps.items()
         for gap in part
     ]  # fmt: skip
     at = f" at equal {min(ways)}" if len(ways) == 1 else ""
-    title = f"Difference between arms{at} with {round(100 * level, 1):g}% intervals; at 0 they are equal"
-    return estimates(rows, order, "", title, zero=True)
+    intervals = f" with {round(100 * level, 1):g}% intervals" if any(gap["lo"] is not None for gap in drawn) else ""
+    title = f"Difference between arms{at}{intervals}; at 0 they are equal"
+    return estimates(rows, list(map(readable, order)), "", title, zero=True)
+
+
+def pair_name(row: Row) -> str:
+    """The label of the difference between two arms."""
+    return f"{readable(row['arm'])} - {readable(row['against'])}"
 
 
 def pair_arm(row: Row, order: Sequence[str]) -> str:
@@ -105,7 +134,7 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     """
     shown = [
         {
-            "arm": pair_arm(row, order), "series": f"{row['arm']} - {row['against']}", "tokens": row["tokens"],
+            "arm": pair_arm(row, order), "series": pair_name(row), "tokens": row["tokens"],
             "panel": f"At {way}", **{name: row[f"{name}{suffix}"] for name in ("value", "lo", "hi")},
         }
         for suffix, way in WAYS.items()
@@ -127,10 +156,15 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     order  the arms
     x, y   a column and its label
     """
-    frame = pd.DataFrame([{"arm": row["arm"], "series": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
-    across = alt.X("x:Q", scale=alt.Scale(zero=False, padding=50), title=x[1])
+    frame = pd.DataFrame([{"arm": readable(row["arm"]), "x": row[x[0]], "y": row[y[0]]} for row in rows])
+    frame, names = frame.assign(series=frame["arm"]), list(map(readable, order))
+    places = frame["x"].to_numpy(dtype=float)
+    scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
+    if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
+        scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
+    across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(labelOverlap=True, labelSeparation=6))
     dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
-    color = arm_color(list(order), list(order), legend=False)
+    color = arm_color(names, names, legend=False)
     up = alt.Scale(zero=False, padding=12)
     dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=up), color=color)
     return with_title(dots + named(frame, across, up), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
@@ -149,14 +183,19 @@ def named(places: pd.DataFrame, x: alt.X, up: alt.Scale, near: float = 0.045) ->
     return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="arm:N")
 
 
+CHOSEN = (
+    "each arm at its setting that forgets least among those that reach the target loss; "
+    "without one, at that of least target loss"
+)
 AXES = {"F": FORGETTING, "target": TARGET, "step": "optimizer step", "lr": "learning rate"}
 
 
-def over(rows: Rows, x: str, y: str, order: Sequence[str]) -> Chart:
+def over(rows: Rows, x: str, y: str, order: Sequence[str], subtitle: str = "") -> Chart:
     """A measure of every arm vs the optimizer step or the learning rate; x and y are keys of AXES."""
     shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
     across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
-    return lines(shown, across, AXES[y], [label(arm) for arm in order], f"{heading(AXES[y])} vs {AXES[x]}")
+    title = f"{heading(AXES[y])} vs {AXES[x]}"
+    return lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
 
 
 def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
@@ -170,7 +209,8 @@ def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
             loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
             cells.append({"arm": label(arm), "task": task, "value": loss, "change": loss - first[f"start/{task}"]})
     x, y = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
-    return matrix(pd.DataFrame(cells), x, y, "change (nats)", "Loss by task before and after fine-tuning", worse=True)
+    title = "Loss by task before and after fine-tuning"
+    return matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
 
 
 def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
@@ -200,7 +240,8 @@ def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart
 def named_cells(record: Json) -> Rows:
     """The cells of the grid of the forgetting law, each with the name of its size and pre-training."""
     rows = pd.DataFrame(record["rows"]).sort_values(["N", "M"])
-    return rows.assign(series=[f"N {format_count(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
+    sizes = zip(rows["N"], rows["M"], strict=True)
+    return rows.assign(series=[f"{format_count(n)} parameters, {m:g} tokens per parameter" for n, m in sizes])
 
 
 def series_color(rows: Rows) -> alt.Color:

@@ -19,6 +19,7 @@ import pandas as pd
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.compare.names import readable
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
 
@@ -44,7 +45,8 @@ ArmOf = Callable[[Config], tuple[str, str]]  # the arm of a run and its setting,
 
 def label(arm: str) -> str:
     """Returns what an arm is called in tables and figures, such as `A-GEM + WiSE-FT`."""
-    return " with ".join(" + ".join(LABELS.get(name, name) for name in part.split("+")) for part in arm.split(" with "))
+    parts = (part.split("+") for part in arm.split(" with "))
+    return " with ".join(" + ".join(LABELS.get(name) or readable(name) for name in names) for names in parts)
 
 
 def outcomes(runs: Sequence[Run], arm_of: ArmOf | None = None) -> pd.DataFrame:
