@@ -1,6 +1,6 @@
 """The numbers of docs/results/fine_tuning.md: recipes by task, each task left out in turn, and kleiber beside a loop.
 
-    python benchmarks/finetune_table.py OUT.json [--sweep NAME RUNS] [--pairs RUNS LOOP] [--articles RUNS] [--words RUNS]
+    python benchmarks/finetune_table.py OUT.json [--sweep NAME RUNS] [--pairs RUNS LOOP] [--articles|words RUNS]
 
 Replaces the parts of OUT.json whose records are given. A sweep has recipes by tasks and seeds, in one folder of runs or
 several, and a name: `samples` or `all_rows`. Pairs are runs of the default recipe, and the lines that
