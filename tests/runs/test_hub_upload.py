@@ -25,6 +25,15 @@ def hub(monkeypatch):
         yield server
 
 
+@pytest.fixture(autouse=True)
+def run(monkeypatch, tmp_path):
+    """A folder `my-run` that looks like a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-run").mkdir()
+    (tmp_path / "my-run" / "summary.json").write_text("{}")
+    (tmp_path / "my-run" / "config.yaml").write_text("{}")
+
+
 @pytest.fixture
 def exported(monkeypatch):
     """Exports two small files in place of a model."""

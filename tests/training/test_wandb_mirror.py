@@ -92,6 +92,7 @@ def test_an_evaluation_is_a_run_of_its_own_job_type_beside_its_run(launch):
 def test_only_a_run_can_be_evaluated_in_wandb(tmp_path, capsys):
     from kleiber.launch.cli import main as cli
 
+    (tmp_path / "config.json").write_text("{}")  # of a Hugging Face folder
     assert cli(["eval", str(tmp_path), "--evals", "perplexity", "--wandb"]) == 2
     assert "--wandb" in capsys.readouterr().err
 
