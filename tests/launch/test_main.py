@@ -138,7 +138,11 @@ def test_ctrl_c_is_130_and_the_run_has_the_status_interrupted(trainer, monkeypat
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
-    assert main([]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        assert main([]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     (summary,) = Path("root").rglob("summary.json")
     assert json.loads(summary.read_text())["status"] == "interrupted"
 
