@@ -5,7 +5,7 @@ import torch
 
 from kleiber.retention.l2sp import L2SP
 
-from .toys import learned
+from .toys import learned, with_heads
 
 
 def after(net, scale, decoupled):
@@ -50,15 +50,8 @@ def test_a_pull_beyond_the_start_is_refused():
 
 
 def test_a_new_output_layer_is_not_pulled_and_a_trained_one_is():
-    net, method = learned(), L2SP(3.0)
-    for head in ("new", "old"):
-        net.add_head(head, 2)
-    with torch.no_grad():
-        net.heads["old"].weight += 2.0
-    method.begin_stage(net, [], 0)
-    with torch.no_grad():
-        for head in net.heads.values():
-            head.weight += 1.0
+    method = L2SP(3.0)
+    net = with_heads(method)
     method.after_step(net, 0, 0.1)
     assert bool((net.heads["new"].weight == 1).all())
     assert torch.allclose(net.heads["old"].weight, torch.tensor(2.7))

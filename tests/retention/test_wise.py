@@ -6,7 +6,7 @@ import torch
 from kleiber.retention.wise import WiSE
 from kleiber.training import checkpoint
 
-from .toys import NEW, learned, train
+from .toys import NEW, learned, train, with_heads
 
 
 def saving(net, folder):
@@ -42,15 +42,8 @@ def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tm
 
 
 def test_a_new_output_layer_is_that_of_the_end_and_a_trained_one_has_a_start(tmp_path):
-    net, method = learned(), WiSE([0.0])
-    for head in ("new", "old"):
-        net.add_head(head, 2)
-    with torch.no_grad():
-        net.heads["old"].weight += 2.0
-    method.begin_stage(net, [], 0)
-    with torch.no_grad():
-        for head in net.heads.values():
-            head.weight += 1.0
+    method = WiSE([0.0])
+    net = with_heads(method)
     (path,) = method.end_stage(net, saving(net, tmp_path)).values()
     other = learned()
     for head in ("new", "old"):

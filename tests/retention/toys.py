@@ -14,6 +14,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch, Loss, Penalty
 from kleiber.types.contracts import HeldOut, Objective, Task
+from kleiber.types.retention import Retention
 from kleiber.types.tokenizer import Tokenizer
 
 VOCAB, CONTEXT = 12, 16
@@ -136,3 +137,16 @@ def learned(seed: int = 0) -> Transformer:
         _LEARNED[seed] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     net.load_state_dict(_LEARNED[seed])
     return net
+
+
+def with_heads(method: Retention) -> Transformer:
+    """A model whose head `old` was trained before `method` began its stage and whose head `new` was not; both move."""
+    model = learned()
+    for head in ("new", "old"):
+        model.add_head(head, 2)
+    with torch.no_grad():
+        model.heads["old"].weight += 2.0
+        method.begin_stage(model, [], 0)
+        for head in model.heads.values():
+            head.weight += 1.0
+    return model

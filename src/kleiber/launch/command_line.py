@@ -1,4 +1,4 @@
-"""The words of a command line of `kleiber train`: flags, overrides, and what is wrong with them. Imports no torch."""
+"""The command line of `kleiber train`: flags, overrides, and errors for other arguments. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
     options = [option for action in parser._actions for option in action.option_strings]
-    for word, following in zip(argv, [*argv[1:], ""], strict=False):
-        refuse_dashes(word, following, options)
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        refuse_dashes(argument, following, options)
     args = parser.parse_intermixed_args(argv)
     for flag in ("config_path", "experimental_rerun"):
         if vars(args)[flag]:
@@ -32,38 +32,38 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def refuse_dashes(word: str, following: str, options: Sequence[str]) -> None:
-    """Raises ConfigError, with the override to write, for a word such as `--dry-run` or `-model=moe`.
+def refuse_dashes(argument: str, following: str, options: Sequence[str]) -> None:
+    """Raises ConfigError, with the override to write, for an argument such as `--dry-run` or `-model=moe`.
 
-    following  the next word, which may be the value
-    options    the options that there are; one with two dashes may be shortened
+    following  the next argument, which may be the value
+    options    the names of all options; those with two dashes may be shortened
     """
-    name, equals, value = word.partition("=")
+    name, equals, value = argument.partition("=")
     if not name.startswith("-") or name in options or not name.strip("-"):
         return
     key = name.lstrip("-").replace("-", "_")
     is_key = key.split(".")[0].split("/")[0] in TOP_LEVEL
     if not name.startswith("--"):
         if equals and is_key:
-            raise ConfigError(f"{word} is no option: write {key}={value} without the dash")
+            raise ConfigError(f"{argument} is not an option: write {key}={value} without the dash")
         return
     if any(option.startswith(name) for option in options):
         return
     if not equals:
         value = "true" if "=" in following or following.startswith("-") or not following else following
-    raise ConfigError(f"{word} is no option: {f'write {key}={value}' if is_key else HELP}")
+    raise ConfigError(f"{argument} is not an option: {f'write {key}={value}' if is_key else HELP}")
 
 
 def refuse_repeated_keys(argv: Sequence[str]) -> None:
     """Raises ConfigError for a key or group that a command line sets to two values, of which Hydra takes the last."""
     values: dict[str, list[str]] = {}
-    for word in argv:
-        key, equals, value = word.lstrip("+").partition("=")
+    for argument in argv:
+        key, equals, value = argument.lstrip("+").partition("=")
         if equals and not key.startswith(("-", "~")):
             values.setdefault(key, []).append(value)
-    for key, given in values.items():
-        if len(set(given)) > 1:
-            times = "twice" if len(given) == 2 else f"{len(given)} times"
+    for key, settings in values.items():
+        if len(set(settings)) > 1:
+            times = "twice" if len(settings) == 2 else f"{len(settings)} times"
             raise ConfigError(
-                f"{key} is set {times} ({', '.join(given)}): remove one, or sweep with -m {key}={','.join(given)}"
+                f"{key} is set {times} ({', '.join(settings)}): remove one, or sweep with -m {key}={','.join(settings)}"
             )

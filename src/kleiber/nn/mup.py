@@ -64,6 +64,7 @@ class MuP:
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
     def lr_scale(self, role: Role, muon: bool = False) -> float:
+        """The factors of width and depth of a parameter; see `Muon` for the width's factor of its matrices."""
         depth = 1.0 if role.depth is None else math.sqrt(self.base_depth / role.depth)
         if role.kind != "hidden":
             return depth

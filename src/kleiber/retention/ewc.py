@@ -72,8 +72,8 @@ class EWC(Retention):
             for name, value in place_by_name(information, model).items():
                 if name in missing[task.name]:
                     total[name] = total[name] + value if name in total else value
-        known = {task.name: {**covered.get(task.name, {}), **dict.fromkeys(names, True)} for task in tasks}
-        self.memory = {"start": snapshot(model), "fisher": total, "tasks": {**covered, **known}}
+        now = {task.name: {**covered.get(task.name, {}), **dict.fromkeys(names, True)} for task in tasks}
+        self.memory = {"start": snapshot(model), "fisher": total, "tasks": {**covered, **now}}
 
     @torch.no_grad()
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:

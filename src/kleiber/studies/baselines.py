@@ -15,8 +15,8 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.decision import LOSS, as_row, axis_label, from_row, paired_difference
-from kleiber.studies.compare.names import readable
+from kleiber.studies.compare.decision import as_row, from_row, paired_difference
+from kleiber.studies.compare.labels import LOSS, axis_label, readable
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare

@@ -15,17 +15,9 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
-from kleiber.studies.compare.decision import (
-    LOSS,
-    Claim,
-    Decision,
-    label_of,
-    level_of_each,
-    mean_estimate,
-    overall,
-    unit_of,
-)
+from kleiber.studies.compare.decision import Claim, Decision, level_of_each, mean_estimate, overall
 from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
+from kleiber.studies.compare.labels import LOSS, label_of, unit_of
 from kleiber.studies.compare.study import Compare, compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
@@ -137,7 +129,8 @@ def start_scores(runs: Sequence[Run]) -> Starts:
             continue
         stage = run.leaves[0]
         measured = dict(stage["start_metrics"])
-        losses = [measured[name] for task in stage["tasks"] if (name := f"val/{task}/loss") in measured]
+        names = [f"val/{task}/loss" for task in stage["tasks"]]
+        losses = [measured[name] for name in names if name in measured]
         if len(losses) == 1:
             measured[LOSS] = losses[0]
         for measure, value in measured.items():

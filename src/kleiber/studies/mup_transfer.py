@@ -19,7 +19,8 @@ import pandas as pd
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, read_ladders
-from kleiber.studies.compare.decision import LOSS, Estimate, axis_label
+from kleiber.studies.compare.decision import Estimate
+from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.laws.uncertainty import percent, student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.compare.decision import LOSS, Estimate, axis_label
+from kleiber.studies.compare.decision import Estimate
+from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.study import Figures
 from kleiber.types import Row

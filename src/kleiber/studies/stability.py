@@ -20,7 +20,8 @@ from kleiber.config.model_size import vocabulary_of, width_of
 from kleiber.records.catalog import Run
 from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, read_ladders, uneven
-from kleiber.studies.compare.decision import LOSS, Estimate, as_row, mean_estimate, paired_difference
+from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate, paired_difference
+from kleiber.studies.compare.labels import LOSS
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row
 

@@ -135,13 +135,13 @@ def planned_points(configs: Mapping[Path, Config]) -> list[PlannedPoint]:
             points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
         else:
             ends = [tokens_of(stage, N, flops_per_token) for stage in stage_configs(config).values()]
-            D, counted = sum(tokens for tokens, _ in ends), all(known for _, known in ends)
+            D, counted = sum(tokens for tokens, _ in ends), all(in_tokens for _, in_tokens in ends)
             points.append(PlannedPoint(folder, config, N, D, counted))
     return points
 
 
 def tokens_of(stage: Config, N: float, flops_per_token: float) -> tuple[float, bool]:
-    """Returns the training tokens of a stage, and whether its budget counts them; if not, it is given in epochs."""
+    """Returns the training tokens of a stage, and whether its budget counts them; if not, it is in epochs."""
     batch, budget = quantity(stage["batch"]["tokens"]), Budget(**stage["budget"])
     epochs = class_attribute(str(stage["objective"]["_target_"]), "default_epochs")
     D = budget.num_tokens(

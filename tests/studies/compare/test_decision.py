@@ -8,7 +8,6 @@ from kleiber.studies.compare.decision import (
     Criterion,
     Decision,
     Estimate,
-    axis_label,
     estimate_around,
     gaps_by_seed,
     half_width,
@@ -17,6 +16,7 @@ from kleiber.studies.compare.decision import (
     overall,
     paired_difference,
 )
+from kleiber.studies.compare.labels import axis_label
 
 OPPOSITE = {"lower": "higher", "higher": "lower", "not_lower": "not_higher", "not_higher": "not_lower"}
 

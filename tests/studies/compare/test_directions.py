@@ -3,8 +3,9 @@
 import pytest
 
 from kleiber.data.labelled import METRICS
-from kleiber.studies.compare.decision import MEASURES, Claim
+from kleiber.studies.compare.decision import Claim
 from kleiber.studies.compare.directions import HIGHER, LOWER, better_direction, direction_of
+from kleiber.studies.compare.labels import MEASURES
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
 from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
-from kleiber.studies.compare.decision import LOSS
+from kleiber.studies.compare.labels import LOSS
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.types import Config, Json, Row
 
@@ -266,7 +266,7 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
     parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
-    plans = [{seeds for run in part if (seeds := planned_seeds(run, arm_of))} for part in parts]
+    plans = [{seeds for seeds in (planned_seeds(run, arm_of) for run in part) if seeds} for part in parts]
     for part, planned in zip(parts, plans, strict=True):
         seeds = len({run.config["seed"] for run in part})
         if seeds < max(planned, default=0):

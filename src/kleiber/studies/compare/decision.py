@@ -16,14 +16,12 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
-from kleiber.studies.compare.names import readable
+from kleiber.studies.compare.labels import LOSS, label_of
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
 Key = TypeVar("Key", int, tuple[int, int])  # a seed, or a size and a seed
-LOSS = "loss"
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
-UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
 MOST_SEEDS = 1000  # beyond this the number of further seeds is not told
 
 
@@ -41,36 +39,6 @@ QUANTITIES = {
     "params": Quantity("params", "parameters"),
     "memory": Quantity("memory", "inference memory"),
 }
-MEASURES = {  # label and unit of measures; those of others are parts of their names
-    LOSS: ("loss", "nats per token"),
-    "moe/max_violation": ("excess load of the busiest expert", "of the mean load"),
-    "moe/load_entropy": ("entropy of the expert loads", "of its maximum"),
-    "moe/dead": ("number of dead experts", "experts per layer"),
-}
-
-
-def label_of(measure: str) -> str:
-    """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
-    if measure in MEASURES:
-        return MEASURES[measure][0]
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    return f"{metric} ({place})"
-
-
-def unit_of(measure: str) -> str:
-    metric = measure.rpartition("/")[2]
-    return MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric, metric)
-
-
-def axis_label(measure: str) -> str:
-    """The label of an axis: the name of a measure, with its unit where that is known."""
-    if measure == LOSS:
-        return "validation loss (nats per token)"
-    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(measure.rpartition("/")[2])
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    where = readable(place.removesuffix("/all").replace("/", "_"))
-    label = MEASURES[measure][0] if measure in MEASURES else f"{readable(metric)} on {where}"
-    return label if unit is None else f"{label} ({unit})"
 
 
 class Decision(StrEnum):

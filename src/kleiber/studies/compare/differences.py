@@ -13,19 +13,17 @@ from dataclasses import asdict, dataclass
 
 from kleiber.studies.compare.arms import Arm, uneven
 from kleiber.studies.compare.decision import (
-    LOSS,
     QUANTITIES,
     Claim,
     Decision,
     Estimate,
     as_row,
-    axis_label,
     gaps_by_seed,
     half_width,
     more_seeds_needed,
     paired_difference,
-    unit_of,
 )
+from kleiber.studies.compare.labels import LOSS, axis_label, unit_of
 from kleiber.types import Json, Row
 
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated

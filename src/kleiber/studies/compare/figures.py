@@ -22,7 +22,7 @@ from kleiber.studies.compare.chart_forms import (
     matrix,
     values_axis,
 )
-from kleiber.studies.compare.names import readable
+from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve

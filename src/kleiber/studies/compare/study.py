@@ -26,15 +26,7 @@ from kleiber.studies.compare.arms import (
     read_ladders,
 )
 from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS, arms_without_latency, cost_table
-from kleiber.studies.compare.decision import (
-    LOSS,
-    QUANTITIES,
-    Claim,
-    axis_label,
-    from_row,
-    level_of_each,
-    overall,
-)
+from kleiber.studies.compare.decision import QUANTITIES, Claim, from_row, level_of_each, overall
 from kleiber.studies.compare.differences import (
     Ladders,
     differences_drawn,
@@ -44,6 +36,7 @@ from kleiber.studies.compare.differences import (
     side_by_side,
 )
 from kleiber.studies.compare.directions import direction_of
+from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,

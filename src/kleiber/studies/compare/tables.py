@@ -13,8 +13,9 @@ from itertools import pairwise
 import pandas as pd
 
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.decision import Estimate, as_row, from_row, label_of, mean_estimate, unit_of
+from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
+from kleiber.studies.compare.labels import label_of, unit_of
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Json, Row
 
@@ -115,13 +116,13 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 
     sizes  names of arms of one kind of model at several sizes
     """
-    known = {each: ladders[each] for each in (name, *sizes) if each in ladders and "core" in ladders[each][0].facts}
-    sizes = [each for each in sizes if each in known]
-    if name not in known or len({known[each][0].facts["core"] for each in sizes}) < 2:  # no line through one size
+    counted = {each: ladders[each] for each in (name, *sizes) if each in ladders and "core" in ladders[each][0].facts}
+    sizes = [each for each in sizes if each in counted]
+    if name not in counted or len({counted[each][0].facts["core"] for each in sizes}) < 2:  # no line through one size
         return [], []
-    arms = shared_budget(known)
+    arms = shared_budget(counted)
     if not arms:
-        text = f"the multiplier is not estimated: {', '.join(known)} share no number of training tokens"
+        text = f"the multiplier is not estimated: {', '.join(counted)} share no number of training tokens"
         return [], [{"code": "multiplier", "level": "warn", "text": text}]
     arm, others = arms[name], [arms[each] for each in sizes]
     estimate = size_multiplier(arm, others, level)

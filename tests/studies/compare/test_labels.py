@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber.studies.compare.names import readable
+from kleiber.studies.compare.labels import readable
 
 
 @pytest.mark.parametrize(
