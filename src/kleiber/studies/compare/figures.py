@@ -211,7 +211,7 @@ def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[s
             loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
             change = loss - first[f"start/{task}"]
             cells.append({"arm": label(arm), "task": names[task], "value": loss, "change": change})
-    x, y = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
+    x, y = alt.X("task:N", title=None, sort=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
     title = "Loss by task before and after fine-tuning"
     return matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
 

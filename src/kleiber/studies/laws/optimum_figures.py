@@ -46,7 +46,7 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": 0.0} for row in groups if row[axis] is not None])
     shown = pd.concat([swept[close].assign(fitted=False), best.assign(fitted=True)], ignore_index=True)
     tokens = list(dict.fromkeys(format_count(number) for number in sorted({row["D"] for row in groups})))
-    widths = alt.Scale(domain=tokens, range=np.linspace(3, 1.2, len(tokens)).tolist())  # lines may coincide
+    widths = alt.Scale(domain=tokens, range=np.linspace(2.4, 1.2, len(tokens)).tolist())  # lines may coincide
     sizes = [_size(number) for number in sorted({row["N"] for row in groups})]
     base = alt.Chart().encode(
         x=log_axis("value", LABELS[axis], swept["value"][close]),
@@ -57,7 +57,7 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     runs, optima = base.transform_filter("!datum.fitted"), base.transform_filter("datum.fitted")
     layers = [
         runs.mark_line().encode(detail="group:N", strokeWidth=alt.StrokeWidth("tokens:N", scale=widths, legend=None)),
-        runs.mark_point(filled=True, size=22, opacity=0.9).encode(tooltip=tip),
+        runs.mark_point(filled=True, size=32, opacity=1).encode(tooltip=tip),
         optima.mark_point(shape="triangle-up", size=80, filled=True, yOffset=-4).encode(tooltip=tip[:3]),
     ]
     facet = alt.Facet("size:N", title=None, sort=[*dict.fromkeys(sizes)])
