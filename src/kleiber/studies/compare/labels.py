@@ -22,6 +22,11 @@ def readable(name: str) -> str:
     return " ".join(TERMS.get(part, part) for part in name.split("_"))
 
 
+def arm_from_text(kind: str, text: str) -> str:
+    """The name of an arm that is a kind of model, pre-trained on one of several texts."""
+    return f"{kind} from {text}"
+
+
 def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
     if measure in MEASURES:
