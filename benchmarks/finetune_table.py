@@ -95,7 +95,7 @@ def of_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float 
 
 
 def seconds_of(run: Run) -> float:
-    return run.stage["tokens"] / run.stage["tokens_per_s"]
+    return run.stage["seconds"]
 
 
 def sweep(folders: Sequence[Path]) -> Json:
