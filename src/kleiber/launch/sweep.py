@@ -112,6 +112,7 @@ class Sweep:
         cells = self._cells(overrides, compose)
         if not self.checked:
             self.check_plan({cell.folder: cell for cell in cells})
+        archive_runs(first.folder.parent)
         archived = archived_by_hash(first.folder.parent)
         cells = [with_archived_folder(cell, archived) for cell in cells]
         todo, in_use = self._prepare_folders(cells, archived)
@@ -246,11 +247,10 @@ def write_report(folder: Path, study: Config) -> int:
 
 
 def archived_by_hash(study: Path) -> dict[str, Run]:
-    """Archives the runs of a study's folder, and returns all finished runs of the archive by their config hash.
+    """Returns the finished runs in the archive of a study's folder by their config hash.
 
     The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
     """
-    archive_runs(study)
     finished = (run for run in archived_runs(study / archive.NAME) if run.finished)
     runs = [run for run in finished if not run.summary.get("continued")]
     return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
