@@ -24,7 +24,7 @@ from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import open_splits, rows, table_name
-from kleiber.data.location import Location, locate
+from kleiber.data.location import Location, locate, report_copy
 from kleiber.data.order import permutation
 from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
@@ -154,6 +154,7 @@ class Table:
 
         identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.data_hash}
         cached = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
+        report_copy(self.location, cached[1])
         return EncodedTable(self.name, self.data.path, tokenizer, root, *cached)
 
     def _with_validation(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
