@@ -34,9 +34,8 @@ import numpy as np
 from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.model_size import available_cores
-from kleiber.launch.cell import Cell
+from kleiber.launch.cell import Cell, archived_by_hash
 from kleiber.launch.local_pool import gpu_ids
-from kleiber.launch.sweep import archived_by_hash
 from kleiber.records import folder
 from kleiber.records.files import write_json
 from kleiber.records.folder import config_hash
