@@ -25,7 +25,8 @@ RIVALS = {"dense": ["llama", "gpt2"], "moe": ["mixtral"], "bidirectional": ["mod
 
 
 def overrides_of_models() -> dict[str, list[str]]:
-    design: Any = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / "study" / "baselines.yaml"))["design"]
+    study: Any = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / "study" / "baselines.yaml"))
+    design = study["design"]
     shared = ["model.context=128", *design["sources"]["encyclopedic"], *design["pretrain"]]
     models = {name: [*shared, *kind["model"], *kind["pretrain"]] for name, kind in design["kinds"].items()}
     return models | {plain(name): [*models[name], "model.attention.qk_norm=false"] for name in RIVALS}
