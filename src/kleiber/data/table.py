@@ -143,13 +143,12 @@ class Table:
 
         def build(folder: Path) -> Json:
             """Writes the rows of each split; returns what the manifest records."""
-            counts, notes = {}, {}
+            counts, sizes, notes = {}, {}, {}
             with self.splits(root) as (splits, config):
                 for name, split in zip(splits, self.data.encode(splits, tokenizer), strict=True):
                     split.write(folder / name, id_dtype(tokenizer.vocab_size))
-                    counts[name] = split.counts
+                    counts[name], sizes[name] = split.counts, len(splits[name])
                     notes |= split.notes
-                sizes = {name: len(split) for name, split in splits.items()}
             return {"config": config, "rows": sizes, "splits": counts, **notes}
 
         identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.data_hash}
