@@ -285,7 +285,7 @@ def planned_seeds(run: Run, arm_of: ArmOf) -> int | None:
     """The number of seeds that the design of a run planned for its arm; None where the design did not name the arm."""
     study, design = (run.config.get(name) or {} for name in ("study", "design"))
     arm, kind, text = (study.get(key) for key in ("arm", "kind", "start"))
-    if arm_of(run) not in {arm, kind, arm_from_text(kind, text)} - {None}:
+    if arm_of(run) not in {arm, kind, arm_from_text(str(kind), str(text))} - {None}:
         return None
     seeds = study.get("seeds") or design.get("seeds")
     return max(seeds) if isinstance(seeds, list) else seeds
