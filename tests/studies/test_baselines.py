@@ -131,6 +131,20 @@ def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):
     assert arms == {f"{kind} from text/{size}" for kind in LOSSES for size in ("1M", "4M")}
 
 
+@pytest.mark.parametrize("texts", [("1M",), ("1M", "4M")])
+def test_a_part_of_the_planned_seeds_of_a_kind_decides_nothing_from_one_text_or_several(runs, texts):
+    bases = [run for run in runs if run.config["study"].get("task") is None]
+    placed = [
+        copied(run, f"{run.name}-{text}", study={**run.config["study"], "start": f"text/{text}"}, design={"seeds": 4})
+        for run in bases
+        for text in texts
+    ]
+    suffix = " from text/1M" * (len(texts) > 1)
+    findings = Baselines(claims=[{"arm": f"ours{suffix}", "against": f"theirs{suffix}"}]).analyze(placed)
+    assert findings.comparison["decision"] == "not tested"
+    assert findings.comparison["why"] == f"3 of 4 planned seeds of ours{suffix} were run"
+
+
 def test_a_plan_is_refused_for_what_its_report_would_be(runs):
     bases = [run for run in runs if task_of(run) is None]
     points = [PlannedPoint(run.folder, run.config, 1e5, 1e6) for run in bases]

@@ -16,7 +16,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import as_row, from_row, paired_difference
-from kleiber.studies.compare.labels import LOSS, axis_label, readable
+from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
@@ -131,7 +131,7 @@ def arms_of(configs: Sequence[Config]) -> Callable[[Config], str | None]:
     def name(config: Config) -> str | None:
         """The arm of a run."""
         arm = pretrained_arm(config)
-        return None if arm is None else " from ".join(arm) if len(texts) > 1 else arm[0]
+        return None if arm is None else arm_from_text(*arm) if len(texts) > 1 else arm[0]
 
     return name
 

@@ -72,6 +72,11 @@ def text_labels(runs: Sequence[Run]) -> dict[str, str]:
     return {task: f"{readable(task)} ({each.pop()})" for task, each in configs.items() if len(each) == 1}
 
 
+def arm_from_text(kind: str, text: str) -> str:
+    """The name of an arm that is a kind of model, pre-trained on one of several texts."""
+    return f"{kind} from {text}"
+
+
 def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
     if measure in MEASURES:
