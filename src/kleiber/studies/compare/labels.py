@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kleiber.studies.compare.directions import split_measure
+
 LOSS = "loss"
 UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
 MEASURES = {  # label and unit of measures; those of others are parts of their names
@@ -31,12 +33,12 @@ def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
     if measure in MEASURES:
         return MEASURES[measure][0]
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    return f"{metric} ({place})"
+    place, metric, detail = split_measure(measure)
+    return f"{metric} ({', '.join(filter(None, [place, detail]))})"
 
 
 def unit_of(measure: str) -> str:
-    metric = measure.rpartition("/")[2]
+    _, metric, _ = split_measure(measure)
     return MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric, metric)
 
 
@@ -44,8 +46,8 @@ def axis_label(measure: str) -> str:
     """The label of an axis: the name of a measure, with its unit where that is known."""
     if measure == LOSS:
         return "validation loss (nats per token)"
-    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(measure.rpartition("/")[2])
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    where = readable(place.removesuffix("/all").replace("/", "_"))
+    place, metric, detail = split_measure(measure)
+    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric)
+    where = ", ".join(readable(part.replace("/", "_")) for part in (place.removesuffix("/all"), detail) if part)
     label = MEASURES[measure][0] if measure in MEASURES else f"{readable(metric)} on {where}"
     return label if unit is None else f"{label} ({unit})"
