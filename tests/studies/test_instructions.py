@@ -4,7 +4,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.instructions import Instructions, is_shown
+from kleiber.studies.instructions import Instructions, chart, is_shown
 
 from .colors import colors
 
@@ -127,6 +127,16 @@ def test_scores_before_and_after_are_in_one_table_and_figure(findings):
     assert "sizes" not in findings.figures, "arms of one base differ by adapters alone"
     scores, arms = (colors(findings.figures[name]().to_dict()) for name in ("scores", "arms"))
     assert scores.keys() - arms.keys() == {"before tuning"} and arms.items() <= scores.items()
+
+
+def test_the_figure_of_scores_calls_arms_by_their_labels():
+    models = ("lora, before tuning", "before tuning", "lora")
+    rows = [
+        {"measure": "loss on mbpp (nats per token)", "model": name, "value": 2.0, "lo": 1, "hi": 3} for name in models
+    ]
+    drawn = chart(rows, {"lora": "LoRA"}).to_dict()
+    assert colors(drawn).keys() == {"LoRA, before tuning", "before tuning", "LoRA"}
+    assert drawn["concat"][0]["title"] == "loss on MBPP (nats per token)"
 
 
 def test_arms_that_start_from_different_weights_are_compared_with_their_own_start(tmp_path):
