@@ -26,7 +26,7 @@ from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, read_runs
-from kleiber.records.continuation import check_never_continued
+from kleiber.records.continuation import check_never_continued, warn_without_effect
 from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
@@ -206,6 +206,7 @@ class Sweep:
         """
         todo, in_use, num_archived = [], set(), 0
         by_folder = unique_cells(cells)
+        warn_without_effect({where: cell.config for where, cell in by_folder.items()})
         for cell in by_folder.values():
             if not (anew := cell.config["resume"] == "never"):
                 check_never_continued(cell.folder, cell.config)

@@ -4,7 +4,8 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.labels import arm_labels, axis_label, readable, text_labels
+from kleiber.studies.compare.labels import arm_labels, axis_label, label_of, readable, text_labels, unit_of
+from kleiber.studies.compare.tables import metric_of
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,19 @@ def test_texts_are_called_by_the_config_that_chooses_them(tmp_path, nodes, named
 )
 def test_axes_name_measures_in_words(measure, text):
     assert axis_label(measure) == text
+
+
+@pytest.mark.parametrize(
+    ("measure", "label", "axis", "unit"),
+    [
+        ("val/sst2/accuracy", "accuracy (sst2)", "accuracy on SST-2", "accuracy"),
+        ("latency/decode_p50_ms/1", "decode_p50_ms (latency, 1)", "decode p50 ms on latency, 1", "decode_p50_ms"),
+        ("val/docs/loss/64", "loss (docs, 64)", "loss on docs, 64 (nats)", "nats"),
+        ("eval/bias/docs/gap/female", "gap (bias/docs, female)", "gap on bias docs, female", "gap"),
+        ("drift/docs/novel/0", "novel (drift/docs, 0)", "novel on drift docs, 0", "novel"),
+        ("eval/x/docs/mine", "mine (x/docs)", "mine on x docs", "mine"),
+    ],
+)  # fmt: skip
+def test_a_label_tells_the_metric_its_place_and_the_number_or_group_after_it(measure, label, axis, unit):
+    assert (label_of(measure), axis_label(measure), unit_of(measure)) == (label, axis, unit)
+    assert metric_of(measure) == unit.replace("_", " ").replace("nats", "loss")

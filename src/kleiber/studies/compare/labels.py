@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kleiber.config.model_size import width_of
+from kleiber.studies.compare.directions import split_measure
 from kleiber.types import Row
 
 if TYPE_CHECKING:
@@ -81,12 +82,12 @@ def label_of(measure: str) -> str:
     """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
     if measure in MEASURES:
         return MEASURES[measure][0]
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    return f"{metric} ({place})"
+    place, metric, detail = split_measure(measure)
+    return f"{metric} ({', '.join(filter(None, [place, detail]))})"
 
 
 def unit_of(measure: str) -> str:
-    metric = measure.rpartition("/")[2]
+    _, metric, _ = split_measure(measure)
     return MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric, metric)
 
 
@@ -94,9 +95,9 @@ def axis_label(measure: str) -> str:
     """The label of an axis: the name of a measure, with its unit where that is known."""
     if measure == LOSS:
         return "validation loss (nats per token)"
-    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(measure.rpartition("/")[2])
-    place, _, metric = measure.removeprefix("eval/").removeprefix("val/").rpartition("/")
-    where = readable(place.removesuffix("/all").replace("/", "_"))
+    place, metric, detail = split_measure(measure)
+    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric)
+    where = ", ".join(readable(part.replace("/", "_")) for part in (place.removesuffix("/all"), detail) if part)
     where = re.sub(rf"\b({'|'.join(COUNTED)})(\d+)", lambda match: COUNTED[match[1]].format(match[2]), where)
     label = MEASURES[measure][0] if measure in MEASURES else f"{readable(metric)} on {where}"
     return label if unit is None else f"{label} ({unit})"
