@@ -1,8 +1,8 @@
 """The list of faults a run or a sweep has to survive, and for each the tests that inject it.
 
-A fault is what the environment, the user or the hardware does; the words are short for what is wanted. `REASONS` has
-those that nothing injects, because the code leaves no place for them. `COMPLAINTS` does the same for what users of
-other projects complain about in launching and resuming. `test_rows.py` checks that every test named here is there.
+A fault is what the environment, the user or the hardware does; the words are short for what is wanted. `COMPLAINTS`
+does the same for what users of other projects complain about in launching and resuming. `test_rows.py` checks that
+every test named here is there.
 """
 
 FAULTS = {
@@ -83,6 +83,9 @@ TESTS: dict[int, list[str]] = {
     33: ["data/test_dataset.py::test_empty_and_missing_places_are_named"],
     34: ["data/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
     35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],
+    36: ["models/test_hf.py::test_a_tokenizer_with_another_number_of_ids_than_a_model_is_refused"],
+    37: ["models/test_hf.py::test_windows_longer_than_the_positions_of_a_model_are_refused",
+         "models/test_hf_config.py::test_what_our_model_cannot_be_is_refused_with_the_way_out"],
     38: ["data/test_tokenizers.py::test_bytes_are_exact",
          "data/test_text.py::test_one_line_of_200000_characters"],
     39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
@@ -191,10 +194,6 @@ TESTS: dict[int, list[str]] = {
          "training/test_checkpoint.py::test_the_files_of_a_checkpoint_have_the_mode_of_the_umask"],
     96: ["launch/test_main.py::test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses"],
 }  # fmt: skip
-REASONS = {
-    36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (test_check.py), so none can be smaller",
-    37: "`model.context` is the length of a window as well: no second key could be longer",
-}
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
     "ranks write to different folders": [
@@ -231,13 +230,13 @@ COMPLAINTS: dict[str, list[str]] = {
 
 
 def page() -> str:
-    """The page of the docs that lists the faults, each with its tests or the reason why nothing injects it."""
+    """The page of the docs that lists the faults, each with its tests."""
     lines = ["# Faults that runs, sweeps and fits survive", "",
              "What the environment, the user, the hardware or a stranger can do, and the test that does it. The table",
              "is written by `python tests/faults/rows.py > docs/faults.md`; a test compares the two.", "",
-             "| # | fault | tests in `tests/`, or why there is none |", "| --- | --- | --- |"]  # fmt: skip
+             "| # | fault | tests in `tests/` |", "| --- | --- | --- |"]  # fmt: skip
     for number, fault in FAULTS.items():
-        tests = "<br>".join(f"`{name}`" for name in TESTS.get(number, ())) or REASONS[number]
+        tests = "<br>".join(f"`{name}`" for name in TESTS[number])
         lines.append(f"| {number} | {fault} | {tests} |")
     lines += ["", "## What users of other projects complain about", "", "| complaint | tests |", "| --- | --- |"]
     lines += [f"| {what} | {'<br>'.join(f'`{name}`' for name in tests)} |" for what, tests in COMPLAINTS.items()]

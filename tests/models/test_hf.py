@@ -175,26 +175,11 @@ def test_impossible_settings_are_refused_by_key(tmp_path):
         HFModel(VOCAB, "bert", "random", {"hiden_size": 3})
     with pytest.raises(ValueError, match=r"model\.path=/nowhere"):
         HFModel(VOCAB, "/nowhere")
-    with pytest.raises(ValueError, match=r"model\.context=513 .*512"):
-        HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
-    from transformers import RobertaConfig, RobertaForMaskedLM
-
-    sizes = WIDE | {"max_position_embeddings": 18}
-    RobertaForMaskedLM(RobertaConfig(vocab_size=VOCAB, **sizes, pad_token_id=1)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"model\.context=17 .*<= 16"):  # positions begin above the id of padding
-        HFModel(VOCAB, str(tmp_path), context=17)
-    row = torch.full((1, 16), 5)
-    assert HFModel(VOCAB, str(tmp_path), context=16)(Batch(row)).hidden.shape[1] == 16
-    assert HFModel(VOCAB, "roberta", "random", sizes, context=18).context == 18, "random weights begin at 0"
     for kind in ("t5", "mamba"):
         with pytest.raises(ValueError, match=f"model.path={kind} "):
             HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)
     model = build("bert")
     model.inner.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"48 .*data\.tokenizer"):
-        HFModel(VOCAB + 1, str(tmp_path), context=16)
-    with pytest.raises(ValueError, match=r"48 .*data\.tokenizer"):
-        HFModel(VOCAB - 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match="model=hf"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
@@ -207,6 +192,29 @@ def test_impossible_settings_are_refused_by_key(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}')
     with pytest.raises(ValueError, match="model_type=mine"):
         HFModel(VOCAB, str(tmp_path))
+
+
+def test_windows_longer_than_the_positions_of_a_model_are_refused(tmp_path):
+    """FAULTS 37."""
+    with pytest.raises(ValueError, match=r"model\.context=513 .*512"):
+        HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = WIDE | {"max_position_embeddings": 18}
+    RobertaForMaskedLM(RobertaConfig(vocab_size=VOCAB, **sizes, pad_token_id=1)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.context=17 .*<= 16"):  # positions begin above the id of padding
+        HFModel(VOCAB, str(tmp_path), context=17)
+    row = torch.full((1, 16), 5)
+    assert HFModel(VOCAB, str(tmp_path), context=16)(Batch(row)).hidden.shape[1] == 16
+    assert HFModel(VOCAB, "roberta", "random", sizes, context=18).context == 18, "random weights begin at 0"
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB - 1, VOCAB + 1])
+def test_a_tokenizer_with_another_number_of_ids_than_a_model_is_refused(vocab_size, tmp_path):
+    """FAULTS 36."""
+    build("bert").inner.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"48 token ids and the corpus {vocab_size}: .*data\.tokenizer"):
+        HFModel(vocab_size, str(tmp_path), context=16)
 
 
 def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
