@@ -8,6 +8,7 @@ import pytest
 import wandb
 from wandb_records import read
 
+from kleiber.config.errors import ConfigError
 from kleiber.records import wandb_run
 
 
@@ -29,6 +30,14 @@ def test_a_server_that_does_not_answer_costs_two_seconds_and_one_line(tmp_path, 
     assert time.monotonic() - began < 2
     err = capsys.readouterr().err
     assert "localhost" in err and err.count("\n") == 1
+
+
+def test_without_a_home_folder_the_error_names_it(tmp_path, monkeypatch):
+    """FAULTS 46: as in a container whose user has no entry in passwd."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    with pytest.raises(ConfigError, match="HOME=DIR"):
+        wandb_run.start_run(tmp_path, "id", "name", "group", "train", online=False)
 
 
 class Refusing(BaseHTTPRequestHandler):

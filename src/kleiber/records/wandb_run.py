@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
+from kleiber.config.errors import ConfigError
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -49,7 +50,13 @@ def start_run(
     online          where the server does not start the run, prints why and records offline
     console         also send what the process prints
     system_metrics  also measure CPU, memory and GPU every few seconds
+
+    Raises ConfigError where there is no home folder, without which the client does not start.
     """
+    try:
+        Path.home()
+    except RuntimeError:
+        raise ConfigError("logger=wandb needs a home folder: set HOME=DIR, or logger=csv") from None
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
