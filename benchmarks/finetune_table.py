@@ -3,9 +3,9 @@
     python benchmarks/finetune_table.py OUT.json [--sweep NAME RUNS] [--pairs RUNS LOOP] [--articles|words RUNS]
 
 Replaces the parts of OUT.json whose records are given. A sweep has recipes by tasks and seeds, in one folder of runs or
-several, and a name: `samples` or `all_rows`. Pairs are runs of the default recipe, and the lines that
-benchmarks/finetune.py prints on the same rows. Words are runs with evals=[reference], and articles the run on the table
-of benchmarks/articles.py.
+several, and a name such as `samples`; with several tasks each has all of the recipes, and is left out in turn. Pairs
+are runs of the default recipe, and the lines that benchmarks/finetune.py prints on the same rows. Words are runs with
+evals=[reference], and articles the run on the table of benchmarks/articles.py.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def of_seeds(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float 
 
 
 def seconds_of(run: Run) -> float:
-    return run.stage["tokens"] / run.stage["tokens_per_s"]
+    return run.stage["seconds"]
 
 
 def sweep(folders: Sequence[Path]) -> Json:
@@ -111,7 +111,7 @@ def sweep(folders: Sequence[Path]) -> Json:
         for task, recipes in scores.items()
         for recipe, by in recipes.items()
     ]
-    return {"rows": rows, "means": means, "left_out": left_out(scores)}
+    return {"rows": rows, "means": means, "left_out": left_out(scores) if len(scores) > 1 else []}
 
 
 def beside(folder: Path, lines: Path) -> list[Json]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from kleiber.records.catalog import counts, read_runs
 from pages.headers import Header, read_header
 from pages.tables import FOLDED_ROWS, cell, folded, records_table, table
 
@@ -119,10 +120,13 @@ class Study:
 
     @property
     def cost(self) -> str:
-        """The number of runs and the time of all their processes."""
-        seconds = float(str(self.findings["seconds"]))
+        """The number of the study's runs and the time of all their processes, without those of `also`."""
+        runs, seconds = str(self.findings["runs"]), float(str(self.findings["seconds"]))
+        if self.also:
+            own = read_runs(self.folder)
+            runs, seconds = counts(own), sum(run.summary["seconds"] for run in own)
         time = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-        return f"{str(self.findings['runs']).removesuffix(' finished')} runs, {time}"
+        return f"{runs.removesuffix(' finished')} runs, {time}"
 
 
 def read_json(path: Path) -> Json:

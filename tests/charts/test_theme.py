@@ -61,6 +61,20 @@ def test_ticks_are_round_or_at_each_factor_of_the_first():
     assert log_ticks(50, 900, 2, 100.0) == [100, 200, 400, 800]
 
 
+def test_a_horizontal_axis_of_few_values_has_a_tick_at_each():
+    axis = log_axis("N", "parameters", [59_560, 166_000, 59_560]).to_dict()["axis"]
+    assert axis["values"] == [59_560, 166_000] and re.findall(r"'([^']+)'", axis["labelExpr"]) == ["59.6k", "166k"]
+    assert log_axis("x", "tokens", [32, 48, 64, 96]).to_dict()["axis"]["values"] == [32, 48, 64, 96]
+    assert log_axis("x", "", np.geomspace(10, 1000, 9)).to_dict()["axis"]["values"] == [10, 20, 50, 100, 200, 500, 1000]
+    assert log_axis("y", "", [10, 700], kind=alt.Y).to_dict()["axis"]["values"] == [10, 20, 50, 100, 200, 500]
+
+
+def test_a_short_logarithmic_axis_has_equally_spaced_ticks():
+    assert log_ticks(1.2, 1.9, None, 1.2) == pytest.approx([1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9])
+    assert log_ticks(0.0095, 0.028, None, 0.0095) == pytest.approx([0.01, 0.015, 0.02, 0.025])
+    assert log_ticks(40, 120, None, 40) == pytest.approx([40, 60, 80, 100, 120])
+
+
 def test_an_axis_covers_the_data_and_extends_by_the_given_factor():
     scale = log_axis("N", "parameters", [10.0, 1000.0], room=2.0).to_dict()["scale"]
     assert scale["type"] == "log" and scale["domain"] == pytest.approx([10 / 1.15, 2000])

@@ -63,7 +63,6 @@ CONTRADICTIONS = [
         "objective=dpo data=preference data.path=x objective.reference=adapter_off adapter=freeze",
         ["objective.reference=adapter_off", "adapter=lora"],
     ),
-    ("stages=docs_then_code data.tokenizer=bpe", ["data.tokenizer=bpe", "docs, code", "data.tokenizer=RUN/tokenizer"]),
     (
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=60 optimizer.lr=0.02",
         ["retention.l2sp.strength=60", "optimizer.lr=0.02", "<= 50"],
@@ -95,6 +94,8 @@ def test_the_error_names_every_key_that_contradicts_another(overrides, values):
         "stages=docs_then_code retention=l2sp retention.l2sp.strength=50 optimizer.lr=0.02",
         "model=bert objective=mlm",
         "data.tokenizer=bpe stages=chain stages.chain={one:{budget:{steps:1}},two:{budget:{steps:1}}}",
+        "objective=classify data=labelled data.path=x data.tokenizer=bpe data.label=b stages=chain "
+        "stages.chain={one:{data:{label:a,name:first}},two:{data:{label:b}}}",
         "model.future=1 data=counterfactual objective=equalized",
     ],
 )

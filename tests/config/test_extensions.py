@@ -1,7 +1,6 @@
 """Classes of the reader's own packages: allowed by the environment alone, trained with, and opened again."""
 
 import json
-import re
 import sys
 
 import pytest
@@ -82,12 +81,12 @@ MOE, STREAM = (
     "data=text data.path=x data.streaming=true",
 )
 CONTRADICTIONS = {
-    "objective._target_=some_lab.Scaled model=bert": "objective=scaled predicts the next token",
-    f"{MOE}Wide model.mlp.k=1": "leaves the router Wide without a gradient",
-    f"{MOE}ByHash model/mlp=dropping": "ByHash is not one",
-    f"{MOE}Warmer": "model.mlp.router._target_=some_lab.Warmer must be a class derived from",
-    f"{STREAM} +retention.l2sp._target_=some_lab.Fisher": "retention=[l2sp] needs all samples",
-    "privacy=dp_sgd +retention.l2sp._target_=some_lab.Fisher": "retention=[l2sp] does not work with privacy",
+    "objective._target_=some_lab.Scaled model=bert": ("objective=scaled", "model.causal=false"),
+    f"{MOE}Wide model.mlp.k=1": ("router Wide", "model.mlp.k=1"),
+    f"{MOE}ByHash model/mlp=dropping": ("ByHash", "model/mlp=dropping"),
+    f"{MOE}Warmer": ("model.mlp.router._target_=some_lab.Warmer", "kleiber.types.model.Router"),
+    f"{STREAM} +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "data.streaming=true"),
+    "privacy=dp_sgd +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "privacy=dp_sgd"),
 }
 CONSISTENT = [
     f"{MOE}Wide model/mlp=dropping", f"{STREAM} +retention.mine._target_=some_lab.Near",
@@ -95,10 +94,11 @@ CONSISTENT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("overrides", "text"), CONTRADICTIONS.items())
-def test_values_that_contradict_a_class_of_the_package_are_refused(lab, overrides, text):
-    with pytest.raises(ConfigError, match=re.escape(text)):
+@pytest.mark.parametrize(("overrides", "values"), CONTRADICTIONS.items())
+def test_an_error_names_both_values_that_contradict_each_other(lab, overrides, values):
+    with pytest.raises(ConfigError) as error:
         check_compatibility(resolve_config(Composer().compose(overrides.split()))[0])
+    assert [value for value in values if value not in str(error.value)] == []
 
 
 @pytest.mark.parametrize("overrides", CONSISTENT)

@@ -12,8 +12,8 @@ def test_quantities_are_read_as_people_write_them(text, value):
     assert quantity(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "20 M", "M", "-3", "0", "1e999", "20Q", "nan"])
-def test_text_that_is_not_a_positive_number_is_refused(text):
+@pytest.mark.parametrize("text", ["", "20 M", "M", "-3", "0", "1e999", 10**400, "20Q", "nan"])
+def test_what_is_not_a_positive_number_is_refused(text):
     with pytest.raises(ValueError, match=r"must be a (positive )?number"):
         quantity(text)
 

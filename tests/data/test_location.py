@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from kleiber.data.labelled import Labelled
 from kleiber.data.location import locate
+from kleiber.data.mixture import MixtureCorpus
 from kleiber.data.text import Text
 
 
@@ -102,3 +105,27 @@ def test_data_is_named_after_its_file_or_folder(tmp_path: Path, monkeypatch: pyt
         Path(name).write_text("x")
     names = ["a.jsonl.gz", "*.gz", f"{tmp_path}/*.gz", f"{tmp_path}", "[c].txt", f"{tmp_path}/a*"]
     assert [locate(name).stem for name in names] == ["a", "text", tmp_path.name, tmp_path.name, "[c]", tmp_path.name]
+
+
+def test_a_local_copy_of_a_hub_data_set_is_told_with_its_rows_and_bytes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = tmp_path / "copies" / "someone" / "reviews"
+    home.mkdir(parents=True)
+    lines = [json.dumps({"text": f"number {i} of a few", "label": i % 2}) + "\n" for i in range(40)]
+    (home / "train.jsonl").write_text("".join(lines))
+    (home / "validation.jsonl").write_text("".join(lines[:8]))
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path / "copies"))
+    train, validation = (sum(len(f"number {i} of a few") for i in range(count)) for count in (40, 8))
+    sizes = f"train {train:,} bytes, validation {validation:,} bytes"  # rows of jsonl are not counted
+    files = sum(path.stat().st_size for path in home.iterdir())
+    for prepare, told in (
+        (Text("someone/reviews").prepare, sizes),
+        (MixtureCorpus({"builtin/docs": 0.5, "someone/reviews": 0.5}, max_bytes="100K").prepare, sizes),
+        (Labelled("someone/reviews").prepare, f"train 40 rows, validation 8 rows, {files:,} bytes in all its files"),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO", "kleiber"):
+            prepare(8)
+        (message,) = [line for line in caplog.messages if line.startswith("someone/reviews default from ")]
+        assert message.endswith(f": {told}") and str(home) in message

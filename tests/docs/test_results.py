@@ -32,6 +32,12 @@ def test_the_overview_has_a_row_a_study_that_says_whether_its_rows_are_there():
         assert study.answer in row and row.endswith(f"| {'yes' if has_rows else 'no'} |")
 
 
+def test_studies_that_are_reported_together_do_not_count_the_runs_of_each_other():
+    study = {study.name: study for study in results.studies(REPOSITORY)}
+    assert study["six_questions"].cost == "105 runs, 3.9 h"
+    assert study["six_questions_speed"].cost == "7 runs, 5 min"
+
+
 def test_a_study_whose_number_changes_has_another_page(tmp_path):
     study = tmp_path / "multirun/results/routers"
     study.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """kleiber compare: arms by any key of the config, the decision in a file, and its exit code."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -122,3 +123,22 @@ def test_choices_of_a_group_are_arms_and_a_misspelt_key_is_refused(folders, tmp_
     assert "model=moe has a lower loss than model=gpt" in text and "also differ" not in text
     assert main(["compare", *folders, "--arm", "model.dpeth"]) == 2
     assert "model.depth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("better", "sign"), [("lower", ""), ("higher", "-")])
+def test_an_option_tells_which_value_of_a_measure_is_better(folders, capsys, better, sign):
+    for folder in folders:
+        for path in Path(folder).glob("*/summary.json"):
+            path.write_text(path.read_text().replace('"val/docs/loss": ', f'"val/docs/score_of_mine": {sign}'))
+    command = ["compare", *folders, "--measure", "val/docs/score_of_mine"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "--measure val/docs/score_of_mine" in error and "--better lower" in error and "study." not in error
+    assert main([*command, "--better", better]) == 0
+    assert f"changed has a {better} score_of_mine (docs) than plain" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("better", ["less", "higher"])
+def test_a_direction_that_is_none_or_not_that_of_the_measure_is_refused(folders, capsys, better):
+    assert main(["compare", *folders, "--better", better]) == 2
+    assert f"--better {better}" in capsys.readouterr().err

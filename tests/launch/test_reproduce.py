@@ -1,6 +1,7 @@
 """Reproductions: equal, within the noise of seeds, or different and where; which runs are trained again, and how."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,23 @@ from fake_run import fake_run
 from scipy import stats
 from small_run import TINY
 
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, Status
 from kleiber.launch import reproduce
 from kleiber.launch.cli import main
 from kleiber.launch.local_pool import Basic, Process
 from kleiber.launch.main import main as train
 from kleiber.launch.reproduce import Verdict, compare_again, in_rounds, seed_noise, weights_hashes
-from kleiber.records.catalog import read_run, read_runs
+from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.evaluations import add_metrics
+from kleiber.runs.recorded_config import with_paths_to_study
 
 
 def record(folder, loss=2.0, *, weights=None, rows=((10, 3.0),), seed=0, init=None, status="finished", depth=2):
     stage = {"metrics": {"val/docs/loss": loss}, "checkpoint": "stages/main/checkpoints/step-00000010"}
-    config = {"seed": seed, "model": {"depth": depth}, "init": init and {"path": str(init)}}
+    config = {
+        "seed": seed, "model": {"depth": depth}, "init": init and {"path": str(init)}, "data": {}, "name": "study",
+        "root": str(folder.parent.parent),
+    }  # fmt: skip
     logged = [{"step": step, "train/loss": value} for step, value in rows]
     fake_run(folder, [stage], config=config, seed=seed, rows=logged, status=status)
     if weights:
@@ -92,6 +97,20 @@ def test_a_run_whose_weights_are_gone_is_trained_before_those_that_start_from_it
     assert names(last) == [["last"]]
 
 
+@pytest.mark.parametrize("study", ["{root}/study", "multirun/study"])
+def test_paths_to_runs_of_an_archived_study_lead_to_where_the_archive_is(tmp_path, study):
+    root = tmp_path / "gone" if study.startswith("{") else Path("multirun")
+    study = study.format(root=root)
+    config = {"root": str(root), "name": "study", "data": {"path": f"{tmp_path}/text.txt"}, "init": None}
+    runs = {
+        name: Run(tmp_path / name, Status.FINISHED, {}, {"config": {**config, "init": init}, "rows": []})
+        for name, init in (("base", None), ("tuned", {"path": f"{study}/base/main"}))
+    }
+    assert [[run.name for run in each] for each in in_rounds([runs["tuned"]], runs, tmp_path)] == [["base"], ["tuned"]]
+    present = with_paths_to_study(runs["tuned"].config, tmp_path / "tuned")
+    assert present == {**config, "init": {"path": f"{tmp_path}/base/main"}}
+
+
 def test_the_worst_verdict_decides_about_the_exit_code():
     results = [reproduce.Reproduction("a", verdict) for verdict in Verdict]
     assert [reproduce.worst(results[:n]) for n in (1, 2, 3, 4)] == [0, 0, 5, 1]
@@ -129,6 +148,20 @@ def test_a_run_is_reproduced_bit_for_bit_and_a_changed_record_is_found(trained, 
     (trained / "config.yaml").write_text(yaml.safe_dump({**config, "model": {"_target_": "os.system"}}))
     assert main(["reproduce", str(trained)]) == 2
     assert "os.system" in capsys.readouterr().err
+
+
+def test_a_fine_tune_of_a_moved_study_is_reproduced_and_the_report_of_refused_runs_is_written(trained, tmp_path):
+    start = [f"root={tmp_path}", "name=first", "init=checkpoint", f"init.path={trained}/main", "trainer.max_steps=2"]
+    assert train([*TINY, *start]) == 0
+    name = next(run.name for run in read_runs(tmp_path / "first") if run.name != trained.name)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert main(["reproduce", str(tmp_path / "moved" / name)]) == 0
+    assert written(tmp_path / "moved-reproduced")["runs"][0]["verdict"] == "equal"
+
+    shutil.rmtree(tmp_path / "moved" / trained.name)
+    out = tmp_path / "new" / "refused"
+    assert main(["reproduce", str(tmp_path / "moved" / name), "--out", str(out)]) == 1
+    assert written(out)["runs"][0]["verdict"] == "failed"
 
 
 def test_a_folder_without_finished_runs_is_refused(tmp_path):

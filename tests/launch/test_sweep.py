@@ -48,6 +48,15 @@ def test_a_cell_that_another_process_runs_is_left_to_it_and_the_others_run(seeds
     assert seeds == [3] and f"in use by other processes and are not started: {live.name}" in capsys.readouterr().out
 
 
+def test_callbacks_that_finished_cells_do_not_get_are_named_once(seeds, capsys):
+    assert main([*SWEEP, "seed=0,2"]) == 0
+    assert main([*SWEEP, "seed=0,2", "callbacks.samples=null"]) == 0 and seeds == [0, 2]
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "no longer has an effect" in line]
+    assert "callbacks.samples" in warning and "2 runs" in warning
+    assert main([*SWEEP, "seed=0", "callbacks.samples=null", "resume=never"]) == 0
+    assert "no longer has an effect" not in capsys.readouterr().err
+
+
 def test_a_single_run_has_the_folder_of_the_equal_cell(seeds, tmp_path):
     assert main([*SWEEP, "seed=0,2", "budget.steps=7"]) == 0
     seeds.clear()

@@ -13,6 +13,7 @@ import kleiber.runs.run
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
+from kleiber.launch.price import finished_cells
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from kleiber.records.folder import config_hash
@@ -65,6 +66,16 @@ def moved(study, tmp_path) -> Path:
     (tmp_path / "s").mkdir()
     shutil.copy(study / archive.NAME, tmp_path / "s")
     return tmp_path / "s"
+
+
+def test_dry_run_counts_archived_runs_as_finished(moved, monkeypatch):
+    planned = []
+    monkeypatch.setattr("kleiber.launch.price.print_price", planned.append)
+    assert sweep(moved.parent, "design.seeds=2", "dry_run=true") == 0
+    (runs,) = planned
+    finished = finished_cells(runs)
+    assert len(runs) == 6 and {where.name for where, config in runs.items() if config["seed"] == 0} == finished
+    assert [file.name for file in moved.iterdir()] == [archive.NAME]
 
 
 def rewrite(file: Path, rows) -> None:

@@ -108,7 +108,8 @@ def test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown(study, c
         path.write_text(damage)
     assert main(["runs", str(study)]) == 0
     shown = capsys.readouterr()
-    assert "1 failed, 2 killed, 1 missing" in shown.out and str(path) in shown.err
+    assert "1 failed, 2 killed, 1 missing" in shown.out
+    assert str(path) in shown.err and "killed" in shown.err and "not started" not in shown.err
     assert read_runs(study / "a")[0].status == "killed"
     for command in (["eval", "--evals", "perplexity"], ["export", str(study / "out")], ["report"]):
         warn_once.cache_clear()

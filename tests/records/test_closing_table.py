@@ -8,6 +8,7 @@ from rich.text import Text
 
 from kleiber.records.closing_table import (
     format_number,
+    loss_unit,
     matrix_table,
     next_commands,
     scores_by_domain,
@@ -28,11 +29,13 @@ def stage(name: str = "main", executed: float = 100.0, steps: int = 10, **entrie
 
 def test_scores_have_their_units_and_leave_out_averaged_and_interpolated_weights():
     metrics = {"val/x/loss": 0.5, "val/x/accuracy": 0.9, "val_ema/x/loss": 0.4, "drift/x/kl": 0.1, "wise/0/x/loss": 2.0}
-    assert scores_by_domain(metrics, "dpo") == {"x": "0.5000 loss/sample, 0.9000 accuracy"}
-    assert scores_by_domain({"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}, "sft") == {
+    assert scores_by_domain(metrics, loss_unit("dpo")) == {"x": "0.5000 loss/sample, 0.9000 accuracy"}
+    assert scores_by_domain({"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}, loss_unit("sft")) == {
         "x": "0.5000 nats/token, 1.0000 bits/byte"
     }
-    assert scores_by_domain({"val/x/loss": None}, "clm") == {"x": "- nats/token"}, "recorded for a loss of nan"
+    assert scores_by_domain({"val/x/loss": None}, loss_unit("clm")) == {"x": "- nats/token"}, (
+        "recorded for a loss of nan"
+    )
 
 
 def test_a_stage_shows_its_name_among_several_and_what_it_trains_where_that_is_a_part():

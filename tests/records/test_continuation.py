@@ -1,12 +1,14 @@
 """Which commands may continue a run, and which runs are those of a command."""
 
 import copy
+import shutil
 
 import pytest
-from fake_run import write_summary
+from fake_run import fake_run, write_summary
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
+from kleiber.records.catalog import archive_runs
 from kleiber.records.continuation import (
     check_never_continued,
     check_same_config,
@@ -85,10 +87,23 @@ def test_keys_that_act_while_a_run_trains_are_named_once_it_is_finished(tmp_path
         ("finished", watched, "callbacks.ema, callbacks.samples, callbacks.stability.window, eval.every_tokens"),
     ):
         write_summary(tmp_path, status=status)
-        warn_without_effect(tmp_path, config)
+        warn_without_effect({tmp_path: config})
         assert capsys.readouterr().err.removeprefix("warning: ").partition(" no longer")[0] == keys
-    warn_without_effect(tmp_path / "nope", watched)
+    warn_without_effect({tmp_path / "nope": watched, tmp_path: changed(callbacks=callbacks, resume="never")})
     assert not capsys.readouterr().err
+
+
+def test_cells_of_a_sweep_have_one_warning_whether_their_folders_are_there_or_archived(tmp_path, capsys):
+    configs = {tmp_path / name: changed(seed=seed, name="study") for seed, name in enumerate(("here", "archived"))}
+    for folder, config in configs.items():
+        fake_run(folder, [{}], config=config)
+    archive_runs(tmp_path)
+    shutil.rmtree(tmp_path / "archived")
+    warn_without_effect(configs)
+    assert not capsys.readouterr().err
+    warn_without_effect({folder: {**config, "callbacks": None} for folder, config in configs.items()})
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "callbacks.stability" in warning and f"2 runs in {tmp_path}" in warning
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -8,6 +8,7 @@ from fake_run import fake_run
 from kleiber.config.errors import ConfigError
 from kleiber.launch.cli import main
 from kleiber.records.diff import diff_lines, diff_runs, open_run
+from kleiber.records.folder import config_hash
 
 ROWS = [
     {"step": 10, "train/loss": 3.0, "train/lr": 0.1, "speed/seconds": 1.0},
@@ -67,6 +68,24 @@ def test_what_a_run_does_at_a_spike_can_change_its_result(tmp_path, policies, ch
     every = {"callbacks.checkpoints.every": (50, 60)} if "rollback" in policies else {}
     assert result.config == ({"callbacks.stability.policy": policies, **windows, **every} if changes else {})
     assert "callbacks.checkpoints.keep" in result.settings and changes != (windows.items() <= result.settings.items())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"callbacks": None}, {"callbacks": {}}),
+        ({"callbacks": None}, {"callbacks": {"lr": {"every": 1}}}),
+        ({"init": None}, {"init": {"_target_": "kleiber.runs.Scratch"}}),
+        ({"adapter": None}, {}),
+        ({"init": {"path": "/r/a/run-12345678"}}, {"init": {"path": "/r/b/run-12345678"}}),
+    ],
+)
+def test_runs_of_one_identity_differ_in_no_key_that_changes_the_result(tmp_path, first, second):
+    configs = [{"root": "/r", "name": name, **keys} for name, keys in (("a", first), ("b", second))]
+    assert config_hash(configs[0]) == config_hash(configs[1])
+    runs = [open_run(fake_run(tmp_path / config["name"], config=config)) for config in configs]
+    result = diff_runs(*runs)
+    assert result.config == {} and result.settings["name"] == ("a", "b")
 
 
 def test_the_first_step_that_differs_is_found(tmp_path):

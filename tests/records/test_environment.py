@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -40,5 +41,12 @@ def test_an_installed_package_has_no_commit(monkeypatch, tmp_path):
     assert commit() == {"commit": None, "dirty": None}
 
 
-def test_the_processor_has_a_name():
-    assert cpu_name()
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [("processor\t: 0\nmodel name\t: Fast: 9 GHz\nmodel name\t: other\n", "Fast: 9 GHz"), ("", "riscv64")],
+)
+def test_a_processor_without_a_model_name_is_named_by_its_architecture(monkeypatch, cpuinfo, name):
+    monkeypatch.setattr(Path, "read_text", lambda path: cpuinfo)
+    monkeypatch.setattr(environment.platform, "processor", str)
+    monkeypatch.setattr(environment.platform, "machine", lambda: "riscv64")
+    assert cpu_name() == name

@@ -6,11 +6,19 @@ from pathlib import Path
 
 from fake_run import fake_run
 
-from kleiber.records.evaluations import add_metrics, is_complete, missing_evaluations
+from kleiber.records.evaluations import (
+    add_metrics,
+    is_complete,
+    missing_evaluations,
+    settings_of,
+    settings_of_run,
+    updated_settings,
+)
 from kleiber.records.files import write_json
 from kleiber.records.summary_file import read_summary
 
-CONFIG = {"evals": {"pairs": {"_target_": "x"}, "ood": {"_target_": "y"}, "off": None}}
+PERPLEXITY = {"_target_": "kleiber.evals.Perplexity"}
+CONFIG = {"eval": {"tokens": "1K"}, "evals": {"pairs": {"_target_": "x"}, "ood": {"_target_": "y"}, "off": None}}
 
 
 def test_a_run_is_complete_with_a_score_of_every_evaluation(tmp_path: Path) -> None:
@@ -27,16 +35,33 @@ def test_a_run_is_complete_with_a_score_of_every_evaluation(tmp_path: Path) -> N
 
 def test_scores_with_other_settings_are_missing_and_those_of_the_new_ones_replace_them(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", [{"metrics": {"eval/pairs/a/accuracy": 0.5, "eval/pairs2/a/accuracy": 0.5}}])
-    perplexity = {"_target_": "kleiber.evals.Perplexity"}
-    config = {"evals": {"pairs": {**perplexity, "stride": 64, "data": None}}}
+    config = {**CONFIG, "evals": {"pairs": {**PERPLEXITY, "stride": 64, "data": None}}}
     assert missing_evaluations(run, config) == []  # their settings were not recorded
     (run / "evals").mkdir()
-    for settings, missing in (({**perplexity, "stride": 64}, []), (perplexity, ["pairs"])):
-        write_json(run / "evals" / "pairs.json", {"scores": {}, "settings": settings})
+    node = {**PERPLEXITY, "stride": 64}
+    for settings, missing in (
+        (settings_of(node, 1000), []), (settings_of(PERPLEXITY, 1000), ["pairs"]), (settings_of(node, 500), ["pairs"]),
+        (settings_of(node, 1000, 10), ["pairs"]), (settings_of(node, 1000, None, ["a"]), ["pairs"]),
+    ):  # fmt: skip
+        write_json(run / "evals" / "pairs.json", {"scores": {}, "settings": {"a": settings}})
         assert missing_evaluations(run, config) == missing
-    add_metrics(run, "main", {"eval/pairs/b/accuracy": 0.25}, replaced="eval/pairs/")
+    write_json(run / "evals" / "pairs.json", {"scores": {}, "settings": {}})
+    assert missing_evaluations(run, config) == ["pairs"], "the run has not been evaluated on data of its own"
+    add_metrics(run, "main", {"eval/pairs/a/error": 0.25, "eval/pairs/b/accuracy": 0.75})
+    add_metrics(run, "main", {"eval/pairs/a/gap": 0.25}, ("eval/pairs/a/",))
     metrics = (read_summary(run) or {})["stages"][-1]["metrics"]
-    assert metrics == {"eval/pairs/b/accuracy": 0.25, "eval/pairs2/a/accuracy": 0.5}
+    assert metrics == {"eval/pairs2/a/accuracy": 0.5, "eval/pairs/b/accuracy": 0.75, "eval/pairs/a/gap": 0.25}
+
+
+def test_an_evaluation_on_other_data_or_of_another_stage_changes_no_settings_of_the_run(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", [{"name": "first"}, {"name": "last"}])
+    config = {**CONFIG, "evals": {"pairs": PERPLEXITY}}
+    own, other = settings_of_run(config, "pairs"), settings_of(PERPLEXITY, None)
+    assert updated_settings(run, "last", "pairs", ["a"], other) == {}
+    (run / "evals").mkdir()
+    write_json(run / "evals" / "pairs.json", {"settings": {"a": own, "b": own}})
+    assert updated_settings(run, "last", "pairs", ["b", "c"], other) == {"a": own, "b": other}
+    assert updated_settings(run, "first", "pairs", ["b", "c"], other) == {"a": own, "b": own}
 
 
 def test_a_folder_without_a_run_lacks_all_and_gets_none(tmp_path: Path) -> None:

@@ -157,10 +157,15 @@ def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
     assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)
 
 
+def test_a_separator_that_follows_the_tokenizer_is_no_separator():
+    hashes = [config_hash({**CONFIG, "data": {"parts": {"a": {"separator": s}}}}) for s in (None, "auto", "none")]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_random_weights_are_no_start_point_whether_they_are_named_or_not():
     assert CONFIG["init"] is None
-    hashes = {config_hash({**CONFIG, "init": {"_target_": f"kleiber.runs.{name}"}}) for name in ("Scratch", "HF")}
-    assert config_hash(CONFIG) in hashes and len(hashes) == 2
+    scratch, hf = (config_hash({**CONFIG, "init": {"_target_": f"kleiber.runs.{name}"}}) for name in ("Scratch", "HF"))
+    assert scratch == config_hash(CONFIG) != hf
 
 
 def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):

@@ -67,6 +67,29 @@ def test_without_blocks_that_hold_it_the_fraction_is_refused():
         Replay(0.001).data(NEW, shared, CLM())
 
 
+def test_the_fraction_that_was_set_is_refused_with_the_least_one_for_tasks_beside_the_batch_too():
+    shared = [*TASKS, Task("labels", Labels(), MIDDLE, MIDDLE)]
+    with pytest.raises(ValueError, match=r"retention.replay.fraction=0.0015 .* 2 .*at least 0.002$"):
+        Replay(0.0015).data(NEW, shared, CLM())
+    Replay(0.002).data(NEW, shared, CLM())
+
+
+def test_the_least_fraction_is_rounded_up_so_that_it_is_accepted():
+    earlier = Mixture([Language(5), Language(6)], [0.7, 0.3])
+    with pytest.raises(ValueError, match=r"fraction=0.001 .*at least 0.0034$"):
+        Replay(0.001).data(NEW, [Task("both", CLM(), OLD, earlier)], CLM())
+    Replay(0.0034).data(NEW, [Task("both", CLM(), OLD, earlier)], CLM())
+
+
+def test_a_task_whose_loss_depends_on_the_whole_step_is_not_replayed_beside_the_batch():
+    class Coupled(Labels):
+        def prepare_step(self, model, batches):
+            return batches
+
+    with pytest.raises(ValueError, match=r"retention.replay .*task pairs .*objective=coupled .*l2sp"):
+        Replay(0.5).data(NEW, [Task("pairs", Coupled(), OLD, OLD)], CLM())
+
+
 def earlier_rows(method, blocks):
     """The rows of earlier text, as tuples, that these blocks read."""
     data = method.data(NEW, TASKS, CLM())
@@ -129,7 +152,7 @@ def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own(
 
 @pytest.mark.parametrize("rows", [4, 1])
 def test_the_penalty_of_a_step_does_not_depend_on_its_micro_batches(rows):
-    net, method = learned(), Replay(0.5)
+    net, method = learned(), Replay(0.4)  # micro-batches then have unequal numbers of earlier samples
     tasks = [Task("labels", Labels(), OLD, OLD)]
     method.begin_stage(net, tasks, 0)
     method.data(NEW, tasks, CLM())
@@ -180,6 +203,28 @@ def test_rows_without_padding_are_mixed_in_with_rows_of_their_length_alone():
     assert method.data(NEW, tasks, CLM()) is NEW and len(method.separate) == 1
     padded = [Task("old", CLM(), OLD, Conversations(1, 16))]
     assert method.data(NEW, padded, CLM()) is NEW and len(method.separate) == 1
+
+
+class OwnLayer(Labels):
+    """`Labels` with scores of its output layer in the loss."""
+
+    def __call__(self, model, batch):
+        hidden = model(Batch(batch.tokens[:, :-1])).hidden
+        return Loss(model.heads["labels"](hidden).square().sum(), torch.tensor(float(len(batch))), {})
+
+
+def test_the_output_layer_of_a_replayed_task_has_a_gradient_also_where_no_sample_is_drawn():
+    """A step would else depend on the ranks: where none has drawn a sample, Adam would leave the layer as it is."""
+    net, method = learned(), Replay(0.001)
+    net.add_head("labels", 2)
+    tasks = [Task("labels", OwnLayer(), OLD, OLD)]
+    method.begin_stage(net, tasks, 0)
+    method.data(NEW, tasks, CLM())
+    batch = NEW.gather(np.arange(4))
+    assert [number for _, _, number in method.drawn(net, batch, 3)] == [0]
+    penalty = penalty_of(method, net, batch, 3)
+    penalty.value.backward()
+    assert penalty.value.item() == 0.0 and not net.heads["labels"].weight.grad.any()
 
 
 def test_replayed_samples_without_targets_add_nothing(monkeypatch):

@@ -32,6 +32,14 @@ def test_the_banner_lists_every_stage(launch, capsys):
     assert "of trunk" in banner["stage 4K"] and {"stage trunk", "stage 8K"} <= banner.keys()
 
 
+def test_the_banner_names_the_stages_whose_validations_differ(launch, capsys):
+    chain = "stages.chain={one:{budget:{steps:12}},two:{budget:{steps:4}}}"
+    launch("stages=chain", chain, "eval.tokens=64", "callbacks.samples=null")
+    banner = labelled(capsys.readouterr().err)
+    assert banner["validation of one"].startswith("every 3 steps, on ") and "validation" not in banner
+    assert banner["validation of two"].startswith("every step, on ")
+
+
 def test_the_command_that_the_banner_prints_resumes_the_run(launch, capsys, monkeypatch):
     import shlex
 

@@ -93,3 +93,28 @@ def test_a_hugging_face_folder_is_evaluated_whatever_its_name(shared, cache_dir,
     for options in (["--stage", "main"], ["--json", str(tmp_path / "no/x.json")]):
         assert main(["eval", str(source), *arguments, *options]) == 2
         assert " ".join(options) in capsys.readouterr().err
+
+
+def test_scores_on_other_data_are_kept_when_the_training_command_is_repeated(cache_dir, tmp_path):
+    from kleiber.launch.main import main as train
+
+    command = [*TINY, f"root={tmp_path / 'runs'}", "evals=[perplexity]", "eval.tokens=512"]
+    assert train(command) == 0
+    run = next((tmp_path / "runs").glob("*/*"))
+    other = tmp_path / "other.txt"
+    other.write_text((REPOSITORY / "tests/data/tiny.txt").read_text()[:9000])
+
+    def metrics():
+        return json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
+
+    trained, evaluate = metrics(), ["eval", str(run), "--evals", "perplexity", "evals.perplexity.stride=16"]
+    assert main([*evaluate, "--data", str(other)]) == 0
+    evaluated = metrics()
+    assert {key for key in evaluated if key not in trained} >= {"eval/perplexity/other/loss"}
+    summary = (run / "summary.json").stat().st_mtime_ns
+    assert train(command) == 0 and metrics() == evaluated
+    assert (run / "summary.json").stat().st_mtime_ns == summary, "nothing was evaluated again"
+    assert main(evaluate) == 0
+    assert metrics()["eval/perplexity/tiny/loss"] != trained["eval/perplexity/tiny/loss"]
+    assert train(command) == 0
+    assert metrics() == pytest.approx(evaluated, rel=1e-5), "the settings of the run replaced those of `kleiber eval`"

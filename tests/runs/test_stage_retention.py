@@ -3,10 +3,14 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import REPOSITORY
+from tables import folder
+
+from kleiber.records.summary_file import read_summary
 
 
-def last_weights(folder, stage):
-    return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
+def last_weights(run, stage):
+    return load_file(max((run / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
 
 
 @pytest.mark.slow
@@ -30,3 +34,46 @@ def test_replay_that_the_model_cannot_generate_is_refused_in_one_line(launch, ca
     launch(*again, "retention.replay.source=generated", root="again", code=2)
     error = capsys.readouterr().err
     assert "Traceback" not in error and "kleiber: " in error and "model=gpt" in error
+
+
+TEXT_THEN_CLASSES = [
+    "stages=chain", "objective=classify", "data=labelled", "data.label=b", "retention=replay", "model.tied=false",
+    "stages.chain={text:{data:{_target_:kleiber.data.Text,path:TINY},objective:{_target_:kleiber.objectives.CLM}},"
+    "first:{data:{label:a,name:first}},second:{}}",
+    "retention.replay.fraction=0.1", "budget.steps=6", "model.context=64", "model.depth=1", "optimizer.lr=0.05",
+    "batch.tokens=512", "callbacks.samples=null", "eval.every_steps=0",
+]  # fmt: skip
+
+
+def chain_options(tmp_path):
+    rows = [{"text": f"{i} {'ab'[i % 2]} {'xyz'[i % 3]}", "a": i % 2, "b": i % 3} for i in range(60)]
+    path = folder(tmp_path / "both", train=rows, validation=rows[:20])
+    options = [option.replace("TINY", f"{REPOSITORY}/tests/data/tiny.txt") for option in TEXT_THEN_CLASSES]
+    return [*options, f"data.path={path}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replay", [True, False])
+def test_replay_trains_the_output_layers_of_the_tasks_that_it_replays(launch, tmp_path, replay):
+    options = [option for option in chain_options(tmp_path) if replay or "retention" not in option]
+    run = launch(*options)
+    text, first, second = (last_weights(run, stage) for stage in ("text", "first", "second"))
+    (head,) = [name for name in first if name.startswith("heads.") and name.endswith("weight") and first[name].any()]
+    assert torch.equal(text["head.weight"], first["head.weight"]) != replay
+    assert torch.equal(first[head], second[head]) != replay
+    params = [stage["params"] for stage in read_summary(run)["stages"]]
+    assert (params[2]["trainable"] == params[2]["total"]) == replay
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_replay_beside_the_batch_on_two_ranks_equals_one_process(launch, process, tmp_path):
+    """Most steps draw samples of a task on one rank alone, or on none."""
+    options = [*chain_options(tmp_path), "trainer=ddp", "trainer.precision=64", "trainer.max_steps=6", "batch.micro=3"]
+    alone = launch(*options, "trainer.devices=1", root="alone")
+    pair = process(*options, "trainer.devices=2", root="pair")
+    _, err = pair.communicate(timeout=300)
+    assert pair.returncode == 0, err
+    (together,) = (tmp_path / "pair").glob("*/*")
+    for name, value in last_weights(alone, "second").items():
+        assert torch.allclose(last_weights(together, "second")[name], value, atol=1e-7), name

@@ -136,7 +136,7 @@ def test_corpora_with_different_vocabularies_are_refused_with_the_key():
     corpus, other = fake_corpus(), fake_corpus()
     check_same_tokenizer(corpus, other, "init.path")
     other.tokenizer = SimpleNamespace(vocab_size=300, eos=0, token_bytes=np.ones(300), hash="other/1")
-    with pytest.raises(ValueError, match=r"init\.path.*other/1"):
+    with pytest.raises(ValueError, match=r"init\.path.*other/1.*data\.tokenizer=RUN/tokenizer"):
         check_same_tokenizer(corpus, other, "init.path")
 
 

@@ -29,14 +29,15 @@ def test_a_scale_without_a_gap_has_no_row():
 
 
 def test_the_gap_is_drawn_in_percent_with_its_line_up_to_the_largest_prediction():
-    drawn = change("a", -0.02)
+    drawn = change("no_qk_norm", -0.02)
     assert drawn.ladder is not None
     chart = gap_figure(drawn, drawn.ladder, "plain", 0.9).to_dict()
+    assert "Gap of no QK norm vs" in chart["title"]["text"] and "loss relative to plain (%)" in str(chart)
     (points,) = [rows for rows in chart["datasets"].values() if "fitted" in rows[0]]
     (line,) = [rows for rows in chart["datasets"].values() if len(rows) == 60]
     assert points[0]["gap"] == pytest.approx(100 * math.expm1(-0.0199)) and line[-1]["compute"] == pytest.approx(1e16)
 
 
 def test_arms_are_in_the_order_of_their_gaps():
-    chart = arms_figure([change("worse", 0.01), change("better", -0.02)], 10.0).to_dict()
-    assert "['better', 'worse']" in str(chart)
+    chart = arms_figure([change("relu2", 0.01), change("no_qk_norm", -0.02)], 10.0, 0.8).to_dict()
+    assert "['no QK norm', 'ReLU²']" in str(chart) and chart["title"]["subtitle"].startswith("80% intervals")

@@ -53,6 +53,10 @@ def runs(tmp_path_factory):
     return read_runs(home)
 
 
+def task_of(run):
+    return run.config["study"].get("task")
+
+
 def study(**options):
     claims = [{"arm": "ours", "against": "theirs"}]
     return Baselines(against={"ours": ["theirs"]}, claims=claims, **options)
@@ -74,7 +78,7 @@ def test_kinds_are_compared_at_their_best_rates_on_tasks_and_in_the_mean(runs):
 
 
 def test_before_any_fine_tune_pretraining_alone_is_compared(runs):
-    findings = study().analyze([run for run in runs if run.config["study"].get("task") is None])
+    findings = study().analyze([run for run in runs if task_of(run) is None])
     assert findings.comparison["decision"] == "supported" and "Mean score over all tasks" not in findings.tables
 
 
@@ -93,12 +97,16 @@ def test_a_seed_that_lacks_a_share_of_the_labels_is_not_in_the_mean(runs, tmp_pa
 
 def test_the_figure_has_a_line_for_each_task_and_one_for_their_mean(runs):
     pytest.importorskip("altair")
-    shown = json.dumps(study().analyze(runs).figures["tasks"]().to_dict())
-    assert all(name in shown for name in ("all tasks", "ours - theirs"))
+    named = [
+        copied(run, run.name, study={**run.config["study"], "task": "boolq"}) if task_of(run) == "a" else run
+        for run in runs
+    ]
+    shown = json.dumps(study().analyze(named).figures["tasks"]().to_dict())
+    assert all(f'"{name}"' in shown for name in ("all tasks", "ours - theirs", "BoolQ", "b"))
 
 
 def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_of_sizes(runs):
-    bases = [run for run in runs if run.config["study"].get("task") is None]
+    bases = [run for run in runs if task_of(run) is None]
     names = {"ours": "CLM", "theirs": "MLM"}
     several = [copied(run, run.name, objective={"_target_": names[run.config["study"]["kind"]]}) for run in bases]
     figures = study().analyze(several).figures
@@ -111,7 +119,7 @@ def test_losses_of_several_objectives_are_drawn_in_panels_and_not_over_one_axis_
 
 
 def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):
-    bases = [run for run in runs if run.config["study"].get("task") is None]
+    bases = [run for run in runs if task_of(run) is None]
     other = [
         copied(run, f"{run.name}-larger", study={**run.config["study"], "start": "text/4M"}, data={"max_bytes": "4M"})
         for run in bases
@@ -123,8 +131,22 @@ def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):
     assert arms == {f"{kind} from text/{size}" for kind in LOSSES for size in ("1M", "4M")}
 
 
-def test_a_plan_is_refused_for_what_its_report_would_be(runs):
+@pytest.mark.parametrize("texts", [("1M",), ("1M", "4M")])
+def test_a_part_of_the_planned_seeds_of_a_kind_decides_nothing_from_one_text_or_several(runs, texts):
     bases = [run for run in runs if run.config["study"].get("task") is None]
+    placed = [
+        copied(run, f"{run.name}-{text}", study={**run.config["study"], "start": f"text/{text}"}, design={"seeds": 4})
+        for run in bases
+        for text in texts
+    ]
+    suffix = " from text/1M" * (len(texts) > 1)
+    findings = Baselines(claims=[{"arm": f"ours{suffix}", "against": f"theirs{suffix}"}]).analyze(placed)
+    assert findings.comparison["decision"] == "not tested"
+    assert findings.comparison["why"] == f"3 of 4 planned seeds of ours{suffix} were run"
+
+
+def test_a_plan_is_refused_for_what_its_report_would_be(runs):
+    bases = [run for run in runs if task_of(run) is None]
     points = [PlannedPoint(run.folder, run.config, 1e5, 1e6) for run in bases]
     assert study().check_plan(points) == []
     twin = copied(bases[0], "twin", model={**bases[0].config["model"], "width": 32})

@@ -6,6 +6,8 @@ from fake_run import fake_run
 from kleiber.records.catalog import read_runs
 from kleiber.studies.chain_of_thought import ChainOfThought, settings
 
+from .colors import colors
+
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 CLAIM = {"arm": "steps_32", "against": "direct_32", "direction": "higher", "margin": 0.05,
          "measure": "eval/exact_match/all/accuracy"}  # fmt: skip
@@ -60,6 +62,8 @@ def test_every_number_of_digits_is_in_the_tables_and_the_figure(findings):
     assert gains[2]["lo"] <= 0.4 + 1e-9 and gains[2]["n"] == 3
     chart = str(findings.figures["digits"]().to_dict())
     assert "digits of each term" in chart and "worked steps, width 32" in chart
+    named = {"sum alone, width 32", "worked steps, width 32"}
+    assert colors(findings.figures["tuning"]().to_dict()).keys() == named
     gain = str(findings.figures["gains"]().to_dict())
     assert "exact match with steps less without" in gain and "width 32" in gain
     assert not {"Differences", "Differences by training tokens"} & findings.tables.keys()

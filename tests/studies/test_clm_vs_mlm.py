@@ -8,6 +8,7 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.clm_vs_mlm import LEAST, ClmVsMlm, too_few
 from kleiber.studies.study import PlannedPoint
 
+from .colors import colors
 from .trunk_runs import SIZES, stages_of, trees
 
 
@@ -21,6 +22,7 @@ def test_objectives_compare_slopes_and_not_levels(tmp_path):
     assert along_n["along"] == "N" and along_n["value"] < along_n["hi"] < 0, "a floor of 3 nats flattens logs"
     assert [verdict["text"].count("less steeply") for verdict in findings.verdicts] == [1, along_d["hi"] < 0]
     assert all(row["lo"] < row["exponent"] < row["hi"] for row in findings.tables["Local exponents"])
+    assert colors(findings.figures["sizes"]().to_dict()).keys() == {"CLM", "MLM"}
     part = ClmVsMlm().analyze(read_runs(tmp_path / "clm"))
     assert "no comparison yet" in part.headline
 

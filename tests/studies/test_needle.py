@@ -63,6 +63,7 @@ def test_every_cell_is_in_the_tables_and_figures(findings):
     heat, lines = (findings.figures[name]().to_dict() for name in ("needle", "needle_lengths"))
     assert heat["facet"]["sort"] == ["full attention", "LSTM"] and "12.5%" in heat["title"]["subtitle"]
     assert [*colors(lines).values()] == [*colors(findings.figures["arms"]().to_dict()).values()]
+    assert colors(lines).keys() == colors(findings.figures["tuning"]().to_dict()).keys() == {"full attention", "LSTM"}
     assert "haystack (tokens)" in str(lines) and "tuning" in findings.figures
 
 

@@ -15,7 +15,8 @@ LOSSES = [(1, 0.1, 3.0), (1, 0.2, 2.0), (2, 0.1, 4.0), (2, 0.2, 2.5)]
 def write(folder, depth=1, lr=0.1, loss=3.0, *, rows=4, **values):
     config = {
         "model": {"depth": depth, "width": 16 * depth, "_target_": "kleiber.models.Transformer"},
-        "optimizer": {"lr": lr}, "batch": {"tokens": 100}, "logger": {"name": folder.name}, "root": str(folder),
+        "optimizer": {"lr": lr}, "batch": {"tokens": 100}, "logger": {"name": folder.name},
+        "root": str(folder), "name": "sweep",
     }  # fmt: skip
     logged = [{"step": step, "train/loss": loss + 1 / step, "train/lr": lr} for step in range(1, rows + 1)]
     metrics = {} if loss is None else {"val/docs/loss": loss}

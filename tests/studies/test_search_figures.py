@@ -15,6 +15,7 @@ def test_every_trial_and_finalist_is_drawn(tmp_path):
     found = Search().analyze(read_runs(tmp_path))
     charts = {name: make().to_dict() for name, make in found.figures.items()}
     assert list(charts) == ["tuning_curve", "keys", "finalists"]
+    assert "after 100,000 tokens" in charts["tuning_curve"]["title"]["text"]
     drawn = [pd.DataFrame(rows) for rows in charts["keys"]["datasets"].values()]
     assert len(drawn) == 3 and all(len(rows) == 8 for rows in drawn)
     (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "search" in rows[0]]

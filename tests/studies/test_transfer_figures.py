@@ -12,9 +12,11 @@ from .transfer_runs import paired_runs
 
 def test_every_figure_is_drawn(tmp_path):
     pytest.importorskip("altair")
-    built = Transfer().analyze(paired_runs(tmp_path)).figures
+    level = 0.8
+    built = Transfer(level=level).analyze(paired_runs(tmp_path)).figures
     assert list(built) == ["gaps", "texts", "labels", "transferred"]
     drawn = {name: json.dumps(make().to_dict()) for name, make in built.items()}
+    assert all(f"{level:.0%} intervals over seeds" in drawn[name] for name in ("gaps", "transferred"))
     assert "toy, masked" in drawn["texts"] and all("toy" in text for text in drawn.values())
     assert '"from scratch"' not in drawn["texts"], "its line is labelled beside the panel and not in the legend"
     assert '"at least"' in drawn["transferred"] and "documentation 1M" in drawn["gaps"]

@@ -8,6 +8,7 @@ from wandb_records import read
 
 from kleiber.launch.main import main
 from kleiber.records import wandb_run
+from kleiber.studies.laws import table
 
 OFFLINE = ["logger=wandb", "logger.wandb.mode=offline", "callbacks.samples=null", "callbacks.log.every=2"]
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[4K,8K]"]
@@ -29,6 +30,9 @@ def test_tags_and_costs_and_axes_arrive(launch):
     assert summary["params/active"] == stage["params"]["active"] and summary["status"] == "finished"
     assert record["axes"]["*"] == "trainer/global_step"
     assert record["artifacts"] == {}, "none unless asked for"
+    mirrored, own = table.read(folder / "wandb").iloc[-1], table.read(folder).iloc[-1]
+    columns = ["active", "tokens", "flops", "loss", "lr"]
+    assert mirrored[columns].tolist() == pytest.approx(own[columns].tolist())
 
 
 def test_stages_have_names_of_their_own_and_tokens_of_the_whole_run(launch):

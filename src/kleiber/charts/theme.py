@@ -25,6 +25,7 @@ PALETTE: Final = "viridis"
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
          "#31A354", "#B2182B"]  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
+FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -34,19 +35,27 @@ def log_axis(
     """Returns a logarithmic axis over the data.
 
     name   column of the data
-    every  factor between ticks, which begin at the smallest value; None: ticks at powers of ten, and at 2 and 5 times
-           them if the axis spans less than two and a half decades; at the ends of the data where that is one tick
+    every  factor between ticks, which begin at the smallest value; None: a horizontal axis of at most FEW values has a
+           tick at each of them, another axis those of `log_ticks`
     room   factor by which the axis extends beyond the largest value
     kind   altair's class of the axis: alt.X or alt.Y
     """
-    low, high = float(np.min(data)), float(np.max(data))
+    values = np.unique(np.asarray(data, dtype=float))
+    low, high = float(values[0]), float(values[-1])
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
-    ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
-    ticks = ticks if len(ticks) > 1 else [low, high][: 1 + (high > low)]
+    if every is None and kind is alt.X and len(values) <= FEW:
+        ticks = values.tolist()
+    else:
+        ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
     texts = [tick_text(tick, max(ticks, default=None)) for tick in ticks]
     cases = [f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{text}' : " for tick, text in zip(ticks, texts, strict=True)]
     text = "".join(cases) + "''"
-    return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False))
+    return kind(
+        f"{name}:Q",
+        title=title,
+        scale=scale,
+        axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False, labelOverlap="greedy", labelSeparation=4),
+    )
 
 
 def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
@@ -61,13 +70,18 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
     """Returns the ticks of a logarithmic axis from `low` to `high`.
 
     every  ratio of successive ticks, which begin at `first`. None: ticks are 1, 2 and 5 times powers of ten, or powers
-           of ten alone where high / low >= 300
+           of ten alone where high / low >= 300, or equally spaced where those are fewer than three
     """
     if every:
         return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     steps = (1, 2, 5) if high / low < 300 else (1,)
-    return [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
+    ticks = [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
+    if len(ticks) > 2:
+        return ticks
+    power = 10.0 ** np.floor(np.log10(high - low))
+    step = next(m * power for m in (0.2, 0.5, 1, 2) if high - low <= 7 * m * power)
+    return [float(k * step) for k in range(int(np.ceil(low / step - 1e-9)), int(high / step + 1e-9) + 1)]
 
 
 def tick_text(number: float, largest: float | None = None) -> str:
@@ -91,10 +105,12 @@ def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)
     return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
 
 
-def size_color(sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N") -> Chart:
-    """Returns colors of model sizes from dark to light, in the order of `sizes`."""
+def size_color(
+    sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N", name: str = "size"
+) -> Chart:
+    """Returns colors of model sizes, or of the column `name`, from dark to light, in the order of `sizes`."""
     scale = alt.Scale(domain=list(sizes), range=sequential_colors(len(sizes)))
-    return alt.Color("size:N", sort=list(sizes), scale=scale, legend=legend, title=title)
+    return alt.Color(f"{name}:N", sort=list(sizes), scale=scale, legend=legend, title=title)
 
 
 def kind_color(

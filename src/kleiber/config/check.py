@@ -238,7 +238,7 @@ def _check_nodes_within(path: str, value: object) -> bool:
 def _adapter(annotation: Any) -> TypeAdapter[object]:
     from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 def check_type(path: str, annotation: object, value: object) -> None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
-from kleiber.config.stages import check_name, is_chain, quantity, stage_configs, text_settings
+from kleiber.config.stages import check_name, quantity
 from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
@@ -22,7 +22,6 @@ def check_compatibility(config: Config) -> None:
     check_layers(config["model"])
     _check_batch(config)
     _check_stages(config)
-    _check_tokenizers(config)
     _check_next_token(config)
     _check_future(config)
     _check_pooling(config)
@@ -145,19 +144,6 @@ def _check_stages(config: Config) -> None:
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
-
-
-def _check_tokenizers(config: Config) -> None:
-    """Refuses stages that would each train a tokenizer on other text, because a model has one tokenizer."""
-    stages = stage_configs(config) if is_chain(config) else {}
-    texts = {name: text_settings(stage["data"]) for name, stage in stages.items()}
-    trained = {name: text for name, text in texts.items() if text.get("tokenizer") == "bpe"}
-    kinds = [text | dict.fromkeys(("name", "separator", "pack")) for text in trained.values()]
-    if any(kind != kinds[0] for kind in kinds):
-        raise ConfigError(
-            f"data.tokenizer=bpe trains a tokenizer for each of the stages {', '.join(trained)}, and a model must have "
-            "one tokenizer: train it in a run of its own, and set data.tokenizer=RUN/tokenizer"
-        )
 
 
 def _check_next_token(config: Config) -> None:

@@ -6,8 +6,8 @@ A chain lists for each stage the keys whose values differ from those of the run 
 from __future__ import annotations
 
 import copy
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -193,7 +193,7 @@ def quantity(value: int | float | str) -> float:
     Raises ValueError for other values, and for a number that is not finite and positive.
     """
     number = _parse(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= sys.float_info.max:
         raise ValueError(f"{value!r} must be a positive number such as 20000000, 2e7, 20M or 1.5B")
     return float(number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kleiber.types import Json
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+log = logging.getLogger(__name__)
 WILDCARDS = "*?["
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
@@ -179,6 +181,25 @@ class Location:
         base = self.local if self.local.is_dir() else self.local.parent
         stats = [(str(path.relative_to(base)), path.stat()) for path in self.files()]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def report_copy(location: Location, manifest: Json) -> None:
+    """Logs the rows and bytes of a data set that $KLEIBER_DATA led to, since it may be a part of the hub's.
+
+    manifest  {config, rows: {split}, splits: {split: {bytes}}}; rows that are not counted are left out, and bytes of
+              files stand for bytes of text that are not counted
+    """
+    if not location.from_local_copy:
+        return
+    sizes = []
+    for name, count in manifest["splits"].items():
+        amounts = {"rows": manifest["rows"].get(name), "bytes": count.get("bytes")}
+        if any(amounts.values()):
+            sizes.append(" ".join([name, *(f"{n:,} {unit}" for unit, n in amounts.items() if n is not None)]))
+    if not any("bytes" in count for count in manifest["splits"].values()):
+        sizes.append(f"{sum(path.stat().st_size for path in location.files()):,} bytes in all its files")
+    name = f"{location.name} {manifest['config']}".strip()
+    log.info("%s from %s (may be a sample of the hub's): %s", name, location.local, ", ".join(sizes))
 
 
 def locate(path: str) -> Location:

@@ -27,7 +27,7 @@ from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.occupations import Occupations
 from kleiber.data.order import SPAN, Order, Reading, permutation, poisson_sample
 from kleiber.data.sources import Source
-from kleiber.data.text import Text
+from kleiber.data.text import Text, report_copies
 from kleiber.types import Share, VocabSize
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -176,7 +176,9 @@ class MixtureCorpus:
         config = "+".join(f"{name}:{fraction:g}" for name, fraction in fractions.items())
         sources = self.sources()
         settings = (self.tokenizer, self.vocab_size, context, cache)
-        return prepare("mixture", config, sources, *settings, combine=self.combine, separator=self.separator)
+        corpus = prepare("mixture", config, sources, *settings, combine=self.combine, separator=self.separator)
+        report_copies(sources, corpus)
+        return corpus
 
 
 @runtime_checkable

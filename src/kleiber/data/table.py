@@ -24,7 +24,7 @@ from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import open_splits, rows, table_name
-from kleiber.data.location import Location, locate
+from kleiber.data.location import Location, locate, report_copy
 from kleiber.data.order import permutation
 from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
@@ -143,17 +143,17 @@ class Table:
 
         def build(folder: Path) -> Json:
             """Writes the rows of each split; returns what the manifest records."""
-            counts, notes = {}, {}
+            counts, sizes, notes = {}, {}, {}
             with self.splits(root) as (splits, config):
                 for name, split in zip(splits, self.data.encode(splits, tokenizer), strict=True):
                     split.write(folder / name, id_dtype(tokenizer.vocab_size))
-                    counts[name] = split.counts
+                    counts[name], sizes[name] = split.counts, len(splits[name])
                     notes |= split.notes
-                sizes = {name: len(split) for name, split in splits.items()}
             return {"config": config, "rows": sizes, "splits": counts, **notes}
 
         identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.data_hash}
         cached = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
+        report_copy(self.location, cached[1])
         return EncodedTable(self.name, self.data.path, tokenizer, root, *cached)
 
     def _with_validation(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -24,8 +24,8 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.dataset import read_text_file
-from kleiber.data.location import Location, locate
-from kleiber.data.sources import Document, RereadableDocument, SourceText, limit_bytes
+from kleiber.data.location import Location, locate, report_copy
+from kleiber.data.sources import Document, RereadableDocument, Source, SourceText, limit_bytes
 from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
 from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
@@ -93,10 +93,8 @@ class Text:
         corpus = prepare(
             source.name, "", [source], self.tokenizer, self.vocab_size, context, cache, separator=self.separator
         )
-        manifest = corpus.manifest[source.name]
-        if source.location.from_local_copy:
-            log.info("%s", _describe_copy(source, manifest))
-        return replace(corpus, config=manifest["config"])
+        report_copies([source], corpus)
+        return replace(corpus, config=corpus.manifest[source.name]["config"])
 
     def _stream(self, context: int, cache: Path | None) -> TextCorpus:
         if self.rows != "documents":
@@ -212,10 +210,8 @@ def _slice(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
         start += len(piece)
 
 
-def _describe_copy(source: TextSource, manifest: Json) -> str:
-    rows = manifest["rows"]
-    sizes = (
-        f"{name} {rows.get(name, 0):,} rows {count['bytes']:,} bytes" for name, count in manifest["splits"].items()
-    )
-    config = f" {manifest['config']}" if manifest["config"] else ""
-    return f"{source.name}{config} from {source.location.local} (may be a sample of the hub's): {', '.join(sizes)}"
+def report_copies(sources: Iterable[Source], corpus: TextCorpus) -> None:
+    """Logs which sources of a corpus are local copies of the hub's data sets."""
+    for source in sources:
+        if isinstance(source, TextSource):
+            report_copy(source.location, corpus.manifest[source.name])

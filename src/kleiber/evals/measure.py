@@ -209,6 +209,9 @@ def to_json(results: Results) -> Json:
 
 
 def save_results(folder: Path, name: str, results: Results, settings: Config) -> None:
-    """Writes the results of an evaluation, and the node `settings` of its config, to RUN/evals/<name>.json."""
+    """Writes the results of an evaluation to RUN/evals/<name>.json.
+
+    settings  by data set of the run's own evaluation, as `kleiber.records.evaluations.settings_of`
+    """
     (folder / "evals").mkdir(exist_ok=True)
     write_json(folder / "evals" / f"{name}.json", {**to_json(results), "settings": dict(settings)})

@@ -103,6 +103,28 @@ def choices_of(overrides: tuple[str, ...]) -> dict[str, object]:
     return dict(chosen)
 
 
+def claims_of_direction(better: str | None, measure: str, arms: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the claim that the second arm is better than the first, where `better` tells what that means.
+
+    better  "lower" or "higher"; None where the name of the measure tells
+
+    Raises ValueError where neither tells, and where they contradict each other.
+    """
+    from kleiber.studies.compare.directions import better_direction
+
+    direction = better_direction(measure)
+    if better not in ("lower", "higher", None):
+        raise ValueError(f"--better {better} must be lower or higher")
+    if better is None and direction is None:
+        raise ValueError(
+            f"--measure {measure} does not tell whether a lower or a higher value is better: set --better lower or "
+            "--better higher"
+        )
+    if direction is not None and better not in (direction, None):
+        raise ValueError(f"--better {better}: the {direction} value of {measure} is better; remove --better")
+    return [{"arm": arms[1], "against": arms[0], "direction": better}] if better and len(arms) > 1 else []
+
+
 def further_differences(key: str, runs: Sequence[Run]) -> list[str]:
     """Returns the keys other than `key` in which arms of `arms_by_key` differ; none for the arms of a design.
 

@@ -22,9 +22,10 @@ from typing import Protocol
 
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
-from kleiber.records.catalog import archive_run, read_run
+from kleiber.records import archive
+from kleiber.records.catalog import Run, archive_run, archived_runs, read_run
 from kleiber.records.evaluations import is_complete
-from kleiber.records.folder import discard_unstarted, read_config, status, write_final_status
+from kleiber.records.folder import config_hash, discard_unstarted, read_config, status, write_final_status
 from kleiber.records.locks import is_locked
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Json
@@ -90,6 +91,16 @@ class Launcher:
         Raises Preempted when a signal ended the sweep, once all running cells have ended.
         """
         raise NotImplementedError
+
+
+def archived_by_hash(study: Path) -> dict[str, Run]:
+    """Returns the finished runs in the archive of a study's folder by their config hash.
+
+    The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
+    """
+    finished = (run for run in archived_runs(study / archive.NAME) if run.finished)
+    runs = [run for run in finished if not run.summary.get("continued")]
+    return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
 
 
 def archive_or_discard(folder: Path, code: int) -> None:

@@ -190,8 +190,8 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
         return where, False
     if ranks.rank() == 0 and is_locked(where):
         raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
-    if resume == "auto" and ranks.rank() == 0:
-        continuation.warn_without_effect(where, config)
+    if ranks.rank() == 0:
+        continuation.warn_without_effect({where: config})
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
     elif is_complete(where, config) and (resume == "auto" or continuation.has_trained_under(where, config)):

@@ -26,7 +26,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +34,11 @@ import numpy as np
 from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.model_size import available_cores
-from kleiber.launch.cell import Cell
+from kleiber.launch.cell import Cell, archived_by_hash
 from kleiber.launch.local_pool import gpu_ids
 from kleiber.records import folder
 from kleiber.records.files import write_json
+from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
 from kleiber.types import Config, Json
 
@@ -58,7 +59,7 @@ def print_price(runs: Mapping[Path, Config]) -> None:
     single = len(runs) == 1 and configs[0]["design"] is None
     estimate = estimate_costs(runs, num_threads(configs[0], single), describe=single)
     plan = plan_record(runs, estimate)
-    finished = sum(folder.status(place) == Status.FINISHED for place in runs)
+    finished = finished_cells(runs)
     if single:
         lines = estimate["description"]
     else:
@@ -66,6 +67,19 @@ def print_price(runs: Mapping[Path, Config]) -> None:
     print("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
     if isinstance(configs[0]["dry_run"], str):
         write_json(Path(configs[0]["dry_run"]), plan)
+
+
+def finished_cells(runs: Mapping[Path, Config]) -> set[str]:
+    """Returns the names of runs that are finished, in their folders or in the archive of their study.
+
+    runs  as in `print_price`
+    """
+    archived = archived_by_hash(next(iter(runs)).parent)
+    return {
+        place.name
+        for place, config in runs.items()
+        if folder.status(place) == Status.FINISHED or (archived and config_hash(config) in archived)
+    }
 
 
 def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
@@ -125,13 +139,13 @@ def cell_lines(plan: Json) -> list[str]:
     return [*lines, *([f"{'':>12}and {rest} cells with fewer FLOPs"] if rest else [])]
 
 
-def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished: int) -> list[str]:
+def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished: Collection[str]) -> list[str]:
     """Returns the totals over all cells, a line for each quantity.
 
-    finished  number of cells that are finished already
+    finished  names of the cells that are finished already
     """
     points = sum(len(cell["ends"]) for cell in estimate["cells"])
-    done = f", {finished} of them finished already" if finished else ""
+    done = f", {len(finished)} of them finished already" if finished else ""
     lines = [
         f"runs         {plan['runs']} ({points} points){done}",
         f"largest      {plan['params']:,} parameters",
@@ -147,6 +161,9 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
         duration = f"{plan['seconds'] / 60:,.1f} minutes, {per_million:.3g} s per 1M tokens"
     lines.append(f"time         {duration} (with evaluation; measured on this machine in a few steps)")
+    if finished:
+        left = sum(cell["seconds"] for cell in plan["cells"] if cell["name"] not in finished)
+        lines.append(f"             {left / 3600:.2f} of these hours are left")
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):
         lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:

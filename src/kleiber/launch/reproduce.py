@@ -26,6 +26,7 @@ from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.folder import identity
+from kleiber.runs.recorded_config import with_paths_to_study
 from kleiber.types import Json
 
 LEVEL = 0.95  # share of pairs of seeds whose losses differ by less than the noise
@@ -125,6 +126,7 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
         Process().run(cells_of_round)
     results = [compare_again(run, read_run(out / run.name), noise) for run in chosen]
     entries = [result.to_json() for result in results]
+    out.mkdir(parents=True, exist_ok=True)  # it is removed where all runs are refused
     write_json(out / FILE, {"schema": "kleiber.reproduction/1", "source": str(source), "runs": entries})
     return results
 
@@ -144,7 +146,7 @@ def in_rounds(chosen: Sequence[Run], finished: Mapping[str, Run], home: Path) ->
 
 def missing_bases(run: Run, finished: Mapping[str, Run], home: Path) -> list[Run]:
     """Returns the runs of the same folder that `run` starts from, and whose weights are gone."""
-    names = referenced_runs(run.config, f"{home.absolute()}/")
+    names = referenced_runs(with_paths_to_study(run.config, run.folder), f"{home.absolute()}/")
     return [finished[name] for name in sorted(names) if name in finished and not weights_hashes(finished[name])]
 
 
@@ -155,7 +157,9 @@ def cell_of(run: Run, home: Path, out: Path, rounds: Sequence[Sequence[Run]]) ->
     if the recorded config does not pass the check of a command line.
     """
     again = {base.name for runs in rounds for base in runs if not weights_hashes(base)}
-    config = map_strings(run.config, lambda text: in_new_folder(text, home.absolute(), out, again))
+    config = map_strings(
+        with_paths_to_study(run.config, run.folder), lambda text: in_new_folder(text, home.absolute(), out, again)
+    )
     config |= {"root": str(out.parent), "name": out.name, "resume": "auto", "dry_run": False}
     config |= {"logger": {}, "launcher": {"_target_": "kleiber.launch.Process"}, "study": None, "design": None}
     trainer = dict(config.get("trainer") or {})

@@ -172,6 +172,9 @@ def compare(
         str, typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy.")
     ] = "loss",
     equal: Annotated[str, typer.Option(help="Held equal: tokens, flops, params, memory or seconds.")] = "tokens",
+    better: Annotated[
+        str | None, typer.Option(help="lower or higher: which value is better, where the metric's name does not tell.")
+    ] = None,
     level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
     json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the decision to this file.")] = None,
 ) -> None:
@@ -179,11 +182,11 @@ def compare(
 
     Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
     """
-    from kleiber.launch.arms_by_key import arms_by_key, further_differences
+    from kleiber.launch.arms_by_key import arms_by_key, claims_of_direction, further_differences
     from kleiber.records.catalog import read_runs
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
-    from kleiber.studies.compare.arms import planned_looks
+    from kleiber.studies.compare.arms import arms_in_order, planned_looks
     from kleiber.studies.report import exit_code
 
     if not 0 < level < 1:
@@ -193,7 +196,9 @@ def compare(
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
     arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
-    options = study.Compare(measure=measure, equal=equal, level=level, looks=planned_looks(selected, arm_of))
+    claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
+    looks = planned_looks(selected, arm_of)
+    options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
     findings = study.compare(selected, options, arm_of)
     typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
     if further:

@@ -30,9 +30,10 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import add_heads, freeze_unused_heads
-from kleiber.runs.plan import build_model
+from kleiber.runs.plan import build_model, build_retention
 from kleiber.runs.run import train
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
+from kleiber.runs.stage_retention import trained_objectives
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.lightning import LightningModule, Trainer
@@ -123,7 +124,8 @@ def count_costs(stages: list[Stage], hardware: Local, models: Models) -> list[St
         model = models(stage.config, plan.corpus, plan.outputs)
         if stage.config.adapter is not None:
             build(stage.config.adapter).apply(model, stage.config.seed)
-        freeze_unused_heads(model, objective)
+        methods = build_retention(stage.config, plan.corpus)
+        freeze_unused_heads(model, trained_objectives(methods, stage, tree.stage_tasks(stage)))
         flops = training_flops(model, plan.row_tokens, objective.outputs)
         before = 0 if stage.parent is None or stage.continues else totals[stage.parent]
         totals[stage.name] = before + plan.tokens

@@ -21,12 +21,12 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
 from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
-from kleiber.launch.cell import Cell, Launcher, unique_cells
+from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
 from kleiber.records import archive, folder
-from kleiber.records.catalog import Run, archive_runs, archived_runs, read_runs
-from kleiber.records.continuation import check_never_continued
+from kleiber.records.catalog import Run, archive_runs, read_runs
+from kleiber.records.continuation import check_never_continued, warn_without_effect
 from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
@@ -112,6 +112,7 @@ class Sweep:
         cells = self._cells(overrides, compose)
         if not self.checked:
             self.check_plan({cell.folder: cell for cell in cells})
+        archive_runs(first.folder.parent)
         archived = archived_by_hash(first.folder.parent)
         cells = [with_archived_folder(cell, archived) for cell in cells]
         todo, in_use = self._prepare_folders(cells, archived)
@@ -205,6 +206,7 @@ class Sweep:
         """
         todo, in_use, num_archived = [], set(), 0
         by_folder = unique_cells(cells)
+        warn_without_effect({where: cell.config for where, cell in by_folder.items()})
         for cell in by_folder.values():
             if not (anew := cell.config["resume"] == "never"):
                 check_never_continued(cell.folder, cell.config)
@@ -243,17 +245,6 @@ def write_report(folder: Path, study: Config) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "study.yaml", study)
     return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")))
-
-
-def archived_by_hash(study: Path) -> dict[str, Run]:
-    """Archives the runs of a study's folder, and returns all finished runs of the archive by their config hash.
-
-    The hashes are computed from the configs, so runs are found again after the study was moved to another folder.
-    """
-    archive_runs(study)
-    finished = (run for run in archived_runs(study / archive.NAME) if run.finished)
-    runs = [run for run in finished if not run.summary.get("continued")]
-    return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
 
 
 def with_archived_folder(cell: Cell, archived: Mapping[str, Run]) -> Cell:

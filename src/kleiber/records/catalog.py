@@ -219,7 +219,7 @@ def find_records(place: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_run(folder: Path, index: ConfigIndex | None = None) -> Run:
-    """The run in a folder. A damaged summary.json counts as missing, with a warning."""
+    """The run in a folder. A damaged summary.json is read as one that is missing, with a warning."""
     summary = summary_or_warning(folder)
     return Run(folder, status_of(summary, folder), summary, index=index)
 

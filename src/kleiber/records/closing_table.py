@@ -93,7 +93,7 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     show_name  whether the first row is the stage's name
     """
     params, tasks = stage["params"], stage.get("tasks")
-    scores = scores_by_domain(stage["metrics"], stage["objective"]).items()
+    scores = scores_by_domain(stage["metrics"], loss_unit(stage["objective"])).items()
     rows = [("stage", stage["name"])] if show_name else []
     rows += [(f"validation {domain}", score) for domain, score in scores if tasks is None or domain in tasks]
     total, active, non_embedding = (f"{params[name]:,}" for name in ("total", "active", "non_embedding"))
@@ -114,20 +114,25 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     return rows
 
 
-def scores_by_domain(metrics: Mapping[str, float | None], objective: str) -> dict[str, str]:
+def scores_by_domain(
+    metrics: Mapping[str, float | None], unit: str, other_units: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The validation scores as text by domain, such as `{docs: 1.4023 nats/token, 2.0231 bits/byte}`; `-` for None.
 
     Only scores of the last weights count: those of averaged or interpolated weights are left out.
+
+    unit         of the loss
+    other_units  units of the losses of domains with another objective
     """
     scores: dict[str, list[str]] = {}
-    units = {"loss": loss_unit(objective), "bits_per_byte": "bits/byte"}
     for key, value in metrics.items():
-        kind, *domain, metric = key.split("/")
+        kind, *names, metric = key.split("/")
         if kind != "val":
             continue
-        unit = units.get(metric, metric)
+        domain = "/".join(names)
+        units = {"loss": (other_units or {}).get(domain, unit), "bits_per_byte": "bits/byte"}
         number = "-" if value is None else f"{value:.4f}"
-        scores.setdefault("/".join(domain), []).append(f"{number} {unit}")
+        scores.setdefault(domain, []).append(f"{number} {units.get(metric, metric)}")
     return {domain: ", ".join(texts) for domain, texts in scores.items()}
 
 
@@ -145,7 +150,7 @@ def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
     rows = []
     for stage in stages:
         start = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
-        by_domain = scores_by_domain(stage["metrics"], stage["objective"])
+        by_domain = scores_by_domain(stage["metrics"], loss_unit(stage["objective"]))
         scores = "; ".join(f"{domain} {text}" if len(by_domain) > 1 else text for domain, text in by_domain.items())
         rows.append((stage["name"], f"{start}{stage['tokens']:,} tokens: {scores}"))
     tree, separate = tree_costs(stages)

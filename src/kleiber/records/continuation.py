@@ -7,13 +7,14 @@ the result of the command that has begun the run, so that command is refused fro
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError, Status
+from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
-from kleiber.records.folder import config_hash, identity, read_config, status
+from kleiber.records.catalog import find_run
+from kleiber.records.folder import config_hash, identity, read_config
 from kleiber.records.summary_file import summary_or_warning
 from kleiber.types import Config, Json
 
@@ -80,23 +81,37 @@ def check_never_continued(folder: Path, config: Config) -> None:
         )
 
 
-def warn_without_effect(folder: Path, config: Config) -> None:
-    """Prints the keys of a config that no longer have an effect, because the run in `folder` is finished.
+def warn_without_effect(configs: Mapping[Path, Config]) -> None:
+    """Prints the keys that no longer have an effect, because runs with resume=auto are finished.
 
     Those are callbacks and eval.every_tokens, which are no part of the identity of a run and act while it trains.
+
+    configs  of a command line, by the folder of the run
     """
-    recorded: Json = {}
-    with suppress(ConfigError):  # config.yaml is missing or damaged
-        recorded = read_config(folder) if status(folder) == Status.FINISHED else {}
-    old, new = recorded.get("eval") or {}, config["eval"]
-    keys = _changed("callbacks", recorded.get("callbacks") or {}, config["callbacks"] or {})
-    keys += _changed("eval.every_tokens", old.get("every_tokens"), new.get("every_tokens"))
-    if recorded and keys:
+    keys = {folder: keys_without_effect(folder, config) for folder, config in configs.items()}
+    finished = [folder for folder in configs if keys[folder]]
+    if finished:
+        names = ", ".join(dict.fromkeys(key for folder in finished for key in keys[folder]))
+        one = len(finished) == 1
+        runs = f"{finished[0]} is" if one else f"{len(finished)} runs in {finished[0].parent} are"
         print(
-            f"warning: {', '.join(keys)} no longer has an effect, because {folder} is finished: set resume=never to "
-            "train it again",
+            f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train "
+            f"{'it' if one else 'them'} again",
             file=sys.stderr,
         )
+
+
+def keys_without_effect(folder: Path, config: Config) -> list[str]:
+    """Returns the keys of a config that have no effect on the run in a folder, or its archive; none before its end."""
+    recorded: Json = {}
+    with suppress(ConfigError):  # config.yaml is missing or damaged
+        run = find_run(folder) if config["resume"] == "auto" else None
+        recorded = run.config if run is not None and run.finished else {}
+    if not recorded:
+        return []
+    old, new = recorded.get("eval") or {}, config["eval"]
+    keys = _changed("callbacks", recorded.get("callbacks") or {}, config["callbacks"] or {})
+    return [*keys, *_changed("eval.every_tokens", old.get("every_tokens"), new.get("every_tokens"))]
 
 
 def _changed(path: str, old: object, new: object) -> list[str]:

@@ -13,7 +13,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, find_run
-from kleiber.records.folder import NOT_IDENTITY, identity_of_callbacks
+from kleiber.records.folder import identity, identity_of_callbacks
 from kleiber.records.metrics import read_rows
 from kleiber.types import Config, Json, Row
 
@@ -21,7 +21,6 @@ Pair = tuple[object, object]  # the values of the first and of the second run; N
 MEASURED = ("speed/", "latency/")  # beginnings of the names of measured times
 EVALUATION = "eval/"  # beginning of the names of scores of evaluations
 NO_VALUE = "-"
-OTHER_KEYS = tuple(f"{name}." for name in NOT_IDENTITY)  # beginnings of the keys that cannot change a result
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def diff_runs(first: Run, second: Run) -> Diff:
     """Returns the differences of two runs."""
     runs = (first, second)
     keys = differing(*(flatten(run.config) for run in runs))
-    changing = set().union(*(identity_keys(run.config) for run in runs))
+    changing = changing_keys(first.config, second.config)
     rows = [logged_values(run) for run in runs]
     return Diff(
         folders=(first.folder, second.folder),
@@ -95,10 +94,16 @@ def diff_runs(first: Run, second: Run) -> Diff:
     )
 
 
-def identity_keys(config: Config) -> set[str]:
-    """Returns the keys of a config that can change the result of its run."""
-    callbacks = flatten({"callbacks": identity_of_callbacks(config)})
-    return {*callbacks, *(key for key in flatten(config) if not key.startswith(OTHER_KEYS) and key not in NOT_IDENTITY)}
+def identity_values(config: Config) -> Json:
+    """Returns the values of a config that determine the result of its run (`identity`), by dotted key."""
+    callbacks = identity_of_callbacks(config)
+    others = {name: node for name, node in identity(config).items() if name not in callbacks}
+    return flatten({**others, "callbacks": callbacks} if callbacks else others)
+
+
+def changing_keys(first: Config, second: Config) -> set[str]:
+    """Returns the keys of two configs whose values differ and can change the result."""
+    return {*differing(identity_values(first), identity_values(second))}
 
 
 def as_number(value: object) -> float | None:

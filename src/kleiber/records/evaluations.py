@@ -1,32 +1,34 @@
-"""The scores of evaluations in summary.json, as eval/<name>/<data>/<metric> among the metrics of a stage."""
+"""The scores of evaluations in summary.json, as eval/<name>/<data>/<metric> among the metrics of a stage.
+
+RUN/evals/<name>.json has the settings with which the data sets of the run's own evaluation were measured last, whether
+by the run or by `kleiber eval`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from kleiber.config.errors import Status
+from kleiber.config.stages import quantity
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.folder import status, without_nulls
 from kleiber.records.summary import Scores
 from kleiber.records.summary_file import SUMMARY, read_summary
-from kleiber.types import Config
+from kleiber.types import Config, Json
 
 
-def add_metrics(folder: Path, stage: str, scores: Scores, replaced: str | None = None) -> None:
+def add_metrics(folder: Path, stage: str, scores: Scores, replaced: tuple[str, ...] = ()) -> None:
     """Adds scores to the metrics of a finished stage in summary.json, where there is such a file.
 
-    replaced  prefix of earlier metrics that are removed, such as eval/perplexity/
+    replaced  prefixes of earlier metrics that are removed, such as eval/perplexity/docs/
     """
     values = read_summary(folder)
     if values is None:
         return
     for record in values["stages"]:
         if record["name"] == stage:
-            kept = {
-                key: value
-                for key, value in record["metrics"].items()
-                if replaced is None or not key.startswith(replaced)
-            }
+            kept = {key: value for key, value in record["metrics"].items() if not key.startswith(replaced)}
             record["metrics"] = {**kept, **scores}
     write_json(folder / SUMMARY, values)
 
@@ -41,20 +43,60 @@ def missing_evaluations(folder: Path, config: Config) -> list[str]:
 
     The evaluations of a run are no part of its identity, so a run with others is the same run.
     """
-    nodes = {name: node for name, node in (config.get("evals") or {}).items() if node is not None}
+    names = [name for name, node in (config.get("evals") or {}).items() if node is not None]
     stages = (read_summary(folder) or {}).get("stages")
     metrics = stages[-1]["metrics"] if stages else {}
     return [
         name
-        for name, node in nodes.items()
-        if not any(key.startswith(f"eval/{name}/") for key in metrics) or _has_other_settings(folder, name, node)
+        for name in names
+        if not any(key.startswith(f"eval/{name}/") for key in metrics) or _has_other_settings(folder, name, config)
     ]
 
 
-def _has_other_settings(folder: Path, name: str, node: Config) -> bool:
-    """Whether the results of an evaluation were measured with other settings than those of `node`."""
+def settings_of(node: Config | None, tokens: int | None, limit: int | None = None, data: Iterable[str] = ()) -> Json:
+    """What determines the results of an evaluation of a model.
+
+    node    its config
+    tokens  target tokens to score per data set; None leaves the number to the evaluation
+    limit   rows to score of each table; None for all
+    data    names or paths of the data sets that a command line chose
+    """
+    return {"evaluation": node, "tokens": tokens, "limit": limit, "data": [*data]}
+
+
+def settings_of_run(config: Config, name: str) -> Json:
+    """The settings with which a run with this config evaluates itself."""
+    tokens = config["eval"]["tokens"]
+    return settings_of(config["evals"][name], None if tokens is None else round(quantity(tokens)))
+
+
+def updated_settings(folder: Path, stage: str, name: str, measured: Iterable[str], settings: Json) -> Json:
+    """The settings of the data sets of a run's own evaluation, after `kleiber eval` has measured a stage on some data.
+
+    Those of another stage than the last stay as they are, because the scores of the run are those of its last stage.
+    """
+    recorded, stages = _recorded_settings(folder, name) or {}, (read_summary(folder) or {}).get("stages")
+    if not stages or stages[-1]["name"] != stage:
+        return recorded
+    return {**recorded, **{data: settings for data in measured if data in recorded}}
+
+
+def _recorded_settings(folder: Path, name: str) -> Json | None:
+    """The settings by data set; None where they were not recorded."""
     try:
         settings = read_json(folder / "evals" / f"{name}.json").get("settings")
     except DamagedFile:
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def _has_other_settings(folder: Path, name: str, config: Config) -> bool:
+    """Whether a run was not evaluated with the settings of `config` on each data set of its own evaluation, or on none.
+
+    Results without recorded settings count as those of `config`.
+    """
+    recorded = _recorded_settings(folder, name)
+    if recorded is None:
         return False
-    return isinstance(settings, dict) and without_nulls(settings) != without_nulls(node)
+    settings = without_nulls(settings_of_run(config, name))
+    return not recorded or any(each != settings for each in without_nulls(recorded).values())

@@ -25,6 +25,7 @@ from kleiber.records.summary import Summary
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
 
+SAME_AS_NULL = (("separator", "auto"),)  # key and value of a config, at any depth
 # Keys that cannot change the result: where a run is written, what logs it, and the hardware. `design` plans a sweep.
 NOT_IDENTITY = (
     "hydra",
@@ -85,9 +86,13 @@ def identity_of_callbacks(config: Config) -> Json:
 
 
 def without_nulls(config: Config) -> Json:
-    """A config without its null keys, except where the default of the class is not null: there null is a choice."""
+    """A config without its null keys, except where the default of the class is not null: there null is a choice.
+
+    A key whose value means the same as null is left out too.
+    """
     defaults = _defaults(config)
     kept = {key: value for key, value in config.items() if value is not None or defaults.get(key) is not None}
+    kept = {key: value for key, value in kept.items() if (key, value) not in SAME_AS_NULL}
     return {key: _without_nulls(value) for key, value in kept.items()}
 
 

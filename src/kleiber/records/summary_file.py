@@ -73,7 +73,7 @@ def summary_or_warning(folder: Path) -> Json:
     try:
         return read_summary(folder) or {}
     except (DamagedFile, OtherSchema) as error:
-        warn_once(f"{error}; the run counts as not started")
+        warn_once(f"{error}; it is read as missing, so a run that has begun counts as killed")
         return {}
 
 

@@ -203,6 +203,12 @@ class EarlierText:
         with full_parameters(model):
             return {"text": generate_samples(model, self.vocabulary.begin, tokens, seed, self.temperature)}
 
+    def objectives(self, tasks: Sequence[Task]) -> list[Objective]:
+        """The objectives of the earlier tasks whose text is read, or under which generated text is read."""
+        if self.source == "generated":
+            return [task.objective for task in tasks if task.objective.likelihood][:1]
+        return [task.objective for task in tasks if task.train is not None]
+
     def tasks(self, tasks: Sequence[Task], memory: Json, tokens: float | None = None) -> list[Task]:
         """Tasks with the samples to read.
 

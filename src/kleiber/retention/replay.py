@@ -2,13 +2,14 @@
 
 Samples of an earlier task with the objective and layout of the stage's samples are mixed with them, in exact
 proportions in every block of samples. A task with another objective or layout is replayed as a penalty: its loss on as
-many of its samples as a mixture of this fraction would hold is added to the loss of the stage.
+many of its samples as a mixture of this fraction would hold is added to the loss of the stage, and its output layer is
+trained too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -67,20 +68,30 @@ class Replay(Retention):
         self.text = EarlierText("replay", source, generated_tokens, temperature, vocabulary)
         # Tasks that cannot be mixed in, with the number of their samples per sample of a batch.
         self.separate: list[tuple[Task, float]] = []
+        self.outputs: Mapping[str, int] = {}  # those of the stage's objective
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         """Remembers the seed and, where the text is generated, the text."""
         self.memory = {"seed": seed, **self.text.generate(model, seed)}
 
+    def trained_objectives(self, tasks: Sequence[Task]) -> list[Objective]:
+        """Those of the tasks that are replayed."""
+        return self.text.objectives(tasks)
+
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        """The stage's samples mixed with those of earlier tasks that have the same objective and layout."""
+        """The stage's samples mixed with those of earlier tasks that have the same objective and layout.
+
+        Raises ValueError for another task whose loss depends on all samples of a step.
+        """
         replayed = self.text.tasks(tasks, self.memory, self.kept_tokens)
-        share = self.fraction / len(replayed)
         mixed = [task for task in replayed if same_loss(task.objective, objective) and same_layout(task.train, train)]
         separate = [task for task in replayed if task not in mixed]
-        share /= 1 - share * len(separate)  # of the samples of a batch, where these are not
-        self.separate = [(task, share) for task in separate]
-        return mix_earlier(train, [task.train for task in mixed if task.train is not None], share) if mixed else train
+        for task in separate:
+            check_independent(task)
+        share = share_of_batch(self.fraction, len(replayed), len(separate))
+        self.separate, self.outputs = [(task, share) for task in separate], objective.outputs
+        samples = [task.train for task in mixed if task.train is not None]
+        return mix_earlier(train, samples, self.fraction, len(separate)) if mixed else train
 
     def extra_passes(self, rows: int) -> tuple[float, float]:
         """Passes over the samples of earlier tasks that are not mixed in, on average."""
@@ -113,13 +124,16 @@ class Replay(Retention):
     def drawn(self, model: Model, batch: Batch, step: int) -> Iterator[tuple[Task, Batch | None, int]]:
         """Each task that cannot be mixed in, with its samples for a batch and their number.
 
-        Where there are none, other ranks may have drawn some, and wait for the weights or counts that this rank holds:
-        it then passes over a sample that does not count.
+        Where there are none, other ranks may have drawn some, and wait for the weights or counts that this rank holds.
+        An output layer that only this task reads needs a gradient in every step too, whatever the ranks have drawn. In
+        both cases it passes over a sample that does not count.
         """
+        waits = sharded_modules(model) or counts_over_ranks(model)
         for stream, (task, rate) in enumerate(self.separate):
             samples = reference_samples(task, batch, self.memory["seed"], step, stream, rate)
             number = 0 if samples is None else len(samples)
-            if samples is None and task.train is not None and (sharded_modules(model) or counts_over_ranks(model)):
+            reads_other_layers = task.objective.outputs != self.outputs
+            if samples is None and task.train is not None and (waits or reads_other_layers):
                 samples = task.train.gather(np.array([0])).to(batch.tokens.device)
             yield task, samples, number
 
@@ -132,12 +146,36 @@ def same_layout(first: Samples | None, second: Samples) -> bool:
     return fields[0] == fields[1] and ("real" in fields[0] or batches[0].tokens.shape == batches[1].tokens.shape)
 
 
-def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
-    """A mixture with `share` of the tokens of each earlier task, and the rest of the stage's samples.
+def check_independent(task: Task) -> None:
+    """Raises ValueError for a task whose losses depend on all samples of a step, which are not drawn together."""
+    if type(task.objective).prepare_step is not Objective.prepare_step:
+        name = type(task.objective).__name__.lower()
+        raise ValueError(
+            f"retention.replay cannot replay the earlier task {task.name} beside the batches of this stage, because "
+            f"the loss of objective={name} depends on all samples of a step: give both the same objective and kind of "
+            "data, or use l2sp or wise"
+        )
+
+
+def share_of_batch(fraction: float, num_tasks: int, num_separate: int) -> float:
+    """The share of each of `num_tasks` earlier tasks in a batch that does not hold the samples of the separate ones.
+
+    fraction  share of all earlier tasks in the samples of a step, with those of the separate tasks
+    """
+    share = fraction / num_tasks
+    return share / (1 - share * num_separate)
+
+
+def mix_earlier(train: Samples, replayed: Sequence[Samples], fraction: float, num_separate: int = 0) -> Mixture:
+    """A mixture with an equal share of the tokens of each earlier task, and the rest of the stage's samples.
 
     A set of samples that is a mixture keeps its fractions. Raises ValueError for a share that is too small for a block.
+
+    fraction      share of all earlier tasks
+    num_separate  number of earlier tasks that have their share beside the mixture
     """
-    count = len(replayed)
+    count, num_tasks = len(replayed), len(replayed) + num_separate
+    share = share_of_batch(fraction, num_tasks, num_separate)
     tokens = [1 - share * count, *(share for _ in replayed)]
     fractions = sample_fractions(tokens, [mean_tokens(samples) for samples in (train, *replayed)])
     new_parts, *earlier = (
@@ -147,9 +185,11 @@ def mix_earlier(train: Samples, replayed: Sequence[Samples], share: float) -> Mi
     earlier_parts = [pair for pairs in earlier for pair in pairs]
     smallest = min(fraction for _, fraction in earlier_parts)
     if smallest < 1 / LARGEST_BLOCK:
-        least = share * count / (smallest * LARGEST_BLOCK)
+        least = fraction / (smallest * LARGEST_BLOCK)
+        digits = 1 - math.floor(math.log10(least))  # two significant digits, rounded up
+        least = math.ceil(least * 10**digits * (1 - 1e-9)) / 10**digits
         raise ValueError(
-            f"retention.replay.fraction={share * count:g} is too small for {count} earlier tasks: the smallest part "
+            f"retention.replay.fraction={fraction:g} is too small for {num_tasks} earlier tasks: the smallest part "
             f"would get less than one sample in {LARGEST_BLOCK}; set at least {least:g}"
         )
     parts, part_fractions = zip(*new_parts, *earlier_parts, strict=True)

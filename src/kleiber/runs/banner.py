@@ -30,7 +30,11 @@ def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequ
         rows.append(("training", describe_steps(stages[0])))
     else:
         rows += [(f"stage {stage.name}", describe_steps(stage)) for stage in stages]
-    rows += [("validation", text) for text in dict.fromkeys(describe_validation(tree, stage) for stage in stages)]
+    validations = {stage.name: describe_validation(tree, stage) for stage in stages}
+    if len({*validations.values()}) == 1:
+        rows.append(("validation", validations[stages[0].name]))
+    else:
+        rows += [(f"validation of {name}", text) for name, text in validations.items()]
     if first.privacy is not None:
         rows.append(("privacy", first.privacy.describe(first.stop_step)))
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
@@ -80,7 +84,8 @@ def describe_validation(tree: Tree, stage: Stage) -> str:
     """Returns when the tasks of a stage are scored while it trains, and on how many tokens."""
     tasks = tree.stage_tasks(stage).current
     every = validation_interval(stage, tasks)
-    when = f"every {every:,} steps" if 0 < every < stage.plan.stop_step else "after the last step"
+    interval = "every step" if every == 1 else f"every {every:,} steps"
+    when = interval if 0 < every < stage.plan.stop_step else "after the last step"
     return f"{when}, on {scored_tokens(tasks, token_limit(stage.config)):,} tokens"
 
 

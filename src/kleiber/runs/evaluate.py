@@ -24,7 +24,13 @@ from kleiber.evals.measure import (
     save_results,
     to_json,
 )
-from kleiber.records.evaluations import add_metrics, missing_evaluations
+from kleiber.records.evaluations import (
+    add_metrics,
+    missing_evaluations,
+    settings_of,
+    settings_of_run,
+    updated_settings,
+)
 from kleiber.records.files import write_json
 from kleiber.records.locks import locked
 from kleiber.records.summary_file import read_summary
@@ -93,7 +99,10 @@ def run_evaluations(
         measured = measurement.measure(subject)
         results[measurement.name] = to_json(measured)
         if subject.folder is not None:
-            save_results(subject.folder, measurement.name, measured, nodes[measurement.name])
+            settings = settings_of(nodes[measurement.name], subject.tokens, limit, data)
+            of_stage = find_stage_name(path, stage)
+            by_data = updated_settings(subject.folder, of_stage, measurement.name, measured.scores, settings)
+            save_results(subject.folder, measurement.name, measured, by_data)
         if home is not None:
             home.mkdir(exist_ok=True)
             draw_figures(measurement, results[measurement.name], subject.folder, home)
@@ -235,5 +244,7 @@ def complete_evaluations(folder: Path, config: Config) -> None:
     for measurement in plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, training=True):
         results = measurement.measure_or_warn(subject)
         if results is not None:
-            save_results(folder, measurement.name, results, config["evals"][measurement.name])
-            add_metrics(folder, stage, metrics(measurement.name, results), replaced=f"eval/{measurement.name}/")
+            replaced = tuple(f"eval/{measurement.name}/{data}/" for data in results.scores)
+            add_metrics(folder, stage, metrics(measurement.name, results), replaced)
+            settings = settings_of_run(config, measurement.name)
+            save_results(folder, measurement.name, results, dict.fromkeys(results.scores, settings))

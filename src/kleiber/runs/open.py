@@ -206,12 +206,16 @@ def head_sizes(model: Model) -> dict[str, int]:
     return {name: len(head.get_parameter("weight")) for name, head in model.heads.items()}
 
 
-def freeze_unused_heads(model: Model, objective: Objective) -> None:
-    """Freezes the output layers that the objective does not read, because they get no gradient."""
+def freeze_unused_heads(model: Model, objectives: Sequence[Objective]) -> None:
+    """Freezes the output layers that none of the objectives reads, because they get no gradient.
+
+    objectives  that of the stage, and those of earlier tasks that it trains too
+    """
+    read = {name for objective in objectives for name in objective.outputs}
     for name, head in model.heads.items():
-        if name not in objective.outputs:
+        if name not in read:
             head.requires_grad_(False)
-    if objective.outputs:
+    if all(objective.outputs for objective in objectives):
         model.freeze_head()
 
 

@@ -16,7 +16,7 @@ from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
 from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
-from kleiber.records.folder import TOKENIZER, read_config
+from kleiber.records.folder import TOKENIZER, read_config, study_folder
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -70,6 +70,23 @@ def with_present_paths(config: Config, folder: Path) -> Json:
         return text if path == Path(text) else str(path)
 
     return map_strings(config, present)
+
+
+def with_paths_to_study(config: Config, folder: Path) -> Json:
+    """Returns the config as `with_present_paths`, in which runs of the same study that are gone are beside `folder`.
+
+    They may be in the archive there, without folders of their own.
+    """
+    home = folder.absolute().parent
+    recorded = (f"{config['root']}/{config['name']}/", f"{study_folder(config)}/")
+
+    def present(text: str) -> str:
+        study = next((study for study in recorded if text.startswith(study)), None)
+        if study is None or Path(study, text.removeprefix(study).split("/")[0]).exists():
+            return text
+        return f"{home}/{text.removeprefix(study)}"
+
+    return map_strings(with_present_paths(config, folder), present)
 
 
 def _exists(path: Path) -> bool:

@@ -21,7 +21,7 @@ from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
 from kleiber.runs.stage_record import complete_record
-from kleiber.runs.stage_retention import begin_retention, end_retention
+from kleiber.runs.stage_retention import begin_retention, end_retention, trained_objectives
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
@@ -41,7 +41,7 @@ from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
 from kleiber.types.retention import Retention
 
@@ -118,10 +118,10 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
     saved, resumed = tree.newest_checkpoint(stage, limit)
     start = saved.step if saved else 0
-    load_weights(tree, stage, model, saved)
+    tasks, methods = tree.stage_tasks(stage), build_retention(cfg, plan.corpus)
+    load_weights(tree, stage, model, saved, trained_objectives(methods, stage, tasks))
     hardware.shard(model)
     tree.begin_objective(stage, model)
-    tasks = tree.stage_tasks(stage)
     record = stage.new_record(tasks)
     if stage.parent and not stage.continues:  # it may have stopped before the steps of its plan
         record.branch_step = tree.done[stage.parent]["steps"]
@@ -134,7 +134,6 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     if rollbacks:
         record.rollbacks = [*rollbacks[:-1], {**rollbacks[-1], "to": start}]
-    methods = build_retention(cfg, plan.corpus)
     # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
@@ -223,10 +222,14 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     return [*clocks, evaluate, *stops, *others, *writers, preempt, *(clock.start_callback() for clock in clocks)]
 
 
-def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:
+def load_weights(
+    tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None, objectives: Sequence[Objective]
+) -> None:
     """Loads the weights that a stage starts or resumes with, and freezes those that it does not train.
 
     The checkpoint of a stage with an adapter holds only the trained weights; the others are those it started from.
+
+    objectives  whose output layers are trained
     """
     model.to(tree.hardware.device, tree.hardware.dtype)
     reset_peak_memory(tree.hardware.device)  # that of an earlier stage
@@ -235,7 +238,7 @@ def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Check
     has_adapter = stage.config.adapter is not None
     if has_adapter:
         build(stage.config.adapter).apply(model, stage.config.seed)
-    freeze_unused_heads(model, stage.plan.objective)
+    freeze_unused_heads(model, objectives)
     if saved:
         saved.load_model(model, checkpoint.trained_names(model) if has_adapter else None)
 

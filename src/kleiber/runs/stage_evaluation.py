@@ -10,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.stages import quantity
 from kleiber.data.order import Reading
 from kleiber.evals.measure import make_subject
+from kleiber.records.evaluations import settings_of_run
 from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.evaluations import RunEvaluations
+from kleiber.types import Json
 from kleiber.types.contracts import Corpus, Task
 
 VALIDATIONS = 4  # of a stage, at most, where eval.every_steps is null
@@ -76,6 +78,7 @@ def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> 
 def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> RunEvaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
     settings, tokens = stage.config.eval, token_limit(stage.config)
+    config: Json = OmegaConf.to_container(stage.config, resolve=True)  # type: ignore[assignment]
     reading = plan_reading(stage.config, plan.corpus, plan.rows)
     is_trunk = any(other.continues and other.parent == stage.name for other in tree.stages)
     return RunEvaluations(
@@ -83,7 +86,7 @@ def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) 
         make_subject(plan.model, plan.corpus, plan.objective, tokens, min(plan.scored_rows, 64), reading),
         record,
         tree.folder,
-        OmegaConf.to_container(stage.config.evals, resolve=True),  # type: ignore[arg-type]
+        {name: settings_of_run(config, name) for name in config["evals"] or {}},
         batch_tokens=plan.batch_tokens,
         every=None if settings.every_tokens is None else round(quantity(settings.every_tokens)),
         at_start=tree.from_weights and stage.parent is None,

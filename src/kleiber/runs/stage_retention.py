@@ -14,9 +14,14 @@ from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.callbacks.fault_tolerance import method_name
 from kleiber.types import Json
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
 from kleiber.types.retention import Retention
+
+
+def trained_objectives(methods: Sequence[Retention], stage: Stage, tasks: StageTasks) -> list[Objective]:
+    """Returns the objective of a stage, and those of earlier tasks that its retention methods train beside it."""
+    return [stage.plan.objective, *(other for method in methods for other in method.trained_objectives(tasks.earlier))]
 
 
 def begin_retention(

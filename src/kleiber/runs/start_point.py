@@ -176,7 +176,8 @@ def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
     if vocabulary(corpus) != vocabulary(other):
         raise ValueError(
             f"{key}: data {other.name} has tokenizer {other.tokenizer.hash}, but data {corpus.name} has tokenizer "
-            f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer"
+            f"{corpus.tokenizer.hash}; a model must have one tokenizer: set data.tokenizer, or data.data.tokenizer. "
+            "data.tokenizer=bpe trains one on each text; data.tokenizer=RUN/tokenizer takes that of a run"
         )
 
 

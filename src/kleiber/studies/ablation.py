@@ -147,7 +147,9 @@ class Ablation(IntervalStudy):
         tables = {title: rows for title, rows in tables.items() if rows}
         figures: Figures = {}
         if len(ladders) > 1:
-            figures["gap_by_arm"] = lambda: arms_figure([c for c in changes if c.ladder is not None], self.target)
+            figures["gap_by_arm"] = lambda: arms_figure(
+                [c for c in changes if c.ladder is not None], self.target, self.level
+            )
         for change in changes:
             if change.ladder is not None:
                 name = "gap" if len(changes) == 1 else f"gap_{change.name}"

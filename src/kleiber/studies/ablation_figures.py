@@ -36,6 +36,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     import pandas as pd
 
     from kleiber.charts.theme import log_axis, with_title
+    from kleiber.studies.compare.labels import readable
 
     rows = [{**row, **_percent(row)} for row in scale_rows(change, level)]
     largest = float(ladder.compute.max())
@@ -44,7 +45,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     predicted = [(C, predict(ladder, C / largest, level)) for C in at.tolist()]
     band = pd.DataFrame([{"compute": C, **_percent(asdict(gap) | {"gap": gap.value})} for C, gap in predicted])
     x = log_axis("compute", "training compute (FLOPs)", at)
-    y, low = (alt.Y(f"{name}:Q", title=f"loss relative to {plain} (%)") for name in ("gap", "lo"))
+    y, low = (alt.Y(f"{name}:Q", title=f"loss relative to {readable(plain)} (%)") for name in ("gap", "lo"))
     colors = alt.Scale(domain=["yes", "held out"], range=["#0072B2", "#D55E00"])
     color = alt.Color("fitted:N", scale=colors, legend=alt.Legend(title="in the fit") if change.held_out else None)
     base, line = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=color), alt.Chart(band).encode(x=x)
@@ -56,26 +57,26 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
         base.mark_rule().encode(y=low, y2="hi:Q"), base.mark_point(filled=True, size=50, opacity=1).encode(y=y),
     ]  # fmt: skip
     subtitle = f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted"
-    return with_title(alt.layer(*layers), f"Gap of {change.name} vs training compute", subtitle=subtitle)
+    return with_title(alt.layer(*layers), f"Gap of {readable(change.name)} vs training compute", subtitle=subtitle)
 
 
-def arms_figure(changes: Sequence[Change], target: float) -> object:
+def arms_figure(changes: Sequence[Change], target: float, level: float) -> object:
     """The gap of each changed arm at the largest fitted scale and predicted at the target, with intervals."""
     import altair as alt
     import pandas as pd
 
     from kleiber.charts.theme import kind_color, with_title
+    from kleiber.studies.compare.chart_forms import interval_note
+    from kleiber.studies.compare.labels import readable
 
     places = {1.0: "largest fitted run, by the line", target: f"{target:g} times its compute"}
     rows = [
-        {"arm": change.name, "at": place, **_percent(asdict(gap) | {"gap": gap.value})}
+        {"arm": readable(change.name), "at": place, **_percent(asdict(gap) | {"gap": gap.value})}
         for change in changes
         for times, place in places.items()
         for gap in [change.predictions[times]]
     ]
-    order = sorted(
-        (change.name for change in changes), key=lambda name: next(r["gap"] for r in rows if r["arm"] == name)
-    )
+    order = [row["arm"] for row in sorted(rows, key=lambda row: row["gap"]) if row["at"] == places[1.0]]
     base = alt.Chart(pd.DataFrame(rows)).encode(
         y=alt.Y("arm:N", title=None, sort=order), yOffset=alt.YOffset("at:N", sort=list(places.values())),
         color=kind_color(list(places.values()), "at", alt.Legend(title=None)),
@@ -83,9 +84,8 @@ def arms_figure(changes: Sequence[Change], target: float) -> object:
     x, low = (alt.X(f"{name}:Q", title="loss relative to the plain arm (%)") for name in ("gap", "lo"))
     zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(x=x)
     layers = [zero, base.mark_rule().encode(x=low, x2="hi:Q"), base.mark_point(filled=True, size=50).encode(x=x)]
-    return with_title(
-        alt.layer(*layers), "Gap of each change, at the largest fitted run and predicted", height=60 + 40 * len(changes)
-    )
+    title = "Gap of each change, at the largest fitted run and predicted"
+    return with_title(alt.layer(*layers), title, 60 + 40 * len(changes), interval_note(level, rows))
 
 
 def _percent(row: Row) -> Row:

@@ -16,7 +16,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import as_row, from_row, paired_difference
-from kleiber.studies.compare.labels import LOSS, axis_label, readable
+from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
@@ -93,7 +93,10 @@ class Baselines(Transfer):
         panels = {str(arm_of(run.config)): objective_of(run.config) for run in runs if arm_of(run.config) is not None}
         if len(set(panels.values())) < 2:
             return charts
+        names = self.claimed.labels(runs, lambda run: arm_of(run.config))
         arms = at_common_budget(self.claimed.ladders(runs, lambda run: arm_of(run.config)))
+        arms = {names[name]: arm for name, arm in arms.items()}
+        panels = {names[name]: panel for name, panel in panels.items()}
         charts = {name: draw for name, draw in charts.items() if name != "pretraining_sizes"}
         for name in charts.keys() & {"pretraining_arms", "pretraining_tuning"}:
             charts[name] = partial(_draw_arms, name, arms, axis_label(self.measure), panels)
@@ -128,7 +131,7 @@ def arms_of(configs: Sequence[Config]) -> Callable[[Config], str | None]:
     def name(config: Config) -> str | None:
         """The arm of a run."""
         arm = pretrained_arm(config)
-        return None if arm is None else " from ".join(arm) if len(texts) > 1 else arm[0]
+        return None if arm is None else arm_from_text(*arm) if len(texts) > 1 else arm[0]
 
     return name
 
@@ -198,7 +201,7 @@ def _draw(differences: Sequence[Row], means: Sequence[Row], level: float) -> obj
     rows = [{**row, "task": ALL_TASKS} for row in means] + [row for row in differences if row["value"] is not None]
     pairs = list(dict.fromkeys((row["kind"], row["against"]) for row in means))
     entries = [
-        {**row, "panel": f"{readable(kind)} - {readable(against)}", "series": kind, "name": row["task"]}
+        {**row, "panel": f"{readable(kind)} - {readable(against)}", "series": kind, "name": readable(row["task"])}
         for kind, against in pairs
         for row in rows
         if (row["kind"], row["against"]) == (kind, against)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.arms import Arm, ArmOf, arm_name
 from kleiber.studies.compare.decision import as_row, paired_difference
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
@@ -37,6 +37,12 @@ class ChainOfThought(Compare):
         settings(point.config for point in points)
         return super().check_plan(points)
 
+    def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
+        return {
+            arm: f"{'worked steps' if steps else 'sum alone'}, width {width}"
+            for arm, (steps, width) in settings(run.config for run in runs).items()
+        }
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides the claims, and shows the exact match of each arm at every number of digits.
 
@@ -48,7 +54,7 @@ class ChainOfThought(Compare):
         if rows.empty:
             raise ValueError("no run here was scored on arithmetic: train with evals=exact_match and data=arithmetic")
         means = match_means(rows, self.level)
-        named = labels(runs)
+        named = self.labels(runs)
         gained = gains(arms, runs, self.level)
         shown = pd.concat([means[means["arm"] == arm] for arm in named if arm in arms])
         shown = shown.assign(arm=[named[arm] for arm in shown["arm"]])
@@ -59,7 +65,7 @@ class ChainOfThought(Compare):
             **findings.tables,
         }
         with_interval = [row for row in gained if row["lo"] is not None]  # which one seed has not
-        figures: Figures = {"digits": partial(chart, shown, [named.get(arm, arm) for arm in arms]), **findings.figures}
+        figures: Figures = {"digits": partial(chart, shown, [named[arm] for arm in arms]), **findings.figures}
         if with_interval:
             figures["gains"] = partial(gain_chart, with_interval)
         return replace(
@@ -107,14 +113,6 @@ def settings(configs: Iterable[Config]) -> dict[str, tuple[bool, int]]:
                 "study tells arms apart: give them another width, or use study=compare"
             )
     return dict(sorted(read.items(), key=lambda item: (item[1][1], item[1][0])))
-
-
-def labels(runs: Sequence[Run]) -> dict[str, str]:
-    """What each arm is called."""
-    return {
-        arm: f"{'worked steps' if steps else 'sum alone'}, width {width}"
-        for arm, (steps, width) in settings(run.config for run in runs).items()
-    }
 
 
 def gains(arms: Mapping[str, Arm], runs: Sequence[Run], level: float) -> list[Json]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, estimate_around
+from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
@@ -144,9 +145,10 @@ def figures(rows: Rows) -> Json:
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]
     by_size = seed_means(ends, ("objective", "active"), "loss")
+    by_size = by_size.assign(objective=by_size["objective"].map(readable))
     charts = {
         "sizes": lambda: line_chart(
-            by_size, "active", "parameters N", "objective", "Loss against size, by objective", log=True,
+            by_size, "active", "parameters N", "objective", "Loss vs parameters, by objective", log=True,
             subtitle="slopes compare; levels do not", value="loss (nats per target)",
         )
     }  # fmt: skip
@@ -155,7 +157,7 @@ def figures(rows: Rows) -> Json:
             size=lambda t: [format_count(n) for n in t["active"]]
         )
         charts[f"tokens_{kind}"] = lambda means=means, kind=kind: line_chart(
-            means, "tokens", "training tokens D", "size", f"Loss against tokens: {kind}", every=2, log=True,
+            means, "tokens", "training tokens D", "size", f"Loss vs tokens, {readable(kind)}", every=2, log=True,
             value="loss (nats per target)",
         )  # fmt: skip
     return charts

@@ -25,6 +25,7 @@ from kleiber.studies.compare.frontier import (
     best_settings,
     require_common_base,
 )
+from kleiber.studies.compare.labels import text_labels
 from kleiber.studies.compare.noise import on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
@@ -103,7 +104,7 @@ class Forgetting(EqualTargetStudy):
             "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
             "differences": differences, "loads": expert_loads.load_table(rows, chosen, self.level),
             "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
-            "complaints": self.complaints(target),
+            "complaints": self.complaints(target), "texts": text_labels(runs),
             "claims": [*(entry.verdict for entry in differences), *further_claims(rows, each)],
         }  # fmt: skip
 
@@ -288,7 +289,7 @@ def figures(record: Json) -> Figures:
         trained = rows[~on_line(rows["method"])]
         best = best_settings(trained, ["method", "lr"], ["setting", "tokens"], "target")
         charts["tuning"] = lambda: drawing.over(trained.merge(best, on=CELL), "lr", "target", order)
-    charts["matrix"] = lambda: drawing.task_losses(rows, keys, order)
+    charts["matrix"] = lambda: drawing.task_losses(rows, keys, order, record["texts"])
     if record["loads"]:
         charts["loads"] = lambda: drawing.loads(record["loads"], names)
     return charts

@@ -17,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
 from kleiber.studies.compare.decision import Claim, Decision, level_of_each, mean_estimate, overall
 from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
-from kleiber.studies.compare.labels import LOSS, label_of, unit_of
+from kleiber.studies.compare.labels import LOSS, label_of, readable, unit_of
 from kleiber.studies.compare.study import Compare, compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
@@ -104,7 +104,7 @@ class Instructions(Compare):
                 *findings.verdicts,
             ],
             tables={"Scores before and after tuning": rows, "Claims about the start": changed, **findings.tables},
-            figures={"scores": partial(chart, rows), **charts},
+            figures={"scores": partial(chart, rows, self.labels(runs)), **charts},
             methods=f"{METHODS} {findings.methods}",
             comparison=comparison,
         )
@@ -188,13 +188,17 @@ def title_of(measure: str) -> str:
     return SHOWN[last] if last in SHOWN else f"loss on {'/'.join(middle)} (nats per token)"
 
 
-def chart(rows: Sequence[Json]) -> object:
-    """Losses and instruction following before and after tuning, a panel for each measure, with intervals."""
+def chart(rows: Sequence[Json], labels: Mapping[str, str]) -> object:
+    """Losses and instruction following before and after tuning, a panel for each measure, with intervals.
+
+    labels  what each arm is called
+    """
     import altair as alt
 
     from kleiber.charts.theme import apply_theme, kind_color
 
-    table = pd.DataFrame(rows)
+    named = {**labels, **{f"{arm}, {START}": f"{label}, {START}" for arm, label in labels.items()}, START: START}
+    table = pd.DataFrame([{**row, "model": named[row["model"]]} for row in rows])
     models = list(dict.fromkeys(table["model"]))
     arms_first = sorted(models, key=lambda model: model.endswith(START))  # with the colors of the page
     color = kind_color(models, "model", order=arms_first)
@@ -211,6 +215,6 @@ def chart(rows: Sequence[Json]) -> object:
                 x=value, tooltip=["model", alt.Tooltip("value:Q", format=".4f")]
             ),
         )
-        panels.append(layers.properties(title=str(measure), width=240, height=80))
+        panels.append(layers.properties(title=" ".join(map(readable, str(measure).split())), width=240, height=80))
     title = alt.TitleParams("Losses and instruction following before and after tuning", anchor="start")
     return apply_theme(alt.concat(*panels, columns=2).properties(title=title))

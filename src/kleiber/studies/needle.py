@@ -16,7 +16,7 @@ from functools import partial
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import arm_name
+from kleiber.studies.compare.arms import ArmOf, arm_name
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget, cell_scores
@@ -36,6 +36,9 @@ LABELS = {
 class Needle(Compare):
     """Compares arms in how well they recall a needle, by its depth and the length of the haystack."""
 
+    def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
+        return labels(runs, arm_of)
+
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides the claims, and shows the accuracy of each arm in every cell of depth and length."""
         findings = super().analyze(runs)
@@ -48,7 +51,8 @@ class Needle(Compare):
         cells = seed_means(rows[rows["depth"].notna()], ["arm", "length", "depth"], "accuracy", self.level, (0, 1))
         lengths = seed_means(rows[rows["depth"].isna()], ["arm", "length"], "accuracy", self.level, (0, 1))
         chance = guessing(runs)
-        named = labels(runs, [*arms])
+        named = self.labels(runs)
+        named = {arm: named[arm] for arm in arms}
         cells, lengths = (in_order(table, named) for table in (cells, lengths))
         tables = {
             "Accuracy by length of the haystack": listed(lengths),
@@ -82,14 +86,16 @@ def place(match: re.Match[str]) -> Row:
     return {"length": int(match[1]), "depth": math.nan if match[2] is None else float(match[2])}
 
 
-def labels(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, str]:
+def labels(runs: Sequence[Run], arm_of: ArmOf) -> dict[str, str]:
     """What each arm is called: its model, and the number of pairs in its haystacks where the arms differ in it.
 
     Arms that would be called the same have their own names.
     """
-    pairs = {arm_name(run): 1 + int(run.config["data"].get("distractors") or 0) for run in runs}
-    texts = {arm: LABELS.get(arm.partition("_")[0], arm) for arm in arms}
-    if len({pairs[arm] for arm in arms}) > 1:
+    pairs = {
+        str(arm_of(run)): 1 + int(run.config["data"].get("distractors") or 0) for run in runs if arm_of(run) is not None
+    }
+    texts = {arm: LABELS.get(arm.partition("_")[0], arm) for arm in pairs}
+    if len(set(pairs.values())) > 1:
         texts = {arm: f"{text}, {pairs[arm]} pairs" for arm, text in texts.items()}
     counts = Counter(texts.values())
     return {arm: text if counts[text] == 1 else arm for arm, text in texts.items()}

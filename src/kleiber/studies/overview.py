@@ -15,7 +15,7 @@ from kleiber.charts.theme import Chart, format_count
 from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
-from kleiber.records.diff import as_number, identity_keys
+from kleiber.records.diff import as_number, identity_values
 from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
@@ -79,10 +79,9 @@ def plain_config(run: Run) -> Json:
     Of a class and of a path, only the last part is returned.
     """
     try:
-        values = flatten(run.config)
+        values, changing = flatten(run.config), identity_values(run.config)
     except ConfigError:  # a run without a readable config is listed all the same
         return {}
-    changing = identity_keys(run.config)
     return {key: plain_value(key, value) for key, value in values.items() if key in changing}
 
 

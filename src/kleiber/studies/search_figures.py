@@ -24,14 +24,20 @@ def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate]
     """Returns functions that draw the figures, by name; none where every trial diverged."""
     if not any(map(math.isfinite, next(iter(trials.searched.values())).values())):
         return {}
-    charts: Figures = {"tuning_curve": lambda: tuning_curve(tuning, level), "keys": lambda: loss_by_key(trials)}
+    charts: Figures = {
+        "tuning_curve": lambda: tuning_curve(tuning, level, next(iter(trials.searched))),
+        "keys": lambda: loss_by_key(trials),
+    }
     if means:
         charts["finalists"] = lambda: finalists(trials, means, level)
     return charts
 
 
-def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
-    """Best loss vs number of trials: the expectation, and the band of the median where there is one."""
+def tuning_curve(tuning: Sequence[Row], level: float, tokens: float) -> Chart:
+    """Best loss vs number of trials: the expectation, and the band of the median where there is one.
+
+    tokens  after which the losses were measured
+    """
     import altair as alt
 
     from kleiber.charts.theme import log_axis, with_title
@@ -57,7 +63,8 @@ def tuning_curve(tuning: Sequence[Row], level: float) -> Chart:
         subtitle += f"; beyond {closed['trials'].max()} trials the band has no lower end"
     if bool(rows["hi"].isna().all()):
         layers, subtitle = layers[-1:], "the least loss so far"
-    return with_title(alt.layer(*layers), "Best validation loss vs number of trials", subtitle=subtitle)
+    title = f"Best validation loss after {tokens:,.0f} tokens vs number of trials"
+    return with_title(alt.layer(*layers), title, subtitle=subtitle)
 
 
 def loss_by_key(trials: Trials) -> Chart:

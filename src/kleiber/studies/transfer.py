@@ -112,7 +112,7 @@ class Transfer(IntervalStudy):
             headline(gaps, self.level),
             [*harm(domains, self.level), *verdicts, *cautions(rows, data)],
             {title: table for title, table in tables.items() if table},
-            figures(rows, gaps, data),
+            figures(rows, gaps, data, self.level),
             methods=METHODS.format(level=self.level, near=NEAR, overfitted=OVERFITTED),
         )
 
@@ -272,7 +272,7 @@ def tuning(tried: Rows) -> list[Json]:
     return first[["task", "kind", "start", "lr", "score", "loss"]].to_dict("records")
 
 
-def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
+def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row], level: float) -> Figures:
     """The figures that the runs allow, by name."""
     from kleiber.studies import transfer_figures as drawing
 
@@ -280,12 +280,12 @@ def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     if any(row["value"] is not None for row in gaps):
         if len({domain_of(row["start"]) for row in gaps}) > 1:
             charts["domains"] = lambda: drawing.gain_matrix(gaps)
-        charts["gaps"] = lambda: drawing.gains(gaps, rows)
+        charts["gaps"] = lambda: drawing.gains(gaps, rows, level)
     pretrained = rows.loc[rows["start"] != SCRATCH, "start"]
     if len(set(map(size_of, pretrained))) > 1:
         charts["texts"] = lambda: drawing.scores_by_text(rows)
     if rows.loc[pretrained.index, "share"].nunique() > 1:
         charts["labels"] = lambda: drawing.scores_by_labels(rows)
     if data:
-        charts["transferred"] = lambda: drawing.effective_data(data, rows)
+        charts["transferred"] = lambda: drawing.effective_data(data, rows, level)
     return charts

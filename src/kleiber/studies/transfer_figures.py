@@ -14,25 +14,23 @@ from kleiber.studies.compare.chart_forms import (
     GRAY,
     estimates,
     in_rows,
+    interval_note,
     matrix,
     span,
     values_axis,
 )
+from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.transfer_tables import ALL_TASKS, domain_of, size_of
 from kleiber.types import Row
 
-LABELS = {
-    "mlm": "masked", "clm": "causal", "sst2": "SST-2", "cola": "CoLA", "trec": "TREC", "ag_news": "AG News",
-    "mrpc": "MRPC", "stsb": "STS-B", SCRATCH: "from scratch", "docs": "documentation",
-}  # fmt: skip
-METRICS = {"mcc": "Matthews correlation"}
+LABELS = {"mlm": "masked", "clm": "causal", SCRATCH: "from scratch", "docs": "documentation"}
 PANEL = {"width": 250, "height": 150}
 
 
 def label(name: str) -> str:
     """What a kind, task or domain is called in figures."""
-    return LABELS.get(name, name)
+    return LABELS.get(name) or readable(name)
 
 
 def domains_of(rows: Rows) -> list[str]:
@@ -103,7 +101,7 @@ def dashed(value: float, y: alt.Y) -> list[Chart]:
 def axis_title(rows: Rows) -> str:
     """The names of the metrics of some rows."""
     metrics: list[str] = sorted(set(rows["metric"]))
-    return ", ".join(METRICS.get(name, name) for name in metrics)
+    return ", ".join(readable(name) for name in metrics)
 
 
 def scores_by_labels(rows: Rows) -> Chart:
@@ -126,8 +124,11 @@ def scores_by_labels(rows: Rows) -> Chart:
     return panels(shown, draw, "Score vs share of the labels", "lines: means over seeds; points: seeds")
 
 
-def gains(gaps: Sequence[Row], rows: Rows) -> Chart:
-    """Gain over training from scratch with the most labels: a panel for each task, a line for each kind and text."""
+def gains(gaps: Sequence[Row], rows: Rows, level: float) -> Chart:
+    """Gain over training from scratch with the most labels: a panel for each task, a line for each kind and text.
+
+    level  confidence level of the intervals
+    """
     most = max(row["share"] for row in gaps)
     kinds = len({row["kind"] for row in gaps})
     entries = [
@@ -138,7 +139,9 @@ def gains(gaps: Sequence[Row], rows: Rows) -> Chart:
         if row["share"] == most and row["value"] is not None
     ]
     title = f"Score above the same model from scratch, {share_label(most)}"
-    return estimates(entries, domains_of(rows), "score above training from scratch", title, zero=True)
+    return estimates(
+        entries, domains_of(rows), "score above training from scratch", title, True, interval_note(level, entries)
+    )
 
 
 def mean_last(row: Row) -> tuple[bool, str]:
@@ -190,8 +193,11 @@ def cell_text(row: Row) -> str:
     return text if row["lo"] is not None and (row["lo"] > 0 or row["hi"] < 0) else f"({text})"
 
 
-def effective_data(factors: Sequence[Row], rows: Rows) -> Chart:
-    """How many times the labels training from scratch needs, with intervals; from the largest text of each domain."""
+def effective_data(factors: Sequence[Row], rows: Rows, level: float) -> Chart:
+    """How many times the labels training from scratch needs, with intervals; from the largest text of each domain.
+
+    level  confidence level of the intervals
+    """
     shown = pd.DataFrame([bounded(row) for row in largest_texts(factors)])
     domains = domains_of(rows)
     shown = shown.assign(series=shown["start"].map(domain_of).map(label))
@@ -213,6 +219,7 @@ def effective_data(factors: Sequence[Row], rows: Rows) -> Chart:
         return alt.layer(line, bars, base.mark_point(size=46, filled=True).encode(y=y, shape=shape))
 
     subtitle = "a triangle: the score lies above or below the learning curve of the control, which ends there"
+    subtitle = "; ".join(filter(None, (interval_note(level, factors), subtitle)))
     return panels(shown, draw, "Labels that training from scratch needs for the same score", subtitle)
 
 

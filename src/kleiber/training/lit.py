@@ -52,7 +52,8 @@ class LitLM(LeanModule):
     schedule      f(step, total_steps) -> factor of every learning rate
     total_steps   number of steps that the schedule is planned for
     micro_batch   rows per forward and backward pass: changes the memory that a step needs, and not its result, except
-                  for other random numbers of dropout and of `model/router=noisy`
+                  for other random numbers of dropout and of `model/router=noisy`, and for the balance loss of
+                  `model.mlp.balance.scope=global`, which is taken over each micro-batch
     seed          seeds all random numbers of a step, together with the number of the step
     restored      optimizer state by parameter name, from a checkpoint
     retention     methods against forgetting, each with its memory

@@ -2,7 +2,8 @@
 
 Losses are sums over target tokens. Their gradients are accumulated, summed over ranks, and divided once by the number
 of target tokens in the global batch, so every split into micro-batches and ranks gives the same step.
-Where a model draws random numbers (dropout, `model/router=noisy`), another split draws other ones.
+Where a model draws random numbers (dropout, `model/router=noisy`), another split draws other ones. The balance loss of
+`model.mlp.balance.scope=global` is taken over each micro-batch, so it differs between splits into micro-batches.
 """
 
 from __future__ import annotations

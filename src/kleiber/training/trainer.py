@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -56,7 +56,7 @@ class Local:
     accelerator: Literal["cpu", "gpu"] = "cpu"
     devices: Count = 1
     precision: Literal[32, 64, "bf16"] = 32
-    threads: Count | None = None
+    threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
     checkpoint_activations: bool = False
     deterministic: bool = False

@@ -37,6 +37,13 @@ class Retention(nn.Module):
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         """Called before the stage's first step, with the model as it is then and the tasks of all earlier stages."""
 
+    def trained_objectives(self, tasks: Sequence[Task]) -> list[Objective]:
+        """The objectives of earlier tasks whose losses are trained beside that of the stage, with their output layers.
+
+        Called at every start of the stage, before all other hooks. Output layers that no objective reads are frozen.
+        """
+        return []
+
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
         """The samples that the stage trains on under `objective`; called at every start of the stage."""
         return train

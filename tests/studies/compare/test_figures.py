@@ -36,7 +36,7 @@ def test_arms_whose_measures_do_not_compare_are_drawn_in_panels_with_own_scales(
     arms = {**ARMS, "high_loss": replace(ARMS["plain"], name="high_loss", values_by_rate={0.01: {0: 50.0, 1: 51.0}})}
     panels = {"plain": "next tokens", "changed": "next tokens", "high_loss": "masked tokens"}
     chart = figures.tuning(arms, "loss", panels)
-    assert titles(chart) == ["next tokens", "masked tokens"] and "high loss" in drawn(chart, "series")
+    assert titles(chart) == ["next tokens", "masked tokens"] and "high_loss" in drawn(chart, "series")
     domains = [panel["layer"][0]["encoding"]["y"]["scale"]["domain"] for panel in chart.to_dict()["concat"]]
     assert domains[0][1] < 5 and domains[1][0] > 45
     assert titles(figures.side_by_side(arms, "loss", panels)) == ["next tokens", "masked tokens"]
@@ -91,7 +91,7 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
 def test_a_scatter_names_every_arm_at_its_place():
     rows = [{"arm": name, "params": arm.facts["params"], "loss": arm.mean} for name, arm in ARMS.items()]
     chart = figures.scatter(rows, list(ARMS), ("params", "parameters"), ("loss", "validation loss (nats per token)"))
-    assert drawn(chart, "arm") == set(ARMS) and drawn(chart, "x") == {5.0, 9.0}
+    assert drawn(chart, "series") == set(ARMS) and drawn(chart, "x") == {5.0, 9.0}
     assert "nats per token" in chart.to_json()
 
 
@@ -103,12 +103,14 @@ def test_an_axis_that_begins_near_zero_has_no_negative_ticks():
 
 
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
-    places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
+    places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "series": ["a", "b", "c"]})
     chart = figures.named(
-        pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "arm": ["d"]})]), alt.X("x:Q"), alt.Scale(zero=False)
+        pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "series": ["d"]})]),
+        alt.X("x:Q"),
+        alt.Scale(zero=False),
     )
-    heights = dict(zip(chart.data["arm"], chart.data["at"], strict=True))
+    heights = dict(zip(chart.data["series"], chart.data["at"], strict=True))
     room = 0.045 * (3.0 - 2.0)
     assert heights["a"] == 2.0 and heights["c"] == 2.002 and heights["d"] == 3.0
     assert np.isclose(heights["b"], heights["a"] + room)
-    assert chart.to_dict()["encoding"]["text"]["field"] == "arm"
+    assert chart.to_dict()["encoding"]["text"]["field"] == "series"

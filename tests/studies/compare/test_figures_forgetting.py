@@ -7,6 +7,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import figures as plots
+from kleiber.studies.compare.rows import CELL
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 
@@ -48,6 +49,14 @@ def test_the_figures_of_a_comparison_show_every_method(tmp_path):
     for name, draw in figures.items():
         arms = {"replay", "L2-SP"} if name == "differences" else {"plain fine-tuning", "replay", "L2-SP"}
         assert arms <= set(json.dumps(draw().to_dict()).split('"')), name
+
+
+def test_the_losses_of_tasks_are_named_by_their_texts(tmp_path):
+    write_study(tmp_path, seeds=2)
+    record = Forgetting().compare(read_runs(tmp_path))
+    chart = plots.task_losses(record["rows"], record["chosen"][CELL], record["order"], {"code": "domains (code)"})
+    (cells,) = chart.to_dict()["datasets"].values()
+    assert {cell["task"] for cell in cells} == {"docs", "domains (code)"}
 
 
 @pytest.mark.slow

@@ -64,6 +64,12 @@ def test_a_group_at_the_edge_of_its_grid_is_left_out_and_named(table):
     assert places.count("edge") >= 1 and "N = 1e+07" in edge and law.record["draws"] == []
 
 
+def test_a_verdict_names_ten_groups_and_counts_the_others():
+    law = fit(sweep(shift=9.0, sizes=(1e7, 3e7, 1e8), ratios=[10, 20, 40, 80], noise=0.0), "hyperparameter", map=ROLES)
+    (edge,) = [verdict["text"] for verdict in law.verdicts if verdict["code"] == "edge"]
+    assert edge.startswith("12 of 12") and edge.count("N = ") == 10 and "; and 2 more)" in edge
+
+
 def test_a_fit_without_refits_is_printed_without_intervals(table):
     law = fit(table, "hyperparameter", map=ROLES, bootstrap=0)
     assert str(law).count("   no interval\n") == 8 and "; no intervals\n" in str(law)  # 5 parameters, 3 exponents

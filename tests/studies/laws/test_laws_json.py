@@ -73,7 +73,13 @@ def test_without_refits_trunks_widen_the_interval_and_its_method_says_so(model, 
     assert without["alpha"]["method"] == "cluster t" and apart["alpha"]["method"] == "profile"
     for name in ("alpha", "A"):  # which are determined between trunks
         assert log_width(without[name]) > 1.3 * log_width(apart[name])
-    assert without["a_opt"]["reason"] and "method" not in without["a_opt"]
+
+
+def test_a_derived_quantity_without_refits_has_no_interval_and_stays_identified(without):
+    entry = without["a_opt"]
+    assert (entry["identified"], entry["lo"], entry["hi"]) == (True, None, None) and "method" not in entry
+    flat = numbers(alike_sizes(1))
+    assert not flat["E"]["identified"] and not flat["a_opt"]["identified"]
 
 
 def test_without_refits_the_interval_is_near_that_of_the_refits(without, refitted):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kleiber.objectives.clm import CLM
 from kleiber.records.progress import DISPLAY
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import progress
@@ -29,9 +30,8 @@ def evaluate(every: int = 5, targets: int = 600):
     held_out = SimpleNamespace(num_tokens=targets)
     held_out.first = lambda tokens: held_out
     record = StageRecord("main", objective="clm", tasks=["docs"])
-    return SimpleNamespace(
-        record=record, every=every, tokens=None, stage_tasks=[SimpleNamespace(name="docs", held_out=held_out)]
-    )
+    docs = SimpleNamespace(name="docs", held_out=held_out, objective=CLM())
+    return SimpleNamespace(record=record, every=every, tokens=None, stage_tasks=[docs], all=[docs])
 
 
 def module():
@@ -66,6 +66,15 @@ def test_the_line_has_loss_validation_speed_and_time_left(trainer, clock, capsys
     printed = capsys.readouterr().err.splitlines()
     assert [line for line in printed if "validation docs 3.5000 nats/token" in line] == printed[1:3]
     assert printed[-1] == lines[9]
+
+
+def test_the_loss_of_a_task_of_another_stage_has_the_unit_of_its_objective(trainer, capsys):
+    scored = evaluate()
+    scored.all.append(SimpleNamespace(name="topics", objective=SimpleNamespace(unit="loss/sample")))
+    scored.record.add_row(10, {"val/docs/loss": 3.5, "val/topics/loss": 0.5, "val/topics/accuracy": 0.9})
+    Progress(100, scored)._print_scores(10, 10)
+    scores = "docs 3.5000 nats/token; topics 0.5000 loss/sample, 0.9000 accuracy"
+    assert capsys.readouterr().err == f"step 10/10: validation {scores}\n"
 
 
 def test_one_step_and_one_evaluation_are_no_plural(trainer, clock, capsys):

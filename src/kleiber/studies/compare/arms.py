@@ -17,7 +17,7 @@ from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
 from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
-from kleiber.studies.compare.labels import LOSS
+from kleiber.studies.compare.labels import LOSS, arm_from_text
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.types import Config, Json, Row
 
@@ -284,7 +284,8 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
 def planned_seeds(run: Run, arm_of: ArmOf) -> int | None:
     """The number of seeds that the design of a run planned for its arm; None where the design did not name the arm."""
     study, design = (run.config.get(name) or {} for name in ("study", "design"))
-    if arm_of(run) not in study.values():
+    arm, kind, text = (study.get(key) for key in ("arm", "kind", "start"))
+    if arm_of(run) not in {arm, kind, arm_from_text(str(kind), str(text))} - {None}:
         return None
     seeds = study.get("seeds") or design.get("seeds")
     return max(seeds) if isinstance(seeds, list) else seeds

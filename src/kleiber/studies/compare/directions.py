@@ -1,11 +1,13 @@
-"""Whether a lower or a higher value of a measure is better, by the name of the measure or by the claims about it."""
+"""The metric of a measure, and whether a lower or a higher value of it is better, by its name or by claims about it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from kleiber.studies.compare.decision import Claim
+if TYPE_CHECKING:
+    from kleiber.studies.compare.decision import Claim
 
 LOWER = {
     "loss", "loss_reconstructed", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "nats", "error",
@@ -26,18 +28,28 @@ HIGHER = {
 SUFFIX = re.compile(r"(_at)?_[\d.]+$|_change$")  # of n-grams and coverages, as in distinct_2; and changes of a metric
 
 
-def better_direction(measure: str) -> str | None:
-    """Returns "lower" or "higher", whichever value of the measure is better; None where its name does not tell.
+def split_measure(measure: str) -> tuple[str, str, str]:
+    """Returns place, metric and detail of a measure: latency, decode_p50_ms and 1 of latency/decode_p50_ms/1.
 
-    The metric is the last part of the name, or the one before it, as in val/docs/position/64.
+    The metric is the last part of the name, or the one before it where that alone is known or the last is a number.
+    The detail is what comes after it, and the place what comes before it.
     """
-    for part in reversed(measure.split("/")[-2:]):
-        metric = SUFFIX.sub("", part)
-        if metric in LOWER or metric.endswith("_ms"):
-            return "lower"
-        if metric in HIGHER or metric.endswith("_per_s"):
-            return "higher"
-    return None
+    *places, last = measure.removeprefix("eval/").removeprefix("val/").split("/")
+    if places and _direction(last) is None and (_direction(places[-1]) or re.fullmatch(r"[\d.]+", last)):
+        return "/".join(places[:-1]), places[-1], last
+    return "/".join(places), last, ""
+
+
+def better_direction(measure: str) -> str | None:
+    """Returns "lower" or "higher", whichever value of the measure is better; None where its metric does not tell."""
+    return _direction(split_measure(measure)[1])
+
+
+def _direction(metric: str) -> str | None:
+    stem = SUFFIX.sub("", metric)
+    if stem in LOWER or stem.endswith("_ms"):
+        return "lower"
+    return "higher" if stem in HIGHER or stem.endswith("_per_s") else None
 
 
 def direction_of(measure: str, claims: Sequence[Claim]) -> str:

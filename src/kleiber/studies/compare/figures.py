@@ -35,9 +35,9 @@ WAYS = {"": "equal training tokens", " at equal time": "equal training time"}
 
 
 def losses_of(arms: Mapping[str, Arm]) -> list[Json]:
-    """A row for each run of the arms that has a finite measure: arm, series (its label), lr, seed, value."""
+    """A row for each run of the arms that has a finite measure: series (the arm), lr, seed, value."""
     return [
-        {"arm": name, "series": readable(name), "lr": lr, "seed": seed, "value": loss}
+        {"series": name, "lr": lr, "seed": seed, "value": loss}
         for name, arm in arms.items()
         for lr, by_seed in arm.values_by_rate.items()
         for seed, loss in by_seed.items()
@@ -53,10 +53,10 @@ def tuning(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | No
     """
     rows = pd.DataFrame(losses_of(arms))
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    title, order = f"{heading(measure)} vs learning rate", list(map(readable, arms))
+    title, order = f"{heading(measure)} vs learning rate", [*arms]
     if panels is None:
         return lines(rows, x, measure, order, title)
-    rows = rows.assign(panel=[panels[name] for name in rows["arm"]])
+    rows = rows.assign(panel=[panels[name] for name in rows["series"]])
     return lines(rows, x, measure, order, title, own_scales=True)
 
 
@@ -65,9 +65,8 @@ def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str
 
     panels  as in `tuning`
     """
-    rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["arm"]].best_lr])
-    rows = rows.assign(tuned=[not arms[name].untuned_because for name in rows["arm"]])
-    order = list(map(readable, arms))
+    rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
+    rows, order = rows.assign(tuned=[not arms[name].untuned_because for name in rows["series"]]), [*arms]
 
     def draw(part: Rows) -> Chart:
         """The panel of some of the arms."""
@@ -86,8 +85,8 @@ def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str
     if panels is None:
         return with_title(draw(rows), title, height=30 * len(arms), subtitle=hollow)
     charts = [
-        draw(part).properties(title=str(name), width=WIDTH, height=30 * part["arm"].nunique())
-        for name, part in rows.groupby([panels[name] for name in rows["arm"]], sort=False)
+        draw(part).properties(title=str(name), width=WIDTH, height=30 * part["series"].nunique())
+        for name, part in rows.groupby([panels[name] for name in rows["series"]], sort=False)
     ]
     return in_rows(charts, title, hollow, columns=1)
 
@@ -104,7 +103,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     ways = {gap["equal"] for gap in drawn}
     rows = [
         {
-            "series": readable(pair_arm(gap, order)),
+            "series": pair_arm(gap, order),
             "name": pair_name(gap) + (f", equal {gap['equal']}" if len(ways) > 1 else ""),
             "panel": f"difference in {measure}", **{name: gap[name] for name in ("value", "lo", "hi")},
         }
@@ -114,12 +113,12 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
     at = f" at equal {min(ways)}" if len(ways) == 1 else ""
     intervals = f" with {round(100 * level, 1):g}% intervals" if any(gap["lo"] is not None for gap in drawn) else ""
     title = f"Difference between arms{at}{intervals}; at 0 they are equal"
-    return estimates(rows, list(map(readable, order)), "", title, zero=True)
+    return estimates(rows, order, "", title, zero=True)
 
 
 def pair_name(row: Row) -> str:
     """The label of the difference between two arms."""
-    return f"{readable(row['arm'])} - {readable(row['against'])}"
+    return f"{row['arm']} - {row['against']}"
 
 
 def pair_arm(row: Row, order: Sequence[str]) -> str:
@@ -156,15 +155,14 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     order  the arms
     x, y   a column and its label
     """
-    frame = pd.DataFrame([{"arm": readable(row["arm"]), "x": row[x[0]], "y": row[y[0]]} for row in rows])
-    frame, names = frame.assign(series=frame["arm"]), list(map(readable, order))
+    frame = pd.DataFrame([{"series": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
     places = frame["x"].to_numpy(dtype=float)
     scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
     if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
         scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
     across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(labelOverlap=True, labelSeparation=6))
     dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
-    color = arm_color(names, names, legend=False)
+    color = arm_color(order, order, legend=False)
     up = alt.Scale(zero=False, padding=12)
     dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=up), color=color)
     return with_title(dots + named(frame, across, up), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
@@ -180,7 +178,7 @@ def named(places: pd.DataFrame, x: alt.X, up: alt.Scale, near: float = 0.045) ->
         beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
         heights.append(max([value, *beside]))
     text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
-    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="arm:N")
+    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="series:N")
 
 
 CHOSEN = (
@@ -198,17 +196,22 @@ def over(rows: Rows, x: str, y: str, order: Sequence[str], subtitle: str = "") -
     return lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
 
 
-def task_losses(rows: Rows, chosen: Rows, order: Sequence[str]) -> Chart:
-    """Loss of each task before fine-tuning and after each arm at its chosen setting, means over seeds."""
+def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[str, str]) -> Chart:
+    """Loss of each task before fine-tuning and after each arm at its chosen setting, means over seeds.
+
+    texts  of `text_labels`
+    """
     tasks = [name.removeprefix("loss/") for name in rows.columns if name.startswith("loss/")]
     first = rows.drop_duplicates("run")[[f"start/{task}" for task in tasks]].mean()
-    cells = [{"arm": "before", "task": task, "value": first[f"start/{task}"], "change": 0.0} for task in tasks]
+    names = {task: texts.get(task) or readable(task) for task in tasks}
+    cells = [{"arm": "before", "task": names[task], "value": first[f"start/{task}"], "change": 0.0} for task in tasks]
     kept = rows.merge(chosen, on=list(chosen.columns)).groupby("method")
     for arm in order:
         for task in tasks:
             loss = float(kept.get_group(arm)[f"loss/{task}"].mean())
-            cells.append({"arm": label(arm), "task": task, "value": loss, "change": loss - first[f"start/{task}"]})
-    x, y = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
+            change = loss - first[f"start/{task}"]
+            cells.append({"arm": label(arm), "task": names[task], "value": loss, "change": change})
+    x, y = alt.X("task:N", title=None, sort=None, axis=alt.Axis(labelAngle=0)), alt.Y("arm:N", title=None, sort=None)
     title = "Loss by task before and after fine-tuning"
     return matrix(pd.DataFrame(cells), x, y, "change (nats)", title, worse=True, subtitle=CHOSEN)
 
@@ -282,10 +285,7 @@ def tokens(rows: Rows) -> Chart:
     x, color = values_axis("D", "tokens of new text", plain["D"].round(-3), ".3~s"), series_color(rows)
     tips = ["series:N", "D:Q", alt.Tooltip("F:Q", format=".4f")]
     base = alt.Chart(plain).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tips)
-    return with_title(
-        base.mark_line(point=True),
-        "Forgetting vs new tokens, no replay",
-    )
+    return with_title(base.mark_line(point=True), "Forgetting vs new tokens, no replay")
 
 
 def observed(rows: Rows, record: Json) -> Chart:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
-from kleiber.records.diff import differing, identity_keys
+from kleiber.records.diff import changing_keys, differing
 from kleiber.studies.laws.table import round_down
 from kleiber.studies.study import IntervalStudy, PlannedPoint
 from kleiber.types import Config
@@ -46,7 +46,7 @@ def refuse_twins(placed: Iterable[tuple[Place | str, str, Config]]) -> None:
         if twin == name:
             continue
         differences = differing(flatten(theirs), flatten(config))
-        changing = identity_keys(theirs) | identity_keys(config)
+        changing = changing_keys(theirs, config)
         values = [f"{key} ({a}, {b})" for key, (a, b) in differences.items() if key in changing]
         if values:
             raise ValueError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
 from typing import ClassVar
 
@@ -36,7 +35,7 @@ from kleiber.studies.compare.differences import (
     side_by_side,
 )
 from kleiber.studies.compare.directions import direction_of
-from kleiber.studies.compare.labels import LOSS, axis_label
+from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
@@ -99,6 +98,10 @@ class Compare(IntervalStudy):
     def ladders(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
         """The arms of the runs at each of their budgets, as `read_ladders`."""
         return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction() == "higher")
+
+    def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
+        """What figures call each arm, as `arm_labels`."""
+        return arm_labels(runs, arm_of)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError for arms of equal configs, fewer than two arms, and a claim about an arm without runs.
@@ -173,6 +176,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: 
         "Arms": [arm.row() for ladder in ladders.values() for arm in ladder],
         "Speed and memory": cost_table(facts, pairs),
     }
+    drawn = differences_drawn(claims, pairs, ladders, measure, each)
     decision = overall([result.decision for result in results])
     comparison = {
         "schema": SCHEMA, "measure": measure, "equal": study.equal, "level": level, "looks": study.looks,
@@ -192,7 +196,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: 
             *arms_without_latency(facts),
         ],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, differences_drawn(claims, pairs, ladders, measure, each), each),
+        figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, arm_of)),
         methods=METHODS.format(level=f"{level:.0%}", claims=len(claims) + further_claims, looks=study.looks)
         + further_methods(tables),
         comparison=comparison,
@@ -250,12 +254,16 @@ def figures(
     measure: str,
     gaps: Mapping[str, Sequence[Row]],
     level: float,
+    names: Mapping[str, str],
 ) -> Figures:
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
     gaps   differences with intervals of the confidence level `level`, by the label of their measure
+    names  what the figures call each arm
     """
     label = axis_label(measure)
+    arms = {names[name]: arm for name, arm in arms.items()}
+    gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
     charts: Figures = {}
     if any(math.isfinite(value) for arm in arms.values() for value in arm.best_values.values()):
         charts["arms"] = lambda: _figures().side_by_side(arms, label)
@@ -263,9 +271,9 @@ def figures(
         charts["tuning"] = lambda: _figures().tuning(arms, label)
     if any(gaps.values()):
         charts["differences"] = lambda: _figures().differences(gaps, [*arms], level)
-    if trajectory := tables["Differences by training tokens"]:
+    if trajectory := with_labels(tables["Differences by training tokens"], names):
         charts["tokens"] = lambda: _figures().over_tokens(trajectory, [*arms], label)
-    rows, first = [arm.row() for arm in arms.values()], next(iter(arms.values()))
+    rows, first = with_labels([arm.row() for arm in arms.values()], names), next(iter(arms.values()))
     across = {f"by_{claim.measure.rpartition('/')[2]}": claim.measure for claim in claims if claim.measure != measure}
     if not all("params" in arm.facts and same(arm, first, "params") for arm in arms.values()):
         across["sizes"] = "params"
@@ -273,12 +281,10 @@ def figures(
         placed = [row for row in rows if row.get(column) is not None]
         title = "parameters" if column == "params" else axis_label(column)
         if placed:
-            charts[name] = partial(scatter, placed, [*arms], (column, title), (measure, label))
+            charts[name] = lambda placed=placed, x=(column, title): _figures().scatter(
+                placed, [*arms], x, (measure, label)
+            )
     return charts
-
-
-def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> object:
-    return _figures().scatter(rows, order, x, y)
 
 
 def _figures() -> ModuleType:

@@ -15,6 +15,7 @@ import pandas as pd
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
+from kleiber.studies.compare.directions import split_measure
 from kleiber.studies.compare.labels import label_of, unit_of
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Json, Row
@@ -141,7 +142,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 
 def metric_of(measure: str) -> str:
     """The metric of a measure in words, such as `accuracy` of val/sst2/accuracy."""
-    return measure.rpartition("/")[2].replace("_", " ")
+    return split_measure(measure)[1].replace("_", " ")
 
 
 def multiplier_sentence(row: Row, measure: str) -> str:

@@ -28,6 +28,7 @@ from kleiber.studies.laws.verdicts import Verdict
 from kleiber.types import Json, Row
 
 WIDEST = 2.0  # an exponent with a wider interval is not identified
+NAMED = 10  # a verdict names at most so many groups
 REASONS = {
     EDGE: "the least loss is at the edge of the grid: widen the grid",
     FLAT: "no convex surface fits the loss around the best run: add runs there",
@@ -172,7 +173,8 @@ def _place_verdicts(fits: Sequence[Optimum], form: HyperparameterLaw) -> list[Ve
     for place, reason in REASONS.items():
         names = [f"N = {fit.group.N:.3g}, D = {fit.group.D:.3g}" for fit in fits if fit.place == place]
         if names:
-            many = f"{len(names)} of {len(fits)} groups are left out ({'; '.join(names[:10])})"
+            more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+            many = f"{len(names)} of {len(fits)} groups are left out ({'; '.join([*names[:NAMED], *more])})"
             out.append(Verdict(place if place != FEW else "few_runs", "warn", f"{many}: {reason}"))
     return out
 

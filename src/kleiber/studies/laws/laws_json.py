@@ -81,7 +81,8 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
     sampled, undetermined = draws.derive() if draws else {}, fitted.law.derive(fitted.undetermined())
     along = {name: fitted.law.derive(path) for name, path in flat_paths(profiled).items()}
     for name, value in fitted.law.derive(fitted.values).items():
-        lo, hi = (float(end) for end in (interval(sampled[name], level) if name in sampled else (np.nan, np.nan)))
+        without = (np.nan, np.nan) if draws else (value[0], value[0])  # no refits were asked for
+        lo, hi = (float(end) for end in (interval(sampled[name], level) if name in sampled else without))
         reason = ""
         if fitted.dropped:
             reason = f"the term of {', '.join(fitted.dropped)} was fitted to 0 and dropped"
@@ -94,7 +95,7 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
             if moving:
                 reason = f"it depends on {', '.join(moving)}, which is not identified"
         point = float(value[0]) if np.isfinite(value[0]) else None
-        ends = (None, None) if reason else (lo, hi)
+        ends = (lo, hi) if draws and not reason else (None, None)
         entries[name] = _estimate(point, *ends, reason, draws.method if draws else None)
     return entries
 

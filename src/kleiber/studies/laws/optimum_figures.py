@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, size_color, with_title
+from kleiber.charts.theme import Chart, apply_theme, count_tip, format_count, log_axis, size_color, with_title
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.optima import INSIDE
@@ -37,39 +37,57 @@ def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[st
 
 
 def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Chart:
-    """Excess loss vs one hyperparameter, a line for each group, with the other hyperparameters as in its best run."""
-    parts, best, left_out = [], [], 0
-    groups = record["optima"]
-    N, D = rows.columns["N"], rows.columns["D"]
-    others = [other for other in form.axes if other != axis]
-    for row in groups:
-        near = (np.abs(N / row["N"] - 1) < 0.05) & (np.abs(D / row["D"] - 1) < 0.05)
-        for other in others:
-            near &= np.isclose(rows.columns[other], row[f"{other}_best_run"], rtol=1e-6)
-        name = {"size": format_count(row["N"]), "tokens": format_count(row["D"]), "group": f"{row['N']:g} {row['D']:g}"}
-        swept, member = np.unique(rows.columns[axis][near], return_inverse=True)
-        excess = 100 * (np.bincount(member, rows.target[near]) / np.bincount(member) / row["loss"] - 1)
-        close = excess <= 100 * SHOWN
-        left_out += int(np.isin(member, np.flatnonzero(~close)).sum())
-        parts.append(pd.DataFrame({"value": swept[close], "excess": excess[close]}).assign(**name))
-        if row[axis] is not None:
-            best.append({"value": row[axis], "excess": 0.0, **name})
-    shown = pd.concat(parts, ignore_index=True)
-    sizes = [format_count(size) for size in sorted({row["N"] for row in groups})]
-    color = size_color(sizes, alt.Legend())
-    x = log_axis("value", LABELS[axis], [*shown["value"], *(row["value"] for row in best)])
-    y = alt.Y("excess:Q", title="loss above the group's best run (%)", scale=alt.Scale(domain=[0, 100 * SHOWN]))
-    base = alt.Chart(shown).encode(x=x, y=y, color=color)
+    """Excess loss vs one hyperparameter, with the others as in the best run: a panel for each size, a line for each
+    number of tokens."""
+    groups, others = record["optima"], [other for other in form.axes if other != axis]
+    swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
+    close = swept["excess"].to_numpy() <= 100 * SHOWN
+    left_out = int(swept["runs"].to_numpy()[~close].sum())
+    best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": 0.0} for row in groups if row[axis] is not None])
+    shown = pd.concat([swept[close].assign(fitted=False), best.assign(fitted=True)], ignore_index=True)
+    tokens = list(dict.fromkeys(format_count(number) for number in sorted({row["D"] for row in groups})))
+    widths = alt.Scale(domain=tokens, range=np.linspace(2.4, 1.2, len(tokens)).tolist())  # lines may coincide
+    sizes = [_size(number) for number in sorted({row["N"] for row in groups})]
+    base = alt.Chart().encode(
+        x=log_axis("value", LABELS[axis], swept["value"][close]),
+        y=alt.Y("excess:Q", title="loss above the best run (%)", scale=alt.Scale(domain=[0, 100 * SHOWN])),
+        color=size_color(tokens, alt.Legend(), "training tokens D", "tokens"),
+    )
     tip = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    lines = base.mark_line(strokeWidth=1.2, opacity=0.8).encode(detail="group:N")
-    layers = [lines, base.mark_point(filled=True, size=22, opacity=0.9).encode(tooltip=tip)]
-    if best:
-        marks = alt.Chart(pd.DataFrame(best)).mark_point(shape="triangle-up", size=80, filled=True, yOffset=-4)
-        layers.append(marks.encode(x=x, y=y, color=color, tooltip=tip[:3]))
+    runs, optima = base.transform_filter("!datum.fitted"), base.transform_filter("datum.fitted")
+    layers = [
+        runs.mark_line().encode(detail="group:N", strokeWidth=alt.StrokeWidth("tokens:N", scale=widths, legend=None)),
+        runs.mark_point(filled=True, size=32, opacity=1).encode(tooltip=tip),
+        optima.mark_point(shape="triangle-up", size=80, filled=True, yOffset=-4).encode(tooltip=tip[:3]),
+    ]
+    facet = alt.Facet("size:N", title=None, sort=[*dict.fromkeys(sizes)])
+    panels = alt.layer(*layers, data=shown).properties(width=250, height=170).facet(facet=facet, columns=2)
     held = f"; {' and '.join(LABELS[other].partition(' (')[0] for other in others)} of the best run" if others else ""
-    subtitle = f"a line for each size and number of tokens{held}" + "; triangles: fitted optima" * bool(best)
+    subtitle = f"a line for each number of tokens{held}" + "; triangles: fitted optima" * bool(len(best))
     subtitle += f"; {left_out} runs above {100 * SHOWN:g} % not shown" * bool(left_out)
-    return with_title(alt.layer(*layers), f"Excess loss vs {LABELS[axis]}", subtitle=subtitle)
+    title = alt.TitleParams(f"Excess loss vs {LABELS[axis].partition(' (')[0]}", subtitle=subtitle)
+    return apply_theme(panels.properties(title=title))
+
+
+def _sweep(row: Row, rows: Table, axis: str, others: Sequence[str]) -> pd.DataFrame:
+    """The excess loss in percent at each value of a hyperparameter in a group, and the number of its runs."""
+    N, D = rows.columns["N"], rows.columns["D"]
+    near = (np.abs(N / row["N"] - 1) < 0.05) & (np.abs(D / row["D"] - 1) < 0.05)
+    for other in others:
+        near &= np.isclose(rows.columns[other], row[f"{other}_best_run"], rtol=1e-6)
+    values, member = np.unique(rows.columns[axis][near], return_inverse=True)
+    runs = np.bincount(member)
+    excess = 100 * (np.bincount(member, rows.target[near]) / runs / row["loss"] - 1)
+    return pd.DataFrame({"value": values, "excess": excess, "runs": runs}).assign(**_names(row))
+
+
+def _names(row: Row) -> dict[str, str]:
+    """What a figure calls the size and the number of tokens of a group, and a name of both."""
+    return {"size": _size(row["N"]), "tokens": format_count(row["D"]), "group": f"{row['N']:g} {row['D']:g}"}
+
+
+def _size(number: float) -> str:
+    return f"N = {format_count(number)}"
 
 
 def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart:

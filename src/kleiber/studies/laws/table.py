@@ -6,6 +6,7 @@ column of the same name. Every excluded row is recorded with the rule that exclu
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ POSITIVE = ("N", "D", "C", "M", "lr", "batch", "decay")  # roles whose logarithm
 # Roles of the columns of a folder of runs, as in `study=scaling`.
 OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
 SWEPT_OF_RUNS = {"lr": "lr", "batch": "batch_tokens"}
+# The same columns in kleiber's runs of a W&B folder; the loss is that of the only validation text.
+OF_WANDB = {
+    "trunk": "run",
+    "active": r"params/active",
+    "flops": r"total/flops/model",
+    "lr": r"optimizer\.lr",
+    "loss": r"val/.+/loss",
+}
 
 
 @dataclass
@@ -128,7 +137,7 @@ def read(path: str | Path) -> pd.DataFrame:
         from kleiber.records.wandb_file import read_wandb_runs
 
         frame = catalog.frame(catalog.read_runs(path))
-        frame = frame if len(frame) else pd.DataFrame(read_wandb_runs(path))
+        frame = frame if len(frame) else with_columns_of_runs(pd.DataFrame(read_wandb_runs(path)))
         if not len(frame):
             raise ValueError(f"{path} contains no runs: neither a folder with a summary.json nor a .wandb file")
         return frame
@@ -151,6 +160,18 @@ def read(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: the table has no rows")
     if repeated := _repeated_columns(path, frame):
         raise ValueError(f"{path} has several columns named {', '.join(map(repr, repeated))}: rename or remove them")
+    return frame
+
+
+def with_columns_of_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table of a W&B folder, with the columns that it would have as a folder of runs, where it lacks them.
+
+    A column that two columns could fill, such as the loss with two validation texts, is left to `--map`.
+    """
+    for name, pattern in OF_WANDB.items():
+        own = [column for column in frame.columns if re.fullmatch(pattern, str(column))]
+        if name not in frame.columns and len(own) == 1:
+            frame = frame.assign(**{name: frame[own[0]]})
     return frame
 
 

@@ -228,7 +228,7 @@ class Samples(LeanCallback):
         folder: Path,
         corpus: Corpus,
         num: Annotated[int, Ge(1), Le(10_000)] = 3,
-        length: Count = 120,
+        length: Annotated[int, Ge(1), Le(100_000)] = 120,
         temperature: Positive = 0.7,
         prompt: str | None = None,
         seed: Seed = 0,

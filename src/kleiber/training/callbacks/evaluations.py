@@ -23,7 +23,7 @@ class RunEvaluations(LeanCallback):
     RUN/evals. They change neither the training nor its random numbers.
 
     subject       the model and how much of the data is scored
-    settings      the config of each evaluation, by name
+    settings      those of each evaluation, by name
     every         training tokens between two evaluations; None: after the last step only
     at_start      whether the model is evaluated before the first step, because it begins with trained weights
     at_end        whether it is evaluated after the last step
@@ -72,7 +72,8 @@ class RunEvaluations(LeanCallback):
         results = measurement.measure_or_warn(self.subject.after(step + self.record.skipped_steps))
         if results is None:
             return {}
-        save_results(self.folder, measurement.name, results, self.settings[measurement.name])
+        settings = self.settings[measurement.name]
+        save_results(self.folder, measurement.name, results, dict.fromkeys(results.scores, settings))
         return metrics(measurement.name, results)
 
     def scores(self, trainer: Trainer, pl_module: LitLM) -> Scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from kleiber.records.closing_table import scores_by_domain
+from kleiber.records.closing_table import loss_unit, scores_by_domain
 from kleiber.records.progress import DISPLAY, REFRESH, SECONDS, Activity, format_duration
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import LeanCallback, Trainer
@@ -141,7 +141,8 @@ class Progress(LeanCallback):
         scores = record.scores_of(step)
         losses = [scores[f"val/{task}/loss"] for task in record.tasks if f"val/{task}/loss" in scores]
         self._validation = f"  val {sum(losses) / len(losses):.3f}" if losses else ""
-        by_task = scores_by_domain(scores, record.objective)
+        units = {task.name: task.objective.unit for task in self.evaluate.all}
+        by_task = scores_by_domain(scores, loss_unit(record.objective), units)
         print(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", file=sys.stderr)
 
     def _print_expected(self, step: int, last: int, speed: float) -> None:
