@@ -1,7 +1,6 @@
 """A wrapped Hugging Face model against transformers: hidden states, logits, loss, decoding, and counts by hand."""
 
 import importlib.util
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,10 @@ from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
-from kleiber.runs.defaults import default_learning_rate
 from kleiber.training import checkpoint
 from kleiber.types.batch import Batch
 
 VOCAB = 48
-KEYS = ("path", "weights", "config")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
 WIDE = SMALL | {"intermediate_size": 64}
 NARROW = WIDE | {"embedding_size": 16}
@@ -240,21 +237,6 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(mo
         parts(model)
     bloom = HFModel(VOCAB, "bloom", "random", {"n_layer": 2, "hidden_size": 32, "n_head": 4}, context=16)
     assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
-
-
-def rate_of(*settings) -> float | None:
-    """What a run of this model would learn at, which is asked before the model is built."""
-    node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, settings, strict=True))}
-    return default_learning_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
-
-
-def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():
-    wrong = {"hidden_size": 32, "num_attention_heads": 2}
-    for refused in (partial(HFModel, VOCAB), rate_of):
-        with pytest.raises(ValueError, match=r"model\.config(.|\n)*d_head"):
-            refused("xlnet", "random", wrong)
-    rows = HFModel(VOCAB, "xlnet", "random", {"d_model": 32, "n_head": 2, "d_head": 16, "n_layer": 1}, context=16)
-    assert rows(Batch(torch.zeros(1, 16, dtype=torch.long))).hidden.shape == (1, 16, 32), "positions without end"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "mixtral"])
