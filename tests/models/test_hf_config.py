@@ -31,8 +31,8 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP
 from kleiber.nn.routers.topk import Switch
 from kleiber.objectives.clm import CLM
-from kleiber.runs.evaluation_subject import native_model
 from kleiber.runs.defaults import default_learning_rate
+from kleiber.runs.evaluation_subject import native_model
 from kleiber.types.batch import Batch
 
 CASES = {
