@@ -103,6 +103,15 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     assert len(with_zero["layer"]) == len(marks) + 1
 
 
+def test_lines_that_end_at_different_places_are_named_in_a_legend():
+    means = pd.DataFrame({"D": [1e6, 2e6, 1e6, 4e6], "arm": ["a", "a", "b", "b"], "mean": [3.0, 2.5, 3.1, 2.4]})
+    means = means.assign(lo=np.nan, hi=np.nan, half=np.nan, seeds=1)
+    for part, marks, legend in ((means[:3], ["line", "point"], {}), (means[::2], ["line", "point", "text"], None)):
+        chart = line_chart(part, "D", "tokens", "arm", "Loss vs tokens").to_dict()
+        assert [layer["mark"]["type"] for layer in chart["layer"]] == marks
+        assert chart["layer"][0]["encoding"]["color"]["legend"] == legend
+
+
 def test_a_group_comes_before_the_subtitle_of_a_chart():
     for subtitle, expected in (("dashed: equality", "kind = a; dashed: equality"), ("", "kind = a")):
         plain = with_title(alt.Chart(pd.DataFrame()).mark_point(), "Loss", subtitle=subtitle)

@@ -202,6 +202,8 @@ def line_chart(
 ) -> Chart:  # fmt: skip
     """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
 
+    Lines that end at different places are named in a legend, since their names would lie across other lines.
+
     means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
     x, title column and title of the horizontal axis
     kind     column whose values are the lines
@@ -214,14 +216,20 @@ def line_chart(
     """
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
-    across = count_axis(x, title, shown[x]) if linear else log_axis(x, title, shown[x], every=every, room=1.8)
+    ends = shown.loc[shown.groupby("kind")[x].idxmax()]
+    named = len(set(ends[x])) == 1
+    across = (
+        count_axis(x, title, shown[x])
+        if linear
+        else log_axis(x, title, shown[x], every=every, room=1.8 if named else 1.15)
+    )
     bounds = shown[["value", "lo", "hi"]].to_numpy(dtype=float)
 
     def axis(name: str) -> Chart:
         return log_axis(name, value, bounds[np.isfinite(bounds)], kind=alt.Y) if log else loss_axis(name, value, False)
 
     y, low = axis("value"), axis("lo")
-    color = kind_color(kinds, order=order)
+    color = kind_color(kinds, legend=None if named else alt.Legend(), order=order)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
@@ -229,11 +237,10 @@ def line_chart(
         layers.append(base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"))
     tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
-    ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
-    label_y = axis("at")
-    named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
-    names = named.encode(x=across, y=label_y, text="kind:N", color=color)
+    if named:
+        ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
+        names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
+        layers.append(names.encode(x=across, y=axis("at"), text="kind:N", color=color))
     if zero:
         layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
-    return with_title(alt.layer(*layers, names), heading, subtitle=subtitle)
+    return with_title(alt.layer(*layers), heading, subtitle=subtitle)

@@ -65,9 +65,12 @@ class ChainOfThought(Compare):
             **findings.tables,
         }
         with_interval = [row for row in gained if row["lo"] is not None]  # which one seed has not
-        figures: Figures = {"digits": partial(chart, shown, [named[arm] for arm in arms]), **findings.figures}
+        figures: Figures = {
+            "digits": partial(chart, shown, [named[arm] for arm in arms], self.level),
+            **findings.figures,
+        }
         if with_interval:
-            figures["gains"] = partial(gain_chart, with_interval)
+            figures["gains"] = partial(gain_chart, with_interval, self.level)
         return replace(
             findings,
             headline=f"{summary(shown, gained)} {findings.headline}",
@@ -144,23 +147,25 @@ def summary(shown: Rows, gained: Sequence[Json]) -> str:
     return text
 
 
-def chart(shown: Rows, order: Sequence[str]) -> object:
+def chart(shown: Rows, order: Sequence[str], level: float) -> object:
     """Exact match over the number of digits, a line for each arm of the page, with intervals over seeds."""
     from kleiber.charts.theme import line_chart
+    from kleiber.studies.compare.chart_forms import interval_note
 
     return line_chart(
         shown, "digits", "digits of each term", "arm", "Exact match of held-out sums vs number of digits",
-        value="exact match (share of problems)", linear=True, order=order,
+        value="exact match (share of problems)", linear=True, order=order, subtitle=interval_note(level, shown),
     )  # fmt: skip
 
 
-def gain_chart(gained: Sequence[Json]) -> object:
+def gain_chart(gained: Sequence[Json], level: float) -> object:
     """What steps gain over the number of digits, a line for each width, with intervals over seeds."""
     from kleiber.charts.theme import line_chart
+    from kleiber.studies.compare.chart_forms import interval_note
 
     rows = pd.DataFrame(gained).rename(columns={"value": "mean", "n": "seeds"})
     rows = rows.assign(half=(rows["hi"] - rows["lo"]) / 2, width=[f"width {width}" for width in rows["width"]])
     return line_chart(
         rows, "digits", "digits of each term", "width", "Gain of worked steps vs number of digits",
-        value="exact match with steps less without", linear=True,
+        value="exact match with steps less without", linear=True, subtitle=interval_note(level, rows),
     )  # fmt: skip

@@ -123,7 +123,7 @@ def test_gaps_are_in_order_of_the_seed():
 
 
 def test_a_measure_has_a_label_and_a_unit_and_a_claim_tells_what_is_equal():
-    assert axis_label("val/sst2/accuracy") == "accuracy on sst2" and axis_label("loss").endswith("(nats per token)")
+    assert axis_label("val/sst2/accuracy") == "accuracy on SST-2" and axis_label("loss").endswith("(nats per token)")
     assert axis_label("moe/dead") == "number of dead experts (experts per layer)"
     assert axis_label("val/builtin/docs/loss") == "loss on builtin docs (nats)"
     assert axis_label("eval/exact_match/all/mcc") == "Matthews correlation on exact match"
