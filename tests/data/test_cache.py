@@ -18,7 +18,7 @@ import xxhash
 
 from kleiber.config.errors import ConfigError
 from kleiber.data import cache as module
-from kleiber.data.cache import cache_root, cached_folder
+from kleiber.data.cache import cache_root, cached_folder, file_hash
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
 
@@ -218,6 +218,17 @@ def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="KLEIBER_CACHE=DIR"):
         cache_root(tmp_path / "file" / "below")
+
+
+def test_a_file_in_place_of_the_folder_of_hashes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 70."""
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path))
+    (tmp_path / "sha256").write_text("")
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "sha256"))):
+        file_hash(tmp_path / "sha256")
+    (tmp_path / "sha256").unlink()
+    (tmp_path / "text").write_text("abc")
+    assert file_hash(tmp_path / "text").startswith("ba7816bf")
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {  # name of the file, its content,
     "a key twice": ("x.jsonl", b'{"text":"a","text":"b"}\n' * 300, "line 1 .* text "),
     "a column twice": ("x.csv", b"text,id,text\n" + b"a,b,c\n" * 300, "columns text"),
     "a row with more columns": ("x.csv", b"text\na\nb,c\n" * 50, "line 3"),
+    "a header alone": ("x.csv", b"text\n", "it has no rows"),
     "no Parquet": ("x.parquet", TEXT, "Parquet"),
 }
 
@@ -137,3 +138,13 @@ def test_a_full_disk_under_the_cache_is_named(name: str, tmp_path: Path, cache: 
     assert isinstance(raised.value.__cause__, OSError) and raised.value.__cause__.errno in (errno.EFBIG, errno.ENOSPC)
     assert not [entry for entry in os.scandir(cache) if entry.is_dir()]
     assert Text(str(path)).prepare(16).num_tokens > 100_000
+
+
+def test_a_disk_that_datasets_finds_too_small_is_named(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 72."""
+    (tmp_path / "x.csv").write_bytes(b"text\n" + TEXT)
+    monkeypatch.setattr("datasets.builder.has_sufficient_disk_space", lambda *_, **__: False)
+    with pytest.raises(ConfigError, match=rf"^the cache {re.escape(str(cache))} is full"):
+        Text(str(tmp_path / "x.csv")).prepare(16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kleiber.data.splits import duplicate_groups, minhash, split_by_group, split_by_hash
+from kleiber.data.splits import document_hash, duplicate_groups, minhash, split_by_group, split_by_hash, text_hash
 
 
 def test_equal_texts_are_in_the_same_split_and_each_split_gets_a_twentieth() -> None:
@@ -22,6 +22,12 @@ def test_equal_texts_are_in_the_same_split_and_each_split_gets_a_twentieth() -> 
 def test_too_few_distinct_texts_are_not_split(texts: list[str], held_out: int) -> None:
     assert split_by_hash(texts, held_out) is None
     assert split_by_hash([*texts, "another", "and one more"], held_out) is not None
+
+
+@pytest.mark.parametrize("text", [" \n a  b\tc \n\n", "", "  ", "x", "caf\u00e9 \ud800 \u2003end\u2003"])
+def test_the_hash_of_a_document_in_pieces_is_that_of_its_text(text: str) -> None:
+    for size in (1, 2, 3):
+        assert document_hash(text[i : i + size] for i in range(0, len(text), size)) == text_hash(text)
 
 
 def test_near_duplicates_are_one_group() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,19 @@ def test_a_long_line_is_read_in_pieces(tmp_path: Path, cache: Path, monkeypatch:
     assert 0 < CountedReads.largest <= dataset.PIECE
     corpus = Text(str(path), max_bytes=10_000).prepare(16)
     assert train_text(corpus).encode() == content[:10_000]
+
+
+def test_a_long_file_in_a_folder_is_read_in_pieces(tmp_path: Path, cache: Path) -> None:
+    """FAULTS 80."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"{name} word and " * 1_500_000)
+    tracemalloc.start()
+    corpus = Text(str(folder), max_bytes=10_000).prepare(16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(train_text(corpus)) == 10_000 and peak < 12 * dataset.PIECE
 
 
 def test_line_breaks_of_every_system_become_a_line_feed(tmp_path: Path, cache: Path) -> None:

@@ -1,8 +1,8 @@
 """The list of faults a run or a sweep has to survive, and for each the tests that inject it.
 
-A fault is what the environment, the user or the hardware does; the words are short for what is wanted. `REASONS` has
-those that nothing injects, because the code leaves no place for them. `COMPLAINTS` does the same for what users of
-other projects complain about in launching and resuming. `test_rows.py` checks that every test named here is there.
+A fault is what the environment, the user or the hardware does; the words are short for what is wanted. `COMPLAINTS`
+does the same for what users of other projects complain about in launching and resuming. `test_rows.py` checks that
+every test named here is there.
 """
 
 FAULTS = {
@@ -51,7 +51,9 @@ TESTS: dict[int, list[str]] = {
     3: [DEAD_RANK],
     4: [KILLS,
         "training/test_checkpoint.py::test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned"],
-    5: ["faults/test_kill.py::test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same"],
+    5: ["faults/test_kill.py::test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same",
+        "runs/test_open.py::test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened",
+        "runs/test_inputs.py::test_of_a_run_whose_newest_checkpoint_is_damaged_the_weights_that_are_loaded_count"],
     6: ["training/test_checkpoint.py::test_a_full_disk_raises_an_error_and_leaves_no_bad_file",
         "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
     7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_with_the_step"],
@@ -71,15 +73,20 @@ TESTS: dict[int, list[str]] = {
     20: [TWICE],
     21: [TWICE],
     22: ["data/test_dataset.py::test_an_unreachable_hub_is_reported_within_seconds"],
-    23: ["records/test_wandb_run.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line"],
+    23: ["records/test_wandb_run.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line",
+         "records/test_wandb_run.py::test_a_run_that_the_server_does_not_start_is_recorded_offline"],
     24: ["records/test_wandb_run.py::test_auto_without_a_key_is_offline_at_once_and_silent"],
     25: [CHECKED], 26: [CHECKED], 27: [CHECKED], 28: [CHECKED], 29: [CHECKED],
     30: ["config/test_cross_checks.py::test_the_error_names_every_key_that_contradicts_another"],
     31: ["launch/test_main.py::test_a_gpu_that_does_not_exist_is_refused_in_one_line"],
     32: ["data/test_text.py::test_data_that_cannot_be_trained_on_is_named"],
-    33: ["data/test_dataset.py::test_empty_and_missing_places_are_named"],
+    33: ["data/test_dataset.py::test_empty_and_missing_places_are_named",
+         "data/test_read_errors.py::test_a_damaged_file_is_named_with_its_defect"],
     34: ["data/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
     35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],
+    36: ["models/test_hf.py::test_a_tokenizer_with_another_number_of_ids_than_a_model_is_refused"],
+    37: ["models/test_hf.py::test_windows_longer_than_the_positions_of_a_model_are_refused",
+         "models/test_hf_config.py::test_what_our_model_cannot_be_is_refused_with_the_way_out"],
     38: ["data/test_tokenizers.py::test_bytes_are_exact",
          "data/test_text.py::test_one_line_of_200000_characters"],
     39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
@@ -89,7 +96,8 @@ TESTS: dict[int, list[str]] = {
     43: ["records/test_folder.py::test_names_are_short_and_plain"],
     44: ["launch/test_main.py::test_resume_path_accepts_a_longer_budget_and_refuses_another_seed"],
     45: ["training/test_trainer_ddp.py::test_a_run_goes_on_with_another_number_of_ranks"],
-    46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_refused_in_one_line"],
+    46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_refused_in_one_line",
+         "records/test_wandb_run.py::test_without_a_home_folder_the_error_names_it"],
     47: ["faults/test_kill.py::test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end"],
     48: ["records/test_folder.py::test_a_second_process_is_refused_while_the_first_lives"],
     49: [FOREIGN],
@@ -124,7 +132,8 @@ TESTS: dict[int, list[str]] = {
     62: ["faults/test_kill.py::test_a_kill_after_the_last_checkpoint_leaves_no_finished_run_without_its_files",
          "faults/test_kill_tree.py::test_a_kill_before_the_score_matrix_is_written_leaves_none_that_lacks_a_stage"],
     63: ["training/test_loggers.py::test_a_stage_that_begins_anew_has_one_row_a_step"],
-    64: ["faults/test_records.py::test_a_checkpoint_without_hashes_is_passed_over_though_its_weights_were_flipped"],
+    64: ["faults/test_records.py::test_a_checkpoint_without_hashes_is_passed_over_though_its_weights_were_flipped",
+         "runs/test_open.py::test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened"],
     65: ["training/test_checkpoint.py::test_an_odd_meta_json_is_named_and_its_checkpoint_passed_over"],
     66: ["training/test_loggers.py::test_intact_rows_are_kept_and_damaged_lines_reported_in_one_line"],
     67: ["training/test_loggers.py::test_metrics_csv_gets_the_header_that_it_lost"],
@@ -133,11 +142,13 @@ TESTS: dict[int, list[str]] = {
          "records/test_catalog.py::test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown"],
     69: ["training/test_checkpoint.py::test_a_file_or_link_with_the_name_of_a_checkpoint_is_set_aside"],
     70: ["data/test_cache.py::test_a_damaged_folder_is_built_again",
-         "data/test_cache.py::test_a_lock_that_is_no_file_is_named_and_left_alone"],
+         "data/test_cache.py::test_a_lock_that_is_no_file_is_named_and_left_alone",
+         "data/test_cache.py::test_a_file_in_place_of_the_folder_of_hashes_is_named"],
     71: ["data/test_read_errors.py::test_a_damaged_file_is_named_with_its_defect",
          "data/test_read_errors.py::test_a_codec_that_is_not_installed_is_named"],
     72: ["data/test_read_errors.py::test_a_damaged_file_is_named_with_its_defect",
          "data/test_read_errors.py::test_a_full_disk_under_the_cache_is_named",
+         "data/test_read_errors.py::test_a_disk_that_datasets_finds_too_small_is_named",
          "data/test_cache.py::test_a_full_disk_is_named_with_the_cache_and_leaves_nothing"],
     73: ["training/test_checkpoint.py::test_a_library_that_finds_the_disk_full_without_saying_so_is_reported_as_that"],
     74: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
@@ -151,7 +162,8 @@ TESTS: dict[int, list[str]] = {
     78: ["config/test_check_ranges.py::test_the_command_ends_with_2_and_names_the_key"],
     79: ["studies/laws/test_problem_pooling.py::test_200_000_rows_of_30_cells_are_fitted_as_the_30_means",
          "studies/laws/test_problem_pooling.py::test_few_rows_are_left_as_they_are_and_too_many_cells_are_refused_with_numbers"],
-    80: ["data/test_text.py::test_a_long_line_is_read_in_pieces"],
+    80: ["data/test_text.py::test_a_long_line_is_read_in_pieces",
+         "data/test_text.py::test_a_long_file_in_a_folder_is_read_in_pieces"],
     81: ["studies/laws/test_table.py::test_a_size_that_is_not_positive_is_refused_with_its_row_unless_it_is_excluded",
          "studies/laws/test_table.py::test_columns_of_the_same_name_are_refused_by_name",
          "studies/laws/test_filters.py::test_a_filter_that_is_nested_too_deeply_is_refused_by_its_text"],
@@ -186,10 +198,6 @@ TESTS: dict[int, list[str]] = {
          "training/test_checkpoint.py::test_the_files_of_a_checkpoint_have_the_mode_of_the_umask"],
     96: ["launch/test_main.py::test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses"],
 }  # fmt: skip
-REASONS = {
-    36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (test_check.py), so none can be smaller",
-    37: "`model.context` is the length of a window as well: no second key could be longer",
-}
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
     "ranks write to different folders": [
@@ -226,13 +234,13 @@ COMPLAINTS: dict[str, list[str]] = {
 
 
 def page() -> str:
-    """The page of the docs that lists the faults, each with its tests or the reason why nothing injects it."""
+    """The page of the docs that lists the faults, each with its tests."""
     lines = ["# Faults that runs, sweeps and fits survive", "",
              "What the environment, the user, the hardware or a stranger can do, and the test that does it. The table",
              "is written by `python tests/faults/rows.py > docs/faults.md`; a test compares the two.", "",
-             "| # | fault | tests in `tests/`, or why there is none |", "| --- | --- | --- |"]  # fmt: skip
+             "| # | fault | tests in `tests/` |", "| --- | --- | --- |"]  # fmt: skip
     for number, fault in FAULTS.items():
-        tests = "<br>".join(f"`{name}`" for name in TESTS.get(number, ())) or REASONS[number]
+        tests = "<br>".join(f"`{name}`" for name in TESTS[number])
         lines.append(f"| {number} | {fault} | {tests} |")
     lines += ["", "## What users of other projects complain about", "", "| complaint | tests |", "| --- | --- |"]
     lines += [f"| {what} | {'<br>'.join(f'`{name}`' for name in tests)} |" for what, tests in COMPLAINTS.items()]

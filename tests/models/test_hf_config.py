@@ -31,6 +31,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP
 from kleiber.nn.routers.topk import Switch
 from kleiber.objectives.clm import CLM
+from kleiber.runs.defaults import default_learning_rate
 from kleiber.runs.evaluation_subject import native_model
 from kleiber.types.batch import Batch
 
@@ -235,6 +236,21 @@ def test_an_impossible_number_in_config_json_is_named_at_once(key, value, tmp_pa
 def test_a_size_on_the_command_line_that_cannot_be_is_refused_before_anything_is_built(sizes, message):
     with pytest.raises(ConfigError, match=message):
         configuration("llama", "random", sizes)
+
+
+def rate_of(*settings) -> float | None:
+    """What a run of this model would learn at, which is asked before the model is built."""
+    node = {"_target_": "kleiber.models.HFModel", **dict(zip(("path", "weights", "config"), settings, strict=True))}
+    return default_learning_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
+
+
+def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():
+    wrong = {"hidden_size": 32, "num_attention_heads": 2}
+    for refused in (partial(HFModel, 50), rate_of):
+        with pytest.raises(ValueError, match=r"model\.config(.|\n)*d_head"):
+            refused("xlnet", "random", wrong)
+    rows = HFModel(50, "xlnet", "random", {"d_model": 32, "n_head": 2, "d_head": 16, "n_layer": 1}, context=16)
+    assert rows(Batch(torch.zeros(1, 16, dtype=torch.long))).hidden.shape == (1, 16, 32), "positions without end"
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '"a"', "[" * 100_000, '{"model_type": "\x00'])

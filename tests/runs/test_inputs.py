@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_run import REPOSITORY
 
 from kleiber.config.errors import ConfigError
+from kleiber.records.files import file_sha256
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inputs import changed_inputs, check_inputs, folder_hash, weights_hash
 
@@ -117,6 +118,14 @@ def flip(path: Path) -> None:
     save_file(weights, path, {"format": "pt"})
 
 
+def retrain(place: Path) -> None:
+    """Changes one weight of a checkpoint, which stays valid."""
+    flip(place / "model.safetensors")
+    meta = json.loads((place / "meta.json").read_text())
+    meta["sha256"]["model.safetensors"] = file_sha256(place / "model.safetensors")
+    (place / "meta.json").write_text(json.dumps(meta))
+
+
 HF = {
     "model=hf": ["model=hf", "model.path=MINE", "model.context=64", "batch.tokens=256"],
     "init=hf": ["init=hf", "init.path=MINE", "model.context=64", "batch.tokens=256"],
@@ -142,11 +151,7 @@ def test_a_start_point_that_was_trained_again_is_refused(resume, launch, tmp_pat
     before = weights_hash(str(start))
 
     def train_again() -> None:
-        (checkpoint,) = (start / "stages/main/checkpoints").glob("step-00000004")
-        flip(checkpoint / "model.safetensors")
-        meta = json.loads((checkpoint / "meta.json").read_text())
-        meta["sha256"]["model.safetensors"] = "0" * 64
-        (checkpoint / "meta.json").write_text(json.dumps(meta))
+        retrain(start / "stages/main/checkpoints/step-00000004")
 
     error = resume(train_again, "init=checkpoint", f"init.path={start}")
     assert f"init was {before} and is {weights_hash(str(start))}" in error
@@ -157,9 +162,20 @@ def test_the_weights_below_an_adapter_count(tmp_path):
     init = {"_target_": "kleiber.runs.Checkpoint", "path": str(base)}
     tuned = trained_run(tmp_path / "tuned", DENSE, LORA, init=init)
     before = weights_hash(str(tuned))
-    meta = next(base.glob("stages/main/checkpoints/*/meta.json"))
-    meta.write_text(meta.read_text().replace('"model.safetensors": "', '"model.safetensors": "0'))
+    retrain(base / "stages/main/checkpoints/step-00000001")
     assert weights_hash(str(tuned)) != before
+
+
+def test_of_a_run_whose_newest_checkpoint_is_damaged_the_weights_that_are_loaded_count(tmp_path):
+    run = trained_run(tmp_path / "run", DENSE)
+    first = run / "stages/main/checkpoints/step-00000001"
+    before, newest = weights_hash(str(run)), first.with_name("step-00000002")
+    shutil.copytree(first, newest)
+    (newest / "meta.json").write_text((first / "meta.json").read_text().replace('"step": 1', '"step": 2'))
+    retrain(newest)
+    assert weights_hash(str(run)) != before
+    flip(newest / "model.safetensors")
+    assert weights_hash(str(run)) == before
 
 
 def test_only_recorded_inputs_are_compared():

@@ -1,5 +1,6 @@
 """A run opened for use has its final weights, including those that the checkpoint of an adapter lacks."""
 
+import shutil
 import sys
 
 import pytest
@@ -57,3 +58,17 @@ def test_a_run_opens_without_the_gpu_and_the_packages_that_only_its_training_nee
     config[group] = {**(config[group] or {}), **node}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert open_model(run).step == 1
+
+
+def test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened(tmp_path, capsys):
+    """FAULTS 5, 64."""
+    run = trained_run(tmp_path / "run", DENSE)
+    first = run / "stages/main/checkpoints/step-00000001"
+    shutil.copytree(first, first.with_name("step-00000002"))
+    damaged = first.with_name("step-00000002") / "meta.json"
+    damaged.write_text(
+        damaged.read_text().replace('"step": 1', '"step": 2').replace('"sha256": {', '"sha256": {}, "x": {')
+    )
+    assert open_model(run).step == 1
+    Checkpoint(str(run)).load(new_weights(DENSE))
+    assert capsys.readouterr().err.count(str(damaged)) == 1

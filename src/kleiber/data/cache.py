@@ -43,6 +43,7 @@ JOURNAL = ".journal"  # in a folder whose build can be continued
 PART, SCRATCH = ".part", ".datasets-"  # a suffix and a prefix of names in the cache
 WEEK = 7 * 24 * 3600.0
 FULL = (*NO_SPACE, errno.EFBIG)  # the last one is that of a limit on the size of files
+TOO_SMALL = "Not enough disk space."  # of `datasets`, which checks before it writes and then sets no errno
 SHA256 = re.compile("[0-9a-f]{64}")
 _WHOLE = ContextVar("whole", default=False)
 
@@ -113,7 +114,10 @@ def file_hash(path: Path) -> str:
     if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
         return saved
     sha256 = file_sha256(path)
-    place.parent.mkdir(exist_ok=True)
+    try:
+        place.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{place.parent} in the cache must be a folder: delete what has its name") from None
     write_text(place, sha256)
     return sha256
 
@@ -168,7 +172,7 @@ def sweep_cache(root: Path) -> None:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether writing failed because a disk, a quota or the largest size of a file left no room."""
-    return isinstance(error, OSError) and error.errno in FULL
+    return isinstance(error, OSError) and (error.errno in FULL or str(error).startswith(TOO_SMALL))
 
 
 def remove(path: Path) -> None:

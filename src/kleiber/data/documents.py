@@ -49,7 +49,7 @@ def open_documents(
         yield joined([read_text_file(location)], max_bytes)
         return
     with open_rows(location, config, (column,), root) as (texts, _):
-        yield joined(([text] for text in texts["train"].read()), max_bytes)
+        yield joined(texts["train"].documents(), max_bytes)
 
 
 def joined(documents: Iterable[Document], max_bytes: int | None) -> Iterator[str]:

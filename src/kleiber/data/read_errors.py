@@ -25,6 +25,7 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes
 TEXT = (".txt", ".jsonl", ".json", ".csv")
 BLOCK = 1 << 20
 FIRST = 8000  # bytes that decide whether a file is binary, as in git
+NO_ROWS = " corresponds to no data!"  # the end of a message of `datasets`, for a file such as a csv with only a header
 DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]*"\s*:\s*)?){1000}')  # Arrow, which reads JSON, crashes at 10,000 levels
 
 
@@ -76,7 +77,7 @@ def explain(path: str, error: BaseException) -> str:
 def first_lines(error: BaseException) -> str:
     """Returns the beginning of the message of an error."""
     lines = str(error).strip().splitlines()
-    return " ".join(lines[:2]) if lines else "it has no rows"
+    return "it has no rows" if not lines or lines[0].endswith(NO_ROWS) else " ".join(lines[:2])
 
 
 def unwanted_content(path: Path) -> str | None:

@@ -34,6 +34,18 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
+def document_hash(document: Iterable[str]) -> int:
+    """Returns the `text_hash` of a document in pieces, which are never in memory together."""
+    digest, space, has_begun = hashlib.blake2b(digest_size=8), "", False
+    for piece in document:
+        text = space + piece if has_begun else piece.lstrip()
+        stripped = text.rstrip()
+        digest.update(stripped.encode("utf-8", "replace"))
+        has_begun = has_begun or bool(stripped)
+        space = text[len(stripped) :]
+    return int.from_bytes(digest.digest(), "big")
+
+
 def split_by_hash(texts: Iterable[str | None], held_out: int) -> Int[np.ndarray, "_"] | None:
     """Returns the number of the held-out split that each text goes to, or `held_out` for the training split.
 
@@ -69,7 +81,11 @@ class HashSplit:
     limits: tuple[int, ...] = ()
 
     def __call__(self, text: str) -> str:
-        return self.names[bisect.bisect_left(self.limits, text_hash(text))] if self.limits else self.names[0]
+        return self.of_document([text])
+
+    def of_document(self, document: Iterable[str]) -> str:
+        """Returns the split of a document in pieces."""
+        return self.names[bisect.bisect_left(self.limits, document_hash(document))] if self.limits else self.names[0]
 
 
 def minhash(text: str) -> Integer[np.ndarray, "bands"] | None:

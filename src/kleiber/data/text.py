@@ -160,7 +160,8 @@ class TextSource:
         """Returns the documents of the split `name` among the texts that `split` assigns."""
         if self.stream:
             return [RereadableDocument(texts.read)]
-        return ([text] for text in texts.read() if len(split.names) == 1 or split(text) == name)
+        documents = texts.documents()
+        return (each for each in documents if len(split.names) == 1 or split.of_document(each) == name)
 
     def _hashes(self, texts: Texts, root: Path) -> UInt64[np.ndarray, "_"]:
         """Returns the hash of each text, from the cache or computed now."""

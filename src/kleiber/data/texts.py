@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from kleiber.data.dataset import named_errors, open_splits, read_text, require_t
 from kleiber.data.input_files import row_files
 from kleiber.data.location import Location, suffix
 from kleiber.data.parallel import ordered_map
-from kleiber.data.splits import text_hash
+from kleiber.data.sources import Document, RereadableDocument
+from kleiber.data.splits import document_hash
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.progress import activity
 from kleiber.types import Json
@@ -32,16 +34,20 @@ HASHES = "hashes.bin"
 class Texts:
     """The texts of the rows of a split.
 
-    read   yields the text of each row, whenever it is called
-    count  number of rows; None where they must be read to be counted
+    documents  yields the text of each row, in pieces, whenever it is called; each can be read several times
+    count      number of rows; None where they must be read to be counted
     """
 
-    def __init__(self, read: Callable[[], Iterator[str]], count: int | None) -> None:
-        self.read, self.count = read, count
+    def __init__(self, documents: Callable[[], Iterator[Document]], count: int | None) -> None:
+        self.documents, self.count = documents, count
+
+    def read(self) -> Iterator[str]:
+        """Yields the text of all rows in pieces."""
+        return itertools.chain.from_iterable(self.documents())
 
     def write_hashes(self, folder: Path) -> Json:
         """Writes the hash of each text to a file in `folder`, the build of a folder of the cache."""
-        np.fromiter(map(text_hash, self.read()), np.uint64).tofile(folder / HASHES)
+        np.fromiter(map(document_hash, self.documents()), np.uint64).tofile(folder / HASHES)
         return {}
 
 
@@ -55,7 +61,7 @@ class RowTexts(Texts):
 
     def __init__(self, paths: Sequence[str], columns: tuple[str, ...], name: str) -> None:
         self.paths, self.columns, self.name = paths, columns, name
-        super().__init__(lambda: (text for block in self.blocks() for text in block.texts()), self._count())
+        super().__init__(lambda: ([text] for block in self.blocks() for text in block.texts()), self._count())
 
     def _count(self) -> int | None:
         if any(suffix(path) != ".parquet" for path in self.paths):
@@ -117,7 +123,8 @@ def open_rows(
     with open_splits(location, config, root) as (tables, chosen):
         texts: dict[str, Texts] = {}
         for split, table in tables.items():
-            texts[split] = Texts(column_reader(table, columns, location.name), len(table))
+            read = column_reader(table, columns, location.name)
+            texts[split] = Texts(lambda read=read: ([text] for text in read()), len(table))
         yield texts, chosen
 
 
@@ -125,7 +132,7 @@ def _open_files(paths: Sequence[str], columns: tuple[str, ...], name: str) -> Te
     """Returns the texts of the rows in files of JSON lines or Parquet, or those of .txt files, each of which is one."""
     if suffix(paths[0]) != ".txt":
         return RowTexts(paths, columns, name)
-    return Texts(lambda: ("".join(read_text(path)) for path in paths), len(paths))
+    return Texts(lambda: (RereadableDocument(partial(read_text, path)) for path in paths), len(paths))
 
 
 def column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:

@@ -1,6 +1,7 @@
 """Runs of W&B: one for each training, evaluation and study, with the same settings. The client is imported when used.
 
-No server can keep kleiber from working: where none answers, a run is recorded offline, and `wandb sync` sends it later.
+No server can keep kleiber from working: where none answers, or it refuses the run, the run is recorded offline, and
+`wandb sync` sends it later.
 """
 
 from __future__ import annotations
@@ -8,19 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
+from kleiber.config.errors import ConfigError
 from kleiber.types import Json
 
 if TYPE_CHECKING:
     from wandb import Run
 
-TIMEOUT = 1.5  # seconds to wait for a server before the run continues without it
+TIMEOUT = 1.5  # seconds to wait for a connection to the server before the run continues without it
+INIT_TIMEOUT = 20.0  # seconds to wait for a server that accepts connections to start the run
 Mode = Literal["auto", "online", "offline", "disabled"]
 JobType = Literal["train", "eval", "study"]
 
@@ -42,30 +47,58 @@ def start_run(
 ) -> Run:
     """Starts a run, or resumes the one of the same id. Its files are in `folder`/wandb.
 
+    online          where the server does not start the run, prints why and records offline
     console         also send what the process prints
     system_metrics  also measure CPU, memory and GPU every few seconds
+
+    Raises ConfigError where there is no home folder, without which the client does not start.
     """
+    try:
+        Path.home()
+    except RuntimeError:
+        raise ConfigError("logger=wandb needs a home folder: set HOME=DIR, or logger=csv") from None
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     settings = wandb.Settings(
-        init_timeout=30, console="wrap" if console else "off", x_disable_stats=not system_metrics, silent=True
+        init_timeout=INIT_TIMEOUT, console="wrap" if console else "off", x_disable_stats=not system_metrics, silent=True
     )
-    return wandb.init(
-        dir=folder, id=run_id, name=name, group=group, project=project, entity=entity, tags=tags, config=config,
-        job_type=job_type, mode="online" if online else "offline", resume="allow", settings=settings,
+    start = partial(
+        wandb.init, dir=folder, id=run_id, name=name, group=group, project=project, entity=entity, tags=tags,
+        config=config, job_type=job_type, resume="allow", settings=settings,
     )  # fmt: skip
+    return _start_online(start, folder) if online else start(mode="offline")
+
+
+def _start_online(start: Callable[..., Run], folder: Path) -> Run:
+    """Starts a run online, or offline where that fails. Errors that do not depend on the server are raised offline."""
+    import wandb
+
+    earlier = set(online_records(folder))
+    try:
+        return start(mode="online")
+    except Exception as error:  # W&B raises classes of its own, of pydantic's and of the network's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"W&B: {_server()} did not start the run ({reason}); {_offline_in(folder)}", file=sys.stderr)
+    wandb.teardown()  # otherwise its service holds the id of the run
+    for record in set(online_records(folder)) - earlier:
+        shutil.rmtree(record, ignore_errors=True)
+    return start(mode="offline")
 
 
 def choose_online(mode: Mode, folder: Path) -> bool:
-    """Returns whether to log online: for `auto` where a key is set and the server answers within 1.5 s.
+    """Returns whether to log online: for `auto` where a key is set and the server accepts a connection within 1.5 s.
 
     Prints why a run with a key, or with mode `online`, is recorded offline.
     """
     reason = None if mode == "offline" else unreachable()
     if reason and (mode == "online" or has_key()):
-        print(f"W&B: {reason}; recording offline in {folder / 'wandb'}", file=sys.stderr)
+        print(f"W&B: {reason}; {_offline_in(folder)}", file=sys.stderr)
     return mode != "offline" and reason is None
+
+
+def _offline_in(folder: Path) -> str:
+    return f"recording offline in {folder / 'wandb'}"
 
 
 def node_of(config: Mapping[str, object]) -> Json:
@@ -77,7 +110,12 @@ def node_of(config: Mapping[str, object]) -> Json:
 
 def was_online(folder: Path) -> bool:
     """Whether the run in `folder` was logged online."""
-    return any((folder / "wandb").glob("run-*"))
+    return bool(online_records(folder))
+
+
+def online_records(folder: Path) -> list[Path]:
+    """Returns the folders of the records in `folder`/wandb that were sent to a server."""
+    return list((folder / "wandb").glob("run-*"))
 
 
 def log_files(run: Run, name: str, kind: str, files: Mapping[str, Path], metadata: Json, aliases: list[str]) -> None:

@@ -1,8 +1,9 @@
 """The inputs of a run: hashes of the data, the tokenizers and the trained weights that it reads.
 
 summary.json notes them when a run starts, and a resumed run must read the same content. A hash is one of content, so a
-file that was copied or touched has the same. That of data is of the prepared tokens and rows, that of a checkpoint is
-in its meta.json, so neither is read again. A file of foreign weights is hashed once.
+file that was copied or touched has the same. That of data is of the prepared tokens and rows, which are not read again;
+that of a run's weights is of its newest valid checkpoint, the one that is loaded. A file of foreign weights is hashed
+once.
 
 The keys are data/<text>, tokenizer, model, init, init/data/<text> (what a start point was trained on) and those of an
 objective, such as teacher; in a chain `<stage>/` precedes the keys of a stage.

@@ -267,11 +267,9 @@ class Tree:
         limit  step after which copies elsewhere do not count; None: all count
         """
         saved, defects = remote.latest(stage.config, self.checkpoints(stage.name), limit)
-        if self.hardware.rank == 0:
-            for defect in defects:
-                print(f"warning: skipped a damaged checkpoint: {defect}", file=sys.stderr)
-            if saved:
-                print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
+        checkpoint.warn_of_damage(defects)
+        if self.hardware.rank == 0 and saved:
+            print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
         if saved is None and stage.continues:
             assert stage.parent is not None
             trunk = self.checkpoints(stage.parent)

@@ -33,10 +33,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from kleiber.records.files import DamagedFile, file_sha256, full_disk_error, read_json, rename_aside
+from kleiber.records.summary_file import warn_once
 from kleiber.training import shard_files
 from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
 from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
+from kleiber.types.ranks import rank
 
 SCHEMA = "kleiber.checkpoint/1"
 FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
@@ -255,27 +257,26 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, defects
 
 
-def weights_sha256(folder: Path) -> str:
-    """The sha256 of the newest checkpoint's weights by its meta.json, without reading the weights.
-
-    Raises Damaged where no meta.json is valid.
-    """
-    for path in steps(folder):
-        try:
-            hashes = read_meta(path / "meta.json")["sha256"]
-            sharded = "\n".join(f"{hashes[file]} {file}" for file in sorted(hashes) if _has_weights(file))
-            return hashes.get("model.safetensors") or hashlib.sha256(sharded.encode()).hexdigest()
-        except Damaged:
-            continue
-    raise Damaged(f"{folder} has no valid checkpoint")
-
-
 def latest_of(folder: Path) -> Checkpoint:
-    """The newest valid checkpoint. Raises Damaged where there is none."""
+    """The newest valid checkpoint; prints the defect of each newer one once. Raises Damaged where there is none."""
     saved, defects = latest(folder)
     if saved is None:
         raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
+    warn_of_damage(defects)
     return saved
+
+
+def warn_of_damage(defects: Iterable[str]) -> None:
+    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
+    for defect in defects if rank() == 0 else ():
+        warn_once(f"skipped a damaged checkpoint: {defect}")
+
+
+def weights_sha256(folder: Path) -> str:
+    """The sha256 of the weights of the checkpoint that `latest_of` returns, which is the one that is loaded."""
+    hashes = latest_of(folder).meta["sha256"]
+    sharded = "\n".join(f"{hashes[file]} {file}" for file in sorted(hashes) if _has_weights(file))
+    return hashes.get("model.safetensors") or hashlib.sha256(sharded.encode()).hexdigest()
 
 
 def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:

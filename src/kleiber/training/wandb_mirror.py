@@ -100,8 +100,8 @@ def wandb_logger(
 ) -> StageLogger | None:
     """A W&B logger; None for mode=disabled.
 
-    mode            auto: online if there is an API key and the server answers within 1.5 s. Without an answer, `online`
-                    records offline too, and prints why, so that no server can keep a run from starting
+    mode            auto: online if there is an API key and a server accepts the run. Otherwise `online` records offline
+                    too, and prints why, so that no server can keep a run from starting
     axis            what the x axis of every chart counts at first; each row has both, steps and tokens
     artifacts       what each stage logs as artifacts: data (its name, size and checksums), model (its last checkpoint)
     console         also send what the run prints
@@ -111,12 +111,11 @@ def wandb_logger(
     """
     if mode == "disabled":
         return None
-    online = choose_online(mode, folder)
     run = start_run(
-        folder, run_id, run_name, group, "train", online=online, project=project, entity=entity, tags=tags,
-        config=run_config, console=console, system_metrics=system_metrics,
+        folder, run_id, run_name, group, "train", online=choose_online(mode, folder), project=project, entity=entity,
+        tags=tags, config=run_config, console=console, system_metrics=system_metrics,
     )  # fmt: skip
     logger = WandbMirror(run, run_config, axis, artifacts or (), folder)
-    hint = "" if online or mode == "offline" or has_key() else " (`wandb login` sets the key that online needs)"
-    logger.description = f"W&B {'online' if online else 'offline'}, in {folder / 'wandb'}{hint}"
+    hint = "" if mode == "offline" or has_key() else " (`wandb login` sets the key that online needs)"
+    logger.description = f"W&B {'offline' if run.offline else 'online'}, in {folder / 'wandb'}{hint}"
     return logger
