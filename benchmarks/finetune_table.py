@@ -3,9 +3,10 @@
     python benchmarks/finetune_table.py OUT.json [--sweep NAME RUNS] [--pairs RUNS LOOP] [--articles|words RUNS]
 
 Replaces the parts of OUT.json whose records are given. A sweep has recipes by tasks and seeds, in one folder of runs or
-several, and a name such as `samples`; with several tasks each has all of the recipes, and is left out in turn. Pairs
-are runs of the default recipe, and the lines that benchmarks/finetune.py prints on the same rows. Words are runs with
-evals=[reference], and articles the run on the table of benchmarks/articles.py.
+several, and a name such as `samples`; its rows are added to those that OUT.json has under this name. With several tasks
+each has all of the recipes, and is left out in turn. Pairs are runs of one recipe, and the lines that
+benchmarks/finetune.py prints on the same rows. Words are runs with evals=[reference], and articles the run on the table
+of benchmarks/articles.py.
 """
 
 import argparse
@@ -98,20 +99,28 @@ def seconds_of(run: Run) -> float:
     return run.stage["seconds"]
 
 
-def sweep(folders: Sequence[Path]) -> Json:
-    scores: Scores = defaultdict(lambda: defaultdict(dict))
-    rows: list[Json] = []
+def sweep(folders: Sequence[Path], recorded: Sequence[Json]) -> Json:
+    """The rows of finished runs with those recorded before, means over the seeds that all recipes of a task have, and
+    each task left out."""
+    by_run = {(row["task"], row["recipe"], row["seed"]): row for row in recorded}
     for run in (run for folder in folders for run in finished(folder)):
         task, recipe, seed = run.stage["data"]["name"], recipe_of(run.config), run.config["seed"]
-        scores[task][recipe][seed] = main_score_of(run)
         row = {"task": task, "recipe": recipe, "seed": seed, "score": main_score_of(run)}
-        rows.append(row | {"steps": run.stage["steps"], "seconds": seconds_of(run)})
+        by_run[task, recipe, seed] = row | {"steps": run.stage["steps"], "seconds": seconds_of(run)}
+    scores: Scores = defaultdict(lambda: defaultdict(dict))
+    for (task, recipe, seed), row in by_run.items():
+        scores[task][recipe][seed] = row["score"]
+    for recipes in scores.values():
+        common = set.intersection(*(set(by) for by in recipes.values()))
+        for recipe, by in recipes.items():
+            recipes[recipe] = {seed: score for seed, score in by.items() if seed in common}
     means = [
-        {"task": task, "recipe": recipe, "score": float(np.mean([*by.values()]))}
+        {"task": task, "recipe": recipe, "score": float(np.mean([*by.values()])), "seeds": len(by)}
         for task, recipes in scores.items()
         for recipe, by in recipes.items()
     ]
-    return {"rows": rows, "means": means, "left_out": left_out(scores) if len(scores) > 1 else []}
+    left = left_out(scores) if len(scores) > 1 else []
+    return {"rows": list(by_run.values()), "means": means, "left_out": left}
 
 
 def beside(folder: Path, lines: Path) -> list[Json]:
@@ -151,7 +160,7 @@ def main() -> None:
     a = parser.parse_args()
     result: Json = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name, *folders in a.sweep:
-        result[name] = sweep([Path(folder) for folder in folders])
+        result[name] = sweep([Path(folder) for folder in folders], result.get(name, {}).get("rows", []))
     if a.pairs:
         result["beside"] = beside(*a.pairs)
     if a.words:
