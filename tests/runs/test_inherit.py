@@ -52,18 +52,18 @@ def test_the_default_rate_depends_on_width_start_adapter_and_objective(completed
     for options, rate in (
         ([STANDARD, "model.width=96"], 3.1e-3),
         ([STANDARD, "model.depth=3"], 1.6e-3),  # 64 x 3 wide
-        (imported, 7.8e-4),
-        ([*imported, "adapter=lora"], 7.8e-3),
-        ([*imported, "adapter=dora"], 7.8e-3),
-        ([*imported, "adapter=freeze"], 7.8e-4),
-        ([*imported, "objective=ipo", "data=preference", "data.path=x"], 7.8e-5),
-        ([*imported, "adapter=lora", "objective=kto", "data=unpaired", "data.path=x"], 7.8e-4),
-        ([*imported, "objective=reward", "data=preference", "data.path=x"], 7.8e-4),
+        (imported, 5.5e-4),
+        ([*imported, "adapter=lora"], 5.5e-3),
+        ([*imported, "adapter=dora"], 5.5e-3),
+        ([*imported, "adapter=freeze"], 5.5e-4),
+        ([*imported, "objective=ipo", "data=preference", "data.path=x"], 5.5e-5),
+        ([*imported, "adapter=lora", "objective=kto", "data=unpaired", "data.path=x"], 5.5e-4),
+        ([*imported, "objective=reward", "data=preference", "data.path=x"], 5.5e-4),
         (["objective=dpo", "data=preference", "data.path=x"], 2e-3),
         (["objective=dpo", "data=preference", "data.path=x", "optimizer=lion"], 4e-4),
-        ([*imported, "optimizer=lion"], 1.6e-4),
-        (wrapped, 7.8e-4),
-        ([*wrapped, "adapter=lora"], 7.8e-3),
+        ([*imported, "optimizer=lion"], 1.1e-4),
+        (wrapped, 5.5e-4),
+        ([*wrapped, "adapter=lora"], 5.5e-3),
         (new, 4.7e-3),
         ([*new, "model.config={hidden_size: 128}"], 2.3e-3),
         (["model=hf", "model.path=gpt2", "model.weights=random", "model.config={n_embd: 96, n_head: 2}"], 3.1e-3),
@@ -122,7 +122,7 @@ def test_an_imported_model_does_not_forget_at_its_default_rate(shared, launch, m
     )  # fmt: skip
     stage = json.loads((run / "summary.json").read_text())["stages"][0]
     before, after = (next(iter(stage[name].values())) for name in ("start_metrics", "metrics"))
-    assert stage["lr"] == 7.8e-4 and after < before + 0.05
+    assert stage["lr"] == 5.5e-4 and after < before + 0.05
 
 
 def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):

@@ -7,12 +7,13 @@ stage of a chain has the default of its own objective, adapter and start. The de
 
 - From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer).
   At width 768 this is 3.9e-4, where the smallest GPT-3 took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1).
-- For fine-tuning .05 / width: 6.5e-5 at width 768 and 1.2e-5 at 4096. BERT took 2e-5 to 5e-5 (Devlin et al. 2018,
-  arXiv:1810.04805, A.3), and Llama 7B took 2e-5 (Touvron et al. 2023, arXiv:2307.09288, 3.1).
-- For LoRA and DoRA ten times as much, as in Biderman et al. 2024 (arXiv:2405.09673): 6.5e-4 at width 768, where Hu et
+- For fine-tuning .035 / width, whose largest loss to the best rate of a task was least (docs/results/fine_tuning.md):
+  4.6e-5 at width 768 and 8.5e-6 at 4096. BERT took 2e-5 to 5e-5 (Devlin et al. 2018, arXiv:1810.04805, A.3), and
+  Llama 7B took 2e-5 (Touvron et al. 2023, arXiv:2307.09288, 3.1).
+- For LoRA and DoRA ten times as much, as in Biderman et al. 2024 (arXiv:2405.09673): 4.6e-4 at width 768, where Hu et
   al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4.
 - For DPO and similar objectives, which a large step moves far from the reference, a tenth of these rates and of muP's:
-  1.2e-6 at width 4096. Rafailov et al. 2023 (arXiv:2305.18290, appendix B) took 1e-6.
+  8.5e-7 at width 4096. Rafailov et al. 2023 (arXiv:2305.18290, appendix B) took 1e-6.
 
 An objective has further defaults of its own for fine-tuning an imported model: `Objective.fine_tuning`.
 """
@@ -28,7 +29,7 @@ from kleiber.config.targets import argument, class_attribute, signature
 from kleiber.types import Config, Json
 
 MUP_RATE = 0.02  # AdamW's default; other optimizers scale the rates below by their default over this one
-SCRATCH, TRAINED = 0.3, 0.05  # rate times width, for new and for trained weights
+SCRATCH, TRAINED = 0.3, 0.035  # rate times width, for new and for trained weights
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # names of the width in config.json files
 
 
