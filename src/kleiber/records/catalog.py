@@ -240,7 +240,7 @@ def archived_runs(file: Path) -> list[Run]:
     """The runs of a runs.jsonl.gz in order of name; none where there is no such file."""
     try:
         state = file.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return list(_archived_runs(file, state.st_mtime_ns, state.st_size))
 
