@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="folder of train*.parquet and a held-out split")
     parser.add_argument("--text", default="text", help="column, or two of them with a comma in between")
     parser.add_argument("--label", default="label", help="classes, or fractions for a regression")
-    for name, default in (("lr", 1.3e-4), ("scale", 16.0), ("share", 1.0)):
+    for name, default in (("lr", 9.1e-5), ("scale", 16.0), ("share", 1.0)):
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in (("epochs", 3), ("rows", 16), ("context", 256), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
