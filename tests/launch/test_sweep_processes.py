@@ -26,13 +26,15 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.process
 @pytest.mark.slow
 def test_forked_cells_write_their_own_logs_and_are_archived(tmp_path):
-    sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "model.num_heads=2,64", *ARGUMENTS]
+    sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "model.context=64,32000", "batch.tokens=32000", *ARGUMENTS]
     done = subprocess.run(
         [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     runs = read_runs(tmp_path / "s")
     assert done.returncode == 4, done.stdout + done.stderr
-    assert done.stdout.count("model.num_heads") == 2, "cells that are refused before their first step leave no folder"
+    assert done.stdout.count("model.context=32000") == 2, (
+        "cells that are refused before their first step leave no folder"
+    )
     assert [run.status for run in runs] == ["finished", "finished"]
     assert all((run.folder / "log.txt").exists() for run in runs)
     archived = archived_runs(tmp_path / "s" / "runs.jsonl.gz")

@@ -162,6 +162,7 @@ def test_a_run_starts_from_a_fine_tuned_wrapped_model(launch):
     sizes = "{hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
     wrapped = ["model=hf", "model.path=bert", "model.weights=random", f"model.config={sizes}", "model.depth=1"]
     wrapped += ["model.context=64", "data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
+    wrapped += ["objective.scale=2"]  # the default is another one from trained weights
     first = launch(*wrapped, root="first")
     second = launch(*wrapped, "init=checkpoint", f"init.path={first}", root="second")
     stage = json.loads((second / "summary.json").read_text())["stages"][0]
