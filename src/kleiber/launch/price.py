@@ -161,7 +161,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
         duration = f"{plan['seconds'] / 60:,.1f} minutes, {per_million:.3g} s per 1M tokens"
     lines.append(f"time         {duration} (with evaluation; measured on this machine in a few steps)")
-    if finished:
+    if 0 < len(finished) < plan["runs"]:
         left = sum(cell["seconds"] for cell in plan["cells"] if cell["name"] not in finished)
         lines.append(f"             {left / 3600:.2f} of these hours are left")
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):

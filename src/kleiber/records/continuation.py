@@ -92,11 +92,11 @@ def warn_without_effect(configs: Mapping[Path, Config]) -> None:
     finished = [folder for folder in configs if keys[folder]]
     if finished:
         names = ", ".join(dict.fromkeys(key for folder in finished for key in keys[folder]))
-        one = len(finished) == 1
-        runs = f"{finished[0]} is" if one else f"{len(finished)} runs in {finished[0].parent} are"
+        runs, them = f"{finished[0]} is", "it"
+        if len(finished) > 1:
+            runs, them = f"{len(finished)} runs in {finished[0].parent} are", "them"
         print(
-            f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train "
-            f"{'it' if one else 'them'} again",
+            f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train {them} again",
             file=sys.stderr,
         )
 

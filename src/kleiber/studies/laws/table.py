@@ -29,8 +29,8 @@ POSITIVE = ("N", "D", "C", "M", "lr", "batch", "decay")  # roles whose logarithm
 # Roles of the columns of a folder of runs, as in `study=scaling`.
 OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
 SWEPT_OF_RUNS = {"lr": "lr", "batch": "batch_tokens"}
-# The same columns in kleiber's runs of a W&B folder; the loss is that of the only validation text.
-OF_WANDB = {
+# Patterns of the names that these columns have in a W&B folder of kleiber's runs.
+WANDB_PATTERNS = {
     "trunk": "run",
     "active": r"params/active",
     "flops": r"total/flops/model",
@@ -168,10 +168,10 @@ def with_columns_of_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
     A column that two columns could fill, such as the loss with two validation texts, is left to `--map`.
     """
-    for name, pattern in OF_WANDB.items():
-        own = [column for column in frame.columns if re.fullmatch(pattern, str(column))]
-        if name not in frame.columns and len(own) == 1:
-            frame = frame.assign(**{name: frame[own[0]]})
+    for name, pattern in WANDB_PATTERNS.items():
+        matching = [column for column in frame.columns if re.fullmatch(pattern, str(column))]
+        if name not in frame.columns and len(matching) == 1:
+            frame = frame.assign(**{name: frame[matching[0]]})
     return frame
 
 
