@@ -92,11 +92,11 @@ def warn_without_effect(configs: Mapping[Path, Config]) -> None:
     finished = [folder for folder in configs if keys[folder]]
     if finished:
         names = ", ".join(dict.fromkeys(key for folder in finished for key in keys[folder]))
-        runs, them = f"{finished[0]} is", "it"
+        runs = f"{finished[0]} is"
         if len(finished) > 1:
-            runs, them = f"{len(finished)} runs in {finished[0].parent} are", "them"
+            runs = f"{len(finished)} runs in {finished[0].parent} are"
         print(
-            f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train {them} again",
+            f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train again",
             file=sys.stderr,
         )
 
