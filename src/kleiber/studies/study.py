@@ -15,14 +15,17 @@ import pandas as pd
 from annotated_types import Gt, Lt
 
 from kleiber.config.cost import add_costs
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.records.catalog import Run, counts, frame
+from kleiber.studies.claims import Result, overall
+from kleiber.studies.compare.decision import Decision
 from kleiber.studies.laws.headline import not_identified
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
+SCHEMA = "kleiber.findings/2"
 EPOCH_TOKENS = 1e6  # placeholder for the tokens of data that is not read
 Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -32,24 +35,32 @@ Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart
 class Findings:
     """The results of a study.
 
-    headline  one sentence that answers the question of the study with a number and its interval
-    verdicts  each with at least code, level and text; the level is refuse, warn or note
+    answer    answers the question of the study with a number and its interval, or says what could not be determined
+    question  what the study asks; "" for the title of its kind
+    claims    the claims of the study with their decisions, all of one family
+    estimates further estimates with intervals, in the columns of `Result.estimate_json`
+    verdicts  on fitted laws, each with code, level (refuse, warn, note) and text
+    caveats   what limits the results, each with code and text, such as arms that are not tuned
     tables    rows of plain values, by title
     figures   functions that draw an altair chart, by file name
     law       the content of laws.json; None if the study fits no law
     text      lines below the figures of the report
     methods   a paragraph on methods for a paper, with sources
-    comparison  further content of findings.json, of a study that decides claims (`kleiber.compare/1`); else None
+    measure   the measure that the study compares; "" for several or none
     """
 
-    headline: str
+    answer: str
+    question: str = ""
+    claims: Sequence[Result] = ()
+    estimates: Sequence[Row] = ()
     verdicts: Sequence[Row] = ()
+    caveats: Sequence[Row] = ()
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     figures: Figures = field(default_factory=dict)
     law: Json | None = None
     text: Sequence[str] = ()
     methods: str = ""
-    comparison: Json | None = None
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,27 +216,48 @@ def missing(runs: Sequence[Run]) -> list[str]:
     return [f"{run.name} ({run.status})" for run in runs if not run.finished]
 
 
-def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
+def content(findings: Findings, study: str, runs: Sequence[Run], level: float | None = None) -> Json:
     """Returns the content of findings.json.
 
+    level           confidence level at which the intervals of all claims hold together; None without intervals
     missing         runs that have not finished
     cost            see `kleiber.config.cost.add_costs`; left out where no run has noted any
     refused         whether some verdict has the level refuse
     not_identified  parameters of the law that the runs do not determine
     """
     costs = add_costs([stage.get("cost") for run in runs for stage in run.stages])
+    decision = overall(findings.claims)
+    refused = any(verdict["level"] == "refuse" for verdict in findings.verdicts)
+    unidentified = [] if findings.law is None else not_identified(findings.law)
     return {
-        "schema": "kleiber.findings/1",
+        "schema": SCHEMA,
         "study": study,
-        "headline": findings.headline,
+        "question": findings.question,
+        "answer": findings.answer,
+        "level": level,
+        "measure": findings.measure or None,
+        "decision": decision and str(decision),
+        "exit_code": int(exit_code(decision, refused or bool(unidentified))),
+        "claims": [result.to_json() for result in findings.claims],
+        "estimates": [result.estimate_json() for result in findings.claims] + [dict(row) for row in findings.estimates],
+        "verdicts": [dict(verdict) for verdict in findings.verdicts],
+        "caveats": [dict(caveat) for caveat in findings.caveats],
+        "tables": {title: [dict(row) for row in rows] for title, rows in findings.tables.items()},
+        "figures": [*findings.figures],
         "runs": counts(runs),
         "missing": missing(runs),
         "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
         **({"cost": costs} if costs else {}),
-        "verdicts": [dict(verdict) for verdict in findings.verdicts],
-        "tables": {title: [dict(row) for row in rows] for title, rows in findings.tables.items()},
         "laws": "laws.json" if findings.law is not None else None,
-        "refused": any(verdict["level"] == "refuse" for verdict in findings.verdicts),
-        "not_identified": [] if findings.law is None else not_identified(findings.law),
-        **(findings.comparison or {}),
+        "refused": refused,
+        "not_identified": unidentified,
     }
+
+
+def exit_code(decision: Decision | None, law_undetermined: bool) -> ExitCode:
+    """Returns the exit code of a study: that of its worst claim, and 3 for a law that is refused or not identified."""
+    if decision == Decision.CONTRADICTED:
+        return ExitCode.CONTRADICTED
+    if law_undetermined or decision not in (None, Decision.SUPPORTED):
+        return ExitCode.UNDECIDED
+    return ExitCode.DONE

@@ -1,0 +1,295 @@
+"""Claims: statements about scores, one grammar for all studies, decided together by intervals.
+
+A claim is about a measure of a group of runs (`of`), about its difference from that of another group (`against`), or
+about a difference of differences (`than`). A group is chosen by the values of keys, such as `{arm: muon}`.
+
+An interval decides a claim once. If you keep adding seeds until the interval excludes zero, you will be wrong more
+often than the level says. So a study states its number of looks beforehand, and each look at each claim gets an equal
+part of the error rate (Bonferroni): the claims of a study are all right with probability `level`, at whichever look it
+stops.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kleiber.studies.compare.decision import (
+    QUANTITIES,
+    Criterion,
+    Decision,
+    Estimate,
+    as_row,
+    estimate_around,
+    level_of_each,
+    mean_estimate,
+    more_seeds_needed,
+)
+from kleiber.types import Json, Row
+
+Selection = Mapping[str, object]  # values by key; runs that have all of them form a group
+Samples = Mapping[Hashable, float]  # values of a measure by sample, such as a seed
+Levels = Mapping[str, Sequence[object]]  # the values that runs have of each key, in order
+NUMBERS, TEXTS, SELECTIONS = ("less", "margin"), ("measure", "equal", "direction", "text"), ("of", "against", "than")
+KEYS = (*SELECTIONS, "arm", "each", *TEXTS, *NUMBERS)
+RATE = "learning_rate"  # equal where arms are compared at one rate, without being tuned
+EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate"}
+EXTREMES = ("smallest", "largest")  # values of a numeric key that a claim can name without knowing them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A statement about a measure.
+
+    of         the group of runs that it is about
+    against    keys by which the group that is subtracted differs from `of`; None for a claim about a level
+    than       keys that are replaced on both sides; the difference between these is subtracted as well
+    less       a number that is subtracted, such as 0.5 for "relative to chance"
+    equal      what both sides have equal, a key of EQUAL; None where both sides are measured on the same runs
+    direction  lower, higher: the result is below -margin, or above margin; not_lower, not_higher: it is not; within: it
+               lies between the two
+    margin     in the unit of the measure
+    text       the statement as a sentence without a period; "" for one made from the keys
+    """
+
+    of: Selection
+    against: Selection | None = None
+    than: Selection | None = None
+    measure: str = "loss"
+    less: float = 0.0
+    equal: str | None = None
+    direction: str = "lower"
+    margin: float = 0.0
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.equal is not None and self.equal not in EQUAL:
+            raise ValueError(f"equal={self.equal} must be one of {', '.join(EQUAL)}")
+        if self.than is not None and self.against is None:
+            raise ValueError(f"than={dict(self.than)} needs `against`: it is subtracted from the difference of the two")
+        if not math.isfinite(self.less):
+            raise ValueError(f"less={self.less} must be a finite number")
+        Criterion(self.direction, self.margin)  # raises ValueError if one of them is wrong
+
+    @property
+    def criterion(self) -> Criterion:
+        """What has to hold of the result."""
+        return Criterion(self.direction, self.margin)
+
+    @property
+    def sides(self) -> list[tuple[int, Selection]]:
+        """The groups with their signs: of - against - (of with than - against with than)."""
+        if self.against is None:
+            return [(1, self.of)]
+        signed = [(1, self.of), (-1, {**self.of, **self.against})]
+        return signed if self.than is None else [*signed, *((-sign, {**side, **self.than}) for sign, side in signed)]
+
+    def contrast(self, read: Callable[[Selection], Samples]) -> list[float]:
+        """Returns the result of each sample that all sides have, in their order; `read` returns a side's samples."""
+        parts = [(sign, read(side)) for sign, side in self.sides]
+        common = set.intersection(*(set(samples) for _, samples in parts))
+        order = [sample for sample in parts[0][1] if sample in common]
+        return [sum(sign * samples[sample] for sign, samples in parts) - self.less for sample in order]
+
+
+def read_claims(nodes: Sequence[Mapping[str, object]], key: str, defaults: Row, levels: Levels) -> list[Claim]:
+    """Returns the claims of config nodes, one for each value that `each` names.
+
+    key       of the nodes in the config, for messages
+    defaults  measure, equal and others of the study where a node has none
+    levels    the values of each key that the runs have; a claim about a value that they lack stays, and is not tested
+
+    Raises ValueError, which names the key, for an invalid claim.
+    """
+    claims = []
+    for at, node in enumerate(nodes):
+        try:
+            claims += expand({**defaults, **node}, levels)
+        except ValueError as error:
+            raise ValueError(f"{key}[{at}]: {error}") from None
+    return claims
+
+
+def expand(node: Mapping[str, object], levels: Levels) -> list[Claim]:
+    """Returns the claims of one node. Raises ValueError for other keys or values."""
+    unknown = [name for name in node if name not in KEYS]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not a key of a claim; the keys are {', '.join(KEYS)}")
+    arm, against = node.get("arm"), node.get("against")
+    if ("of" in node) == (arm is not None):
+        raise ValueError("a claim needs either of={KEY: VALUE} or, short for of={arm: A}, arm=A")
+    sides: dict[str, object] = {
+        "of": node.get("of") if arm is None else {"arm": arm},
+        "against": {"arm": against} if isinstance(against, str) else against,
+        "than": node.get("than"),
+    }
+    for name, side in sides.items():
+        if side is not None and not isinstance(side, Mapping):
+            raise ValueError(f"{name}={side} must have the form {{KEY: VALUE}}")
+    fields = {name: node[name] for name in (*TEXTS, *NUMBERS) if node.get(name) is not None}
+    claims = [Claim(**{**fields, **sides})]  # type: ignore[arg-type]
+    each = node.get("each") or {}
+    if not isinstance(each, Mapping):
+        raise ValueError(f"each={each} must have the form {{KEY: all}}, {{KEY: [...]}} or {{KEY: {{not: [...]}}}}")
+    for name, chosen in each.items():
+        values = chosen_levels(str(name), chosen, levels)
+        claims = [replace(claim, of={**claim.of, name: value}) for claim in claims for value in values]
+    return [with_levels(claim, levels) for claim in claims]
+
+
+def chosen_levels(key: str, chosen: object, levels: Levels) -> Sequence[object]:
+    """Returns the values that `each` names for a key: all, those of a list, or all but those of a list."""
+    if isinstance(chosen, Sequence) and not isinstance(chosen, str):
+        return chosen
+    left_out = chosen.get("not") if isinstance(chosen, Mapping) and [*chosen] == ["not"] else None
+    if chosen != "all" and not isinstance(left_out, Sequence):
+        raise ValueError(f"each.{key}={chosen} must be all, a list of values, or {{not: [...]}}")
+    if key not in levels:
+        raise ValueError(f"each.{key}: the runs have no such key; they have {', '.join(levels)}")
+    return [value for value in levels[key] if value not in (left_out or ())]
+
+
+def with_levels(claim: Claim, levels: Levels) -> Claim:
+    """Returns the claim with the values that `smallest` and `largest` stand for."""
+
+    def value_of(key: str, value: object) -> object:
+        if value not in EXTREMES:
+            return value
+        numbers = [number for number in levels.get(key, ()) if isinstance(number, int | float)]
+        if not numbers:
+            raise ValueError(f"{key}={value} needs a key with numbers; the keys of these runs are {', '.join(levels)}")
+        return max(numbers) if value == "largest" else min(numbers)
+
+    def resolved(side: Selection | None) -> Selection | None:
+        return None if side is None else {key: value_of(key, value) for key, value in side.items()}
+
+    return replace(claim, of=resolved(claim.of) or {}, against=resolved(claim.against), than=resolved(claim.than))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A claim with what the runs say about it.
+
+    text      the claim as a sentence without a period
+    values    the result of each sample; the estimate is their mean
+    unit      of the values
+    better    which values of the measure are better: lower, higher or none
+    problem   why the runs decide nothing; "" where they can
+    tuned     whether all arms of the claim are tuned; None where no two arms are compared
+    half      half-width of the interval at a level; None: that of Student's t of the values
+    open_ends whether the result may be below, and may be above, its interval, because a side is only a bound
+    method    how the interval is made
+    """
+
+    claim: Claim
+    text: str
+    values: Sequence[float]
+    unit: str = ""
+    better: str = "none"
+    problem: str = ""
+    tuned: bool | None = None
+    half: Callable[[float], float] | None = None
+    open_ends: tuple[bool, bool] = (False, False)
+    method: str = "Student's t over seeds"
+
+    def estimate(self, level: float) -> Estimate | None:
+        """Returns the mean with its interval at the confidence level `level`; None unless all values are finite."""
+        if not self.values or not all(map(math.isfinite, self.values)):
+            return None
+        if self.half is None:
+            return mean_estimate(self.values, level, self.unit)
+        return estimate_around(statistics.fmean(self.values), self.half(level), len(self.values), self.unit)
+
+    def tested(self, estimate: Estimate) -> Estimate:
+        """Returns the estimate whose interval decides the claim."""
+        if estimate.lo is None:
+            return estimate
+        below, above = self.open_ends
+        return replace(estimate, lo=-math.inf if below else estimate.lo, hi=math.inf if above else estimate.hi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A question with its answer.
+
+    level       confidence level of this interval, at which those of all claims hold together
+    more_seeds  further samples that would decide it, if mean and spread stay; None where that is not known
+    """
+
+    question: Question
+    estimate: Estimate | None
+    decision: Decision
+    why: str
+    level: float
+    more_seeds: int | None = None
+
+    @property
+    def claim(self) -> Claim:
+        """The claim that was decided."""
+        return self.question.claim
+
+    def estimate_json(self) -> Json:
+        """Returns the entry of `estimates` in findings.json."""
+        claim, question = self.claim, self.question
+        sides = {"of": claim.of, "against": claim.against, "than": claim.than}
+        return {
+            "measure": claim.measure, **{name: side and dict(side) for name, side in sides.items()},
+            "less": claim.less, "equal": claim.equal, **as_row(self.estimate), "unit": question.unit,
+            "better": question.better, "tuned": question.tuned,
+            "method": question.method, "level": self.level,
+        }  # fmt: skip
+
+    def to_json(self) -> Json:
+        """Returns the entry of `claims` in findings.json."""
+        decided = {"text": self.question.text, "decision": str(self.decision), "why": self.why}
+        asked = {"direction": self.claim.direction, "margin": self.claim.margin}
+        return {**decided, **asked, **self.estimate_json(), "more_seeds_needed": self.more_seeds}
+
+    def row(self) -> Json:
+        """Returns the row of the table of claims."""
+        estimate = as_row(self.estimate)
+        return {"claim": self.question.text, "decision": str(self.decision), **estimate, "why": self.why}
+
+    def sentence(self) -> str:
+        """Returns the decision as a sentence with the estimate, or with what is missing."""
+        text = f"{self.question.text}: {self.decision}"
+        if self.estimate is not None:
+            text += f", {self.estimate.text()}"
+        if self.decision == Decision.NOT_TESTED:
+            text += f"; {self.why}"
+        if self.decision == Decision.UNDECIDED:
+            plural = "s" * (self.more_seeds != 1)
+            text += "; more seeds are not expected to decide it" if self.more_seeds is None else ""
+            text += f"; {self.more_seeds} more seed{plural} may decide it" if self.more_seeds is not None else ""
+        return f"{text}."
+
+
+def decide_together(questions: Sequence[Question], level: float, looks: int = 1) -> list[Result]:
+    """Decides the claims of a study, all at the confidence level `level` together, at each of `looks` looks."""
+    each = level_of_each(level, max(len(questions), 1), looks)
+    return [decide(question, each) for question in questions]
+
+
+def decide(question: Question, level: float) -> Result:
+    """Decides one claim by its interval at the confidence level `level`."""
+    estimate = question.estimate(level)
+    problem = question.problem
+    if not problem and (estimate is None or estimate.lo is None):
+        problem = f"fewer than two samples have {question.claim.measure} on every side"
+    if problem or estimate is None:
+        return Result(question=question, estimate=estimate, decision=Decision.NOT_TESTED, why=problem, level=level)
+    criterion = question.claim.criterion
+    decision = criterion.decide(question.tested(estimate))
+    why = f"the {level:.1%} interval is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
+    undecided = decision == Decision.UNDECIDED and question.half is None
+    seeds = more_seeds_needed(question.values, criterion, level) if undecided else None
+    return Result(question=question, estimate=estimate, decision=decision, why=why, level=level, more_seeds=seeds)
+
+
+def overall(results: Sequence[Result]) -> Decision | None:
+    """Returns the decision of a study: that of its worst claim; None without claims."""
+    decisions = {result.decision for result in results}
+    order = (Decision.CONTRADICTED, Decision.NOT_TESTED, Decision.UNDECIDED, Decision.SUPPORTED)
+    return next((decision for decision in order if decision in decisions), None)
