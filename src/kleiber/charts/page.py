@@ -26,7 +26,7 @@ class PageTable(NamedTuple):
 
 
 def render_page(
-    title: str, charts: Mapping[str, Chart], *, headline: str = "", notes: Sequence[str] = (),
+    title: str, charts: Mapping[str, Chart], *, answer: str = "", question: str = "", notes: Sequence[str] = (),
     verdicts: Sequence[Mapping[str, object]] = (), tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     text: str = "", methods: str = "", details: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     sections: Mapping[str, str] | None = None,
@@ -36,8 +36,9 @@ def render_page(
     Every text may be hostile: all but `sections` is escaped, and the data of charts cannot end their script element.
 
     title     title and first heading
-    headline  the result in a sentence
-    notes     paragraphs below the headline
+    question  what the study asks
+    answer    the result in a sentence
+    notes     paragraphs below the answer
     verdicts  each with a `level` and a `text`
     tables    rows by heading; empty tables are left out
     text      lines below the tables, in a fixed-width font
@@ -53,7 +54,7 @@ def render_page(
     )
     environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys; `tojson` also escapes <, > and &
     return environment.get_template("page.html.j2").render(
-        title=title, headline=headline, notes=notes, verdicts=verdicts, text=text, methods=methods,
+        title=title, answer=answer, question=question, notes=notes, verdicts=verdicts, text=text, methods=methods,
         tables={heading: page_table(rows) for heading, rows in (tables or {}).items() if rows},
         details={heading: page_table(rows) for heading, rows in (details or {}).items()},
         specs={name: chart.to_dict() for name, chart in charts.items()},

@@ -176,7 +176,8 @@ def compare(
         str | None, typer.Option(help="lower or higher: which value is better, where the metric's name does not tell.")
     ] = None,
     level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
-    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the decision to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the findings to this file.")] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the decision is.")] = False,
 ) -> None:
     """Compare the arms of finished runs: is the second better than the first, at equal what, and how sure?
 
@@ -187,7 +188,8 @@ def compare(
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
     from kleiber.studies.compare.arms import arms_in_order, planned_looks
-    from kleiber.studies.report import exit_code
+    from kleiber.studies.report import title_of
+    from kleiber.studies.study import content
 
     if not 0 < level < 1:
         raise ValueError(f"--level {level} must be between 0 and 1, such as 0.9")
@@ -200,10 +202,10 @@ def compare(
     looks = planned_looks(selected, arm_of)
     options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
     findings = study.compare(selected, options, arm_of)
-    typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
+    typer.echo("\n".join([findings.answer, *study.difference_lines(findings.tables["Differences"])]))
     if further:
         typer.echo(f"note: the arms also differ in {', '.join(further)}, which may be why")
-    content = findings.comparison or {}
+    compared = content(findings, title_of(folders[0]), selected, level)
     if json is not None:
-        write_json(json, content)
-    raise typer.Exit(exit_code(content))
+        write_json(json, compared)
+    raise typer.Exit(0 if exit_zero else compared["exit_code"])

@@ -20,7 +20,7 @@ from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
 from kleiber.config.model_size import check_memory
-from kleiber.config.targets import build, class_attribute
+from kleiber.config.targets import build
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
@@ -66,7 +66,7 @@ class Sweep:
     def start(self, overrides: list[str]) -> int:
         """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, 75 or 130 after a signal.
 
-        A study that decides claims ends with the code of its decision, once all cells have finished.
+        A study with claims ends with the code of its decision, once all cells have finished.
         """
         if CELL_VARIABLE in os.environ:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
@@ -88,7 +88,7 @@ class Sweep:
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
             print(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
-        return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
+        return reported
 
     def __call__(self, cfg: DictConfig) -> int:
         """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
@@ -236,7 +236,7 @@ class Sweep:
 def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
 
-    Returns the exit code of `kleiber report`.
+    Returns the exit code of its claims. That the runs are too few to analyze is printed and no error of the sweep.
 
     Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
     """
@@ -244,7 +244,8 @@ def write_report(folder: Path, study: Config) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "study.yaml", study)
-    return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")))
+    code = make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")), laws=False)
+    return ExitCode.DONE if code == ExitCode.BAD_INPUT else code
 
 
 def with_archived_folder(cell: Cell, archived: Mapping[str, Run]) -> Cell:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
@@ -96,8 +95,6 @@ class Ablation(IntervalStudy):
     target     multiple of the largest compute at which a change has to help: the claim that the study decides
     fit_width  wider models are held out of the fit and test its predictions; null: all are fitted
     """
-
-    decides: ClassVar[bool] = True
 
     arm: str | None = None
     target: Positive = 10.0

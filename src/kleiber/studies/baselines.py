@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar
 
 import pandas as pd
 
@@ -37,8 +36,6 @@ class Baselines(Transfer):
     measure, equal, claims  of the comparison of pre-training, as in study=compare. The arms are the kinds; with several
                             texts, each kind from each text: `dense from docs/4M`
     """
-
-    decides: ClassVar[bool] = True
 
     measure: str = LOSS
     equal: str = "tokens"

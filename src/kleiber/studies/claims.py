@@ -12,7 +12,6 @@ stops.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,6 @@ from kleiber.studies.compare.decision import (
     Decision,
     Estimate,
     as_row,
-    estimate_around,
     level_of_each,
     mean_estimate,
     more_seeds_needed,
@@ -173,34 +171,33 @@ class Question:
     """A claim with what the runs say about it.
 
     text      the claim as a sentence without a period
-    values    the result of each sample; the estimate is their mean
+    values    the result of each sample
     unit      of the values
     better    which values of the measure are better: lower, higher or none
     problem   why the runs decide nothing; "" where they can
     tuned     whether all arms of the claim are tuned; None where no two arms are compared
-    half      half-width of the interval at a level; None: that of Student's t of the values
+    at        returns the estimate at a confidence level; None: the mean of the values with Student's interval
     open_ends whether the result may be below, and may be above, its interval, because a side is only a bound
     method    how the interval is made
     """
 
     claim: Claim
     text: str
-    values: Sequence[float]
+    values: Sequence[float] = ()
     unit: str = ""
     better: str = "none"
     problem: str = ""
     tuned: bool | None = None
-    half: Callable[[float], float] | None = None
+    at: Callable[[float], Estimate | None] | None = None
     open_ends: tuple[bool, bool] = (False, False)
     method: str = "Student's t over seeds"
 
     def estimate(self, level: float) -> Estimate | None:
-        """Returns the mean with its interval at the confidence level `level`; None unless all values are finite."""
-        if not self.values or not all(map(math.isfinite, self.values)):
-            return None
-        if self.half is None:
-            return mean_estimate(self.values, level, self.unit)
-        return estimate_around(statistics.fmean(self.values), self.half(level), len(self.values), self.unit)
+        """Returns the estimate with its interval at the confidence level `level`; None where it is not finite."""
+        if self.at is not None:
+            return self.at(level)
+        finite = all(map(math.isfinite, self.values))
+        return mean_estimate(self.values, level, self.unit) if self.values and finite else None
 
     def tested(self, estimate: Estimate) -> Estimate:
         """Returns the estimate whose interval decides the claim."""
@@ -283,7 +280,7 @@ def decide(question: Question, level: float) -> Result:
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))
     why = f"the {level:.1%} interval is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    undecided = decision == Decision.UNDECIDED and question.half is None
+    undecided = decision == Decision.UNDECIDED and question.at is None
     seeds = more_seeds_needed(question.values, criterion, level) if undecided else None
     return Result(question=question, estimate=estimate, decision=decision, why=why, level=level, more_seeds=seeds)
 

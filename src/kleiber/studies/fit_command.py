@@ -256,21 +256,32 @@ def report(
     wandb: Annotated[
         bool, typer.Option("--wandb", help="also log the report to W&B, if the runs were logged there")
     ] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="exit with 0 whatever the claims and the law say")
+    ] = False,
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
     Runs that belong to no study are shown side by side: a table, curves, and parallel coordinates.
 
-    Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
-    if one is contradicted, and 3 otherwise.
+    Exit code 5 if a claim of the study is contradicted; 3 if a claim is undecided or not tested, or the law is refused
+    or not identified; else 0.
     """
-    raise typer.Exit(make_report(source, out, study, also or (), wandb))
+    code = make_report(source, out, study, also or (), wandb)
+    raise typer.Exit(ExitCode.DONE if exit_zero and code in (ExitCode.CONTRADICTED, ExitCode.UNDECIDED) else code)
 
 
 def make_report(
-    source: Path, out: Path | None = None, study: str | None = None, also: Sequence[Path] = (), mirror: bool = False
-) -> ExitCode:
-    """Writes a report, prints its headline or why it cannot be made, and returns the exit code of `kleiber report`."""
+    source: Path, out: Path | None = None, study: str | None = None, also: Sequence[Path] = (), mirror: bool = False,
+    laws: bool = True,
+) -> ExitCode:  # fmt: skip
+    """Writes a report, prints its answer or why it cannot be made, and returns the exit code.
+
+    laws  whether a law that is refused or not identified counts, as in `kleiber report`; otherwise claims alone do
+    """
+    from kleiber.studies.compare.decision import Decision
+    from kleiber.studies.study import exit_code
+
     try:
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
@@ -278,7 +289,9 @@ def make_report(
         typer.echo(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
-    return pages.exit_code(findings)
+    decision = findings["decision"]
+    undetermined = laws and (findings["refused"] or bool(findings["not_identified"]))
+    return exit_code(None if decision is None else Decision(decision), undetermined)
 
 
 def import_page_module(name: str) -> ModuleType:

@@ -77,13 +77,13 @@ class Hyperparameters(IntervalStudy):
         if len(set(frontier["batch"])) > 1:
             figures["loss-at-best-rate"] = lambda: frontier_figure(frontier)
         return Findings(
-            " ".join([optimum_report.headline(law), *([critical_text(critical)] if critical else [])]),
-            [*law["verdicts"], *(verdict for _, verdicts in fits for verdict in verdicts)],
-            {"Optimum by size and tokens": optimum_report.table(law, form), "Critical batch": critical},
-            figures,
-            law,
-            optimum_report.lines(law),
-            f"{optimum_report.methods(law)} {methods()}",
+            answer=" ".join([optimum_report.headline(law), *([critical_text(critical)] if critical else [])]),
+            verdicts=[*law["verdicts"], *(verdict for _, verdicts in fits for verdict in verdicts)],
+            tables={"Optimum by size and tokens": optimum_report.table(law, form), "Critical batch": critical},
+            figures=figures,
+            law=law,
+            text=optimum_report.lines(law),
+            methods=f"{optimum_report.methods(law)} {methods()}",
         )
 
     def critical_batches(self, N: float, frontier: pd.DataFrame) -> tuple[list[Json], list[Json]]:

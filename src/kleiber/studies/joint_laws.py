@@ -86,7 +86,10 @@ class MoELaw(JointLaw):
         shown = means.rename(columns={"mean": "gain (nats)"}).drop(columns="half", errors="ignore").to_dict("records")
         tables = {"Gain over X = 1 at equal active size": shown}
         text = lines(law) if law else ()
-        return Findings(self._headline(means), verdicts, tables, gain_figures(means), law, text, MIXTURE_METHODS)
+        return Findings(
+            self._headline(means), verdicts=verdicts, tables=tables, figures=gain_figures(means), law=law, text=text,
+            methods=MIXTURE_METHODS,
+        )  # fmt: skip
 
     def _headline(self, means: Rows) -> str:
         if not len(means):
@@ -189,7 +192,10 @@ class DataRepeat(JointLaw):
         tables = {"Excess over fresh text of the same length": shown}
         text = lines(law) if law else ()
         verdicts = [*claims, *law_verdicts]
-        return Findings(self._headline(means), verdicts, tables, excess_figures(means), law, text, REPEAT_METHODS)
+        return Findings(
+            self._headline(means), verdicts=verdicts, tables=tables, figures=excess_figures(means), law=law, text=text,
+            methods=REPEAT_METHODS,
+        )  # fmt: skip
 
     def _few(self, means: Rows) -> Json:
         part = means[means["epochs"] <= FEW * 1.01]

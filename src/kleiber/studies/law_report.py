@@ -216,7 +216,7 @@ def write(
     headlines = [f"{by} = {group}: " * bool(by) + headline_of(entry) for group, entry in records.items()]
     excluded = sum(len(entry["excluded"]) for entry in records.values())
     content = render_page(
-        f"{form.name} on {source.name}", charts, headline="; ".join(headlines),
+        f"{form.name} on {source.name}", charts, answer="; ".join(headlines),
         notes=[f"{_rows_fitted(records)}, {excluded} excluded."], verdicts=verdicts, tables=tables_by_title,
         text="\n".join(text), methods=methods(records), details={"Runs": kept[:MOST_ROWS]},
     )  # fmt: skip

@@ -76,9 +76,13 @@ class MupTransfer(IntervalStudy):
         optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis, self.level)} if drifts else {}
         return Findings(
             headline or f"The optimum was not found at two {axis}s, so its drift cannot be estimated.",
-            [*(verdict for row in optima for verdict in edge_warnings(row, axis)), *moved],
-            {"Optima": optima, "Drift of the optimum": [{**row, f"{axis}s": str(row[f"{axis}s"])} for row in drifts]},
-            {"transfer": lambda: tuning_figure(arms, axis), **optimum_chart},
+            claims=moved,
+            caveats=[caveat for row in optima for caveat in edge_warnings(row, axis)],
+            tables={
+                "Optima": optima,
+                "Drift of the optimum": [{**row, f"{axis}s": str(row[f"{axis}s"])} for row in drifts],
+            },
+            figures={"transfer": lambda: tuning_figure(arms, axis), **optimum_chart},
             methods=METHODS.format(rates=2 * self.around + 1, axis=axis, level=f"{self.level:.0%}"),
         )
 

@@ -66,17 +66,10 @@ class OOD(OneRunStudy):
             .reset_index()
             .to_dict("records")
         )
-        verdicts = [
-            {"code": "slope", "level": "note", "text": f"{label(data)}: the slope is {slope.text('.3f')}."}
-            for data, slope in slopes.items()
-        ]
-        if mean_distance is not None:
-            text = f"Effective robustness of the mixtures, mean over data sets: {mean_distance.text()}."
-            verdicts.append({"code": "robustness", "level": "note", "text": text})
         figures = {"ood_lines": partial(line_figure, rows, lines)}
         if distances:
             figures["ood_mixtures"] = partial(distance_figure, distances)
-        return Findings(headline(slopes, mean_distance), verdicts, tables, figures, methods=METHODS)
+        return Findings(headline(slopes, mean_distance), tables=tables, figures=figures, methods=METHODS)
 
 
 def domain_losses(runs: Sequence[Run]) -> Rows:

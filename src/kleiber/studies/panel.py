@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
 
 from kleiber.records.catalog import Run
 from kleiber.studies import panel_figures
@@ -20,13 +19,67 @@ from kleiber.studies.compare.arms import LRS, not_ready, planned_arms
 from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
-from kleiber.studies.panel_table import Key, Measure, captured_keys, read_keys, read_measures, read_table
+from kleiber.studies.panel_table import (
+    Key,
+    Measure,
+    captured_keys,
+    mapping,
+    read_keys,
+    read_measures,
+    read_table,
+    texts,
+)
 from kleiber.studies.statements import statement
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Count, Json, Natural
 
 Node = Mapping[str, object]
+CONTRAST = ("of", "against", "than", "each")  # keys of a claim that a table of differences has
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A declared table of means or of differences.
+
+    measures  of its rows
+    by        keys whose combinations of levels have a row each
+    where     values of further keys
+    contrast  of, against, than and each of a claim, for a table of differences
+    pooled    whether the intervals pool the noise of seeds over all cells of the table
+    """
+
+    title: str
+    measures: Sequence[str]
+    by: Sequence[str] = ()
+    where: Selection = field(default_factory=dict)
+    contrast: Selection = field(default_factory=dict)
+    pooled: bool = False
+
+
+def read_tables(nodes: Sequence[Node], key: str, measures: Sequence[str], contrast: bool) -> list[Table]:
+    """Returns the tables of config nodes. Raises ValueError, which names the key, for one that is invalid."""
+    tables = []
+    allowed = CONTRAST if contrast else ("where", "noise")
+    for at, node in enumerate(nodes):
+        place, entry = f"study.{key}[{at}]", mapping(node, f"study.{key}[{at}]")
+        unknown = [name for name in entry if name not in ("title", "measures", "by", *allowed)]
+        if unknown or "title" not in entry:
+            what = f"does not have the key {unknown[0]}" if unknown else "needs a title"
+            raise ValueError(f"{place} {what}: its keys are title, measures, by, {', '.join(allowed)}")
+        chosen = texts(entry.get("measures"), f"{place}.measures") or [*measures]
+        absent = [name for name in chosen if name not in measures]
+        if absent or entry.get("noise", "own") not in ("own", "pooled"):
+            wrong = f"measures={absent[0]} must be one of {', '.join(measures)}" if absent else ""
+            raise ValueError(f"{place}.{wrong or 'noise=' + str(entry['noise']) + ' must be own or pooled'}")
+        tables.append(
+            Table(
+                title=str(entry["title"]), measures=chosen, by=texts(entry.get("by"), f"{place}.by"),
+                where=mapping(entry.get("where"), f"{place}.where"), pooled=entry.get("noise") == "pooled",
+                contrast={name: entry[name] for name in CONTRAST if name in entry},
+            )
+        )  # fmt: skip
+    return tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +101,6 @@ class Panel(OneRunStudy):
     arm, generation  of a cell: set by the design
     """
 
-    decides: ClassVar[bool] = True
-
     question: str = ""
     keys: Mapping[str, object] = field(default_factory=dict)
     measures: Mapping[str, object] = field(default_factory=dict)
@@ -70,8 +121,13 @@ class Panel(OneRunStudy):
         if self.equal not in EQUAL:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(EQUAL)}")
         read_keys(self.keys, [])
-        read_measures(self.measures)
-        panel_figures.check(self.figures, [str(node["title"]) for node in (*self.means, *self.contrasts)])
+        names = [measure.name for measure in read_measures(self.measures)]
+        panel_figures.check(self.figures, [table.title for table in self.tables(names)])
+
+    def tables(self, measures: Sequence[str]) -> list[Table]:
+        """Returns the declared tables of the study, of which `measures` are the measures."""
+        means = read_tables(self.means, "means", measures, contrast=False)
+        return [*means, *read_tables(self.contrasts, "contrasts", measures, contrast=True)]
 
     def derive(self, table: Rows, keys: Sequence[Key]) -> Rows:
         """Returns the table with further measures that a derived class computes from it; here the table itself."""
@@ -81,10 +137,8 @@ class Panel(OneRunStudy):
         """Estimates means and contrasts, and decides the claims."""
         view = self.view(runs)
         results = decide_together(view.questions(runs), self.level, self.looks)
-        tables = {
-            **{str(node["title"]): view.means(node) for node in self.means},
-            **{str(node["title"]): view.contrasts(node) for node in self.contrasts},
-        }
+        declared = self.tables([*view.measures])
+        tables = {table.title: view.contrasts(table) if table.contrast else view.means(table) for table in declared}
         charts: Figures = {str(node["name"]): partial(panel_figures.draw, node, view, tables) for node in self.figures}
         return Findings(
             question=self.question,
@@ -215,54 +269,42 @@ class View:
                 return equal, f"the sides differ in their {name}: {min(values):g} to {max(values):g}"
         return equal, ""
 
-    def cells(self, node: Node, by: Sequence[str]) -> Iterator[tuple[Measure, dict[str, object]]]:
-        """Yields each measure of a table with each combination of the levels of the keys `by`."""
-        for name in self.measure_names(node):
-            for values in itertools.product(*(self.levels[key] for key in by)):
-                yield self.measures[name], dict(zip(by, values, strict=True))
+    def cells(self, table: Table) -> Iterator[tuple[Measure, dict[str, object]]]:
+        """Yields each measure of a table with each combination of the levels of its keys."""
+        for name in table.measures:
+            for values in itertools.product(*(self.levels[key] for key in table.by)):
+                yield self.measures[name], dict(zip(table.by, values, strict=True))
 
-    def measure_names(self, node: Node) -> list[str]:
-        """Returns the measures of a table; all of the study where it names none."""
-        names = node.get("measures") or [*self.measures]
-        return [names] if isinstance(names, str) else [str(name) for name in names]  # type: ignore[union-attr]
-
-    def means(self, node: Node) -> list[Json]:
-        """Returns a row for each measure and combination of the keys `by`: the mean with its interval."""
-        by, where = [str(key) for key in node["by"]], dict(node.get("where") or {})  # type: ignore[call-overload]
-        if node.get("noise") == "pooled":
-            return [
-                row for name in self.measure_names(node) for row in self.pooled_means(self.measures[name], by, where)
-            ]
+    def means(self, table: Table) -> list[Json]:
+        """Returns a row for each measure and combination of keys: the mean with its interval."""
+        if table.pooled:
+            return [row for name in table.measures for row in self.pooled_means(self.measures[name], table)]
         rows = []
-        for measure, cell in self.cells(node, by):
-            values = self.samples(Claim(of={**where, **cell}, measure=measure.name))
+        for measure, cell in self.cells(table):
+            values = self.samples(Claim(of={**table.where, **cell}, measure=measure.name))
             rows.append(self.row(measure, cell, measure.within(mean_estimate(values, self.study.level, measure.unit))))
         return [row for row in rows if row["value"] is not None]
 
-    def pooled_means(self, measure: Measure, by: Sequence[str], where: Selection) -> list[Json]:
+    def pooled_means(self, measure: Measure, table: Table) -> list[Json]:
         """Returns the means of a measure, whose intervals pool the noise of seeds over all cells of the table."""
-        part = self.rows(measure.name, where)
+        part = self.rows(measure.name, table.where)
         if part.empty:
             return []
-        table = seed_means(part, by, "value", self.study.level)
-        found = {
-            tuple(row[key] for key in by): measure.within(mean_of(row, measure.unit)) for _, row in table.iterrows()
-        }
-        cells = itertools.product(*(self.levels[key] for key in by))
-        return [self.row(measure, dict(zip(by, cell, strict=True)), found[cell]) for cell in cells if cell in found]
+        cells: Rows = seed_means(part, table.by, "value", self.study.level)
+        means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for _, row in cells.iterrows()}
+        every = itertools.product(*(self.levels[key] for key in table.by))
+        named = [(dict(zip(table.by, cell, strict=True)), means[cell]) for cell in every if cell in means]
+        return [self.row(measure, cell, measure.within(mean)) for cell, mean in named]
 
-    def contrasts(self, node: Node) -> list[Json]:
-        """Returns a row for each measure, value of `each` and combination of the keys `by`: the mean difference."""
-        by = [str(key) for key in node.get("by") or ()]  # type: ignore[attr-defined]
-        form = {key: node[key] for key in ("of", "against", "than", "each") if key in node}
-        rows = []
-        for measure, cell in self.cells(node, by):
-            for claim in expand({**form, "measure": measure.name}, self.levels):
+    def contrasts(self, table: Table) -> list[Json]:
+        """Returns a row for each measure, value of `each` and combination of keys: the mean difference."""
+        rows, level = [], self.study.level
+        varied = [*mapping(table.contrast.get("each"), "each")]
+        for measure, cell in self.cells(table):
+            for claim in expand({**table.contrast, "measure": measure.name}, self.levels):
                 chosen = replace(claim, of={**claim.of, **cell})
-                named = {key: chosen.of[key] for key in (*(form.get("each") or ()), *cell)}
-                rows.append(
-                    self.row(measure, named, mean_estimate(self.samples(chosen), self.study.level, measure.unit))
-                )
+                named = {key: chosen.of[key] for key in (*varied, *cell)}
+                rows.append(self.row(measure, named, mean_estimate(self.samples(chosen), level, measure.unit)))
         return [row for row in rows if row["value"] is not None]
 
     def row(self, measure: Measure, cell: Selection, estimate: Estimate | None) -> Json:

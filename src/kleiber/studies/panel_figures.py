@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from kleiber.studies.compare.rows import Rows
+from kleiber.studies.panel_table import mapping, texts
 from kleiber.types import Row
 
 if TYPE_CHECKING:
@@ -58,12 +59,12 @@ def draw(node: Node, view: View, tables: Mapping[str, Sequence[Row]]) -> object:
 
 def shown_rows(node: Node, view: View, tables: Mapping[str, Sequence[Row]]) -> Rows:
     """Returns the rows of the figure's table, or of the runs: columns are keys, measure, title, value, lo and hi."""
-    names = view.measure_names(node)
+    names = texts(node.get("measures"), "measures") or [*view.measures]
     measures = {view.measures[name].label: view.measures[name] for name in names}
     if "table" not in node:
-        rows = pd.concat([view.rows(name, {}) for name in names])
-        labels = {name: view.measures[name].label for name in names}
-        return rows.assign(measure=rows["measure"].map(labels), lo=None, hi=None, title=view.measures[names[0]].title)
+        where = mapping(node.get("where"), "where")
+        parts = [view.rows(name, where).assign(measure=view.measures[name].label, lo=None, hi=None) for name in names]
+        return pd.concat(parts).assign(title=view.measures[names[0]].title)
     rows = pd.DataFrame([row for row in tables[str(node["table"])] if row["measure"] in measures])
     rows = rows.rename(columns={key.title: key.name for key in view.keys})
     return rows.assign(title=[measures[label].title for label in rows["measure"]])

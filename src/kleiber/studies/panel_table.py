@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -68,13 +68,33 @@ class Key:
     name: str
     source: str | None
     default: object = None
-    labels: Mapping[str, str] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
 
     def label(self, value: object) -> str:
         """Returns what people call a value."""
         number = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        return (self.labels or {}).get(str(value), number)
+        return self.labels.get(str(value), number)
+
+
+def texts(value: object, key: str) -> list[str]:
+    """Returns the texts of a text or of a list of them; empty for None. Raises ValueError, which names `key`."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
+        return [*value]
+    raise ValueError(f"{key}={value} must be a text or a list of texts")
+
+
+def mapping(value: object, key: str) -> dict[str, object]:
+    """Returns a mapping as one with texts as keys; empty for None. Raises ValueError, which names `key`."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key}={value} must have the form {{KEY: VALUE}}")
+    return {str(name): item for name, item in value.items()}
 
 
 def read_keys(nodes: Mapping[str, object], captured: Sequence[str]) -> list[Key]:
@@ -83,15 +103,22 @@ def read_keys(nodes: Mapping[str, object], captured: Sequence[str]) -> list[Key]
     Raises ValueError for a node that is neither a text nor has the keys of `Key`.
     """
     keys = []
-    for name, node in nodes.items():
-        if isinstance(node, str):
-            node = {"source": node}
-        if not isinstance(node, Mapping) or not node.keys() <= {"source", "default", "labels", "title"}:
-            raise ValueError(
-                f"study.keys.{name}={node} must be a key of the config, or have source, default, labels, title"
-            )
+    for name, value in nodes.items():
+        place = f"study.keys.{name}"
+        node = {"source": value} if isinstance(value, str) else mapping(value, place)
+        unknown = [key for key in node if key not in ("source", "default", "labels", "title")]
+        if unknown:
+            raise ValueError(f"{place} does not have the key {unknown[0]}: it may have source, default, labels, title")
+        labels = {label: str(text) for label, text in mapping(node.get("labels"), f"{place}.labels").items()}
+        source = node.get("source")
         keys.append(
-            Key(name, node.get("source"), node.get("default"), node.get("labels"), str(node.get("title") or name))
+            Key(
+                name,
+                None if source is None else str(source),
+                node.get("default"),
+                labels,
+                str(node.get("title") or name),
+            )
         )
     declared = {key.name for key in keys}
     return [*keys, *(Key(name, None, title=name) for name in captured if name not in declared)]
@@ -109,20 +136,22 @@ def pattern_of(source: str) -> re.Pattern[str]:
 def read_measures(nodes: Mapping[str, object]) -> list[Measure]:
     """Returns the measures of a panel's config. Raises ValueError for a node without a source, or with other keys."""
     measures = []
-    for name, node in nodes.items():
-        node = node if isinstance(node, Mapping) else {"source": node}
-        source, limits = node.get("source"), node.get("limits")
-        if source is None or not node.keys() <= {"source", "label", "unit", "better", "limits"}:
-            raise ValueError(
-                f"study.measures.{name}={node} must be the name of a metric, or have the keys source, label, unit, "
-                "better, limits"
+    for name, value in nodes.items():
+        place = f"study.measures.{name}"
+        node = mapping(value, place) if isinstance(value, Mapping) else {"source": value}
+        unknown = [key for key in node if key not in ("source", "label", "unit", "better", "limits")]
+        sources, limits = texts(node.get("source"), f"{place}.source"), node.get("limits")
+        if unknown or not sources:
+            what = f"does not have the key {unknown[0]}" if unknown else "needs the name of a metric, its source"
+            raise ValueError(f"{place} {what}: it has source, and may have label, unit, better, limits")
+        ends = [float(str(end)) for end in limits] if isinstance(limits, Sequence) else None
+        measures.append(
+            Measure(
+                name, sources, label=str(node.get("label") or label_of(sources[0])), unit=str(node.get("unit") or ""),
+                better=str(node.get("better") or better_direction(sources[0]) or "none"),
+                limits=None if ends is None else (ends[0], ends[1]),
             )
-        sources = [source] if isinstance(source, str) else [str(text) for text in source]
-        texts = {
-            "label": str(node.get("label") or label_of(sources[0])), "unit": str(node.get("unit") or ""),
-            "better": str(node.get("better") or better_direction(sources[0]) or "none"),
-        }  # fmt: skip
-        measures.append(Measure(name, sources, **texts, limits=None if limits is None else (limits[0], limits[1])))
+        )  # fmt: skip
     return measures
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.cost import describe_total
-from kleiber.config.errors import ExitCode, listed
+from kleiber.config.errors import listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.files import read_config_node, write_json
 from kleiber.records.progress import activity
 from kleiber.records.wandb_run import node_of, start_run, was_online
-from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.overview import Overview
@@ -72,14 +71,16 @@ def parts(
 
     All panels are logged at the same step.
     """
-    headline = {"headline": findings["headline"], "runs": findings["runs"]}
-    steps: dict[str, Callable[[], None]] = {"headline": partial(run.summary.update, headline)}
+    answer = {"answer": findings["answer"], "runs": findings["runs"]}
+    steps: dict[str, Callable[[], None]] = {"answer": partial(run.summary.update, answer)}
     for name in charts:
         steps[f"figure {name}"] = partial(send_image, run, f"figures/{name}", folder / "figures" / f"{name}.png")
     for title, rows in findings["tables"].items():
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
             steps[f"table {title}"] = partial(send_table, run, f"tables/{title}", columns, rows)
+    columns = ["text", "decision", "value", "lo", "hi", "n", "unit", "why"]
+    steps["claims"] = partial(send_table, run, "claims", columns, findings["claims"])
     steps["verdicts"] = partial(send_table, run, "verdicts", ["level", "code", "text"], findings["verdicts"])
     laws = ["laws.json"] if result.law is not None else []
     files = [folder / name for name in (*laws, *FILES) if (folder / name).exists()]
@@ -176,7 +177,7 @@ def report(
     study = study_of(folder, runs, name)
     with activity(f"analyzing {len(runs)} runs"):
         result = study.analyze(runs)
-    findings = without_nonfinite(content(result, title_of(source), runs))
+    findings = without_nonfinite(content(result, title_of(source), runs, study.level))
     if out is None:
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
@@ -195,15 +196,8 @@ def report(
 def closing_lines(findings: Json, page: Path) -> list[str]:
     """Returns the lines that the command prints after it has written the report to `page`."""
     missing = f"; not finished: {listed(findings['missing'], most=5)}" if findings["missing"] else ""
-    lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
+    lines = [findings["answer"], f"{findings['runs']}{missing}", f"report: {page}"]
     return [*lines, *(f"not logged to W&B: {part}" for part in findings.get("not_mirrored", ()))]
-
-
-def exit_code(findings: Json) -> ExitCode:
-    """Returns the exit code of the report: that of the decision, else 3 for a law that is refused or not identified."""
-    if "decision" in findings:
-        return Decision(findings["decision"]).exit_code
-    return ExitCode.UNDECIDED if findings["refused"] or findings["not_identified"] else ExitCode.DONE
 
 
 def folder_of(source: Path) -> Path:
@@ -247,10 +241,12 @@ def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Se
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
     took += f", {describe_total(findings['cost'])}" if findings.get("cost") else ""
     missing = [f"Not finished: {listed(findings['missing'])}"] if findings["missing"] else []
+    caveats = [{"level": "warn", "text": caveat["text"]} for caveat in findings["caveats"]]
     return render_page(
-        findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],
-        verdicts=findings["verdicts"], tables=findings["tables"], text="\n".join(result.text),
-        methods=result.methods, details={} if "Runs" in findings["tables"] else {"Runs": rows},
+        findings["study"], charts, question=findings["question"], answer=findings["answer"],
+        notes=[f"{findings['runs']}{took}.", *missing], verdicts=[*findings["verdicts"], *caveats],
+        tables=findings["tables"], text="\n".join(result.text), methods=result.methods,
+        details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 
 

@@ -81,7 +81,15 @@ class Scaling(Study):
             "Held-out errors": held_out_errors(law), "Allocation exponent by counting convention": conventions(law),
             "Sensitivity to the smallest D": min_token_fits(law), "Sensitivity to suspects": suspects_table(law),
         }  # fmt: skip
-        return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
+        return Findings(
+            headline(law),
+            verdicts=law["verdicts"],
+            tables=tables,
+            figures=figures(rows, law),
+            law=law,
+            text=lines(law),
+            methods=methods(law, runs),
+        )
 
     def law_of(self, runs: Sequence[Run]) -> Json:
         """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
@@ -142,7 +150,7 @@ class IsoFLOP(Scaling):
                 "No allocation exponent: fewer than three budgets have a minimum between their smallest and largest "
                 "size."
             )
-            return replace(findings, headline=head, tables={"Optimum by budget": [], **findings.tables})
+            return replace(findings, answer=head, tables={"Optimum by budget": [], **findings.tables})
         rows = [
             {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
             for point in parabolas["points"]
@@ -152,7 +160,7 @@ class IsoFLOP(Scaling):
             f"[{parabolas['lo']:.3f}, {parabolas['hi']:.3f}], from parabolas at {len(rows)} compute budgets"
         )
         tables = {"Optimum by budget": rows, **findings.tables}
-        return replace(findings, headline=within_budgets(head, law), tables=tables)
+        return replace(findings, answer=within_budgets(head, law), tables=tables)
 
 
 @dataclass(frozen=True)
@@ -168,14 +176,14 @@ class Accounting(Scaling):
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:
-            return replace(findings, headline="Counting conventions not compared: there is only one, or no exponent.")
+            return replace(findings, answer="Counting conventions not compared: there is only one, or no exponent.")
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
             "Depending on how parameters and compute are counted, the allocation exponent ranges from "
             f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) to {high['a']:.3f} "
             f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
-        return replace(findings, headline=within_budgets(head, findings.law))
+        return replace(findings, answer=within_budgets(head, findings.law))
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:

@@ -60,10 +60,9 @@ class Stability(IntervalStudy):
         charts: Figures = {"loss": partial(loss_figure, losses, worst)}
         if logits:
             charts["logits"] = partial(logit_figure, logits)
-        notes = [{"code": "sensitivity", "level": "note", "text": difference_sentence(row)} for row in differences]
         return Findings(
-            headline=" ".join([*(verdict["text"] for verdict in absent), headline(rows, differences)]),
-            verdicts=[*absent, *notes, *edges(rows)],
+            answer=" ".join([*(entry["text"] for entry in absent), headline(rows, differences)]),
+            caveats=[*absent, *edges(rows)],
             tables={title: table for title, table in tables.items() if table},
             figures=charts,
             methods=METHODS.format(level=f"{self.level:.0%}", worst=f"{worst:.3f}"),
@@ -141,7 +140,7 @@ def without_loss(place: Place, runs: Sequence[Run]) -> Json:
         f"No run of {who} has a loss ({diverged} of {len(part)} diverged), so its learning-rate sensitivity and "
         "differences from it are not determined."
     )
-    return {"code": "no_loss", "level": "warn", "text": text}
+    return {"code": "no_loss", "text": text}
 
 
 def uniform_loss(runs: Sequence[Run]) -> float:

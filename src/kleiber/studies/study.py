@@ -82,12 +82,12 @@ class PlannedPoint:
 class Study:
     """Base class of all studies, the choices of the config group `study`, with the options that every study has.
 
-    decides    whether the study decides claims, so that a sweep ends with the exit code of the decision
+    level      confidence level of the study's intervals; None for a study without any
     max_cells  runs only the first cells of the plan, at most this many
     seeds      number of seeds; replaces that of the design
     """
 
-    decides: ClassVar[bool] = False
+    level: ClassVar[float | None] = None
 
     max_cells: Count | None = None
     seeds: Count | None = None
@@ -112,7 +112,7 @@ class Study:
 class IntervalStudy(Study):
     """Options of a study with intervals: `level` is their confidence level."""
 
-    level: Level = 0.9
+    level: Level = 0.9  # type: ignore[misc]  (an option here, a fact of the classes that have no intervals)
 
 
 @dataclass(frozen=True, kw_only=True)

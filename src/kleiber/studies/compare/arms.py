@@ -25,6 +25,7 @@ LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
 LOADS = "moe/"  # prefix of what expert_loads measures
+START = "start:"  # prefix of measures before the first step of the last stage
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
 
@@ -112,10 +113,20 @@ def leaf_rows(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[Json]:
         for row, stage in zip(run.leaf_rows(), leaves or [{}], strict=False):
             lr = row["lr"] if row["lr"] is not None else run.config["optimizer"]["lr"]
             measured = {**row, **costs_of_leaf(run.config["model"], stage), **expert_loads(run.rows, stage.get("name"))}
+            measured |= start_scores(stage)
             rows.append({**measured, "arm": arm, "lr": lr, "seed": run.config["seed"]})
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
     return rows
+
+
+def start_scores(stage: Json) -> dict[str, float]:
+    """The metrics before the first step of a stage, with the prefix START; LOSS is that of its task, if it has one."""
+    scores = stage.get("start_metrics") or {}
+    names = [f"val/{task}/loss" for task in stage.get("tasks") or ()]
+    losses = [scores[name] for name in names if name in scores]
+    before = scores | ({LOSS: losses[0]} if len(losses) == 1 else {})
+    return {f"{START}{name}": value for name, value in before.items()}
 
 
 def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
@@ -164,7 +175,7 @@ def read_ladders(
             ladders[name] = [arm_from_rows(name, part, measure, higher_is_better) for part in at.values()]
     if len(ladders) < min_arms:
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
-        metrics = [name for name in sorted(numbers) if name == LOSS or "/" in name]
+        metrics = [name for name in sorted(numbers) if (name == LOSS or "/" in name) and not name.startswith(START)]
         raise ValueError(
             f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {min_arms} are needed; "
             f"measures of these runs: {', '.join(metrics)}"
@@ -210,7 +221,7 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is
     measures: dict[str, dict[int, float]] = {}
     for row in (row for row in ended if row["lr"] == best):
         for key, value in row.items():
-            if (key == LOSS or "/" in key) and isinstance(value, float):
+            if (key == LOSS or "/" in key or key.startswith(START)) and isinstance(value, float):
                 measures.setdefault(key, {})[row["seed"]] = value
     return Arm(name, values, best, reason, facts_of_arm(ended), measure, measures, higher_is_better)
 

@@ -128,4 +128,4 @@ def arms_without_latency(facts: Mapping[str, Mapping[str, float]]) -> list[dict[
     if len(names) in (0, len(facts)):
         return []
     text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
-    return [{"code": "latency", "level": "note", "text": text}]
+    return [{"code": "latency", "text": text}]

@@ -1,10 +1,4 @@
-"""Decides claims such as "arm B has a lower loss than arm A" from differences that are paired by seed.
-
-An interval decides a claim once. Who looks again after more seeds, until the interval is clear of zero, is wrong more
-often than the level says. So a study states its number of looks beforehand, and every look of every claim gets an equal
-part of the error rate (Bonferroni): the claims of a study are all right with probability `level`, at whichever look
-it stops.
-"""
+"""Estimates with intervals, what has to hold of them, and whether it does."""
 
 from __future__ import annotations
 
@@ -16,7 +10,6 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
-from kleiber.studies.compare.labels import LOSS, label_of
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
@@ -178,59 +171,9 @@ class Criterion:
         return Decision.CONTRADICTED if contradicted else Decision.UNDECIDED
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement about two arms.
-
-    arm, against  names of the arms
-    direction     lower, higher: the measure of `arm` is lower or higher than that of `against` by more than `margin`;
-                  not_lower, not_higher: it is not lower or not higher by more than `margin`; within: the two differ by
-                  less than `margin`
-    margin        in the unit of the measure
-    measure       what is compared, a column of the table of runs
-    equal         a key of QUANTITIES: what is held equal
-    """
-
-    arm: str
-    against: str
-    direction: str = "lower"
-    margin: float = 0.0
-    measure: str = LOSS
-    equal: str = "tokens"
-
-    def __post_init__(self) -> None:
-        if self.equal not in QUANTITIES:
-            raise ValueError(f"equal={self.equal} must be one of {', '.join(QUANTITIES)}")
-        Criterion(self.direction, self.margin)  # raises ValueError if one of them is wrong
-
-    @property
-    def criterion(self) -> Criterion:
-        """What has to hold of the difference arm - against."""
-        return Criterion(self.direction, self.margin)
-
-    def text(self) -> str:
-        """The statement as a sentence without a period."""
-        return f"{self.difference()} at equal {QUANTITIES[self.equal].label}"
-
-    def difference(self) -> str:
-        """The statement without what is held equal."""
-        measure = label_of(self.measure)
-        if self.direction == "within":
-            return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g}"
-        negation, _, comparative = self.direction.rpartition("_")
-        by = f" by more than {self.margin:g}" if self.margin else ""
-        return f"{self.arm} has {'no' if negation else 'a'} {comparative} {measure} than {self.against}{by}"
-
-
 def level_of_each(level: float, num_claims: int, num_looks: int) -> float:
     """Returns the confidence level of one interval, so that all intervals of a study hold together at `level`."""
     return 1 - (1 - level) / (num_claims * num_looks)
-
-
-def overall(decisions: Sequence[Decision]) -> Decision:
-    """Returns the decision of a study with several claims: that of its worst claim."""
-    order = (Decision.CONTRADICTED, Decision.NOT_TESTED, Decision.UNDECIDED, Decision.SUPPORTED)
-    return next(decision for decision in order if decision in decisions)
 
 
 def more_seeds_needed(gaps: Sequence[float], criterion: Criterion, level: float) -> int | None:

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from kleiber.studies.compare.arms import Arm, uneven
-from kleiber.studies.compare.decision import (
-    QUANTITIES,
-    Claim,
-    Decision,
-    Estimate,
-    as_row,
-    gaps_by_seed,
-    half_width,
-    more_seeds_needed,
-    paired_difference,
-)
-from kleiber.studies.compare.labels import LOSS, axis_label, unit_of
+from kleiber.studies.claims import Claim, Question, Result, Selection
+from kleiber.studies.compare.arms import START, Arm, uneven
+from kleiber.studies.compare.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
+from kleiber.studies.compare.directions import better_direction
+from kleiber.studies.compare.labels import LOSS, axis_label, label_of, unit_of
+from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
 
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated
+MOMENT, BEFORE = "moment", "start"  # the key of a claim that reads an arm before its last stage: {moment: start}
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
 
 Ladder = Sequence[Arm]  # one arm at several numbers of tokens
@@ -132,88 +126,80 @@ def between(low: float, high: float, share: float) -> float:
     return (1 - share) * low + share * high
 
 
-@dataclass(frozen=True)
-class Result:
-    """A claim with its estimate, the decision, the reason for it, and how many more seeds would decide it."""
+def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
+    """Returns a claim about arms with what their runs say about it.
 
-    claim: Claim
-    estimate: Estimate | None
-    decision: Decision
-    why: str
-    tuned: bool = False
-    more_seeds: int | None = None
-    expected_half: float | None = None
-
-    def to_json(self) -> Json:
-        """The entry of `estimates` in findings.json."""
-        estimate = {**as_row(self.estimate), "unit": unit_of(self.claim.measure)}
-        return {**asdict(self.claim), **estimate, "tuned": self.tuned, "decision": str(self.decision)}
-
-    def row(self) -> Json:
-        """The row of the table of claims."""
-        return {"claim": self.claim.text(), "decision": str(self.decision), **as_row(self.estimate), "why": self.why}
-
-    def sentence(self) -> str:
-        """The decision as a sentence with the estimate, or with what is missing."""
-        text = f"{self.claim.text()}: {self.decision}"
-        if self.estimate is not None:
-            text += f", difference {self.estimate.text()}"
-        if self.decision == Decision.NOT_TESTED:
-            text += f"; {self.why}"
-        if self.decision == Decision.UNDECIDED:
-            seeds = f"{self.more_seeds} more seed{'s' * (self.more_seeds != 1)}"
-            text += (
-                "; more seeds are not expected to decide it"
-                if self.more_seeds is None
-                else f"; {seeds} would narrow it to +-{self.expected_half:.4f}"
-            )
-        return f"{text}."
-
-    def verdict(self) -> Json:
-        """The verdict of findings.json."""
-        level = "note" if self.decision == Decision.SUPPORTED else "warn"
-        return {"code": f"claim_{self.decision.replace(' ', '_')}", "level": level, "text": self.sentence()}
-
-
-def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
-    """Decides one claim.
-
-    why_not  why the runs as a whole decide nothing; "" where they can
+    waiting  why the runs as a whole decide nothing; "" where they can
     """
-    absent = [name for name in (claim.arm, claim.against) if name not in ladders]
+    text, unit = sentence(claim), unit_of(claim.measure)
+    fields = {"claim": claim, "text": text, "unit": unit, "better": better_direction(claim.measure) or "none"}
+    names = [arm_named(side) for _, side in claim.sides]
+    absent = [name for name in dict.fromkeys(names) if name not in ladders]
     if absent:
         measure = next(iter(ladders.values()))[0].measure
-        return Result(
-            claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
-        )
-    sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
-    problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
-    name = f"difference at equal {QUANTITIES[claim.equal].label}"
-    return decide(claim, sides.ours, sides.theirs, level, name, problem, tuned=not sides.untuned)
+        problem = f"no finished run of {' and '.join(absent)} has the measure {measure}"
+        return Question(**fields, values=[], problem=problem, tuned=False)
+    sides = [side_values(claim, ladders)] if claim.against is None else contrasted(claim, ladders)
+    gaps = [
+        {seed: each.ours[seed] - each.theirs[seed] for seed in each.ours.keys() & each.theirs.keys()} for each in sides
+    ]
+    seeds = sorted(set.intersection(*map(set, gaps)))
+    values = [gaps[0][seed] - sum(other[seed] for other in gaps[1:]) - claim.less for seed in seeds]
+    arms = [arm for each in sides for arm in each.arms]
+    untuned = next((each.untuned for each in sides if each.untuned), "")
+    problems = [*(each.why for each in sides), untuned, uneven(arms) if arms else "", waiting]
+    return Question(**fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned)
 
 
-def decide(
-    claim: Claim, ours: Mapping[int, float], theirs: Mapping[int, float], level: float, name: str, problem: str,
-    tuned: bool,
-) -> Result:  # fmt: skip
-    """Decides a claim by the values of both sides by seed.
+def arm_named(side: Selection) -> str:
+    """Returns the name of the arm of a group."""
+    return name_with_keys(str(side.get("arm")), {key: side[key] for key in side if key not in ("arm", MOMENT)})
 
-    name     of the difference of the two
-    problem  why they decide nothing; "" where they can
-    tuned    whether the arms are
-    """
-    estimate = paired_difference(ours, theirs, level, unit_of(claim.measure))
-    if problem or estimate is None or estimate.lo is None:
-        problem = problem or f"fewer than two seeds in common have {claim.measure}"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, tuned)
-    decision = claim.criterion.decide(estimate)
-    why = f"the {level:.1%} interval of the {name} is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    if decision != Decision.UNDECIDED:
-        return Result(claim, estimate, decision, why, tuned)
-    gaps = gaps_by_seed(ours, theirs)
-    seeds = more_seeds_needed(gaps, claim.criterion, level)
-    half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
-    return Result(claim, estimate, decision, why, tuned, seeds, half)
+
+def name_with_keys(arm: str, values: Selection) -> str:
+    """Returns the name of an arm that values of further keys tell from others, such as `gelu, width=64`."""
+    return ", ".join([arm, *(f"{key}={values[key]}" for key in sorted(values))])
+
+
+def contrasted(claim: Claim, ladders: Ladders) -> list[Pair]:
+    """Returns the pairs of arms whose differences a claim is about: one, and with `than` another one."""
+    sides = [side for _, side in claim.sides]
+    equal = claim.equal or "tokens"
+    return [
+        change(ladders[arm_named(ours)], claim.measure)
+        if theirs.get(MOMENT) == BEFORE
+        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure)
+        for ours, theirs in zip(sides[::2], sides[1::2], strict=True)
+    ]
+
+
+def side_values(claim: Claim, ladders: Ladders) -> Pair:
+    """Returns the measure of the arm of a claim about a level, at its largest number of tokens."""
+    arm = ladders[arm_named(claim.of)][-1]
+    values = arm.values(claim.measure)
+    return Pair(values, dict.fromkeys(values, 0.0), arms=(arm,))
+
+
+def change(ladder: Ladder, measure: str) -> Pair:
+    """Returns a measure of an arm after its last stage and before, of the same runs."""
+    arm = ladder[-1]
+    return Pair(arm.values(measure), arm.values(f"{START}{measure}"), arms=(arm,))
+
+
+def sentence(claim: Claim) -> str:
+    """Returns a claim about arms as a sentence without a period."""
+    if claim.text or claim.than is not None or claim.against is None or claim.less:
+        return statement(claim, label_of(claim.measure), unit_of(claim.measure), lambda _, value: str(value))
+    arm, other = arm_named(claim.of), arm_named({**claim.of, **claim.against})
+    before = claim.against.get(MOMENT) == BEFORE
+    against, measure = "before tuning" if before else other, label_of(claim.measure)
+    if claim.direction == "within":
+        text = f"{arm} and {against} differ in {measure} by less than {claim.margin:g}"
+    else:
+        negation, _, comparative = claim.direction.rpartition("_")
+        by = f" by more than {claim.margin:g}" if claim.margin else ""
+        text = f"{arm} has {'no' if negation else 'a'} {comparative} {measure} than {against}{by}"
+    return text if before else f"{text} at equal {QUANTITIES[claim.equal or 'tokens'].label}"
 
 
 def more_seeds_of_all(results: Sequence[Result]) -> int | None:
@@ -232,13 +218,22 @@ def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: 
     return rows
 
 
+def arms_of(claim: Claim) -> tuple[str, ...]:
+    """Returns the names of the two arms of a claim about a difference; empty for another claim."""
+    if claim.against is None or claim.than is not None or MOMENT in claim.against:
+        return ()
+    return arm_named(claim.of), arm_named({**claim.of, **claim.against})
+
+
 def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, level: float) -> dict[str, list[Row]]:
     """The differences of the claims about another measure than that of the study, by the label of the measure."""
     gaps: dict[str, list[Row]] = {}
     for claim in claims:
-        if claim.measure != measure and ladders.keys() >= {claim.arm, claim.against}:
-            sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
-            row = {"arm": claim.arm, "against": claim.against, "equal": QUANTITIES[claim.equal].label}
+        names = arms_of(claim)
+        if claim.measure != measure and len(names) == 2 and ladders.keys() >= {*names}:
+            equal = claim.equal or "tokens"
+            sides = pair(ladders[names[0]], ladders[names[1]], equal, claim.measure)
+            row = {"arm": names[0], "against": names[1], "equal": QUANTITIES[equal].label}
             row |= sides.row(level, unit_of(claim.measure))
             gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
     return gaps
@@ -254,7 +249,7 @@ def differences_drawn(
     level  confidence level of each interval
     """
     table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
-    asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
+    asked = {(*names, QUANTITIES[claim.equal or "tokens"].label) for claim in claims for names in [arms_of(claim)]}
     claimed = {names[:2] for names in asked}
     asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
     rows = [

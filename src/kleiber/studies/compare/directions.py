@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from kleiber.studies.compare.decision import Claim
+from collections.abc import Mapping, Sequence
 
 LOWER = {
     "loss", "loss_reconstructed", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "nats", "error",
@@ -52,12 +48,17 @@ def _direction(metric: str) -> str | None:
     return "higher" if stem in HIGHER or stem.endswith("_per_s") else None
 
 
-def direction_of(measure: str, claims: Sequence[Claim]) -> str:
+def direction_of(measure: str, claims: Sequence[Mapping[str, object]]) -> str:
     """Returns "lower" or "higher", whichever value of the measure is better: by its name, else by the claims about it.
+
+    claims  nodes of the config; one without a measure is about this one
 
     Raises ValueError where neither tells.
     """
-    stated = {claim.criterion.better for claim in claims if claim.measure == measure} - {None}
+    asked = [str(node.get("direction") or "lower") for node in claims if node.get("measure", measure) == measure]
+    stated = {
+        "higher" if direction in ("higher", "not_lower") else "lower" for direction in asked if direction != "within"
+    }
     direction = better_direction(measure) or (stated.pop() if len(stated) == 1 else None)
     if direction is None:
         raise ValueError(

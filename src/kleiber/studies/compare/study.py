@@ -7,14 +7,15 @@ the claims and decide nothing. The studies `sparsity`, `moe_gain`, `routers` and
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import ClassVar
 
-from kleiber.config.extensions import runtime_signature
+from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
+from kleiber.studies.claims import Claim, Levels, decide_together, read_claims
 from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
@@ -25,12 +26,14 @@ from kleiber.studies.compare.arms import (
     read_ladders,
 )
 from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS, arms_without_latency, cost_table
-from kleiber.studies.compare.decision import QUANTITIES, Claim, from_row, level_of_each, overall
+from kleiber.studies.compare.decision import QUANTITIES, from_row
 from kleiber.studies.compare.differences import (
     Ladders,
+    arm_named,
+    arms_of,
     differences_drawn,
-    judge,
-    more_seeds_of_all,
+    name_with_keys,
+    question,
     same,
     side_by_side,
 )
@@ -43,13 +46,10 @@ from kleiber.studies.compare.tables import (
     multiplier_sentence,
     multiplier_table,
     tokens_table,
-    trend_verdict,
     trends,
 )
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import Count, NonNegative, Row
-
-SCHEMA = "kleiber.compare/1"
+from kleiber.types import Config, Count, Row
 
 
 @dataclass(frozen=True)
@@ -59,41 +59,53 @@ class Compare(IntervalStudy):
     arm      of a cell: set by the design
     measure  column of the table of runs, such as loss or val/sst2/accuracy, by which arms are tuned and compared
     equal    what is held equal: tokens, flops, seconds (of training), params or memory (of inference)
-    claims   claims {arm, against, direction: lower|higher|not_lower|not_higher|within, margin, measure, equal}; measure
-             and equal are those of the study where a claim has none. Without claims: the second arm is better than the
-             first, which means lower for losses and errors and higher for accuracies and other scores. A measure of
-             unknown direction needs claims that state one
+    claims   see `kleiber.studies.claims.Claim`; `arm: a, against: b` is short for `of: {arm: a}, against: {arm: b}`,
+             and `against: {moment: start}` is the arm before its last stage. Measure and equal are those of the study
+             where a claim has none. Without claims: the second arm is better than the first, which means lower for
+             losses and errors and higher for accuracies and other scores. A measure of unknown direction needs claims
+             that state one
+    keys     further keys of the config that tell arms apart, by the name that claims give them: {width: model.width}
     looks    number of times that the runs will be looked at, each time with more seeds, until the claims are decided.
              A study that is looked at more often decides nothing
     sizes    arms of one kind of model at several sizes: the report tells at which size their measure would be that
              of the arm of the first claim, at training tokens that all of them have
     """
 
-    decides: ClassVar[bool] = True
-
     arm: str | None = None
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+    claims: Sequence[Mapping[str, object]] = field(default_factory=tuple)
+    keys: Mapping[str, str] = field(default_factory=dict)
     looks: Count = 1
     sizes: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
-        self.read_claims(("", ""))
+        if self.keys and not self.claims:
+            raise ValueError(f"study.keys={dict(self.keys)} needs study.claims that say which arms to compare")
+        self.read_claims({"arm": ("", ""), **dict.fromkeys(self.keys, (0, 1))})
         self.direction()
 
-    def read_claims(self, arms: Sequence[str]) -> list[Claim]:
-        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid."""
+    def read_claims(self, levels: Levels) -> list[Claim]:
+        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid.
+
+        levels  the values of the key `arm` and of `keys`
+        """
         if not self.claims:
-            return [Claim(arms[1], arms[0], self.direction(), 0.0, self.measure, self.equal)]
+            first, second, *_ = levels["arm"]
+            of, against, direction = {"arm": second}, {"arm": first}, self.direction()
+            return [Claim(of=of, against=against, direction=direction, measure=self.measure, equal=self.equal)]
         shared = {"measure": self.measure, "equal": self.equal}
-        return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
+        claims = read_claims(self.claims, "study.claims", shared, levels)
+        for at, claim in enumerate(claims):
+            if claim.equal not in QUANTITIES:
+                raise ValueError(f"study.claims[{at}].equal={claim.equal} must be one of {', '.join(QUANTITIES)}")
+        return claims
 
     def direction(self) -> str:
         """Whether a "lower" or a "higher" measure is better, as `direction_of`."""
-        return direction_of(self.measure, self.read_claims(()) if self.claims else ())
+        return direction_of(self.measure, self.claims)
 
     def ladders(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
         """The arms of the runs at each of their budgets, as `read_ladders`."""
@@ -117,89 +129,86 @@ class Compare(IntervalStudy):
             )
         if len(arms) < 2:
             raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
-        self.require_arms(arms)
-        refuse_planned_twins(points, lambda config: config["study"].get("arm"))
+        configs = [point.config for point in points if point.config["study"].get("arm") is not None]
+        self.require_arms(self.levels(arms, configs))
+        refuse_planned_twins(points, lambda config: self.name_of(config["study"].get("arm"), config))
         return []
 
-    def named_arms(self, arms: Sequence[str]) -> dict[str, Sequence[str]]:
-        """The arms that each key of the study names, where the runs have `arms`."""
-        claims = self.read_claims(arms)
-        return {"claims": [name for claim in claims for name in (claim.arm, claim.against)], "sizes": self.sizes}
+    def name_of(self, arm: str | None, config: Config) -> str | None:
+        """The name of an arm with the values of `keys` that a config of it has; None without an arm."""
+        if arm is None or not self.keys:
+            return arm
+        values = flatten(config)
+        return name_with_keys(arm, {key: values.get(source) for key, source in self.keys.items()})
 
-    def require_arms(self, arms: Sequence[str]) -> None:
-        """Raises ValueError where the study names an arm that is not among `arms`."""
-        for key, names in self.named_arms(arms).items():
-            for name in names:
-                if name not in arms:
-                    raise ValueError(f"study.{key}: {name} is not an arm of these runs; name some of {', '.join(arms)}")
+    def levels(self, arms: Sequence[str], configs: Sequence[Config]) -> Levels:
+        """The arms, and the values of `keys` in these configs in ascending order."""
+        flat = [flatten(config) for config in configs] if self.keys else []
+        values = {
+            key: dict.fromkeys(node[source] for node in flat if source in node) for key, source in self.keys.items()
+        }
+        return {"arm": arms, **{key: sorted(each) for key, each in values.items()}}
+
+    def require_arms(self, levels: Levels) -> None:
+        """Raises ValueError where the study names an arm that does not exist, or a value that no run of it has."""
+        combined = itertools.product(*(levels[key] for key in sorted(self.keys)))
+        keyed = [dict(zip(sorted(self.keys), values, strict=True)) for values in combined]
+        names = [name_with_keys(str(arm), values) for arm in levels["arm"] for values in keyed]
+        sides = [arm_named(side) for claim in self.read_claims(levels) for _, side in claim.sides]
+        for key, asked in (("claims", sides), ("sizes", self.sizes)):
+            for name in asked:
+                if name not in names:
+                    raise ValueError(
+                        f"study.{key}: {name} is not an arm of these runs; name some of {', '.join(names)}"
+                    )
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the differences of the claims and decides them."""
         return compare(runs, self, arm_name)
 
 
-def read_claim(node: Mapping[str, str | float], key: str) -> Claim:
-    """Returns the claim of a config node. Raises ValueError, which names `key`, for other keys or values."""
-    parameters = runtime_signature(Claim, "Claim").parameters
-    if not {"arm", "against"} <= node.keys() <= parameters.keys():
-        further = ", ".join(name for name in parameters if name not in ("arm", "against"))
-        raise ValueError(f"{key}={dict(node)} must have the keys arm and against, and may have {further}")
-    try:
-        return Claim(**{**node, "arm": str(node["arm"]), "against": str(node["against"])})  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-
-
-def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: int = 0) -> Findings:
-    """Compares the arms of runs. `further_claims` of a study share the error rate with those of `study.claims`.
+def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
+    """Compares the arms of runs.
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
     measure, level = study.measure, study.level
-    ladders = study.ladders(runs, arm_of)
-    order = arms_in_order(runs, arm_of)
-    claims = study.read_claims(order)
-    study.require_arms(order)
-    why_not = not_ready(runs, study.looks, arm_of)
-    each = level_of_each(level, len(claims) + further_claims, study.looks)
-    results = [judge(claim, ladders, each, why_not) for claim in claims]
+    waiting, levels = (
+        not_ready(runs, study.looks, arm_of),
+        study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of)),
+    )
+
+    def named(run: Run) -> str | None:
+        """The arm of a run with the values of the study's keys."""
+        return study.name_of(arm_of(run), run.config)
+
+    ladders, claims = study.ladders(runs, named), study.read_claims(levels)
+    study.require_arms(levels)
+    results = decide_together([question(claim, ladders, waiting) for claim in claims], level, study.looks)
+    each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
-    changes = trends(pairs, ladders, measure, level)
-    multipliers, warnings = multiplier_table(claims[0].arm, study.sizes, ladders, level)
+    multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
         "Claims": [result.row() for result in results],
         "Differences": [row for names in pairs for row in side_by_side(names, ladders, measure, level)],
         "Differences by training tokens": tokens_table(pairs, ladders, measure, level),
-        "Trends of differences": changes,
+        "Trends of differences": trends(pairs, ladders, measure, level),
         "Effective parameter multiplier": multipliers,
         "Arms": [arm.row() for ladder in ladders.values() for arm in ladder],
         "Speed and memory": cost_table(facts, pairs),
     }
     drawn = differences_drawn(claims, pairs, ladders, measure, each)
-    decision = overall([result.decision for result in results])
-    comparison = {
-        "schema": SCHEMA, "measure": measure, "equal": study.equal, "level": level, "looks": study.looks,
-        "decision": str(decision),
-        "why": "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision)),
-        "estimates": [result.to_json() for result in results],
-        "more_seeds_needed": more_seeds_of_all(results),
-    }  # fmt: skip
     return Findings(
-        headline=" ".join(
+        answer=" ".join(
             [*(result.sentence() for result in results), *(multiplier_sentence(row, measure) for row in multipliers)]
         ),
-        verdicts=[
-            *(result.verdict() for result in results),
-            *(trend_verdict(row, measure) for row in changes),
-            *warnings,
-            *arms_without_latency(facts),
-        ],
+        claims=results,
+        caveats=[*warnings, *arms_without_latency(facts)],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, arm_of)),
-        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims) + further_claims, looks=study.looks)
-        + further_methods(tables),
-        comparison=comparison,
+        figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, named)),
+        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
+        measure=measure,
     )
 
 
@@ -215,9 +224,14 @@ METHODS = (
 )
 
 
+def configs(runs: Sequence[Run], arm_of: ArmOf) -> list[Config]:
+    """The configs of the runs that belong to an arm."""
+    return [run.config for run in runs if arm_of(run) is not None]
+
+
 def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
     """The pairs of arms of the claims, and of every other arm with the first one."""
-    pairs = dict.fromkeys((claim.arm, claim.against) for claim in claims)
+    pairs = dict.fromkeys(names for claim in claims if len(names := arms_of(claim)) == 2)
     named = {name for names in pairs for name in names}
     first, *rest = ladders
     pairs |= dict.fromkeys((name, first) for name in rest if name not in named)

@@ -16,7 +16,7 @@ from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
 from kleiber.studies.compare.directions import split_measure
-from kleiber.studies.compare.labels import label_of, unit_of
+from kleiber.studies.compare.labels import unit_of
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Json, Row
 
@@ -93,15 +93,6 @@ def change_by_seed(small: Gaps, large: Gaps) -> list[float]:
     return changes
 
 
-def trend_verdict(row: Row, measure: str) -> dict[str, str]:
-    """The verdict on a trend: a note if its interval excludes 0, else a warning."""
-    estimate = from_row(row)
-    text = f"the difference in {label_of(measure)} {row['arm']} - {row['against']} changes by {estimate.text()}"
-    if estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi:
-        return {"code": "trend", "level": "warn", "text": f"{text} {row['over']}: no trend is determined"}
-    return {"code": "trend", "level": "note", "text": f"{text} {row['over']}"}
-
-
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line."""
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
@@ -124,20 +115,20 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     arms = shared_budget(counted)
     if not arms:
         text = f"the multiplier is not estimated: {', '.join(counted)} share no number of training tokens"
-        return [], [{"code": "multiplier", "level": "warn", "text": text}]
+        return [], [{"code": "multiplier", "text": text}]
     arm, others = arms[name], [arms[each] for each in sizes]
     estimate = size_multiplier(arm, others, level)
     if estimate is None:
         change = f"{metric_of(arm.measure)} does not {'rise' if arm.higher_is_better else 'fall'}"
         text = f"the multiplier is not identified: the {change} with the size for every seed"
-        return [], [{"code": "multiplier", "level": "warn", "text": text}]
+        return [], [{"code": "multiplier", "text": text}]
     tuned = not any(each.untuned_because for each in (arm, *others))
     row = {"arm": name, "tokens": arm.facts["tokens"], **as_row(estimate), "tuned": tuned}
     cores = [other.facts["core"] for other in others]
     if min(cores) <= estimate.value * arm.facts["core"] <= max(cores):
         return [row], []
     text = f"the multiplier {estimate.value:.2f} lies outside the sizes {min(cores):,.0f} to {max(cores):,.0f}"
-    return [row], [{"code": "multiplier", "level": "warn", "text": text}]
+    return [row], [{"code": "multiplier", "text": text}]
 
 
 def metric_of(measure: str) -> str:
