@@ -39,7 +39,7 @@ class Baselines(Transfer):
 
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+    claims: Sequence[Config] = field(default_factory=tuple)
 
     @property
     def claimed(self) -> Compare:

@@ -73,8 +73,7 @@ class ChainOfThought(Compare):
             figures["gains"] = partial(gain_chart, with_interval, self.level)
         return replace(
             findings,
-            headline=f"{summary(shown, gained)} {findings.headline}",
-            verdicts=[entry for entry in findings.verdicts if entry["code"] != "trend"],
+            answer=f"{summary(shown, gained)} {findings.answer}",
             tables={title: part for title, part in tables.items() if title not in OF_LOSS},
             figures={name: draw for name, draw in figures.items() if name not in OF_LOSS},
             methods=f"{METHODS} {findings.methods}",

@@ -64,7 +64,7 @@ class Needle(Compare):
         }
         return replace(
             findings,
-            headline=f"{summary(lengths)} {findings.headline}",
+            answer=f"{summary(lengths)} {findings.answer}",
             tables={**tables, **findings.tables},
             figures={**figures, **findings.figures},
             methods=f"{METHODS} {findings.methods}",

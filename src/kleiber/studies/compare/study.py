@@ -74,7 +74,7 @@ class Compare(IntervalStudy):
     arm: str | None = None
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, object]] = field(default_factory=tuple)
+    claims: Sequence[Config] = field(default_factory=tuple)
     keys: Mapping[str, str] = field(default_factory=dict)
     looks: Count = 1
     sizes: Sequence[str] = field(default_factory=tuple)
