@@ -32,8 +32,9 @@ Samples = Mapping[Hashable, float]  # values of a measure by sample, such as a s
 Levels = Mapping[str, Sequence[object]]  # the values that runs have of each key, in order
 NUMBERS, TEXTS, SELECTIONS = ("less", "margin"), ("measure", "equal", "direction", "text"), ("of", "against", "than")
 KEYS = (*SELECTIONS, "arm", "each", *TEXTS, *NUMBERS)
+TARGET = "target_loss"  # equal where arms that fine-tune are compared on their frontiers
 RATE = "learning_rate"  # equal where arms are compared at one rate, without being tuned
-EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate"}
+EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate", TARGET: "target loss"}
 EXTREMES = ("smallest", "largest")  # values of a numeric key that a claim can name without knowing them
 
 

@@ -65,10 +65,10 @@ def outcomes(gaps: Sequence[Row]) -> list[Json]:
     ]  # fmt: skip
 
 
-def harm(table: Sequence[Row], level: float) -> list[Json]:
-    """The verdict on where pre-training hurts, from `outcomes`; none without a cell."""
+def harm(table: Sequence[Row], level: float) -> str:
+    """The sentence on where pre-training helps and hurts, from `outcomes`; empty without a cell."""
     if not table:
-        return []
+        return ""
     cells, helps, hurts = (sum(row[name] for row in table) for name in ("cells", "helps", "hurts"))
     where = ", ".join(
         f"{row['hurts']} of {row['cells']} from {row['domain']} with {row['share']:.0%} of the labels"
@@ -76,11 +76,10 @@ def harm(table: Sequence[Row], level: float) -> list[Json]:
         if row["hurts"]
     )
     chance = cells * (1 - level) / 2
-    text = (
-        f"pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' ({where})' if where else ''}; if it "
-        f"changed nothing, {chance:.1f} cells would be expected on each side by chance"
+    return (
+        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' ({where})' if where else ''}; if it "
+        f"changed nothing, {chance:.1f} cells would be expected on each side by chance."
     )
-    return [{"code": "harm", "level": "note", "text": text}]
 
 
 def text_differences(rows: Rows, level: float) -> list[Json]:

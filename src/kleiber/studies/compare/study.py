@@ -15,7 +15,7 @@ from types import ModuleType
 
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Levels, decide_together, read_claims
+from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
 from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
@@ -167,8 +167,8 @@ class Compare(IntervalStudy):
         return compare(runs, self, arm_name)
 
 
-def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
-    """Compares the arms of runs.
+def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = ()) -> Findings:
+    """Compares the arms of runs. `further` claims of a study are decided together with those about arms.
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
@@ -184,7 +184,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
 
     ladders, claims = study.ladders(runs, named), study.read_claims(levels)
     study.require_arms(levels)
-    results = decide_together([question(claim, ladders, waiting) for claim in claims], level, study.looks)
+    questions = [*(question(claim, ladders, waiting) for claim in claims), *further]
+    results = decide_together(questions, level, study.looks)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
@@ -207,7 +208,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         caveats=[*warnings, *arms_without_latency(facts)],
         tables={title: rows for title, rows in tables.items() if rows},
         figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, named)),
-        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
+        methods=METHODS.format(level=f"{level:.0%}", claims=len(questions), looks=study.looks)
+        + further_methods(tables),
         measure=measure,
     )
 
