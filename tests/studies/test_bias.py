@@ -49,7 +49,7 @@ def test_differences_are_within_seeds_and_claims_are_decided(folder):
     assert row["value"] == pytest.approx(-0.35) and row["n"] == 3 and -0.36 < row["lo"] < row["hi"] < -0.34
     holds = {verdict["code"]: verdict["holds"] for verdict in findings.verdicts}
     assert holds == {"learned": True, "augmentation_lowers": True, "useless_lowers": None, "size": True}
-    assert "from 0.500" in findings.headline and "4,000 parameters" in findings.headline
+    assert "from 0.500" in findings.answer and "4,000 parameters" in findings.answer
     forgetting = [row for row in findings.tables["Means"] if row["metric"] == METRICS["F"][0]]
     assert {round(row["mean"], 6) for row in forgetting} == {0.1} and "before" not in str(forgetting)
     assert list(findings.figures) == ["arms", "trade_off", "sizes"]
@@ -97,7 +97,7 @@ def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be
 
 def test_a_larger_size_without_plain_fine_tuning_is_left_out_of_the_headline(folder):
     unfinished = [run for run in read_runs(folder) if run.config["study"]["arm"] == "base" or "-1000-" in run.name]
-    assert "1,000 parameters" in Bias().analyze(unfinished).headline
+    assert "1,000 parameters" in Bias().analyze(unfinished).answer
 
 
 def test_the_headline_is_of_the_largest_size_at_which_plain_fine_tuning_was_scored(folder):
@@ -106,7 +106,7 @@ def test_the_headline_is_of_the_largest_size_at_which_plain_fine_tuning_was_scor
     for run in plain:
         if "-4000-" in run.name:
             run.metrics.pop(f"{PREFIX}/stereotype_score")
-    assert "to 0.900 [" in Bias().analyze(runs).headline and "1,000 parameters" in Bias().analyze(runs).headline
+    assert "to 0.900 [" in Bias().analyze(runs).answer and "1,000 parameters" in Bias().analyze(runs).answer
     for run in plain:
         run.metrics.pop(f"{PREFIX}/stereotype_score", None)
-    assert "not determined" in Bias().analyze(runs).headline
+    assert "not determined" in Bias().analyze(runs).answer

@@ -61,8 +61,8 @@ def test_win_rates_and_changes_are_means_over_seeds(folder):
         if row["judgments"] == 800 and row["measure"].startswith("calibration error")
     )  # fmt: skip
     assert change["before"] == pytest.approx(0.02) and change["value"] == pytest.approx(0.1, abs=0.01)
-    assert "After 800 judgments the model wins against its start on 90%" in findings.headline
-    assert "The loss on other text changes by +0.300" in findings.headline
+    assert "After 800 judgments the model wins against its start on 90%" in findings.answer
+    assert "The loss on other text changes by +0.300" in findings.answer
 
 
 def test_claims_are_decided_by_planted_differences(folder):

@@ -64,7 +64,7 @@ def test_changes_are_within_seeds_and_claims_are_decided(folder):
     assert holds["replace_loss"] and holds["replace_distinct_2"] and holds["with_real_loss"]
     assert holds["replace_against_with_real"] and holds["replace_size"] and holds["with_real_distinct_2"] is False
     assert "with_real_size" in holds and "replace_entropy" not in holds, "what was not measured is not claimed"
-    assert "+0.6000" in findings.headline and "4,000" in findings.headline
+    assert "+0.6000" in findings.answer and "4,000" in findings.answer
     tuned = findings.tables["Change by a stage of fine-tuning"]
     assert {row["arm"] for row in tuned} == {"narrow"}
     assert {round(row["value"], 6) for row in tuned if row["metric"] == METRICS["loss"][0]} == {0.4}
@@ -104,7 +104,7 @@ def test_runs_that_answer_nothing_are_refused(folder, tmp_path_factory):
     with pytest.raises(ValueError, match=r"evals=\[perplexity,degeneration\]"):
         Collapse(data="elsewhere").analyze(runs)
     only_base = Collapse().analyze([run for run in runs if run.name.startswith("real")])
-    assert "not determined" in only_base.headline and list(only_base.verdicts) == []
+    assert "not determined" in only_base.answer and list(only_base.verdicts) == []
 
 
 def test_two_runs_of_an_arm_size_and_seed_are_refused_since_one_of_them_would_be_read(folder):

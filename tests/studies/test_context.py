@@ -26,7 +26,7 @@ def test_context_tells_what_each_attention_gains(tmp_path):
     gains = {row["attention"]: row for row in findings.tables["Loss at the shortest context less that at the longest"]}
     assert gains["full"]["value"] == pytest.approx(0.4) and gains["window"]["value"] == pytest.approx(0.16)
     assert abs(gains["none"]["value"]) < 1e-9 and gains["full"]["lo"] < 0.4 < gains["full"]["hi"]
-    assert "attention full" in findings.headline and "+0.4000 [" in findings.headline
+    assert "attention full" in findings.answer and "+0.4000 [" in findings.answer
     assert findings.tables["Loss by position, docs, context 512"][0]["position"] == 32
     assert set(findings.figures) == {"context_docs"}, "one position is no trend"
     write_tree(tmp_path / "other", 0, 10_000, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})

@@ -47,7 +47,7 @@ def test_claims_are_decided_by_differences_within_runs(runs):
     }  # fmt: skip
     gap = next(each for each in findings.verdicts if each["code"] == "trigger_occlusion_gradient_x_input")
     assert gap["value"] == pytest.approx(0.78) and gap["lo"] < 0.78 < gap["hi"]
-    assert "trigger: occlusion 98% [" in findings.headline and "trigger, LSTM:" in findings.headline
+    assert "trigger: occlusion 98% [" in findings.answer and "trigger, LSTM:" in findings.answer
 
 
 def test_every_method_is_in_the_tables_and_figures(runs):

@@ -16,16 +16,16 @@ BEFORE = {
 }  # fmt: skip
 AFTER = {"plain": {OLD: 2.0, LIFT: 0.08}, "replay": {OLD: 1.6, LIFT: 0.02}}
 CLAIMS = [{"arm": "replay", "against": "plain", "direction": "lower", "margin": 0.05, "measure": OLD}]
+START = {"against": {"moment": "start"}}
 ABOUT = [
-    {"arm": "plain", "direction": "lower", "margin": 0.05},
-    {"arm": "plain", "direction": "higher", "margin": 0.02, "measure": LIFT},
-    {"arm": "replay", "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "plain", **START, "direction": "lower", "margin": 0.05},
+    {"arm": "plain", **START, "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "replay", **START, "direction": "higher", "margin": 0.02, "measure": LIFT},
 ]  # fmt: skip
 
 
-def analyzed(folder, against_start=ABOUT):
-    study = Instructions(measure="val/alpaca/loss", claims=CLAIMS, against_start=against_start)
-    return study.analyze(read_runs(folder))
+def analyzed(folder, about=ABOUT):
+    return Instructions(measure="val/alpaca/loss", claims=[*about, *CLAIMS]).analyze(read_runs(folder))
 
 
 def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
@@ -59,36 +59,22 @@ def findings(folder):
 
 
 def test_claims_about_the_start_are_decided_by_what_changed(findings):
-    rows = findings.tables["Claims about the start"]
-    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted"]
+    rows = [result.to_json() for result in findings.claims]
+    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted", "supported"]
     assert rows[0]["value"] == pytest.approx(-1.0) and rows[1]["value"] == pytest.approx(0.07)
-    assert findings.headline.startswith(rows[0]["claim"])
-    codes = [entry["code"] for entry in findings.verdicts]
-    assert codes[:3] == ["start_plain", "start_plain", "start_replay"]
-
-
-def test_claims_about_the_start_count_for_the_decision_of_the_study(findings):
-    comparison = findings.comparison
-    assert comparison["decision"] == "contradicted" and "interval of the change" in comparison["why"]
-    decisions = ["supported", "supported", "contradicted", "supported"]
-    assert [entry["decision"] for entry in comparison["estimates"]] == decisions
-    assert [entry["against"] for entry in comparison["estimates"]] == ["before tuning"] * 3 + ["plain"]
-    stated = [
-        {name: entry[name] for name in about} for entry, about in zip(comparison["estimates"], ABOUT, strict=False)
-    ]
-    assert stated == ABOUT
+    assert [row["against"] for row in rows] == [{"moment": "start"}] * 3 + [{"arm": "plain"}]
+    assert overall(findings.claims) == "contradicted"
 
 
 def test_all_claims_share_the_error_rate(findings):
-    rows = [*findings.tables["Claims about the start"], *findings.tables["Claims"]]
-    assert all("the 97.5% interval" in row["why"] for row in rows), "a tenth for four claims"
+    assert {result.level for result in findings.claims} == {pytest.approx(1 - 0.1 / 4)}
     assert "over 4 claims" in findings.methods
 
 
 def test_an_undecided_claim_about_the_start_tells_how_many_seeds_would_decide_it(folder):
-    findings = analyzed(folder, [{"arm": "plain", "direction": "higher", "margin": 0.0695, "measure": LIFT}])
-    (row,) = findings.tables["Claims about the start"]
-    assert row["decision"] == "undecided" and findings.comparison["more_seeds_needed"] > 0
+    about = {"arm": "plain", **START, "direction": "higher", "margin": 0.0695, "measure": LIFT}
+    result = analyzed(folder, [about]).claims[0]
+    assert result.decision == "undecided" and result.more_seeds > 0
 
 
 def test_the_measure_loss_is_that_of_the_task_before_tuning(tmp_path):

@@ -59,8 +59,8 @@ def test_exposure_grows_with_repetitions_and_size_and_falls_with_remedies(runs: 
     assert rows["chance_dp_8", 32]["value"] == pytest.approx(0)
     texts = {verdict["text"] for verdict in findings.verdicts if verdict["code"] == "chance_dp_8"}
     assert all(text.endswith("bits, which may be 0.") for text in texts) and len(texts) == 2
-    assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm all is +1.000" in findings.headline
-    assert ", width 32:" not in findings.headline
+    assert "DP-SGD, epsilon 8, width 64: validation loss less that of the arm all is +1.000" in findings.answer
+    assert ", width 32:" not in findings.answer
 
 
 def test_the_tables_have_every_arm_width_and_measure(runs: list[Run]) -> None:
@@ -135,4 +135,4 @@ def test_runs_that_are_compared_with_nothing_tell_their_exposure(runs: list[Run]
     for run in alone:
         for name in [name for name in run.metrics if "/canaries/" in name and not name.endswith("/100")]:
             del run.metrics[name]
-    assert "repeated 100 times is 13.000 [" in Memorization().analyze(alone).headline
+    assert "repeated 100 times is 13.000 [" in Memorization().analyze(alone).answer

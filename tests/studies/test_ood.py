@@ -56,7 +56,7 @@ def test_slopes_and_distances_are_those_of_the_planted_lines(ladder):
     assert slopes["law"]["lo"] < 0.51 < slopes["law"]["hi"] and slopes["law"]["n"] == 3
     away = findings.tables["Mixture of experts relative to the line of dense models"]
     assert [row["value"] for row in away] == pytest.approx([-0.0305] * 2)
-    assert "have a lower loss" in findings.headline and "-0.0305 [" in findings.headline
+    assert "have a lower loss" in findings.answer and "-0.0305 [" in findings.answer
     assert {verdict["code"] for verdict in findings.verdicts} == {"slope", "robustness"}
     assert set(findings.figures) == {"ood_lines", "ood_mixtures"}
     for draw in findings.figures.values():
@@ -76,7 +76,7 @@ def test_dense_models_alone_have_lines(tmp_path):
         for width, inside in ((32, 2.4), (64, 2.2)):
             write(tmp_path, "dense", width, seed, inside)
     findings = OOD().analyze(read_runs(tmp_path))
-    assert "no mixtures of experts" in findings.headline and set(findings.figures) == {"ood_lines"}
+    assert "no mixtures of experts" in findings.answer and set(findings.figures) == {"ood_lines"}
 
 
 def test_what_has_no_line_is_refused(tmp_path):

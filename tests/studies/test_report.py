@@ -55,7 +55,7 @@ def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, 
     assert "width32-seed0" in page and "vegaEmbed" in page
     assert 'src="http' not in page and 'href="http' not in page
     findings = json.loads((study / "findings.json").read_text())
-    assert findings["headline"] in report and findings["not_identified"] == ["E"] and not findings["refused"]
+    assert findings["answer"] in report and findings["not_identified"] == ["E"] and not findings["refused"]
 
 
 @pytest.mark.slow

@@ -33,8 +33,8 @@ def test_a_tolerance_of_0_asks_nothing_about_the_new_domain(tmp_path):
 
 
 def test_the_headline_and_the_tables_have_the_means(findings):
-    assert "costs the old domain +0.500" in findings.headline
-    assert "replay of 20 % changes the loss on the old domain by -0.400" in findings.headline
+    assert "costs the old domain +0.500" in findings.answer
+    assert "replay of 20 % changes the loss on the old domain by -0.400" in findings.answer
     assert len(findings.tables["Losses by arm and way of retrieval"]) == 9
     assert len(findings.tables["Change by retrieval on the old domain"]) == 12
     assert len(findings.tables["At equal loss on the new domain"]) == 1
@@ -49,7 +49,7 @@ def test_runs_that_were_not_evaluated_are_refused(tmp_path):
 
 def test_the_headline_is_of_the_ways_that_were_evaluated(tmp_path):
     plant(tmp_path / "bm25", arms=("base", "none"), kept=("bm25/",))
-    headline = Retrieval().analyze(read_runs(tmp_path / "bm25")).headline
+    headline = Retrieval().analyze(read_runs(tmp_path / "bm25")).answer
     assert "plain fine-tuning with BM25 text in front changes the loss on the old domain by +0.050" in headline
     plant(tmp_path / "alone", arms=("base", "none"), kept=())
-    assert Retrieval().analyze(read_runs(tmp_path / "alone")).headline.endswith("nats per token.")
+    assert Retrieval().analyze(read_runs(tmp_path / "alone")).answer.endswith("nats per token.")

@@ -229,11 +229,21 @@ class Result:
         return self.question.claim
 
     def estimate_json(self) -> Json:
-        """Returns the entry of `estimates` in findings.json."""
-        claim, question = self.claim, self.question
+        """Returns the entry of `estimates` in findings.json; two arms are named as `arm` and `against`."""
+        claim = self.claim
+        if claim.against is not None and [*claim.of] == [*claim.against] == ["arm"]:
+            names = {"arm": claim.of["arm"], "against": claim.against["arm"]}
+            return {"measure": claim.measure, **names, **self._numbers()}
+        return {"measure": claim.measure, **self._sides(), **self._numbers()}
+
+    def _sides(self) -> Json:
+        claim = self.claim
         sides = {"of": claim.of, "against": claim.against, "than": claim.than}
+        return {name: side and dict(side) for name, side in sides.items()}
+
+    def _numbers(self) -> Json:
+        claim, question = self.claim, self.question
         return {
-            "measure": claim.measure, **{name: side and dict(side) for name, side in sides.items()},
             "less": claim.less, "equal": claim.equal, **as_row(self.estimate), "unit": question.unit,
             "better": question.better, "tuned": question.tuned,
             "method": question.method, "level": self.level,
@@ -243,7 +253,8 @@ class Result:
         """Returns the entry of `claims` in findings.json."""
         decided = {"text": self.question.text, "decision": str(self.decision), "why": self.why}
         asked = {"direction": self.claim.direction, "margin": self.claim.margin}
-        return {**decided, **asked, **self.estimate_json(), "more_seeds_needed": self.more_seeds}
+        numbers = {"measure": self.claim.measure, **self._sides(), **self._numbers()}
+        return {**decided, **asked, **numbers, "more_seeds_needed": self.more_seeds}
 
     def row(self) -> Json:
         """Returns the row of the table of claims."""

@@ -15,19 +15,20 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
     measure  what people call the measure
     label    returns what people call a value of a key
     """
+    other = None if claim.against is None else {**claim.of, **claim.against}
     values = {key: label(key, value) for _, side in reversed(claim.sides) for key, value in side.items()}
     if claim.text:
         return claim.text.format_map(values)
     by = f" by more than {claim.margin:g}{f' {unit}' * bool(unit)}" if claim.margin else ""
     negation, _, comparative = claim.direction.rpartition("_")
     if claim.direction == "within":
-        ours, theirs = group(claim.of, claim.against, label), group(claim.against or {}, claim.of, label)
+        ours, theirs = group(claim.of, other, label), group(other or {}, claim.of, label)
         text = f"{measure} differs by less than {claim.margin:g}{f' {unit}' * bool(unit)} between {ours} and {theirs}"
     elif claim.against is None:
         where = group(claim.of, {}, label)
         text = f"{measure} of {where} is {'not ' if negation else ''}{comparative} than {claim.less:g}{by}"
     else:
-        ours, theirs = group(claim.of, claim.against, label), group(claim.against, claim.of, label)
+        ours, theirs = group(claim.of, other, label), group(other or {}, claim.of, label)
         text = f"{measure} is {'not ' if negation else ''}{comparative}{by} with {ours} than with {theirs}"
         if claim.less:
             text += f", by more than {claim.less:g}"

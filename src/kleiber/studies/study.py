@@ -26,6 +26,7 @@ from kleiber.studies.laws.headline import not_identified
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.findings/2"
+SCHEMA_FILE = Path(__file__).with_name("findings.schema.json")
 EPOCH_TOKENS = 1e6  # placeholder for the tokens of data that is not read
 Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file

@@ -3,7 +3,6 @@
 import pytest
 
 from kleiber.data.labelled import METRICS
-from kleiber.studies.compare.decision import Claim
 from kleiber.studies.compare.directions import HIGHER, LOWER, better_direction, direction_of
 from kleiber.studies.compare.labels import MEASURES
 
@@ -39,11 +38,11 @@ def test_a_measure_of_unknown_direction_is_refused_unless_claims_of_one_directio
     assert better_direction(measure) is None
 
     def of(*directions):
-        return [Claim("b", "a", direction, 0.1, measure) for direction in directions]
+        return [{"arm": "b", "against": "a", "direction": direction, "measure": measure} for direction in directions]
 
     assert direction_of(measure, of("lower", "not_higher", "within")) == "lower"
     assert direction_of(measure, of("not_lower")) == "higher"
-    for claims in ((), of("within"), of("lower", "higher"), [Claim("b", "a", "lower")]):
+    for claims in ((), of("within"), of("lower", "higher"), [{"arm": "b", "direction": "lower", "measure": "loss"}]):
         with pytest.raises(ValueError, match=f"study.measure={measure}.*study.claims"):
             direction_of(measure, claims)
-    assert direction_of("loss", [Claim("b", "a", "higher")]) == "lower", "a claim does not turn a loss around"
+    assert direction_of("loss", [{"direction": "higher"}]) == "lower", "a claim does not turn a loss around"

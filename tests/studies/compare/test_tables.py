@@ -12,7 +12,6 @@ from kleiber.studies.compare.tables import (
     multiplier_sentence,
     multiplier_table,
     tokens_table,
-    trend_verdict,
     trends,
 )
 
@@ -67,13 +66,6 @@ def test_one_budget_has_no_trend_and_no_table_over_tokens():
     ladders = {name: ladder(name, lambda at, seed: 3.0, tokens=(1e6,)) for name in "ab"}
     assert trends([("a", "b")], ladders, "loss", 0.9) == []
     assert tokens_table([("a", "b")], ladders, "loss", 0.9) == []
-
-
-@pytest.mark.parametrize(("lo", "hi", "level"), [(-0.2, -0.1, "note"), (-0.2, 0.1, "warn"), (None, None, "warn")])
-def test_a_trend_is_a_note_where_its_interval_excludes_zero(lo, hi, level):
-    row = {"arm": "a", "against": "b", "over": "per doubling", "value": -0.15, "lo": lo, "hi": hi, "n": 3, "unit": "u"}
-    verdict = trend_verdict(row, "loss")
-    assert (verdict["code"], verdict["level"]) == ("trend", level) and "-0.1500" in verdict["text"]
 
 
 def test_a_pair_is_compared_at_each_number_of_tokens_and_in_the_time_of_the_slower_arm():

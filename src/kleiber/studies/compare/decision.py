@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -184,8 +185,11 @@ def more_seeds_needed(gaps: Sequence[float], criterion: Criterion, level: float)
     if len(gaps) < 2:
         return None
     mean = statistics.fmean(gaps)
-    for number in range(len(gaps), MOST_SEEDS + 1):
+
+    def decided(number: int) -> bool:
+        """Whether the interval with so many seeds decides; it becomes narrower with every seed."""
         half = half_width(gaps, number, level)
-        if criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED:
-            return number - len(gaps)
-    return None
+        return criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED
+
+    number = bisect_left(range(len(gaps), MOST_SEEDS + 1), True, key=decided)
+    return None if number > MOST_SEEDS - len(gaps) else number
