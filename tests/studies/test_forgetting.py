@@ -129,9 +129,12 @@ def test_without_anything_to_compare_it_says_so(tmp_path):
     [
         ({"arms": "rank"}, "study.arms=rank"),
         ({"equal": "tokens"}, "study.equal=tokens"),
-        ({"questions": ["faster"]}, "study.questions=faster"),
-        ({"claims": {"a": {"arm": "dense"}}}, "study.claims.a"),
-        ({"claims": {"a": {"arm": "x", "against": "y", "question": "z"}}}, "study.questions=z"),
+        ({"claims": [{"arm": "dense"}]}, r"study\.claims\[0\]"),
+        ({"claims": [{"arm": "x", "against": "y", "measure": "z"}]}, r"study\.claims\[0\]"),
+        (
+            {"claims": [{"arm": "x", "against": "y", "measure": "target", "equal": "target_loss"}]},
+            r"study\.claims\[0\]",
+        ),
     ],
 )
 def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
@@ -141,14 +144,17 @@ def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
 
 def test_claims_ask_about_the_arms_that_they_name(study):
     """Whoever the reference is: a claim of two arms is minus that of the arms exchanged."""
-    claims = {"a": {"arm": "replay", "against": "l2sp"}, "b": {"arm": "l2sp", "against": "replay"}}
-    first, second = Forgetting(claims=claims).compare(read_runs(study))["differences"]
-    assert (first.code, first.arm, first.against) == ("a", "replay", "l2sp")
+    claims = [
+        {"arm": "replay", "against": "l2sp", "equal": "target_loss"},
+        {"arm": "l2sp", "against": "replay", "equal": "target_loss"},
+    ]
+    first, second = Forgetting(claims=claims).compare(read_runs(study))["between_arms"]
+    assert first.claim.of == second.claim.against == {"arm": "replay"}
     assert first.estimate.value == pytest.approx(-second.estimate.value)
     assert first.estimate.lo == pytest.approx(-second.estimate.hi)
 
 
-def test_a_claim_about_an_arm_that_nobody_trained_is_no_silent_omission(study):
-    record = Forgetting(claims={"a": {"arm": "l3sp", "against": "none"}}).compare(read_runs(study))
-    (verdict,) = (entry for entry in record["complaints"] if entry["code"] == "absent")
-    assert "l3sp" in verdict["text"] and "l2sp" in verdict["text"] and record["differences"] == []
+def test_a_claim_about_an_arm_that_nobody_trained_is_not_tested(study):
+    record = Forgetting(claims=[{"arm": "l3sp", "against": "none", "equal": "target_loss"}]).compare(read_runs(study))
+    (result,) = record["between_arms"]
+    assert result.decision == "not tested" and "l3sp" in result.why and result.estimate is None

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 def codes(findings) -> dict[str, str]:
-    return {verdict["code"]: caveat["text"] for caveat in findings.caveats}
+    return {caveat["code"]: caveat["text"] for caveat in findings.caveats}
 
 
 def test_the_best_trial_is_that_of_the_held_out_seeds_and_the_search_is_tuned(folder):

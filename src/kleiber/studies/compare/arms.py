@@ -279,7 +279,7 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
     plans = [{seeds for seeds in (planned_seeds(run, arm_of) for run in part) if seeds} for part in parts]
     for part, planned in zip(parts, plans, strict=True):
-        seeds = len({run.config["seed"] for run in part})
+        seeds = len({run.config.get("seed") for run in part})
         if seeds < max(planned, default=0):
             return f"{seeds} of {max(planned)} planned seeds of {arm_of(part[0])} were run"
     planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())
