@@ -24,7 +24,7 @@ def test_folders_are_compared_in_the_order_in_which_they_are_named(folders, tmp_
     out = tmp_path / "decision.json"
     assert main(["compare", *folders[::order], "--json", str(out)]) == code
     written = json.loads(out.read_text())
-    assert written["schema"] == "kleiber.compare/1" and written["decision"] in capsys.readouterr().out
+    assert written["schema"] == "kleiber.findings/2" and written["decision"] in capsys.readouterr().out
     assert abs(written["estimates"][0]["value"]) == pytest.approx(0.1)
 
 

@@ -127,8 +127,9 @@ def test_a_recorded_study_runs_no_file_of_code(study, tmp_path, capsys):
 def page_of(text):
     """The page of a study with this text in every field that may come from a folder of runs."""
     findings = {
-        "study": text, "headline": text, "runs": text, "missing": [text], "seconds": 60.0,
+        "study": text, "question": text, "answer": text, "runs": text, "missing": [text], "seconds": 60.0,
         "verdicts": [{"level": "note", "code": text, "text": text}], "tables": {text: [{text: text}]},
+        "caveats": [{"code": text, "text": text}],
     }  # fmt: skip
     return page(findings, Findings("", text=[text], methods=text), {}, [{"run": text, "loss": 2.5}])
 
