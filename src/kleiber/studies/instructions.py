@@ -17,11 +17,13 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
 from kleiber.studies.compare.decision import Claim, Decision, level_of_each, mean_estimate, overall
 from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
-from kleiber.studies.compare.labels import LOSS, label_of, readable, unit_of
+from kleiber.studies.compare.labels import LOSS, readable, unit_of
+from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare, compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
 from kleiber.types import Json, NonNegative
+from kleiber.types.score import Score
 
 START = "before tuning"
 FOLLOWED = "eval/instructions/"
@@ -37,11 +39,11 @@ SHOWN = {  # of all instructions together
 class StartClaim(Claim):
     """A claim about an arm and the model before tuning."""
 
-    def text(self) -> str:
+    def text(self, measure: str) -> str:
         """The statement as a sentence without a period."""
         if self.direction == "within":
-            return f"{self.arm} differs in {label_of(self.measure)} by less than {self.margin:g} from {self.against}"
-        return self.difference()
+            return f"{self.arm} differs in {measure} by less than {self.margin:g} from {self.against}"
+        return self.difference(measure)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ class Instructions(Compare):
         about_start = self.start_claims()
         findings = compare(runs, self, arm_name, len(about_start))
         ladders, starts = self.ladders(runs), start_scores(runs)
-        arms, between = at_common_budget(ladders), self.read_claims(arms_in_order(runs))
+        arms, between = at_common_budget(ladders), self.read_claims(arms_in_order(runs), self.direction(runs))
         level = level_of_each(self.level, len(about_start) + len(between), self.looks)
         why_not = not_ready(runs, self.looks)
-        judged = [judge_start(claim, arms, starts, level, why_not) for claim in about_start]
+        scores = Measures(runs)
+        judged = [judge_start(claim, scores[claim.measure], arms, starts, level, why_not) for claim in about_start]
         results = [*judged, *(judge(claim, ladders, level, why_not) for claim in between)]
-        rows = score_rows(arms, starts, self.level)
+        rows = score_rows(arms, starts, scores, self.level)
         decision = overall([result.decision for result in results])
         comparison = {
             **(findings.comparison or {}),
@@ -149,27 +152,30 @@ def scores_before(starts: Starts, measure: str) -> Mapping[str, Mapping[int, flo
     return {START: shared}
 
 
-def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: float, why_not: str) -> Result:
+def judge_start(
+    claim: Claim, measure: Score, arms: Mapping[str, Arm], starts: Starts, level: float, why_not: str
+) -> Result:
     """Decides a claim about the change of a measure from the start to an arm at its best rate.
 
     why_not  why the runs as a whole decide nothing; "" where they can
     """
     arm = arms.get(claim.arm)
     if arm is None:
-        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
+        return Result(claim, measure, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
     start = starts.get(claim.arm, {}).get(claim.measure, {})
     problem = arm.untuned_because or why_not
-    return decide(claim, arm.values(claim.measure), start, level, "change", problem, tuned=not arm.untuned_because)
+    values, tuned = arm.values(claim.measure), not arm.untuned_because
+    return decide(claim, measure, values, start, level, "change", problem, tuned=tuned)
 
 
-def score_rows(arms: Mapping[str, Arm], starts: Starts, level: float) -> list[Json]:
+def score_rows(arms: Mapping[str, Arm], starts: Starts, scores: Measures, level: float) -> list[Json]:
     """A row for each measure and for the start and each arm at its best rate: the mean over seeds with its interval."""
     measures = dict.fromkeys(name for scores in starts.values() for name in scores if is_shown(name))
     rows = []
     for measure in measures:
         by_model = {**scores_before(starts, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
-            estimate = mean_estimate([*values.values()], level, unit_of(measure))
+            estimate = mean_estimate([*values.values()], level, unit_of(scores[measure]))
             if estimate is not None:
                 rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
-from kleiber.studies.compare.labels import LOSS, label_of
+from kleiber.studies.compare.labels import LOSS
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 
@@ -72,8 +72,9 @@ class Estimate:
         style  format of its numbers
         """
         if self.lo is None or self.hi is None:
-            return f"{self.value:{style}} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
-        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}"
+            value = f"{self.value:{style}} {self.unit}".rstrip()
+            return f"{value} (no interval: {self.n} seed{'s' * (self.n != 1)})"
+        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}".rstrip()
 
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
@@ -208,13 +209,15 @@ class Claim:
         """What has to hold of the difference arm - against."""
         return Criterion(self.direction, self.margin)
 
-    def text(self) -> str:
-        """The statement as a sentence without a period."""
-        return f"{self.difference()} at equal {QUANTITIES[self.equal].label}"
+    def text(self, measure: str) -> str:
+        """The statement as a sentence without a period.
 
-    def difference(self) -> str:
+        measure  what the measure is called
+        """
+        return f"{self.difference(measure)} at equal {QUANTITIES[self.equal].label}"
+
+    def difference(self, measure: str) -> str:
         """The statement without what is held equal."""
-        measure = label_of(self.measure)
         if self.direction == "within":
             return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g}"
         negation, _, comparative = self.direction.rpartition("_")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from kleiber.studies.compare.arms import Arm, uneven
+from kleiber.studies.compare.arms import Arm, measured, uneven
 from kleiber.studies.compare.decision import (
     QUANTITIES,
     Claim,
@@ -23,8 +23,9 @@ from kleiber.studies.compare.decision import (
     more_seeds_needed,
     paired_difference,
 )
-from kleiber.studies.compare.labels import LOSS, axis_label, unit_of
+from kleiber.studies.compare.labels import LOSS, axis_label, label_of, unit_of
 from kleiber.types import Json, Row
+from kleiber.types.score import Score
 
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
@@ -134,9 +135,13 @@ def between(low: float, high: float, share: float) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """A claim with its estimate, the decision, the reason for it, and how many more seeds would decide it."""
+    """A claim with its estimate, the decision, the reason for it, and how many more seeds would decide it.
+
+    measure  unit and label of what is compared
+    """
 
     claim: Claim
+    measure: Score
     estimate: Estimate | None
     decision: Decision
     why: str
@@ -146,16 +151,20 @@ class Result:
 
     def to_json(self) -> Json:
         """The entry of `estimates` in findings.json."""
-        estimate = {**as_row(self.estimate), "unit": unit_of(self.claim.measure)}
+        estimate = {**as_row(self.estimate), "unit": unit_of(self.measure)}
         return {**asdict(self.claim), **estimate, "tuned": self.tuned, "decision": str(self.decision)}
 
     def row(self) -> Json:
         """The row of the table of claims."""
-        return {"claim": self.claim.text(), "decision": str(self.decision), **as_row(self.estimate), "why": self.why}
+        return {"claim": self.text(), "decision": str(self.decision), **as_row(self.estimate), "why": self.why}
+
+    def text(self) -> str:
+        """The claim as a sentence without a period."""
+        return self.claim.text(label_of(self.measure))
 
     def sentence(self) -> str:
         """The decision as a sentence with the estimate, or with what is missing."""
-        text = f"{self.claim.text()}: {self.decision}"
+        text = f"{self.text()}: {self.decision}"
         if self.estimate is not None:
             text += f", difference {self.estimate.text()}"
         if self.decision == Decision.NOT_TESTED:
@@ -180,40 +189,41 @@ def judge(claim: Claim, ladders: Ladders, level: float, why_not: str) -> Result:
 
     why_not  why the runs as a whole decide nothing; "" where they can
     """
+    measure = measured(ladders, claim.measure)
     absent = [name for name in (claim.arm, claim.against) if name not in ladders]
     if absent:
-        measure = next(iter(ladders.values()))[0].measure
-        return Result(
-            claim, None, Decision.NOT_TESTED, f"no finished run of {' and '.join(absent)} has the measure {measure}"
-        )
+        tuned_by = next(iter(ladders.values()))[0].measure
+        why = f"no finished run of {' and '.join(absent)} has the measure {tuned_by}"
+        return Result(claim, measure, None, Decision.NOT_TESTED, why)
     sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
     problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
     name = f"difference at equal {QUANTITIES[claim.equal].label}"
-    return decide(claim, sides.ours, sides.theirs, level, name, problem, tuned=not sides.untuned)
+    return decide(claim, measure, sides.ours, sides.theirs, level, name, problem, tuned=not sides.untuned)
 
 
 def decide(
-    claim: Claim, ours: Mapping[int, float], theirs: Mapping[int, float], level: float, name: str, problem: str,
-    tuned: bool,
+    claim: Claim, measure: Score, ours: Mapping[int, float], theirs: Mapping[int, float], level: float, name: str,
+    problem: str, tuned: bool,
 ) -> Result:  # fmt: skip
     """Decides a claim by the values of both sides by seed.
 
+    measure  unit and label of what is compared
     name     of the difference of the two
     problem  why they decide nothing; "" where they can
     tuned    whether the arms are
     """
-    estimate = paired_difference(ours, theirs, level, unit_of(claim.measure))
+    estimate = paired_difference(ours, theirs, level, unit_of(measure))
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds in common have {claim.measure}"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, tuned)
+        return Result(claim, measure, estimate, Decision.NOT_TESTED, problem, tuned)
     decision = claim.criterion.decide(estimate)
     why = f"the {level:.1%} interval of the {name} is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
     if decision != Decision.UNDECIDED:
-        return Result(claim, estimate, decision, why, tuned)
+        return Result(claim, measure, estimate, decision, why, tuned)
     gaps = gaps_by_seed(ours, theirs)
     seeds = more_seeds_needed(gaps, claim.criterion, level)
     half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
-    return Result(claim, estimate, decision, why, tuned, seeds, half)
+    return Result(claim, measure, estimate, decision, why, tuned, seeds, half)
 
 
 def more_seeds_of_all(results: Sequence[Result]) -> int | None:
@@ -225,10 +235,10 @@ def more_seeds_of_all(results: Sequence[Result]) -> int | None:
 def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
     """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
     arm, against = names
-    rows = []
+    rows, unit = [], unit_of(measured(ladders, measure))
     for equal, (_, label) in QUANTITIES.items():
         sides = pair(ladders[arm], ladders[against], equal, measure)
-        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
+        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit)})
     return rows
 
 
@@ -239,8 +249,9 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
         if claim.measure != measure and ladders.keys() >= {claim.arm, claim.against}:
             sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
             row = {"arm": claim.arm, "against": claim.against, "equal": QUANTITIES[claim.equal].label}
-            row |= sides.row(level, unit_of(claim.measure))
-            gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
+            other = measured(ladders, claim.measure)
+            row |= sides.row(level, unit_of(other))
+            gaps.setdefault(axis_label(other), []).extend([row] if row["value"] is not None else [])
     return gaps
 
 
@@ -262,4 +273,4 @@ def differences_drawn(
         for row in table
         if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
     ]
-    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}
+    return {axis_label(measured(ladders, measure)): rows, **other_measures(claims, ladders, measure, level)}

@@ -34,8 +34,8 @@ from kleiber.studies.compare.differences import (
     same,
     side_by_side,
 )
-from kleiber.studies.compare.directions import direction_of
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
+from kleiber.studies.compare.measures import Measures, direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
@@ -82,22 +82,24 @@ class Compare(IntervalStudy):
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
         self.read_claims(("", ""))
-        self.direction()
 
-    def read_claims(self, arms: Sequence[str]) -> list[Claim]:
-        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid."""
+    def read_claims(self, arms: Sequence[str], better: str = "lower") -> list[Claim]:
+        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid.
+
+        better  which value of the measure is better, for the claim of a study without claims
+        """
         if not self.claims:
-            return [Claim(arms[1], arms[0], self.direction(), 0.0, self.measure, self.equal)]
+            return [Claim(arms[1], arms[0], better, 0.0, self.measure, self.equal)]
         shared = {"measure": self.measure, "equal": self.equal}
         return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
 
-    def direction(self) -> str:
+    def direction(self, runs: Sequence[Run]) -> str:
         """Whether a "lower" or a "higher" measure is better, as `direction_of`."""
-        return direction_of(self.measure, self.read_claims(()) if self.claims else ())
+        return direction_of(self.measure, self.read_claims(()) if self.claims else (), runs)
 
     def ladders(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
         """The arms of the runs at each of their budgets, as `read_ladders`."""
-        return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction() == "higher")
+        return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction(runs) == "higher")
 
     def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
         """What figures call each arm, as `arm_labels`."""
@@ -158,7 +160,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: 
     measure, level = study.measure, study.level
     ladders = study.ladders(runs, arm_of)
     order = arms_in_order(runs, arm_of)
-    claims = study.read_claims(order)
+    claims, scores = study.read_claims(order, study.direction(runs)), Measures(runs)
     study.require_arms(order)
     why_not = not_ready(runs, study.looks, arm_of)
     each = level_of_each(level, len(claims) + further_claims, study.looks)
@@ -187,16 +189,19 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further_claims: 
     }  # fmt: skip
     return Findings(
         headline=" ".join(
-            [*(result.sentence() for result in results), *(multiplier_sentence(row, measure) for row in multipliers)]
+            [
+                *(result.sentence() for result in results),
+                *(multiplier_sentence(row, scores[measure]) for row in multipliers),
+            ]
         ),
         verdicts=[
             *(result.verdict() for result in results),
-            *(trend_verdict(row, measure) for row in changes),
+            *(trend_verdict(row, scores[measure]) for row in changes),
             *warnings,
             *arms_without_latency(facts),
         ],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, arm_of)),
+        figures=figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, arm_of)),
         methods=METHODS.format(level=f"{level:.0%}", claims=len(claims) + further_claims, looks=study.looks)
         + further_methods(tables),
         comparison=comparison,
@@ -252,16 +257,18 @@ def figures(
     arms: Mapping[str, Arm],
     tables: Mapping[str, Sequence[Row]],
     measure: str,
+    scores: Measures,
     gaps: Mapping[str, Sequence[Row]],
     level: float,
     names: Mapping[str, str],
 ) -> Figures:
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
-    gaps   differences with intervals of the confidence level `level`, by the label of their measure
-    names  what the figures call each arm
+    scores  units and labels of the measures
+    gaps    differences with intervals of the confidence level `level`, by the label of their measure
+    names   what the figures call each arm
     """
-    label = axis_label(measure)
+    label = axis_label(scores[measure])
     arms = {names[name]: arm for name, arm in arms.items()}
     gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
     charts: Figures = {}
@@ -279,7 +286,7 @@ def figures(
         across["sizes"] = "params"
     for name, column in across.items():
         placed = [row for row in rows if row.get(column) is not None]
-        title = "parameters" if column == "params" else axis_label(column)
+        title = "parameters" if column == "params" else axis_label(scores[column])
         if placed:
             charts[name] = lambda placed=placed, x=(column, title): _figures().scatter(
                 placed, [*arms], x, (measure, label)
