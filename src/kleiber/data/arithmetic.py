@@ -30,6 +30,7 @@ from kleiber.data.order import splitmix64
 from kleiber.data.token_files import TokenRows
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Count, Seed
+from kleiber.types.contracts import HeldOut
 
 log = logging.getLogger(__name__)
 
