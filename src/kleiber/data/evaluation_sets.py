@@ -50,6 +50,7 @@ class DataSet:
     table    returns the held-out rows as they are; None where `columns` is empty
     of_run   whether it is the validation data of the run itself, which the run's objective reads
     group    name of the data set that it is a part of, such as blimp; None for one that is whole
+    label    what figures call it, where its name does not say it
     """
 
     name: str
@@ -58,6 +59,7 @@ class DataSet:
     table: Callable[[], Sequence[Row]] | None = None
     group: str | None = None
     of_run: bool = False
+    label: str = ""
 
     def rows(self, limit: int | None = None) -> Sequence[Row]:
         """The first `limit` rows of the table; all of them for None. Raises ValueError where the data is no table."""

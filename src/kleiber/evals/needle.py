@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from kleiber.nn.loss import log_probs
 from kleiber.types import Context, Count, Json, Share
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -41,6 +42,16 @@ class Needle(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "accuracy": Metric("accuracy", "higher"),
+        "loss": Metric("loss", "lower", "nats per answer"),
+        "length{length}/accuracy": Metric("accuracy at length {length}", "higher"),
+        "length{length}/loss": Metric("loss at length {length}", "lower", "nats per answer"),
+        "length{length}/depth{depth}/accuracy": Metric("accuracy at length {length} and depth {depth}", "higher"),
+        "length{length}/depth{depth}/loss": Metric(
+            "loss at length {length} and depth {depth}", "lower", "nats per answer"
+        ),
+    }
     reads = "rows with haystacks, of data=recall with data.distractors"
 
     def __init__(

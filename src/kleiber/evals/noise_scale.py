@@ -8,7 +8,7 @@ noise scale (McCandlish et al. 2018, arXiv:1812.06162, Appendix A.1), an estimat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from kleiber.types import Count
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 
 class NoiseScale(Evaluation):
@@ -33,6 +34,12 @@ class NoiseScale(Evaluation):
     batches  number of small batches in a group
     rows     samples in a small batch
     """
+
+    metrics: ClassVar[Metrics] = {
+        "noise_scale": Metric("gradient noise scale", "none", "tokens"),
+        "gradient_norm": Metric("norm of the gradient", "none"),
+        "gradient_noise": Metric("noise of the gradient of a token", "none"),
+    }
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ def compare(
     ] = "loss",
     equal: Annotated[str, typer.Option(help="Held equal: tokens, flops, params, memory or seconds.")] = "tokens",
     better: Annotated[
-        str | None, typer.Option(help="lower or higher: which value is better, where the metric's name does not tell.")
+        str | None, typer.Option(help="lower or higher: which value is better, where the runs do not tell.")
     ] = None,
     level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
     json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the findings to this file.")] = None,
@@ -198,7 +198,7 @@ def compare(
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
     arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
-    claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
+    claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of), selected)
     looks = planned_looks(selected, arm_of)
     options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
     findings = study.compare(selected, options, arm_of)

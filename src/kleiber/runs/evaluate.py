@@ -19,13 +19,12 @@ from kleiber.config.stages import quantity
 from kleiber.evals.measure import (
     Measurement,
     build_evaluations,
-    metrics,
     plan_measurements,
     save_results,
     to_json,
 )
 from kleiber.records.evaluations import (
-    add_metrics,
+    add_scores,
     missing_evaluations,
     settings_of,
     settings_of_run,
@@ -113,7 +112,7 @@ def run_evaluations(
         write_json(json, record)
     if subject.folder is not None:
         with locked(subject.folder):
-            add_metrics(subject.folder, find_stage_name(path, stage), flat_scores(scores))
+            add_scores(subject.folder, find_stage_name(path, stage), flat_scores(scores))
     if report is not None:
         write_report(report, measurements, results, record, subject.folder)
     return record
@@ -124,10 +123,10 @@ def find_stage_name(path: Path, stage: str | None) -> str:
     return find_stage(path if stage is None else path / stage)[1]
 
 
-def flat_scores(scores: Mapping[str, Json]) -> dict[str, float]:
-    """The values of scores by their name in summary.json, eval/<name>/<data>/<metric>."""
+def flat_scores(scores: Mapping[str, Json]) -> Json:
+    """The scores by their key in summary.json, eval/<name>/<data>/<metric>."""
     return {
-        f"eval/{name}/{data}/{metric}": score["value"]
+        f"eval/{name}/{data}/{metric}": score
         for name, by_data in scores.items()
         for data, by_metric in by_data.items()
         for metric, score in by_metric.items()
@@ -149,7 +148,7 @@ def log_to_wandb(folder: Path, record: Json) -> None:
         online=was_online(folder), project=node.get("project") or "kleiber", entity=node.get("entity"),
         tags=node.get("tags"), config={"run": summary["run_id"], "overrides": summary["overrides"]},
     )  # fmt: skip
-    run.summary.update(flat_scores(record["evals"]))
+    run.summary.update({key: score["value"] for key, score in flat_scores(record["evals"]).items()})
     run.finish()
 
 
@@ -245,6 +244,6 @@ def complete_evaluations(folder: Path, config: Config) -> None:
         results = measurement.measure_or_warn(subject)
         if results is not None:
             replaced = tuple(f"eval/{measurement.name}/{data}/" for data in results.scores)
-            add_metrics(folder, stage, metrics(measurement.name, results), replaced)
+            add_scores(folder, stage, flat_scores({measurement.name: to_json(results)["scores"]}), replaced)
             settings = settings_of_run(config, measurement.name)
             save_results(folder, measurement.name, results, dict.fromkeys(results.scores, settings))

@@ -266,7 +266,7 @@ class RankZeroRun:
         """Writes the entry of a finished stage to summary.json and sends it to the loggers."""
         from kleiber.config.stages import SINGLE_STAGE
 
-        metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
+        metrics = {task.name: task.objective.metric for task in self.tree.tasks}
         self.summary.put_stage(stage, metrics if stage["start_metrics"] else None)
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
         for logger in self.loggers:

@@ -16,7 +16,7 @@ from kleiber.data.batches import stream
 from kleiber.data.streaming import StreamedWindows
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.nn.sharding import full_parameters, place_by_name
-from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
@@ -44,6 +44,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
 from kleiber.types.retention import Retention
+from kleiber.types.score import Scores
 
 
 class Batches:

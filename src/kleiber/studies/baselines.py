@@ -16,6 +16,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import as_row, from_row, paired_difference
 from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
+from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
@@ -100,7 +101,7 @@ class Baselines(Transfer):
         panels = {names[name]: panel for name, panel in panels.items()}
         charts = {name: draw for name, draw in charts.items() if name != "pretraining_sizes"}
         for name in charts.keys() & {"pretraining_arms", "pretraining_tuning"}:
-            charts[name] = partial(_draw_arms, name, arms, axis_label(self.measure), panels)
+            charts[name] = partial(_draw_arms, name, arms, axis_label(score_of(runs, self.measure)), panels)
         return charts
 
     def mean_differences(self, rows: Rows) -> list[Json]:

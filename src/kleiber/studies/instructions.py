@@ -18,6 +18,7 @@ from kleiber.studies.compare.arms import START as BEFORE
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import mean_estimate
 from kleiber.studies.compare.labels import readable, unit_of
+from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
@@ -40,7 +41,7 @@ class Instructions(Compare):
         """Decides all claims, and shows what each arm scores beside its start."""
         findings = super().analyze(runs)
         arms = at_common_budget(self.ladders(runs))
-        rows = score_rows(arms, self.level)
+        rows = score_rows(arms, Measures(runs), self.level)
         # Arms start from one base, so their sizes differ by adapters alone.
         charts = {name: draw for name, draw in findings.figures.items() if name != "sizes"}
         return replace(
@@ -72,7 +73,7 @@ def scores_before(arms: Mapping[str, Arm], measure: str) -> Mapping[str, Mapping
     return {START: shared}
 
 
-def score_rows(arms: Mapping[str, Arm], level: float) -> list[Json]:
+def score_rows(arms: Mapping[str, Arm], scores: Measures, level: float) -> list[Json]:
     """A row for each measure and for the start and each arm at its best rate: the mean over seeds with its interval."""
     names = dict.fromkeys(name for arm in arms.values() for name in arm.measures_at_best)
     measures = [name for name in names if is_shown(name) and f"{BEFORE}{name}" in names]
@@ -80,7 +81,7 @@ def score_rows(arms: Mapping[str, Arm], level: float) -> list[Json]:
     for measure in measures:
         by_model = {**scores_before(arms, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
-            estimate = mean_estimate([*values.values()], level, unit_of(measure))
+            estimate = mean_estimate([*values.values()], level, unit_of(scores[measure]))
             if estimate is not None:
                 rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows

@@ -22,7 +22,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import Arm, not_ready, read_ladders
 from kleiber.studies.compare.decision import Estimate, estimate_around
-from kleiber.studies.compare.labels import LOSS, axis_label
+from kleiber.studies.compare.labels import LOSS, VALIDATION_LOSS
 from kleiber.studies.laws.uncertainty import percent, student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
@@ -273,7 +273,7 @@ def tuning_figure(arms: Arms, axis: Axis) -> object:
     ]
     rows = pd.concat(tables, ignore_index=True)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    return lines(rows, x, axis_label(LOSS), list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
+    return lines(rows, x, VALIDATION_LOSS, list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
 
 
 def optimum_figure(optima: Sequence[Row], axis: Axis, level: float) -> object:

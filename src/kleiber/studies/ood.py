@@ -14,10 +14,11 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from kleiber.config.labels import readable
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.compare.places import OneRunStudy, refuse_twin_rows
-from kleiber.studies.compare.rows import DENSE, LABELS, MIXTURE, Rows
+from kleiber.studies.compare.rows import DENSE, MIXTURE, Rows
 from kleiber.studies.study import Findings
 from kleiber.types import Config, Json
 
@@ -166,7 +167,7 @@ def line_figure(rows: Rows, lines: Rows) -> object:
 
     from kleiber.charts.theme import HEIGHT, LABEL_GAP, kind_color, separate_labels, with_title
 
-    names = {DENSE: "dense", MIXTURE: LABELS[MIXTURE]}
+    names = {DENSE: "dense", MIXTURE: readable(MIXTURE)}
     points = rows.assign(kind=rows["kind"].map(names), name=rows["data"].map(label))
     low, high = float(points["inside"].min()), float(points["inside"].max())
     mean = lines.groupby("data")[["slope", "intercept"]].mean()

@@ -16,8 +16,6 @@ import pandas as pd
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.compare.directions import better_direction
-from kleiber.studies.compare.labels import label_of
 from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, is_fine_tuned, outcomes
 from kleiber.types import Json
@@ -147,8 +145,8 @@ def read_measures(nodes: Mapping[str, object]) -> list[Measure]:
         ends = [float(str(end)) for end in limits] if isinstance(limits, Sequence) else None
         measures.append(
             Measure(
-                name, sources, label=str(node.get("label") or label_of(sources[0])), unit=str(node.get("unit") or ""),
-                better=str(node.get("better") or better_direction(sources[0]) or "none"),
+                name, sources, label=str(node.get("label") or name.replace("_", " ")), unit=str(node.get("unit") or ""),
+                better=str(node.get("better") or "none"),
                 limits=None if ends is None else (ends[0], ends[1]),
             )
         )  # fmt: skip

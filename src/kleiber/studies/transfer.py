@@ -17,8 +17,8 @@ from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
-from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
@@ -235,12 +235,13 @@ def score_rows(runs: Sequence[Run]) -> Rows:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)
-        score = rising(metric, stage["metrics"][f"val/{name}/{metric}"])
+        key = f"val/{name}/{metric}"
+        falls = score_of([run], key).better == "lower"
         table.append(
             {
                 "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
                 "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"],
-                "metric": f"-{metric}" if better_direction(metric) == "lower" else metric, "score": score,
+                "metric": f"-{metric}" if falls else metric, "score": rising(run, key),
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from kleiber.types import Count, Json, Natural, Positive, Seed, Width
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -57,6 +58,16 @@ class Autoencoder(Evaluation):
     contexts       of each of them
     data           names or paths of other data; null: that of the run or of the command
     """
+
+    metrics: ClassVar[Metrics] = {
+        "loss_recovered": Metric("share of the loss recovered", "higher"),
+        "loss": Metric("loss", "lower", "nats per token"),
+        "loss_reconstructed": Metric("loss with the reconstructed layer", "lower", "nats per token"),
+        "loss_zero": Metric("loss with zeros in place of the layer", "none", "nats per token"),
+        "explained_variance": Metric("explained variance", "higher"),
+        "l0": Metric("active features of a token", "none"),
+        "dead": Metric("share of dead features", "lower"),
+    }
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,6 +70,17 @@ class Degeneration(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "{kind}/distinct_{n}": Metric("share of distinct {n}-grams in {kind} text", "higher"),
+        "{kind}/rep_{n}": Metric("share of repeated {n}-grams in {kind} text", "lower"),
+        "{kind}/seq_rep_{n}": Metric("share of repeated {n}-grams of a sample in {kind} text", "lower"),
+        "{kind}/longest_repeat": Metric("longest repeated span of {kind} text", "lower", "units"),
+        "{kind}/loop_rate": Metric("share of samples that end in a loop in {kind} text", "lower"),
+        "{kind}/self_bleu_{n}": Metric("self-BLEU-{n} of {kind} text", "lower"),
+        "{kind}/entropy": Metric("entropy of the next token in {kind} text", "none", "nats"),
+        "{kind}/unigram_kl": Metric("divergence of the unigrams of {kind} text", "lower", "nats per unit"),
+        "{kind}/mauve": Metric("MAUVE of {kind} text", "higher"),
+    }
 
     def __init__(
         self,

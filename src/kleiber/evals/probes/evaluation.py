@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from kleiber.records.progress import activity
 from kleiber.types import Count, Json, NonNegative, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -65,6 +66,13 @@ class Probes(Evaluation):
     penalty   of the squared weights
     data      names or paths of other data; null: that of the run or of the command
     """
+
+    metrics: ClassVar[Metrics] = {
+        "{feature}/layer{layer}/accuracy": Metric("accuracy of a probe for {feature} in layer {layer}", "higher"),
+        "{feature}/layer{layer}/control": Metric("accuracy of a control task for {feature} in layer {layer}", "none"),
+        "{feature}/layer{layer}/selectivity": Metric("selectivity for {feature} in layer {layer}", "higher"),
+        "{feature}/majority": Metric("share of the most frequent {feature}", "none"),
+    }
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Lt, MinLen
@@ -30,6 +30,7 @@ from kleiber.evals.retrieval.scoring import check_key, score_rows
 from kleiber.records.leftovers import format_bytes
 from kleiber.types import Count, Json, Positive, Seed
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics, variants
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +39,20 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Ge(0), Lt(1)]
 Method = Literal["knn", "bm25", "dense"]
 OVERLAP = 64  # tokens that count as contamination where no window is left out
+SCORES = {  # also of each method, size of the store and weight
+    "loss": Metric("loss", "lower", "nats per token"),
+    "bits_per_byte": Metric("bits per byte", "lower", "bits per byte"),
+    "exact_match": Metric("exact match", "higher"),
+    "log_prob": Metric("log-probability of the answer", "higher", "nats"),
+    "difference": Metric("difference from no retrieval", "none"),
+    "answer_retrieved": Metric("share of rows whose retrieved text has the answer", "higher"),
+    "interpolation": Metric("weight of the neighbors", "none"),
+    "temperature": Metric("temperature of the distances", "none"),
+    "store_bytes": Metric("size of the datastore", "lower", "bytes"),
+    "store_seconds": Metric("time to build the datastore", "lower", "s"),
+    "seconds_per_token": Metric("time of a target", "lower", "s"),
+    "contamination": Metric("share of samples in the datastore", "lower"),
+}
 
 
 class Retrieval(Evaluation):
@@ -80,6 +95,12 @@ class Retrieval(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        **SCORES,
+        **variants(SCORES, "{method}/*", "* with {method}"),
+        **variants(SCORES, "{method}/tokens{size}/*", "* with {method} and {size} stored tokens"),
+        **variants(SCORES, "{method}/interpolation{weight}/*", "* with {method} at weight {weight}"),
+    }
     reads = "text, in a column text, or a table with the columns prompt or question, and answer"
 
     def __init__(

@@ -66,8 +66,9 @@ class Estimate:
         style  format of its numbers
         """
         if self.lo is None or self.hi is None:
-            return f"{self.value:{style}} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
-        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}"
+            value = f"{self.value:{style}} {self.unit}".rstrip()
+            return f"{value} (no interval: {self.n} seed{'s' * (self.n != 1)})"
+        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}".rstrip()
 
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""

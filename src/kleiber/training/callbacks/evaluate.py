@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kleiber.config.errors import ConfigError
 from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.nn.sharding import full_parameters, local
-from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
@@ -32,6 +32,7 @@ from kleiber.training.step import Diverged
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Score, Scores, values_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Evaluate(LeanCallback):
         earlier: Sequence[Task] = (),
         later: Sequence[Task] = (),
         from_weights: bool = False,
-        start: Scores | None = None,
+        start: dict[str, float] | None = None,
         watched: int = 32768,
     ) -> None:
         self.record, self.stage_tasks, self.earlier = record, list(stage_tasks), list(earlier)
@@ -79,7 +80,7 @@ class Evaluate(LeanCallback):
         """The scores so far and the seconds that they took."""
         record = self.record
         return {
-            "latest": record.metrics,
+            "latest": {key: score.to_json() for key, score in record.scores.items()},
             "curve": record.curve,
             "start": record.start_metrics,
             "stage": record.name,
@@ -88,8 +89,8 @@ class Evaluate(LeanCallback):
 
     def load_state_dict(self, state_dict: Json) -> None:
         record = self.record
-        record.metrics, record.curve = state_dict["latest"], state_dict["curve"]
-        record.start_metrics = state_dict["start"]
+        record.scores = {key: Score.from_json(values) for key, values in state_dict["latest"].items()}
+        record.start_metrics, record.curve = state_dict["start"], state_dict["curve"]
         if state_dict["stage"] == record.name:  # a branch has the curve of its trunk, whose time it did not spend
             record.evaluation_seconds = state_dict["seconds"]
 
@@ -99,7 +100,7 @@ class Evaluate(LeanCallback):
         if not self.from_weights or trainer.global_step:
             return
         if not self.record.start_metrics:
-            self.record.start_metrics = self.scores(pl_module.model, self.all, self.tokens, "val")
+            self.record.start_metrics = values_of(self.scores(pl_module.model, self.all, self.tokens, "val"))
         self.log_row(trainer, self.record.start_metrics | self.watch(pl_module.model, self.earlier))
 
     def warn_of_partial_scores(self) -> None:
@@ -124,7 +125,7 @@ class Evaluate(LeanCallback):
         if last or due or power_of_two:
             add_training_memory(self.record, pl_module.device)
         if last or due:
-            self.record.metrics = self.scores(
+            self.record.scores = self.scores(
                 pl_module.model, self.all if last else self.stage_tasks, self.tokens, "val"
             )
         if last or due or power_of_two:
@@ -143,20 +144,20 @@ class Evaluate(LeanCallback):
         """Adds scores to those of this step, in the record and the loggers."""
         self.record.add_scores(scores, trainer.global_step)
         for logger in trainer.loggers:
-            logger.log_metrics(scores, trainer.global_step)
+            logger.log_metrics(values_of(scores), trainer.global_step)
 
-    def watch(self, model: Model, tasks: Sequence[Task]) -> Scores:
-        """Scores on the first `watched` targets of each task, as watch/<task>/<metric>."""
-        return self.scores(model, tasks, self.watched, "watch")
+    def watch(self, model: Model, tasks: Sequence[Task]) -> dict[str, float]:
+        """Values of the scores on the first `watched` targets of each task, as watch/<task>/<metric>."""
+        return values_of(self.scores(model, tasks, self.watched, "watch"))
 
-    def log_row(self, trainer: Trainer, row: Scores) -> None:
+    def log_row(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Adds a row to the curve of the record and to the loggers."""
         self.record.add_row(trainer.global_step, row)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
-        """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
+        """Scores of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
         with apart_from_training(self.record, device_of(model)):
             return score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
 

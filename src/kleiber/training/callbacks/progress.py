@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from kleiber.records.closing_table import loss_unit, scores_by_domain
+from kleiber.records.closing_table import scores_by_domain
 from kleiber.records.progress import DISPLAY, REFRESH, SECONDS, Activity, format_duration
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import LeanCallback, Trainer
@@ -138,11 +138,10 @@ class Progress(LeanCallback):
 
     def _print_scores(self, step: int, last: int) -> None:
         record = self.evaluate.record
-        scores = record.scores_of(step)
-        losses = [scores[f"val/{task}/loss"] for task in record.tasks if f"val/{task}/loss" in scores]
+        values = record.scores_of(step)
+        losses = [values[f"val/{task}/loss"] for task in record.tasks if f"val/{task}/loss" in values]
         self._validation = f"  val {sum(losses) / len(losses):.3f}" if losses else ""
-        units = {task.name: task.objective.unit for task in self.evaluate.all}
-        by_task = scores_by_domain(scores, loss_unit(record.objective), units)
+        by_task = scores_by_domain({key: score for key, score in record.scores.items() if key in values})
         print(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", file=sys.stderr)
 
     def _print_expected(self, step: int, last: int, speed: float) -> None:
