@@ -11,6 +11,7 @@ import typer
 
 from kleiber.studies.fit_command import html_path
 from kleiber.types import Json
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
@@ -179,7 +180,8 @@ def bias_lines(contexts: Contexts, rows: list[Association], groups: tuple[str, s
     for name, side in zip(groups, sides, strict=True):
         lines += [f"near {name}, log-odds ratio [90 % interval], occurrences near either group:"] if side else []
         lines += [
-            f"  {row.term:<16} {row.log_odds:+.2f} [{row.lo:+.2f}, {row.hi:+.2f}]  {row.first:,} and {row.second:,}"
+            f"  {row.term:<16} {row.log_odds:+.2f} {format_interval(row.lo, row.hi, '+.2f')}  "
+            f"{row.first:,} and {row.second:,}"
             for row in side
         ]
     return lines

@@ -36,6 +36,7 @@ from kleiber.records.summary_file import read_summary
 from kleiber.runs.evaluation_subject import open_subject
 from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
+from kleiber.types.score import format_interval
 
 SCHEMA = "kleiber.eval/1"
 MOST_ROWS = 40  # of a table that is not folded on the page
@@ -225,7 +226,7 @@ def result_lines(record: Json) -> list[str]:
     for name, by_data in record["evals"].items():
         for data, by_metric in by_data.items():
             for metric, score in by_metric.items():
-                interval = "" if score["lo"] is None else f" [{score['lo']:.6g}, {score['hi']:.6g}]"
+                interval = "" if score["lo"] is None else f" {format_interval(score['lo'], score['hi'], '.6g')}"
                 items = "" if score["n"] is None else f" n={score['n']:,}"
                 lines.append(f"{name}/{data}/{metric} {score['value']:.6g}{interval}{items}")
     return lines

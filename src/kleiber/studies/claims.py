@@ -26,6 +26,7 @@ from kleiber.studies.compare.decision import (
     more_seeds_needed,
 )
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 Selection = Mapping[str, object]  # values by key; runs that have all of them form a group
 Samples = Mapping[Hashable, float]  # values of a measure by sample, such as a seed
@@ -291,7 +292,7 @@ def decide(question: Question, level: float) -> Result:
         return Result(question=question, estimate=estimate, decision=Decision.NOT_TESTED, why=problem, level=level)
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))
-    why = f"the {level:.1%} interval is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
+    why = f"the {level:.1%} interval is {format_interval(estimate.lo, estimate.hi, '.4g')}"
     undecided = decision == Decision.UNDECIDED and question.at is None
     seeds = more_seeds_needed(question.values, criterion, level) if undecided else None
     return Result(question=question, estimate=estimate, decision=decision, why=why, level=level, more_seeds=seeds)

@@ -29,6 +29,7 @@ from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint, fine_tunes
 from kleiber.types import Json, Natural, Positive
+from kleiber.types.score import format_interval
 
 GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little
 GRID_ARM = "grid"  # all runs are one arm of the guards
@@ -239,7 +240,7 @@ def headline(record: Json) -> str:
         return f"The replayed fraction that limits {limit} is not identified: {critical['why_not']}{measured}."
     if critical["hi"] == 0:
         return f"No replay is needed to limit {limit}."
-    ends = f"{record['level']:.0%} interval [{critical['lo']:.1%}, {critical['hi']:.1%}]"
+    ends = f"{record['level']:.0%} interval {format_interval(critical['lo'], critical['hi'], '.1%')}"
     return f"Replaying {critical['value']:.1%} of the tokens, {ends}, limits {limit}."
 
 

@@ -25,6 +25,7 @@ from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import list_rows
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
@@ -57,7 +58,7 @@ def lines(entry: Row) -> list[str]:
     for exponent in [*entry["approaches"], *entry["accounting"]]:
         counting = f"{exponent['convention']}, " if "convention" in exponent else ""
         shift = f", shift {exponent['shift']:+.4f}" if exponent.get("shift") is not None else ""
-        ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
+        ends = f"{level} {format_interval(exponent['lo'], exponent['hi'], '.4f')}"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
         return [*out, *optimum_report.lines(entry), *verdict_lines(entry)]
@@ -143,7 +144,9 @@ def _estimate_line(estimate: Row, level: str) -> str:
         return f"{point}   fixed"
     if not estimate["identified"]:
         return f"not identified ({estimate.get('reason') or 'no interval'}; best fit at {point})"
-    ends = "no interval" if estimate["lo"] is None else f"{level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+    ends = (
+        "no interval" if estimate["lo"] is None else f"{level} {format_interval(estimate['lo'], estimate['hi'], '.5g')}"
+    )
     return f"{point}   {ends}"
 
 
@@ -154,7 +157,7 @@ def format_estimate(estimate: Row) -> str:
     if not estimate["identified"] or estimate["value"] is None:
         point = "" if estimate["value"] is None else f" (best fit at {estimate['value']:.4g})"
         return f"not identified{point}"
-    ends = "(no interval)" if estimate["lo"] is None else f"[{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
+    ends = "(no interval)" if estimate["lo"] is None else f"{format_interval(estimate['lo'], estimate['hi'], '.4g')}"
     return f"{estimate['value']:.4g} {ends}"
 
 
@@ -280,7 +283,7 @@ def parameters(entry: Row) -> list[Json]:
     for name, estimate in {**entry["params"], **entry["derived"]}.items():
         interval = "fixed" if estimate.get("fixed") else "none" if estimate["identified"] else "not identified"
         if estimate["lo"] is not None and estimate["identified"]:
-            interval = f"[{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+            interval = f"{format_interval(estimate['lo'], estimate['hi'], '.5g')}"
         rows.append({"parameter": name, "value": estimate["value"], f"{percent(entry['level'])} interval": interval})
     return rows
 

@@ -27,6 +27,7 @@ from kleiber.studies.search_trials import Trials, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.studies.tuning_curves import curve, running_best
 from kleiber.types import Json, Positive, Row
+from kleiber.types.score import format_interval
 
 NATS = "nats per token"
 FEWEST = 4  # different trials for an estimate of the regret
@@ -232,7 +233,8 @@ def edges(trials: Trials, best: str | None, runs: Sequence[Run]) -> list[Json]:
             low, high, at = math.log(low), math.log(high), math.log(at)
         share = (at - low) / (high - low)
         if not EDGE < share < 1 - EDGE:
-            text = f"the best {key}, {value}, is at the edge of its range [{bounds.low:g}, {bounds.high:g}]: widen it"
+            span = format_interval(bounds.low, bounds.high, "g")
+            text = f"the best {key}, {value}, is at the edge of its range {span}: widen it"
             out.append({"code": "edge", "text": text})
     return out
 

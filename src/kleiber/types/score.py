@@ -62,6 +62,11 @@ class Score:
 Scores = dict[str, Score]  # by metric
 
 
+def format_interval(lo: float, hi: float, style: str = ".4g") -> str:
+    """Returns an interval as text, such as `[0.12, 0.34]`; `style` is the format of its ends."""
+    return "[{0:{2}}, {1:{2}}]".format(lo, hi, style)
+
+
 def values_of(scores: Mapping[str, Score]) -> dict[str, float]:
     """The values of scores."""
     return {name: score.value for name, score in scores.items()}

@@ -19,6 +19,7 @@ from kleiber.launch.judge.session import Session
 from kleiber.records.files import read_json, write_json
 from kleiber.records.judgments import CHOICES, Estimate, Judgment, agreement, append_judgment, read_judgments, win_rate
 from kleiber.types import Json
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.data.annotators import Utility
@@ -232,4 +233,4 @@ def report_lines(record: Json) -> list[str]:
 
 def interval(values: Json, of: str) -> str:
     """A value with its interval and number of items."""
-    return f"{values['value']:.3f} [{values['lo']:.3f}, {values['hi']:.3f}] on {values['n']} {of}"
+    return f"{values['value']:.3f} {format_interval(values['lo'], values['hi'], '.3f')} on {values['n']} {of}"

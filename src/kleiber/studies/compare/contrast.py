@@ -18,6 +18,7 @@ from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.noise import Noise, pooled, within_seeds
 from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.types import Row
+from kleiber.types.score import format_interval
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 NATS = "nats"
@@ -27,7 +28,7 @@ LEARNED = 0.02  # the loss of target quality, relative, that replay is said to s
 
 def format_level(estimate: Estimate) -> str:
     """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
-    ends = "(no interval)" if estimate.lo is None else f"[{estimate.lo:.4f}, {estimate.hi:.4f}]"
+    ends = "(no interval)" if estimate.lo is None else f"{format_interval(estimate.lo, estimate.hi, '.4f')}"
     return f"{estimate.value:.4f} {ends}"
 
 

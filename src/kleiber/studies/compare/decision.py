@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from kleiber.config.errors import ExitCode
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 Key = TypeVar("Key", int, tuple[int, int])  # a seed, or a size and a seed
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
@@ -68,7 +69,7 @@ class Estimate:
         if self.lo is None or self.hi is None:
             value = f"{self.value:{style}} {self.unit}".rstrip()
             return f"{value} (no interval: {self.n} seed{'s' * (self.n != 1)})"
-        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}".rstrip()
+        return f"{self.value:{style}} {format_interval(self.lo, self.hi, style)} {self.unit}".rstrip()
 
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
