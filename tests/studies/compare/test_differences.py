@@ -7,6 +7,7 @@ import pytest
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import Claim, Decision
 from kleiber.studies.compare.differences import Result, interpolate, judge, more_seeds_of_all, pair
+from kleiber.types.score import Score
 
 
 def ladder(name, budgets, speed=1.0, per_token=6.0, scale=2.0, power=-0.3, wrong="", **facts):
@@ -145,6 +146,6 @@ def test_what_cannot_be_tested_has_its_reason(claim, why_not, reason):
 
 @pytest.mark.parametrize(("needed", "all_of_them"), [([3, 5], 5), ([3, None], None), ([], None), ([4], 4)])
 def test_more_seeds_are_those_that_decide_every_claim(needed, all_of_them):
-    claim = Claim("a", "b")
-    undecided = [Result(claim, None, Decision.UNDECIDED, "", True, seeds) for seeds in needed]
-    assert more_seeds_of_all([*undecided, Result(claim, None, Decision.SUPPORTED, "", True)]) == all_of_them
+    claim, loss = Claim("a", "b"), Score(1.0, label="loss")
+    undecided = [Result(claim, loss, None, Decision.UNDECIDED, "", True, seeds) for seeds in needed]
+    assert more_seeds_of_all([*undecided, Result(claim, loss, None, Decision.SUPPORTED, "", True)]) == all_of_them
