@@ -9,6 +9,7 @@ from kleiber import evals, objectives
 from kleiber.config.labels import data_label
 from kleiber.evals import drift
 from kleiber.evals.contamination import CONTAMINATION
+from kleiber.evals.evaluation import Evaluation
 from kleiber.evals.latency import METRICS as LATENCY
 from kleiber.evals.perplexity import BITS_PER_BYTE
 from kleiber.training.callbacks.stability import METRICS as STABILITY
@@ -17,9 +18,10 @@ from kleiber.types.score import Metrics, Score, described, find_metric
 EPSILON = Score(0.0, better="lower", label="privacy loss ε")
 
 
-def evaluation_class(name: str) -> type[evals.evaluation.Evaluation]:
-    """The class of a choice of the config group evals."""
-    return getattr(evals, next(each for each in evals.EXPORTS if each.lower() == name.replace("_", "")))
+def evaluation_class(name: str) -> type[Evaluation]:
+    """The class of a choice of the config group evals. Raises KeyError for another name."""
+    by_name = {each.lower(): each for each in evals.EXPORTS}
+    return getattr(evals, by_name[name.replace("_", "")])
 
 
 def objective_metrics(name: str) -> Metrics:
@@ -62,7 +64,7 @@ def declared(
     elif kind == "drift" and rest != "weights":
         data, metric = split_key(rest, drift.METRICS)
         score = described(score, drift.METRICS, metric, f"on {data_label(data)}")
-    elif key == EPSILON_KEY:
+    elif key == "privacy/epsilon":
         score = EPSILON
     else:
         groups: Mapping[str, Metrics] = {"drift": drift.METRICS, "latency": LATENCY, "stability": STABILITY}
@@ -70,6 +72,3 @@ def declared(
             raise KeyError(key)
         score = described(score, groups[kind], rest)
     return {**score.to_json(), "value": value}
-
-
-EPSILON_KEY = "privacy/epsilon"

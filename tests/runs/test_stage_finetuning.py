@@ -117,7 +117,7 @@ def test_a_run_from_a_fine_tuned_run_is_scored_on_its_task(launch, name, data):
     assert loss == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "against the first reference"
     run = open_model(tuned)
     task = Task(data, run.objective, run.corpus.validation[data])
-    assert score_task(run.model, task, None, 16, Runtime())["loss"] == pytest.approx(loss, abs=1e-5), (
+    assert score_task(run.model, task, None, 16, Runtime())["loss"].value == pytest.approx(loss, abs=1e-5), (
         "also when the run is opened"
     )
 

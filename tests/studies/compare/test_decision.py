@@ -14,7 +14,6 @@ from kleiber.studies.compare.decision import (
     more_seeds_needed,
     paired_difference,
 )
-from kleiber.studies.compare.labels import axis_label
 
 OPPOSITE = {"lower": "higher", "higher": "lower", "not_lower": "not_higher", "not_higher": "not_lower"}
 
@@ -110,13 +109,6 @@ def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_l
 
 def test_gaps_are_in_order_of_the_seed():
     assert gaps_by_seed({1: 2.0, 0: 1.0}, {0: 0.5, 1: 0.0, 2: 9.0}) == [0.5, 2.0]
-
-
-def test_a_measure_has_a_label_and_a_unit():
-    assert axis_label("val/sst2/accuracy") == "accuracy on SST-2" and axis_label("loss").endswith("(nats per token)")
-    assert axis_label("moe/dead") == "number of dead experts (experts per layer)"
-    assert axis_label("val/builtin/docs/loss") == "loss on builtin docs (nats)"
-    assert axis_label("eval/exact_match/all/mcc") == "Matthews correlation on exact match"
 
 
 def test_an_estimate_around_a_value_has_ends_at_the_half_width_or_none():

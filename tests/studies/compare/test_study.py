@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from fake_run import fake_score
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
@@ -80,18 +81,25 @@ def test_an_arm_without_a_finished_run_is_named_by_the_number_of_those_left(tmp_
         Compare().analyze(two(tmp_path, status="running"))
 
 
+def add(stage, measure, value):
+    """Adds a metric to a stage of summary.json, with its score where a class declares it."""
+    stage["metrics"][measure] = value
+    if (score := fake_score(measure, value)) is not None:
+        stage["scores"][measure] = score
+
+
 @pytest.mark.parametrize(
     ("measure", "claims"), [("val/docs/position/64", ()), ("mine", [{"arm": "changed", "against": "base"}])]
 )
 def test_arms_are_tuned_in_the_direction_of_the_measure(tmp_path, measure, claims):
-    """By the name of the measure, or of claims, whose default direction is lower."""
+    """By what the runs recorded of it, or of claims, whose default direction is lower."""
     runs = two(tmp_path)
     for run in runs:
         for stage in run.stages[1:]:
-            stage["metrics"][measure] = stage["metrics"]["val/docs/loss"]
+            add(stage, measure, stage["metrics"]["val/docs/loss"])
     if measure == "mine":
         with pytest.raises(ValueError, match=r"study\.measure=mine"):
-            Compare(measure=measure)
+            Compare(measure=measure).analyze(runs)
     found = Compare(measure=measure, claims=claims).analyze(runs)
     assert {row["best lr"] for row in found.tables["Arms"]} == {0.02}
     (claim,) = claims_of(found)
@@ -106,7 +114,7 @@ def test_the_claim_is_about_the_first_two_arms_of_the_design_also_where_the_firs
     for run in runs:
         run.config["design"] = {"arms": {"first": {}, "base": {}, "changed": {}}}
         for stage in run.stages[1:] if run.config["study"]["arm"] != "first" else ():
-            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+            add(stage, "val/docs/accuracy", 1 / stage["metrics"]["val/docs/loss"])
     (claim,) = claims_of(Compare(measure=measure).analyze(runs))
     assert (claim["of"], claim["against"], claim["value"]) == ({"arm": "base"}, {"arm": "first"}, None)
     assert claim["decision"] == "not tested" and "first" in claim["why"] and measure in claim["why"]
@@ -254,7 +262,7 @@ def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
     runs = two(tmp_path)
     for run in runs:
         for stage in run.stages[1:]:
-            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+            add(stage, "val/docs/accuracy", 1 / stage["metrics"]["val/docs/loss"])
     claims = [{"arm": "changed", "against": "base", "direction": "higher"}]
     findings = Compare(measure="val/docs/accuracy", claims=claims).analyze(runs)
     assert claims_of(findings) == claims_of(Compare(measure="val/docs/accuracy").analyze(runs))

@@ -14,6 +14,7 @@ from kleiber.studies.compare.tables import (
     tokens_table,
     trends,
 )
+from kleiber.types.score import Score
 
 TOKENS = (1e6, 2e6, 4e6, 8e6)
 
@@ -94,7 +95,8 @@ def test_the_multiplier_is_the_planted_one(times):
     rows, warnings = multiplier_table("moe", [*sizes, "gone"], ladders, 0.9)
     (row,) = rows
     assert (row["value"], row["lo"], row["hi"]) == pytest.approx((times, times, times))
-    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in multiplier_sentence(row, "loss")
+    sentence = multiplier_sentence(row, Score(1.0, label="loss"))
+    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in sentence
     assert [warning["code"] for warning in warnings] == (["multiplier"] if times > 2 else [])
 
 
@@ -110,9 +112,10 @@ def test_the_multiplier_of_a_score_is_the_planted_one_and_needs_one_that_rises()
 
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(1), 0.9)
     assert rows[0]["value"] == pytest.approx(1.0) and warnings == []
-    assert "the accuracy of moe" in multiplier_sentence(rows[0], "val/x/accuracy")
+    measure = Score(1.0, label="accuracy on x")
+    assert "the accuracy on x of moe" in multiplier_sentence(rows[0], measure)
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(-1), 0.9)
-    assert rows == [] and "accuracy does not rise" in warnings[0]["text"]
+    assert rows == [] and "val/x/accuracy does not rise" in warnings[0]["text"]
 
 
 def test_there_is_no_multiplier_at_unequal_tokens():

@@ -217,7 +217,8 @@ def arm_from_rows(
             if (key == LOSS or "/" in key or key.startswith(START)) and isinstance(value, float):
                 measures.setdefault(key, {})[row["seed"]] = value
     facts = facts_of_arm(ended)
-    return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores or Measures())
+    scores = Measures() if scores is None else scores
+    return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
