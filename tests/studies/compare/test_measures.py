@@ -6,7 +6,6 @@ from fake_run import fake_run
 from kleiber.data.labelled import METRICS
 from kleiber.objectives import Classify
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.decision import Claim
 from kleiber.studies.compare.measures import LOADS, Measures, direction_of, score_of
 
 MINE = {"value": 2.0, "lo": 1.0, "hi": 3.0, "n": 9, "unit": "steps", "better": "higher", "label": "mine on docs"}
@@ -60,14 +59,16 @@ def test_every_metric_by_which_labelled_data_can_be_scored_has_a_direction():
 
 def test_a_direction_is_that_of_the_record_else_that_of_claims_of_a_single_one(runs):
     def of(measure, *directions):
-        return [Claim("b", "a", direction, 0.1, measure) for direction in directions]
+        return [{"arm": "b", "against": "a", "direction": each, "measure": measure} for each in directions]
 
     flat = "eval/own/docs/flat"
     assert direction_of("eval/own/docs/mine", (), runs) == "higher"
     assert direction_of(flat, of(flat, "lower", "not_higher", "within"), runs) == "lower"
     assert direction_of(flat, of(flat, "not_lower"), runs) == "higher"
-    for claims in ((), of(flat, "within"), of(flat, "lower", "higher"), [Claim("b", "a", "lower")]):
+    for claims in ((), of(flat, "within"), of(flat, "lower", "higher"), [{"arm": "b", "measure": "loss"}]):
         with pytest.raises(ValueError, match=f"study.measure={flat}.*study.claims"):
             direction_of(flat, claims, runs)
-    assert direction_of("loss", [Claim("b", "a", "higher")], runs) == "lower", "a claim does not turn a loss around"
+    assert direction_of("loss", [{"arm": "b", "direction": "higher"}], runs) == "lower", (
+        "a claim does not turn a loss around"
+    )
     assert direction_of("val/docs/los", (), runs) == "lower", "the table of arms says that no run has it"
