@@ -50,7 +50,9 @@ def test_of_a_metric_that_is_no_loss_the_largest_value_is_best(tmp_path):
     assert [row["val/sst2/accuracy"] for row in rows] == [0.5, 0.25, 0.0]
 
 
-@pytest.mark.parametrize(("measure", "order"), [("eval/text/ece", [0, 1, 2]), ("eval/text/temperature", [2, 1, 0])])
+@pytest.mark.parametrize(
+    ("measure", "order"), [("eval/calibration/text/ece", [0, 1, 2]), ("eval/calibration/text/temperature", [2, 1, 0])]
+)
 def test_errors_come_lowest_first_and_no_run_is_called_the_best_in_a_measure_of_unknown_direction(
     measure, order, tmp_path
 ):
