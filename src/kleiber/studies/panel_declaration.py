@@ -1,6 +1,6 @@
 """What a panel declares: its keys, measures and tables, read from the config with errors that name the key.
 
-The name of a metric may be a pattern: `eval/attribution/*/deletion_gain/{method}` has a row for each method.
+The name of a metric may be a pattern: `eval/attribution/**/deletion_gain/{method}` has a row for each method.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.labels import label_of
 
 RESERVED = ("run", "seed", "base", "measure", "metric", "value")  # columns of the table, which no key may be called
-EVERY = "*"  # the key of labels that is a template for all other values
-PART = re.compile(r"(\[|\]|\{\w+(?::path)?\}|\*)")  # what is no plain text in a pattern
+EVERY = "*"  # in labels and values of a key: all other values
+PART = re.compile(r"(\[|\]|\{\w+(?::path)?\}|\*\*|\*)")  # what is no plain text in a pattern
 CONTRAST = ("of", "against", "than", "each")  # keys of a claim that a table of differences has
 MEANS = ("where", "noise")  # keys of a table of means
 
@@ -66,7 +66,7 @@ class Key:
 
     sources  where its values are: keys of the config, or of the last stage with the prefix `stage.`, the first of which
              a run has counts; none: in the names of metrics
-    values   what stands for some values of the source: {kleiber.nn.FullAttention: full}
+    values   what stands for some values of the source: {kleiber.nn.FullAttention: full}; EVERY: for all others
     default  the value of runs, or of metrics, that have none; without it they are left out
     labels   what people call values, by value; EVERY is a template for the others, such as `{:.0%} wrong`
     title    what people call the key
@@ -91,11 +91,6 @@ class Key:
             return text
         template = self.labels.get(EVERY, "{}")
         return template.format(value if "{:" in template else number_text(value, short))
-
-    @property
-    def named(self) -> bool:
-        """Whether its values have names, which tables show instead."""
-        return any(value != EVERY for value in self.labels)
 
 
 def number_text(value: object, short: bool) -> str:
@@ -242,14 +237,15 @@ def pattern_of(source: str) -> re.Pattern[str]:
 
     {name}       a part of the name between slashes, the value of a key
     {name:path}  one part or more
-    *            one part or more, which is not kept
+    *            one part, which is not kept
+    **           one part or more, such as the name of a data set
     [...]        may be absent; then a key in it has its default
     """
     stars = 0
     texts = []
     for part in PART.split(source):
-        if part == "*":
-            texts.append(f"(?P<_{stars}>.+)")
+        if part in ("*", "**"):
+            texts.append(f"(?P<_{stars}>{'[^/]+' if part == '*' else '.+'})")
             stars += 1
         elif part in ("[", "]"):
             texts.append("(?:" if part == "[" else ")?")
@@ -269,7 +265,13 @@ def filled(pattern: str, parts: Mapping[str, str | None]) -> str:
     stars = iter(sorted(name for name in parts if name.startswith("_")))
     texts = []
     for part in PART.split(pattern):
-        name = next(stars, "") if part == "*" else part.strip("{}").removesuffix(":path") if part[:1] == "{" else None
+        name = (
+            next(stars, "")
+            if part in ("*", "**")
+            else part.strip("{}").removesuffix(":path")
+            if part[:1] == "{"
+            else None
+        )
         texts.append(part if name is None else str(parts.get(name)))
     return "".join(texts)
 

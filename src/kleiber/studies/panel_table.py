@@ -18,7 +18,7 @@ from kleiber.studies.claims import EQUAL, RATE
 from kleiber.studies.compare.costs import memory_bytes
 from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, is_fine_tuned, outcomes
-from kleiber.studies.panel_declaration import RESERVED, Key, Measure, filled, keys_in, pattern_of
+from kleiber.studies.panel_declaration import EVERY, RESERVED, Key, Measure, filled, keys_in, pattern_of
 from kleiber.types import Config, Json
 
 STAGE, START, FORGETTING = "stage.", "start:", "forgetting:"
@@ -48,7 +48,8 @@ def read_table(runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Meas
         )
     columns = [key.name for key in keys]
     every = [*RESERVED, *(f"{SAME}{name}" for name in EQUAL), *columns]
-    table = pd.DataFrame(rows, columns=every)
+    table = pd.DataFrame({name: pd.Series([row.get(name) for row in rows]) for name in every})
+    table = table.assign(**{name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
     refuse_twin_rows(table, [*(key.name for key in keys if key.sources), "seed"], runs)
     refuse_several_metrics(table, columns)
     return table.drop_duplicates(["seed", *columns, "measure"], ignore_index=True)
@@ -63,7 +64,7 @@ def refuse_several_metrics(table: Rows, keys: Sequence[str]) -> None:
         raise ValueError(
             f"study.measures.{row['measure']} has several values in the run {row['run']}: "
             f"{', '.join(dict.fromkeys(metrics))}. Name one of the metrics, or add a key that differs between them: "
-            "{data} in place of *, or stage.tokens for the branches of a trunk"
+            "{data:path} in place of **, or stage.tokens for the branches of a trunk"
         )
 
 
@@ -105,8 +106,8 @@ def levels_of(config: Config, of_stage: Mapping[str, object], keys: Sequence[Key
 
 def level_of(key: Key, value: object) -> object:
     """Returns the value of a key for a value of its source; text with a number, such as 0.2 or 20M, is a number."""
-    if str(value) in key.values:
-        return key.values[str(value)]
+    if str(value) in key.values or EVERY in key.values:
+        return key.values.get(str(value), key.values.get(EVERY))
     if not isinstance(value, str):
         return value if isinstance(value, bool | int | float) else str(value)
     number = 0 if value == "0" else as_number(value)  # quantities are positive

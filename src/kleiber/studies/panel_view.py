@@ -56,15 +56,14 @@ class View:
 
     @cached_property
     def levels(self) -> Levels:
-        """The values of each key: numbers in ascending order, others in that of labels and of the design's arms."""
+        """The values of each key: numbers in ascending order, others in that of its labels and of the design's arms."""
         levels: dict[str, list[object]] = {}
         for key in self.keys:
             values = list(dict.fromkeys(self.table[key.name].dropna().tolist()))
             if all(isinstance(value, int | float) for value in values):
                 values.sort()
             else:
-                arms = self.arms if "study.arm" in key.sources else ()
-                order = [*(label for label in key.labels if label not in arms), *arms]
+                order = list(dict.fromkeys([*key.labels, *(self.arms if "study.arm" in key.sources else ())]))
                 ranks = {value: order.index(str(value)) if str(value) in order else len(order) for value in values}
                 values.sort(key=ranks.__getitem__)
             levels[key.name] = values
@@ -189,11 +188,10 @@ class View:
             written[name] = number.text(estimate)
         return text.format_map(written)
 
-    def cells(self, table: Table) -> Iterator[tuple[Measure, dict[str, object]]]:
-        """Yields each measure of a table with each combination of the levels of its keys."""
-        for name in table.measures:
-            for values in itertools.product(*(self.levels[key] for key in table.by)):
-                yield self.measures[name], dict(zip(table.by, values, strict=True))
+    def cells(self, table: Table) -> list[dict[str, object]]:
+        """Returns each combination of the levels of the keys of a table."""
+        places = itertools.product(*(self.levels[key] for key in table.by))
+        return [dict(zip(table.by, place, strict=True)) for place in places]
 
     def rows_of(self, table: Table) -> list[Json]:
         """Returns the rows of a table: keys, the name of the measure, value, lo, hi, n and unit."""
@@ -211,7 +209,7 @@ class View:
 
     def means(self, table: Table) -> Iterator[Json]:
         """Yields a row for each measure and combination of keys: the mean with its interval."""
-        for measure, cell in self.cells(table):
+        for measure, cell in itertools.product((self.measures[name] for name in table.measures), self.cells(table)):
             (claim,) = expand({"of": {**table.where, **cell}, "measure": measure.name}, self.levels)
             mean = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
             yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
@@ -224,24 +222,32 @@ class View:
             return
         cells: Rows = seed_means(part, table.by, "value", self.level)
         means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for _, row in cells.iterrows()}
-        for place in itertools.product(*(self.levels[key] for key in table.by)):
-            if place in means:
-                cell = dict(zip(table.by, place, strict=True))
-                yield {**cell, "measure": measure.name, **as_row(measure.within(means[place]))}
+        for cell in self.cells(table):
+            mean = means.get(tuple(cell.values()))
+            yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
 
     def contrasts(self, table: Table) -> Iterator[Json]:
         """Yields a row for each measure, value of `each` and combination of keys: the mean difference."""
         varied = [*mapping(table.contrast.get("each"), "each")]
-        for measure, cell in self.cells(table):
-            for claim in expand({"of": {}, **table.contrast, "measure": measure.name}, self.levels):
-                chosen = replace(claim, of={**claim.of, **cell})
-                named = {key: chosen.of[key] for key in (*varied, *cell)}
-                gap = mean_estimate(self.sampled(chosen)[0], self.level, measure.unit)
-                yield {**named, "measure": measure.name, **as_row(gap)}
+        for measure, claim, cell in (
+            (self.measures[name], claim, cell)
+            for name in table.measures
+            for claim in expand({"of": {}, **table.contrast, "measure": name}, self.levels)
+            for cell in self.cells(table)
+        ):
+            claim = replace(claim, of={**claim.of, **cell})
+            gap = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
+            yield {key: claim.of[key] for key in (*varied, *cell)} | {"measure": measure.name, **as_row(gap)}
+
+    def is_named(self, key: Key) -> bool:
+        """Whether tables show what values of a key are called: of numbers only if each has a label."""
+        values = self.levels[key.name]
+        texts = any(isinstance(value, str) for value in values)
+        return bool(key.labels) and (texts or all(str(value) in key.labels for value in values))
 
     def published(self, row: Row) -> Json:
         """Returns a row of a table as reports show it: keys by their titles, and names in place of values."""
         keys = {key.name: key for key in self.keys if key.name in row}
-        named = {key.title: key.label(row[name]) if key.named else row[name] for name, key in keys.items()}
+        named = {key.title: key.label(row[name]) if self.is_named(key) else row[name] for name, key in keys.items()}
         rest = {name: value for name, value in row.items() if name not in keys}
         return {**named, **rest, "measure": self.measures[str(row["measure"])].label}

@@ -66,7 +66,10 @@ def contrary(claim: Claim) -> Claim | None:
 
 @dataclass(frozen=True)
 class Number:
-    """A number in the answer of a study: what it is, as a claim without direction, and its format, then without unit."""
+    """A number in the answer of a study: what it is, as a claim without direction, and its format.
+
+    style  of its numbers, which are then without their unit; "" for three digits with the unit
+    """
 
     claim: Claim
     style: str = ""
