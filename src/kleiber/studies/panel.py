@@ -15,7 +15,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies import panel_figures
 from kleiber.studies.claims import EQUAL, Levels, decide_together, expand, read_claims
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
-from kleiber.studies.compare.places import OneRunStudy, refuse_twins
+from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.panel_declaration import (
     CONTRAST,
@@ -33,14 +33,14 @@ from kleiber.studies.panel_declaration import (
 from kleiber.studies.panel_table import STAGE, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
-from kleiber.studies.study import Figures, Findings, PlannedPoint
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Config, Count, Natural
 
 SEED = "seed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel(OneRunStudy):
+class Panel(IntervalStudy):
     """A study from its declaration.
 
     question   that the study answers

@@ -140,10 +140,13 @@ class View:
     def guard(self, claim: Claim) -> tuple[str | None, str]:
         """Returns what the sides of a claim have equal, None where nothing needs to be, and why they decide nothing."""
         parts = [self.rows(claim.measure, side) for _, side in claim.sides]
-        absent = [side for (_, side), part in zip(claim.sides, parts, strict=True) if part.empty]
+        sides = [side for _, side in claim.sides]
+        absent = [side for side, part in zip(sides, parts, strict=True) if part.empty]
         if absent:
             named = ", ".join(f"{key}={value}" for key, value in absent[0].items())
             return claim.equal, f"no finished run with {named} has {claim.measure}"
+        if any(side == other for side, other in itertools.combinations(sides, 2)):
+            return claim.equal, "its sides are the same group: a key that they differ in has one value in these runs"
         if claim.equal is None and all(same_origin(parts[0], part) for part in parts):
             return None, ""
         equal = claim.equal or self.equal
@@ -217,9 +220,11 @@ class View:
     def pooled_means(self, measure: Measure, table: Table) -> Iterator[Json]:
         """Yields the means of a measure, whose intervals pool the noise of seeds over all cells of the table."""
         (claim,) = expand({"of": table.where, "measure": measure.name}, self.levels)
-        part = self.rows(measure.name, claim.of).groupby([*table.by, "run"], as_index=False)["value"].mean()
+        part = self.rows(measure.name, claim.of)
         if part.empty:
             return
+        samples = list(dict.fromkeys([*table.by, *self.samples]))
+        part = part.groupby(samples, as_index=False, sort=False).agg({"value": "mean", "run": "first"})
         cells: Rows = seed_means(part, table.by, "value", self.level)
         means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for _, row in cells.iterrows()}
         for cell in self.cells(table):
