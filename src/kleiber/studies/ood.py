@@ -18,7 +18,7 @@ DENSE = "dense"  # in place of the number of experts
 
 @dataclass(frozen=True, kw_only=True)
 class OOD(Panel):
-    """A panel of the measures `inside` and `outside` by `data`, `experts` and `width`, with a line for each data set.
+    """A panel of the measures `inside` and `outside` by `data`, `experts` and `size`, with a line for each data set.
 
     The line is fitted to the dense models of one seed, so that it has one slope a seed.
 
@@ -57,6 +57,6 @@ class OOD(Panel):
 
 
 def derived(rows: Rows, measure: str, value: float) -> Rows:
-    """Returns a row of a derived measure of the run of these rows; a slope is of no width."""
-    place = {"width": None} if measure == SLOPE else {}
+    """Returns a row of a derived measure of the run of these rows; a slope is of no size."""
+    place = {"size": None} if measure == SLOPE else {}
     return {**rows.iloc[0], **place, "measure": measure, "metric": measure, "value": value}
