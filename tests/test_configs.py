@@ -28,6 +28,7 @@ PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "d
 PLANNED += [
     "memorization",
     "moe_law",
+    "panel",
     "needle",
     "ood",
     "retrieval",

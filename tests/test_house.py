@@ -24,7 +24,7 @@ NO_ROOMS = {"docs", "faults", "gpu", "slurm"}
 WHOLE_PROJECT = {
     "api", "house", "config_headers", "configs", "example_extension", "experiments", "readme", "results", "wheel",
 }  # fmt: skip
-FILE_LINES, FUNCTION_LINES = 300, 60
+FILE_LINES, FUNCTION_LINES = 400, 60
 
 
 def test_every_module_has_a_test_file_of_its_name():
@@ -32,13 +32,15 @@ def test_every_module_has_a_test_file_of_its_name():
     assert missing == []
 
 
-def test_every_test_file_is_named_after_a_module():
+def test_every_test_file_is_named_after_a_module_or_a_declared_study():
     strays = []
     for path in sorted(TESTS.rglob("test_*.py")):
         room, name = path.relative_to(TESTS).parent, path.stem.removeprefix("test_")
         names = {module.name for module in MODULES if module.parent == room}
         if room == Path():
             names |= WHOLE_PROJECT
+        if room == Path("studies"):  # studies that are declared have a config in place of a module
+            names |= {file.stem for file in (CONF / "study").glob("[!_]*.yaml")}
         if room.parts[:1] and room.parts[0] in NO_ROOMS:
             continue
         if not any(name == module or name.startswith(f"{module}_") for module in names):

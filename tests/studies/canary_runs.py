@@ -11,5 +11,5 @@ MEMORIZATION = (
         "design.seeds=2",
     ],
     6,
-    "chance_dp_10 chance_exact exposure_dp_10 exposure_exact extraction loss_dp_10 loss_exact once_dp_10 repetition",
+    "",
 )

@@ -34,16 +34,20 @@ JUDGING = [
     "likelihood:{data.judgments:8,data.noise:0.2,data.select:likelihood},biased:null,"
     "disagreeing:{data.judgments:8,data.noise:0.2,data.annotators:2,data.disagreement:1.0}}",
     "data.utility.words=[e,t,a,o,i,n,s,r,h,l,d,c,m,u]",
-    "evals.calibration.data=[{data}/tiny.txt]", "study.data=tiny",
+    "evals.calibration.data=[{data}/tiny.txt]",
 ]  # fmt: skip
-JUDGED = (JUDGING, 8, "active_likelihood annotators_disagree calibration judgments language temperature wins")
+JUDGED = (JUDGING, 8, "")
 EXPLAINED = [
     "design.seeds=1", "evals.attribution.texts=4", "evals.attribution.steps=4", "evals.attribution.points=2",
     "design.arms={lookup:{data.pairs:4},induction:null,stories:null}", "batch.tokens=480", "model.context=48",
 ]  # fmt: skip
-PAIRS = ("occlusion_gradient_x_input", "integrated_gradients_gradient_x_input", "occlusion_rollout", "faithful")
-CODES = [f"{arm}_{pair}" for arm in ("trigger", "lookup", "trigger_lstm") for pair in PAIRS]
-EXPLAIN = (EXPLAINED, 3, " ".join(["deletion", *CODES]).replace(" trigger_lstm_occlusion_rollout", ""))
+EXPLAIN = (EXPLAINED, 3, "")
+PANEL = [
+    "design.arms={short:{schedule.warmup_steps:2},long:{}}", "design.lrs=[0.02]", "design.seeds=1",
+    "study.keys={arm:study.arm}", "study.measures={loss:loss}", "study.equal=learning_rate",
+    "study.means=[{title:Loss,by:[arm]}]", "study.claims=[{of:{arm:long},against:{arm:short}}]",
+    "study.figures=[{name:arms,form:estimates,table:Loss,series:arm,title:Loss by arm}]",
+]  # fmt: skip
 SWEPT = [
     "design.widths=[32]", "stages.branches=[4k,8k]", "batch.tokens=256,512", "optimizer.lr=0.001,0.01,0.03,0.3",
     "study.bootstrap=20", "trainer.max_steps=40",

@@ -1,118 +1,89 @@
-"""The study of judgments on planted runs: win rates and calibration are paired by seed, and claims are decided."""
+"""The declaration of the study of judgments: win rates and calibration, paired over what claims leave open."""
 
-from __future__ import annotations
-
-import pandas as pd
 import pytest
-from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.collaboration import (
-    KEYS,
-    WIN,
-    Collaboration,
-    annotator_chart,
-    calibration_chart,
-    label,
-    scored,
-    win_chart,
-    win_rates,
-)
-from studies.ablation_runs import copied
+
+from .ablation_runs import copied
+from .panels import claim, declared, draw_all, plant, row
 
 NOISE = [0.0, 0.01, -0.01, 0.005]
-SETTINGS = [
+SETTINGS = [  # judgments, selection, noise, win rate, and the arm of annotators who do something else
     (50, "random", 0.2, 0.55), (200, "random", 0.2, 0.65), (800, "random", 0.2, 0.9), (50, "likelihood", 0.2, 0.65),
     (200, "likelihood", 0.2, 0.75), (200, "random", 0.0, 0.8), (200, "random", 0.4, 0.52),
-    (200, "random", 0.2, 0.45, "longer"), (200, "random", 0.2, 0.55, "disagreement"),
+    (200, "random", 0.2, 0.45, "biased"), (200, "random", 0.2, 0.55, "disagreeing"),
 ]  # fmt: skip
+WINS, CHANGES = "Win rate against the start", "Change of calibration by training"
 
 
-def write(folder, judgments, select, noise, win, fault=None, seed=0):
+def write(folder, judgments, select, noise, win, arm="usual", seed=0):
     prefix, more = "eval/calibration/tinystories", judgments / 8000
-    before = {f"{prefix}/ece": 0.02, f"{prefix}/accuracy": 0.6, f"{prefix}/nats": 1.5}
-    after = {f"{prefix}/ece": 0.02 + more + NOISE[seed] / 10, f"{prefix}/accuracy": 0.6, f"{prefix}/nats": 1.7 + more}
-    stage = {
-        "metrics": {**after, "eval/win_rate/judged/win_rate": win + NOISE[seed],
-                    f"{prefix}/scaled/ece_change": -more + NOISE[seed] / 10},
-        "start_metrics": before, "objective": "dpo",
+    before = {f"{prefix}/ece": 0.02, f"{prefix}/accuracy": 0.6, f"{prefix}/nats": 1.5, f"{prefix}/scaled/ece": 0.5}
+    after = {
+        f"{prefix}/ece": 0.02 + more + NOISE[seed] / 10, f"{prefix}/accuracy": 0.6, f"{prefix}/nats": 1.7 + more,
+        f"{prefix}/scaled/ece": 0.5, "eval/win_rate/judged/win_rate": win + NOISE[seed],
+        f"{prefix}/scaled/ece_change": -more + NOISE[seed] / 10,
     }  # fmt: skip
-    data = {"judgments": judgments, "select": select, "noise": noise, **({fault: 1.0} if fault else {})}
-    config = {"seed": seed, "data": data, "study": {"arm": "x"}}
-    fake_run(folder / f"{judgments}-{select}-{noise}-{fault}-{seed}", [stage], config=config, seed=seed)
+    data = {"judgments": judgments, "select": select, "noise": noise}
+    name = f"{judgments}-{select}-{noise}-{arm}"
+    plant(folder, name, after, seed, arm=arm, stage={"start_metrics": before, "objective": "dpo"}, data=data)
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judged")
     for setting in SETTINGS:
         for seed in range(4):
-            write(tmp_path, *setting, seed=seed)
-    return tmp_path
+            write(folder, *setting, seed=seed)
+    return read_runs(folder)
 
 
-def test_win_rates_and_changes_are_means_over_seeds(folder):
-    findings = Collaboration().analyze(read_runs(folder))
-    wins = findings.tables["Win rate against the start"]
-    assert len(wins) == len(SETTINGS) and all(row["n"] == 4 and row["lo"] < row["value"] < row["hi"] for row in wins)
-    best = next(row for row in wins if row["judgments"] == 800)
-    assert best["value"] == pytest.approx(0.9 + sum(NOISE) / 4)
-    change = next(
-        row for row in findings.tables["Calibration before and after"]
-        if row["judgments"] == 800 and row["measure"].startswith("calibration error")
-    )  # fmt: skip
-    assert change["before"] == pytest.approx(0.02) and change["value"] == pytest.approx(0.1, abs=0.01)
-    assert "After 800 judgments the model wins against its start on 90%" in findings.answer
-    assert "The loss on other text changes by +0.300" in findings.answer
+def test_win_rates_and_changes_are_means_over_seeds(runs):
+    findings = declared("collaboration").analyze(runs)
+    assert len(findings.tables[WINS]) == len(SETTINGS)
+    assert all(each["n"] == 4 and each["lo"] < each["value"] < each["hi"] <= 1 for each in findings.tables[WINS])
+    assert row(findings, WINS, judgments=800)["value"] == pytest.approx(0.9 + sum(NOISE) / 4)
+    change = row(findings, CHANGES, judgments=800, measure="loss on other text")
+    assert change["value"] == pytest.approx(0.3)
+    before = row(findings, "Calibration before training", measure="calibration error (ECE)")
+    assert before["value"] == pytest.approx(0.02)
 
 
-def test_claims_are_decided_by_planted_differences(folder):
-    verdicts = {verdict["code"]: verdict for verdict in Collaboration().analyze(read_runs(folder)).verdicts}
+def test_claims_are_decided_by_planted_differences(runs):
+    findings = declared("collaboration").analyze(runs)
+    assert {str(result.decision) for result in findings.claims} == {"supported"} and len(findings.claims) == 9
     values = {
-        "wins": 0.4, "language": -0.2, "judgments": 0.35, "noise": -0.28, "active_likelihood": 0.1,
-        "annotators_favor_length": -0.2, "annotators_disagree": -0.1, "calibration": 0.1, "temperature": -0.1,
-    }  # fmt: skip
-    assert {code: verdict["value"] for code, verdict in verdicts.items()} == pytest.approx(values, abs=0.003)
-    assert all(verdict["holds"] for verdict in verdicts.values())
+        "wins": (claim(findings, "win_rate", {}, select="random"), 0.4),
+        "language": (claim(findings, "nats"), -0.2),
+        "judgments": (claim(findings, "win_rate", {"judgments": 50}), 0.35),
+        "noise": (claim(findings, "win_rate", {"noise": 0.0}), -0.28),
+        "active": (claim(findings, "win_rate", {"select": "random"}), 0.1),
+        "length": (claim(findings, "win_rate", annotators="length"), -0.2),
+        "disagree": (claim(findings, "win_rate", annotators="disagree"), -0.1),
+        "calibration": (claim(findings, "ece"), 0.1),
+        "temperature": (claim(findings, "scaled"), -0.1),
+    }
+    found = {name: result.estimate.value for name, (result, _) in values.items()}
+    assert found == pytest.approx({name: value for name, (_, value) in values.items()}, abs=0.003)
 
 
 def test_active_choice_is_compared_at_the_same_number_and_noise(tmp_path):
     for judgments, select, win in ((50, "random", 0.6), (50, "likelihood", 0.6), (800, "random", 0.9)):
         for seed in range(4):
             write(tmp_path, judgments, select, 0.2, win, seed=seed)
-    verdict = next(v for v in Collaboration().analyze(read_runs(tmp_path)).verdicts if v["code"] == "active_likelihood")
-    assert "0.0000" in verdict["text"]
+    findings = declared("collaboration").analyze(read_runs(tmp_path))
+    assert claim(findings, "win_rate", {"select": "random"}).estimate.value == 0
 
 
-def test_the_interval_of_a_win_rate_ends_at_one():
-    place = dict(zip(KEYS, (50, "random", 0.2, ""), strict=True))
-    rows = [{**place, "seed": seed, WIN: win} for seed, win in enumerate((1.0, 0.9, 0.5))]
-    (row,) = win_rates(pd.DataFrame(rows), 0.9)
-    assert row["value"] == pytest.approx(0.8) and row["lo"] < 0.8 and row["hi"] == 1.0
+def test_figures_show_the_usual_annotators_by_number_and_all_at_one_number(runs):
+    charts = draw_all(declared("collaboration").analyze(runs))
+    assert list(charts) == ["win_rate", "annotators", "calibration"]
+    lines = [each for data in charts["win_rate"]["datasets"].values() for each in data if "at" in each]
+    assert {each["series"] for each in lines} == {"pairs by likelihood", "pairs at random"}
+    shown = [each for data in charts["annotators"]["datasets"].values() for each in data if "series" in each]
+    assert len(shown) == 6 and "pairs at random, 20% wrong, disagree" in {each["series"] for each in shown}
 
 
-def test_figures_and_labels(folder):
-    findings = Collaboration().analyze(read_runs(folder))
-    assert list(findings.figures) == ["win_rate", "annotators", "calibration"]
-    wins = findings.tables["Win rate against the start"]
-    drawn = win_chart(wins, 0.9).to_dict()["datasets"].values()
-    assert {row["kind"] for rows in drawn for row in rows if "kind" in row} == {
-        "pairs at random, 20% wrong", "pairs by likelihood, 20% wrong",
-    }, "lines of a single number are in the other figure"  # fmt: skip
-    (shown,) = annotator_chart(wins, 0.9).to_dict()["datasets"].values()
-    assert len(shown) == 6 and {row["judgments"] for row in shown} == {200}
-    assert calibration_chart(findings.tables["Calibration before and after"], 0.9).to_dict()
-    assert label({"select": "likelihood", "noise": 0.2}) == "pairs by likelihood, 20% wrong"
-    row = {"select": "random", "noise": 0.4, "annotators": "disagree"}
-    assert label(row) == "pairs at random, 40% wrong, disagree"
-
-
-def test_runs_without_judgments_are_refused(tmp_path):
-    fake_run(tmp_path / "a", [{"metrics": {"val/docs/loss": 1.0}}], config={"seed": 0, "data": {}})
-    with pytest.raises(ValueError, match="no run here was fine-tuned on judgments"):
-        scored(read_runs(tmp_path), "tinystories")
-
-
-def test_two_runs_of_a_setting_and_seed_are_refused_since_one_of_them_would_be_read(folder):
-    runs = read_runs(folder)
+def test_two_runs_of_a_setting_and_seed_are_refused(runs):
     with pytest.raises(ValueError, match=r"optimizer\.lr"):
-        Collaboration().analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])
+        declared("collaboration").analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])

@@ -1,58 +1,58 @@
-"""Contexts are compared by the gain of every kind of attention."""
-
-import json
+"""The declaration of the study of contexts: what a longer one changes, by attention, data and position."""
 
 import numpy as np
 import pytest
-from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.context import Context
 
-from .ladders import write_tree
+from .ablation_runs import copied
+from .panels import declared, draw_all, plant, row, rows
+
+KINDS = {"FullAttention": -0.1, "WindowAttention": -0.04, "NoMixing": 0.0}
+CHANGE, LOSSES = "Loss at the longest context minus that at the shortest", "Loss by context"
+PLACES = "Loss by position at the longest context"
 
 
-def test_context_tells_what_each_attention_gains(tmp_path):
-    kinds = {"FullAttention": -0.1, "WindowAttention": -0.04, "NoMixing": 0.0}
-    for kind, slope in kinds.items():
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("context")
+    for kind, slope in KINDS.items():
         for context in (32, 128, 512):
             for seed in range(2):
-                model = {"context": context, "width": 64, "attention": {"_target_": f"kleiber.nn.{kind}"}}
-                value = 2.0 + slope * np.log2(context / 32) + 0.001 * seed
-                where = tmp_path / f"{kind}-{context}-{seed}"
-                write_tree(where, seed, 100_000, 6e5, {1e6: value}, config={"model": model})
-    for path in tmp_path.glob("*/summary.json"):
-        summary = json.loads(path.read_text())
-        for metrics in (stage["metrics"] for stage in summary["stages"] if stage["metrics"]):
-            metrics["val/docs/position/32"] = 1.9
-        path.write_text(json.dumps(summary))
-    findings = Context().analyze(read_runs(tmp_path))
-    gains = {row["attention"]: row for row in findings.tables["Loss at the shortest context less that at the longest"]}
-    assert gains["full"]["value"] == pytest.approx(0.4) and gains["window"]["value"] == pytest.approx(0.16)
-    assert abs(gains["none"]["value"]) < 1e-9 and gains["full"]["lo"] < 0.4 < gains["full"]["hi"]
-    assert "attention full" in findings.answer and "+0.4000 [" in findings.answer
-    assert findings.tables["Loss by position, docs, context 512"][0]["position"] == 32
-    assert set(findings.figures) == {"context_docs"}, "one position is no trend"
-    write_tree(tmp_path / "other", 0, 10_000, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
-    with pytest.raises(ValueError, match="tokens"):
-        Context().analyze(read_runs(tmp_path))
+                loss = 2.0 + slope * np.log2(context / 32) + 0.001 * seed
+                metrics = {"val/builtin/docs/loss": loss, "val/recall/loss": loss - 1.0}
+                metrics |= {f"val/builtin/docs/position/{at}": loss + 1 / at for at in (32, context)}
+                model = {"context": context, "attention": {"_target_": f"kleiber.nn.{kind}"}}
+                plant(folder, f"{kind}{context}", metrics, seed, model=model)
+    return read_runs(folder)
 
 
-def test_domains_of_one_data_set_are_read_apart_with_their_losses_by_position(tmp_path):
-    for context, gain in ((32, 0.0), (64, 0.1)):
-        metrics = {
-            "val/builtin/docs/loss": 2.0 - gain, "val/builtin/docs/position/32": 1.9,
-            "val/builtin/docs/position/64": 1.8, "val/builtin/code/loss": 1.0 - 2 * gain,
-        }  # fmt: skip
-        for seed in range(2):
-            config = {"model": {"context": context, "attention": {"_target_": "kleiber.nn.FullAttention"}}}
-            fake_run(tmp_path / f"{context}-{seed}", [{"metrics": metrics}], config=config, seed=seed)
-    findings = Context().analyze(read_runs(tmp_path))
-    gains = {row["data"]: row for row in findings.tables["Loss at the shortest context less that at the longest"]}
-    assert {data: row["value"] for data, row in gains.items()} == pytest.approx(
-        {"builtin/docs": 0.1, "builtin/code": 0.2}
-    )
-    assert gains["builtin/docs"]["n"] == 2
-    by_position = findings.tables["Loss by position, builtin/docs, context 64"]
-    assert {row["position"]: row["loss"] for row in by_position} == pytest.approx({32: 1.9, 64: 1.8})
-    assert set(findings.figures) == {"context_builtin_docs", "context_builtin_code", "position_builtin_docs"}
+def test_each_attention_changes_the_loss_by_what_was_planted(runs):
+    findings = declared("context").analyze(runs)
+    for attention, value in (("full attention", -0.4), ("a window", -0.16), ("no attention", 0.0)):
+        change = row(findings, CHANGE, attention=attention, data="builtin/docs")
+        assert change["value"] == pytest.approx(value) and change["n"] == 2
+    assert row(findings, CHANGE, attention="a window", data="associative recall")["value"] == pytest.approx(-0.16)
+    assert "-0.4" in findings.answer and findings.claims == []
+
+
+def test_losses_are_by_context_data_and_position(runs):
+    findings = declared("context").analyze(runs)
+    assert len(findings.tables[LOSSES]) == 2 * 3 * 3
+    places = rows(findings, PLACES, attention="full attention")
+    assert [each["position of the target (up to)"] for each in places] == [32, 512]
+    assert {each["data"] for each in findings.tables[PLACES]} == {"builtin/docs"}
+
+
+def test_figures_have_a_panel_for_each_data_set_and_a_line_for_each_attention(runs):
+    charts = draw_all(declared("context").analyze(runs))
+    assert list(charts) == ["context", "position"]
+    assert {panel["title"] for panel in charts["context"]["concat"]} == {"builtin/docs", "associative recall"}
+    short = [run for run in runs if run.config["model"]["context"] == 32]
+    assert list(declared("context").analyze(short).figures) == [], "one context and one position are no trend"
+
+
+@pytest.mark.parametrize("change", [{"budget": {"tokens": "2M"}}, {"optimizer": {"lr": 0.5}}])
+def test_two_runs_of_a_context_and_seed_are_refused(runs, change):
+    with pytest.raises(ValueError, match=r"tokens|lr"):
+        declared("context").analyze([*runs, copied(runs[0], "twin", **change)])

@@ -1,55 +1,87 @@
-"""The study of retrieval on planted runs: what was forgotten, what each remedy takes back, and at what price."""
+"""The study `retrieval` on planted runs: what was forgotten, what remedies take back, and at equal new loss."""
 
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.retrieval import Retrieval
-from studies.planted_retrieval import plant
+from kleiber.studies.retrieval import curve, old_loss_at
+
+from .ablation_runs import copied
+from .panels import claim, declared, draw_all, row, rows
+from .retrieval_runs import plant
+
+LOSSES, SIZES = "Losses by arm and way of retrieval", "Change by retrieval on the old domain"
+MATCHED = "Nearest neighbors minus another remedy at equal loss on the new domain"
+OLD = "loss on the old domain"
 
 
-@pytest.fixture
-def findings(tmp_path):
-    plant(tmp_path)
-    return Retrieval().analyze(read_runs(tmp_path))
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrieval")
+    plant(folder)
+    return read_runs(folder)
 
 
-def test_claims_are_decided_by_planted_differences(findings):
-    verdicts = {verdict["code"]: verdict for verdict in findings.verdicts}
-    assert verdicts["forgets"]["holds"] and verdicts["forgets"]["value"] == pytest.approx(0.5)
-    assert verdicts["knn_old"]["holds"] and verdicts["knn_old"]["value"] == pytest.approx(-0.2)
-    assert verdicts["knn_new"]["holds"] is False, "the datastore costs .04 there, and .01 is tolerated"
-    assert verdicts["bm25_old"]["holds"] is False and verdicts["bm25_old"]["value"] == pytest.approx(0.05)
-    assert verdicts["old_replay_fraction0.2"]["value"] == pytest.approx(-0.4)
-    assert verdicts["knn_against_replay_fraction0.2"]["holds"] is False
-    assert verdicts["knn_with_replay_fraction0.2"]["holds"]
+def test_claims_are_decided_by_planted_differences(runs):
+    findings = declared("retrieval").analyze(runs)
+    forgets = claim(findings, "old", {"arm": "base"})
+    assert forgets.decision == "supported" and forgets.estimate.value == pytest.approx(0.5)
+    assert forgets.claim.equal is None, "one side started from the other"
+    helped = claim(findings, "old", {"way": "alone"}, arm="none", way="knn")
+    assert helped.decision == "supported" and helped.estimate.value == pytest.approx(-0.2)
+    assert claim(findings, "old", {"way": "alone"}, arm="none", way="bm25").decision == "contradicted"
+    costs = claim(findings, "new", arm="none", way="knn")
+    assert costs.decision == "contradicted", "the datastore costs .04 there, and .01 is tolerated"
+    replay = claim(findings, "old", {"arm": "none"}, arm=0.2)
+    assert replay.estimate.value == pytest.approx(-0.4) and replay.claim.equal == "learning_rate"
+    assert claim(findings, "old", {"arm": "none", "way": "knn"}, arm=0.2).decision == "contradicted"
+    assert claim(findings, "old", {"way": "alone"}, arm=0.2, way="knn").decision == "supported"
 
 
-def test_a_tolerance_of_0_asks_nothing_about_the_new_domain(tmp_path):
-    plant(tmp_path)
-    codes = {verdict["code"] for verdict in Retrieval(tolerance=0.0).analyze(read_runs(tmp_path)).verdicts}
-    assert "knn_new" not in codes and "knn_old" in codes
-    wide = {v["code"]: v for v in Retrieval(tolerance=0.1).analyze(read_runs(tmp_path)).verdicts}
-    assert wide["knn_new"]["holds"]
+def test_tables_have_every_arm_way_and_size(runs):
+    findings = declared("retrieval").analyze(runs)
+    old = row(findings, LOSSES, arm="plain fine-tuning", retrieval="nearest neighbors", measure=OLD)
+    assert old["value"] == pytest.approx(2.3 + 0.05 / 3) and len(rows(findings, LOSSES, measure=OLD)) == 9
+    store = rows(findings, LOSSES, measure="datastore")
+    assert {each["value"] for each in store} == {2e6} and "the model alone" not in {e["retrieval"] for e in store}
+    changes = rows(findings, SIZES, arm="replay of 20%", retrieval="nearest neighbors")
+    assert [each["value"] for each in changes] == pytest.approx([-0.05, -0.1]) and len(findings.tables[SIZES]) == 12
 
 
-def test_the_headline_and_the_tables_have_the_means(findings):
-    assert "costs the old domain +0.500" in findings.answer
-    assert "replay of 20 % changes the loss on the old domain by -0.400" in findings.answer
-    assert len(findings.tables["Losses by arm and way of retrieval"]) == 9
-    assert len(findings.tables["Change by retrieval on the old domain"]) == 12
-    assert len(findings.tables["At equal loss on the new domain"]) == 1
-    assert list(findings.figures) == ["tradeoff", "sizes"]
+def test_neighbors_are_compared_at_the_loss_on_the_new_domain_of_the_other_arm(runs):
+    (matched,) = declared("retrieval").analyze(runs).tables[MATCHED]
+    # Of 2.02 on the new domain, a quarter of the way from weight .2 to .5: 2.35 on the old one, where replay has 2.1.
+    assert matched["arm"] == "replay of 20%" and matched["n"] == 3
+    by_seed = declared("retrieval").view(runs).table.query("measure == 'matched'").set_index("seed")["value"]
+    assert by_seed[0] == pytest.approx(2.35 - 2.1)
+    assert matched["value"] == pytest.approx(by_seed.mean())
 
 
-def test_runs_that_were_not_evaluated_are_refused(tmp_path):
-    plant(tmp_path)
-    with pytest.raises(ValueError, match=r"before fine-tuning and plain fine-tuning was evaluated by retrieval on law"):
-        Retrieval(old="law", new="fiction").analyze(read_runs(tmp_path))
+def test_the_curve_of_weights_begins_with_the_model_alone(runs):
+    table = declared("retrieval").view(runs).table
+    points = curve(table[(table["arm"] == "none") & (table["seed"] == 0)])
+    assert points == [pytest.approx(point) for point in ((2.0, 2.5), (2.01, 2.4), (2.05, 2.2))]
+    assert old_loss_at(points, 2.03) == pytest.approx(2.3) and old_loss_at(points, 2.0) == 2.5
+    assert old_loss_at(points, 2.06) is None and old_loss_at(points, None) is None and old_loss_at([], 2.0) is None
 
 
-def test_the_headline_is_of_the_ways_that_were_evaluated(tmp_path):
-    plant(tmp_path / "bm25", arms=("base", "none"), kept=("bm25/",))
-    headline = Retrieval().analyze(read_runs(tmp_path / "bm25")).answer
-    assert "plain fine-tuning with BM25 text in front changes the loss on the old domain by +0.050" in headline
-    plant(tmp_path / "alone", arms=("base", "none"), kept=())
-    assert Retrieval().analyze(read_runs(tmp_path / "alone")).answer.endswith("nats per token.")
+def test_ways_that_were_not_evaluated_are_not_claimed(tmp_path):
+    plant(tmp_path, arms=("base", "none"), kept=("bm25/",))
+    findings = declared("retrieval").analyze(read_runs(tmp_path))
+    assert claim(findings, "old", {"way": "alone"}, arm="none").claim.of["way"] == "bm25"
+    assert claim(findings, "old", arm="base").decision == "not tested"
+    assert "sizes" not in findings.figures, "there are no nearest neighbors to draw"
+
+
+def test_figures_show_arms_ways_runs_and_weights(runs):
+    charts = draw_all(declared("retrieval").analyze(runs))
+    assert list(charts) == ["tradeoff", "sizes"]
+    data = [each for values in charts["tradeoff"]["datasets"].values() for each in values]
+    assert {each["form"] for each in data if "form" in each} == {
+        "the model alone", "nearest neighbors", "BM25 text in front",
+    }  # fmt: skip
+    assert sorted(each["weight"] for each in data if "weight" in each) == [0.0, 0.2, 0.5]
+
+
+def test_two_runs_of_an_arm_and_seed_are_refused(runs):
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        declared("retrieval").analyze([*runs, copied(runs[0], "twin", optimizer={"lr": 0.5})])

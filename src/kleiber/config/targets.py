@@ -218,7 +218,7 @@ class AnnotationNames(dict[str, object]):
     """The names of a module that its annotations use."""
 
     def __init__(self, module: str) -> None:
-        super().__init__(int=int, float=float, str=str, bool=bool, list=list, dict=dict, tuple=tuple, set=set)
+        super().__init__({kind.__name__: kind for kind in (int, float, str, bool, list, dict, tuple, set)}, object=Any)
         self.module = module
 
     def __missing__(self, name: str) -> object:

@@ -5,6 +5,9 @@
 {name: trade_off, form: scatter, table: Means, x: MEASURE, y: MEASURE, series: arm, shape: size, title: ...}
 {name: recall, form: matrix, table: Means, x: length, y: depth, panel: arm, title: ...}
 {name: seeds, form: distribution, measures: loss, series: arm, title: ...}
+
+A line at 0 is drawn for tables of differences, and a line at the reference of a measure for tables of means. With
+`runs: true`, lines show single runs in place of intervals.
 """
 
 from __future__ import annotations
@@ -12,192 +15,145 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from kleiber.studies.claims import expand
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.panel_table import mapping, texts
+from kleiber.studies.panel_declaration import Table, entries, mapping, refuse_unknown, texts
+from kleiber.studies.panel_table import REFERENCE
+from kleiber.studies.panel_view import View
 from kleiber.types import Row
 
 if TYPE_CHECKING:
-    from kleiber.studies.panel import View
+    from kleiber.charts.theme import Chart
 
 Node = Mapping[str, object]
+Tables = Mapping[str, Sequence[Row]]  # rows with the names of keys and measures, by title
+MEASURE = "measure"  # of `panel`: a panel for each measure
 FORMS = {  # the keys that each form needs, and those that it may have
-    "estimates": (("table",), ("measures", "series", "line", "panel", "zero", "x_title")),
-    "lines": (("table", "x"), ("measures", "series", "panel", "linear", "log", "begin")),
-    "scatter": (("table", "x", "y"), ("series", "shape", "rule")),
-    "matrix": (("table", "x", "y"), ("measures", "panel")),
-    "distribution": (("measures",), ("series", "panel", "where")),
+    "estimates": (("table",), ("measures", "where", "series", "line", "panel", "x_title", "sort")),
+    "lines": (("table", "x"), ("measures", "where", "series", "dash", "panel", "linear", "log", "begin", "runs")),
+    "scatter": (("table", "x", "y"), ("where", "series", "shape", "runs", "path", "fit")),
+    "matrix": (("table", "x", "y"), ("measures", "where", "panel")),
+    "distribution": (("measures",), ("where", "series")),
 }
 COMMON = ("name", "form", "title", "subtitle")
+COLUMNS = ("series", "line", "panel", "dash", "shape")  # keys of a figure whose values are keys of the panel
 
 
-def check(nodes: Sequence[Node], tables: Sequence[str]) -> None:
-    """Raises ValueError, which names the key, for a figure of another form, with other keys, or of another table."""
+def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence[str], keys: Sequence[str]) -> None:
+    """Raises ValueError, which names the key, for a figure of another form, or of unknown tables, measures and keys."""
     for at, node in enumerate(nodes):
-        key, form = f"study.figures[{at}]", str(node.get("form"))
+        place, form = f"study.figures[{at}]", str(node.get("form"))
         if form not in FORMS:
-            raise ValueError(f"{key}.form={form} must be one of {', '.join(FORMS)}")
+            raise ValueError(f"{place}.form={form} must be one of {', '.join(FORMS)}")
         needed, optional = FORMS[form]
+        entries(node, place, (*COMMON, *needed, *optional))
         absent = [name for name in ("name", "title", *needed) if name not in node]
-        unknown = [name for name in node if name not in (*COMMON, *needed, *optional)]
-        if absent or unknown:
-            what = f"needs {absent[0]}" if absent else f"does not have the key {unknown[0]}"
-            raise ValueError(f"{key}: the form {form} {what}; its keys are {', '.join((*COMMON, *needed, *optional))}")
-        if "table" in needed and node["table"] not in tables:
-            raise ValueError(f"{key}.table={node['table']} must be the title of one of the tables: {', '.join(tables)}")
+        if absent:
+            raise ValueError(f"{place} needs {absent[0]}: the form {form} needs name, title, {', '.join(needed)}")
+        shown, columns = measures, keys
+        if "table" in needed:
+            if node["table"] not in tables:
+                raise ValueError(f"{place}.table={node['table']} must be the title of a table: {', '.join(tables)}")
+            shown, columns = tables[str(node["table"])].measures, columns_of(tables[str(node["table"])])
+        axes = ("x", "y") if form == "matrix" else ("x",) if form == "lines" else ()
+        for name in (*COLUMNS, *axes):
+            refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), [*columns, MEASURE])
+        for name in ("measures", *(("x", "y") if form == "scatter" else ())):
+            refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), shown)
+        refuse_unknown(f"{place}.where", [*mapping(node.get("where"), f"{place}.where")], keys)
 
 
-def draw(node: Node, view: View, tables: Mapping[str, Sequence[Row]]) -> object:
+def columns_of(table: Table) -> list[str]:
+    """Returns the keys that the rows of a table have."""
+    return [*mapping(table.contrast.get("each"), "each"), *table.by]
+
+
+def is_shown(node: Node, view: View, tables: Tables) -> bool:
+    """Whether a figure has anything to show: rows, and for lines at least two values of the horizontal axis."""
+    rows = selected(node, view, tables)
+    return bool(len(rows)) and (node["form"] != "lines" or rows[str(node["x"])].nunique() > 1)
+
+
+def draw(node: Node, view: View, tables: Tables) -> Chart:
     """Returns the chart of a figure."""
-    forms = {
-        "estimates": draw_estimates, "lines": draw_lines, "scatter": draw_scatter, "matrix": draw_matrix,
-        "distribution": draw_distribution,
-    }  # fmt: skip
-    return forms[str(node["form"])](node, view, shown_rows(node, view, tables))
+    from kleiber.studies.panel_charts import DRAW
+
+    return DRAW[str(node["form"])](node, view, selected(node, view, tables), tables)
 
 
-def shown_rows(node: Node, view: View, tables: Mapping[str, Sequence[Row]]) -> Rows:
-    """Returns the rows of the figure's table, or of the runs: columns are keys, measure, title, value, lo and hi."""
-    names = texts(node.get("measures"), "measures") or [*view.measures]
-    measures = {view.measures[name].label: view.measures[name] for name in names}
-    if "table" not in node:
-        where = mapping(node.get("where"), "where")
-        parts = [view.rows(name, where).assign(measure=view.measures[name].label, lo=None, hi=None) for name in names]
-        return pd.concat(parts).assign(title=view.measures[names[0]].title)
-    rows = pd.DataFrame([row for row in tables[str(node["table"])] if row["measure"] in measures])
-    rows = rows.rename(columns={key.title: key.name for key in view.keys})
-    return rows.assign(title=[measures[label].title for label in rows["measure"]])
+def selected(node: Node, view: View, tables: Tables) -> Rows:
+    """Returns the rows of a figure's table, or of the runs: keys, measure, value, lo, hi, and `reference` or nan."""
+    names = texts(node.get("measures"), "measures")
+    if "table" in node:
+        rows: Rows = pd.DataFrame(tables[str(node["table"])])
+        if rows.empty:
+            return rows
+        rows = rows.astype({"lo": float, "hi": float})
+        rows = rows[rows["measure"].isin(names)] if names else rows
+        contrast = bool(view.tables[str(node["table"])].contrast)
+    else:
+        rows, contrast = view.table[view.table["measure"].isin(names)].assign(lo=np.nan, hi=np.nan), False
+    rows = view.chosen(rows, where_of(node, view))
+    return rows.assign(reference=[0.0 if contrast else reference_of(view, name) for name in rows["measure"]])
 
 
-def column(node: Node, name: str) -> str:
-    """Returns the column that a key of a figure names; "" without one."""
+def where_of(node: Node, view: View) -> Mapping[str, object]:
+    """Returns the values of keys that a figure shows."""
+    (claim,) = expand({"of": mapping(node.get("where"), "where"), **view.first}, view.levels)
+    return claim.of
+
+
+def reference_of(view: View, name: str) -> float:
+    """Returns the value with which a measure is compared; nan without one."""
+    reference = view.measures[name].reference
+    if isinstance(reference, str):
+        return float(view.table.loc[view.table["measure"] == f"{name}{REFERENCE}", "value"].mean())
+    return float("nan") if reference is None else reference
+
+
+def text(node: Node, name: str) -> str:
+    """Returns the text of a key of a figure; "" without one."""
     return str(node.get(name) or "")
 
 
-def names_of(rows: Rows, view: View, columns: Sequence[str]) -> list[str]:
-    """Returns the values of some columns of each row as text, with a suffix for large numbers."""
-    from kleiber.charts.theme import format_count
-
-    def text(name: str, value: object) -> str:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return format_count(value)
-        return view.label(name, value)
-
-    return [", ".join(text(name, row[name]) for name in columns) for _, row in rows.iterrows()]
+def names_of(rows: Rows, view: View, keys: Sequence[str]) -> list[str]:
+    """Returns what figures call the values of some keys of each row."""
+    named = [
+        [view.measures[value].label if key == MEASURE else view.label(key, value, short=True) for value in rows[key]]
+        for key in keys
+    ]
+    return [", ".join(filter(None, parts)) for parts in zip(*named, strict=True)] if keys else [""] * len(rows)
 
 
 def in_series(rows: Rows, node: Node, view: View) -> tuple[Rows, list[str]]:
-    """Returns the rows with the columns series and panel, where the figure has panels, and the order of the series."""
-    series, panel = column(node, "series"), column(node, "panel")
-    rows = rows.assign(series=names_of(rows, view, [series]) if series else "")
-    if panel:
-        rows = rows.assign(panel=rows["title"] if panel == "measure" else names_of(rows, view, [panel]))
-    present = set(rows["series"])
-    levels = pd.DataFrame({series: view.levels[series]}) if series else pd.DataFrame()
-    order = [name for name in names_of(levels, view, [series]) if name in present] if series else [""]
-    return rows, order
+    """Returns the rows with the columns series and panel, and all series of the study in order, for their colors."""
+    series = texts(node.get("series"), "series")
+    ranks = {key: {value: rank for rank, value in enumerate(view.levels[key])} for key in series}
+    present = view.table[series].dropna().drop_duplicates()
+    levels = present.sort_values(series, key=lambda column: column.map(ranks[column.name])) if series else present
+    rows, panels = rows.assign(series=names_of(rows, view, series)), texts(node.get("panel"), "panel")
+    if panels == [MEASURE] and node["form"] != "lines":  # lines have the unit on their axis
+        rows = rows.assign(panel=[view.measures[name].title for name in rows["measure"]])
+    else:
+        rows = rows.assign(panel=names_of(rows, view, panels))
+    return rows, list(dict.fromkeys(names_of(levels, view, series))) if series else [""]
 
 
 def note_of(node: Node, view: View, rows: Rows) -> str:
-    """Returns the subtitle: that of the figure, and the level of the intervals."""
+    """Returns the subtitle: that of the figure, the level of the intervals, and what dashed lines are."""
     from kleiber.studies.compare.chart_forms import interval_note
 
-    return "; ".join(filter(None, (column(node, "subtitle"), interval_note(view.study.level, rows))))
+    table = view.tables.get(text(node, "table"))
+    note = interval_note(view.level, rows)
+    note += ", together" if note and table is not None and table.joint else ""
+    called = {view.measures[name].called for name in set(rows["measure"])} - {""}
+    dashed = f"dashed: {', '.join(sorted(called))}" if called and not (table and table.contrast) else ""
+    return "; ".join(filter(None, (text(node, "subtitle"), note, dashed)))
 
 
-def draw_estimates(node: Node, view: View, rows: Rows) -> object:
-    """Returns dots with intervals, a panel for each measure or value of a key."""
-    from kleiber.studies.compare.chart_forms import estimates
-
-    rows, order = in_series(rows, node, view)
-    line = node.get("line")
-    if isinstance(line, list):
-        rows = rows.assign(name=names_of(rows, view, [str(name) for name in line]))
-    title = column(node, "x_title") or ("" if column(node, "panel") == "measure" else str(rows["title"].iloc[0]))
-    return estimates(
-        rows.to_dict("records"), order, title, str(node["title"]), zero=bool(node.get("zero")),
-        subtitle=note_of(node, view, rows),
-    )  # fmt: skip
-
-
-def draw_lines(node: Node, view: View, rows: Rows) -> object:
-    """Returns a measure over a numeric key, a line with intervals for each series."""
-    from kleiber.charts.theme import count_axis
-    from kleiber.studies.compare.chart_forms import lines, values_axis
-
-    begin = node.get("begin")
-    if isinstance(begin, Mapping):
-        ((key, value),) = begin.items()
-        first = rows[rows[key] == view.label(str(key), value)]
-        others = rows[rows[key] != view.label(str(key), value)]
-        rows = pd.concat([*(first.assign(**{str(key): name}) for name in dict.fromkeys(others[key])), others])
-    rows, order = in_series(rows, node, view)
-    x = column(node, "x")
-    title = next(key.title for key in view.keys if key.name == x)
-    axis = count_axis(x, title, rows[x]) if node.get("linear") else values_axis(x, title, rows[x])
-    several = column(node, "panel") == "measure"
-    return lines(
-        rows, axis, "" if several else str(rows["title"].iloc[0]), order, str(node["title"]), log=bool(node.get("log")),
-        own_scales=several, subtitle=note_of(node, view, rows),
-    )  # fmt: skip
-
-
-def draw_scatter(node: Node, view: View, rows: Rows) -> object:
-    """Returns one measure against another, a point for each row of the table."""
-    import altair as alt
-
-    from kleiber.charts.theme import with_title
-    from kleiber.studies.compare.chart_forms import arm_color, span
-
-    keys = [key.name for key in view.keys if key.name in rows]
-    x, y = (view.measures[str(node[name])] for name in ("x", "y"))
-    wide = rows.pivot_table(index=keys, columns="measure", values="value", sort=False).reset_index()
-    wide = wide.dropna(subset=[x.label, y.label])
-    wide, order = in_series(wide.assign(title=x.title), node, view)
-    wide = wide.rename(columns={x.label: "across", y.label: "up"})
-    shape = column(node, "shape")
-    encoding = {
-        "x": alt.X("across:Q", title=x.title, scale=span(wide["across"])),
-        "y": alt.Y("up:Q", title=y.title, scale=span(wide["up"])),
-        "color": arm_color(order, [name for name in order if name in set(wide["series"])]),
-    }
-    if shape:
-        wide = wide.assign(form=names_of(wide, view, [shape]))
-        title = next(key.title for key in view.keys if key.name == shape)
-        encoding["shape"] = alt.Shape("form:N", title=title, sort=list(dict.fromkeys(wide["form"])))
-    points = alt.Chart(wide).mark_point(filled=True, size=90, opacity=1).encode(**encoding)
-    return with_title(points, str(node["title"]), subtitle=column(node, "subtitle"))
-
-
-def draw_matrix(node: Node, view: View, rows: Rows) -> object:
-    """Returns values in the cells of two keys, a panel for each series."""
-    import altair as alt
-
-    from kleiber.studies.compare.chart_forms import matrix
-
-    panel = column(node, "panel")
-    rows = rows.assign(change=rows["value"])
-    if panel:
-        rows = rows.assign(series=names_of(rows, view, [panel]))
-    titles = {key.name: key.title for key in view.keys}
-    x, y = (str(node[name]) for name in ("x", "y"))
-    axes = alt.X(f"{x}:O", title=titles[x], axis=alt.Axis(labelAngle=0)), alt.Y(f"{y}:O", title=titles[y])
-    return matrix(rows, *axes, str(rows["title"].iloc[0]), str(node["title"]), subtitle=column(node, "subtitle"))
-
-
-def draw_distribution(node: Node, view: View, rows: Rows) -> object:
-    """Returns the values of all runs, a line of points for each series."""
-    import altair as alt
-
-    from kleiber.charts.theme import with_title
-    from kleiber.studies.compare.chart_forms import arm_color, span
-
-    rows, order = in_series(rows, node, view)
-    x = alt.X("value:Q", title=str(rows["title"].iloc[0]), scale=span(rows["value"]))
-    y = alt.Y("series:N", sort=order, title=None)
-    marks = alt.Chart(rows[["series", "value", "seed"]]).mark_tick(thickness=2)
-    chart = marks.encode(
-        x=x, y=y, color=arm_color(order, order, legend=False), tooltip=["series:N", "value:Q", "seed:N"]
-    )
-    return with_title(chart, str(node["title"]), 30 + 24 * len(order), column(node, "subtitle"))
+def value_title(node: Node, view: View, rows: Rows) -> str:
+    """Returns the title of the axis of values; "" where panels of several measures have titles of their own."""
+    return "" if MEASURE in texts(node.get("panel"), "panel") else view.measures[str(rows["measure"].iloc[0])].title

@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import rows as outcomes
-from kleiber.studies.compare.rows import difference, mean_of, seed_means, values_by
+from kleiber.studies.compare.rows import mean_of, seed_means
 
 from ..comparisons import truth, write_study
 
@@ -52,22 +52,6 @@ def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twic
     assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
 
 
-def test_intervals_of_shares_end_at_the_limits_of_the_scale():
-    rows = pd.DataFrame({"arm": ["a", "a", "b", "b"], "share": [0.9, 1.0, 0.5, 0.6]})
-    free, cut = (seed_means(rows, ["arm"], "share", 0.9, limits) for limits in (None, (0, 1)))
-    assert free["hi"].max() > 1 == cut["hi"].max() and list(cut["lo"]) == list(free["lo"])
-    assert list(cut["half"]) == list(free["half"])
-
-
-def test_values_are_those_of_the_rows_that_have_one_and_equal_what_is_asked():
-    rows = pd.DataFrame(
-        {"arm": ["a", "a", "b", "a"], "size": [1, 1, 1, 2], "seed": [0, 1, 0, 0], "loss": [3.0, None, 5.0, 2.0]}
-    )
-    assert values_by(rows, ["size", "seed"], "loss", arm="a") == {(1, 0): 3.0, (2, 0): 2.0}
-    assert values_by(rows, ["seed"], "loss", arm="a", size=1) == {0: 3.0}
-    assert values_by(rows, ["seed"], "accuracy", arm="a") == values_by(rows, ["seed"], "loss", arm="c") == {}
-
-
 def test_branches_of_a_trunk_are_no_seeds_of_their_own():
     """Two trunks of four branches each: one degree of freedom, whatever the number of branches."""
     rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
@@ -94,11 +78,7 @@ def test_every_method_of_the_config_has_a_label_that_is_no_code_name():
     assert outcomes.label("moe with agem+wise") == "mixture of experts with A-GEM + WiSE-FT"
 
 
-def test_a_difference_of_means_is_antisymmetric_and_needs_a_repeated_setting_for_an_interval():
+def test_the_mean_of_a_setting_needs_a_repeated_one_for_an_interval():
     table = pd.DataFrame({"x": [1, 1, 2, 2], "y": [1.0, 1.2, 2.0, 2.1]})
-    means = seed_means(table, ["x"], "y")
-    forth, back = (difference(means.iloc[i], means.iloc[1 - i], "nats") for i in (0, 1))
-    assert (forth.value, forth.lo, forth.hi) == pytest.approx((-back.value, -(back.hi or 0), -(back.lo or 0)))
-    assert mean_of(means.iloc[0], "nats").value == pytest.approx(1.1) and forth.value == pytest.approx(-0.95)
-    alone = seed_means(table[::2], ["x"], "y")
-    assert difference(alone.iloc[0], alone.iloc[1], "nats").lo is None and mean_of(alone.iloc[0], "nats").hi is None
+    assert mean_of(seed_means(table, ["x"], "y").iloc[0], "nats").value == pytest.approx(1.1)
+    assert mean_of(seed_means(table[::2], ["x"], "y").iloc[0], "nats").hi is None

@@ -162,10 +162,12 @@ def estimates(
     """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
 
     rows  series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS: of
-          a bound, a triangle points to the side that is open, and only the other side of the interval is drawn
+          a bound, a triangle points to the side that is open, and only the other side of the interval is drawn;
+          reference, a value at which the panel has a dashed line
     zero  draws a dashed line at 0
     """
-    shown = pd.DataFrame([{"panel": "", "name": row["series"], "bound": "", **row} for row in rows])
+    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan}
+    shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
     shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float})
     for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
         shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
@@ -177,7 +179,7 @@ def estimates(
         y = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=340))
         arms = [arm for arm in order if arm in set(part["series"])]
         base = alt.Chart(part).encode(y=y, color=arm_color(order, arms, legend=False))
-        scale = span([*part[["value", "lo", "hi"]].to_numpy().ravel(), *([0.0] if zero else [])])
+        scale = span(part[["value", "lo", "hi", "reference"]].to_numpy(dtype=float).ravel())
         axis = alt.Axis(tickCount=4, labelOverlap=True)
         x, low = (alt.X(f"{name}:Q", title=x_title, scale=scale, axis=axis) for name in ("value", "lo"))
         tips = ["series:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("value", "lo", "hi"))]
@@ -185,9 +187,9 @@ def estimates(
         layers = [dots.mark_point(filled=True, size=50, opacity=1).encode(x=x, tooltip=tips)]
         if np.isfinite(part["lo"].to_numpy()).any():
             layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q"))
-        if zero:
-            line = alt.Chart(pd.DataFrame({"value": [0.0]})).mark_rule(strokeDash=[4, 4], color=GRAY)
-            layers.insert(0, line.encode(x="value:Q"))
+        if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
+            line = alt.Chart(part[["reference"]].head(1)).mark_rule(strokeDash=[4, 4], color=GRAY)
+            layers.insert(0, line.encode(x="reference:Q"))
         size = {"width": WIDTH if len(set(shown["panel"])) == 1 else 230, "height": 20 * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
     return in_rows(panels, title, "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds)))))

@@ -7,8 +7,7 @@ refused, when the study is planned and when it is read. A study that chooses no 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.diff import changing_keys, differing
 from kleiber.studies.laws.table import round_down
-from kleiber.studies.study import IntervalStudy, PlannedPoint
+from kleiber.studies.study import PlannedPoint
 from kleiber.types import Config
 
 SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one budget
@@ -75,30 +74,3 @@ def refuse_twin_rows(rows: pd.DataFrame, columns: Sequence[str], runs: Sequence[
         (", ".join(f"{name} {row[name]}" for name in columns), str(row["run"]), configs[str(row["run"])])
         for _, row in rows.drop_duplicates([*columns, "run"]).iterrows()
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneRunStudy(IntervalStudy):
-    """A study that chooses no learning rate, and so reads one run of each arm and seed, and of each size.
-
-    of_each_size  whether it tells sizes apart
-    """
-
-    of_each_size: ClassVar[bool] = True
-
-    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError as `refuse_twins` where an arm has several planned runs of one size and seed."""
-        placed = [(self.arm_of(point.config), point) for point in points]
-        refuse_twins(
-            (f"{arm}{f', N = {point.N:.4g}' * self.of_each_size}, seed {point.config['seed']}", point.folder.name,
-             point.config)
-            for arm, point in placed
-            if arm is not None
-        )  # fmt: skip
-        return []
-
-    def arm_of(self, config: Config) -> str | None:
-        """The arm that the design gave to a run, with its generation where it has one; None without an arm."""
-        study = config.get("study") or {}
-        arm, generation = study.get("arm"), study.get("generation")
-        return None if arm is None else f"{arm}, generation {generation}" if generation else str(arm)

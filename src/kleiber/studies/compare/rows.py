@@ -229,32 +229,10 @@ def base_run(path: Path, by_folder: Mapping[str, Run]) -> tuple[Run | None, str 
     return None, None
 
 
-def sizes(rows: Rows) -> list[int]:
-    """Returns the distinct values of the column `size` in order."""
-    return sorted(set(rows["size"]))
-
-
-def values_by(rows: Rows, keys: Sequence[str], column: str, **equal: object) -> dict[Any, float]:
-    """Returns a column by the values of `keys`, by tuples of them where they are several; empty without the column.
-
-    equal  the values of further columns; other rows, and rows without a value in `column`, are left out
-    """
-    if column not in rows:
-        return {}
-    kept = rows[rows[column].notna()]
-    for name, value in equal.items():
-        kept = kept[kept[name] == value]
-    return kept.set_index(list(keys))[column].astype(float).to_dict()
-
-
-def seed_means(
-    rows: Rows, by: Sequence[str], value: str, level: float = 0.9, limits: tuple[float, float] | None = None
-) -> Rows:
+def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
     """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 
     Branches of a trunk share the noise of their run: with a column `run` the degrees of freedom count runs, not rows.
-
-    limits  ends of the scale of `value`, such as (0, 1) of a share, at which lo and hi are cut
     """
     grouped = rows.groupby(list(by), sort=True)[value]
     table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
@@ -265,8 +243,7 @@ def seed_means(
         table["half"] = factor * sd / np.sqrt(table["seeds"])
     else:
         table["half"] = np.nan
-    ends = pd.DataFrame({"lo": table["mean"] - table["half"], "hi": table["mean"] + table["half"]})
-    return table.join(ends if limits is None else ends.clip(*limits))
+    return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
 
 
 def repeated(rows: Rows, by: Sequence[str]) -> int:
@@ -281,9 +258,3 @@ def repeated(rows: Rows, by: Sequence[str]) -> int:
 def mean_of(row: Rows, unit: str) -> Estimate:
     """The mean of a row of `seed_means` with its interval."""
     return estimate_around(float(row["mean"]), float(row["half"]), int(row["seeds"]), unit)
-
-
-def difference(first: Rows, second: Rows, unit: str) -> Estimate:
-    """The difference first - second of two rows of `seed_means`."""
-    half = float(np.hypot(first["half"], second["half"]))
-    return estimate_around(float(first["mean"] - second["mean"]), half, int(first["seeds"]), unit)

@@ -43,6 +43,7 @@ def plant(folder: Path, seeds: int = 3, arms=tuple(LOSSES), kept=("knn/", "bm25/
                     metrics |= {
                         f"{prefix}/knn/interpolation{w:g}/loss": of[domain] + shift for w, of in WEIGHTS.items()
                     }
-            config = {"seed": seed, "init": None if arm == "base" else {"path": f"base-{seed}"}}
+            start = {"_target_": "kleiber.runs.Checkpoint", "path": f"base-{seed}/main"}
+            config = {"seed": seed, "init": None if arm == "base" else start}
             config["retention"] = {"replay": {"fraction": 0.2}} if arm == "replay" else None
             fake_run(folder / f"{arm}-{seed}", [{"metrics": metrics}], config=config, seed=seed)

@@ -1,0 +1,258 @@
+"""The table of a panel, and what is read from it: levels, samples, means, contrasts, and claims with their guards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from kleiber.studies.claims import (
+    EQUAL,
+    RATE,
+    Claim,
+    Levels,
+    Question,
+    Result,
+    Selection,
+    chosen_levels,
+    expand,
+    read_claims,
+)
+from kleiber.studies.compare.arms import LRS
+from kleiber.studies.compare.decision import as_row, level_of_each, mean_estimate
+from kleiber.studies.compare.rows import Rows, mean_of, seed_means
+from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
+from kleiber.studies.panel_table import SAME, same_origin
+from kleiber.studies.statements import decided, read_answer, statement
+from kleiber.types import Json, Row
+
+Node = Mapping[str, object]
+TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """The table of a panel, and what is read from it.
+
+    tables   declared tables by title
+    arms     names of the arms of the design, in its order
+    samples, level, equal  see `Panel`
+    """
+
+    table: Rows
+    keys: Sequence[Key]
+    measures: Mapping[str, Measure]
+    tables: Mapping[str, Table]
+    arms: Sequence[str]
+    samples: Sequence[str]
+    level: float
+    equal: str
+
+    @property
+    def first(self) -> Json:
+        """What a claim has where it does not say it: the first measure."""
+        return {"measure": next(iter(self.measures))}
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The values of each key: numbers in ascending order, others in that of its labels and of the design's arms."""
+        levels: dict[str, list[object]] = {}
+        for key in self.keys:
+            values = list(dict.fromkeys(self.table[key.name].dropna().tolist()))
+            if all(isinstance(value, int | float) for value in values):
+                values.sort()
+            else:
+                order = list(dict.fromkeys([*key.labels, *(self.arms if "study.arm" in key.sources else ())]))
+                ranks = {value: order.index(str(value)) if str(value) in order else len(order) for value in values}
+                values.sort(key=ranks.__getitem__)
+            levels[key.name] = values
+        return levels
+
+    def label(self, key: str, value: object, short: bool = False) -> str:
+        """Returns what people call a value of a key."""
+        return next(entry.label(value, short) for entry in self.keys if entry.name == key)
+
+    def chosen(self, rows: Rows, side: Selection) -> Rows:
+        """Returns the rows whose keys have the values of `side`; a value may be a list of them, or {not: [...]}."""
+        for key, value in side.items():
+            if isinstance(value, list | Mapping):
+                rows = rows[rows[key].isin([*chosen_levels(key, value, self.levels)])]
+            else:
+                rows = rows[rows[key] == value]
+        return rows
+
+    def rows(self, measure: str, side: Selection) -> Rows:
+        """Returns the rows of a measure whose keys have the values of `side`."""
+        return self.chosen(self.table[self.table["measure"] == measure], side)
+
+    def values(self, measure: str, side: Selection, columns: Sequence[str]) -> dict[tuple[object, ...], float]:
+        """Returns the mean of a measure of a side by the values of `columns`."""
+        part = self.rows(measure, side)
+        places = [part[name].astype(object).where(part[name].notna(), None) for name in columns]
+        groups: dict[tuple[object, ...], list[float]] = {}
+        for *place, value in zip(*places, part["value"].tolist(), strict=True):
+            groups.setdefault(tuple(place), []).append(value)
+        return {place: sum(values) / len(values) for place, values in groups.items()}
+
+    def sampled(self, claim: Claim) -> tuple[list[float], int]:
+        """Returns the result of a claim for each sample, and the number of samples that not all sides have.
+
+        Results are averaged over the keys that the claim leaves open, at those values that all sides have. A key with a
+        list of values that all sides share is open as well.
+        """
+        sides = [side for _, side in claim.sides]
+        stated = {key for side in sides for key in side}
+        varied = {
+            key
+            for key in stated
+            if isinstance(sides[0].get(key), list | Mapping)
+            and all(side.get(key) == sides[0].get(key) for side in sides)
+        }
+        sample = [name for name in self.samples if name not in stated]
+        free = [key.name for key in self.keys if key.name not in (stated - varied) and key.name not in sample]
+        parts = [(sign, self.values(claim.measure, side, [*sample, *free])) for sign, side in claim.sides]
+        by_sample: dict[tuple[object, ...], list[float]] = {}
+        for place in parts[0][1]:
+            if all(place in values for _, values in parts):
+                result = sum(sign * values[place] for sign, values in parts) - claim.less
+                by_sample.setdefault(place[: len(sample)], []).append(result)
+        every = {place[: len(sample)] for _, values in parts for place in values}
+        return [sum(results) / len(results) for results in by_sample.values()], len(every) - len(by_sample)
+
+    def questions(self, nodes: Sequence[Node], waiting: str) -> list[Question]:
+        """Returns claims with what the runs say about them; `waiting` says why the runs decide nothing yet."""
+        claims = read_claims(nodes, "study.claims", self.first, self.levels)
+        return [self.question(claim, waiting) for claim in claims]
+
+    def question(self, claim: Claim, waiting: str) -> Question:
+        """Returns a claim with its samples."""
+        measure = self.measures[claim.measure]
+        equal, problem = self.guard(claim)
+        claim = replace(claim, equal=equal)
+        text = statement(claim, measure.label, measure.unit, self.label)
+        text += f", at equal {EQUAL[equal]}" if claim.text and equal else ""
+        return Question(
+            claim=claim, text=text, values=self.sampled(claim)[0], unit=measure.unit, better=measure.better,
+            problem=problem or waiting, tuned=None if equal is None else not problem and equal != RATE,
+        )  # fmt: skip
+
+    def guard(self, claim: Claim) -> tuple[str | None, str]:
+        """Returns what the sides of a claim have equal, None where nothing needs to be, and why they decide nothing."""
+        parts = [self.rows(claim.measure, side) for _, side in claim.sides]
+        sides = [side for _, side in claim.sides]
+        absent = [side for side, part in zip(sides, parts, strict=True) if part.empty]
+        if absent:
+            named = ", ".join(f"{key}={value}" for key, value in absent[0].items())
+            return claim.equal, f"no finished run with {named} has {claim.measure}"
+        if any(side == other for side, other in itertools.combinations(sides, 2)):
+            return claim.equal, "its sides are the same group: a key that they differ in has one value in these runs"
+        if claim.equal is None and all(same_origin(parts[0], part) for part in parts):
+            return None, ""
+        equal = claim.equal or self.equal
+        rates = min(part[f"{SAME}{RATE}"].nunique() for part in parts)
+        if equal != RATE and rates < LRS:
+            return equal, (
+                f"a side has {rates} learning rate{'s' * (rates != 1)}, and a tuned arm needs {LRS}: state "
+                f"equal={RATE} to compare at one rate"
+            )
+        for quantity in (RATE, "tokens") if equal == RATE else (equal,):
+            values = [value for part in parts for value in part[f"{SAME}{quantity}"].dropna()]
+            if values and max(values) > (1 + TOLERANCE) * min(values):
+                return equal, f"the sides differ in their {EQUAL[quantity]}: {min(values):g} to {max(values):g}"
+        return equal, ""
+
+    def sentence(self, result: Result) -> str:
+        """Returns the decision of a claim as a sentence."""
+        measure = self.measures[result.claim.measure]
+        return decided(result, measure.label, measure.unit, self.label)
+
+    def caveats(self, results: Sequence[Result]) -> list[Json]:
+        """Returns a caveat for each claim that leaves out samples, since a side lacks them."""
+        notes = []
+        for result in results:
+            values, left_out = self.sampled(result.claim)
+            if values and left_out:
+                kept = f"{len(values)} of {len(values) + left_out}"
+                text = f"{result.question.text}: {kept} samples are on every side; the others are left out"
+                notes.append({"code": "unpaired", "text": text})
+        return notes
+
+    def answer(self, node: Node | None) -> str:
+        """Returns the declared answer with its numbers; "" where there is none, or where a number is missing."""
+        text, numbers = read_answer(node, self.first, self.levels)
+        written = {}
+        for name, number in numbers.items():
+            measure = self.measures[number.claim.measure]
+            estimate = mean_estimate(self.sampled(number.claim)[0], self.level, measure.unit)
+            estimate = measure.within(estimate) if number.claim.against is None else estimate
+            if estimate is None:
+                return ""
+            written[name] = number.text(estimate)
+        return text.format_map(written)
+
+    def cells(self, table: Table) -> list[dict[str, object]]:
+        """Returns each combination of the levels of the keys of a table."""
+        places = itertools.product(*(self.levels[key] for key in table.by))
+        return [dict(zip(table.by, place, strict=True)) for place in places]
+
+    def rows_of(self, table: Table) -> list[Json]:
+        """Returns the rows of a table: keys, the name of the measure, value, lo, hi, n and unit."""
+        if table.joint:
+            number = len(self.rows_of(replace(table, joint=False))) // len(table.measures)
+            joint = replace(self, level=level_of_each(self.level, max(number, 1), 1))
+            return joint.rows_of(replace(table, joint=False))
+        if table.contrast:
+            rows = [*self.contrasts(table)]
+        elif table.pooled:
+            rows = [row for name in table.measures for row in self.pooled_means(self.measures[name], table)]
+        else:
+            rows = [*self.means(table)]
+        return [row for row in rows if row["value"] is not None]
+
+    def means(self, table: Table) -> Iterator[Json]:
+        """Yields a row for each measure and combination of keys: the mean with its interval."""
+        for measure, cell in itertools.product((self.measures[name] for name in table.measures), self.cells(table)):
+            (claim,) = expand({"of": {**table.where, **cell}, "measure": measure.name}, self.levels)
+            mean = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
+            yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
+
+    def pooled_means(self, measure: Measure, table: Table) -> Iterator[Json]:
+        """Yields the means of a measure, whose intervals pool the noise of seeds over all cells of the table."""
+        (claim,) = expand({"of": table.where, "measure": measure.name}, self.levels)
+        part = self.rows(measure.name, claim.of)
+        if part.empty:
+            return
+        samples = list(dict.fromkeys([*table.by, *self.samples]))
+        part = part.groupby(samples, as_index=False, sort=False).agg({"value": "mean", "run": "first"})
+        cells: Rows = seed_means(part, table.by, "value", self.level)
+        means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for _, row in cells.iterrows()}
+        for cell in self.cells(table):
+            mean = means.get(tuple(cell.values()))
+            yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
+
+    def contrasts(self, table: Table) -> Iterator[Json]:
+        """Yields a row for each measure, value of `each` and combination of keys: the mean difference."""
+        varied = [*mapping(table.contrast.get("each"), "each")]
+        for measure, claim, cell in (
+            (self.measures[name], claim, cell)
+            for name in table.measures
+            for claim in expand({"of": {}, **table.contrast, "measure": name}, self.levels)
+            for cell in self.cells(table)
+        ):
+            claim = replace(claim, of={**claim.of, **cell})
+            gap = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
+            yield {key: claim.of[key] for key in (*varied, *cell)} | {"measure": measure.name, **as_row(gap)}
+
+    def is_named(self, key: Key) -> bool:
+        """Whether tables show what values of a key are called: of numbers only if each has a label."""
+        values = self.levels[key.name]
+        texts = any(isinstance(value, str) for value in values)
+        return bool(key.labels) and (texts or all(str(value) in key.labels for value in values))
+
+    def published(self, row: Row) -> Json:
+        """Returns a row of a table as reports show it: keys by their titles, and names in place of values."""
+        keys = {key.name: key for key in self.keys if key.name in row}
+        named = {key.title: key.label(row[name]) if self.is_named(key) else row[name] for name, key in keys.items()}
+        rest = {name: value for name, value in row.items() if name not in keys}
+        return {**named, **rest, "measure": self.measures[str(row["measure"])].label}

@@ -1,0 +1,132 @@
+"""Each form of figure draws its rows: series in one color, references, panels, runs, fitted lines and paths."""
+
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.panel import Panel
+from kleiber.studies.panel_charts import shifted
+
+from .colors import colors
+from .panels import LOSS, draw_all, plant
+
+SHOWN = {"table": "Means", "title": "T"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("charts")
+    for arm, gain in (("base", 0.0), ("plain", 0.1), ("new", 0.3)):
+        for size in (32, 64, 128):
+            for seed in range(2):
+                loss = 3.0 - gain - size / 100 + 0.01 * seed
+                metrics = {LOSS: loss, "share": loss / 4, "at/0.1": loss, "at/0.5": loss - 1}
+                plant(folder, f"{arm}{size}", metrics, seed, arm=arm, model={"width": size})
+    return read_runs(folder)
+
+
+def charts(runs, *figures, **options):
+    base = {
+        "keys": {"arm": "study.arm", "size": {"source": "model.width", "title": "width"}},
+        "measures": {
+            "loss": {"source": LOSS, "label": "loss", "unit": "nats", "reference": {"at": 2.0, "label": "human text"}},
+            "share": {"source": "share", "label": "share"}, "at": "at/{weight}",
+        },
+        "means": [
+            {"title": "Means", "measures": ["loss", "share"], "by": ["arm", "size"]},
+            {"title": "Weights", "measures": ["at"], "by": ["arm", "weight"]},
+        ],
+        "contrasts": [
+            {"title": "Gaps", "measures": "loss", "of": {"arm": "new"}, "against": {"arm": "plain"}, "by": ["size"]}
+        ],
+    }  # fmt: skip
+    return draw_all(Panel(**{**base, **options}, figures=figures).analyze(runs))
+
+
+def datasets(chart):
+    """The rows of all data of a chart."""
+    return [row for rows in chart["datasets"].values() for row in rows]
+
+
+def test_estimates_have_a_panel_for_each_measure_and_a_line_for_each_cell(runs):
+    every = {**SHOWN, "form": "estimates", "series": "arm", "line": ["arm", "size"]}
+    figures = charts(
+        runs,
+        {**every, "name": "panels", "panel": "measure"},
+        {**every, "name": "sorted", "measures": "loss", "sort": True},
+    )
+    assert [panel["title"]["text"] for panel in figures["panels"]["concat"]] == ["loss (nats)", "share"]
+    named = [row for row in datasets(figures["sorted"]) if "name" in row]
+    assert len(named) == 9 and [row["value"] for row in named] == sorted(row["value"] for row in named)
+    assert {row["name"] for row in named} >= {"base, 32", "new, 128"}
+
+
+def test_lines_are_named_at_their_ends_and_reach_the_reference(runs):
+    lines = {**SHOWN, "form": "lines", "x": "size", "measures": "loss", "series": "arm"}
+    figures = charts(runs, {**lines, "name": "one"}, {**lines, "name": "runs", "runs": True})
+    one = figures["one"]
+    assert "dashed: human text" in str(one["title"]["subtitle"]) and "90% intervals" in str(one["title"]["subtitle"])
+    assert any(row.get("reference") == 2.0 for row in datasets(one))
+    assert "text" in str(one["layer"][-1]["mark"]), "lines that end together are named there"
+    assert "intervals" not in str(figures["runs"]["title"]["subtitle"])
+    assert len([row for row in datasets(figures["runs"]) if row.get("run")]) == 18
+
+
+def test_lines_of_differences_have_0_for_reference_and_no_name_of_another(runs):
+    (chart,) = charts(runs, {"name": "a", "form": "lines", "table": "Gaps", "x": "size", "title": "G"}).values()
+    assert any(row.get("reference") == 0 for row in datasets(chart)) and "human text" not in str(chart["title"])
+
+
+def test_lines_begin_at_a_level_and_have_a_panel_and_a_dash_for_others(runs):
+    node = {**SHOWN, "name": "a", "form": "lines", "x": "size", "series": "arm", "begin": {"arm": "base"},
+            "panel": "measure", "linear": True}  # fmt: skip
+    (chart,) = charts(runs, node).values()
+    assert [panel["title"] for panel in chart["concat"]] == ["loss", "share"]
+    assert set(colors(chart)) == {"plain", "new"}
+    (dashed,) = charts(runs, {**node, "series": [], "dash": "arm", "begin": None, "measures": "loss"}).values()
+    assert {row["dash"] for row in datasets(dashed) if "dash" in row} == {"base", "plain", "new"}
+
+
+def test_a_series_has_one_color_in_all_figures(runs):
+    estimates = {**SHOWN, "name": "a", "form": "estimates", "series": "arm", "measures": "loss"}
+    lines = {**SHOWN, "name": "b", "form": "lines", "x": "size", "series": "arm", "measures": "loss",
+             "where": {"arm": ["plain", "new"]}}  # fmt: skip
+    scatter = {**SHOWN, "name": "c", "form": "scatter", "x": "loss", "y": "share", "series": "arm", "shape": "size"}
+    seen = {}
+    for chart in charts(runs, estimates, lines, scatter).values():
+        for name, color in colors(chart).items():
+            assert seen.setdefault(name, color) == color
+    assert set(seen) == {"base", "plain", "new"}
+
+
+def test_a_scatter_has_points_of_runs_a_fitted_line_and_a_path(runs):
+    scatter = {**SHOWN, "form": "scatter", "x": "loss", "y": "share", "series": "arm"}
+    path = {"table": "Weights", "where": {"arm": "new"}, "x": "at", "y": "at", "order": "weight"}
+    figures = charts(
+        runs,
+        {**scatter, "name": "fit", "runs": "only", "fit": {"where": {"arm": "base"}, "by": "arm"}},
+        {**scatter, "name": "means"},
+        {**scatter, "name": "both", "runs": True, "path": path},
+    )
+    fitted = [row for row in datasets(figures["fit"]) if "run" not in row and "share" in row and "loss" in row]
+    slope = {round(row["share"] / row["loss"], 9) for row in fitted if "name" not in row and "form" not in row}
+    assert slope == {0.25}, "share is a quarter of loss in every run"
+    assert len([row for row in datasets(figures["means"]) if "form" in row]) == 9
+    assert len([row for row in datasets(figures["both"]) if row.get("run")]) == 18
+
+
+def test_a_matrix_and_a_distribution_show_their_cells(runs):
+    matrix = {**SHOWN, "name": "m", "form": "matrix", "x": "size", "y": "arm", "measures": "loss"}
+    ticks = {"name": "d", "form": "distribution", "measures": "loss", "series": "arm", "title": "D"}
+    figures = charts(runs, matrix, ticks)
+    assert len([row for row in datasets(figures["m"]) if "change" in row]) == 9
+    assert len(datasets(figures["d"])) == 18
+
+
+def test_lines_are_moved_apart_evenly_around_their_values(runs):
+    view = Panel(keys={"arm": "study.arm", "size": "model.width"}, measures={"loss": LOSS}).view(runs)
+    rows = view.table.assign(series=view.table["arm"])
+    moved = rows.assign(at=shifted(rows, "size", ["base", "plain", "new"], linear=True))
+    assert (moved[moved["series"] == "plain"]["at"] == moved[moved["series"] == "plain"]["size"]).all()
+    gaps = (moved["at"] - moved["size"].astype(float)).groupby(moved["series"]).mean()
+    assert gaps["base"] == pytest.approx(-gaps["new"]) and gaps["base"] < 0
+    assert shifted(rows, "size", [], linear=False) == rows["size"].astype(float).tolist()
