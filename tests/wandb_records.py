@@ -1,5 +1,6 @@
 """Reads an offline W&B file back, its history and artifacts too."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def content(path: Path) -> dict[str, Any]:
                     "type": artifact.type,
                     "paths": paths,
                     "aliases": list(artifact.aliases),
+                    "metadata": json.loads(artifact.metadata or "{}"),
                 }
             case "metric":
                 metric = record.metric

@@ -108,7 +108,7 @@ def test_a_class_that_inherits_fields_needs_no_names_of_their_module(tmp_path, m
 
 
 def test_class_attributes_are_inherited_and_only_literals_are_read():
-    for name in ("compares_answers", "unit", "learning_rate_factor", "metric"):
+    for name in ("compares_answers", "default_epochs", "learning_rate_factor", "metric"):
         assert class_attribute("kleiber.objectives.DPO", name) == inspect.getattr_static(DPO, name), name
     assert class_attribute("kleiber.objectives.DPO", "no_such_attribute") is None
     assert exports("kleiber.no_such_package") == {}

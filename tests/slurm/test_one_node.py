@@ -115,7 +115,7 @@ def test_the_tasks_of_srun_are_the_ranks_of_one_run(slurm, launch, tmp_path):
     ended = subprocess.run(
         ["srun", "--ntasks=2", "--overcommit", *map(str, command)], capture_output=True, text=True, timeout=200
     )
-    assert ended.returncode == 0 and ended.stdout.count("bits/byte") == 1, ended.stdout + ended.stderr
+    assert ended.returncode == 0 and ended.stdout.count("bits per byte") == 1, ended.stdout + ended.stderr
     (folder,) = (tmp_path / "srun").glob("*/*")
     assert json.loads((folder / "summary.json").read_text())["machine"]["world_size"] == 2
     assert final_loss(folder) == pytest.approx(final_loss(alone), abs=1e-9)

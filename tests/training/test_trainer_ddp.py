@@ -60,7 +60,7 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
     capfd.readouterr()
     folder = launch("model=moe", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")
     out, err = capfd.readouterr()
-    assert out.count("bits/byte") == 1, "one console"
+    assert out.count("bits per byte") == 1, "one console"
     assert "arning:" not in out + err
     assert_same_run(alone, folder)
 
@@ -73,7 +73,7 @@ def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, t
     pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")
     out, err = pair.communicate(timeout=150)
     assert pair.returncode == 0, err
-    assert out.count("bits/byte") == 1, "one console"
+    assert out.count("bits per byte") == 1, "one console"
     assert "arning:" not in out + err
     assert_same_run(alone, next((tmp_path / "pair").glob("*/*")))
 

@@ -208,15 +208,16 @@ def score_rows(by_data: Mapping[str, Json]) -> list[Json]:
     """Rows of a table with the scores of each data set."""
     return [
         {
-            "data": data,
-            "measure": metric.replace("_", " "),
+            "score": score["label"],
             "value": score["value"],
             "from": score["lo"],
             "to": score["hi"],
             "n": score["n"],
+            "unit": score["unit"],
+            "better": "" if score["better"] == "none" else score["better"],
         }
-        for data, by_metric in by_data.items()
-        for metric, score in by_metric.items()
+        for by_metric in by_data.values()
+        for score in by_metric.values()
     ]
 
 
