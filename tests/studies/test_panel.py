@@ -162,8 +162,10 @@ WRONG = {
     "measures": ({"loss": {"source": LOSS, "bettr": "lower"}}, "study.measures.loss.bettr"),
     "samples": (["sed"], "study.samples"),
     "equal": ("everything", "study.equal"),
-    "means": ([{"title": "Means", "by": ["arms"]}], "Means"),
-    "contrasts": ([{"title": "Gaps", "of": {}, "against": {"amr": "plain"}}], "Gaps"),
+    "means": ([{"title": "Means", "by": ["arms"]}], r"study\.means\[0\]\.by"),
+    "where": ([{"title": "Means", "where": {"arm": {"nott": ["new"]}}}], r"study\.means\[0\]: arm"),
+    "title": ([{"title": "Means"}, {"title": "Means"}], r"study\.means\[1\]\.title"),
+    "contrasts": ([{"title": "Gaps", "of": {}, "against": {"amr": "plain"}}], r"study\.contrasts\[0\]"),
     "claims": ([{"of": {"arm": "new"}, "against": {"amr": "plain"}}], r"study\.claims\[0\]"),
     "figures": ([{"name": "a", "title": "A", "form": "pie"}], r"study\.figures\[0\]\.form=pie"),
     "answer": ({"text": "{gap}", "values": {}}, r"study\.answer"),
@@ -174,7 +176,7 @@ WRONG = {
 def test_a_wrong_declaration_is_refused_before_any_run_with_its_key(option):
     value, key = WRONG[option]
     with pytest.raises(ValueError, match=key):
-        Panel(**{**BASE, option: value})
+        Panel(**{**BASE, {"where": "means", "title": "means"}.get(option, option): value})
     with pytest.raises(ValueError, match=r"study\.measures"):
         Panel()
 
