@@ -79,7 +79,9 @@ def test_each_and_not_make_a_claim_for_every_value(runs):
     found = results(runs, each)
     assert [result.claim.of for result in found] == [{"arm": "new", "size": size} for size in (32, 64)]
     assert found[0].level == pytest.approx(0.95), "two claims share the error rate of 0.1"
-    (extreme,) = results(runs, {"of": {"arm": "new", "size": "largest"}, "against": {"size": "smallest"}})
+    sizes = {"of": {"arm": "new", "size": "largest"}, "against": {"size": "smallest"}}
+    (extreme,) = results(runs, sizes, samples=["size", "seed"])
+    assert extreme.estimate.n == 3, "a key that a claim states makes no samples"
     assert extreme.claim.of["size"] == 64 and extreme.claim.against == {"size": 32}
 
 
