@@ -9,6 +9,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber.config.check import check_node
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import ConfigError
 from kleiber.config.extensions import runtime_signature
@@ -46,6 +47,13 @@ def test_signatures_read_from_source_are_those_of_the_objects():
             assert read[name].required == (parameter.default is parameter.empty), (target, name)
             if read[name].default is not None:  # a default that is no literal is not read
                 assert read[name].default == parameter.default, (target, name)
+
+
+def test_an_argument_that_is_any_object_takes_any_value():
+    claims = [{"of": {"arm": "b", "width": 32}, "against": {"arm": "a"}, "margin": 0.1}]
+    check_node("study", {"_target_": "kleiber.studies.Compare", "claims": claims})
+    with pytest.raises(ConfigError, match=r"study\.claims"):
+        check_node("study", {"_target_": "kleiber.studies.Compare", "claims": 3})
 
 
 @pytest.mark.parametrize("target", ["this.s", "os.system", "kleiberx.a", "lightning.pytorch.callbacksx.Y"])

@@ -50,6 +50,12 @@ def test_every_leaf_changes_the_hash_but_those_that_cannot_change_the_result():
     assert same == expected | {"trainer.devices", "trainer.threads", "evals", "eval.every_tokens"}
 
 
+def test_a_study_may_have_keys_that_are_numbers_beside_texts():
+    labels = {1: "one repetition", "*": "{} repetitions"}
+    study = {"_target_": "kleiber.studies.Panel", "keys": {"repetitions": {"labels": labels}}}
+    assert config_hash({**CONFIG, "study": study}) == config_hash(CONFIG)
+
+
 def test_names_are_short_and_plain():
     for overrides in (["data.path=/a b/ü", "seed=1"], ["x=" + "y" * 300], [], ["optimizer.betas=[0.9,0.95]"]):
         name = cell_name(CONFIG, overrides, "moe")

@@ -79,7 +79,9 @@ def test_each_and_not_make_a_claim_for_every_value(runs):
     found = results(runs, each)
     assert [result.claim.of for result in found] == [{"arm": "new", "size": size} for size in (32, 64)]
     assert found[0].level == pytest.approx(0.95), "two claims share the error rate of 0.1"
-    (extreme,) = results(runs, {"of": {"arm": "new", "size": "largest"}, "against": {"size": "smallest"}})
+    sizes = {"of": {"arm": "new", "size": "largest"}, "against": {"size": "smallest"}}
+    (extreme,) = results(runs, sizes, samples=["size", "seed"])
+    assert extreme.estimate.n == 3, "a key that a claim states makes no samples"
     assert extreme.claim.of["size"] == 64 and extreme.claim.against == {"size": 32}
 
 
@@ -162,8 +164,10 @@ WRONG = {
     "measures": ({"loss": {"source": LOSS, "bettr": "lower"}}, "study.measures.loss.bettr"),
     "samples": (["sed"], "study.samples"),
     "equal": ("everything", "study.equal"),
-    "means": ([{"title": "Means", "by": ["arms"]}], "Means"),
-    "contrasts": ([{"title": "Gaps", "of": {}, "against": {"amr": "plain"}}], "Gaps"),
+    "means": ([{"title": "Means", "by": ["arms"]}], r"study\.means\[0\]\.by"),
+    "where": ([{"title": "Means", "where": {"arm": {"nott": ["new"]}}}], r"study\.means\[0\]: arm"),
+    "title": ([{"title": "Means"}, {"title": "Means"}], r"study\.means\[1\]\.title"),
+    "contrasts": ([{"title": "Gaps", "of": {}, "against": {"amr": "plain"}}], r"study\.contrasts\[0\]"),
     "claims": ([{"of": {"arm": "new"}, "against": {"amr": "plain"}}], r"study\.claims\[0\]"),
     "figures": ([{"name": "a", "title": "A", "form": "pie"}], r"study\.figures\[0\]\.form=pie"),
     "answer": ({"text": "{gap}", "values": {}}, r"study\.answer"),
@@ -174,7 +178,7 @@ WRONG = {
 def test_a_wrong_declaration_is_refused_before_any_run_with_its_key(option):
     value, key = WRONG[option]
     with pytest.raises(ValueError, match=key):
-        Panel(**{**BASE, option: value})
+        Panel(**{**BASE, {"where": "means", "title": "means"}.get(option, option): value})
     with pytest.raises(ValueError, match=r"study\.measures"):
         Panel()
 

@@ -14,11 +14,12 @@ TABLES = {
     "Gaps": Table(title="Gaps", measures=["loss"], by=["size"], contrast={"each": {"arm": "all"}, "of": {}}),
 }
 GOOD = {"name": "a", "title": "A", "form": "lines", "table": "Means", "x": "size"}
+SCATTER = {"form": "scatter", "x": "loss", "y": "share"}
 MEASURES, KEYS = ["loss", "share"], ["arm", "size", "data"]
 
 
 def test_figures_of_known_tables_measures_and_keys_are_accepted():
-    scatter = {"name": "b", "title": "B", "form": "scatter", "table": "Means", "x": "loss", "y": "share"}
+    scatter = {**GOOD, **SCATTER, "name": "b", "fit": {"by": "arm"}}
     check([GOOD, {**GOOD, "table": "Gaps", "series": "arm"}, scatter], TABLES, MEASURES, KEYS)
 
 
@@ -33,6 +34,9 @@ def test_figures_of_known_tables_measures_and_keys_are_accepted():
         ({"serie": "arm"}, r"figures\[0\]\.serie"),
         ({"where": {"depth": 2}}, r"where: depth"),
         ({"title": None, "x": None}, None),
+        ({**SCATTER, "path": {"table": "Means", "x": "loss", "y": "share", "order": "depth"}}, r"path\.order: depth"),
+        ({**SCATTER, "path": {"tabel": "Means"}}, r"path\.tabel"),
+        ({**SCATTER, "fit": {"by": "data"}}, r"fit\.by: data"),
     ],
 )
 def test_a_wrong_figure_is_refused_with_its_key(change, message):
@@ -66,6 +70,15 @@ def test_lines_over_one_value_are_not_drawn(runs):
     assert list(panel(figures=lines).analyze(runs).figures) == ["a", "gaps"]
     small = [run for run in runs if run.config["model"]["width"] == 32]
     assert list(panel(figures=lines).analyze(small).figures) == []
+
+
+def test_a_scatter_of_a_measure_that_no_cell_has_is_not_drawn(runs):
+    measures = {"loss": LOSS, "human": "human", "other": "absent"}
+    scatter = {"name": "s", "title": "S", "form": "scatter", "table": "Means", "x": "loss"}
+    figures = [{**scatter, "y": "human"}, {**scatter, "name": "none", "y": "other"}]
+    means = [{"title": "Means", "by": ["arm", "size"]}]
+    findings = panel(measures=measures, means=means, contrasts=[], figures=figures).analyze(runs)
+    assert list(findings.figures) == ["s"]
 
 
 def test_means_have_the_reference_of_their_measure_and_differences_have_0(runs):

@@ -59,7 +59,7 @@ def identity(config: Config) -> Json:
 
     It leaves out a key that is null and means the same when absent, so a new optional group changes no hash.
     """
-    part = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
+    part = without_nulls(json.loads(json.dumps(config)))
     for key in NOT_IDENTITY:
         *parents, last = key.split(".")
         node = part

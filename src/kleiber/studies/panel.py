@@ -6,7 +6,7 @@ its claims. A class derived from it may compute further measures from the table 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
-from kleiber.studies.claims import EQUAL, Levels, decide_together, expand, read_claims
+from kleiber.studies.claims import EQUAL, Claim, Levels, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
@@ -39,6 +39,24 @@ from kleiber.types import Config, Count, Natural
 from kleiber.types.score import Score
 
 SEED = "seed"
+
+
+def claims_at(place: str, node: Config, levels: Levels) -> list[Claim]:
+    """Returns the claims of a node. Raises ValueError, which names the key, for an invalid one."""
+    try:
+        return expand({"of": {}, **node} if "arm" not in node else node, levels)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def refuse_selection(place: str, side: Selection, levels: Levels) -> None:
+    """Raises ValueError, which names the key, for a value of a key that is neither one, a list, nor {not: [...]}."""
+    for key, value in side.items():
+        if isinstance(value, Mapping):
+            try:
+                chosen_levels(key, value, levels)
+            except ValueError as error:
+                raise ValueError(f"{place}: {str(error).removeprefix('each.')}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +109,18 @@ class Panel(IntervalStudy):
         refuse_unknown("study.samples", self.samples, [SEED, *known])
         tables, first = self.tables(measures), {"measure": names[0]}
         levels: Levels = {name: [0] for name in known}  # stand for those that the runs will have
-        claims = {f"study.claims[{at}]": read_claims([node], f"study.claims[{at}]", first, levels)
-                  for at, node in enumerate(self.claims)}  # fmt: skip
+        stated = [(f"study.claims[{at}]", node) for at, node in enumerate(self.claims)]
         for table in tables.values():
-            place = f"study table {table.title!r}"
-            refuse_unknown(place, [*table.by, *table.where], known)
-            claims[place] = expand({"of": {}, **first, **table.contrast}, levels)
+            refuse_unknown(f"{table.place}.by", table.by, known)
+            stated.append((table.place, table.contrast or {"of": table.where}))
+        claims = [(place, claim) for place, node in stated for claim in claims_at(place, {**first, **node}, levels)]
         for name, number in read_answer(self.answer, first, levels)[1].items():
-            claims[f"study.answer.values.{name}"] = [number.claim]
-        for place, claim in ((place, claim) for place, stated in claims.items() for claim in stated):
+            claims.append((f"study.answer.values.{name}", number.claim))
+        for place, claim in claims:
             refuse_unknown(f"{place}.measure", [claim.measure], names)
-            refuse_unknown(place, [key for _, side in claim.sides for key in side], known)
+            for side in (side for _, side in claim.sides):
+                refuse_unknown(place, [*side], known)
+                refuse_selection(place, side, levels)
         panel_figures.check(self.figures, tables, names, known)
 
     def read(self) -> tuple[list[Measure], list[Key]]:
@@ -113,8 +132,14 @@ class Panel(IntervalStudy):
         """Returns the declared tables by title. Raises ValueError, which names the key, for one that is invalid."""
         names = [measure.name for measure in measures]
         means = read_tables(self.means, "study.means", names, MEANS)
-        contrasts = read_tables(self.contrasts, "study.contrasts", names, CONTRAST)
-        return {table.title: table for table in (*means, *contrasts)}
+        tables: dict[str, Table] = {}
+        for table in (*means, *read_tables(self.contrasts, "study.contrasts", names, CONTRAST)):
+            if table.title in tables:
+                raise ValueError(
+                    f"{table.place}.title={table.title} must differ from that of {tables[table.title].place}"
+                )
+            tables[table.title] = table
+        return tables
 
     def derive(self, table: Rows) -> Rows:
         """Returns the table with the measures that a derived class computes from it; here the table itself."""

@@ -34,6 +34,7 @@ from kleiber.studies.panel_figures import (
     text,
     value_title,
     where_of,
+    wide,
 )
 from kleiber.studies.panel_view import View
 
@@ -198,13 +199,6 @@ def draw_scatter(node: Node, view: View, rows: Rows, tables: Tables) -> Chart:
     return with_title(alt.layer(*layers), text(node, "title"), height, note_of(node, view, rows.assign(lo=np.nan)))
 
 
-def wide(rows: Rows, keys: Sequence[str], x: str, y: str) -> Rows:
-    """Returns a row for each combination of keys that has two measures, which are columns."""
-    part = rows[rows["measure"].isin([x, y])]
-    table = part.pivot_table(index=[*keys], columns="measure", values="value", sort=False).reset_index()
-    return table.dropna(subset=[x, y]) if {x, y} <= {*table.columns} else table[:0].assign(**{x: [], y: []})
-
-
 def path_layers(node: Node, view: View, tables: Tables, axes: Mapping[str, Chart]) -> list[Chart]:
     """Returns a dashed line through the points of another table, in the order of a key."""
     path = mapping(node.get("path"), "path")
@@ -213,7 +207,11 @@ def path_layers(node: Node, view: View, tables: Tables, axes: Mapping[str, Chart
     x, y, order = (str(path[name]) for name in ("x", "y", "order"))
     rows = selected({**path, "measures": [x, y]}, view, tables)
     points = wide(rows, [order], x, y).rename(columns={x: text(node, "x"), y: text(node, "y")})
-    return [alt.Chart(points).mark_line(color=LINE, strokeDash=[4, 3]).encode(**axes, order=f"{order}:Q")]
+    return (
+        []
+        if points.empty
+        else [alt.Chart(points).mark_line(color=LINE, strokeDash=[4, 3]).encode(**axes, order=f"{order}:Q")]
+    )
 
 
 def fit_layers(node: Node, view: View, runs: Rows, axes: Mapping[str, Chart]) -> list[Chart]:

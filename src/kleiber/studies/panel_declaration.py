@@ -281,6 +281,7 @@ def filled(pattern: str, parts: Mapping[str, str | None]) -> str:
 class Table:
     """A declared table of means or of differences.
 
+    place     of its node in the config, such as study.means[0], for messages
     measures  of its rows
     by        keys whose combinations of levels have a row each
     where     values of further keys
@@ -291,6 +292,7 @@ class Table:
 
     title: str
     measures: Sequence[str]
+    place: str = ""
     by: Sequence[str] = ()
     where: Selection = field(default_factory=dict)
     contrast: Selection = field(default_factory=dict)
@@ -317,7 +319,7 @@ def read_tables(
             raise ValueError(f"{place}.noise={entry['noise']} must be own or pooled")
         tables.append(
             Table(
-                title=str(entry["title"]), measures=chosen, by=texts(entry.get("by"), f"{place}.by"),
+                title=str(entry["title"]), measures=chosen, place=place, by=texts(entry.get("by"), f"{place}.by"),
                 where=mapping(entry.get("where"), f"{place}.where"), pooled=entry.get("noise") == "pooled",
                 joint=bool(entry.get("joint")), contrast={name: entry[name] for name in CONTRAST if name in entry},
             )

@@ -64,6 +64,15 @@ def check(nodes: Sequence[Node], tables: Mapping[str, Table], measures: Sequence
         for name in ("measures", *(("x", "y") if form == "scatter" else ())):
             refuse_unknown(f"{place}.{name}", texts(node.get(name), f"{place}.{name}"), shown)
         refuse_unknown(f"{place}.where", [*mapping(node.get("where"), f"{place}.where")], keys)
+        path = entries(node.get("path"), f"{place}.path", ("table", "where", "x", "y", "order"))
+        fit = entries(node.get("fit"), f"{place}.fit", ("where", "by"))
+        if path:
+            refuse_unknown(f"{place}.path.table", [str(path.get("table"))], [*tables])
+            other = tables[str(path["table"])]
+            refuse_unknown(f"{place}.path", [str(path.get(axis)) for axis in ("x", "y")], other.measures)
+            refuse_unknown(f"{place}.path.order", [str(path.get("order"))], columns_of(other))
+        if fit:
+            refuse_unknown(f"{place}.fit.by", [str(fit.get("by"))], columns)
 
 
 def columns_of(table: Table) -> list[str]:
@@ -72,9 +81,20 @@ def columns_of(table: Table) -> list[str]:
 
 
 def is_shown(node: Node, view: View, tables: Tables) -> bool:
-    """Whether a figure has anything to show: rows, and for lines at least two values of the horizontal axis."""
+    """Whether a figure has anything to show: rows, for lines two values of their axis, for a scatter both measures."""
     rows = selected(node, view, tables)
-    return bool(len(rows)) and (node["form"] != "lines" or rows[str(node["x"])].nunique() > 1)
+    if node["form"] == "lines" and len(rows):
+        return rows[str(node["x"])].nunique() > 1
+    if node["form"] == "scatter" and len(rows):
+        rows = wide(rows, columns_of(view.tables[text(node, "table")]), text(node, "x"), text(node, "y"))
+    return bool(len(rows))
+
+
+def wide(rows: Rows, keys: Sequence[str], x: str, y: str) -> Rows:
+    """Returns a row for each combination of keys that has two measures, which are columns."""
+    part = rows[rows["measure"].isin([x, y])]
+    table = part.pivot_table(index=[*keys], columns="measure", values="value", sort=False).reset_index()
+    return table.dropna(subset=[x, y]) if {x, y} <= {*table.columns} else table[:0].assign(**{x: [], y: []})
 
 
 def draw(node: Node, view: View, tables: Tables) -> Chart:

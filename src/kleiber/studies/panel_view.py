@@ -135,6 +135,7 @@ class View:
         return Question(
             claim=claim, text=text, values=self.sampled(claim)[0], unit=measure.unit, better=measure.better,
             problem=problem or waiting, tuned=None if equal is None else not problem and equal != RATE,
+            method=f"Student's t over values of {' and '.join(self.samples)}",
         )  # fmt: skip
 
     def guard(self, claim: Claim) -> tuple[str | None, str]:

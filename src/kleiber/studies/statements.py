@@ -77,8 +77,8 @@ class Number:
     def text(self, estimate: Estimate) -> str:
         """Returns the estimate as the answer shows it: a difference with its sign, and with its interval."""
         if self.style:
-            return replace(estimate, unit="").text(self.style).strip()
-        return estimate.text(".3g" if self.claim.against is None else "+.3g").strip()
+            return " ".join(replace(estimate, unit="").text(self.style).split())
+        return " ".join(estimate.text(".3g" if self.claim.against is None else "+.3g").split())
 
 
 def read_answer(node: Row | None, defaults: Row, levels: Levels) -> tuple[str, dict[str, Number]]:
@@ -132,7 +132,7 @@ def decided(result: Result, measure: str, unit: str, label: Label) -> str:
     opposite = contrary(result.claim) if result.decision == Decision.CONTRADICTED else None
     if opposite is not None:
         text = statement(opposite, measure, unit, label)
-    end = "" if result.estimate is None else f": {result.estimate.text('+.3g').strip()}"
+    end = "" if result.estimate is None else f": {' '.join(result.estimate.text('+.3g').split())}"
     if result.decision == Decision.NOT_TESTED:
         end = f", since {result.why}"
     return f"{kind}: {text}{end}."
