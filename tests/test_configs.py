@@ -12,6 +12,7 @@ from small_run import TINY
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
+from kleiber.launch.main import main
 from kleiber.records.folder import NOT_IDENTITY, config_hash
 
 ELSEWHERE = {
@@ -89,8 +90,8 @@ def compose(*overrides: str) -> dict:
 TRAINED = [choice for choice in CHOICES if choice not in ELSEWHERE and choice not in SAME]
 
 
-def alone(choice: str) -> dict:
-    """The config of a tiny run with that choice, without the keys of TINY that it has no place for."""
+def overrides(choice: str) -> list[str]:
+    """The overrides of a tiny run with that choice, without the keys of TINY that it has no place for."""
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
@@ -98,7 +99,11 @@ def alone(choice: str) -> dict:
     gone |= dict.fromkeys((*names, *ANSWERING, "collaboration", "equalized", "retrieval"), (*gone["study"], "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
-    config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
+    return [*plain, *NEEDS.get(choice, []), f"{group}={name}"]
+
+
+def alone(choice: str) -> dict:
+    config, _ = resolve_config(composer().compose([*overrides(choice), "root=r"]))
     return config
 
 
@@ -122,10 +127,10 @@ def test_every_choice_composes_and_passes_the_check():
 
 
 @pytest.mark.parametrize("choice", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in TRAINED])
-def test_every_choice_trains_two_steps(launch, choice):
+def test_every_choice_trains_two_steps(tmp_path, cache_dir, choice):
     """It is composed and checked on the way."""
-    group, name = split(choice)
-    folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=2")
+    assert main([*overrides(choice), f"root={tmp_path}", "trainer.max_steps=2"]) == 0
+    (folder,) = tmp_path.glob("*/*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
@@ -163,6 +168,7 @@ NO_EFFECT = {
     **dict.fromkeys(("data.label", "data.prompt", "data.response"), "a column of a table: tests/data"),
     "data.metric": "the score that stands for the task in R: tests/data/test_labelled.py",
     "data.rows": "documents or stream: tests/data",
+    **dict.fromkeys(("data.streaming", "data.shuffle_buffer"), "of more text: tests/runs/test_stage_streaming.py"),
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),

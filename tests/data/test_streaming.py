@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import wait_for
 from streamed_text import DOCUMENTS, folder, lines, shards, small, tokens, windows
 
 from kleiber.data.batches import stream
@@ -140,9 +141,7 @@ def test_items_are_read_ahead_and_the_reader_ends() -> None:
 
     some = read_ahead(numbers(10**9), 3)  # type: ignore[arg-type]
     assert [next(some), next(some)] == [0, 1]
-    deadline = time.monotonic() + 10
-    while len(taken) < 6 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: len(taken) >= 6)
     time.sleep(0.01)
     assert len(taken) == 6, "two that were asked for, three that wait, and one in hand"
     some.close()  # type: ignore[attr-defined]

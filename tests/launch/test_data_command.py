@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import PATIENCE
 from typer.testing import CliRunner
 
 from kleiber.data.text import Text
@@ -90,4 +91,4 @@ def test_no_torch_is_imported(tmp_path, cache_dir):
         f"app(['data', {str(tmp_path / 't.jsonl')!r}, '--bias'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=PATIENCE)

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from html_elements import HOSTILE, elements
+from processes import PATIENCE
 
 from kleiber.launch.cli import main
 from kleiber.studies.report import page
@@ -106,7 +107,7 @@ def test_the_page_opens_in_a_browser_without_network(study):
         [browser, *options, "--virtual-time-budget=8000", "--dump-dom", page],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
 

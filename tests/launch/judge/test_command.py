@@ -7,6 +7,7 @@ import threading
 import urllib.request
 
 import pytest
+from processes import PATIENCE
 
 from kleiber.launch.cli import main
 from kleiber.launch.judge import command, comparisons
@@ -100,7 +101,7 @@ def test_the_page_is_served_until_it_is_finished(models, tmp_path, monkeypatch, 
 
     def post(place: str, body: dict) -> dict:
         request = urllib.request.Request(url + place, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return json.load(urllib.request.urlopen(request, timeout=5))
+        return json.load(urllib.request.urlopen(request, timeout=PATIENCE))
 
     assert post("choose", {"item": 0, "choice": "left"})["item"] is None
     post("finish", {})
