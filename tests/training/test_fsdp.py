@@ -107,29 +107,26 @@ def train_several(folder: Path, runs: list[list[str]], *launcher: str) -> list[i
     return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module")
-def choices(tmp_path_factory):
-    """A folder with every run of CHOICES, trained in one process and in two ranks, which stay for all of them."""
-    folder = tmp_path_factory.mktemp("choices")
-    (folder / "other.txt").write_text(OTHER)
-    (folder / "several.py").write_text(SEVERAL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
-        patch.delenv("KLEIBER_DATA", raising=False)
-        for names in (["base", "moe"], [name for name in CHOICES if name not in ("base", "moe")]):
-            train_several(folder, [overrides(folder, name, "cpu") for name in names])
-        pair = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        graphs = train_several(folder, [overrides(folder, name, "fsdp") for name in CHOICES], *pair)
-    assert {name for name, count in zip(CHOICES, graphs, strict=True) if count} == {"compile"}
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("name", CHOICES)
-def test_two_sharded_ranks_train_what_one_process_trains(choices, name):
-    """Weights of all checkpoints, those of an average and of WiSE included, and the scores."""
-    alone, pair = (next((choices / f"{name}-{trainer}").glob("*/*")) for trainer in ("cpu", "fsdp"))
+def test_two_sharded_ranks_train_what_one_process_trains(cache_dir, tmp_path, subtests):
+    """Weights of all checkpoints, those of an average and of WiSE included, and the scores.
+
+    One test, since the processes start once for all runs.
+    """
+    (tmp_path / "other.txt").write_text(OTHER)
+    (tmp_path / "several.py").write_text(SEVERAL)
+    for names in (["base", "moe"], [name for name in CHOICES if name not in ("base", "moe")]):
+        train_several(tmp_path, [overrides(tmp_path, name, "cpu") for name in names])
+    pair = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    graphs = train_several(tmp_path, [overrides(tmp_path, name, "fsdp") for name in CHOICES], *pair)
+    assert {name for name, count in zip(CHOICES, graphs, strict=True) if count} == {"compile"}
+    for name in CHOICES:
+        with subtests.test(name):
+            assert_same_run(*(next((tmp_path / f"{name}-{trainer}").glob("*/*")) for trainer in ("cpu", "fsdp")))
+
+
+def assert_same_run(alone: Path, pair: Path) -> None:
     saved = sorted(path.relative_to(alone) for path in alone.glob("stages/*/*/step-*"))
     assert saved and saved == sorted(path.relative_to(pair) for path in pair.glob("stages/*/*/step-*"))
     for path in saved:
