@@ -56,7 +56,7 @@ class TextCorpus:
     num_tokens: int = 0
     num_bytes: int = 0
     canaries: Sequence[Canary] = ()
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading = Reading()
 
 
 def content_hashes(corpus: Corpus) -> dict[str, str]:
@@ -179,7 +179,7 @@ class EncodedTable:
     root: Path
     folder: Path
     manifest: Json
-    reading: Reading
+    reading: Reading = Reading()
 
     @property
     def checksums(self) -> list[str]:

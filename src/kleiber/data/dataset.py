@@ -23,6 +23,7 @@ from kleiber.data.input_files import (
     choose_config,
     list_files,
     only_tables,
+    require_equal_columns,
     table_groups,
 )
 from kleiber.data.location import TABLES, Location, suffix
@@ -88,13 +89,15 @@ def open_tables(
             with activity(f"loading {location.name}"):
                 tables = load_declared(location, config, scratch)
         else:
+            require_equal_columns(listing, location.name)
             groups = table_groups(listing)
             loaded = load_groups(location, groups, scratch)
             unfit = [] if check is None or len(groups) == 1 else _without_columns(loaded, check, location.name)
             listing = listing.without(
                 (name for number in unfit for name in groups[number].names), f"{WITHOUT}the columns"
             )
-            tables = _join([tables for number, tables in enumerate(loaded) if number not in unfit])
+            with named_errors(location, None):
+                tables = _join([tables for number, tables in enumerate(loaded) if number not in unfit])
         yield tables, notes_of(location, listing)
 
 
@@ -161,12 +164,18 @@ def _without_columns(groups: Sequence[Mapping[str, Dataset]], check: Check, name
 
 def _join(groups: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:
     """Returns the rows of all groups by split; a column that a group lacks is empty in its rows."""
-    from datasets import concatenate_datasets
+    from datasets import Features, concatenate_datasets
 
     if len(groups) == 1:
         return dict(groups[0])
-    names = dict.fromkeys(name for tables in groups for name in tables)
-    return {name: concatenate_datasets([tables[name] for tables in groups if name in tables]) for name in names}
+    features: dict[str, object] = {}
+    joined: dict[str, list[Dataset]] = {}
+    for tables in groups:
+        for name, table in tables.items():
+            features = {**table.features, **features}  # builders have types of their own for equal values
+            alike = Features({column: features[column] for column in table.column_names})
+            joined.setdefault(name, []).append(table.cast(alike))
+    return {name: concatenate_datasets(tables) for name, tables in joined.items()}
 
 
 def read_text(path: str) -> Iterator[str]:

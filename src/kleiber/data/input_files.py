@@ -138,45 +138,69 @@ def _all_files(location: Location) -> Listing:
     contents = read_contents(location)
     for content in contents.values():
         if content.defect:
-            raise ConfigError(f"data.path={location.name}: {content.defect.removeprefix('data.path ')}")
+            raise ConfigError(f"data.path={location.name} {content.defect.removeprefix('data.path ')}")
     readable = [file for file in location.files if not contents[file.name].reason]
-    left_out = [LeftOut(f.name, reason, f.size) for f in location.files if (reason := contents[f.name].reason)]
-    shards = None if location.by_name else shard_splits(file.name for file in readable)
-    named = location.by_name or location.from_local_copy or shards is not None
-    names = [file.name for file in readable]
-    splits = shards or (named_splits(names) if named else dict.fromkeys(names, "train"))
-    if location.by_name and not any(map(split_of_name, names)):
-        raise ConfigError(
-            f"data.splits=files: data.path={location.name} has no file or folder that is named after a split, such as "
-            "train, validation or test: rename them, or remove data.splits"
-        )
-    left_out += [LeftOut(file.name, NO_SPLIT, file.size) for file in readable if file.name not in splits]
+    splits, named = _splits_of(location, [file.name for file in readable])
+    reasons = {name: content.reason or NO_SPLIT for name, content in contents.items() if name not in splits}
     files: dict[str, list[File]] = {}
-    for file in readable:
+    for file in location.files:
         if file.name in splits:
             files.setdefault(splits[file.name], []).append(file)
-    texts = frozenset(f.name for f in readable if not is_table(f.path) or not contents[f.name].columns)
-    columns = {file.name: contents[file.name].columns for file in readable if file.name not in texts}
-    listing = Listing(files, texts, tuple(left_out), columns=columns, named=named)
-    if location.from_local_copy and columns:  # a file of text beside the tables of a hub data set describes them
-        listing = listing.without(texts, NO_TABLE)
+    columns = {name: contents[name].columns for name in splits if is_table(name) and contents[name].columns}
+    left_out = [LeftOut(file.name, reasons[file.name], file.size) for file in location.files if file.name in reasons]
+    listing = Listing(files, frozenset(splits.keys() - columns.keys()), tuple(left_out), columns=columns, named=named)
+    if location.from_local_copy and columns:  # a text next to the tables of a data set of the hub describes them
+        listing = listing.without(listing.texts, NO_TABLE)
     if not listing.files:
-        raise ConfigError(
-            f"data.path={location.name} must contain text or tables; left out are {describe_left_out(listing.left_out)}"
-        )
-    check_content([file for _, file in listing.all_files() if file.name not in texts], location)
+        left = describe_left_out([*listing.left_out, *location.left_out])
+        raise ConfigError(f"data.path={location.name} must contain text or tables; left out are {left}")
+    check_content((file for _, file in listing.all_files() if file.name in columns), location)
     return listing
 
 
+def _splits_of(location: Location, names: list[str]) -> tuple[dict[str, str], bool]:
+    """Returns the splits of files, and whether their names decide about them. Raises ValueError for names that do not.
+
+    A local copy of a data set on the hub has the splits of its names, as it would have on the hub.
+    """
+    if location.by_name:
+        splits = named_splits(names)
+        if names and not any(map(split_of_name, names)):
+            raise ConfigError(
+                f"data.splits=files: data.path={location.name} has no file or folder that is named after a split, such "
+                "as train, validation or test: rename them, or remove data.splits"
+            )
+        if names and "train" not in splits.values():
+            raise ConfigError(
+                f"data.splits=files: data.path={location.name} has files of {' and '.join(sorted({*splits.values()}))} "
+                "only: add training files, or remove data.splits"
+            )
+        return splits, True
+    shards = shard_splits(names)
+    if shards is not None:
+        return shards, True
+    return (named_splits(names), True) if location.from_local_copy else (dict.fromkeys(names, "train"), False)
+
+
 def with_columns(listing: Listing, columns: tuple[str, ...], name: str) -> Listing:
-    """Returns the listing with those tables only that have the columns of text; JSON without them is a text.
+    """Returns the listing without the kinds of tables that lack the columns of text; JSON without them is a text.
 
     name  of the data set
 
-    Raises ValueError where no table is left, and either there are no texts or the columns were chosen.
+    Raises ValueError for a table without the columns where others of its kind have them, and where no table is left and
+    there are no texts or the columns were chosen.
     """
     without = [file for file, present in listing.columns.items() if not {*columns} <= {*present}]
     json = frozenset(file for file in without if suffix(file) == ".json")
+    kinds = {suffix(file) for file in listing.columns if file not in without}
+    for file in without:
+        if suffix(file) in kinds and file not in json:
+            absent = next(column for column in columns if column not in listing.columns[file])
+            raise ConfigError(
+                f"data.text={absent}: {file} in data.path={name} has no such column, unlike other {suffix(file)} files: "
+                "give the column this name in all of them, or move the file elsewhere; its columns are "
+                f"{', '.join(listing.columns[file])}"
+            )
     chosen = replace(listing, texts=listing.texts | json)
     chosen = chosen.without((file for file in without if file not in json), f"{WITHOUT}{' and '.join(columns)}")
     if all(file.name in chosen.texts for _, file in chosen.all_files()) and (columns != ("text",) or not chosen.files):
@@ -192,6 +216,21 @@ def only_tables(listing: Listing) -> Listing:
     """Returns the listing without its texts, unless it has nothing else."""
     has_tables = any(file.name not in listing.texts for _, file in listing.all_files())
     return listing.without(listing.texts, NO_TABLE) if has_tables and listing.texts else listing
+
+
+def require_equal_columns(listing: Listing, name: str) -> None:
+    """Raises ValueError for tables of one kind with different columns; objects of JSON may lack keys of others.
+
+    name  of the data set
+    """
+    first: dict[str, str] = {}
+    for file, columns in listing.columns.items():
+        other = first.setdefault(suffix(file), file)
+        if TABLES[suffix(file)] != "json" and {*columns} != {*listing.columns[other]}:
+            raise ConfigError(
+                f"data.path={name} has {other} with the columns {', '.join(listing.columns[other])}, and {file} with "
+                f"{', '.join(columns)}: give them the same columns, or move one of them elsewhere"
+            )
 
 
 @dataclass(frozen=True)

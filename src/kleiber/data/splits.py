@@ -18,11 +18,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from jaxtyping import Int, Integer, UInt64
 
 HELD_OUT_SHARE = 0.05  # of the distinct texts, for each split that a data set lacks
 GROUP_SHARE = 0.04  # of the groups of near duplicates, for validation and test each
 NO_TEXT = 2**64 - 1  # the hash of None, above all others
+SPACE = b" \t\n\r\x0b\x0c"
 SHINGLE, BANDS, ROWS = 5, 8, 3
 WORD = re.compile(r"\w+")
 PRIMES = np.array([1, 0x100000001B3, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint64)
@@ -63,11 +65,11 @@ def document_hash(document: Iterable[str]) -> int:
 
 def document_hashes(document: Iterable[str]) -> tuple[int, int]:
     """Returns the `text_hash` of a document in pieces, and a hash that does not depend on case and white space."""
-    exact, normalized = StrippedHash(), hashlib.blake2b(digest_size=8)
+    exact, normalized = StrippedHash(), xxhash.xxh3_64()
     for piece in document:
         exact.update(piece)
-        normalized.update("".join(piece.casefold().split()).encode("utf-8", "replace"))
-    return exact.value(), int.from_bytes(normalized.digest(), "big")
+        normalized.update(piece.lower().encode("utf-8", "replace").translate(None, SPACE))
+    return exact.value(), normalized.intdigest()
 
 
 def split_by_hash(texts: Iterable[str | None], held_out: int) -> Int[np.ndarray, "_"] | None:
