@@ -6,7 +6,7 @@ from kleiber.data.documents import open_documents
 
 
 def read(path, **options) -> list[str]:
-    with open_documents(str(path), **options) as documents:
+    with open_documents(str(path), **options) as (documents, _):
         return list(documents)
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from kleiber.data.builtin import Builtin
 from kleiber.data.cache import cache_root
-from kleiber.data.dataset import read_text_file
-from kleiber.data.location import locate
+from kleiber.data.location import Splits, locate
 from kleiber.data.occupations import OccupationText
+from kleiber.data.reading import Reading, read_from
 from kleiber.data.sources import Document, limit_bytes
 from kleiber.data.texts import open_rows
 
@@ -18,15 +18,20 @@ NAMED = {"wikitext": ("Salesforce/wikitext", "wikitext-2-v1"), "tinystories": ("
 
 @contextmanager
 def open_documents(
-    path: str, config: str | None = None, column: str = "text", max_bytes: int | None = None
-) -> Iterator[Iterator[str]]:
-    """Opens the training documents at a path.
+    path: str,
+    config: str | None = None,
+    column: str = "text",
+    max_bytes: int | None = None,
+    splits: Splits | None = None,
+) -> Iterator[tuple[Iterator[str], Reading]]:
+    """Opens the training documents at a path; what is read of its files is known once they are opened.
 
     path       builtin/docs, builtin/code, builtin/occupations (without bias), wikitext, tinystories, a file, a folder
                or a name on the hub
     config     of the data set; None for the default one
     column     of a table
     max_bytes  at most that much text; None for all of it
+    splits     `files`: the names of files decide about splits (see `locate`)
 
     Raises ValueError for a path that is nothing of this kind, and for a table without that column.
     """
@@ -40,16 +45,14 @@ def open_documents(
         else:
             source = Builtin("docs" if domain == "docs" else "code", max_bytes=max_bytes).sources()[0]
         with source.open_text(root) as text:
-            yield ("".join(document) for document in text.documents["train"])
+            yield ("".join(document) for document in text.documents["train"]), Reading()
         return
     if path in NAMED and config is None:
         path, config = NAMED[path]
-    location = locate(path)
-    if location.kind == "text":
-        yield joined([read_text_file(location)], max_bytes)
-        return
-    with open_rows(location, config, (column,), root) as (texts, _):
-        yield joined(texts["train"].documents(), max_bytes)
+    location = locate(path, splits)
+    with open_rows(location, config, (column,), root) as (texts, notes):
+        reading = read_from(location.stem, location, notes, None, "document")
+        yield joined(texts["train"].documents(), max_bytes), reading
 
 
 def joined(documents: Iterable[Document], max_bytes: int | None) -> Iterator[str]:

@@ -145,7 +145,7 @@ class Judged:
 
         folder, _ = cached_folder(root, "judged", identity, build)
         options = {"tokenizer": self.tokenizer, "separator": self.separator, "max_bytes": self.max_bytes}
-        return Preference(str(folder), name="judged", **options).prepare(context, cache)
+        return Preference(str(folder), name="judged", splits="files", **options).prepare(context, cache)
 
     def _settings(self) -> Json:
         """What the judgments depend on beside the answers."""

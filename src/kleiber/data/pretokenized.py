@@ -111,7 +111,8 @@ class Tokens:
     ) -> dict[Path, Integer[np.ndarray, "_"]]:
         """Returns the ids of each file that is not held out, in order."""
         dtype = id_dtype(tokenizer.vocab_size) if self.dtype == "auto" else np.dtype(self.dtype)
-        paths = [file for file in locate(path).files() if file.suffix in SUFFIXES and file.resolve() not in held_out]
+        places = [Path(file.path) for file in locate(path).files]
+        paths = [place for place in places if place.suffix in SUFFIXES and place.resolve() not in held_out]
         with many_open_files():
             files = map_files(paths, dtype)
         if not files:

@@ -22,10 +22,13 @@ from jaxtyping import Bool, Shaped
 
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
+from kleiber.data.contents import fingerprint
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import open_splits, rows, table_name
-from kleiber.data.location import Location, locate, report_copy
+from kleiber.data.location import Location, Splits, locate, report_copy
 from kleiber.data.order import permutation
+from kleiber.data.overlap import count_shared, hash_documents
+from kleiber.data.reading import read_from
 from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
@@ -53,6 +56,8 @@ class TableData:
     vocab_size  entries of bpe
     max_bytes   at most that much text of each split
     separator   token in front of every conversation: `bos`, `eos`, or its text; null or `auto`: the tokenizer's
+    splits      `files`: the names of files and folders decide about splits; null or `auto`: a dataset card or the hub's
+                names of shards do, and where there are none, all files are one split
     """
 
     path: str
@@ -62,6 +67,7 @@ class TableData:
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
+    splits: Splits | None = None
 
     def identity(self) -> list[object]:
         """Returns JSON-able settings that change the encoded rows, such as the columns that are read."""
@@ -89,7 +95,7 @@ class TableData:
 
     def table(self) -> Table:
         """Finds the table at data.path. Raises ValueError if there is none."""
-        location = locate(self.path)
+        location = locate(self.path, self.splits)
         return Table(self, location, self.name or table_name(location, self.config), parse_bytes(self.max_bytes))
 
     def load(self, cache: Path | None) -> EncodedTable:
@@ -110,16 +116,16 @@ class Table:
 
     def identity(self) -> Json:
         options = {"config": self.data.config, "meaning": self.data.identity(), "max_bytes": self.max_bytes}
-        return {"table": self.location.fingerprint(), **options}
+        return {"table": fingerprint(self.location), "splits": self.location.by_name, **options}
 
     @contextmanager
-    def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
-        """Opens the tables train, validation and, if there is another split, test; and the config they belong to."""
-        with open_splits(self.location, self.data.config, root) as (splits, config):
+    def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], Json]]:
+        """Opens the tables train, validation and, if there is another split, test; and notes for the manifest."""
+        with open_splits(self.location, self.data.config, root, self.data.check_columns) as (splits, notes):
             for name, split in splits.items():
                 self.data.check_columns(split, self.location.name)
                 self._check_rows(name, split)
-            yield {name: self._limit(split) for name, split in self._with_validation(splits).items()}, config
+            yield {name: self._limit(split) for name, split in self._with_validation(splits).items()}, notes
 
     def _check_rows(self, split: str, table: Dataset) -> None:
         """Raises ValueError for the first row that cannot be read, with its number."""
@@ -132,29 +138,35 @@ class Table:
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens every text of every row as a document."""
-        with self.splits(root) as (splits, config):
+        with self.splits(root) as (splits, notes):
             documents: dict[str, Iterable[Document]] = {
                 name: ([text] for row in rows(split) for text in self.data.texts(row)) for name, split in splits.items()
             }
-            yield SourceText(documents, {"config": config})
+            yield SourceText(documents, notes)
 
     def load_encoded(self, tokenizer: Tokenizer, root: Path) -> EncodedTable:
         """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
 
         def build(folder: Path) -> Json:
             """Writes the rows of each split; returns what the manifest records."""
-            counts, sizes, notes = {}, {}, {}
-            with self.splits(root) as (splits, config):
+            counts, sizes = {}, {}
+            with self.splits(root) as (splits, notes):
+                hashes = {
+                    name: hash_documents(self.data.texts(row) for row in rows(splits[name]))
+                    for name in ("train", "validation")
+                }
+                notes["overlap"] = count_shared(hashes["train"], hashes["validation"])
                 for name, split in zip(splits, self.data.encode(splits, tokenizer), strict=True):
                     split.write(folder / name, id_dtype(tokenizer.vocab_size))
                     counts[name], sizes[name] = split.counts, len(splits[name])
                     notes |= split.notes
-            return {"config": config, "rows": sizes, "splits": counts, **notes}
+            return {"rows": sizes, "splits": counts, **notes}
 
         identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.data_hash}
-        cached = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
-        report_copy(self.location, cached[1])
-        return EncodedTable(self.name, self.data.path, tokenizer, root, *cached)
+        folder, manifest = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
+        report_copy(self.location, manifest)
+        reading = read_from(self.name, self.location, manifest, sum(manifest["rows"].values()), "row")
+        return EncodedTable(self.name, self.data.path, tokenizer, root, folder, manifest, reading)
 
     def _with_validation(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         if "validation" in splits:

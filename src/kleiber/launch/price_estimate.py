@@ -29,7 +29,7 @@ from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measu
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.runs.banner import describe_stages
+from kleiber.runs.banner import describe_stages, reading_warnings
 from kleiber.runs.recorded_config import keep_tokenizer
 from kleiber.runs.run import plan_stages
 from kleiber.types import Config, Json
@@ -44,7 +44,7 @@ def answer_request(request: Json) -> Json:
     ready = time.time()
     with scratch_folder("kleiber-price-") as scratch:
         prices = Prices(request["runs"], scratch.resolve())
-        description = prices.count(request["describe"])
+        described = prices.count(request["describe"])
         prices.measure()
         return {
             "cells": [prices.cell(number) for number in range(len(prices.configs))],
@@ -52,7 +52,7 @@ def answer_request(request: Json) -> Json:
             "unmeasured": prices.unmeasured,
             "start": max(0.0, ready - request.get("asked", ready)),
             "threads": torch.get_num_threads(),
-            "description": description,
+            **described,
         }
 
 
@@ -89,12 +89,12 @@ class Prices:
             return config
         return {**config, "data": config["data"]["data"]}
 
-    def count(self, describing: bool) -> list[str]:
-        """Counts parameters, tokens and FLOPs of every run. If `describing`, returns lines on the stages of a run."""
+    def count(self, describing: bool) -> dict[str, list[str]]:
+        """Counts parameters, tokens and FLOPs of every run; returns warnings and, if `describing`, lines on a run."""
         models = Models()
         for folder, config in self.planned.items():
             self.write_placeholder(folder, config)
-        description: list[str] = []
+        described: dict[str, list[str]] = {"description": [], "warnings": []}
         counted: dict[str, list[StageCost]] = {}
         for config in self.configs:
             key = self.count_key(config)
@@ -103,9 +103,10 @@ class Prices:
                 hardware.prepare()
                 stages = plan_stages(config, hardware, None if describing else models)
                 counted[key] = count_costs(stages, hardware, models)
-                description = describe_stages(stages) if describing else []
+                described["description"] = describe_stages(stages) if describing else []
+                described["warnings"] += reading_warnings(stages)
             self.costs.append(counted[key])
-        return description
+        return described
 
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
