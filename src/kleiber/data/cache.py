@@ -27,9 +27,10 @@ from pathlib import Path
 import xxhash
 
 from kleiber.config.errors import NO_SPACE, ConfigError
-from kleiber.records.files import DamagedFile, cache_folder, file_sha256, read_json, write_text
+from kleiber.records.files import cache_folder, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile, file_sha256
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)

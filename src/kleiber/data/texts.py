@@ -21,8 +21,9 @@ from kleiber.data.location import Location, suffix
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hash
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile
 from kleiber.types import Json
 
 if TYPE_CHECKING:

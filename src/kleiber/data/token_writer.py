@@ -30,8 +30,9 @@ from kleiber.config.model_size import available_cores
 from kleiber.data.cache import BLOCK_BYTES, JOURNAL, fast_hash, manifest_of, remove
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import BATCH_CHARACTERS, SPLITS, Block, Piece
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 

@@ -23,8 +23,9 @@ from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.sources import Source, chunks
-from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.files import read_json
 from kleiber.records.progress import Activity, activity
+from kleiber.records.regular_files import DamagedFile
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 

@@ -88,8 +88,8 @@ def generate(
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     existing(subject)
     from kleiber.evals.retrieval.lookup import Lookup
-    from kleiber.records.closing_table import printable
     from kleiber.records.files import write_json
+    from kleiber.records.terminal import printable
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
     from kleiber.runs.open import open_model
 
@@ -116,7 +116,7 @@ def chat(
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
     existing(subject)
-    from kleiber.records.closing_table import printable
+    from kleiber.records.terminal import printable
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 

@@ -24,8 +24,9 @@ from kleiber.launch.sweep import referenced_runs
 from kleiber.records import folder
 from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import identity
+from kleiber.records.regular_files import DamagedFile
 from kleiber.runs.recorded_config import with_paths_to_study
 from kleiber.types import Json
 

@@ -32,8 +32,9 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from kleiber.records.files import DamagedFile, file_sha256, full_disk_error, read_json, rename_aside
-from kleiber.records.summary_file import warn_once
+from kleiber.records.files import full_disk_error, read_json
+from kleiber.records.regular_files import DamagedFile, file_sha256, rename_aside
+from kleiber.records.terminal import warn_once
 from kleiber.training import shard_files
 from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
 from kleiber.training.snapshot import Snapshot, copy_tensors
