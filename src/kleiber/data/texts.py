@@ -23,7 +23,7 @@ from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hash
 from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
-from kleiber.records.regular_files import DamagedFile
+from kleiber.records.regular_files import DamagedFile, open_to_append
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class RowTexts(Texts):
     def write_hashes(self, folder: Path) -> Json:
         """Does so on all cores, and goes on where a process was killed that did the same."""
         journal, path = folder / JOURNAL, folder / HASHES
-        with open(path, "ab") as file, activity(f"hashing the documents of {self.name}", unit="documents") as work:
+        with open_to_append(path) as file, activity(f"hashing the documents of {self.name}", unit="documents") as work:
             blocks, size = _read_journal(journal)
             if size > path.stat().st_size:
                 blocks, size = 0, 0

@@ -12,6 +12,8 @@ import json
 import math
 import os
 import resource
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -211,22 +213,31 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Writes the content of a file to `target` whole or not at all, with the permissions of any new file."""
+    with open_to_read(source) as original, replaced(target) as part, create(part) as copy:
+        shutil.copyfileobj(original, copy)
+
+
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yields the path of a new file, which takes the place of `path` on exit, unless an error is raised.
 
     So another process, or this one after a kill, reads the old file or the new one. A link at `path` is renamed, and
     its target stays as it is. Removes what processes left that were killed while they wrote the file.
 
+    shared  whether ranks on several machines, whose processes may have equal ids, write the file at the same time
+
     Raises DamagedFile where a folder, a pipe or a device is at `path`.
     """
-    sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
+    if not shared:
+        sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
     kind = kind_of(path)
     if kind is not None and not path.is_symlink():
         raise DamagedFile(path, f"it is {kind}, not a file: rename or remove it")
     if kind is not None:
         rename_aside(path, "file")
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = path.with_name(f".{path.name}-{secrets.token_hex(8)}" if shared else f".{path.name}.part-{os.getpid()}")
     remove(part)
     try:
         yield part

@@ -166,12 +166,6 @@ def refuse_link(folder: Path) -> None:
         raise DamagedFile(folder, f"{reason}: move its content here, or remove the link")
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Writes the content of a file to a new file `target`, with the permissions of any new file."""
-    with open_to_read(source) as original, create(target) as copy:
-        shutil.copyfileobj(original, copy)
-
-
 def remove(path: Path) -> None:
     """Removes whatever is at `path`: a folder with its content, a file, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():

@@ -16,8 +16,10 @@ from kleiber.config.cost import describe_total
 from kleiber.config.errors import ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
-from kleiber.records.files import read_config_node, write_json
+from kleiber.records.figures import write_figure
+from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder
 from kleiber.records.wandb_run import node_of, start_run, was_online
 from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
@@ -181,7 +183,7 @@ def report(
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
     with activity("writing the page"):
-        (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)), encoding="utf-8")
+        write_text(out or folder / "report.html", page(findings, result, charts, run_rows(runs)))
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
@@ -228,16 +230,14 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
 
 def write_figures(folder: Path, charts: Mapping[str, Chart]) -> None:
     """Writes every chart as PNG and SVG, after removing such pairs of an earlier report; other files stay."""
-    from kleiber.charts.theme import save_figure
-
-    folder.mkdir(exist_ok=True)
+    make_folder(folder.parent, folder.name)
     for picture in folder.glob("*.png"):
         if picture.with_suffix(".svg").is_file():
             picture.unlink()
             picture.with_suffix(".svg").unlink()
     with activity("drawing figures", len(charts), "figures") as work:
         for name, chart in work.track(charts.items()):
-            save_figure(chart, folder / name)
+            write_figure(chart, folder, name)
 
 
 def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row]) -> str:
