@@ -18,7 +18,7 @@ from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
-from kleiber.records.terminal import print_line
+from kleiber.records.terminal import print_line, print_logs
 from kleiber.studies import fit_command
 
 
@@ -191,6 +191,7 @@ for name, command in {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
+    print_logs()
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from kleiber.records.environment import cpu_name, versions
 from kleiber.records.files import copy_file, read_json, write_json, write_text, write_yaml
 from kleiber.records.folder import TOKENIZER, config_hash
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.records.terminal import print_line
+from kleiber.records.terminal import print_line, printable
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -232,7 +234,7 @@ def model_card(trained: TrainedModel, architecture: str) -> str:
     architecture  transformers' class name of the exported model
     """
     facts = card_facts(trained)
-    rows = "".join(f"| {name} | {value if value not in (None, '') else 'unknown'} |\n" for name, value in facts.items())
+    rows = "".join(f"| {card_cell(name)} | {card_cell(value)} |\n" for name, value in facts.items())
     auto_class, pipeline = "AutoModel", "feature-extraction"
     for ending, names in AUTO_CLASSES.items():
         if architecture.endswith(ending):
@@ -244,7 +246,7 @@ pipeline_tag: {pipeline}
 tags: [kleiber]
 ---
 
-# {trained.folder.name}
+# {card_cell(trained.folder.name)}
 
 {architecture}, exported from a kleiber run; the multipliers of its parametrization are folded into the weights. The
 license of the weights depends on the license of the training data, which is not recorded here.
@@ -259,6 +261,12 @@ model, tokenizer = (kind.from_pretrained("FOLDER") for kind in ({auto_class}, Au
 
 Written with {", ".join(libraries)}.
 """
+
+
+def card_cell(value: object) -> str:
+    """Returns a recorded value as text of a card: a name could otherwise end the table, or add links or HTML."""
+    text = "unknown" if value in (None, "") else " ".join(printable(str(value)).split())
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", escape(text, quote=False))
 
 
 def card_facts(trained: TrainedModel) -> Json:

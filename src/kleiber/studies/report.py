@@ -7,13 +7,14 @@ was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.cost import describe_total
-from kleiber.config.errors import ExitCode, listed
+from kleiber.config.errors import ConfigError, ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.figures import write_figure
@@ -120,20 +121,28 @@ def reason(error: Exception) -> str:
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file.
+    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file, and
+    where a file names another class.
     """
     from kleiber.config.check import check_node
     from kleiber.config.targets import build
 
-    nodes = [run.config["study"] for run in runs if run.config.get("study")]
+    nodes = {str(run.folder): run.config["study"] for run in runs if run.config.get("study")}
+    place = folder / "study.yaml"
     if name is not None:
-        nodes = [load_study(name)]
-    elif (asked := folder / "study.yaml").is_file():
-        nodes = [read_config_node(asked)]
+        nodes = {f"--study {name}": load_study(name)}
+    elif os.path.lexists(place):
+        nodes = {str(place): read_config_node(place)}
     if not nodes:
         return Overview()
-    check_node("study", nodes[0])
-    return build(nodes[0])
+    source, node = next(iter(nodes.items()))
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{source}: study must have a _target_, the class of a study")
+    check_node("study", node)
+    study = build(node)
+    if not isinstance(study, Study):
+        raise ConfigError(f"{source}: study._target_={node['_target_']} must be the class of a study")
+    return study
 
 
 def load_study(name: str) -> Config:
