@@ -64,7 +64,7 @@ LATE = [
 ]
 LATE += [f"kleiber.runs.stage.{name}" for name in ("end_retention", "stage_drift", "complete_record")]
 STARTING = [
-    "kleiber.training.loggers.write_text",
+    "kleiber.training.loggers.replaced",
     "kleiber.training.loggers.read_lines",
     "kleiber.runs.stage.load_weights",
 ]

@@ -13,8 +13,8 @@ from kleiber.config.errors import ConfigError
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows
 from kleiber.records.catalog import Run, archive_run, archive_runs, archived_runs, find_run, read_run, read_runs
-from kleiber.records.files import DamagedFile
 from kleiber.records.metrics import MOST_ROWS, condense
+from kleiber.records.regular_files import DamagedFile
 
 ROW = {"run": "a", "config": {}, "summary": {"status": "finished"}, "rows": []}
 

@@ -7,16 +7,8 @@ import time
 import pytest
 import yaml
 
-from kleiber.records.files import (
-    MAX_YAML_BYTES,
-    DamagedFile,
-    file_sha256,
-    read_config_node,
-    read_json,
-    read_yaml,
-    write_json,
-    write_yaml,
-)
+from kleiber.records.files import MAX_YAML_BYTES, read_config_node, read_json, read_yaml, write_json, write_yaml
+from kleiber.records.regular_files import DamagedFile, file_sha256
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)

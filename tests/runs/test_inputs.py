@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_run import REPOSITORY
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.files import file_sha256
+from kleiber.records.regular_files import file_sha256
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inputs import changed_inputs, check_inputs, folder_hash, weights_hash
 

@@ -7,7 +7,6 @@ may have any number of rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import altair as alt
@@ -178,13 +177,18 @@ def apply_theme(chart: Chart) -> Chart:
     )
 
 
-def save_figure(chart: Chart, path: Path) -> None:
-    """Writes a chart as `path` with the endings .svg and .png, as altair does, and converts it only once for both."""
+def to_svg(chart: Chart) -> str:
+    """Returns a chart as SVG, as altair writes it."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vl_version_for_vl_convert())
-    Path(f"{path}.svg").write_text(svg, encoding="utf-8")
-    Path(f"{path}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2, ppi=72))
+    return vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vl_version_for_vl_convert())
+
+
+def svg_to_png(svg: str) -> bytes:
+    """Returns a chart that `to_svg` converted as PNG, as altair writes it with scale_factor=2."""
+    import vl_convert
+
+    return vl_convert.svg_to_png(svg, scale=2, ppi=72)
 
 
 def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:

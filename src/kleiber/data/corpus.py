@@ -22,6 +22,7 @@ from kleiber.data.reading import Reading
 from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
+from kleiber.records.arrays import write_array
 from kleiber.types import Json
 from kleiber.types.contracts import Corpus, HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -150,7 +151,7 @@ class EncodedSplit:
         if self.answers is not None:
             write_rows(path.with_name(f"{path.name}-answers"), self.answers, np.dtype(np.uint8))
         for name, values in self.arrays.items():
-            np.save(path.with_suffix(f".{name}.npy"), values)
+            write_array(path.with_suffix(f".{name}.npy"), values)
 
 
 class TableRows(RowSamples):

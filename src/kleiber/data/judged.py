@@ -21,6 +21,7 @@ from kleiber.data.evaluation_sets import fingerprint, open_sets
 from kleiber.data.generated import hash_weights
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.prompts import prompts_of
+from kleiber.records.files import read_json, write_text
 from kleiber.records.judgments import Comparison, Judgment, write_judgments
 from kleiber.types import Count, Json, NonNegative, Positive, Seed
 from kleiber.types.model import Model
@@ -187,11 +188,11 @@ class Judged:
             except ValueError as error:
                 raise ValueError(f"data.model={self.model}: {error}") from None
             rows = [[prompt, *pair] for prompt, pair in zip(chosen, answers, strict=True)]
-            (folder / "answers.json").write_text(json.dumps({"template": template, "rows": rows}))
+            write_text(folder / "answers.json", json.dumps({"template": template, "rows": rows}))
             return {}
 
         folder, manifest = cached_folder(root, "answers", identity, build)
-        content = json.loads((folder / "answers.json").read_text())
+        content = read_json(folder / "answers.json")
         pairs = [
             Comparison(item, prompt, left, right, "left", "right", content["template"])
             for item, (prompt, left, right) in enumerate(content["rows"])

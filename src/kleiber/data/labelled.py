@@ -22,6 +22,7 @@ from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, require_text_columns, row_batches
 from kleiber.data.table import Kind, TableData, center_and_scale, read_labels
 from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.records.arrays import read_array
 from kleiber.types import Json, Row, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ class LabelledRows(TableRows):
 
     def __init__(self, path: Path, parts: int, context: int, tokenizer: Tokenizer, label_names: list[str]) -> None:
         self.pieces = read_rows(path, id_dtype(tokenizer.vocab_size))
-        self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(path.with_suffix(".labels.npy"))
+        self.labels: Shaped[np.ndarray, "rows *classes"] = read_array(path.with_suffix(".labels.npy"))
         self.parts, self.context, self.label_names = parts, context, label_names
         self.eos = tokenizer.eos
         self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.begin

@@ -39,7 +39,9 @@ from kleiber.data.token_files import (
     join_files,
     map_file,
 )
+from kleiber.records.arrays import map_array
 from kleiber.records.files import many_open_files, read_json
+from kleiber.records.regular_files import open_to_read
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
@@ -195,10 +197,10 @@ def map_files(paths: Sequence[Path], dtype: np.dtype) -> dict[Path, Integer[np.n
 
 def map_ids(path: Path, dtype: np.dtype) -> Integer[np.ndarray, "_"]:
     """Maps the ids in a file. `dtype` is that of ids without a header. Raises ValueError for a file of another kind."""
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         first = file.read(len(NUMPY))
     if first == NUMPY:
-        array = np.load(path, mmap_mode="r")
+        array = map_array(path)
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{path} must be an array of token ids, and contains {array.dtype}")
         if not array.flags.c_contiguous:
@@ -219,7 +221,7 @@ def map_ids(path: Path, dtype: np.dtype) -> Integer[np.ndarray, "_"]:
 def megatron_type(index: Path) -> np.dtype:
     """Returns the type of the ids that a Megatron index describes. Raises ValueError for another file."""
     header = struct.Struct("<9sQB")
-    with open(index, "rb") as file:
+    with open_to_read(index) as file:
         raw = file.read(header.size)
     magic, version, code = header.unpack(raw) if len(raw) == header.size else (b"", 0, 0)
     if magic != MEGATRON or version != 1 or code not in MEGATRON_TYPES:

@@ -30,8 +30,9 @@ from kleiber.data.location import Location, suffix
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hashes
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile, open_to_append
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class RowTexts(Texts):
     def write_hashes(self, folder: Path) -> Json:
         """Does so on all cores, and goes on where a process was killed that did the same."""
         journal, path = folder / JOURNAL, folder / HASHES
-        with open(path, "ab") as file, activity(f"hashing the documents of {self.name}", unit="documents") as work:
+        with open_to_append(path) as file, activity(f"hashing the documents of {self.name}", unit="documents") as work:
             blocks, size = _read_journal(journal)
             if size > path.stat().st_size:
                 blocks, size = 0, 0

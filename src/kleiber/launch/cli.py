@@ -18,6 +18,7 @@ from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
+from kleiber.records.terminal import print_line, print_logs
 from kleiber.studies import fit_command
 
 
@@ -52,7 +53,7 @@ app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=Fals
 def print_version(asked: bool) -> None:
     """Prints the version of kleiber and ends the command, if it was asked for."""
     if asked:
-        typer.echo(f"kleiber {__version__}")
+        print_line(f"kleiber {__version__}")
         raise typer.Exit
 
 
@@ -132,7 +133,7 @@ def config(
     completed = complete_config(composed, args.overrides, composer=composer)
     check(completed)
     sources.set_changes(composed, completed, "follows from the model, the objective or the start point")
-    typer.echo("\n".join(annotated_yaml(completed, sources)))
+    print_line("\n".join(annotated_yaml(completed, sources)))
 
 
 @app.command(cls=Command)
@@ -190,10 +191,11 @@ for name, command in {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
+    print_logs()
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
-        print(f"kleiber: {error}", file=sys.stderr)
+        print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     except Exception as error:
         show = getattr(error, "show", None)  # of a click exception, which typer imports from a private copy of click

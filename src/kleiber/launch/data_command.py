@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kleiber.records.terminal import print_line
 from kleiber.studies.fit_command import html_path
 from kleiber.types import Json
 
@@ -86,7 +87,7 @@ def describe(
         lines += associated
     if json is not None:
         write_json(json, summary)
-    typer.echo("\n".join(lines))
+    print_line("\n".join(lines))
 
 
 @contextmanager

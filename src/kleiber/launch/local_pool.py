@@ -32,6 +32,7 @@ from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_lin
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.progress import Activity, activity
+from kleiber.records.terminal import print_line
 from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
@@ -109,7 +110,7 @@ class Pool:
         return self.codes
 
     def _forward(self, name: str) -> None:
-        print(f"{name}: the cells save and exit; run the same command again to continue the sweep", flush=True)
+        print_line(f"{name}: the cells save and exit; run the same command again to continue the sweep")
         for job in self.running.values():
             send_signal(job.process, signal.SIGTERM)
 
@@ -158,7 +159,7 @@ class Pool:
         self.progress.done = len(self.codes)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
-        print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)
+        print_line(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label))
         if not retry:
             archive_or_discard(job.cell.folder, code)
 
@@ -258,7 +259,7 @@ class Basic(Launcher):
                 )
         codes = {}
         for number, cell in enumerate(cells, 1):
-            print(f"[{number}/{len(cells)}] {cell.folder.name}", flush=True)
+            print_line(f"[{number}/{len(cells)}] {cell.folder.name}")
             codes[cell.folder] = process.run(cell.config, cell.folder, cell.overrides)
             if not cell.config["dry_run"]:
                 archive_or_discard(cell.folder, codes[cell.folder])

@@ -30,6 +30,7 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
+from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import changed_defaults
 from kleiber.runs.inherit import complete_config
 from kleiber.runs.input_changes import describe_changes
@@ -80,7 +81,7 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
         from kleiber.config.help import usage
 
         composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
-        print(usage(composer))
+        print_line(usage(composer))
         return TrainResult(ExitCode.DONE, None)
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return TrainResult(print_by_hydra(composer, args), None)
@@ -120,7 +121,7 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     composed, model = resolve_config(cfg)
     config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
-        print(f"{' '.join(changed)}, the default for this model and objective", file=sys.stderr)
+        print_line(f"{' '.join(changed)}, the default for this model and objective", err=True)
     if ranks.started_as_rank():
         set_devices(config, overrides)
     check(config)
@@ -148,7 +149,7 @@ def train_checked(config: Json, overrides: list[str], model: str) -> TrainResult
     if code == ExitCode.BAD_INPUT and not continues_folder(config):
         folder.discard_unstarted(where)
     if code == ExitCode.DONE:
-        print("\n".join(next_commands(where, overrides)), file=sys.stderr)
+        print_line("\n".join(next_commands(where, overrides)), err=True)
     return TrainResult(code, where)
 
 
@@ -205,11 +206,11 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
 
 def print_finished(where: Path, config: Config, overrides: list[str]) -> None:
     """Prints the table of a finished run, and a line about inputs whose content is no longer that of its training."""
-    print(f"{where} is finished already; set resume=never to train it again")
+    print_line(f"{where} is finished already; set resume=never to train it again")
     if changes := describe_changes(config, read_summary(where) or {}):
-        print(f"warning: the inputs of {where} have changed since it started: {changes}", file=sys.stderr)
+        print_line(f"warning: the inputs of {where} have changed since it started: {changes}", err=True)
     closing_table(where)
-    print("\n".join(next_commands(where, overrides)), file=sys.stderr)
+    print_line("\n".join(next_commands(where, overrides)), err=True)
 
 
 def run_sweep(composer: Composer, overrides: list[str]) -> TrainResult:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from kleiber.records.terminal import print_line
 from kleiber.studies.fit_command import html_path
 
 
@@ -58,7 +59,7 @@ def evaluate(
     results = run_evaluations(subject, evals, names, settings, tokens, limit, stage, json, report)
     if wandb:
         log_to_wandb(subject, results)
-    typer.echo("\n".join(result_lines(results)))
+    print_line("\n".join(result_lines(results)))
 
 
 Tokens = Annotated[int, typer.Option(help="Most tokens of a continuation.")]
@@ -88,7 +89,6 @@ def generate(
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     existing(subject)
     from kleiber.evals.retrieval.lookup import Lookup
-    from kleiber.records.closing_table import printable
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
     from kleiber.runs.open import open_model
@@ -96,11 +96,11 @@ def generate(
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
     lookup = Lookup(datastore, retrieval) if datastore else None
     continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
-    typer.echo(prompt, nl=False)
+    print_line(prompt, end="")
     begin = time.perf_counter()
     for piece in continuation:
-        typer.echo(printable(piece), nl=False)
-    typer.echo()
+        print_line(piece, end="")
+    print_line()
     if json is not None:
         write_json(json, to_json(subject, prompt, continuation, time.perf_counter() - begin))
 
@@ -116,17 +116,16 @@ def chat(
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
     existing(subject)
-    from kleiber.records.closing_table import printable
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 
     run = open_model(subject)
     objective = run.record.get("objective")
     if objective == "clm":
-        typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
+        print_line(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
     conversation = Chat(run, Sampling(tokens, temperature, top_p, tuple(stop or ()), seed), system)
     sign = "> " if sys.stdin.isatty() else ""
-    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(printable(piece), nl=False))
+    chat_loop(conversation, lambda: input(sign), lambda piece: print_line(piece, end=""))
 
 
 def existing(subject: Path) -> Path:
@@ -155,7 +154,7 @@ def export_run(
     from kleiber.runs.huggingface import export
 
     export(run, out)
-    typer.echo(f"wrote {out}; its README.md shows how to load it with transformers")
+    print_line(f"wrote {out}; its README.md shows how to load it with transformers")
 
 
 def import_folder(
@@ -169,7 +168,7 @@ def import_folder(
     from kleiber.runs.huggingface import import_hf
 
     import_hf(folder, out, allow_nonfinite)
-    typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
+    print_line(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
 def push(
@@ -184,4 +183,4 @@ def push(
     existing(Path(run))
     from kleiber.runs.hub_upload import push
 
-    typer.echo(f"uploaded {run}: {push(run, repository, private, revision)}")
+    print_line(f"uploaded {run}: {push(run, repository, private, revision)}")

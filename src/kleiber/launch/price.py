@@ -40,6 +40,7 @@ from kleiber.records import folder
 from kleiber.records.files import write_json
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
+from kleiber.records.terminal import print_line
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
@@ -65,7 +66,7 @@ def print_price(runs: Mapping[Path, Config]) -> None:
         lines = estimate["description"]
     else:
         lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"]), *warning_lines(estimate["warnings"])]
-    print("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
+    print_line("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
     if isinstance(configs[0]["dry_run"], str):
         write_json(Path(configs[0]["dry_run"]), plan)
 

@@ -293,7 +293,7 @@ def main() -> int:
         estimate = answer_request(request)
     except Exception as error:
         return process.print_error(error)
-    print(json.dumps(estimate))
+    sys.stdout.write(json.dumps(estimate))
     return ExitCode.DONE
 
 

@@ -34,6 +34,8 @@ from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_fa
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity
+from kleiber.records.regular_files import open_to_add_lines
+from kleiber.records.terminal import print_line, print_traceback
 from kleiber.types import Config
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors and movements of the cursor in a terminal
@@ -104,7 +106,7 @@ def copy_output(folder: Path) -> Iterator[None]:
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
         yield
         return
-    with open(path, "a") as copy, output_through(partial(Tee, copy=copy)):
+    with open_to_add_lines(path) as copy, output_through(partial(Tee, copy=copy)):
         DISPLAY.copy = copy
         try:
             yield
@@ -155,7 +157,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
             _write_status(folder, reason.status, str(reason))
-            print(f"{reason.status} by {reason}; run the same command again to continue {folder}", file=sys.stderr)
+            print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
             return reason.status.exit_code, reason
 
 
@@ -188,12 +190,12 @@ def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) ->
 def print_error(error: Exception) -> int:
     """Prints an error and returns its exit code: one line and 2 if the user can correct it, else a traceback and 1."""
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
-        print(f"kleiber: {error}", file=sys.stderr)
+        print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     if isinstance(error, RankTimeout):
-        print(f"kleiber: {error}", file=sys.stderr)
+        print_line(f"kleiber: {error}", err=True)
         return ExitCode.FAILED
-    traceback.print_exception(error)
+    print_traceback(error)
     return ExitCode.BAD_INPUT if is_user_error(error) else ExitCode.FAILED
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import re
 import signal
@@ -23,8 +22,11 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.config.model_size import available_cores
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import status, write_final_status
 from kleiber.records.locks import scratch_folder
+from kleiber.records.regular_files import make_folder, open_to_append
+from kleiber.records.terminal import print_line
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
@@ -160,18 +162,18 @@ def first_failure(failures: Path, devices: int) -> tuple[int, str] | None:
     failures  folder that `record_failure` writes to
     devices   number of ranks
     """
-    records = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=itemgetter("time"))
+    records = sorted((read_json(file) for file in failures.glob("*.json")), key=itemgetter("time"))
     if not records:
         return None
     first = records[0]
     silent = sorted(set(range(devices)) - {record["rank"] for record in records})
     if silent and any(record["timeout"] for record in records):
         error = f"rank {', '.join(map(str, silent))} did not answer within trainer.rank_timeout"
-        print(f"kleiber: {error}", file=sys.stderr)
+        print_line(f"kleiber: {error}", err=True)
         return first["code"], error
     printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
     if not printed and first["code"] != ExitCode.PREEMPTED:
-        print(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", file=sys.stderr)
+        print_line(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", err=True)
     return first["code"], f"rank {first['rank']}: {first['error']}"
 
 
@@ -185,7 +187,7 @@ def record_failure(code: int, error: BaseException | None) -> None:
     trace = "" if error is None else "".join(traceback.format_exception(error))
     record = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
     record["timeout"] = isinstance(error, RankTimeout)
-    Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(record))
+    write_json(Path(os.environ[FAILURES], f"{rank()}.json"), record)
 
 
 def end_with_parent(signal_number: int) -> None:
@@ -198,13 +200,12 @@ def redirect_rank_output(folder: Path) -> None:
     """Redirects the output of every rank except 0 to a file in `folder`/ranks, so that only rank 0 prints."""
     if rank() == 0:
         return
-    (folder / "ranks").mkdir(parents=True, exist_ok=True)
-    redirect_output(folder / "ranks" / f"{rank()}.txt")
+    redirect_output(make_folder(folder, "ranks") / f"{rank()}.txt")
 
 
 def redirect_output(path: Path) -> None:
     """Redirects stdout and stderr of this process and its children to a file, to which they are appended."""
-    with open(path, "a") as file:
+    with open_to_append(path) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

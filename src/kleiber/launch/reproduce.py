@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -24,8 +25,10 @@ from kleiber.launch.sweep import referenced_runs
 from kleiber.records import folder
 from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import identity
+from kleiber.records.regular_files import DamagedFile, make_folder, path_inside
+from kleiber.records.terminal import print_line
 from kleiber.runs.recorded_config import with_paths_to_study
 from kleiber.types import Json
 
@@ -121,12 +124,12 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
     minutes = sum(run.summary.get("seconds") or 0.0 for runs in rounds for run in runs) / 60
     number = sum(map(len, planned))
     named = "the recorded run" if number == 1 else f"{number} recorded runs"
-    print(f"training {named} again in {out}; the first time took {minutes:.1f} minutes", flush=True)
+    print_line(f"training {named} again in {out}; the first time took {minutes:.1f} minutes")
     for cells_of_round in planned:
         Process().run(cells_of_round)
     results = [compare_again(run, read_run(out / run.name), noise) for run in chosen]
     entries = [result.to_json() for result in results]
-    out.mkdir(parents=True, exist_ok=True)  # it is removed where all runs are refused
+    make_folder(out)  # it is removed where all runs are refused
     write_json(out / FILE, {"schema": "kleiber.reproduction/1", "source": str(source), "runs": entries})
     return results
 
@@ -184,12 +187,12 @@ def weights_hashes(run: Run) -> dict[str, str]:
     """Returns the sha256 of the final weights of each stage, as their checkpoints note it; none where they are gone."""
     hashes = {}
     for stage in run.stages:
-        meta = run.folder / str(stage.get("checkpoint")) / "meta.json"
-        if stage.get("checkpoint") and meta.is_file() and meta.with_name("model.safetensors").is_file():
-            try:
+        if not stage.get("checkpoint"):
+            continue
+        with suppress(DamagedFile, KeyError, TypeError):
+            meta = path_inside(run.folder, stage["checkpoint"]) / "meta.json"
+            if meta.is_file() and meta.with_name("model.safetensors").is_file():
                 hashes[stage["name"]] = str(read_json(meta)["sha256"]["model.safetensors"])
-            except (DamagedFile, KeyError, TypeError):
-                continue
     return hashes
 
 

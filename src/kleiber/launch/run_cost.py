@@ -28,6 +28,7 @@ from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
+from kleiber.records.regular_files import open_to_add_lines, read_text
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import add_heads, freeze_unused_heads
 from kleiber.runs.plan import build_model, build_retention
@@ -47,6 +48,7 @@ MIN_STEPS, MAX_STEPS = 6, 80  # of a measured run
 MEASURED_FLOPS = 2e10  # of a measured run, unless its number of steps would be outside of these limits
 EVALUATED_TOKENS = 4096  # largest number of tokens of each task that a measured run scores
 CORE_FILE = "core.txt"  # contains CPU seconds and wall seconds of the steps of each stage
+MAX_CORE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class CoreClock(Throughput):
         self.cpu += (time.process_time() - self.cpu_started) if was_warm else 0.0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self.path.open("a") as file:
+        with open_to_add_lines(self.path) as file:
             file.write(f"{self.cpu} {self.timed_seconds}\n")
 
 
@@ -209,7 +211,7 @@ def core_share(folder: Path, config: Config) -> float:
     """Returns the share of a core that a measured run had; 1 for several threads or a GPU, where it is not measured."""
     if torch.get_num_threads() > 1 or config["trainer"].get("accelerator") == "gpu":
         return 1.0
-    rows = [line.split() for line in (folder / CORE_FILE).read_text().splitlines()]
+    rows = [line.split() for line in read_text(folder / CORE_FILE, MAX_CORE_BYTES).splitlines()]
     cpu, wall = (sum(float(row[column]) for row in rows) for column in (0, 1))
     return min(1.0, cpu / wall) if wall else 1.0
 

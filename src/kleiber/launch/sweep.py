@@ -31,6 +31,8 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.records.locks import is_locked
+from kleiber.records.regular_files import make_folder
+from kleiber.records.terminal import print_line
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
@@ -78,7 +80,7 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            print_line(f"{reason.status} by {reason}; run the same command again to run the missing cells")
             return reason.status.exit_code
         if self.planned:
             self._print_price()
@@ -86,7 +88,7 @@ class Sweep:
         reported = write_report(self.study_folder, self.study) if self.study_folder and has_runs else ExitCode.DONE
         if any(self.codes):
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
-            print(f"{failed}; see the lines above, and log.txt in the folders of those that started")
+            print_line(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
@@ -151,7 +153,7 @@ class Sweep:
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(planned_points(runs)):
-                print(f"study={first.config['name']}: {text}", flush=True)
+                print_line(f"study={first.config['name']}: {text}")
         except ValueError as error:
             raise ConfigError(f"study={first.config['name']}: {error}") from error
 
@@ -223,10 +225,10 @@ class Sweep:
                 todo.append(cell)
         if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
-            print(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
+            print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
             names = listed(sorted(where.name for where in in_use), most=5)
-            print(
+            print_line(
                 f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
                 "run the same command again when those have ended"
             )
@@ -242,7 +244,7 @@ def write_report(folder: Path, study: Config) -> int:
     """
     from kleiber.studies.fit_command import make_report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_yaml(folder / "study.yaml", study)
     return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")))
 
@@ -269,7 +271,7 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
     if not bases:
         return
     retrain_bases(bases, archived, launcher)
-    print(f"training {len(bases)} archived runs again, because other cells start from their weights", flush=True)
+    print_line(f"training {len(bases)} archived runs again, because other cells start from their weights")
     for base in bases:
         check(base.config)
         folder.write_config(base.folder, base.config, base.overrides)

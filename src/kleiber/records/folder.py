@@ -19,8 +19,9 @@ from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
 from kleiber.config.targets import signature
 from kleiber.records.environment import cpu_name
-from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
+from kleiber.records.files import read_config_node, read_yaml, write_yaml
 from kleiber.records.locks import is_locked, locked, stays_locked
+from kleiber.records.regular_files import DamagedFile, make_folder, rename_aside
 from kleiber.records.summary import Summary
 from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
@@ -202,7 +203,7 @@ def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None
     Renames folders and links that stand where the run will write a file, so that nothing outside of it is changed.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path in (folder / name for name in OUTPUTS):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 rename_aside(path, "file")

@@ -15,12 +15,14 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from kleiber.records.files import write_text
+from kleiber.records.files import LONGEST, load_json, write_text
+from kleiber.records.regular_files import open_to_append, read_bytes
 from kleiber.types import Json
 
 Choice = Literal["left", "right", "tie", "both bad"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 Template = Literal["chat", "plain"]
+MAX_BYTES = 2**27  # of a file of judgments
 LEVEL = 0.9
 Z = 1.6448536269514722  # its quantile of the normal distribution
 RESAMPLES = 2000
@@ -89,19 +91,31 @@ def read_judgments(path: Path) -> list[Judgment]:
     if not path.is_file():
         return []
     judgments = []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path, MAX_BYTES).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == len(lines) and not line.endswith(b"}")):
             continue
         try:
-            judgments.append(parse_judgment(json.loads(line.decode())))
-        except (ValueError, KeyError, TypeError) as error:
+            judgments.append(parse_judgment(line.decode()))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no judgment of kleiber judge: {error}") from None
     return judgments
 
 
-def parse_judgment(row: Json) -> Judgment:
-    """The judgment of a row. Raises ValueError for another choice than CHOICES, and KeyError without a column."""
+def parse_judgment(line: str) -> Judgment:
+    """The judgment of a row.
+
+    Raises KeyError without a column, and ValueError for another choice than CHOICES or a value of another type.
+    """
+    row = load_json(line)
+    if not isinstance(row, dict):
+        raise ValueError("it must be an object")
+    texts = ("prompt", "left", "right", "left_model", "right_model", "template", "judge")
+    wrong = [name for name in texts if not isinstance(row[name], str)]
+    wrong += [] if type(row["item"]) is int else ["item"]
+    wrong += [] if isinstance(row["seconds"], int | float | None) else ["seconds"]
+    if wrong:
+        raise ValueError(f"{wrong[0]}={str(row[wrong[0]])[:LONGEST]} has another type")
     if row["choice"] not in CHOICES:
         raise ValueError(f"choice={row['choice']!r} must be one of {', '.join(CHOICES)}")
     names = Comparison.__dataclass_fields__
@@ -110,7 +124,7 @@ def parse_judgment(row: Json) -> Judgment:
 
 def append_judgment(path: Path, judgment: Judgment) -> None:
     """Adds a row to the file, in place of a last line that was cut."""
-    with path.open("a+b") as file:
+    with open_to_append(path) as file:
         file.seek(0)
         rows = file.read()
         last = rows[rows.rfind(b"\n") + 1 :]

@@ -15,7 +15,6 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
+from kleiber.records.regular_files import DamagedFile, kind_of, make_folder, open_handle, read_text, remove
 
 LOCK_FILE = ".lock"  # in a run's folder
 LONGEST_ID = 32  # bytes of a process id
 SCRATCH = ".kleiber-scratch"  # in a scratch folder
-WRITTEN_UNDER = re.compile(r"(?:\..+|step-\d{8})\.part-(\d+)")  # names under which kleiber writes a file or checkpoint
+# Names under which kleiber writes a file or checkpoint, with the id of the process, which has 31 bits.
+WRITTEN_UNDER = re.compile(r"(?:\..+|step-[0-9]{8})\.part-([1-9][0-9]{0,8})")
 END_SECONDS = 1.0  # in which a process that was killed releases its locks
+MAX_PROC_BYTES = 2**20  # of a file that describes processes
 CLOCK_SECONDS = 2.0  # by which the start of a process and the time stamp of a file may differ
 
 
@@ -38,7 +40,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ConfigError where another process holds the lock, or where the lock is not a file of its own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     while True:
         with _opened(folder / LOCK_FILE) as handle:
             if not _take(handle):
@@ -71,13 +73,13 @@ def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[int]:
     """Opens or makes the file of a lock, without following a link. Raises ConfigError for anything else there."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = open_handle(path, os.O_RDWR | os.O_CREAT)
+    except DamagedFile:
+        raise _not_a_lock(path) from None
     except OSError as error:
-        if path.is_symlink() or path.is_dir():
-            raise _not_a_lock(path) from None
         raise ConfigError(f"{path} cannot be written ({error.strerror}): make its folder writable") from None
     try:
-        content = os.pread(handle, LONGEST_ID + 1, 0) if stat.S_ISREG(os.fstat(handle).st_mode) else b"no file"
+        content = os.pread(handle, LONGEST_ID + 1, 0)
         written = content.strip(b"\0\n")  # a machine that lost its power may leave zeros
         if len(content) > LONGEST_ID or (written and not written.isdigit()):
             raise _not_a_lock(path)
@@ -87,7 +89,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _not_a_lock(path: Path) -> ConfigError:
-    kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "a file with other content"
+    kind = kind_of(path) or "a file with other content"
     return ConfigError(f"{path} is {kind}, and must be a lock, a file with the id of a process: remove it")
 
 
@@ -117,8 +119,8 @@ def holder(folder: Path) -> str:
 def is_locked(folder: Path) -> bool:
     """Whether a live process holds the lock of the folder."""
     try:
-        handle = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        handle = open_handle(folder / LOCK_FILE, os.O_RDONLY)
+    except (OSError, DamagedFile):
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -163,7 +165,7 @@ def _make_scratch(parent: Path, prefix: str) -> tuple[Path, int]:
     """Returns a new scratch folder and its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = os.open(folder / SCRATCH, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = open_handle(folder / SCRATCH, os.O_RDWR | os.O_CREAT)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / SCRATCH).exists():
             return folder, lock
@@ -182,8 +184,8 @@ def sweep_scratch(parent: Path, prefix: str) -> None:
 def try_lock(path: Path) -> Iterator[bool]:
     """Locks the file at `path` if it is there and no process holds its lock; yields whether it did."""
     try:
-        number = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
+        number = open_handle(path, os.O_RDWR)
+    except (OSError, DamagedFile):
         yield False
         return
     try:
@@ -203,10 +205,7 @@ def sweep_parts(paths: Iterable[Path]) -> None:
         match = WRITTEN_UNDER.fullmatch(path.name)
         if match is None or is_writing(path, int(match.group(1))):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def is_writing(path: Path, process: int) -> bool:
@@ -229,8 +228,8 @@ def is_writing(path: Path, process: int) -> bool:
 def _start_time(process: int) -> float | None:
     """Returns when a process started, in seconds since 1970; None where the system does not tell."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        system = Path("/proc/stat").read_text().partition("btime ")[2].split()
+        fields = read_text(Path(f"/proc/{process}/stat"), MAX_PROC_BYTES).rpartition(")")[2].split()
+        system = read_text(Path("/proc/stat"), MAX_PROC_BYTES).partition("btime ")[2].split()
         return int(system[0]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-import sys
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,10 @@ from kleiber.models.hf_config import PreTrainedModel, hf_model_node, hf_tokenize
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.records.environment import cpu_name, versions
-from kleiber.records.files import write_yaml
+from kleiber.records.files import copy_file, read_json, write_json, write_text, write_yaml
 from kleiber.records.folder import TOKENIZER, config_hash
 from kleiber.records.summary import StageRecord, Summary
+from kleiber.records.terminal import print_line, printable
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -75,12 +77,12 @@ def export(run: str, out: Path) -> None:
     if isinstance(tokenizer, Pretrained) and starts_from_weights(trained.config):
         home = tokenizer.folder
     if (home / GENERATION).is_file():  # of an imported folder
-        shutil.copy(home / GENERATION, out / GENERATION)
+        write_json(out / GENERATION, read_json(home / GENERATION))
     if str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
         save_chat_template(tokenizer, out)
-    (out / "README.md").write_text(model_card(trained, type(hf_model).__name__))
+    write_text(out / "README.md", model_card(trained, type(hf_model).__name__))
     if model.heads:
-        print(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", file=sys.stderr)
+        print_line(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", err=True)
 
 
 def set_special_tokens(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
@@ -161,7 +163,7 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
         return
     assert isinstance(tokenizer, Pretrained), f"cannot write a {type(tokenizer).__name__}"
     file = tokenizer.folder / CONFIG
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     config.pop("auto_map", None)  # names code in the source folder, which is not exported
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -171,8 +173,8 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
     }
     for name in (FILE, TEMPLATE):
         if (tokenizer.folder / name).is_file():
-            shutil.copy(tokenizer.folder / name, out / name)
-    (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
+            copy_file(tokenizer.folder / name, out / name)
+    write_text(out / CONFIG, json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
 
 
 def special_tokens(tokenizer: Pretrained) -> dict[str, str]:
@@ -197,19 +199,19 @@ def save_chat_template(tokenizer: Tokenizer, out: Path) -> None:
     """
     from transformers import AutoTokenizer
 
-    config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(out / CONFIG)
     config.pop("chat_template", None)  # older versions of transformers stored the template here
-    (out / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False))
-    (out / TEMPLATE).write_text(chat.jinja_template(tokenizer))
+    write_text(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False))
+    write_text(out / TEMPLATE, chat.jinja_template(tokenizer))
     hf_tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     ids = chat.encode_conversations([turns], tokenizer)[0].ids.tolist()
     if hf_tokenizer.apply_chat_template(messages, return_dict=False) != ids:
         (out / TEMPLATE).unlink()
-        print(
+        print_line(
             f"warning: {out} has no chat template, because transformers turns that of training into other token ids",
-            file=sys.stderr,
+            err=True,
         )
 
 
@@ -232,7 +234,7 @@ def model_card(trained: TrainedModel, architecture: str) -> str:
     architecture  transformers' class name of the exported model
     """
     facts = card_facts(trained)
-    rows = "".join(f"| {name} | {value if value not in (None, '') else 'unknown'} |\n" for name, value in facts.items())
+    rows = "".join(f"| {card_cell(name)} | {card_cell(value)} |\n" for name, value in facts.items())
     auto_class, pipeline = "AutoModel", "feature-extraction"
     for ending, names in AUTO_CLASSES.items():
         if architecture.endswith(ending):
@@ -244,7 +246,7 @@ pipeline_tag: {pipeline}
 tags: [kleiber]
 ---
 
-# {trained.folder.name}
+# {card_cell(trained.folder.name)}
 
 {architecture}, exported from a kleiber run; the multipliers of its parametrization are folded into the weights. The
 license of the weights depends on the license of the training data, which is not recorded here.
@@ -259,6 +261,12 @@ model, tokenizer = (kind.from_pretrained("FOLDER") for kind in ({auto_class}, Au
 
 Written with {", ".join(libraries)}.
 """
+
+
+def card_cell(value: object) -> str:
+    """Returns a recorded value as text of a card: a name could otherwise end the table, or add links or HTML."""
+    text = "unknown" if value in (None, "") else " ".join(printable(str(value)).split())
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", escape(text, quote=False))
 
 
 def card_facts(trained: TrainedModel) -> Json:

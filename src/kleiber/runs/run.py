@@ -7,8 +7,6 @@ chooses the folder and starts the ranks.
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +18,9 @@ from kleiber.records.continuation import continues_folder
 from kleiber.records.environment import cpu_name
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder
 from kleiber.records.summary import Summary
+from kleiber.records.terminal import print_line, print_traceback
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class RankZeroRun:
 
     def run(self) -> int:
         """Trains the run, writes its status, ends its loggers, and returns the exit code."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self.summary.start(**self.initial_summary())
         code = ExitCode.FAILED
         try:
@@ -186,11 +186,11 @@ class RankZeroRun:
             self.summary.update(status=Status.FINISHED)
         except Diverged as error:
             self.summary.update(status=Status.DIVERGED, error=str(error))
-            print(f"the loss diverged at {error}; checkpoints from before are in {self.folder}", file=sys.stderr)
+            print_line(f"the loss diverged at {error}; checkpoints from before are in {self.folder}", err=True)
             return ExitCode.FAILED
         except Preempted as reason:
             self.summary.update(status=reason.status, error=str(reason))
-            print(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
+            print_line(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", err=True)
             return reason.status.exit_code
         except (ConfigError, RankTimeout) as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
@@ -216,24 +216,22 @@ class RankZeroRun:
         loggers = [text for text in descriptions if text is not None]
         title = f"{self.config['name']}/{self.folder.name}"
         lines = banner_lines(title, self.tree, loggers, self.overrides)
-        print("\n".join(lines), file=sys.stderr)
+        print_line("\n".join(lines), err=True)
 
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""
         if not (self.folder / "config.yaml").is_file():
-            print(
-                f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", file=sys.stderr
-            )
+            print_line(f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", err=True)
             return ExitCode.FAILED
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             text = f"{error.strerror}; free some space in {self.folder}, then run the same command again to continue"
-            print(f"kleiber: {text}", file=sys.stderr)
+            print_line(f"kleiber: {text}", err=True)
         else:
-            traceback.print_exception(error)
+            print_traceback(error)
         try:
             self.summary.update(status=Status.FAILED, error=f"{type(error).__name__}: {error}")
         except OSError as cause:
-            print(f"kleiber: {self.summary.path} cannot be written ({cause.strerror})", file=sys.stderr)
+            print_line(f"kleiber: {self.summary.path} cannot be written ({cause.strerror})", err=True)
         return ExitCode.FAILED
 
     def _make_loggers(self) -> list[StageLogger]:

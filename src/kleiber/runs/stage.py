@@ -7,7 +7,6 @@ through checkpoints on disk, so a killed run can resume in any stage.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from kleiber.config.stages import has_pretrained_weights, quantity
@@ -17,6 +16,7 @@ from kleiber.data.streaming import StreamedWindows
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_evaluation import make_evaluate, make_evaluations
@@ -72,7 +72,7 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
         if tree.hardware.rank == 0 and len(tree.stages) > 1:
             step = f" at step {stage.branch_step:,}" if stage.continues else ""
             start = f" from {stage.parent}{step}" if stage.parent else ""
-            print(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", file=sys.stderr)
+            print_line(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", err=True)
         if model is None:
             model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
         tree.done[stage.name] = run_stage(tree, stage, model).to_json()
@@ -105,7 +105,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
             limit = alarm.target
             rollbacks = [*alarm.earlier, {"step": alarm.step, "to": 0, "reason": alarm.reason}]
             if tree.hardware.rank == 0:
-                print(f"stability at {alarm}; going back, and leaving out the data up to here", file=sys.stderr)
+                print_line(f"stability at {alarm}; going back, and leaving out the data up to here", err=True)
         model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
 
 

@@ -67,6 +67,8 @@ import_lightning()
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.profilers import PassThroughProfiler  # noqa: E402
 
+from kleiber.records.terminal import print_logs  # noqa: E402
+
 
 class HooksDisabled:
     """Hooks around a batch, set to None: Lightning skips those that a subclass does not define."""
@@ -175,22 +177,9 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return vars(trainer)["callbacks"]  # an attribute that Lightning does not declare
 
 
-class StderrHandler(logging.Handler):
-    """Prints messages to what sys.stderr is at that time: a run in this process replaces it, and closes its log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Prints a message; what goes wrong is reported as logging does."""
-        try:
-            print(self.format(record), file=sys.stderr, flush=True)
-        except Exception:
-            self.handleError(record)
-
-
 def silence(rank_zero: bool) -> None:
     """Silences Lightning's advice on deliberate choices of kleiber, and lets kleiber's loggers print on rank 0."""
-    ours = logging.getLogger("kleiber")
-    if not ours.handlers:
-        ours.addHandler(StderrHandler())
+    ours = print_logs()
     ours.setLevel(logging.INFO if rank_zero else logging.ERROR)
     ours.propagate = False
     for name in ("lightning.pytorch", "lightning.fabric"):

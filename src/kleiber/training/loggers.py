@@ -7,14 +7,16 @@ those of an uninterrupted run.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from kleiber.records.files import read_lines, write_text
+from kleiber.records.files import read_lines, replaced
 from kleiber.records.metrics import METRICS_FILE, parse_row
+from kleiber.records.regular_files import create, open_to_add_lines
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
@@ -89,19 +91,20 @@ class JsonlLogger(StageLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         stage = {} if self.stage is None else {"stage": self.stage}
-        with open(self.path, "a") as file:
+        with open_to_add_lines(self.path) as file:
             file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
 
     def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Removes the rows of `stage` after `step`, all of them at step 0, and damaged rows. A kill loses no row."""
         self.stage = stage
         if self.path.exists():
-            write_text(self.path, "".join(f"{line}\n" for line in self._rows_before(step)))
+            with replaced(self.path) as part, create(part) as file:
+                file.writelines(f"{line}\n".encode() for line in self._rows_before(step))
 
-    def _rows_before(self, step: int) -> list[str]:
+    def _rows_before(self, step: int) -> Iterator[str]:
         """The lines to keep when the stage resumes after `step`."""
         rows = read_lines(self.path, parse_row)
-        return [line for line, row in rows if row.get("stage") != self.stage or 0 < step >= row["step"]]
+        return (line for line, row in rows if row.get("stage") != self.stage or 0 < step >= row["step"])
 
 
 class CsvLogger(JsonlLogger):
@@ -120,16 +123,17 @@ class CsvLogger(JsonlLogger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a line for each metric, and the header to a new file."""
         new = not self.path.exists()
-        with open(self.path, "a") as file:
+        with open_to_add_lines(self.path) as file:
             if new:
                 file.write(f"{CSV_HEADER}\n")
             file.writelines(f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
 
-    def _rows_before(self, step: int) -> list[str]:
-        rows = read_lines(self.path, parse_csv_row)
-        prefix = prefixed(self.stage, "")
-        kept = [line for line, (at, metric) in rows if not metric.startswith(prefix) or 0 < step >= at]
-        return [CSV_HEADER, *(line for line in kept if line != CSV_HEADER)]
+    def _rows_before(self, step: int) -> Iterator[str]:
+        rows, prefix = read_lines(self.path, parse_csv_row), prefixed(self.stage, "")
+        yield CSV_HEADER
+        for line, (at, metric) in rows:
+            if line != CSV_HEADER and (not metric.startswith(prefix) or 0 < step >= at):
+                yield line
 
 
 def parse_csv_row(line: str) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from kleiber.launch.judge.comparisons import Settings, TemplateOption, answers_f
 from kleiber.launch.judge.session import Session
 from kleiber.records.files import read_json, write_json
 from kleiber.records.judgments import CHOICES, Estimate, Judgment, agreement, append_judgment, read_judgments, win_rate
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def judge(
                 raise ValueError(f"--{option} {value} is only read by --simulate: add it, or remove --{option}")
         name = judge or os.environ.get("USER", "judge")
         if not run_page(Session(load_or_answer(settings, out), out, name), port):
-            typer.echo(f"stopped; the same command goes on, with what {out} has", err=True)
+            print_line(f"stopped; the same command goes on, with what {out} has", err=True)
             raise typer.Exit(ExitCode.INTERRUPTED)
     else:
         biases = {"noise": noise, "longer": longer, "first": first, "disagreement": disagreement}
@@ -150,7 +151,7 @@ def run_page(session: Session, port: int) -> bool:
     from kleiber.launch.judge.server import JudgeServer
 
     if session.state()["item"] is None:
-        typer.echo(f"{session.judge} has judged all {session.total} comparisons in {session.path}", err=True)
+        print_line(f"{session.judge} has judged all {session.total} comparisons in {session.path}", err=True)
         return True
     try:
         server = JudgeServer(session, port)
@@ -158,7 +159,7 @@ def run_page(session: Session, port: int) -> bool:
         raise ValueError(f"--port {port} cannot be used: {error.strerror}; 0 chooses a free one") from None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    typer.echo(
+    print_line(
         f"open {server.url} to judge {session.total} comparisons; Ctrl-C stops, and what is judged stays", err=True
     )
     with contextlib.suppress(KeyboardInterrupt):
@@ -210,7 +211,7 @@ def show_report(out: Path, json: Path | None) -> None:
     record = result(judgments, out)
     if json is not None:
         write_json(json, record)
-    typer.echo("\n".join(report_lines(record)))
+    print_line("\n".join(report_lines(record)))
 
 
 def report_lines(record: Json) -> list[str]:

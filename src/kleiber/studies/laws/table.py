@@ -5,7 +5,6 @@ column of the same name. Every excluded row is recorded with the rule that exclu
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kleiber.records.regular_files import DamagedFile
 from kleiber.studies.laws.filters import column_of, keep
 from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.table_files import READERS
 
 DERIVED = {
     "C": (("N", "D"), lambda N, D: 6 * N * D),
@@ -143,23 +144,18 @@ def read(path: str | Path) -> pd.DataFrame:
         return frame
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    readers = {
-        ".csv": pd.read_csv,
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-        ".parquet": pd.read_parquet,
-    }
-    if path.suffix not in readers:
+    if path.suffix not in READERS:
         raise ValueError(
             f"{path} must be a .csv, .jsonl or .parquet file or a folder of runs; its suffix is {path.suffix!r}"
         )
     try:
-        frame = readers[path.suffix](path)
+        frame = READERS[path.suffix](path)
+    except DamagedFile:
+        raise
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows")
-    if repeated := _repeated_columns(path, frame):
-        raise ValueError(f"{path} has several columns named {', '.join(map(repr, repeated))}: rename or remove them")
     return frame
 
 
@@ -173,17 +169,6 @@ def with_columns_of_runs(frame: pd.DataFrame) -> pd.DataFrame:
         if name not in frame.columns and len(matching) == 1:
             frame = frame.assign(**{name: frame[matching[0]]})
     return frame
-
-
-def _repeated_columns(path: Path, frame: pd.DataFrame) -> list[str]:
-    """Returns the names that several columns have: of the first line of a file, since pandas renames or drops them."""
-    names = frame.columns
-    if path.suffix == ".csv":
-        names = pd.Index(pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna())
-    if path.suffix == ".jsonl":
-        with path.open() as lines:
-            names = pd.Index([name for name, _ in json.loads(next(lines), object_pairs_hook=list)])
-    return names[names.duplicated()].unique().astype(str).tolist()
 
 
 def load(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from torch import nn
 from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.data.streaming import StreamedWindows
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
+from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -68,7 +68,7 @@ class Checkpoints(LeanCallback):
         if self.every is None:
             self.every = max(1, min(1000, trainer.max_steps // 10))
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.make_folder_of_stage(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         self.writer.check()
@@ -100,7 +100,7 @@ class Checkpoints(LeanCallback):
         if step and not (self.folder / checkpoint.name(step)).exists():
             self.write(trainer, pl_module)
             self.writer.wait()
-            print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
+            print_line(f"saved a checkpoint at step {step:,}", err=True)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is saved after the latest step."""
