@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import stat
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kleiber.data.parallel import ordered_map
 @pytest.fixture(autouse=True)
 def all_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "HERE", 0)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # workers find the functions of this file
 
 
 @pytest.mark.process

@@ -108,8 +108,8 @@ def test_fresh_processes_are_a_rank_or_an_agent_that_starts_the_ranks(monkeypatc
     monkeypatch.setenv("MASTER_PORT", "29500")
     assert ranks.run_fresh(tmp_path, 2) == ranks.run_fresh(tmp_path, 1, visible="3") == 0
     (agent, first), (rank, second) = started
-    assert agent == ["-m", "kleiber.launch.ranks", str(tmp_path), "2"]
-    assert rank == ["-m", "kleiber.launch.process", str(tmp_path)]
+    assert agent == ["-P", "-m", "kleiber.launch.ranks", str(tmp_path), "2"]
+    assert rank == ["-P", "-m", "kleiber.launch.process", str(tmp_path)]
     assert "MASTER_PORT" not in first and first[ranks.CELL_VARIABLE] == "1" and second["CUDA_VISIBLE_DEVICES"] == "3"
 
 

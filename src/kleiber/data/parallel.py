@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import IO, TypeVar, cast
 
+from kleiber.config.child_process import python_command, safe_environment
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,8 +66,9 @@ def map_in_workers(
 
 
 def _start_worker(function: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", __name__]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
+    environment = {**safe_environment(), **ENVIRONMENT}
+    command = python_command(__name__)
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     _send(worker, function)
     return worker
 
@@ -134,6 +137,10 @@ def main() -> None:
         signal.signal(name, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if "KLEIBER_EXTENSIONS" in os.environ:  # the function may be that of a package in the working folder
+        from kleiber.config.extensions import extension_packages
+
+        extension_packages()
     with contextlib.suppress(BrokenPipeError):
         serve(sys.stdin.buffer, results)
 

@@ -25,6 +25,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
+from kleiber.config.child_process import safe_children
 from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
 from kleiber.config.model_size import available_cores
 from kleiber.launch import process
@@ -49,7 +50,8 @@ def fork_server(start: bool = False) -> ForkServerContext:
     if start:
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        with safe_children():
+            forkserver.ensure_running()
     return context
 
 
@@ -128,7 +130,7 @@ class Pool:
             child = self.context.Process(
                 target=run_cell, args=(cell.folder, needs_fresh_process(cell), cell.devices, visible)
             )
-            with process.without_main_module():
+            with process.without_main_module(), safe_children():
                 child.start()
             self.running[child.sentinel] = Job(cell, child, time.monotonic(), slots, attempt)
             if self.signals:  # that came while the child started

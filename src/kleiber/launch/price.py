@@ -22,15 +22,14 @@ no torch.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.model_size import available_cores
@@ -242,8 +241,8 @@ def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: b
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with activity(f"estimating the cost of {len(runs)} run{'s' if len(runs) > 1 else ''}"):
         done = subprocess.run(
-            [sys.executable, "-m", "kleiber.launch.price_estimate"], text=True,
-            input=json.dumps({**request, "asked": time.time()}), capture_output=True, env={**os.environ, **limits},
+            python_command("kleiber.launch.price_estimate"), env={**safe_environment(), **limits},
+            input=json.dumps({**request, "asked": time.time()}), capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("kleiber: ")

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 
+from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.config.model_size import available_cores
 from kleiber.records.files import read_json, write_json
@@ -95,7 +96,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     visible  value of CUDA_VISIBLE_DEVICES in these processes
     """
     with scratch_folder("kleiber-ranks-") as failures:
-        env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        env = {name: value for name, value in safe_environment().items() if name not in NOT_INHERITED}
         env |= {CELL_VARIABLE: "1", FAILURES: str(failures)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
         if visible is not None:
@@ -105,7 +106,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             if devices == 1
             else ["kleiber.launch.ranks", str(folder), str(devices)]
         )
-        process = subprocess.Popen([sys.executable, "-m", *module], env=env)
+        process = subprocess.Popen(python_command(*module), env=env)
         with forward_signals(process, folder) as received:
             # Ray interrupts a task without a signal of the system, which would not end a wait without a time limit.
             while (code := process.poll()) is None:

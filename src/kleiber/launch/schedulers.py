@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from kleiber.config.child_process import SAFE, safe_children
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
@@ -97,7 +98,7 @@ class Submitit(Launcher):
             for group in groups:
                 executor = submitit.SlurmExecutor(home)
                 executor.update_parameters(**self.parameters(group[0]))
-                with executor.batch():
+                with safe_children(), executor.batch():
                     submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
                 jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
                 print_line(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}")
@@ -121,7 +122,7 @@ class Submitit(Launcher):
             "gpus_per_node": gpus,
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
             "array_parallelism": self.array_parallelism,
-            "setup": list(self.setup) or None,
+            "setup": [*(f"export {name}={value}" for name, value in SAFE.items()), *self.setup],
             "additional_parameters": {"signal": f"USR1@{WARNING_SECONDS}", "requeue": True},
         }
         return {name: value for name, value in options.items() if value is not None}
@@ -230,7 +231,11 @@ class Ray(Launcher):
         except ImportError:
             raise ConfigError("launcher=ray needs the package ray: pip install 'kleiber[ray]'") from None
         try:
-            ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with safe_children():
+                ray.init(
+                    address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                    runtime_env={"env_vars": SAFE},
+                )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"launcher.address={self.address}: no Ray cluster answers at this address ({error}); start one, or set "

@@ -10,6 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.errors import ConfigError
+from kleiber.config.model_size import check_model_memory
 from kleiber.config.targets import build
 from kleiber.data.evaluation_sets import DataSet, open_sets
 from kleiber.data.order import Reading
@@ -117,12 +119,18 @@ def native_model(path: Path) -> Transformer | None:
 
     Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
     """
-    from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_config import KINDS, hf_model_node, hf_vocab_size, read_config
     from kleiber.models.hf_pretrained import read_folder
     from kleiber.models.hf_twin import from_hf
 
     if read_config(path).get("model_type") not in KINDS:
         return None
+    try:
+        node = hf_model_node(path)
+    except ConfigError:  # `from_hf` decides what cannot be represented
+        node = None
+    if node is not None:
+        check_model_memory(node, hf_vocab_size(path), f"{path}: ")
     twin = read_folder(path)
     try:
         return from_hf(twin).eval()
