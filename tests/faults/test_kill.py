@@ -93,3 +93,16 @@ def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child
     assert found["exit_code"] is None and read_run(folder).status == "killed"
     steps = [row["trainer/global_step"] for row in found["history"] if "train/loss" in row]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 10
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no_further(child, once, tmp_path):
+    stop = "_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/tiny/loss,patience:1,min_delta:100"
+    options = [f"+callbacks.stop={{{stop}}}", "eval.every_steps=4"]
+    unbroken = once(*options)
+    assert child(*options, root="killed", at=("kleiber.training.callbacks.after_training.generate", 1)) == KILLED
+    assert child(*options, root="killed") == 0
+    (folder,) = tmp_path.glob("killed/*/*")
+    (expected,), (stage,) = (json.loads((run / "summary.json").read_text())["stages"] for run in (unbroken, folder))
+    assert stage["steps"] == 8
+    assert all(stage[key] == expected[key] for key in ("steps", "metrics", "curve", "checkpoint"))

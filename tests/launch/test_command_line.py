@@ -39,6 +39,24 @@ def test_options_of_hydra_and_their_short_forms_are_read():
 
 
 @pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["-sc", "install=bash"], "kleiber --install-completion"),
+        (["--shell-completion"], "kleiber --install-completion"),
+        (["--experimental-rerun", "x"], "kleiber reproduce"),
+        (["--config-path", "conf"], "--config-dir"),
+        (["-p", "model"], "--cfg job -p model"),
+        (["--resolve"], "--cfg job --resolve"),
+    ],
+)
+def test_a_flag_that_cannot_work_is_refused_with_the_right_flag(words, advice):
+    """FAULTS 128."""
+    with pytest.raises(ConfigError) as refused:
+        parse_flags(words)
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("words", "values"),
     [
         (["seed=0", "seed=1"], ["seed is set twice (0, 1)", "-m seed=0,1"]),

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
-from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
+from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
 from kleiber.records.closing_table import closing_table, next_commands
 from kleiber.records.continuation import continues_folder
@@ -83,7 +84,7 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
         composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
         print_line(usage(composer))
         return TrainResult(ExitCode.DONE, None)
-    if args.cfg or args.info or args.hydra_help or args.shell_completion:
+    if args.cfg or args.info or args.hydra_help:
         return TrainResult(print_by_hydra(composer, args), None)
     ranks.started_as_rank()
     sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
@@ -93,18 +94,25 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
 
 
 def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
-    """Prints the output of Hydra's flags --cfg, --info, --hydra-help and --shell-completion."""
-    composer.compose(args.overrides, validate_sweeps=False)
+    """Prints the output of Hydra's flags --cfg, --info and --hydra-help.
+
+    Raises ConfigError for a wrong --package, and for --cfg with the values of a sweep.
+    """
+    if args.cfg and args.multirun and any(line.is_sweep_override() for line in composer.parse(args.overrides)):
+        raise ConfigError("--cfg prints one config: set each key to one value; dry_run=true lists the cells of a sweep")
+    composed = composer.compose(args.overrides, validate_sweeps=bool(args.cfg))
     overrides = composer.prepare(args.overrides)
     name, hydra = composer.config_name, composer.hydra
     if args.cfg:
+        if args.package not in (None, "_global_") and OmegaConf.select(composed, args.package) is None:
+            raise ConfigError(
+                f"--package {args.package} must be a node of the config with a value, such as model or model.mlp"
+            )
         hydra.show_cfg(name, overrides, args.cfg, args.package, args.resolve)
     elif args.info:
         hydra.show_info(args.info, name, overrides)
-    elif args.hydra_help:
-        hydra.hydra_help(name, argparse.ArgumentParser(), args)
     else:
-        hydra.shell_completion(name, overrides)
+        hydra.hydra_help(None, flag_parser(), argparse.Namespace(overrides=[]))
     return ExitCode.DONE
 
 

@@ -163,7 +163,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if estimate["description"] and points == 1:  # which has parameters and compute already
         lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
-        return [*lines, f"time         not measured: {estimate['unmeasured']}"]
+        return [*lines, f"time         unknown: {estimate['unmeasured']}"]
     hours, workers = plan["seconds"] / 3600, max(1, min(plan["runs"], num_workers(configs[0])))
     duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
     if plan["runs"] == 1:
@@ -176,7 +176,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):
         lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:
-        lines.append(f"             runs that could not be measured count as similar ones: {estimate['unmeasured']}")
+        lines.append(f"             runs whose speed is unknown count as similar ones: {estimate['unmeasured']}")
     if plan["memory_bytes"]:
         lines.append(f"memory       about {plan['memory_bytes'] / 2**20:,.0f} MiB in the largest process")
     return lines

@@ -25,7 +25,16 @@ from kleiber.config.errors import ExitCode, Status
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.config.targets import build
 from kleiber.launch import process
-from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
+from kleiber.launch.run_cost import (
+    Models,
+    Speed,
+    StageCost,
+    UnknownSpeed,
+    count_costs,
+    measure,
+    shorten_config,
+    stage_key,
+)
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
@@ -135,7 +144,8 @@ class Prices:
     def measure(self) -> None:
         """Measures the largest run of every kind, then the smallest and a middle one, while there is time.
 
-        Of each `model_kind` a run is measured in any case, since no other run has its speed.
+        Of each `model_kind` a run is measured in any case, since no other run has its speed. Raises ConfigError for a
+        run that fails.
         """
         started = time.monotonic()
         for number in self.runs_to_measure():
@@ -144,8 +154,8 @@ class Prices:
                 continue
             try:
                 self.speeds[number] = self.measure_run(number)
-            except (ValueError, RuntimeError) as error:
-                self.unmeasured = str(error)
+            except UnknownSpeed as reason:
+                self.unmeasured = str(reason)
 
     def runs_to_measure(self) -> list[int]:
         """Returns positions in the order of measuring: the largest run of each kind, the smallest, a middle one."""
@@ -185,14 +195,14 @@ class Prices:
         return sum(cost.flops_per_step for cost in self.costs[number])
 
     def measure_run(self, number: int) -> Speed:
-        """Trains a few steps of a run in the scratch folder. Raises ValueError or RuntimeError when this fails."""
+        """Trains a few steps of a run in the scratch folder. Raises what `measure` raises."""
         config, folder = self.configs[number], self.scratch / f"measured{number}"
         self.train_start_point(config)
         short = shorten_config(config, self.costs[number], folder)
         write_config(folder, short, [])  # from which a later stage opens an earlier one
         hardware, models = build(DictConfig(short["trainer"])), Models()
         stages = plan_stages(short, hardware, models)
-        return measure(short, count_costs(stages, hardware, models), folder)
+        return measure(short, count_costs(stages, hardware, models), folder, config["trainer"].get("devices") or 1)
 
     def train_start_point(self, config: Config) -> None:
         """Trains two steps of the planned run from which `config` starts, so that its folder contains weights."""

@@ -93,8 +93,8 @@ class Sweep:
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
     def __call__(self, cfg: DictConfig) -> int:
-        """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
-        raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        """Raises NotImplementedError: Hydra wants a task function, which kleiber's launcher never calls."""
+        raise NotImplementedError("KleiberLauncher calls `run` with all cells")
 
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks all cells, runs the unfinished ones, and returns the exit codes of all, in order.

@@ -43,7 +43,7 @@ def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequ
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
     rows += [
         ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),
-        ("time", "measured in the first steps"),
+        ("time", "unknown until the first steps are measured"),
         ("folder", str(tree.folder)),
         *(("logger", line) for line in loggers),
         ("resume", f"repeat {command(['train', *overrides])}"),

@@ -100,6 +100,7 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
     Raises ValueError when a stage does not fit its data or the plan.
     """
     from kleiber.config.targets import build
+    from kleiber.runs.monitors import check_monitors
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 
@@ -114,10 +115,10 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
             "callbacks.checkpoints.sharded=true needs trainer=fsdp, whose ranks have shards of the weights: remove it, "
             "or set trainer=fsdp"
         )
-    if cfg.stages is None:
-        return Layout().stages(cfg, plan)
-    layout: Layout = build(cfg.stages)
-    return layout.stages(cfg, plan)
+    layout: Layout = Layout() if cfg.stages is None else build(cfg.stages)
+    stages = layout.stages(cfg, plan)
+    check_monitors(stages)
+    return stages
 
 
 class RankZeroRun:
