@@ -1,4 +1,4 @@
-"""What a fit of a law costs: processor time of one fit of 240 runs, and of a thousand refits for intervals (goals: 0.5 s
+"""What a fit of a law costs: processor time of one fit of 240 runs, and of 1,000 refits for intervals (goals: 0.5 s
 and 30 s). One thread; run it on an idle machine:
 
     python benchmarks/fit.py

@@ -171,7 +171,7 @@ NO_EFFECT = {
     **dict.fromkeys(("data.streaming", "data.shuffle_buffer"), "of more text: tests/runs/test_stage_streaming.py"),
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
-    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
+    **dict.fromkeys(("init", "retention", "adapter", "stages", "privacy"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: optimizers/test_schedules.py",
     **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens", "budget.epochs"), "config/test_stages_budget.py"),
@@ -272,6 +272,12 @@ def test_every_leaf_has_an_effect(launch, base):
         if outcome(launch(*options, f"{leaf}={text}", *clear)) == plain:
             idle.append(leaf)
     assert idle == []
+
+
+def test_every_leaf_has_another_value_or_a_reason_for_none():
+    """Fast, so that a new key is noticed at once and not by the test of its effect alone."""
+    values = [(leaf, value, another(leaf, value)) for base in BASES for leaf, value in with_effect(base).items()]
+    assert values and all(value != other for _, value, other in values)
 
 
 def test_the_bases_cover_every_class_of_a_run():
