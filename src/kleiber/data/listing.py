@@ -116,8 +116,8 @@ def with_columns(listing: Listing, columns: tuple[str, ...], name: str) -> Listi
         if suffix(file) in kinds and file not in json:
             absent = next(column for column in columns if column not in listing.columns[file])
             raise ConfigError(
-                f"data.text={absent}: {file} in data.path={name} has no such column, as other {suffix(file)} files have: "
-                "give the column this name in all of them, or move the file elsewhere; its columns are "
+                f"data.text={absent}: {file} in data.path={name} has no such column, unlike other {suffix(file)} "
+                "files: give the column this name in all of them, or move the file elsewhere; its columns are "
                 f"{', '.join(listing.columns[file])}"
             )
     chosen = replace(listing, texts=listing.texts | json)
@@ -166,13 +166,13 @@ def table_groups(listing: Listing, rows: bool = True) -> list[Group]:
     """Returns the tables of a listing in groups of one kind, and its texts as tables of one column.
 
     rows  whether tables are among them that can be read without a copy; if not, those of a group have equal columns,
-          and texts are none of them
+          as those of JSON always have, and texts are none of them
     """
     members: dict[tuple[str, tuple[str, ...]], list[tuple[str, File]]] = {}
     for split, file in listing.all_files():
         kind = ".txt" if file.name in listing.texts else suffix(file.path)
         if rows or (kind not in ROWS and kind != ".txt"):
-            key = kind, () if rows else listing.columns.get(file.name, ())
+            key = kind, listing.columns.get(file.name, ()) if kind == ".json" or not rows else ()
             members.setdefault(key, []).append((split, file))
     groups = []
     for (kind, _), files in members.items():
