@@ -35,7 +35,11 @@ def test_files_of_no_split_are_training_files() -> None:
 
 
 def test_shards_name_splits_where_a_split_is_among_them() -> None:
-    names = ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002-4f2a.parquet", "test-00000-of-00001.jsonl.gz"]
+    names = [
+        "data/train-00000-of-00002.parquet",
+        "data/train-00001-of-00002-4f2a.parquet",
+        "test-00000-of-00001.jsonl.gz",
+    ]
     assert shard_splits([*names, "README.md"]) == dict(zip(names, ("train", "train", "test"), strict=True))
     assert shard_splits(["train_sft-00000-of-00001.parquet"]) == {"train_sft-00000-of-00001.parquet": "train_sft"}
     assert shard_splits(["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]) is None

@@ -17,7 +17,9 @@ from kleiber.data.mixture import MixtureCorpus
 from kleiber.data.text import Text
 
 
-def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(row_files: dict[str, Path], cache: Path) -> None:
+def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(
+    row_files: dict[str, Path], cache: Path
+) -> None:
     memory = fsspec.filesystem("memory")
     for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"):
         memory.pipe(f"/bucket/rows{suffix}", row_files[suffix].read_bytes())
@@ -34,7 +36,9 @@ def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(row_
     assert sum(sizes) == 9 * len("of training") + 9 * len("of validation")
     left_out = {entry["name"]: entry["reason"] for entry in whole.manifest["parts"]["read"]["left_out"]}
     assert left_out == {"logo.png": "binary"}
-    assert [(entry.name, entry.reason) for entry in locate("memory://parts").left_out] == [(".hidden/c.jsonl", "hidden")]
+    assert [(entry.name, entry.reason) for entry in locate("memory://parts").left_out] == [
+        (".hidden/c.jsonl", "hidden")
+    ]
     before = fingerprint(locate("memory://parts"))
     memory.pipe("/parts/train/a.jsonl", b'{"text": "of tr@ining"}\n' * 9)
     assert fingerprint(locate("memory://parts")) != before
@@ -49,7 +53,9 @@ def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(row_
         ("{home}/*.bin", r"must contain text or tables; left out are 1 file, 9 bytes: 1 binary \(a\.bin\)"),
     ],
 )
-def test_a_pattern_or_url_that_stands_for_nothing_is_named(path: str, message: str, tmp_path: Path, cache: Path) -> None:
+def test_a_pattern_or_url_that_stands_for_nothing_is_named(
+    path: str, message: str, tmp_path: Path, cache: Path
+) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(9))
     place = path.format(home=tmp_path)
     with pytest.raises(ValueError, match=f"data.path={re.escape(place)}.*{message}"):
@@ -76,7 +82,9 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         ("{home}/set", ["set/part/x.jsonl"]),
     ],
 )
-def test_wildcards_and_links_may_be_anywhere_in_a_pattern_and_no_link_of_a_folder_is_followed(path: str, names: list[str], tmp_path: Path) -> None:
+def test_wildcards_and_links_may_be_anywhere_in_a_pattern_and_no_link_of_a_folder_is_followed(
+    path: str, names: list[str], tmp_path: Path
+) -> None:
     for name in ("p1", "p2", ".hidden", "set/part"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "x.jsonl").write_text("{}")

@@ -18,7 +18,7 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.pretrained_tokenizer import load_pretrained
-from kleiber.data.reading import Reading
+from kleiber.data.reading import NOTHING_READ, Reading
 from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
@@ -57,7 +57,7 @@ class TextCorpus:
     num_tokens: int = 0
     num_bytes: int = 0
     canaries: Sequence[Canary] = ()
-    reading: Reading = Reading()
+    reading: Reading = NOTHING_READ
 
 
 def content_hashes(corpus: Corpus) -> dict[str, str]:
@@ -180,7 +180,7 @@ class EncodedTable:
     root: Path
     folder: Path
     manifest: Json
-    reading: Reading = Reading()
+    reading: Reading = NOTHING_READ
 
     @property
     def checksums(self) -> list[str]:

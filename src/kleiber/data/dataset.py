@@ -16,16 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError
 from kleiber.data.cache import SCRATCH, is_full_disk
-from kleiber.data.input_files import (
-    WITHOUT,
-    Group,
-    Listing,
-    choose_config,
-    list_files,
-    only_tables,
-    require_equal_columns,
-    table_groups,
-)
+from kleiber.data.input_files import choose_config, list_files
+from kleiber.data.listing import WITHOUT, Group, Listing, only_tables, require_equal_columns, table_groups
 from kleiber.data.location import TABLES, Location, suffix
 from kleiber.data.read_errors import (
     DAMAGED,
@@ -91,13 +83,10 @@ def open_tables(
         else:
             require_equal_columns(listing, location.name)
             groups = table_groups(listing)
-            loaded = load_groups(location, groups, scratch)
-            unfit = [] if check is None or len(groups) == 1 else _without_columns(loaded, check, location.name)
-            listing = listing.without(
-                (name for number in unfit for name in groups[number].names), f"{WITHOUT}the columns"
-            )
+            loaded, unfit = _load_with_columns(location, groups, scratch, check)
+            listing = listing.without((name for group in unfit for name in group.names), f"{WITHOUT}the columns")
             with named_errors(location, None):
-                tables = _join([tables for number, tables in enumerate(loaded) if number not in unfit])
+                tables = _join(loaded)
         yield tables, notes_of(location, listing)
 
 
@@ -148,18 +137,34 @@ def load_groups(location: Location, groups: Sequence[Group], scratch: Path) -> l
         ]
 
 
-def _without_columns(groups: Sequence[Mapping[str, Dataset]], check: Check, name: str) -> list[int]:
-    """Returns the numbers of the groups that lack columns. Raises the ValueError of the first group if all do."""
-    errors: dict[int, ValueError] = {}
-    for number, tables in enumerate(groups):
+def _load_with_columns(
+    location: Location, groups: Sequence[Group], scratch: Path, check: Check | None
+) -> tuple[list[dict[str, Dataset]], list[Group]]:
+    """Returns the tables of the groups that `check` accepts, and the other groups; JSON may be no table at all.
+
+    Raises the ValueError of the first group if there is no other one that `check` accepts.
+    """
+    loaded: list[dict[str, Dataset]] = []
+    errors: list[tuple[Group, ValueError]] = []
+    for group in groups:
+        is_json = all(suffix(name) == ".json" for name in group.names)
         try:
-            for table in tables.values():
-                check(table, name)
+            (tables,) = load_groups(location, [group], scratch)
         except ValueError as error:
-            errors[number] = error
-    if len(errors) == len(groups):
-        raise errors[0]
-    return [*errors]
+            if len(groups) == 1 or not is_json:
+                raise
+            errors.append((group, error))
+            continue
+        try:
+            if check is not None and len(groups) > 1:
+                for table in tables.values():
+                    check(table, location.name)
+            loaded.append(tables)
+        except ValueError as error:
+            errors.append((group, error))
+    if not loaded:
+        raise errors[0][1]
+    return loaded, [group for group, _ in errors]
 
 
 def _join(groups: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kleiber.data.input_files import WITHOUT, describe_files
+from kleiber.data.listing import WITHOUT, describe_files
 from kleiber.data.location import Location
 from kleiber.data.overlap import describe_overlap, overlap_warning
 from kleiber.types import Json
@@ -23,6 +23,9 @@ class Reading:
     files: tuple[str, ...] = ()
     overlap: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+NOTHING_READ = Reading()
 
 
 def read_from(name: str, location: Location, manifest: Json, count: int | None, unit: str) -> Reading:

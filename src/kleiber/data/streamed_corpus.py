@@ -19,7 +19,8 @@ from kleiber.data.cache import cache_root, digest
 from kleiber.data.contents import fingerprint, read_contents
 from kleiber.data.corpus import TextCorpus, choose_tokenizer
 from kleiber.data.dataset import named_errors, notes_of, standard_splits
-from kleiber.data.input_files import list_files, table_groups, with_columns
+from kleiber.data.input_files import list_files
+from kleiber.data.listing import table_groups, with_columns
 from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
 from kleiber.data.reading import read_from
