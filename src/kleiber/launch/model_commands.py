@@ -5,6 +5,7 @@ Each command imports what it needs only when it is called.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -145,15 +146,31 @@ def existing(subject: Path) -> Path:
     return subject
 
 
+def license_name(value: str | None) -> str | None:
+    """Returns the value of --license. Raises ValueError for what cannot be a name of a license on the hub."""
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", value):
+        raise ValueError(f"--license {value} must be the name of a license, such as apache-2.0, cc-by-4.0 or other")
+    return value
+
+
+License = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", callback=license_name, help="License of the weights, which the model card states: apache-2.0."
+    ),
+]
+
+
 def export_run(
     run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    license: License = None,
 ) -> None:
     """Write a run as a Hugging Face folder: config, safetensors, tokenizer and a model card."""
     existing(Path(run))
     from kleiber.runs.huggingface import export
 
-    export(run, out)
+    export(run, out, license)
     print_line(f"wrote {out}; its README.md shows how to load it with transformers")
 
 
@@ -178,9 +195,10 @@ def push(
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Commit to this branch, and create it if it does not exist.")
     ] = None,
+    license: License = None,
 ) -> None:
     """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
     existing(Path(run))
     from kleiber.runs.hub_upload import push
 
-    print_line(f"uploaded {run}: {push(run, repository, private, revision)}")
+    print_line(f"uploaded {run}: {push(run, repository, private, revision, license)}")
