@@ -176,20 +176,38 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
         _CtrlC.count *= bool(_CtrlC.last_acts)
 
 
-def exit_on_interrupt() -> None:
-    """Makes Ctrl-C end this process at once with exit code 130, wherever no `on_preemption` is active.
+def exit_on_signals() -> None:
+    """Makes SIGINT, SIGTERM and SIGUSR1 end this process at once, wherever no `on_preemption` is active.
 
-    Does nothing where the process ignores SIGINT. Called where a process begins, and has nothing to save.
+    The exit code is 130 or 75. A signal that the process ignores stays ignored. Called where a process begins, before
+    it imports what takes seconds, and has nothing to save. Signals that came while the process was started under
+    `signals_held` come now.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _exit_at_once)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit_at_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Holds signals back from this thread, and from a process that is started within until its `exit_on_signals`.
+
+    Python would otherwise answer Ctrl-C in such a process with a traceback, before the first line of kleiber runs.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with(code: int) -> NoReturn:
-    """Ends this process with an exit code, which a late Ctrl-C does not change to death by the signal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends this process with an exit code, which a late signal does not change."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _exit_at_once(number: int, frame: object) -> None:
-    os._exit(ExitCode.INTERRUPTED)
+    os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.PREEMPTED)

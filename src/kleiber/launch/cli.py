@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
-from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
+from kleiber.config.errors import ExitCode
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
@@ -103,10 +103,9 @@ AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_o
 @app.command(cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
 def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
-    exit_on_interrupt()  # importing the rest takes a second
     from kleiber.launch.main import main
 
-    exit_with(main(overrides or [], typed=True))
+    raise typer.Exit(main(overrides or [], typed=True))
 
 
 @app.command(cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})

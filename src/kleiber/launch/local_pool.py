@@ -21,11 +21,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
+from kleiber.config.errors import (
+    ConfigError,
+    ExitCode,
+    Interrupted,
+    Preempted,
+    Status,
+    on_preemption,
+    preempted_by,
+    signals_held,
+)
 from kleiber.config.model_size import available_cores
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
@@ -37,17 +47,16 @@ from kleiber.types import Count, Natural
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
 
-def fork_server(start: bool = False) -> ForkServerContext:
-    """Returns the context that forks processes from the fork server.
+def fork_server() -> ForkServerContext:
+    """Starts the fork server, unless it runs, and returns the context that forks processes from it.
 
-    start  starts the server now, so that it imports while this process does something else
+    The server imports while this process does something else.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kleiber.launch.preload"])
-    if start:
-        from multiprocessing import forkserver
-
+    resource_tracker.ensure_running()  # which lets signals through that are held
+    with signals_held():
         forkserver.ensure_running()
     return context
 
@@ -284,7 +293,7 @@ class Process(Launcher):
 
     def warm_up(self) -> None:
         """Starts the fork server, which imports torch while the cells are composed."""
-        fork_server(start=True)
+        fork_server()
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         """Runs the cells and returns exit codes by folder."""

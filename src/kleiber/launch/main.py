@@ -19,7 +19,7 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_signals, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
@@ -232,5 +232,5 @@ def compose_config(overrides: Sequence[str] = ()) -> Json:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main())

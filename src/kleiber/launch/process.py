@@ -25,7 +25,7 @@ from kleiber.config.errors import (
     Preempted,
     RankTimeout,
     Status,
-    exit_on_interrupt,
+    exit_on_signals,
     exit_with,
     on_preemption,
     preempted_by,
@@ -219,5 +219,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main(sys.argv[1:]))
