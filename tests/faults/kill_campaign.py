@@ -213,7 +213,9 @@ def describe(result: Result) -> str:
     aims = ", ".join(f"{aim} {number}" for aim, number in sorted(result.kills.items()))
     outcome = f"{result.runs - bool(result.different)}/{result.runs} equal"
     counts = f"{sum(result.kills.values()):3} kills ({aims})  {result.signals} signals  {result.starts:3} starts"
-    return f"{result.kind:14} {counts}  {outcome}  {result.seconds:.0f} s  {dict(result.codes)}  {result.different or ''}"
+    return (
+        f"{result.kind:14} {counts}  {outcome}  {result.seconds:.0f} s  {dict(result.codes)}  {result.different or ''}"
+    )
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ KINDS = {
     ),
     "latency": Kind(["model=moe", "callbacks=latency", "callbacks.latency.batches=[1]", "callbacks.latency.repeats=1"]),
     "positions": Kind(["callbacks=positions", "callbacks.positions.tokens=1024"]),
-    "evaluations": Kind(["evals=[perplexity,pairs]", "eval.every_tokens=2560"]),
+    "evaluations": Kind(["evals=[perplexity]", "eval.every_tokens=2560"]),
     "streaming": Kind(
         ["data.path={text}", "data.streaming=true", "data.shuffle_buffer=2000", "data.max_bytes=null"],
         constants=SMALL_BLOCKS,
@@ -148,7 +148,7 @@ def facts(root: Path) -> dict[str, Any]:
         results[path.name] = without_times(json.loads(path.read_text()))
     for path in sorted(root.glob("*/runs.jsonl.gz")):
         rows = {}
-        for line in gzip.open(path, "rt"):
+        for line in gzip.decompress(path.read_bytes()).splitlines():
             row = without_times(json.loads(line))
             rows[row["run"]] = {key: row["summary"][key] for key in ("status", "stages")}
         results[path.name] = rows

@@ -20,7 +20,7 @@ from faults.kill_kinds import AIMS, Kind
 from processes import alive, rank_of
 from small_run import REPOSITORY
 
-from kleiber.config.errors import exit_on_interrupt
+from kleiber.config.errors import exit_on_signals
 from kleiber.records.locks import holder, is_locked
 
 LIMIT_SECONDS = 300.0  # of a start
@@ -93,7 +93,7 @@ class Start:
         self.instrument()
         from kleiber.launch.main import main
 
-        exit_on_interrupt()
+        exit_on_signals()
         code = main(command)
         if self.hit is None:
             self.count_file.write_text(json.dumps(self.calls))

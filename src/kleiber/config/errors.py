@@ -84,7 +84,11 @@ class Interrupted(Preempted):
     status = Status.INTERRUPTED
 
 
-class RankTimeout(RuntimeError):
+class RankLost(RuntimeError):
+    """The connection to another rank broke."""
+
+
+class RankTimeout(RankLost):
     """Another rank did not answer within trainer.rank_timeout seconds."""
 
 
@@ -140,7 +144,7 @@ def pending_signal() -> int:
 def is_handled(number: int) -> bool:
     """Whether kleiber handles a signal: not a SIGINT that is ignored (under nohup), or that another library handles."""
     handler = signal.getsignal(number)
-    return number != signal.SIGINT or handler in (signal.default_int_handler, _exit_at_once) or bool(_CtrlC.last_acts)
+    return number != signal.SIGINT or handler in (signal.default_int_handler, exit_at_once) or bool(_CtrlC.last_acts)
 
 
 @contextmanager
@@ -185,7 +189,7 @@ def exit_on_signals() -> None:
     """
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _exit_at_once)
+            signal.signal(number, exit_at_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
@@ -209,5 +213,6 @@ def exit_with(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _exit_at_once(number: int, frame: object) -> None:
+def exit_at_once(number: int, frame: object) -> None:
+    """Ends this process with the exit code of a signal: the handler of one that has nothing to save."""
     os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.PREEMPTED)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.errors import exit_on_signals, signals_held
 from kleiber.config.model_size import available_cores
 from kleiber.config.stages import Quantity
 from kleiber.data.sources import SPLITS, Document, Source, SourceText, limit_bytes
@@ -258,7 +259,8 @@ def _start_worker(paths: list[str]) -> subprocess.Popen[str]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as listed:  # the worker has a copy of the open file
         listed.write("".join(f"{path}\n" for path in paths))
         listed.seek(0)
-        return subprocess.Popen(command, stdin=listed, stdout=subprocess.PIPE, text=True, encoding="ascii")
+        with signals_held():
+            return subprocess.Popen(command, stdin=listed, stdout=subprocess.PIPE, text=True, encoding="ascii")
 
 
 def main() -> None:
@@ -270,4 +272,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

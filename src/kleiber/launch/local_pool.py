@@ -178,7 +178,7 @@ class Pool:
         if stopped:
             interrupted = code == ExitCode.INTERRUPTED or self.signals[:1] == ["SIGINT"]
             final = Status.INTERRUPTED if interrupted else Status.PREEMPTED
-            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=Status.PREEMPTED)
+            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=(Status.PREEMPTED,))
         elif code:
             final = Status.KILLED if code < 0 else Status.FAILED
             write_final_status(job.cell.folder, final, f"ended with {end}; see log.txt")

@@ -31,6 +31,7 @@ from kleiber.records.folder import cell_folder
 from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.defaults import changed_defaults
+from kleiber.runs.equal_ranks import check_equal_configs
 from kleiber.runs.inherit import complete_config
 from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
@@ -125,6 +126,8 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
         set_devices(config, overrides)
     check(config)
     check_memory(config)
+    if ranks.started_as_rank():  # each of them has composed a config
+        check_equal_configs(config)
     with continuation.config_kept_until_trained(config) if ranks.rank() == 0 else nullcontext():
         return train_checked(config, overrides, model)
 

@@ -23,7 +23,7 @@ from kleiber.config.errors import (
     ExitCode,
     Interrupted,
     Preempted,
-    RankTimeout,
+    RankLost,
     Status,
     exit_on_signals,
     exit_with,
@@ -190,7 +190,7 @@ def print_error(error: Exception) -> int:
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
         print(f"kleiber: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
-    if isinstance(error, RankTimeout):
+    if isinstance(error, RankLost):
         print(f"kleiber: {error}", file=sys.stderr)
         return ExitCode.FAILED
     traceback.print_exception(error)

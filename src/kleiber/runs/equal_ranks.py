@@ -12,10 +12,15 @@ import os
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, RankTimeout, listed
 from kleiber.config.nested import flatten
 from kleiber.types import Config
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 ABSENT = "absent"
 POLL_SECONDS = 0.01
@@ -47,25 +52,43 @@ def check_equal(values: Mapping[str, str], timeout: float | None = None) -> None
 def exchange(text: str, timeout: float) -> list[str]:
     """Returns the texts of all ranks, in order. Raises RankTimeout where one does not come within `timeout` seconds."""
     from torch.distributed import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
-    meeting, rank, ranks = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout))))
-    store = PrefixStore(f"kleiber/{next(ROUNDS)}", meeting)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = PrefixStore(f"kleiber/{next(ROUNDS)}", meeting_store(int(os.environ["MASTER_PORT"]), timeout))
     store.set(str(rank), text)
     keys, until = [str(number) for number in range(ranks)], time.monotonic() + timeout
     while not store.check(keys):  # a blocking wait would hold back the signal that ends this process
         if time.monotonic() > until:
-            missing = ", ".join(key for key in keys if not store.check([key]))
-            raise RankTimeout(f"rank {missing} did not start within trainer.rank_timeout={timeout:g} seconds")
+            missing = [key for key in keys if not store.check([key])]
+            raise RankTimeout(f"rank {listed(missing)} did not start within trainer.rank_timeout={timeout:g} seconds")
         time.sleep(POLL_SECONDS)
     texts = [store.get(key).decode() for key in keys]
-    if rank == 0:  # which may keep the store: it stays until all ranks have read
-        store.add("read", 1)
-        while store.add("read", 0) < ranks and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-    else:
-        store.add("read", 1)
+    read = store.add("read", 1)
+    while rank == 0 and read < ranks and time.monotonic() < until:  # the store may end with this process
+        time.sleep(POLL_SECONDS)
+        read = store.add("read", 0)
     return texts
+
+
+@cache
+def meeting_store(port: int, timeout: float) -> Store:
+    """Returns the store of torchrun's agent, or that of rank 0, at which the ranks of this process meet.
+
+    It stays for the whole process: another rank may be ahead, and have written to it already.
+
+    port  MASTER_PORT, which tells the ranks of one run from those of the next one in this process
+    """
+    from torch.distributed import TCPStore
+
+    serves = os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        port,
+        is_master=serves,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,  # which would hold back signals too
+        multi_tenant=True,  # PyTorch's own store is at the same port
+    )
 
 
 def describe_differences(values: list[dict[str, str]]) -> list[str]:

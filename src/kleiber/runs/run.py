@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
+from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankLost, Status
 from kleiber.records.continuation import continues_folder
 from kleiber.records.environment import cpu_name
 from kleiber.records.folder import config_hash
@@ -37,15 +37,23 @@ def train(config: Config, folder: Path, overrides: Sequence[str] = ()) -> int:
     the user can correct, such as a setting that does not fit the data, before anything is trained.
     """
     from kleiber.config.targets import build
-    from kleiber.runs.inputs import check_inputs, run_inputs
+    from kleiber.runs.equal_ranks import check_equal, check_equal_configs
+    from kleiber.runs.inputs import check_inputs, run_inputs, start_inputs
     from kleiber.runs.stage import run_tree
     from kleiber.runs.stage_tree import Tree
+    from kleiber.training.step import rank_errors
 
     hardware = build(config["trainer"])
     hardware.prepare()
-    with activity("planning the stages"):
+    with activity("planning the stages"), rank_errors():
+        timeout = config["trainer"].get("rank_timeout")
+        if hardware.world_size > 1:  # before models of other sizes are built together
+            check_equal_configs(config)
+            check_equal(start_inputs(OmegaConf.create(dict(config))), timeout)
         stages = plan_stages(config, hardware)
-    summary, inputs = Summary(folder), run_inputs(stages)
+        inputs = run_inputs(stages)
+        check_equal(inputs, timeout)
+    summary = Summary(folder)
     check_inputs(summary.values.get("inputs") or {}, inputs, folder)
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
     if is_changed(config, summary):
@@ -192,7 +200,7 @@ class RankZeroRun:
             self.summary.update(status=reason.status, error=str(reason))
             print(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
             return reason.status.exit_code
-        except (ConfigError, RankTimeout) as error:  # the caller prints it in one line
+        except (ConfigError, RankLost) as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
             raise
         except Exception as error:

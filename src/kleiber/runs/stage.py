@@ -38,7 +38,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.memory import reset_peak_memory
 from kleiber.training.private_step import poisson_stream
-from kleiber.training.step import Rollback
+from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
@@ -75,7 +75,8 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
             print(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", file=sys.stderr)
         if model is None:
             model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
-        tree.done[stage.name] = run_stage(tree, stage, model).to_json()
+        with rank_errors():
+            tree.done[stage.name] = run_stage(tree, stage, model).to_json()
         model = None
         put(tree.done[stage.name])
         if tree.hardware.rank == 0 and stage.continues:

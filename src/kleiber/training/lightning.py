@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from kleiber.config.errors import Interrupted
-from kleiber.training.step import rank_timeouts
+from kleiber.training.step import rank_errors
 from kleiber.types.batch import Batch
 
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
@@ -135,7 +135,7 @@ def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], sta
     _set_step(trainer, start)
     device = trainer.strategy.root_device
     try:
-        with rank_timeouts():
+        with rank_errors():
             trainer.fit(module, train_dataloaders=batches)
     except SystemExit as error:
         raise Interrupted("SIGINT: no new checkpoint was written") from error  # which Lightning turned into an exit
