@@ -193,7 +193,7 @@ class Start:
     def lock_holders(self) -> set[int]:
         """The processes that hold locks of runs."""
         folders = [path.parent for path in self.root.glob("*/*/.lock")]
-        holders = [holder(folder) for folder in folders if is_locked(folder)]
+        holders = [holder(folder).split()[-1] for folder in folders if is_locked(folder)]
         return {int(pid) for pid in holders if pid.isdigit()} - {os.getpid()}
 
     def others(self) -> dict[int, str]:

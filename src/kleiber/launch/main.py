@@ -192,7 +192,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
     if config["dry_run"]:
         return where, False
     if ranks.rank() == 0 and is_locked(where):
-        raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
+        raise ConfigError(f"{where} is in use by {holder(where)}: wait for that process, or end it")
     if ranks.rank() == 0:
         continuation.warn_without_effect({where: config})
     if resume == "never" and ranks.rank() == 0:
