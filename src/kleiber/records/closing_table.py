@@ -41,6 +41,8 @@ def closing_table(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     table.add_row("folder", Text(str(folder)))
+    for warning in summary.get("warnings", []):
+        table.add_row("warning", Text(warning))
     console = Console(width=110)
     console.print(table)
     if summary.get("R"):

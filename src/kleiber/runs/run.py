@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankLost, Status
 from kleiber.records.continuation import continues_folder
+from kleiber.records.directory_lock import is_replaced
 from kleiber.records.environment import cpu_name
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
@@ -228,7 +229,7 @@ class RankZeroRun:
 
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""
-        if not (self.folder / "config.yaml").is_file():
+        if is_replaced(self.folder) or not (self.folder / "config.yaml").is_file():
             print(
                 f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", file=sys.stderr
             )
@@ -268,7 +269,14 @@ class RankZeroRun:
                 loggers.append(logger)
             elif logger is not None:
                 loggers.append(mirror_logger(logger, f"logger.{key}", available["run_config"]))
+        for logger in loggers:
+            logger.warn = self.note_warning
         return loggers
+
+    def note_warning(self, text: str) -> None:
+        """Prints a warning and notes it in summary.json, which the closing table shows."""
+        print(f"warning: {self.folder}: {text}", file=sys.stderr)
+        self.summary.update(warnings=[*self.summary.values.get("warnings", []), text])
 
     def _write_stage(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and sends it to the loggers."""

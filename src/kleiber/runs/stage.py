@@ -140,6 +140,8 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
             name = stage.name if len(tree.stages) > 1 else None
+            if resumed and record.curve:
+                logger.expect_rows(start)
             logger.begin(name, start if resumed else 0, tree.axis(stage))
     micro_batch = resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None)
     lit = build_lit(stage, model, methods, micro_batch, state)
