@@ -156,7 +156,7 @@ class Start:
     def hit_in_time(self) -> None:
         """Waits for the time of the hit, and sends the signal, unless the command has ended."""
         assert self.hit is not None
-        if self.kind.entry:
+        if self.kind.entry and self.hit.step is None:
             self.wait_until(lambda: catches(self.pid, signal.SIGTERM))
         elif self.hit.stage_begun:
             self.wait_until(self.has_begun)

@@ -7,7 +7,6 @@ Ctrl-C (SIGINT) does the same with exit code 130; a second Ctrl-C ends the proce
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -18,7 +17,6 @@ from difflib import get_close_matches
 from enum import IntEnum, StrEnum
 from typing import ClassVar, NoReturn
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of a used-up quota
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

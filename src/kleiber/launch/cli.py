@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode
+from kleiber.config.system_errors import describe
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
@@ -195,6 +196,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"kleiber: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
     except Exception as error:
+        if text := describe(error):
+            print(f"kleiber: {text}", file=sys.stderr)
+            return ExitCode.FAILED
         show = getattr(error, "show", None)  # of a click exception, which typer imports from a private copy of click
         if show is None:
             raise

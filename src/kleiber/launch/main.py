@@ -57,10 +57,10 @@ def exit_code(argv: list[str], typed: bool) -> int:
         return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
             return process.print_error(error)
-        return ExitCode.BAD_INPUT
+        return ExitCode.BAD_INPUT if isinstance(error, ConfigError) else ExitCode.FAILED
 
 
 class TrainResult(NamedTuple):

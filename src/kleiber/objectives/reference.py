@@ -116,7 +116,7 @@ def _read(folder: Path, data: Mapping[str, str]) -> tuple[dict[str, str], Values
 def _write(folder: Path, description: Mapping[str, str], values: Values) -> None:
     """Writes each file atomically, the description last. Every rank writes the same files."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{REFERENCE}-{os.getpid()}"
+    part = folder / f".{REFERENCE}.part-{os.getpid()}"
     with open(part, "wb") as file:
         np.savez(file, **values)  # type: ignore[arg-type]
     os.replace(part, folder / f"{REFERENCE}.npz")

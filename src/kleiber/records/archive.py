@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
+from kleiber.config.system_errors import naming
 from kleiber.records.files import DamagedFile, parse_json, refuse_interpolations
 from kleiber.types import Json, Row
 
@@ -50,7 +51,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         return
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
-    with open(path, "ab+") as file:
+    with naming(path), open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         ends = [end for _, end in gzip_members(file.read(), path)]

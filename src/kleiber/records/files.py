@@ -22,7 +22,8 @@ from typing import TypeVar
 
 import yaml
 
-from kleiber.config.errors import NO_SPACE, ConfigError
+from kleiber.config.errors import ConfigError
+from kleiber.config.system_errors import NO_SPACE
 from kleiber.records.locks import sweep_parts
 from kleiber.types import Json
 

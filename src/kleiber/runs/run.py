@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankLost, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, RankLost, Status
+from kleiber.config.system_errors import describe
 from kleiber.records.continuation import continues_folder
 from kleiber.records.directory_lock import is_replaced
 from kleiber.records.environment import cpu_name
@@ -234,9 +235,8 @@ class RankZeroRun:
                 f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", file=sys.stderr
             )
             return ExitCode.FAILED
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            text = f"{error.strerror}; free some space in {self.folder}, then run the same command again to continue"
-            print(f"kleiber: {text}", file=sys.stderr)
+        if text := describe(error):
+            print(f"kleiber: {text}, then run the same command again to continue {self.folder}", file=sys.stderr)
         else:
             traceback.print_exception(error)
         try:

@@ -32,6 +32,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from kleiber.config.system_errors import naming
 from kleiber.records.files import DamagedFile, file_sha256, full_disk_error, read_json, rename_aside
 from kleiber.records.summary_file import warn_once
 from kleiber.training import shard_files
@@ -186,7 +187,8 @@ def _commit(part: Path, final: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
