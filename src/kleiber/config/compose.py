@@ -26,7 +26,7 @@ from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
-from kleiber.config.overrides import budget_nulls, null_first, refuse_without_effect
+from kleiber.config.stages import LIMITS
 from kleiber.types import Json
 
 Composed = TypeVar("Composed")
@@ -224,10 +224,9 @@ class Composer:
 def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     """Returns the config as plain data, without the node `hydra`, which is removed, and the name of the chosen model.
 
-    Raises ConfigError for a key that has no value, and for an override without an effect.
+    Raises ConfigError for a key that has no value.
     """
     model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
-    overrides = [str(line) for line in OmegaConf.select(cfg, "hydra.overrides.task", default=[])]
     with open_dict(cfg):
         cfg.pop("hydra")  # a copy of the other keys would take longer than all else here
     try:
@@ -237,7 +236,6 @@ def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(config, dict)
-    refuse_without_effect(overrides, config)
     complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
     for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}
@@ -259,16 +257,40 @@ def chosen_names(override: Override) -> Iterator[str]:
         yield str(value)
 
 
+def budget_nulls(overrides: list[Override]) -> list[str]:
+    """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
+    names = {f"budget.{name}" for name in LIMITS}
+    for key in (o.key_or_group for o in overrides if o.key_or_group.startswith(tuple(f"{name}." for name in names))):
+        raise ConfigError(f"{key} is a key of a number: write {key.rpartition('.')[0]}=NUMBER")
+    lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
+    limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
+    if len(limits) > 1:
+        raise ConfigError(f"{' and '.join(limits.values())} exclude each other: set only one")
+    if not limits:
+        return []
+    return [f"++budget.{name}=null" for name in LIMITS if f"budget.{name}" not in lines]
+
+
+def null_first(prepared: list[str], message: str) -> list[str] | None:
+    """Returns the overrides with a null before the one that Hydra could not merge; None where that does not help.
+
+    Hydra merges a value into that of the files, and so refuses a dictionary for a list, or a list for a dictionary.
+    The null has no `++`, because a sweep keeps one override of each spelling of a key.
+    """
+    line = message.partition("Error merging override ")[2].partition("\n")[0].strip()
+    clear = f"{line.partition('=')[0].lstrip('+')}=null"
+    if line not in prepared or clear in prepared:
+        return None
+    at = prepared.index(line)
+    return [*prepared[:at], clear, *prepared[at:]]
+
+
 def explain(error: Exception) -> str:
     """Returns Hydra's message without its advice to write `+key` and without the list of search paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     drop = (
-        "To append to your config",
-        "Set the environment variable",
-        "Config search path",
-        "provider=",
-        "object_type=",
-    )
+        "To append to your config", "Set the environment variable", "Config search path", "provider=", "object_type=",
+    )  # fmt: skip
     if any("No match in the defaults list" in line for line in lines):
         group = lines[0].split("'")[1]
         return f"{group} cannot be chosen with these choices (model/router, for example, needs model=moe)"
