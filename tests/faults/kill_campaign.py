@@ -195,8 +195,8 @@ def campaign(home: Path, kills: int, kinds: list[str], seed: int = 0, out: Path 
     places = {"{base}": str(folder.parent), "{more}": str(home / "more.txt"), "{text}": str(home / "text")}
     for number, name in enumerate(kinds):
         kind = KINDS[name]
-        often = [text for text in OFTEN if not text.startswith(kind.without or ("\0",))]
-        command = last_of_each([*TINY, *often, *kind.overrides])
+        usual = [text for text in (*TINY, *OFTEN) if not text.startswith(kind.without or ("\0",))]
+        command = last_of_each([*usual, *kind.overrides])
         for key, value in places.items():
             command = [text.replace(key, value) for text in command]
         share = kills // len(kinds) + (number < kills % len(kinds))

@@ -56,7 +56,7 @@ class Kind:
     overrides     of its command, besides those of a small run; {base} is a trained run, {more} another text, {text} a
                   larger one, {root} the folder of this run
     aims          where it is killed, in turn
-    without       beginnings of overrides of OFTEN that it does not have
+    without       beginnings of overrides of a small run that it does not have
     in_processes  whether other processes than the first one train
     entry         whether the command is started as `python train.py`, and so is killed while it imports too
     constants     values of constants of modules
@@ -131,6 +131,7 @@ KINDS = {
         ["study=compare", "design.arms={plain:{},dropout:{model.dropout:0.2}}", "design.lrs=[0.01]", "design.seeds=2"],
         PROCESSES,
         in_processes=True,
+        without=("callbacks.samples",),
     ),
 }
 TIMES = ("speed/", "latency/")

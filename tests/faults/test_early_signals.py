@@ -22,7 +22,7 @@ COMMANDS = {
     "ranks": ["train.py", *RUN, "trainer=ddp", "trainer.devices=2"],
     "dry run": ["train.py", *RUN, "dry_run=true"],
     "report": ["-m", "kleiber", "report", "{study}"],
-    "fit": ["-m", "kleiber", "fit", "{table}", "--law", "power", "--map", "X=x,L=y"],
+    "fit": ["-m", "kleiber", "fit", "{table}", "--law", "power", "--map", "C=x,L=y"],
     "eval": ["-m", "kleiber", "eval", "{study}/run", "--evals", "perplexity"],
     "runs": ["-m", "kleiber", "runs", "{study}"],
 }

@@ -39,7 +39,7 @@ from kleiber.records.locks import scratch_folder
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # variables that torchrun or SLURM sets in every rank
-CELL_VARIABLE, FAILURES = "KLEIBER_CELL", "KLEIBER_FAILURES"
+CELL_VARIABLE, FAILURES, PARENT = "KLEIBER_CELL", "KLEIBER_FAILURES", "KLEIBER_PARENT"
 STOP_SECONDS = 40  # that an agent may take to end its ranks
 ADVICE = {"killed by SIGKILL": ", as the system does where memory runs out"}
 
@@ -105,7 +105,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     """
     with scratch_folder("kleiber-ranks-") as failures:
         env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        env |= {CELL_VARIABLE: "1", FAILURES: str(failures)}
+        env |= {CELL_VARIABLE: "1", FAILURES: str(failures), PARENT: str(os.getpid())}
         env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
@@ -114,9 +114,10 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             if devices == 1
             else ["kleiber.launch.ranks", str(folder), str(devices)]
         )
-        with signals_held():
-            process = subprocess.Popen([sys.executable, "-m", *module], env=env)
-        with forward_signals(process, folder) as received:
+        with contextlib.ExitStack() as stack:
+            with signals_held():
+                process = subprocess.Popen([sys.executable, "-m", *module], env=env)
+                received = stack.enter_context(forward_signals(process, folder))
             # Ray interrupts a task without a signal of the system, which would not end a wait without a time limit.
             while (code := process.poll()) is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,13 +125,14 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         if code == ExitCode.DONE:
             return code
         failure = first_failure(failures, devices)
-        if failure is None:
-            failure = Failure(code if code > 0 else ExitCode.FAILED, end_of(code), is_cause=True)
-            print(f"kleiber: {' '.join(module)}: {failure.error}", file=sys.stderr)
         # Ranks that had not started to train could not save, so the signal decides about the status.
-        if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED):
+        stopped = (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED)
+        if received and (failure is None or status(folder) in stopped):
             reason = preempted_by(received[0], "")
             failure = Failure(reason.status.exit_code, str(reason))
+        elif failure is None:
+            failure = Failure(code if code > 0 else ExitCode.FAILED, end_of(code), is_cause=True)
+            print(f"kleiber: {' '.join(module)}: {failure.error}", file=sys.stderr)
     record_end(folder, failure)
     return failure.code
 
@@ -246,9 +248,14 @@ def write_record(number: int, **facts: object) -> None:
 
 
 def end_with_parent(signal_number: int) -> None:
-    """Asks the kernel to send `signal_number` to this process when its parent dies. Does nothing outside Linux."""
+    """Asks the kernel to send `signal_number` to this process when its parent dies, or sends it if it has died already.
+
+    Does nothing outside Linux.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal_number)
 
 
 def redirect_rank_output(folder: Path) -> None:
@@ -274,7 +281,7 @@ def run_agent(folder: str, devices: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process forwards Ctrl-C as SIGTERM
     exit_on_signals()
     end_with_parent(signal.SIGTERM)
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    os.environ |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT", PARENT: str(os.getpid())}
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
