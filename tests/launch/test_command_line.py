@@ -80,3 +80,30 @@ def test_the_commands_refuse_a_repeated_key(command, capsys):
     except SystemExit as end:
         code = end.code
     assert code == 2 and "seed is set twice (0, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.mlp.hidden=8 model.mlp=null", "callbacks.log.every=3 seed=1 ~callbacks.log",
+        "+optimizer.lr.x=1 optimizer.lr=0.1", "callbacks.samples.length=8 callbacks.samples=null",
+    ],
+)  # fmt: skip
+def test_a_key_whose_node_a_later_override_replaces_is_refused_with_both(line):
+    """FAULTS 109."""
+    with pytest.raises(ConfigError) as error:
+        refuse_repeated_keys(line.split())
+    assert line.split()[0] in str(error.value) and line.split()[-1] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.depth=3 model=moe",
+        "model.mlp=null model.mlp.hidden=8",
+        "model.mlp.k=1 model.mlp={hidden:8}",
+        "a.b=1 a.bc=2",
+    ],
+)
+def test_a_key_that_is_merged_or_set_later_is_accepted(line):
+    refuse_repeated_keys(line.split())

@@ -261,6 +261,8 @@ def chosen_names(override: Override) -> Iterator[str]:
 def budget_nulls(overrides: list[Override]) -> list[str]:
     """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
     names = {f"budget.{name}" for name in LIMITS}
+    for key in (o.key_or_group for o in overrides if o.key_or_group.startswith(tuple(f"{name}." for name in names))):
+        raise ConfigError(f"{key} is a key of a number: write {key.rpartition('.')[0]}=NUMBER")
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
     if len(limits) > 1:
@@ -288,12 +290,8 @@ def explain(error: Exception) -> str:
     """Returns Hydra's message without its advice to write `+key` and without the list of search paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     drop = (
-        "To append to your config",
-        "Set the environment variable",
-        "Config search path",
-        "provider=",
-        "object_type=",
-    )
+        "To append to your config", "Set the environment variable", "Config search path", "provider=", "object_type=",
+    )  # fmt: skip
     if any("No match in the defaults list" in line for line in lines):
         group = lines[0].split("'")[1]
         return f"{group} cannot be chosen with these choices (model/router, for example, needs model=moe)"

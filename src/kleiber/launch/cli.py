@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
-from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
+from kleiber.config.errors import ExitCode
+from kleiber.config.system_errors import describe
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.records.terminal import print_line, print_logs
@@ -104,10 +105,9 @@ AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_o
 @app.command(cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
 def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
-    exit_on_interrupt()  # importing the rest takes a second
     from kleiber.launch.main import main
 
-    exit_with(main(overrides or [], typed=True))
+    raise typer.Exit(main(overrides or [], typed=True))
 
 
 @app.command(cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})
@@ -198,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
     except Exception as error:
+        if text := describe(error):
+            print_line(f"kleiber: {text}", err=True)
+            return ExitCode.FAILED
         show = getattr(error, "show", None)  # of a click exception, which typer imports from a private copy of click
         if show is None:
             raise

@@ -72,8 +72,23 @@ def refuse_dashes(argument: str, following: str, options: Sequence[str]) -> None
     raise ConfigError(f"{argument} is not an option: {f'write {key}={value}' if is_key else HELP}")
 
 
+def refuse_replaced_keys(argv: Sequence[str]) -> None:
+    """Raises ConfigError for a key of a command line that has no effect, since a later one replaces what it is in.
+
+    So does `model.mlp=null` after `model.mlp.hidden=8`, while a mapping would be merged. A group such as `model=moe` is
+    chosen before all keys are set.
+    """
+    lines = {argument.lstrip("+~").partition("=")[0]: argument for argument in argv if not argument.startswith("-")}
+    for number, (key, line) in enumerate(lines.items()):
+        for later, replacing in list(lines.items())[number + 1 :]:
+            merges = replacing.partition("=")[2].startswith("{")
+            if "." in later and key.startswith(f"{later}.") and not merges:
+                raise ConfigError(f"{line} has no effect, since {replacing} replaces what it is in: remove one of them")
+
+
 def refuse_repeated_keys(argv: Sequence[str]) -> None:
     """Raises ConfigError for a key or group that a command line sets to two values, of which Hydra takes the last."""
+    refuse_replaced_keys(argv)
     values: dict[str, list[str]] = {}
     for argument in argv:
         key, equals, value = argument.lstrip("+").partition("=")

@@ -21,12 +21,22 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from kleiber.config.child_process import safe_children
-from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
+from kleiber.config.errors import (
+    ConfigError,
+    ExitCode,
+    Interrupted,
+    Preempted,
+    Status,
+    on_preemption,
+    preempted_by,
+    signals_held,
+)
 from kleiber.config.model_size import available_cores
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
@@ -39,18 +49,17 @@ from kleiber.types import Count, Natural
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
 
-def fork_server(start: bool = False) -> ForkServerContext:
-    """Returns the context that forks processes from the fork server.
+def fork_server() -> ForkServerContext:
+    """Starts the fork server, unless it runs, and returns the context that forks processes from it.
 
-    start  starts the server now, so that it imports while this process does something else
+    The server imports while this process does something else.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kleiber.launch.preload"])
-    if start:
-        from multiprocessing import forkserver
-
-        with safe_children():
+    with safe_children():
+        resource_tracker.ensure_running()  # which lets signals through that are held
+        with signals_held():
             forkserver.ensure_running()
     return context
 
@@ -172,7 +181,7 @@ class Pool:
         if stopped:
             interrupted = code == ExitCode.INTERRUPTED or self.signals[:1] == ["SIGINT"]
             final = Status.INTERRUPTED if interrupted else Status.PREEMPTED
-            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=Status.PREEMPTED)
+            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=(Status.PREEMPTED,))
         elif code:
             final = Status.KILLED if code < 0 else Status.FAILED
             write_final_status(job.cell.folder, final, f"ended with {end}; see log.txt")
@@ -287,7 +296,7 @@ class Process(Launcher):
 
     def warm_up(self) -> None:
         """Starts the fork server, which imports torch while the cells are composed."""
-        fork_server(start=True)
+        fork_server()
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         """Runs the cells and returns exit codes by folder."""

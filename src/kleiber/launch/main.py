@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_signals, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
@@ -33,6 +33,7 @@ from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
 from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import changed_defaults
+from kleiber.runs.equal_ranks import check_equal_configs
 from kleiber.runs.inherit import complete_config
 from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
@@ -58,10 +59,10 @@ def exit_code(argv: list[str], typed: bool) -> int:
         return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
             return process.print_error(error)
-        return ExitCode.BAD_INPUT
+        return ExitCode.BAD_INPUT if isinstance(error, ConfigError) else ExitCode.FAILED
 
 
 class TrainResult(NamedTuple):
@@ -134,6 +135,8 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
         set_devices(config, overrides)
     check(config)
     check_memory(config)
+    if ranks.started_as_rank():  # each of them has composed a config
+        check_equal_configs(config)
     with continuation.config_kept_until_trained(config) if ranks.rank() == 0 else nullcontext():
         return train_checked(config, overrides, model)
 
@@ -198,7 +201,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
     if config["dry_run"]:
         return where, False
     if ranks.rank() == 0 and is_locked(where):
-        raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
+        raise ConfigError(f"{where} is in use by {holder(where)}: wait for that process, or end it")
     if ranks.rank() == 0:
         continuation.warn_without_effect({where: config})
     if resume == "never" and ranks.rank() == 0:
@@ -241,5 +244,5 @@ def compose_config(overrides: Sequence[str] = ()) -> Json:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main())

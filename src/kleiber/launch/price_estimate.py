@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.errors import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status, exit_on_signals
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.config.targets import build
 from kleiber.launch import process
@@ -308,4 +308,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

@@ -42,6 +42,8 @@ def closing_table(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     table.add_row("folder", Text(str(folder)))
+    for warning in summary.get("warnings", []):
+        table.add_row("warning", Text(warning))
     print_rich(table, WIDTH)
     if summary.get("R"):
         print_rich(matrix_table(summary["R"]), WIDTH)

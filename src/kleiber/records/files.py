@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import yaml
 
-from kleiber.config.errors import NO_SPACE
+from kleiber.config.system_errors import NO_SPACE
 from kleiber.records.locks import sweep_parts
 from kleiber.records.regular_files import (
     DamagedFile,

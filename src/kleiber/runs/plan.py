@@ -16,6 +16,8 @@ from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule
+from kleiber.runs.equal_ranks import check_equal
+from kleiber.runs.inputs import data_inputs
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.memory import free_memory_bytes
@@ -103,6 +105,8 @@ def make_plan(
     """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
+    if hardware.world_size > 1 and model_of is None:  # before ranks with other vocabularies build a model together
+        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)

@@ -39,7 +39,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.memory import reset_peak_memory
 from kleiber.training.private_step import poisson_stream
-from kleiber.training.step import Rollback
+from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
@@ -76,7 +76,8 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
             print_line(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", err=True)
         if model is None:
             model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
-        tree.done[stage.name] = run_stage(tree, stage, model).to_json()
+        with rank_errors():
+            tree.done[stage.name] = run_stage(tree, stage, model).to_json()
         model = None
         put(tree.done[stage.name])
         if tree.hardware.rank == 0 and stage.continues:
@@ -140,6 +141,8 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
             name = stage.name if len(tree.stages) > 1 else None
+            if resumed and record.curve:
+                logger.expect_rows(start)
             logger.begin(name, start if resumed else 0, tree.axis(stage))
     micro_batch = resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None)
     lit = build_lit(stage, model, methods, micro_batch, state)

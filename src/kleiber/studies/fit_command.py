@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
 
@@ -276,7 +277,7 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        print_line(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {describe(error) or error}", err=True)
         return ExitCode.BAD_INPUT
     print_line("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     return pages.exit_code(findings)

@@ -32,6 +32,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from kleiber.config.system_errors import naming
 from kleiber.records.arrays import check_stored
 from kleiber.records.files import full_disk_error, read_json, write_text
 from kleiber.records.model_files import check_safetensors
@@ -196,7 +197,8 @@ def _commit(part: Path, final: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from kleiber.config.errors import ConfigError, Interrupted
-from kleiber.training.step import rank_timeouts
+from kleiber.training.step import rank_errors
 from kleiber.types.batch import Batch
 
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
@@ -141,7 +141,7 @@ def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], sta
     _set_step(trainer, start)
     device = trainer.strategy.root_device
     try:
-        with rank_timeouts(), misconfigurations():
+        with rank_errors(), misconfigurations():
             trainer.fit(module, train_dataloaders=batches)
     except SystemExit as error:
         raise Interrupted("SIGINT: no new checkpoint was written") from error  # which Lightning turned into an exit

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.nn.sharding import full_parameters, local
 from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint
 from kleiber.training.lightning import Callback, LeanCallback, Trainer, end_validation, stop_after_this_step
 from kleiber.training.lit import LitLM
@@ -237,7 +237,7 @@ class LightningHooks(LeanCallback):
             self.evaluate.score_last_step(trainer, pl_module.model)
             stop_after_this_step(trainer)
             if trainer.is_global_zero:
-                print(f"step {step:,}: a callback of Lightning ends the training", file=sys.stderr)
+                print_line(f"step {step:,}: a callback of Lightning ends the training", err=True)
 
 
 class EMA(LeanCallback):
