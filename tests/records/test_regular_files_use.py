@@ -31,6 +31,7 @@ CHECKED = "a library opens a file that was checked before, or a new one in a fol
 ALLOWED = {
     SYSTEM: """
         config/model_size.py read_text
+        records/directory_lock.py LOCKS.read_text
         records/environment.py read_text
         training/energy.py _cpu_times.read_text
         training/energy.py counter.read_text
@@ -88,6 +89,8 @@ ALLOWED = {
         training/remote.py os.replace
         training/remote.py self.open
         training/remote.py system.makedirs""",
+    "a folder, which is opened to be locked": """
+        records/directory_lock.py os.open""",
     "a pipe to a process of kleiber": """
         data/builtin.py print
         launch/price_estimate.py json.load

@@ -30,6 +30,7 @@ from kleiber.data.parallel import ordered_map
 from kleiber.data.read_errors import BLOCK, DAMAGED, FIRST, compression, explain, is_url, open_bytes
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder, open_to_read
 
 SCHEMA = "kleiber.contents/1"
 PIECES, PIECE = 64, 1 << 16  # places of a file that a sampled checksum reads, and bytes of each
@@ -69,7 +70,7 @@ def read_contents(location: Location) -> dict[str, Content]:
             for file, content in zip(missing, work.track(itertools.chain.from_iterable(batches)), strict=True):
                 found[file.name] = content
         stable = [file for file in location.files if now - file.changed > FRESH]
-        place.parent.mkdir(exist_ok=True)
+        make_folder(cache_root(), "contents")
         entries = [[file.name, version_of(file), asdict(found[file.name])] for file in stable]
         write_json(place, {"schema": SCHEMA, "files": entries})
     return {file.name: found[file.name] for file in location.files}
@@ -140,7 +141,7 @@ def examine(file: File, sampled: bool = False) -> Content:
 def file_checksum(path: str, sampled: bool = False) -> str:
     """Returns the XXH3 checksum of a file; of 64 pieces of a large one if `sampled`."""
     checksum, size = xxhash.xxh3_128(), os.path.getsize(path)
-    with open(path, "rb", buffering=0) as file:
+    with open_to_read(Path(path)) as file:
         if sampled and size > PIECES * PIECE:
             for number in range(PIECES):
                 file.seek((size - PIECE) * number // (PIECES - 1))

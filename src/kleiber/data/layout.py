@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from kleiber.records.regular_files import open_to_read
+
 SPLIT_OF = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -27,9 +29,9 @@ def has_card(folder: Path) -> bool:
     card = folder / CARD
     if not card.is_file():
         return False
-    with open(card, encoding="utf-8", errors="replace") as file:
-        lines = file.read(CARD_BYTES).split("\n")
-    if lines[0].strip() != "---" or "---" not in lines[1:]:
+    with open_to_read(card) as file:
+        lines = file.read(CARD_BYTES).decode(errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
         return False
     try:
         metadata = yaml.load("\n".join(lines[1 : lines.index("---", 1)]), yaml.CSafeLoader)

@@ -33,7 +33,7 @@ from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hashes
 from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
-from kleiber.records.regular_files import DamagedFile, open_to_append
+from kleiber.records.regular_files import DamagedFile, create, open_to_append
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Texts:
 
     def write_hashes(self, folder: Path) -> Json:
         """Writes the hash and the normalized hash of each text to a file in `folder`, the build of a cached folder."""
-        with open(folder / HASHES, "wb") as file:
+        with create(folder / HASHES) as file:
             for document in self.documents():
                 file.write(np.array(document_hashes(document), np.uint64).tobytes())
         return {}
