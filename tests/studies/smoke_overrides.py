@@ -63,7 +63,7 @@ BUDGETS = [
     "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64",
     "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}", "study.bootstrap=20",
 ]  # fmt: skip
-ISOFLOP = (BUDGETS, 4, "narrow_input no_replicates not_identified", "A B E alpha beta")
+ISOFLOP = (BUDGETS, 4, "narrow_input no_replicates not_identified", "E")
 ABLATION = [
     "design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "model.width=32,48,64",
     "stages.branches=[4k,8k]", "design.lrs=[0.03]", "design.seeds=2",
