@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE
 
-CASES = {"configs": 60, "folders": 60, "tables": 120}
+CASES = {"configs": 50, "folders": 40, "tables": 50}
 
 
 @pytest.mark.slow
