@@ -14,7 +14,9 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
+    from kleiber.data.documents import Documents
     from kleiber.data.location import Splits
+    from kleiber.data.survey import Survey
     from kleiber.data.word_swap import WordSwap
 
 SCHEMA = "kleiber.data/1"
@@ -65,7 +67,7 @@ def describe(
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
-    from kleiber.data.survey import Survey, survey_lines
+    from kleiber.data.survey import Survey
     from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
@@ -81,11 +83,7 @@ def describe(
         prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, *settings)
         with open_documents(path, config, text, limit, splits) as documents:
             contexts = count_contexts(survey.watch(documents.texts), swap, window or 10)
-    summary: Json = {"schema": SCHEMA, "path": path, "files": documents.files, **survey.to_json()}
-    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
-    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
-    lines += [*documents.reading.files, *(f"warning: {text}" for text in documents.reading.warnings)]
-    lines += survey_lines(summary)
+    summary, lines = describe_text(path, documents, survey, contexts)
     if prepared is not None:
         summary["prepared"], lines = prepared, [*lines, *prepared_lines(prepared)]
     if bias:
@@ -98,6 +96,17 @@ def describe(
     if json is not None:
         write_json(json, summary)
     typer.echo("\n".join(lines))
+
+
+def describe_text(path: str, documents: Documents, survey: Survey, contexts: Contexts) -> tuple[Json, list[str]]:
+    """Returns the description of the documents at a path as JSON has it, and the lines of the terminal."""
+    from kleiber.data.survey import survey_lines
+
+    summary: Json = {"schema": SCHEMA, "path": path, "files": documents.files, **survey.to_json()}
+    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
+    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    lines += [*documents.reading.files, *(f"warning: {text}" for text in documents.reading.warnings)]
+    return summary, [*lines, *survey_lines(summary)]
 
 
 @contextmanager
