@@ -27,6 +27,10 @@ OPTIONS = {  # by key of the data
 }  # fmt: skip
 DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
+SplitNames = Annotated[
+    Literal["auto", "files"],
+    typer.Option(help="auto: a dataset card or the hub's shard names decide about splits; files: names of files do."),
+]
 Page = Annotated[
     Path | None,
     typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
@@ -38,12 +42,7 @@ def describe(
     bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
     config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
-    splits: Annotated[
-        Literal["auto", "files"],
-        typer.Option(
-            help="auto: a dataset card or the hub's shard names decide about splits; files: names of files do."
-        ),
-    ] = "auto",
+    splits: SplitNames = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Prepare the tokens that data=text would train on: bytes, bpe, a hub name or a folder."),
