@@ -55,9 +55,7 @@ def texts(text: str, label: str) -> list[str]:
     return [rest.strip() for name, _, rest in lines if name == label]
 
 
-def test_the_banner_and_the_log_tell_what_was_read_and_warn_of_shared_documents_and_repetition(
-    launch, capsys, tmp_path
-):
+def test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of(launch, capsys, tmp_path):
     """FAULTS 97, 99."""
     home = tmp_path / "mine"
     home.mkdir()

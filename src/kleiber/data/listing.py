@@ -89,7 +89,7 @@ def describe_files(location: Location, noted: Json, counted: int | None = None, 
         f"{noted[kind]:,} {kind if noted[kind] != 1 else kind[:-1]}" for kind in ("texts", "tables") if noted[kind]
     ]
     units = "" if counted is None else f", {counted:,} {unit}{'s' * (counted != 1)}"
-    line = f"{count:,} file{'s' * (count != 1)}, {size:,} bytes{units} ({', '.join(kinds)})"
+    line = f"{count:,} file{'s' * (count != 1)}, {size:,} bytes{units}" + (f" ({', '.join(kinds)})" if kinds else "")
     for split, of_split in splits.items():
         if of_split["names"]:
             line += f"; {split}: {list_names(of_split['names'], SHOWN)}"
