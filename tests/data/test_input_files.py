@@ -136,6 +136,8 @@ def test_a_stream_reads_the_same_files(odd: Path, cache: Path) -> None:
     streamed = Text(str(odd), streaming=True, splits="files").prepare(4)
     prepared = Text(str(odd), splits="files").prepare(4)
     assert streamed.reading.files[0].partition(" (")[2] == prepared.reading.files[0].partition(" (")[2]
+    (odd / "part3.jsonl").write_text('{"text": "row"}\n' * 300_000)
+    assert "in samples of them" in Text(str(odd), streaming=True, splits="files").prepare(4).reading.files[0]
 
 
 def test_a_table_of_labels_leaves_texts_out_and_names_no_split_of_its_files(tmp_path: Path, cache: Path) -> None:

@@ -104,6 +104,22 @@ def test_held_out_files_are_not_trained_on(tmp_path: Path, cache: Path) -> None:
         Tokens(str(tmp_path), "bytes", validation=f"{tmp_path}").prepare(8)
 
 
+def test_other_files_are_listed_and_copies_of_training_files_are_a_warning(tmp_path: Path, cache: Path) -> None:
+    home, held_out = tmp_path / "ids", tmp_path / "held"
+    for folder in (home, held_out):
+        folder.mkdir()
+    olmo(home / "a", IDS)
+    olmo(home / "b", IDS[:999])
+    olmo(held_out / "c", IDS[:999])
+    olmo(held_out / "d", IDS[:500])
+    (home / "notes.txt").write_text("no ids")
+    (home / "link.npy").symlink_to(held_out / "d.npy")
+    reading = Tokens(str(home), "bytes", validation=str(held_out)).prepare(8).reading
+    assert reading.files[0].startswith("ids: 2 files, 41,998 bytes; left out: 2 files, 6 bytes")
+    assert "1 no training ids (notes.txt), 1 link (link.npy)" in reading.files[0]
+    assert len(reading.warnings) == 1 and "c.npy" in reading.warnings[0] and "d.npy" not in reading.warnings[0]
+
+
 def test_many_files_are_opened_where_the_system_allows_it(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,8 @@ FAULTS = {
     88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
     91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
     94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
+    97: "files of a folder whose names are those of splits", 98: "a folder of text with any endings",
+    99: "validation text that was trained on", 110: "data that changed, with equal size and time",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
@@ -45,6 +47,8 @@ RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_o
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
 FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
+PACKAGES = "faults/test_folders.py::test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed"
+TOLD = "runs/test_banner.py::test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of"
 TESTS: dict[int, list[str]] = {
     1: [KILLS, "faults/test_kill30.py::test_thirty_random_kills_over_trees_end_bit_identical"],
     2: [KILLS, "faults/test_kill_tree.py::test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical"],
@@ -197,6 +201,17 @@ TESTS: dict[int, list[str]] = {
     95: ["runs/test_huggingface.py::test_an_exported_run_gives_its_ids_and_logits_in_transformers",
          "training/test_checkpoint.py::test_the_files_of_a_checkpoint_have_the_mode_of_the_umask"],
     96: ["launch/test_main.py::test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses"],
+    97: ["data/test_input_files.py::test_every_file_of_a_folder_is_read_whatever_its_name_and_ending",
+         "data/test_input_files.py::test_many_texts_with_names_of_splits_are_all_read",
+         "data/test_input_files.py::test_names_decide_about_splits_on_request_and_all_files_are_in_one", PACKAGES],
+    98: ["data/test_input_files.py::test_every_file_of_a_folder_is_read_whatever_its_name_and_ending", PACKAGES],
+    99: [TOLD, "data/test_overlap.py::test_equal_documents_and_those_that_differ_in_case_and_white_space_are_counted",
+         "data/test_pretokenized.py::test_other_files_are_listed_and_copies_of_training_files_are_a_warning",
+         "data/test_labelled.py::test_rows_of_validation_that_were_trained_on_are_a_warning"],
+    110: ["data/test_input_files.py::test_a_change_of_equal_size_and_time_is_another_text",
+          "data/test_contents.py::test_contents_are_kept_until_a_file_is_written",
+          "data/test_streamed_corpus.py::test_other_content_is_another_corpus",
+          "runs/test_inputs.py::test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on"],
 }  # fmt: skip
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],

@@ -34,6 +34,7 @@ from kleiber.records.regular_files import make_folder, open_to_read
 
 SCHEMA = "kleiber.contents/1"
 PIECES, PIECE = 64, 1 << 16  # places of a file that a sampled checksum reads, and bytes of each
+SAMPLED_BYTES = PIECES * PIECE  # a file of more bytes is sampled
 AT_ONCE = 32 << 20  # bytes of the files that a worker process examines in turn
 FRESH = 2_000_000_000  # nanoseconds within which a further write may not change the times of a file
 HEAD = 1 << 20  # bytes in which the columns of a table are looked for

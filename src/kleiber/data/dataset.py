@@ -142,10 +142,10 @@ def _load_with_columns(
 ) -> tuple[list[dict[str, Dataset]], list[Group]]:
     """Returns the tables of the groups that `check` accepts, and the other groups; JSON may be no table at all.
 
-    Raises the ValueError of the first group if there is no other one that `check` accepts.
+    Raises the ValueError of the first group, or the first that is no JSON, if there is none that `check` accepts.
     """
     loaded: list[dict[str, Dataset]] = []
-    errors: list[tuple[Group, ValueError]] = []
+    errors: list[tuple[bool, Group, ValueError]] = []
     for group in groups:
         is_json = all(suffix(name) == ".json" for name in group.names)
         try:
@@ -153,7 +153,7 @@ def _load_with_columns(
         except ValueError as error:
             if len(groups) == 1 or not is_json:
                 raise
-            errors.append((group, error))
+            errors.append((is_json, group, error))
             continue
         try:
             if check is not None and len(groups) > 1:
@@ -161,10 +161,10 @@ def _load_with_columns(
                     check(table, location.name)
             loaded.append(tables)
         except ValueError as error:
-            errors.append((group, error))
+            errors.append((is_json, group, error))
     if not loaded:
-        raise errors[0][1]
-    return loaded, [group for group, _ in errors]
+        raise min(errors, key=lambda error: error[0])[2]
+    return loaded, [group for _, group, _ in errors]
 
 
 def _join(groups: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from kleiber.config.errors import ConfigError
+from kleiber.data.contents import SAMPLED_BYTES
 from kleiber.data.folders import File, LeftOut, describe_left_out, list_names
 from kleiber.data.location import TABLES, Location, suffix
 from kleiber.types import Json
@@ -88,12 +89,14 @@ def describe_files(location: Location, noted: Json, counted: int | None = None, 
         f"{noted[kind]:,} {kind if noted[kind] != 1 else kind[:-1]}" for kind in ("texts", "tables") if noted[kind]
     ]
     units = "" if counted is None else f", {counted:,} {unit}{'s' * (counted != 1)}"
-    line = f"{count:,} file{'s' * (count != 1)}, {size:,} bytes{units} ({', '.join(kinds)})"
+    line = f"{count:,} file{'s' * (count != 1)}, {size:,} bytes{units}" + (f" ({', '.join(kinds)})" if kinds else "")
     for split, of_split in splits.items():
         if of_split["names"]:
             line += f"; {split}: {list_names(of_split['names'], SHOWN)}"
     left_out = [LeftOut(**entry) for entry in all_left_out(location, noted)]
-    return f"{line}; left out: {describe_left_out(left_out)}" if left_out else line
+    line += f"; left out: {describe_left_out(left_out)}" if left_out else ""
+    is_sampled = location.sampled and any(file.size > SAMPLED_BYTES for file in location.files)
+    return f"{line}; changes of large files are looked for in samples of them" if is_sampled else line
 
 
 def all_left_out(location: Location, noted: Json) -> list[Json]:

@@ -20,7 +20,7 @@ from kleiber.data.contents import fingerprint, read_contents
 from kleiber.data.corpus import TextCorpus, choose_tokenizer
 from kleiber.data.dataset import named_errors, notes_of, standard_splits
 from kleiber.data.input_files import list_files
-from kleiber.data.listing import table_groups, with_columns
+from kleiber.data.listing import Listing, table_groups, with_columns
 from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
 from kleiber.data.reading import read_from
@@ -77,6 +77,27 @@ def texts_of_split(name: str, rows: Rows) -> list[str]:
     return [text for text in rows.texts() if rows.split(text) == name]
 
 
+def list_streamed(location: Location, config: str | None, columns: tuple[str, ...]) -> Listing:
+    """Returns the files of the splits train, validation and test. Raises ValueError for those of other kinds."""
+    with named_errors(location, config):
+        listing = with_columns(list_files(location, config, download=False), columns, location.name)
+    if listing.declared or table_groups(listing, rows=False):
+        raise ValueError(
+            f"data.streaming=true reads JSON lines, Parquet and files of text, and data.path={location.name} has other "
+            "tables: convert them, or set data.streaming=null"
+        )
+    return replace(listing, files=standard_splits(dict(listing.files), location.name))
+
+
+def file_contents(location: Location, listing: Listing) -> dict[str, list[str]]:
+    """Returns what changes with the content of each file: a checksum, that of samples of a large file, or its URL."""
+    contents = {} if location.on_hub else read_contents(location)
+    return {
+        split: [contents[file.name].checksum if file.name in contents else file.path for file in files]
+        for split, files in listing.files.items()
+    }
+
+
 def prepare_stream(
     name: str,
     location: Location,
@@ -100,19 +121,11 @@ def prepare_stream(
     if context < 1:
         raise ValueError(f"model.context={context} must be >= 1")
     root = cache_root(cache)
-    with named_errors(location, config):
-        listing = with_columns(list_files(location, config, download=False), columns, location.name)
-    if listing.declared or table_groups(listing, rows=False):
-        raise ValueError(
-            f"data.streaming=true reads JSON lines, Parquet and files of text, and data.path={location.name} has other "
-            "tables: convert them, or set data.streaming=null"
-        )
-    chosen = standard_splits({split: [*files] for split, files in listing.files.items()}, location.name)
-    files = {split: [file.path for file in of_split] for split, of_split in chosen.items()}
+    listing = list_streamed(location, config, columns)
+    files = {split: [file.path for file in of_split] for split, of_split in listing.files.items()}
     for block in itertools.islice((block for path in files["train"] for block in cut_file(path, columns)), 1):
         block.check_columns(location.name)
-    notes = notes_of(location, listing)
-    train = StreamedFiles(name, location, notes, columns, files, ("train",), max_bytes)
+    train = StreamedFiles(name, location, notes_of(location, listing), columns, files, ("train",), max_bytes)
     held_out = ("validation", "test") if "test" in files else ("validation",)
     limit = SCORED_BYTES if max_bytes is None else min(max_bytes, SCORED_BYTES)
     encoder = choose_tokenizer(tokenizer, vocab_size, [train], root, separator)
@@ -122,9 +135,7 @@ def prepare_stream(
             f"data.streaming=true holds a hundredth of the documents out, and data.path={location.name} has too few: "
             "give the data set a validation split, or set data.streaming=null"
         )
-    checksums = {} if location.on_hub else {name: c.checksum for name, c in read_contents(location).items()}
-    contents = {split: [checksums.get(file.name, file.path) for file in of_split] for split, of_split in chosen.items()}
-    key = digest([encoder.data_hash, columns, contents, max_bytes])
+    key = digest([encoder.data_hash, columns, file_contents(location, listing), max_bytes])
     text = StreamedText(files["train"], columns, train.rule("train"), encoder, key, max_bytes)
     windows = {
         split: {name: ValidationWindows(scored[split], context, encoder)}

@@ -15,7 +15,9 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
+    from kleiber.data.documents import Documents
     from kleiber.data.location import Splits
+    from kleiber.data.survey import Survey
     from kleiber.data.word_swap import WordSwap
 
 SCHEMA = "kleiber.data/1"
@@ -26,6 +28,10 @@ OPTIONS = {  # by key of the data
 }  # fmt: skip
 DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
+SplitNames = Annotated[
+    Literal["auto", "files"],
+    typer.Option(help="auto: a dataset card or the hub's shard names decide about splits; files: names of files do."),
+]
 Page = Annotated[
     Path | None,
     typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
@@ -37,12 +43,7 @@ def describe(
     bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
     config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
-    splits: Annotated[
-        Literal["auto", "files"],
-        typer.Option(
-            help="auto: a dataset card or the hub's shard names decide about splits; files: names of files do."
-        ),
-    ] = "auto",
+    splits: SplitNames = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Prepare the tokens that data=text would train on: bytes, bpe, a hub name or a folder."),
@@ -66,7 +67,7 @@ def describe(
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
-    from kleiber.data.survey import Survey, survey_lines
+    from kleiber.data.survey import Survey
     from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
@@ -82,11 +83,7 @@ def describe(
         prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, *settings)
         with open_documents(path, config, text, limit, splits) as documents:
             contexts = count_contexts(survey.watch(documents.texts), swap, window or 10)
-    summary: Json = {"schema": SCHEMA, "path": path, "files": documents.files, **survey.to_json()}
-    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
-    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
-    lines += [*documents.reading.files, *(f"warning: {text}" for text in documents.reading.warnings)]
-    lines += survey_lines(summary)
+    summary, lines = describe_text(path, documents, survey, contexts)
     if prepared is not None:
         summary["prepared"], lines = prepared, [*lines, *prepared_lines(prepared)]
     if bias:
@@ -99,6 +96,17 @@ def describe(
     if json is not None:
         write_json(json, summary)
     print_line("\n".join(lines))
+
+
+def describe_text(path: str, documents: Documents, survey: Survey, contexts: Contexts) -> tuple[Json, list[str]]:
+    """Returns the description of the documents at a path as JSON has it, and the lines of the terminal."""
+    from kleiber.data.survey import survey_lines
+
+    summary: Json = {"schema": SCHEMA, "path": path, "files": documents.files, **survey.to_json()}
+    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
+    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    lines += [*documents.reading.files, *(f"warning: {text}" for text in documents.reading.warnings)]
+    return summary, [*lines, *survey_lines(summary)]
 
 
 @contextmanager

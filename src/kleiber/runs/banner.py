@@ -92,7 +92,8 @@ def reading_warnings(stages: Sequence[Stage]) -> list[str]:
 def repetition_warning(stage: Stage) -> str | None:
     """Returns a warning where a stage reads its training data more than four times, with the key to change."""
     plan = stage.plan
-    if not plan.corpus.train.random_access or plan.epochs <= MOST_EPOCHS:
+    of_a_step = plan.rows / len(plan.corpus.train)  # to which a budget of epochs is rounded
+    if not plan.corpus.train.random_access or plan.epochs <= MOST_EPOCHS + of_a_step:
         return None
     epochs, tokens = format_number(plan.epochs), plan.corpus.train.num_tokens
     limits = Budget(**stage.config.budget).limits()
