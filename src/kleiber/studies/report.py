@@ -17,6 +17,7 @@ from kleiber.config.cost import describe_total
 from kleiber.config.errors import ConfigError, ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
+from kleiber.records.completeness import incomplete_runs_named
 from kleiber.records.figures import write_figure
 from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
@@ -185,7 +186,7 @@ def report(
     if not runs:
         raise ValueError(f"{source} contains no run: neither a folder with a config.yaml nor a {archive.NAME}")
     study = study_of(folder, runs, name)
-    with activity(f"analyzing {len(runs)} runs"):
+    with activity(f"analyzing {len(runs)} runs"), incomplete_runs_named(runs):
         result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
