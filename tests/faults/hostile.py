@@ -190,7 +190,8 @@ def odd_rows(rng: random.Random, study: Path, outside: Path) -> str:
         ("run", ["x"]), ("run", None), ("run", "../x"), ("run", "a\x9bb"), ("run", 3), ("summary", None),
         ("summary", {}), ("summary", []), ("summary", {**rows[0]["summary"], "status": ESCAPES}),
         ("summary", {**rows[0]["summary"], "stages": None}), ("summary", {**rows[0]["summary"], "seed": 10**4000}),
-        ("summary", {**rows[0]["summary"], "error": ESCAPES}), ("summary", {**rows[0]["summary"], "overrides": [ESCAPES]}),
+        ("summary", {**rows[0]["summary"], "error": ESCAPES}),
+        ("summary", {**rows[0]["summary"], "overrides": [ESCAPES]}),
     ])  # fmt: skip
     rows[rng.randrange(len(rows))][key] = value
     with contextlib.suppress(AttributeError):
@@ -266,7 +267,7 @@ def odd_checkpoint(rng: random.Random, study: Path, outside: Path) -> str:
 
 def odd_study(rng: random.Random, study: Path, outside: Path) -> str:
     text = rng.choice([
-        "_target_: kleiber.models.Transformer", "_target_: kleiber.studies.Compare\n_partial_: true", "a: 1", "[1]", "3",
+        "_target_: kleiber.models.Transformer", "_target_: kleiber.studies.Compare\n_partial_: true", "a: 1", "[1]",
         "_target_: [1]", "_target_: kleiber.studies", "_target_: os.getcwd", "a: &a [1]\nb: *a", "a: 2001-13-45",
         "_target_: kleiber.studies.Scaling\nlaw: 3", "\x00", "_target_: kleiber.data.Text\npath: /etc/passwd",
     ])  # fmt: skip
@@ -275,8 +276,8 @@ def odd_study(rng: random.Random, study: Path, outside: Path) -> str:
 
 
 ATTACKS: tuple[Callable[[random.Random, Path, Path], str], ...] = (
-    link_file, link_file, link_folder, link_folder, other_kind, other_kind, hole, hole, values, table_bomb, archive_bomb,
-    odd_rows, odd_rows, escapes, escapes, names, odd_checkpoint, odd_study,
+    link_file, link_file, link_folder, link_folder, other_kind, other_kind, hole, hole, values, table_bomb,
+    archive_bomb, odd_rows, odd_rows, escapes, escapes, names, odd_checkpoint, odd_study,
 )  # fmt: skip
 
 
@@ -360,7 +361,7 @@ def failure(ended: Ended, ordinary: Ended, untouched: bool, allowed: tuple[int, 
         return "traceback"
     if ended.code == 2 and not ended.output.strip():
         return "refused without a word"
-    if any(ord(character) < 32 and character not in "\n\t" or 127 <= ord(character) < 160 or character == "\u202e"
+    if any((ord(character) < 32 and character not in "\n\t") or 127 <= ord(character) < 160 or character == "\u202e"
            for character in ended.output):  # fmt: skip
         return "an escape reached the terminal"
     if ended.bytes > ordinary.bytes + MORE_BYTES:
