@@ -110,6 +110,14 @@ def _place(rng: random.Random, study: Path, names: tuple[str, ...]) -> Path:
     return path
 
 
+def _archive(study: Path) -> Path:
+    """The runs.jsonl.gz of a study, which has its runs."""
+    from kleiber.records.catalog import archive_runs
+
+    archive_runs(study)
+    return study / "runs.jsonl.gz"
+
+
 def link_file(rng: random.Random, study: Path, outside: Path) -> str:
     path = _place(rng, study, FILES)
     target = rng.choice([str(outside / "thesis.txt"), str(outside / "new.txt"), "/dev/zero", "/dev/tty", path.name])
@@ -170,7 +178,7 @@ def table_bomb(rng: random.Random, study: Path, outside: Path) -> str:
 
 
 def archive_bomb(rng: random.Random, study: Path, outside: Path) -> str:
-    path = study / "runs.jsonl.gz"
+    path = _archive(study)
     line = gzip.decompress(path.read_bytes()).splitlines(keepends=True)[0]
     kind = rng.choice(["rows", "zeros", "values"])
     block = {"rows": line * (2**24 // len(line)), "zeros": bytes(2**24), "values": b"[]," * 2**22}[kind]
@@ -180,7 +188,7 @@ def archive_bomb(rng: random.Random, study: Path, outside: Path) -> str:
 
 
 def odd_rows(rng: random.Random, study: Path, outside: Path) -> str:
-    path = study / "runs.jsonl.gz"
+    path = _archive(study)
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     key, value = rng.choice([
         ("config", None), ("config", [1]), ("config", "x"), ("config", {}), ("config", {"model": None, "batch": 3}),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-KINDS = ("configs", "folders", "tables")
+KINDS = ("configs", "folders", "tables", "hostile")
 
 
 @pytest.mark.slow
