@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE
 
-CASES = {"configs": 50, "folders": 40, "tables": 50}
+CASES = {"configs": 50, "folders": 40, "tables": 50, "hostile": 40}
 
 
 @pytest.mark.slow

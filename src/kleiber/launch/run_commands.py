@@ -67,13 +67,15 @@ def plot(
 ) -> None:
     """Draw the curves of runs over training tokens: loss, validation loss, learning rate and gradient norm."""
     from kleiber.records.catalog import read_runs
+    from kleiber.records.completeness import incomplete_runs_named
     from kleiber.studies.fit_command import import_page_module
 
     curves = import_page_module("curves")
     runs = [run for place in places for run in read_runs(place)]
     if not runs:
         raise FileNotFoundError(f"{places[0]} contains no run (the folder of a run has a config.yaml)")
-    chart = curves.draw(runs, y or tuple(curves.PANELS))
+    with incomplete_runs_named(runs):
+        chart = curves.draw(runs, y or tuple(curves.PANELS))
     folder = places[0] if places[0].is_dir() else places[0].parent
     for file in [out] if out else [folder / "curves.png", folder / "curves.html"]:
         curves.save(chart, file)
@@ -185,6 +187,7 @@ def compare(
     """
     from kleiber.launch.arms_by_key import arms_by_key, claims_of_direction, further_differences
     from kleiber.records.catalog import read_runs
+    from kleiber.records.completeness import incomplete_runs_named
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
     from kleiber.studies.compare.arms import arms_in_order, planned_looks
@@ -196,11 +199,12 @@ def compare(
         near = did_you_mean(equal, study.QUANTITIES)
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
-    arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
-    claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
-    looks = planned_looks(selected, arm_of)
-    options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
-    findings = study.compare(selected, options, arm_of)
+    with incomplete_runs_named(selected):
+        arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
+        claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
+        looks = planned_looks(selected, arm_of)
+        options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
+        findings = study.compare(selected, options, arm_of)
     print_line("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
     if further:
         print_line(f"note: the arms also differ in {', '.join(further)}, which may be why")

@@ -6,11 +6,17 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 
 from kleiber.records.files import replaced
 from kleiber.records.regular_files import DamagedFile, create, open_to_read
+
+NUMPY_ERRORS = (  # of files that are no arrays
+    ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError, BadZipFile,
+)  # fmt: skip
 
 
 def write_array(path: Path, values: np.ndarray) -> None:
@@ -44,7 +50,7 @@ def named_errors(path: Path) -> Iterator[None]:
     """Raises DamagedFile, which names the file, for the errors with which numpy meets another content."""
     try:
         yield
-    except (ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, zipfile.BadZipFile) as error:
+    except NUMPY_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedFile(path, f"it does not contain arrays of numpy ({reason})") from None
 
@@ -58,7 +64,7 @@ def check_stored(path: Path) -> None:
         with open_to_read(path) as file, zipfile.ZipFile(file) as entries:
             size = file.seek(0, 2)
             infos = entries.infolist()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except (BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise error if isinstance(error, DamagedFile) else DamagedFile(path, f"it is no zip file ({error})") from None
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise DamagedFile(path, "its content is compressed, which kleiber does not do")

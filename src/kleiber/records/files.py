@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import yaml
 
@@ -39,6 +39,7 @@ T = TypeVar("T")
 MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_LINE_BYTES = 2**28, 2**20, 2**22
 MAX_VALUES = 2**22  # in a JSON text; each takes 100 bytes of memory, or more
 MAX_DIGITS = 20  # of a whole number in JSON, with its sign: one of more than 64 bits raises an error in numpy
+PIECE = 2**20  # bytes that are read at once
 PROBE_BYTES = 2**20  # written to see whether a disk is full
 WORD_BITS = 64
 LONGEST = 200  # characters of a value in an error
@@ -178,11 +179,18 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         return
     with file:
         while line := file.readline(MAX_LINE_BYTES + 1):
-            rest = line
-            while rest and not rest.endswith(b"\n"):
-                rest = file.readline(MAX_LINE_BYTES)
-            if rest:
+            if line.endswith(b"\n") or _skip_line(file):
                 yield line
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Reads up to the end of a line; returns whether it has one, or the file ends first."""
+    while piece := file.read(PIECE):
+        end = piece.find(b"\n")
+        if end >= 0:
+            file.seek(end + 1 - len(piece), os.SEEK_CUR)
+            return True
+    return False
 
 
 class _Dumper(yaml.CSafeDumper):

@@ -17,6 +17,7 @@ from kleiber.config.cost import describe_total
 from kleiber.config.errors import ConfigError, ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
+from kleiber.records.completeness import incomplete_runs_named
 from kleiber.records.figures import write_figure
 from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
@@ -125,7 +126,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     where a file names another class.
     """
     from kleiber.config.check import check_node
-    from kleiber.config.targets import build
+    from kleiber.config.targets import build, class_attribute
 
     nodes = {str(run.folder): run.config["study"] for run in runs if run.config.get("study")}
     place = folder / "study.yaml"
@@ -139,9 +140,10 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError(f"{source}: study must have a _target_, the class of a study")
     check_node("study", node)
-    study = build(node)
+    target = str(node["_target_"])
+    study = None if class_attribute(target, "decides") is None else build(node)  # no other class is even imported
     if not isinstance(study, Study):
-        raise ConfigError(f"{source}: study._target_={node['_target_']} must be the class of a study")
+        raise ConfigError(f"{source}: study._target_={target} must be the class of a study")
     return study
 
 
@@ -185,7 +187,7 @@ def report(
     if not runs:
         raise ValueError(f"{source} contains no run: neither a folder with a config.yaml nor a {archive.NAME}")
     study = study_of(folder, runs, name)
-    with activity(f"analyzing {len(runs)} runs"):
+    with activity(f"analyzing {len(runs)} runs"), incomplete_runs_named(runs):
         result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
