@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from kleiber.config import hub
-from kleiber.data.read_errors import COMPRESSION, is_url
+from kleiber.config.urls import WILDCARDS, is_pattern, is_url
+from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 log = logging.getLogger(__name__)
-WILDCARDS = "*?["
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
 
@@ -31,11 +31,6 @@ class Match:
     path: str
     size: int
     version: str
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path is a URL, or has a wildcard of fsspec's `glob`."""
-    return is_url(path) or any(sign in path for sign in WILDCARDS)
 
 
 def find_files(path: str) -> tuple[Match, ...]:

@@ -30,6 +30,7 @@ from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
 from kleiber.types import Json, Row, VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class TableData:
     separator   token in front of every conversation: `bos`, `eos`, or its text; null or `auto`: the tokenizer's
     """
 
-    path: str
+    path: DataPath
     config: str | None = None
     name: str | None = None
     tokenizer: str = "bytes"

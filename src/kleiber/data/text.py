@@ -30,6 +30,7 @@ from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
 from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
+from kleiber.types.access import DataPath
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Text:
                tokens whose windows are permuted in streaming; None: 4M
     """
 
-    path: str
+    path: DataPath
     config: str | None = None
     text: str | list[str] = "text"
     rows: Literal["documents", "stream"] = "documents"

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
+from kleiber.config.permissions import reader_permissions
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
@@ -191,7 +192,8 @@ for name, command in {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     try:
-        code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+        with reader_permissions():
+            code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
         print(f"kleiber: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT

@@ -20,7 +20,9 @@ from hydra.types import RunMode
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
+from kleiber.config.foreign import permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import reader_permissions
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None, typed: bool = False) -> int:
     argv   None for the command line of this process
     typed  whether a person typed `argv`, so that a key that is set twice is a mistake
     """
-    with process.output_through(process.LastingStream):
+    with process.output_through(process.LastingStream), reader_permissions():
         return exit_code(sys.argv[1:] if argv is None else argv, typed or argv is None)
 
 
@@ -118,6 +120,7 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
+    permit_config(composed)
     config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print(f"{' '.join(changed)}, the default for this model and objective", file=sys.stderr)

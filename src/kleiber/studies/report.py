@@ -121,17 +121,22 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file.
     """
     from kleiber.config.check import check_node
+    from kleiber.config.foreign import check_foreign
     from kleiber.config.targets import build
 
-    nodes = [run.config["study"] for run in runs if run.config.get("study")]
+    nodes = {run.folder / "config.yaml": run.config["study"] for run in runs if run.config.get("study")}
     if name is not None:
-        nodes = [load_study(name)]
-    elif (asked := folder / "study.yaml").is_file():
-        nodes = [read_config_node(asked)]
+        node = load_study(name)
+        check_node("study", node)
+        return build(node)
+    if (asked := folder / "study.yaml").is_file():
+        nodes = {asked: read_config_node(asked)}
     if not nodes:
         return Overview()
-    check_node("study", nodes[0])
-    return build(nodes[0])
+    source, node = next(iter(nodes.items()))
+    check_node("study", node)
+    check_foreign({"study": node}, source)
+    return build(node)
 
 
 def load_study(name: str) -> Config:

@@ -22,6 +22,7 @@ from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.records.locks import wait_for_lock
 from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
+from kleiber.types.access import OutsidePath
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
@@ -181,7 +182,7 @@ def mlflow_logger(
     run_name: str,
     group: str,
     run_config: Json,
-    tracking_uri: str | None = None,
+    tracking_uri: OutsidePath | None = None,
     tags: dict[str, str] | None = None,
     axis: Axis = "steps",
 ) -> Mirror:
