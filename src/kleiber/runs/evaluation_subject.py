@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
-from kleiber.config.foreign import Unpermitted
+from kleiber.config.foreign import Unpermitted, requests
 from kleiber.config.model_size import check_model_memory
 from kleiber.config.permissions import permit_data
 from kleiber.config.targets import build
@@ -57,6 +57,9 @@ def open_subject(
         subject = replace(subject_of(run, tokens, data), folder=run.folder, earlier=partial(earlier_models, place))
         validation_sets = list(subject.validation)
         described = own_sets(corpus_for(run, overrides).validation) if overrides else []
+        recorded = {request.value for request in requests({"data": run.config["data"]})}
+        if recorded & {*names}:  # named to allow it
+            described, names = [*described, *validation_sets], [name for name in names if name not in recorded]
     named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
     own_names = {part.name for part in validation_sets}
     # The run has held out other text of its own data set than an evaluation of the whole file would.
