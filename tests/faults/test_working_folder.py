@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from faults.hostile_modules import write_hostile_modules
-from small_run import REPOSITORY, TINY, last_of_each
+from small_run import REPOSITORY, SHAPE, TINY, last_of_each
 
 from kleiber.config.child_process import python_command, safe_environment
 from kleiber.data.builtin import read_docstrings
 from kleiber.data.parallel import map_in_workers
 
-SHAPE = ["model.width=32", "model.num_heads=2", "model.depth=1", "budget.steps=2"]
 TRAIN = [sys.executable, str(REPOSITORY / "train.py")]
 KLEIBER = str(Path(sys.executable).with_name("kleiber"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -73,7 +73,9 @@ PLAIN: dict[str, object] = {
     "budget": Budget,
     "eval": EvalSettings,
     "cost": Cost,
+    "allow_data": Sequence[str] | None,
 }
+LATER_KEYS = ("cost", "allow_data")  # which the config of a run lacks that was recorded before there were these keys
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
 OPTIONAL = ("init", "retention", "privacy", "adapter", "evals", "stages", "design", "study", "experiment")
 NAMED = ("callbacks", "logger", "retention", "evals")  # groups of several nodes by name
@@ -89,8 +91,8 @@ def check(config: Config, follows: bool = False) -> None:
         if key not in TOP_LEVEL:
             raise ConfigError(unknown_key(key, key))
     for key, kind in PLAIN.items():
-        if key == "cost" and key not in config:
-            continue  # of a run that was recorded before there was this key
+        if key in LATER_KEYS and key not in config:
+            continue
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
         check_plain(key, kind, config[key])

@@ -24,6 +24,7 @@ from typing import Any
 from kleiber.config.errors import ConfigError
 
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
+UNDECLARED = "lightning."  # packages whose classes do not declare what they access (`kleiber.types.access`)
 VARIABLE = "KLEIBER_EXTENSIONS"
 GROUP = "kleiber.extensions"  # of entry points
 
@@ -100,6 +101,11 @@ def require_allowed(target: str, extra: tuple[str, ...]) -> None:
             f"_target_ {target} is not allowed: it must begin with {', '.join((*ALLOWED, *extra))}; if you trust the "
             f"package {target.partition('.')[0]}, set the environment variable {VARIABLE}={target.partition('.')[0]}"
         )
+
+
+def declares_access(target: str) -> bool:
+    """Whether a class declares which of its arguments read, run or write something, or can do none of it."""
+    return not target.startswith(UNDECLARED)
 
 
 def import_target(target: str, extra: tuple[str, ...]) -> Any:

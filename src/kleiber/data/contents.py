@@ -22,12 +22,13 @@ from pathlib import Path
 import xxhash
 
 from kleiber.config.model_size import available_cores
+from kleiber.config.urls import is_url
 from kleiber.data.blocks import cut_file, open_parquet
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.folders import File
 from kleiber.data.location import Location, is_table, suffix
 from kleiber.data.parallel import ordered_map
-from kleiber.data.read_errors import BLOCK, DAMAGED, FIRST, compression, explain, is_url, open_bytes
+from kleiber.data.read_errors import BLOCK, DAMAGED, FIRST, compression, explain, open_bytes
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder, open_to_read

@@ -19,6 +19,7 @@ from kleiber.data.reading import join_readings
 from kleiber.data.table import Table
 from kleiber.data.token_files import TokenRows
 from kleiber.types import VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ class InstructSets:
     max_bytes   at most that much text of each split of each table
     """
 
-    parts: Mapping[str, Mapping[str, str | None]] | None = None
+    parts: Mapping[str, Mapping[str, DataPath | None]] | None = None
     pack: bool = True
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None

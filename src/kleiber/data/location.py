@@ -12,24 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from kleiber.config import hub
+from kleiber.config.urls import WILDCARDS, is_pattern, is_url
 from kleiber.data.folders import HIDDEN, File, LeftOut, describe_left_out, local_file, walk
 from kleiber.data.layout import has_card
-from kleiber.data.read_errors import COMPRESSION, is_url
+from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 log = logging.getLogger(__name__)
-WILDCARDS = "*?["
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
 TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # by suffix
 Splits = Literal["auto", "files"]
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path is a URL, or has a wildcard of fsspec's `glob`."""
-    return is_url(path) or any(sign in path for sign in WILDCARDS)
 
 
 def find_files(path: str) -> tuple[list[File], list[LeftOut]]:

@@ -45,6 +45,7 @@ from kleiber.data.token_files import (
 from kleiber.records.arrays import map_array
 from kleiber.records.files import many_open_files, read_json
 from kleiber.records.regular_files import open_to_read
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
@@ -73,10 +74,10 @@ class Tokens:
     max_bytes   at most the ids of that much text of each split; null: all
     """
 
-    path: str
+    path: DataPath
     tokenizer: str
     dtype: Dtype = "auto"
-    validation: str | None = None
+    validation: DataPath | None = None
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.01
     max_bytes: Quantity | None = None
 

@@ -21,6 +21,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from kleiber.config.urls import is_url
+
 PACKAGES = {".lz4": "lz4", ".7z": "py7zr", ".zst": "zstandard", ".zstd": "zstandard"}  # of `datasets`, by suffix
 COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}  # by suffix
 MAGIC = {  # by the first bytes
@@ -44,11 +46,6 @@ def compression(path: Path | str) -> str:
     with open(path, "rb") as file:
         first = file.read(10)
     return next((name for magic, name in MAGIC.items() if magic.match(first)), "")
-
-
-def is_url(path: Path | str) -> bool:
-    """Whether a path is one that fsspec opens, such as s3://bucket/file."""
-    return "://" in str(path)
 
 
 def open_bytes(path: Path | str) -> BinaryIO:

@@ -28,6 +28,7 @@ from kleiber.data.sources import Document, SourceText
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
 from kleiber.types import Json, Row, VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TableData:
                 names of shards do, and where there are none, all files are one split
     """
 
-    path: str
+    path: DataPath
     config: str | None = None
     name: str | None = None
     tokenizer: str = "bytes"

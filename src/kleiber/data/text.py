@@ -39,6 +39,7 @@ from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
 from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
+from kleiber.types.access import DataPath
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Text:
                names of shards do, and where there are none, all files are one split
     """
 
-    path: str
+    path: DataPath
     config: str | None = None
     text: str | list[str] = "text"
     rows: Literal["documents", "stream"] = "documents"

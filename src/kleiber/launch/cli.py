@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode
+from kleiber.config.permissions import reader_permissions
 from kleiber.config.system_errors import describe
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
@@ -193,7 +194,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     print_logs()
     try:
-        code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+        with reader_permissions():
+            code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
         print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT

@@ -21,7 +21,9 @@ from omegaconf import OmegaConf
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_signals, exit_with
+from kleiber.config.foreign import permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import reader_permissions
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None, typed: bool = False) -> int:
     argv   None for the command line of this process
     typed  whether a person typed `argv`, so that a key that is set twice is a mistake
     """
-    with process.output_through(process.LastingStream):
+    with process.output_through(process.LastingStream), reader_permissions():
         return exit_code(sys.argv[1:] if argv is None else argv, typed or argv is None)
 
 
@@ -128,6 +130,7 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
+    permit_config(composed)
     config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print_line(f"{' '.join(changed)}, the default for this model and objective", err=True)

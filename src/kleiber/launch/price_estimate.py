@@ -22,6 +22,7 @@ import torch
 from omegaconf import DictConfig
 
 from kleiber.config.errors import ExitCode, Status, exit_on_signals
+from kleiber.config.foreign import permit_config
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.config.targets import build
 from kleiber.launch import process
@@ -51,6 +52,8 @@ WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launch
 def answer_request(request: Json) -> Json:
     """Returns what `kleiber.launch.price.estimate_costs` returns for a request."""
     ready = time.time()
+    for config in request["runs"].values():
+        permit_config(config)
     with scratch_folder("kleiber-price-") as scratch:
         prices = Prices(request["runs"], scratch.resolve())
         described = prices.count(request["describe"])

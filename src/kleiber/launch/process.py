@@ -30,6 +30,7 @@ from kleiber.config.errors import (
     on_preemption,
     preempted_by,
 )
+from kleiber.config.foreign import permit_config
 from kleiber.config.system_errors import describe
 from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
@@ -134,6 +135,7 @@ def without_main_module() -> Iterator[None]:
 
 def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     """Trains a run and returns the exit code. Every rank calls it; only rank 0 locks the folder and writes to it."""
+    permit_config(config)
     writes = rank() == 0
     code, error = ExitCode.FAILED, None
     try:

@@ -28,6 +28,7 @@ from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
 from kleiber.records.terminal import print_line
 from kleiber.types import Count, Json, Natural, Positive
+from kleiber.types.access import CodePath
 
 ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
@@ -55,7 +56,7 @@ class Submitit(Launcher):
     gpus_per_node: Natural | None = None
     mem_gb: Positive | None = None
     array_parallelism: Count = 256
-    setup: Sequence[str] = ()
+    setup: Sequence[CodePath] = ()
 
     def __post_init__(self) -> None:
         for name in ("partition", "gpus_per_node", "mem_gb", "setup"):
@@ -221,7 +222,7 @@ class Ray(Launcher):
     cpus_per_task  CPU cores of a cell; None means one per device, or `trainer.threads` per device
     """
 
-    address: str | None = None
+    address: CodePath | None = None
     cpus_per_task: Count | None = None
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:

@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
+from kleiber.config.foreign import check_foreign, permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import permitted_data
 from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
@@ -188,6 +190,7 @@ class Sweep:
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
+        permit_config(config)
         config = complete_config(config, overrides, self.starts, self.composer)
         check(config)
         check_memory(config)
@@ -221,7 +224,7 @@ class Sweep:
                     continue
                 if anew:
                     folder.set_aside(cell.folder)
-                folder.write_config(cell.folder, cell.config, cell.overrides)
+                folder.write_config(cell.folder, with_permissions(cell.config), cell.overrides)
                 todo.append(cell)
         if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
@@ -274,13 +277,21 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
     print_line(f"training {len(bases)} archived runs again, because other cells start from their weights")
     for base in bases:
         check(base.config)
-        folder.write_config(base.folder, base.config, base.overrides)
+        check_foreign(base.config, base.folder.parent / archive.NAME)
+        folder.write_config(base.folder, with_permissions(base.config), base.overrides)
     launcher.run(bases)
 
 
 def retrain_config(run: Run, cell: Cell) -> Json:
     """Returns the config with which an archived run is trained again, because `cell` starts from it."""
-    return {**run.config, **{key: cell.config[key] for key in SWEEP_KEYS}, "resume": "auto"}
+    changes = {key: cell.config[key] for key in SWEEP_KEYS}
+    return {**run.config, **changes, "resume": "auto", "allow_data": cell.config.get("allow_data")}
+
+
+def with_permissions(config: Config) -> Json:
+    """Returns the config of a cell with the data that the sweep may read, which a run that it starts from may have."""
+    data = [value for value in permitted_data() if value not in (config.get("allow_data") or ())]
+    return {**config, "allow_data": [*(config.get("allow_data") or ()), *data]} if data else dict(config)
 
 
 def referenced_runs(value: object, study: str) -> set[str]:

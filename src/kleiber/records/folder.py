@@ -46,6 +46,7 @@ NOT_IDENTITY = (
     "evals",
     "eval.every_tokens",
     "cost",
+    "allow_data",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 # Entries of the folder of a run before its first step.

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.foreign import check_foreign
 from kleiber.config.model_size import check_model_memory
 from kleiber.config.stages import text_settings
 from kleiber.config.targets import build, signature
@@ -109,8 +110,8 @@ class TrainedModel:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The data of the stage, prepared."""
-        return prepare_corpus(self.config)
+        """The data of the stage, prepared. Raises Unpermitted for data that only the reader can allow to open."""
+        return recorded_corpus(self.config, self.folder)
 
     @cached_property
     def objective(self) -> Objective:
@@ -159,6 +160,12 @@ def prepare_corpus(config: Config) -> Corpus:
     return build(DictConfig(config["data"]), open_model=open_model).prepare(config["model"]["context"])
 
 
+def recorded_corpus(config: Config, folder: Path) -> Corpus:
+    """Builds and prepares the data of a stage's config that the run in `folder` has recorded."""
+    check_foreign({"data": config["data"]}, folder / "config.yaml")
+    return prepare_corpus(config)
+
+
 def build_objective(config: DictConfig, corpus: Corpus) -> Objective:
     """Builds the objective of a stage's config. One with a teacher opens it when it trains."""
     return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
@@ -185,7 +192,7 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     if (folder / TOKENIZER).is_dir():
         tokenizer = load_pretrained(str(folder / TOKENIZER))
     elif name is None or name == "bpe":
-        return prepare_corpus(config).tokenizer
+        return recorded_corpus(config, folder).tokenizer
     else:
         tokenizer = Bytes() if name == "bytes" else load_pretrained(name)
     return tokenizer.with_separator(data.get("separator"))

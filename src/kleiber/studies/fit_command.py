@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.config.permissions import permit_data
 from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
@@ -258,6 +259,9 @@ def report(
     wandb: Annotated[
         bool, typer.Option("--wandb", help="also log the report to W&B, if the runs were logged there")
     ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="URL or pattern that the study may read; may be repeated")
+    ] = None,
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
@@ -266,6 +270,7 @@ def report(
     Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
     if one is contradicted, and 3 otherwise.
     """
+    permit_data(data or ())
     raise typer.Exit(make_report(source, out, study, also or (), wandb))
 
 

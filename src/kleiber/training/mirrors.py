@@ -23,6 +23,7 @@ from kleiber.records.regular_files import refuse_link
 from kleiber.records.terminal import print_line
 from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
+from kleiber.types.access import OutsidePath
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
@@ -183,7 +184,7 @@ def mlflow_logger(
     run_name: str,
     group: str,
     run_config: Json,
-    tracking_uri: str | None = None,
+    tracking_uri: OutsidePath | None = None,
     tags: dict[str, str] | None = None,
     axis: Axis = "steps",
 ) -> Mirror:

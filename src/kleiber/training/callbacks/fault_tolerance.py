@@ -30,6 +30,7 @@ from kleiber.training.remote import Remote
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Count, Json, Natural
+from kleiber.types.access import OutsidePath
 
 
 class Checkpoints(LeanCallback):
@@ -56,7 +57,7 @@ class Checkpoints(LeanCallback):
         keep: Count = 2,
         sharded: bool = False,
         branch_steps: Sequence[Natural] = (),
-        remote: str | None = None,
+        remote: OutsidePath | None = None,
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.sharded = sharded
