@@ -287,9 +287,8 @@ def without_numbers(value: object) -> object:
 
 def main() -> int:
     """Answers the request on standard input, and returns the exit code."""
-    request = json.load(sys.stdin)
     try:
-        estimate = answer_request(request)
+        estimate = answer_request(json.load(sys.stdin))
     except Exception as error:
         return process.print_error(error)
     print(json.dumps(estimate))

@@ -105,8 +105,7 @@ def make_plan(
     """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
-    if hardware.world_size > 1 and model_of is None:  # before ranks with other vocabularies build a model together
-        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    check_equal_data(cfg, corpus, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -155,6 +154,12 @@ def make_plan(
         measurements=training_measurements(cfg.evals, model, corpus),
         privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
+
+
+def check_equal_data(cfg: DictConfig, corpus: Corpus, world_size: int) -> None:
+    """Raises ConfigError for ranks with other data, before they build models of other vocabularies together."""
+    if world_size > 1:
+        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
 
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:
