@@ -104,8 +104,7 @@ def make_plan(
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
     context: int = cfg.model.context
-    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
-    check_equal_data(cfg, corpus, 1 if model_of else hardware.world_size)
+    corpus = prepare_data(cfg, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -156,10 +155,15 @@ def make_plan(
     )
 
 
-def check_equal_data(cfg: DictConfig, corpus: Corpus, world_size: int) -> None:
-    """Raises ConfigError for ranks with other data, before they build models of other vocabularies together."""
+def prepare_data(cfg: DictConfig, world_size: int) -> Corpus:
+    """Prepares the data of a stage.
+
+    Raises ConfigError where ranks have other data, before they build models of other vocabularies together.
+    """
+    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(cfg.model.context)
     if world_size > 1:
         check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    return corpus
 
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:
