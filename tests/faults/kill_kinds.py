@@ -154,7 +154,9 @@ def facts(root: Path) -> dict[str, Any]:
             rows[row["run"]] = {key: row["summary"][key] for key in ("status", "stages")}
         results[path.name] = rows
     for copies in sorted(root.parent.glob(f"{root.name}-copies")):
-        results["copies"] = {str(path.relative_to(copies)): digest(path) for path in copies.rglob("*.safetensors")}
+        results["copies"] = {
+            str(path.relative_to(copies)): tensors_digest(path) for path in copies.rglob("*.safetensors")
+        }
     for cache in sorted(root.parent.glob(f"{root.name}-cache")):
         results["cache"] = {str(path.relative_to(cache)): digest(path) for path in cache.rglob("*.bin")}
     return results
@@ -166,9 +168,9 @@ def facts_of_run(folder: Path) -> dict[str, Any]:
     for stage in sorted(folder.glob("stages/*")):
         for points in (path for path in stage.iterdir() if path.is_dir()):
             newest = max(points.glob("step-????????"), default=None)
-            meta = {} if newest is None else json.loads((newest / "meta.json").read_text())
-            sums = {name: value for name, value in meta.get("sha256", {}).items() if "state" not in name}
-            results[f"weights {stage.name}/{points.name}"] = meta.get("step"), sums
+            files = [] if newest is None else sorted(newest.rglob("*.safetensors"))
+            sums = {str(file.relative_to(points)): tensors_digest(file) for file in files}
+            results[f"weights {stage.name}/{points.name}"] = sums
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in rows]
     results["metrics.jsonl"] = [row for row in rows if row.keys() - {"stage", "step"}]
@@ -178,6 +180,15 @@ def facts_of_run(folder: Path) -> dict[str, Any]:
         results[str(path.relative_to(folder))] = path.read_text()
     results["summary.json"] = without_times(json.loads((folder / "summary.json").read_text()))
     return results
+
+
+def tensors_digest(path: Path) -> str:
+    """The sha256 of the tensors in a file, without its metadata, whose keys are in a random order."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header.pop("__metadata__", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + content[end:]).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -96,7 +96,7 @@ def assert_named(code: int, printed: str, number: int, home: Path) -> None:
         for number in NUMBERS
     ],
 )
-def test_a_run_whose_system_calls_fail_says_so_and_goes_on_later_as_if_nothing_had_been(
+def test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been(
     tmp_path, once, monkeypatch, name, number
 ):
     unbroken = facts(once(*RUN).parents[1])

@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from kleiber.config.errors import ConfigError, Preempted, RankLost, RankTimeout
+from kleiber.config.errors import ConfigError
 from kleiber.launch import ranks
 
 
@@ -62,50 +62,6 @@ def test_a_batch_script_and_a_step_of_one_task_are_no_ranks(monkeypatch, tasks):
     for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "32", **tasks}.items():
         monkeypatch.setenv(name, value)
     assert not ranks.started_as_rank()
-
-
-@pytest.fixture
-def failures(monkeypatch, tmp_path):
-    """Records the failures of ranks, in this order."""
-    monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
-
-    def record(*errors: tuple[str, int, Exception]):
-        for rank, code, error in errors:
-            monkeypatch.setenv("RANK", rank)
-            ranks.record_failure(code, error)
-        return tmp_path
-
-    return record
-
-
-def test_the_exit_code_is_that_of_the_rank_that_failed_first(failures, tmp_path, capsys):
-    assert ranks.first_failure(tmp_path, 2) is None
-    failures(("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("later")))
-    assert ranks.first_failure(tmp_path, 2) == (3, "rank 1: RuntimeError('boom')", False)
-    assert "rank 1 " in capsys.readouterr().err
-
-
-def test_a_rank_that_lost_another_one_is_not_the_first_to_fail(failures):
-    folder = failures(("0", 1, RankLost("the connection broke")), ("1", 3, RuntimeError("boom")))
-    assert ranks.first_failure(folder, 2) == (3, "rank 1: RuntimeError('boom')", False)
-
-
-@pytest.mark.parametrize("other", [RankLost("the connection broke"), Preempted("SIGTERM at step 3")])
-def test_a_rank_that_was_killed_is_named_with_the_signal_whatever_the_others_report(failures, capsys, other):
-    """FAULTS 108."""
-    folder = failures(("0", 75, other))
-    ranks.record_killed_ranks({1: -signal.SIGKILL, 0: 75, 2: -signal.SIGSEGV})
-    failure = ranks.first_failure(folder, 3)
-    assert failure is not None and failure.code == 1 and failure.is_cause
-    assert "rank 1 was killed by SIGKILL" in failure.error and "rank 2 was killed by SIGSEGV" in failure.error
-    assert "rank 1 was killed by SIGKILL" in capsys.readouterr().err
-
-
-def test_ranks_that_did_not_answer_are_named(failures, capsys):
-    folder = failures(("0", 1, RankTimeout("waited")), ("2", 1, RankLost("Connection closed by peer")))
-    failure = ranks.first_failure(folder, 4)
-    assert failure is not None and failure.code == 1
-    assert "rank 1, 3 " in failure.error and "rank 1, 3 " in capsys.readouterr().err
 
 
 def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, capfd):

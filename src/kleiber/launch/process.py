@@ -32,7 +32,8 @@ from kleiber.config.errors import (
 )
 from kleiber.config.foreign import permit_config
 from kleiber.config.system_errors import describe
-from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
+from kleiber.launch.rank_failures import record_failure
+from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity

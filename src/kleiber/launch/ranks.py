@@ -14,18 +14,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.errors import (
     ConfigError,
     ExitCode,
-    RankLost,
-    RankTimeout,
     Status,
     exit_on_signals,
     on_preemption,
@@ -33,7 +28,7 @@ from kleiber.config.errors import (
     signals_held,
 )
 from kleiber.config.model_size import available_cores
-from kleiber.records.files import read_json, write_json
+from kleiber.launch.rank_failures import FAILURES, Failure, end_of, first_failure, record_killed_ranks
 from kleiber.records.folder import status, write_final_status
 from kleiber.records.locks import scratch_folder
 from kleiber.records.regular_files import make_folder, open_to_append
@@ -42,9 +37,8 @@ from kleiber.records.terminal import print_line
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # variables that torchrun or SLURM sets in every rank
-CELL_VARIABLE, FAILURES, PARENT = "KLEIBER_CELL", "KLEIBER_FAILURES", "KLEIBER_PARENT"
+CELL_VARIABLE, PARENT = "KLEIBER_CELL", "KLEIBER_PARENT"
 STOP_SECONDS = 40  # that an agent may take to end its ranks
-ADVICE = {"killed by SIGKILL": ", as the system does where memory runs out"}
 
 
 def rank() -> int:
@@ -140,22 +134,6 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     return failure.code
 
 
-class Failure(NamedTuple):
-    """How the ranks of a run ended.
-
-    is_cause  whether the error is the cause of what other ranks report, and so stands in place of it
-    """
-
-    code: int
-    error: str
-    is_cause: bool = False
-
-
-def end_of(code: int) -> str:
-    """Says how a process ended: `exit code 3`, or minus the number of the signal that killed it."""
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-
-
 def record_end(folder: Path, failure: Failure) -> None:
     """Writes the final status of a run whose ranks have failed or were preempted, where rank 0 did not write it."""
     if failure.code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
@@ -188,66 +166,6 @@ def forward_signals(process: subprocess.Popen[bytes], folder: Path) -> Iterator[
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def first_failure(failures: Path, devices: int) -> Failure | None:
-    """Returns how the rank ended that failed first; None when no rank recorded a failure.
-
-    A rank that was killed by a signal is the cause, whatever the others report, and then one whose error is not that it
-    lost another rank. Prints the cause, unless rank 0 has printed the same error. Where a rank waited for another one
-    in vain, the error names the ranks that recorded nothing.
-
-    failures  folder that `record_failure` and `record_killed_ranks` write to
-    devices   number of ranks
-    """
-    records = [read_json(file) for file in failures.glob("*.json")]
-    records.sort(key=lambda record: (not record["killed"], record["lost"], record["time"]))
-    if not records:
-        return None
-    first = records[0]
-    if first["killed"]:
-        ranks = [record for record in records if record["killed"]]
-        error = ", ".join(f"rank {record['rank']} was {record['error']}" for record in ranks)
-        print_line(f"kleiber: {error}{ADVICE.get(first['error'], '')}; run the same command again", err=True)
-        return Failure(ExitCode.FAILED, error, is_cause=True)
-    silent = [str(number) for number in range(devices) if number not in {record["rank"] for record in records}]
-    if silent and any(record["timeout"] for record in records):
-        error = f"rank {', '.join(silent)} did not answer within trainer.rank_timeout"
-        print_line(f"kleiber: {error}", err=True)
-        return Failure(first["code"], error, is_cause=True)
-    printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
-    if not printed and first["code"] != ExitCode.PREEMPTED:
-        print_line(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", err=True)
-    return Failure(first["code"], f"rank {first['rank']}: {first['error']}")
-
-
-def record_failure(code: int, error: BaseException | None) -> None:
-    """Writes exit code, error and traceback of this rank to a file that the parent process reads (`first_failure`).
-
-    Does nothing when kleiber did not start this process.
-    """
-    trace = "" if error is None else "".join(traceback.format_exception(error))
-    lost, timeout = isinstance(error, RankLost), isinstance(error, RankTimeout)
-    write_record(rank(), code=code, error=repr(error), trace=trace, lost=lost, timeout=timeout)
-
-
-def record_killed_ranks(exit_codes: Mapping[int, int]) -> None:
-    """Writes such a file for each rank that a signal killed.
-
-    exit_codes  by rank, minus the number of the signal
-    """
-    for number, code in exit_codes.items():
-        if code < 0:
-            write_record(number, code=ExitCode.FAILED, error=end_of(code), killed=True)
-
-
-def write_record(number: int, **facts: object) -> None:
-    """Writes how a rank ended, with the time, where kleiber started this process."""
-    if FAILURES not in os.environ:
-        return
-    defaults = {"trace": "", "killed": False, "lost": False, "timeout": False}
-    record = {"rank": number, "time": time.time(), **defaults, **facts}
-    write_json(Path(os.environ[FAILURES], f"{number}.json"), record)
 
 
 def end_with_parent(signal_number: int) -> None:

@@ -104,9 +104,7 @@ def make_plan(
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
     context: int = cfg.model.context
-    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
-    if hardware.world_size > 1 and model_of is None:  # before ranks with other vocabularies build a model together
-        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    corpus = prepare_data(cfg, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -155,6 +153,17 @@ def make_plan(
         measurements=training_measurements(cfg.evals, model, corpus),
         privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
+
+
+def prepare_data(cfg: DictConfig, world_size: int) -> Corpus:
+    """Prepares the data of a stage.
+
+    Raises ConfigError where ranks have other data, before they build models of other vocabularies together.
+    """
+    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(cfg.model.context)
+    if world_size > 1:
+        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    return corpus
 
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:
