@@ -209,6 +209,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion", "model/attention=latent"],
+    "sgd": ["optimizer=sgd", "optimizer.lr=0.005"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],

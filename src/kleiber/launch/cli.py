@@ -143,7 +143,7 @@ def check(
     widths: Annotated[str, typer.Option(help="Widths of the models in channels, multiples of 16.")] = "64,128,256",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps before the activations are compared.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Models per width, over which activation sizes are averaged.")] = 3,
-    optimizer: Annotated[str, typer.Option(help="Optimizer of the models: adamw, muon or lion.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="Optimizer of the models: adamw, muon, lion or sgd.")] = "adamw",
     lr: Annotated[float, typer.Option(help="Learning rate of the models.")] = 0.02,
     out: Annotated[Path | None, typer.Option(help="Folder for the figure. Default: multirun/check-mup.")] = None,
 ) -> None:
