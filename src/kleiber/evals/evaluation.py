@@ -14,6 +14,7 @@ import torch
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.order import Reading
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples
 from kleiber.types.model import Model
@@ -132,7 +133,7 @@ class Evaluation:
     during: ClassVar[bool] = True
     metrics: ClassVar[Metrics] = MappingProxyType({})
     data_labels: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    data: Sequence[str] | None = None
+    data: Sequence[DataPath] | None = None
 
     def accepts(self, data: DataSet) -> bool:
         """Whether the evaluation can read a data set."""

@@ -14,6 +14,7 @@ from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
 from kleiber.evals.text_loss import TextLosses, resampled_score, text_losses
 from kleiber.records.progress import activity
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class OOD(Evaluation):
         "gap": Metric("gap to the training distribution", "lower", "bits per byte"),
     }
 
-    def __init__(self, data: Sequence[str] | None = None, in_domain: str | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, in_domain: str | None = None) -> None:
         self.data, self.in_domain = data, in_domain
 
     def evaluate(self, subject: Subject) -> Results:

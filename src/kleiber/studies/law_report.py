@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from kleiber.records.files import write_text
+from kleiber.records.regular_files import make_folder
 from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.headline import headline
@@ -223,8 +225,8 @@ def write(
         notes=[f"{_rows_fitted(records)}, {excluded} excluded."], verdicts=verdicts, tables=tables_by_title,
         text="\n".join(text), methods=methods(records), details={"Runs": kept[:MOST_ROWS]},
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(content, encoding="utf-8")
+    make_folder(out.parent)
+    write_text(out, content)
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:

@@ -170,7 +170,8 @@ class Panel(IntervalStudy):
         described = [measure.as_recorded({**unknown, **recorded}[measure.name]) for measure in measures]
         return View(
             table=table, keys=keys, measures={measure.name: measure for measure in described},
-            tables=self.tables(measures), arms=planned_arms([run.config for run in runs]), samples=self.samples, level=self.level, equal=self.equal,
+            tables=self.tables(measures), arms=planned_arms([run.config for run in runs]),
+            samples=self.samples, level=self.level, equal=self.equal,
         )  # fmt: skip
 
     def analyze(self, runs: Sequence[Run]) -> Findings:

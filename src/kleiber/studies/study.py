@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -247,7 +248,7 @@ def content(findings: Findings, study: str, runs: Sequence[Run], level: float | 
         "figures": [*findings.figures],
         "runs": counts(runs),
         "missing": missing(runs),
-        "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
+        "seconds": fsum(run.summary.get("seconds") or 0 for run in runs),
         **({"cost": costs} if costs else {}),
         "laws": "laws.json" if findings.law is not None else None,
         "refused": refused,

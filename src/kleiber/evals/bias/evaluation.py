@@ -18,6 +18,7 @@ from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.evals.perplexity import BITS_PER_BYTE
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.score import Metric, Metrics, variants
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Bias(Evaluation):
         **BITS_PER_BYTE,
     }
 
-    def __init__(self, data: Sequence[str] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
         self.data, self.fdr = data, fdr
 
     def accepts(self, data: DataSet) -> bool:
