@@ -288,7 +288,7 @@ def decide(question: Question, level: float) -> Result:
     problem = question.problem
     if not problem and (estimate is None or estimate.lo is None):
         problem = f"fewer than two samples have {question.claim.measure} on every side"
-    if problem or estimate is None:
+    if problem or estimate is None or estimate.lo is None or estimate.hi is None:
         return Result(question=question, estimate=estimate, decision=Decision.NOT_TESTED, why=problem, level=level)
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))

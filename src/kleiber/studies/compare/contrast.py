@@ -28,8 +28,9 @@ LEARNED = 0.02  # the loss of target quality, relative, that replay is said to s
 
 def format_level(estimate: Estimate) -> str:
     """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
-    ends = "(no interval)" if estimate.lo is None else f"{format_interval(estimate.lo, estimate.hi, '.4f')}"
-    return f"{estimate.value:.4f} {ends}"
+    if estimate.lo is None or estimate.hi is None:
+        return f"{estimate.value:.4f} (no interval)"
+    return f"{estimate.value:.4f} {format_interval(estimate.lo, estimate.hi, '.4f')}"
 
 
 def questions_on_forgetting(rows: Rows) -> list[Question]:

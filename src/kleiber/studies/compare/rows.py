@@ -229,10 +229,14 @@ def base_run(path: Path, by_folder: Mapping[str, Run]) -> tuple[Run | None, str 
     return None, None
 
 
-def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
+def seed_means(
+    rows: Rows, by: Sequence[str], value: str, level: float = 0.9, limits: tuple[float, float] | None = None
+) -> Rows:
     """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 
     Branches of a trunk share the noise of their run: with a column `run` the degrees of freedom count runs, not rows.
+
+    limits  ends of the scale of `value`, such as (0, 1) of a share, at which lo and hi are cut
     """
     grouped = rows.groupby(list(by), sort=True)[value]
     table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
@@ -243,7 +247,8 @@ def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) ->
         table["half"] = factor * sd / np.sqrt(table["seeds"])
     else:
         table["half"] = np.nan
-    return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
+    ends = pd.DataFrame({"lo": table["mean"] - table["half"], "hi": table["mean"] + table["half"]})
+    return table.join(ends if limits is None else ends.clip(*limits))
 
 
 def repeated(rows: Rows, by: Sequence[str]) -> int:

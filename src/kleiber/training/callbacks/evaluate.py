@@ -143,12 +143,12 @@ class Evaluate(LeanCallback):
         scored = self.record.scores_of(step)
         if not scored:
             add_training_memory(self.record, device_of(model))
-            self.record.metrics = {}
+            self.record.scores = {}
         tasks = self.others if scored else self.all
         scores = self.scores(model, tasks, self.tokens, "val")
         self.record.add_to_row(step, scores)
         for logger in trainer.loggers:
-            logger.log_metrics(scores, step)
+            logger.log_metrics(values_of(scores), step)
 
     def add(self, trainer: Trainer, scores: Scores) -> None:
         """Adds scores to those of this step, in the record and the loggers."""
