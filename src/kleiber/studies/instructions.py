@@ -17,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
 from kleiber.studies.compare.decision import Claim, Decision, level_of_each, mean_estimate, overall
 from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
-from kleiber.studies.compare.labels import LOSS, readable, unit_of
+from kleiber.studies.compare.labels import LOSS, readable
 from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare, compare, read_claim
 from kleiber.studies.compare.tables import at_common_budget
@@ -175,7 +175,7 @@ def score_rows(arms: Mapping[str, Arm], starts: Starts, scores: Measures, level:
     for measure in measures:
         by_model = {**scores_before(starts, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
-            estimate = mean_estimate([*values.values()], level, unit_of(scores[measure]))
+            estimate = mean_estimate([*values.values()], level, scores[measure].unit)
             if estimate is not None:
                 rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows

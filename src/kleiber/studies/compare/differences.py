@@ -23,7 +23,7 @@ from kleiber.studies.compare.decision import (
     more_seeds_needed,
     paired_difference,
 )
-from kleiber.studies.compare.labels import LOSS, axis_label, label_of, unit_of
+from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 
@@ -151,7 +151,7 @@ class Result:
 
     def to_json(self) -> Json:
         """The entry of `estimates` in findings.json."""
-        estimate = {**as_row(self.estimate), "unit": unit_of(self.measure)}
+        estimate = {**as_row(self.estimate), "unit": self.measure.unit}
         return {**asdict(self.claim), **estimate, "tuned": self.tuned, "decision": str(self.decision)}
 
     def row(self) -> Json:
@@ -160,7 +160,7 @@ class Result:
 
     def text(self) -> str:
         """The claim as a sentence without a period."""
-        return self.claim.text(label_of(self.measure))
+        return self.claim.text(self.measure.label)
 
     def sentence(self) -> str:
         """The decision as a sentence with the estimate, or with what is missing."""
@@ -212,7 +212,7 @@ def decide(
     problem  why they decide nothing; "" where they can
     tuned    whether the arms are
     """
-    estimate = paired_difference(ours, theirs, level, unit_of(measure))
+    estimate = paired_difference(ours, theirs, level, measure.unit)
     if problem or estimate is None or estimate.lo is None:
         problem = problem or f"fewer than two seeds in common have {claim.measure}"
         return Result(claim, measure, estimate, Decision.NOT_TESTED, problem, tuned)
@@ -235,7 +235,7 @@ def more_seeds_of_all(results: Sequence[Result]) -> int | None:
 def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
     """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
     arm, against = names
-    rows, unit = [], unit_of(measured(ladders, measure))
+    rows, unit = [], measured(ladders, measure).unit
     for equal, (_, label) in QUANTITIES.items():
         sides = pair(ladders[arm], ladders[against], equal, measure)
         rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit)})
@@ -250,7 +250,7 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
             sides = pair(ladders[claim.arm], ladders[claim.against], claim.equal, claim.measure)
             row = {"arm": claim.arm, "against": claim.against, "equal": QUANTITIES[claim.equal].label}
             other = measured(ladders, claim.measure)
-            row |= sides.row(level, unit_of(other))
+            row |= sides.row(level, other.unit)
             gaps.setdefault(axis_label(other), []).extend([row] if row["value"] is not None else [])
     return gaps
 
