@@ -17,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import START as BEFORE
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import mean_estimate
-from kleiber.studies.compare.labels import readable, unit_of
+from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.measures import Measures
 from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget
@@ -81,7 +81,7 @@ def score_rows(arms: Mapping[str, Arm], scores: Measures, level: float) -> list[
     for measure in measures:
         by_model = {**scores_before(arms, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
-            estimate = mean_estimate([*values.values()], level, unit_of(scores[measure]))
+            estimate = mean_estimate([*values.values()], level, scores[measure].unit)
             if estimate is not None:
                 rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows

@@ -1,6 +1,7 @@
 """Costs stand beside each other with their ratios, and those of an arm follow from its best run."""
 
 from kleiber.studies.compare.costs import arms_without_latency, cost_table, costs_of_leaf, facts_of_arm
+from kleiber.studies.compare.measures import Measures
 
 FACTS = {
     "moe": {"speed": 5e3, "memory": 9e5, "latency/decode_tokens_per_s/1": 300.0, "latency/decode_tokens_per_s/8": 2e3},
@@ -22,7 +23,7 @@ def test_costs_stand_beside_each_other_with_their_ratios_for_the_pairs_that_have
 
 def test_energy_and_price_of_an_arm_are_those_of_its_tokens_at_its_speed():
     stage = {"seconds": 100.0, "cost": {"joules": 2000.0, "price": 0.5}, "tokens_per_s": 50.0}
-    facts = facts_of_arm([{"tokens": 18e4, **costs_of_leaf({}, stage)}] * 3)
+    facts = facts_of_arm([{"tokens": 18e4, **costs_of_leaf({}, stage)}] * 3, Measures())
     assert facts["watts"] == 20.0 and facts["watt_hours"] == 20.0 and facts["price"] == 18.0  # an hour of training
     table = {
         row["cost"]: row for row in cost_table({"moe": facts, "dense": {**facts, "price": 9.0}}, [("moe", "dense")])

@@ -216,8 +216,8 @@ def arm_from_rows(
         for key, value in row.items():
             if (key == LOSS or "/" in key or key.startswith(START)) and isinstance(value, float):
                 measures.setdefault(key, {})[row["seed"]] = value
-    facts = facts_of_arm(ended)
     scores = Measures() if scores is None else scores
+    facts = facts_of_arm(ended, scores)
     return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores)
 
 

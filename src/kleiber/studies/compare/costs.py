@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from kleiber.config.cost import SECONDS_PER_HOUR
 from kleiber.config.model_size import cached_values
+from kleiber.studies.compare.measures import Measures
 from kleiber.types import Config, Json, Row
 
 LATENCY = "latency/"  # prefix of the metrics of callbacks=latency: latency/<quantity>/<rows at once>
@@ -71,13 +72,13 @@ def memory_bytes(model: Config, stage: Json) -> float | None:
     return None if cached is None else 4.0 * (stage["params"]["total"] + cached)
 
 
-def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:
+def facts_of_arm(rows: Sequence[Row], scores: Measures) -> dict[str, float]:
     """Parameters, tokens, FLOPs and memory (medians of the rows of an arm), and the speeds of the fastest run."""
     latency = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
     facts: dict[str, float] = {}
     for name in (*MEDIANS, "speed", *latency):
         values = measured(rows, name)
-        best = max if name == "speed" or "_per_s" in name else min
+        best = max if name == "speed" or scores[name].better == "higher" else min
         if values:
             facts[name] = statistics.median(values) if name in MEDIANS else best(values)
     if "speed" in facts:

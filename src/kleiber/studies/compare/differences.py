@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kleiber.studies.claims import Claim, Question, Result, Selection
 from kleiber.studies.compare.arms import START, Arm, measured, uneven
 from kleiber.studies.compare.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
-from kleiber.studies.compare.labels import LOSS, axis_label, label_of, unit_of
+from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
@@ -132,7 +132,7 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
     waiting  why the runs as a whole decide nothing; "" where they can
     """
     measure = measured(ladders, claim.measure)
-    fields = {"claim": claim, "text": sentence(claim, measure), "unit": unit_of(measure), "better": measure.better}
+    fields = {"claim": claim, "text": sentence(claim, measure), "unit": measure.unit, "better": measure.better}
     names = [arm_named(side) for _, side in claim.sides]
     absent = [name for name in dict.fromkeys(names) if name not in ladders]
     if absent:
@@ -192,10 +192,10 @@ def sentence(claim: Claim, measure: Score) -> str:
     measure  unit and label of what is compared
     """
     if claim.text or claim.than is not None or claim.against is None or claim.less:
-        return statement(claim, label_of(measure), unit_of(measure), lambda _, value: str(value))
+        return statement(claim, measure.label, measure.unit, lambda _, value: str(value))
     arm, other = arm_named(claim.of), arm_named({**claim.of, **claim.against})
     before = claim.against.get(MOMENT) == BEFORE
-    against, name = "before tuning" if before else other, label_of(measure)
+    against, name = "before tuning" if before else other, measure.label
     if claim.direction == "within":
         text = f"{arm} and {against} differ in {name} by less than {claim.margin:g}"
     else:
@@ -214,7 +214,7 @@ def more_seeds_of_all(results: Sequence[Result]) -> int | None:
 def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
     """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
     arm, against = names
-    rows, unit = [], unit_of(measured(ladders, measure))
+    rows, unit = [], measured(ladders, measure).unit
     for equal, (_, label) in QUANTITIES.items():
         sides = pair(ladders[arm], ladders[against], equal, measure)
         rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit)})
@@ -237,7 +237,7 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
             equal, other = claim.equal or "tokens", measured(ladders, claim.measure)
             sides = pair(ladders[names[0]], ladders[names[1]], equal, claim.measure)
             row = {"arm": names[0], "against": names[1], "equal": QUANTITIES[equal].label}
-            row |= sides.row(level, unit_of(other))
+            row |= sides.row(level, other.unit)
             gaps.setdefault(axis_label(other), []).extend([row] if row["value"] is not None else [])
     return gaps
 

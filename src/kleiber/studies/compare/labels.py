@@ -56,16 +56,6 @@ def arm_from_text(kind: str, text: str) -> str:
     return f"{kind} from {text}"
 
 
-def label_of(measure: Score) -> str:
-    """What sentences call a measure, such as `accuracy on SST-2`."""
-    return measure.label
-
-
-def unit_of(measure: Score) -> str:
-    """The unit of a measure; "" for a plain number."""
-    return measure.unit
-
-
 def axis_label(measure: Score) -> str:
     """The label of an axis: what the measure is called, with its unit."""
     label = f"validation {LOSS}" if measure.label == LOSS else measure.label

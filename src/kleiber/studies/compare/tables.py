@@ -15,7 +15,6 @@ import pandas as pd
 from kleiber.studies.compare.arms import Arm, measured
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
-from kleiber.studies.compare.labels import label_of, unit_of
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
@@ -34,7 +33,7 @@ def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> 
 
     It has the difference at equal tokens, the ratio of the training times, and the difference at equal training time.
     """
-    table, unit = [], unit_of(measured(ladders, measure))
+    table, unit = [], measured(ladders, measure).unit
     for arm, against in pairs:
         shared = shared_budgets(ladders[arm], ladders[against])
         for a, b in shared if len(shared) > 1 else ():
@@ -63,7 +62,7 @@ def trends(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[J
     Over tokens it is the slope for each doubling, of pairs that share several numbers of tokens. Over sizes it is the
     mean change over the tokens that two pairs share, of pairs without an arm in common and of different active size.
     """
-    unit = unit_of(measured(ladders, measure))
+    unit = measured(ladders, measure).unit
     by_pair = {(a, b): gaps_by_budget(ladders[a], ladders[b], measure) for a, b in pairs}
     table = []
     for names, by_seed in by_pair.items():
@@ -119,7 +118,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     arm, others = arms[name], [arms[each] for each in sizes]
     estimate = size_multiplier(arm, others, level)
     if estimate is None:
-        change = f"{label_of(arm.scores[arm.measure])} does not {'rise' if arm.higher_is_better else 'fall'}"
+        change = f"{arm.scores[arm.measure].label} does not {'rise' if arm.higher_is_better else 'fall'}"
         text = f"the multiplier is not identified: the {change} with the size for every seed"
         return [], [{"code": "multiplier", "text": text}]
     tuned = not any(each.untuned_because for each in (arm, *others))
@@ -134,7 +133,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
 def multiplier_sentence(row: Row, measure: Score) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
-    return f"Other arms would have the {label_of(measure)} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
+    return f"Other arms would have the {measure.label} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:
