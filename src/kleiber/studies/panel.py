@@ -42,7 +42,7 @@ SEED = "seed"
 def claims_at(place: str, node: Config, levels: Levels) -> list[Claim]:
     """Returns the claims of a node. Raises ValueError, which names the key, for an invalid one."""
     try:
-        return expand({"of": {}, **node} if "arm" not in node else node, levels)
+        return expand(node, levels)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
 
@@ -110,7 +110,7 @@ class Panel(IntervalStudy):
         stated = [(f"study.claims[{at}]", node) for at, node in enumerate(self.claims)]
         for table in tables.values():
             refuse_unknown(f"{table.place}.by", table.by, known)
-            stated.append((table.place, table.contrast or {"of": table.where}))
+            stated.append((table.place, {"of": {}, **(table.contrast or {"of": table.where})}))
         claims = [(place, claim) for place, node in stated for claim in claims_at(place, {**first, **node}, levels)]
         for name, number in read_answer(self.answer, first, levels)[1].items():
             claims.append((f"study.answer.values.{name}", number.claim))
