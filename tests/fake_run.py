@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
+from declared_metrics import declared
 from jsonschema import Draft202012Validator
 
 import kleiber.records
@@ -32,6 +34,8 @@ SUMMARY = {
 def fake_stage(name: str = "main", *, params: Mapping[str, int] | int = 1000, **values: Any) -> dict[str, Any]:
     """A stage of summary.json: `values` over the defaults, `data` and `flops` key by key.
 
+    The scores are those of the metrics, as classes declare them; metrics that none declares have no scores.
+
     params  number of parameters, or some of the numbers in a summary; `active` stands for those that are not there
     """
     counts = dict(params) if isinstance(params, Mapping) else {"active": params}
@@ -40,7 +44,17 @@ def fake_stage(name: str = "main", *, params: Mapping[str, int] | int = 1000, **
     stage = {**STAGE, **values, "name": name, "params": counts, "data": {**DATA, **values.get("data", {})}}
     flops = {"model": 6.0 * active * stage["tokens"], "six_nd": 6.0 * active * stage["tokens"]}
     flops |= values.get("flops", {})
-    return {**stage, "flops": {"executed": flops["model"], **flops}}
+    scores = {key: score for key, value in stage["metrics"].items() if (score := fake_score(key, value)) is not None}
+    scores |= values.get("scores", {})
+    return {**stage, "scores": scores, "flops": {"executed": flops["model"], **flops}}
+
+
+def fake_score(key: str, value: float | None) -> dict[str, Any] | None:
+    """The score of a key of summary.json, whichever objective it is of; None where no class declares it."""
+    for objective in ("clm", "classify", "dpo", "kto"):
+        with suppress(KeyError):
+            return declared(key, value, objective)
+    return None
 
 
 def fake_run(

@@ -12,10 +12,13 @@ import pytest
 import torch
 from clean_environment import Environment
 from small_run import REPOSITORY, TINY
+from studies.arm_runs import write
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError
+from kleiber.evals.evaluation import Results, Score
+from kleiber.evals.measure import Measurement, scores_by_key
 from kleiber.launch.cli import main as main_command
 from kleiber.launch.main import main
 from kleiber.models import Transformer
@@ -23,6 +26,7 @@ from kleiber.nn import interleaved_moe
 from kleiber.objectives import CLM
 from kleiber.runs.open import open_model
 from kleiber.types.batch import Batch
+from kleiber.types.score import values_of
 
 SOURCE = REPOSITORY / "examples/extension"
 
@@ -124,8 +128,35 @@ def test_an_evaluation_scores_a_run_and_the_curve_of_its_training(mylab, launch,
     folder = launch("evals=[confidence]")
     (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
     during = stage["metrics"]["eval/confidence/tiny/confidence"]
+    right = stage["scores"]["eval/confidence/tiny/accuracy"]
+    assert (right["better"], right["label"]) == ("higher", "accuracy of the most probable token on tiny")
+    assert right["lo"] < right["value"] < right["hi"] and stage["scores"].keys() == stage["metrics"].keys()
     assert main_command(["eval", str(folder), "--evals", "confidence"]) == 0 and 0 < during < 1
     assert f"confidence/tiny/confidence {during:.6g} [" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("metric", "code"), [("accuracy", 0), ("confidence", 2)])
+def test_a_metric_of_its_evaluation_is_compared_in_the_direction_that_the_class_declares(mylab, capsys, metric, code):
+    """The second arm has the higher values; of the confidence neither direction is better."""
+    sys.path.insert(0, str(mylab))
+    evaluation, key = importlib.import_module("mylab.evaluation").Confidence(), f"eval/confidence/docs/{metric}"
+    for folder in (write(mylab / "low", {}, "low", 3.0), write(mylab / "high", {}, "high", 3.0)):
+        for path in folder.glob("*/summary.json"):
+            summary = json.loads(path.read_text())
+            for stage in summary["stages"][1:]:
+                value = 1 / stage["metrics"]["val/docs/loss"] + 0.1 * (folder.name == "high")
+                results = Results({"docs": {metric: Score(value)}})
+                scores = scores_by_key("confidence", Measurement("confidence", evaluation, []).describe(results))
+                stage["scores"] |= {name: score.to_json() for name, score in scores.items()}
+                stage["metrics"] |= values_of(scores)
+            path.write_text(json.dumps(summary))
+    assert main_command(["compare", "low", "high", "--measure", key]) == code
+    printed = capsys.readouterr()
+    if code:
+        assert "--better" in printed.err
+    else:
+        text = " ".join(printed.out.split())
+        assert "high has a higher accuracy of the most probable token on docs than low" in text and "supported" in text
 
 
 def test_the_study_is_planned_and_its_arms_are_those_of_the_file(mylab):

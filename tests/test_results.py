@@ -4,17 +4,21 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import pytest
 import yaml
+from declared_metrics import declared
 from small_run import REPOSITORY
 
+from kleiber.config.labels import data_label
 from kleiber.launch.cli import main
 
 RESULTS = REPOSITORY / "multirun" / "results"
 LIST = (REPOSITORY / "multirun" / "README.md").read_text(encoding="utf-8")
 WITH_ROWS = sorted(path.parent.name for path in RESULTS.glob("*/runs.jsonl.gz"))
+OBJECTIVES = ("clm", "classify", "dpo")  # of recorded runs whose scorers have metrics of their own
 MEASURED = {"seconds", "ms a step", "MiB", "minutes"}  # times and memory are of the machine
 
 
@@ -69,6 +73,41 @@ def test_the_list_of_results_says_which_have_their_rows():
 def test_rows_name_no_path_of_a_machine(name):
     text = gzip.decompress((RESULTS / name / "runs.jsonl.gz").read_bytes()).decode()
     assert re.findall(r"\"/(?:home|root|work|tmp|Users)/[^\"]*\"", text) == []
+
+
+def data_names(name: str) -> str:
+    """What figures call the data of recorded runs; `data=arithmetic` names its own."""
+    digits = re.fullmatch(r"digits(\d)", name)
+    return f"sums of {digits[1]} digits" if digits else data_label(name)
+
+
+def undeclared(stages: Iterable[dict]) -> set[str]:
+    """Keys of metrics whose score no class declares as it was recorded, with a direction or explicitly none."""
+    fields = ("unit", "better", "label")
+    recorded = {(key, *(score[name] for name in fields)) for stage in stages for key, score in stage["scores"].items()}
+    declarations = set()
+    for objective in OBJECTIVES:
+        for key in {key for key, *_ in recorded}:
+            with suppress(KeyError):
+                score = declared(key, None, objective, data_names)
+                declarations.add((key, *(score[name] for name in fields)))
+    return {key for key, *rest in recorded if (key, *rest) not in declarations}
+
+
+def test_recorded_runs_of_golden_have_the_scores_that_classes_declare():
+    summaries = [json.loads(path.read_text()) for path in (RESULTS.parent / "golden").glob("*/summary.json")]
+    stages = [stage for summary in summaries for stage in summary["stages"]]
+    assert len(summaries) > 10 and all(stage["scores"].keys() == stage["metrics"].keys() for stage in stages)
+    assert undeclared(stages) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_every_recorded_metric_has_the_score_that_a_class_declares(name):
+    lines = gzip.decompress((RESULTS / name / "runs.jsonl.gz").read_bytes()).splitlines()
+    stages = [stage for line in lines for stage in json.loads(line)["summary"]["stages"]]
+    assert all(stage["scores"].keys() == stage["metrics"].keys() for stage in stages)
+    assert undeclared(stages) == set()
 
 
 @pytest.mark.slow

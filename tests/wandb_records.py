@@ -1,13 +1,16 @@
 """Reads an offline W&B file back, its history and artifacts too."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+from processes import PATIENCE
+
 from kleiber.records.wandb_file import read_records, values_of
 
 
-def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
+def read(path: Path, patience: float = PATIENCE) -> dict[str, Any]:
     """Run facts, config, history rows, summary, artifacts by name and exit code (None: the process never finished).
 
     The client's service writes a finished run a moment after `finish` has returned, at the latest when the process that
@@ -47,6 +50,7 @@ def content(path: Path) -> dict[str, Any]:
                     "type": artifact.type,
                     "paths": paths,
                     "aliases": list(artifact.aliases),
+                    "metadata": json.loads(artifact.metadata or "{}"),
                 }
             case "metric":
                 metric = record.metric

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-LABELS = ("Paper", "Command", "Cost", "Expected")
+LABELS = ("Paper", "Command", "Cost", "Expected", "Labels")
 LABEL = re.compile(rf"^({'|'.join(LABELS)})\s+(.*)")
 
 

@@ -114,7 +114,7 @@ def choice_section(conf: Path, path: Path, nested: bool) -> str:
     header = read_header(path)
     level = "###" if nested else "##"
     parts = [f"{level} `{override_of(folder, path.stem)}` {{#{anchor(folder, path.stem)}}}", header.summary, header.use]
-    parts += [f"**{label}**: {text}" for label, text in header.labels.items() if label != "Command"]
+    parts += [f"**{label}**: {text}" for label, text in header.labels.items() if label not in ("Command", "Labels")]
     if command := header.labels.get("Command"):
         parts.append(f"```text\n{command}\n```")
     if base := base_of(conf, path):

@@ -232,13 +232,30 @@ def with_site_links(text: str) -> str:
 
 
 def conclusions(findings: Mapping[str, object]) -> str:
-    """Returns the headline and the verdicts of a study as it reported them."""
-    verdicts = findings["verdicts"]
-    assert isinstance(verdicts, list)
-    signs = {"warn": "caution", "note": "note", "refuse": "refused"}
-    rows = [[f"`{v['code']}`", signs.get(v["level"], v["level"]), cell(v["text"])] for v in verdicts]
-    quoted = f"As `kleiber report` put it:\n\n> {cell(findings['headline'])}"
-    return quoted + ("\n\n" + table(["code", "level", "text"], rows) if rows else "")
+    """Returns the answer, the claims, the verdicts on the law and the caveats of a study as it reported them."""
+    claims, verdicts, caveats = (findings[name] for name in ("claims", "verdicts", "caveats"))
+    assert isinstance(claims, list) and isinstance(verdicts, list) and isinstance(caveats, list)
+    parts = [f"As `kleiber report` put it:\n\n> {cell(findings['answer'])}"]
+    if claims:
+        level = float(str(findings["level"]))
+        head = ["claim", "decision", f"difference, {level:.0%} for all claims together", "why"]
+        parts.append(table(head, [claim_row(claim) for claim in claims]))
+    if verdicts:
+        signs = {"warn": "caution", "note": "note", "refuse": "refused"}
+        rows = [[f"`{v['code']}`", signs.get(v["level"], v["level"]), cell(v["text"])] for v in verdicts]
+        parts.append(table(["code", "level", "text"], rows))
+    if caveats:
+        parts.append("\n".join(f"- {cell(caveat['text'])}" for caveat in caveats))
+    return "\n\n".join(parts)
+
+
+def claim_row(claim: Mapping[str, object]) -> list[str]:
+    """Returns the cells of a claim: its text, the decision, the estimate, and why it is not decided."""
+    value, lo, hi, unit = (claim[name] for name in ("value", "lo", "hi", "unit"))
+    ends = f" [{cell(lo)}, {cell(hi)}]" if lo is not None else ""
+    number = "" if value is None else f"{cell(value)}{ends} {unit or ''}".rstrip()
+    decided = claim["decision"] in ("supported", "contradicted")
+    return [cell(claim["text"]), str(claim["decision"]), number, "" if decided else cell(claim["why"])]
 
 
 def law_section(law: Json) -> str:

@@ -73,7 +73,7 @@ def lab(tmp_path, monkeypatch):
 def test_a_class_of_an_allowed_package_has_a_signature_and_attributes(lab):
     assert signature("some_lab.Warmer").parameters["steps"].default == 3
     assert class_attribute("some_lab.Scaled", "learning_rate_factor") == 0.5
-    assert class_attribute("some_lab.Scaled", "unit") == class_attribute("kleiber.objectives.CLM", "unit")
+    assert class_attribute("some_lab.Scaled", "metric") == class_attribute("kleiber.objectives.CLM", "metric")
 
 
 MOE, STREAM = (

@@ -21,6 +21,7 @@ from kleiber.evals.perplexity import Runtime
 from kleiber.objectives.clm import CLM
 from kleiber.types.contracts import Objective, Task
 from kleiber.types.model import Model
+from kleiber.types.score import values_of
 
 CPU = torch.device("cpu")
 
@@ -54,14 +55,14 @@ def test_the_metrics_of_a_dense_model_are_its_weights_and_divergences():
     start, net = learned(), learned()
     train(net, NEW, 3)
     tasks = [Task("old", CLM(), OLD), Task("unscored", Objective(), OLD)]
-    metrics = drift_metrics(start, net, tasks, [Task("new", CLM(), NEW)], 10**9, 16, Runtime())
+    metrics = values_of(drift_metrics(start, net, tasks, [Task("new", CLM(), NEW)], 10**9, 16, Runtime()))
     assert set(metrics) == {"drift/weights", "drift/old/kl"}
     assert metrics["drift/weights"] == weight_distance(start, net)["relative"] > 0
 
 
 def test_the_untrained_loss_is_that_of_the_untrained_model():
     net = learned()
-    losses = untrained_losses(net, [Task("old", CLM(), OLD)], 10**9, 16, Runtime())
+    losses = values_of(untrained_losses(net, [Task("old", CLM(), OLD)], 10**9, 16, Runtime()))
     loss = CLM()(net, OLD.gather(np.arange(len(OLD))))
     assert losses == {"drift/old/untrained": pytest.approx((loss.total / loss.tokens).item(), rel=1e-5)}
 
@@ -71,7 +72,7 @@ def test_a_mixture_without_a_change_has_loads_without_a_shift():
     tasks = {name: Task(name, CLM(), Rows(low, low + 15)) for name, low in (("low", 0), ("high", 15))}
     loads = expert_loads(model, tasks["low"], 99, 5, Runtime())
     assert set(loads) == {"0", "1"} and float(loads["0"].sum()) == pytest.approx(1)
-    metrics = drift_metrics(model, model, [tasks["low"]], [tasks["high"]], 99, 5, Runtime())
+    metrics = values_of(drift_metrics(model, model, [tasks["low"]], [tasks["high"]], 99, 5, Runtime()))
     assert metrics["drift/low/load_shift/0"] == metrics["drift/high/load_shift/1"] == 0
     assert metrics["drift/low/load_gap_before/0"] == metrics["drift/low/load_gap_after/0"] > 0
 
@@ -89,7 +90,9 @@ def test_total_variation_is_half_the_sum_of_differences():
 def test_shifts_compare_before_with_after_and_gaps_earlier_text_with_new():
     before = {"docs": {"0": shares(0.5, 0.5)}, "code": {"0": shares(0.9, 0.1)}, "law": {"0": shares(0.5, 0.5)}}
     after = {"docs": {"0": shares(0.2, 0.8)}, "code": {"0": shares(0.9, 0.1)}, "law": {"0": shares(0.7, 0.3)}}
-    assert load_shifts(before, after, ["docs"], ["code", "law"]) == pytest.approx({
+    shifts = load_shifts(before, after, ["docs"], ["code", "law"])
+    assert all(score.label.endswith(f" on {key.split('/')[1]}") for key, score in shifts.items())
+    assert values_of(shifts) == pytest.approx({
         "drift/docs/load_shift/0": 0.3, "drift/code/load_shift/0": 0.0, "drift/law/load_shift/0": 0.2,
         "drift/docs/load_gap_before/0": 0.2, "drift/docs/load_gap_after/0": 0.6,
     })  # fmt: skip

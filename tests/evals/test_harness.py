@@ -95,7 +95,8 @@ def test_scores_are_those_of_one_item_at_a_time(tasks, batch_size):
     assert [logp for logp, _ in found] == pytest.approx(flat, abs=1e-4)
     told = score_tasks(model, Bytes(), ["own"], tasks, batch_size)
     right = sum(row.index(max(row)) == item["answer"] for row, item in zip(wanted, ITEMS, strict=True))
-    assert told["own/acc"] == pytest.approx(right / len(ITEMS)) and "own/acc_stderr" in told
+    assert told["own/acc"].value == pytest.approx(right / len(ITEMS)) and "own/acc_stderr" in told
+    assert (told["own/acc"].better, told["own/acc"].label) == ("higher", "acc on own")
 
 
 @needs
@@ -141,8 +142,9 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
         model=theirs, tasks=["own", "rolling"], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     ours = score_tasks(model, Bytes(), ["own", "rolling"], tasks)
-    assert ours["own/acc"] == told["results"]["own"]["acc,none"]
-    assert ours["rolling/byte_perplexity"] == pytest.approx(
+    assert ours["own/acc"].value == told["results"]["own"]["acc,none"]
+    assert ours["rolling/byte_perplexity"].better == "lower"
+    assert ours["rolling/byte_perplexity"].value == pytest.approx(
         told["results"]["rolling"]["byte_perplexity,none"], rel=1e-5
     )
     lm = requests(model)

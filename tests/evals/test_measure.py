@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
+from declared_metrics import evaluation_class
 from evals.subjects import subject_on_tables, table
 
+from kleiber.config.compose import list_choices
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
-from kleiber.evals.measure import Measurement, language_objective, metrics, plan_measurements, to_json
+from kleiber.evals.measure import Measurement, language_objective, plan_measurements, scores_by_key, to_json
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
 from kleiber.types.contracts import Objective
+from kleiber.types.score import Metric, Metrics, find_metric
 
 PAIRS = table("pairs", [{"good": "a", "bad": "b"}])
 TEXT = table("text", [{"text": "a"}])
@@ -73,9 +79,44 @@ def test_measuring_leaves_mode_and_random_numbers_as_they_were() -> None:
     torch.manual_seed(0)
     results = Measurement("x", Pairs(), [PAIRS]).measure(subject)
     assert torch.equal(torch.rand(2), expected) and subject.model.training
-    assert metrics("x", results) == {"eval/x/pairs/one": 1.0}
-    score = {"value": 1.0, "lo": None, "hi": None, "n": 2}
-    assert to_json(results) == {"scores": {"pairs": {"one": score}}, "details": {"list": [1]}}
+    score = Score(1.0, n=2, label="one on pairs")
+    assert scores_by_key("x", results) == {"eval/x/pairs/one": score}
+    assert to_json(results) == {"scores": {"pairs": {"one": score.to_json()}}, "details": {"list": [1]}}
+
+
+class Declares(Draws):
+    metrics: ClassVar[Metrics] = {
+        "one": Metric("first", "lower", "nats"),
+        "kind{n}/two": Metric("second of kind {n}", "higher"),
+    }
+    data_labels: ClassVar[Mapping[str, str]] = {"all": "all data"}
+
+    def evaluate(self, subject: Subject) -> Results:
+        metrics = {"one": Score(1.0), "kind3/two": Score(2.0, 1.0, 3.0, 4), "three": Score(3.0)}
+        return Results({"pairs": metrics, "all": {"one": Score(1.0, label="mine", better="higher")}, "own": metrics})
+
+
+def test_scores_get_the_declared_unit_direction_and_label_and_keep_a_label_of_their_own() -> None:
+    data = [PAIRS, replace(OWN, label="sums")]
+    scores = Measurement("x", Declares(), data).measure(subject_on_tables(model(), pairs=[{"good": "a"}])).scores
+    assert scores["pairs"] == {
+        "one": Score(1.0, unit="nats", better="lower", label="first on pairs"),
+        "kind3/two": Score(2.0, 1.0, 3.0, 4, better="higher", label="second of kind 3 on pairs"),
+        "three": Score(3.0, label="three on pairs"),
+    }
+    assert scores["own"]["one"].label == "first on sums"
+    assert scores["all"]["one"] == Score(1.0, label="mine", better="higher")
+
+
+@pytest.mark.parametrize("name", list_choices("evals"))
+def test_every_evaluation_declares_metrics_whose_labels_have_the_parts_of_their_names(name: str) -> None:
+    metrics = evaluation_class(name).metrics
+    assert metrics or name == "harness", "lm-eval says what its metrics are"
+    for pattern, metric in metrics.items():
+        example = re.sub(r"{(\w+)}", r"\1", pattern)
+        found = find_metric(metrics, example)
+        assert found is not None and found.label and not {"{", "}"} & {*found.label}, pattern
+        assert set(re.findall(r"{\w+}", metric.label)) <= set(re.findall(r"{\w+}", pattern))
 
 
 def test_an_evaluation_that_fails_on_its_data_gives_none_during_training() -> None:

@@ -62,7 +62,9 @@ def test_each_domain_has_its_tokens_loss_and_bits_per_byte():
     results = Perplexity().evaluate(subject).scores
     assert set(results) == {"low", "high"} and results["low"]["loss"].n == 11 * 16 + 8  # the last row is half padding
     task = Task("low", CLM(), subject.samples("low"))
-    assert values(results["low"]) == pytest.approx(score_task(subject.model, task, None, 5, Runtime()), rel=1e-5)
+    expected = score_task(subject.model, task, None, 5, Runtime())
+    assert values(results["low"]) == pytest.approx(values(expected), rel=1e-5)
+    assert {name: score.n for name, score in expected.items()} == {"loss": 11 * 16 + 8, "bits_per_byte": 11 * 16 + 8}
     unlikely = Perplexity().evaluate(replace(subject, objective=MeanlessCLM())).scores
     assert "bits_per_byte" not in unlikely["low"]
 
@@ -75,7 +77,9 @@ def test_scores_are_named_by_prefix_task_and_metric():
     net, tasks = learned(), [Task("old", CLM(), OLD), Task("new", CLM(), NEW)]
     scores = score_tasks(net, tasks, None, 16, Runtime(), "val_ema")
     assert set(scores) == {f"val_ema/{task}/{name}" for task in ("old", "new") for name in ("loss", "bits_per_byte")}
-    assert scores["val_ema/old/loss"] == pytest.approx(score_task(net, tasks[0], None, 3, Runtime())["loss"], rel=1e-6)
+    loss = scores["val_ema/old/loss"]
+    assert loss.value == pytest.approx(score_task(net, tasks[0], None, 3, Runtime())["loss"].value, rel=1e-6)
+    assert (loss.unit, loss.better, loss.label) == ("nats per token", "lower", "loss on old, averaged weights")
 
 
 def test_ranks_divide_samples_unless_there_are_fewer_samples_than_ranks():

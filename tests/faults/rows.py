@@ -36,6 +36,13 @@ FAULTS = {
     88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
     91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
     94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
+    97: "files of a folder whose names are those of splits", 98: "a folder of text with any endings",
+    99: "validation text that was trained on",
+    107: "ranks that differ in their config, data or weights", 108: "a rank that a signal kills",
+    109: "a key without an effect", 110: "data that changed, with equal size and time",
+    111: "a lock that is deleted while its run trains",
+    112: "rows that are deleted while their run trains", 113: "judges in several processes",
+    122: "Ctrl-C and SIGTERM while a command starts", 123: "calls of the system that fail",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
@@ -45,8 +52,10 @@ RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_o
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
 FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
+PACKAGES = "faults/test_folders.py::test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed"
+TOLD = "runs/test_banner.py::test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of"
 TESTS: dict[int, list[str]] = {
-    1: [KILLS, "faults/test_kill30.py::test_thirty_random_kills_over_trees_end_bit_identical"],
+    1: [KILLS, "faults/test_kill_campaign.py::test_killed_runs_of_each_kind_end_as_the_unbroken_one"],
     2: [KILLS, "faults/test_kill_tree.py::test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical"],
     3: [DEAD_RANK],
     4: [KILLS,
@@ -182,7 +191,7 @@ TESTS: dict[int, list[str]] = {
          "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so"],
     87: ["faults/test_preempt.py::test_a_run_whose_folder_is_deleted_says_so_and_ends_with_1"],
     88: ["training/test_trainer_ddp.py::test_a_rank_that_is_stopped_is_named_and_the_run_ends_with_a_checkpoint",
-         "launch/test_ranks.py::test_ranks_that_did_not_answer_are_named"],
+         "launch/test_rank_failures.py::test_ranks_that_did_not_answer_are_named"],
     89: ["data/test_token_writer.py::test_sigkill_while_tokenizing_loses_one_batch",
          "data/test_token_writer.py::test_an_interrupted_file_is_continued_and_equal"],
     90: ["records/test_locks_scratch.py::test_the_folder_of_a_killed_process_is_removed_and_that_of_a_live_one_stays",
@@ -197,6 +206,32 @@ TESTS: dict[int, list[str]] = {
     95: ["runs/test_huggingface.py::test_an_exported_run_gives_its_ids_and_logits_in_transformers",
          "training/test_checkpoint.py::test_the_files_of_a_checkpoint_have_the_mode_of_the_umask"],
     96: ["launch/test_main.py::test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses"],
+    97: ["data/test_input_files.py::test_every_file_of_a_folder_is_read_whatever_its_name_and_ending",
+         "data/test_input_files.py::test_many_texts_with_names_of_splits_are_all_read",
+         "data/test_input_files.py::test_names_decide_about_splits_on_request_and_all_files_are_in_one", PACKAGES],
+    98: ["data/test_input_files.py::test_every_file_of_a_folder_is_read_whatever_its_name_and_ending", PACKAGES],
+    99: [TOLD, "data/test_overlap.py::test_equal_documents_and_those_that_differ_in_case_and_white_space_are_counted",
+         "data/test_pretokenized.py::test_other_files_are_listed_and_copies_of_training_files_are_a_warning",
+         "data/test_labelled.py::test_rows_of_validation_that_were_trained_on_are_a_warning"],
+    110: ["data/test_input_files.py::test_a_change_of_equal_size_and_time_is_another_text",
+          "data/test_contents.py::test_contents_are_kept_until_a_file_is_written",
+          "data/test_streamed_corpus.py::test_other_content_is_another_corpus",
+          "runs/test_inputs.py::test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on"],
+    107: ["runs/test_equal_ranks.py::test_ranks_that_torchrun_starts_with_other_overrides_are_refused",
+          "runs/test_equal_ranks.py::test_ranks_that_find_other_data_under_one_name_are_refused"],
+    108: ["faults/test_rank_killed.py::test_a_killed_rank_is_named_with_its_signal_and_without_the_words_of_a_library",
+          "launch/test_rank_failures.py::test_a_rank_that_was_killed_is_named_with_the_signal_whatever_the_others_report"],
+    109: ["launch/test_command_line.py::test_a_key_whose_node_a_later_override_replaces_is_refused_with_both",
+          "config/test_compose.py::test_a_key_below_a_budget_is_refused_though_another_budget_clears_it"],
+    111: ["faults/test_deleted_files.py::test_the_same_command_neither_trains_beside_the_run_nor_doubles_its_rows",
+          "records/test_directory_lock.py::test_a_process_whose_lock_file_was_deleted_is_seen_and_named_until_it_ends"],
+    112: ["faults/test_deleted_files.py::test_rows_that_are_deleted_in_mid_run_are_reported_and_the_run_is_marked",
+          "faults/test_deleted_files.py::test_rows_that_are_deleted_before_a_killed_run_goes_on_are_reported"],
+    113: ["launch/judge/test_command.py::test_judges_in_four_processes_write_every_judgment_once"],
+    122: ["faults/test_early_signals.py::test_a_signal_while_a_command_starts_ends_it_with_its_code"],
+    123: ["faults/test_system_errors.py::test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been",
+          "faults/test_system_errors.py::test_a_command_whose_system_calls_fail_says_so",
+          "records/test_locks.py::test_a_file_system_without_locks_is_named_with_the_lock_and_the_fix"],
 }  # fmt: skip
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],

@@ -1,6 +1,7 @@
 """Command lines of `python train.py`: the folder of a run, exit codes, and which files are written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from fake_run import write_summary
 from small_run import REPOSITORY, TINY
 
 import kleiber.runs.run
+from kleiber import __version__
 from kleiber.launch.main import main
 
 
@@ -40,6 +42,7 @@ def trainer(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake = Trainer()
     monkeypatch.setattr(kleiber.runs.run, "train", fake)
+    monkeypatch.setattr("kleiber.launch.main.check_equal_configs", lambda config: None)  # there are no other ranks
     return fake
 
 
@@ -112,6 +115,47 @@ def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "bert, gpt, hf, lstm, moe" in text and "budget.tokens=20M" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--hydra-help", "seed=1", "trainer=smoke"], "--info"),
+        (["--info"], "KleiberSweeper"),
+        (["--info", "defaults"], "data/builtin"),
+        (["--cfg", "job", "-p", "model", "model.depth=7"], "depth: 7"),
+        (["-m", "--cfg", "hydra"], "KleiberLauncher"),
+        (["--cfg", "job", "study=scaling"], "Scaling"),
+    ],
+)
+def test_flags_that_print_something_end_with_0(trainer, capsys, tmp_path, monkeypatch, words, shown):
+    """FAULTS 128."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # --info adds one, and sets the level to DEBUG
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    assert main(words) == 0
+    assert shown in capsys.readouterr().out
+    assert not trainer.calls and os.listdir(tmp_path) == []
+
+
+def test_version_is_that_of_kleiber(trainer, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"kleiber {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"), [(["-p", "nope"], "--package nope"), (["-m", "model.depth=1,2"], "dry_run=true")]
+)
+def test_a_config_that_cannot_be_printed_is_refused_in_one_line(trainer, capsys, words, advice):
+    assert main(["--cfg", "job", *words]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert advice in error
+
+
+def test_several_values_without_a_sweep_are_refused_with_its_flag(trainer, capsys):
+    assert main(["model.depth=1,2"]) == main(["--cfg", "job", "model.depth=1,2"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second and "model.depth=1,2" in first and "-m" in first and "model.depth=[1,2]" in first
 
 
 def test_a_crash_is_1_with_a_traceback_and_a_status(trainer, capsys):

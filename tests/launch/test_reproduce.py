@@ -17,8 +17,9 @@ from kleiber.launch.local_pool import Basic, Process
 from kleiber.launch.main import main as train
 from kleiber.launch.reproduce import Verdict, compare_again, in_rounds, seed_noise, weights_hashes
 from kleiber.records.catalog import Run, read_run, read_runs
-from kleiber.records.evaluations import add_metrics
+from kleiber.records.evaluations import add_scores
 from kleiber.runs.recorded_config import with_paths_to_study
+from kleiber.types.score import Score
 
 
 def record(folder, loss=2.0, *, weights=None, rows=((10, 3.0),), seed=0, init=None, status="finished", depth=2):
@@ -67,9 +68,9 @@ def test_without_recorded_weights_all_values_have_to_be_equal(tmp_path, changes,
 def test_scores_that_were_added_after_training_are_no_difference(tmp_path):
     for name in ("a", "b"):
         record(tmp_path / name)
-    add_metrics(tmp_path / "a", "main", {"eval/perplexity/code/loss": 2.0})
+    add_scores(tmp_path / "a", "main", {"eval/perplexity/code/loss": Score(2.0).to_json()})
     assert compare_again(read_run(tmp_path / "a"), read_run(tmp_path / "b"), {}).verdict == Verdict.EQUAL
-    add_metrics(tmp_path / "b", "main", {"eval/perplexity/code/loss": 3.0})
+    add_scores(tmp_path / "b", "main", {"eval/perplexity/code/loss": Score(3.0).to_json()})
     assert compare_again(read_run(tmp_path / "a"), read_run(tmp_path / "b"), {}).verdict != Verdict.EQUAL
 
 

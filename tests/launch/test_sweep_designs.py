@@ -22,7 +22,7 @@ def test_a_design_is_multiplied_by_the_sweep_whose_keys_take_precedence(seeds, t
 
 def test_a_study_starts_a_sweep_and_is_reported_at_the_end(seeds, tmp_path, monkeypatch):
     reports = []
-    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *arguments: reports.append(arguments))
+    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *arguments: reports.append(arguments) or 0)
     command = ["study=scaling", "launcher=basic", "design.widths=[32,48,64]", "design.seeds=1"]
     assert main(command) == 0
     assert seeds == [0, 0, 0]
@@ -34,7 +34,7 @@ def test_a_study_starts_a_sweep_and_is_reported_at_the_end(seeds, tmp_path, monk
 
 
 def test_max_cells_and_seeds_of_a_study_change_the_sweep(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: None)
+    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: 0)
     study = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]
     assert main([*study, "study.seeds=2", "study.max_cells=3"]) == 4  # seed 1 fails here
     assert seeds == [0, 1, 0] and "study.max_cells=3: 1 " in capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_tr
 
 
 def test_finished_runs_count_as_points_of_the_law(seeds, monkeypatch):
-    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: None)
+    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: 0)
     study = ["study=scaling", "launcher=basic", "design.seeds=1"]
     assert main([*study, "design.widths=[32,48,64]"]) == 0
     assert main([*study, "design.widths=[96]"]) == 0 and len(seeds) == 4

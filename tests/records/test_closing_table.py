@@ -3,12 +3,12 @@
 import shlex
 
 import pytest
-from fake_run import fake_run
+from fake_run import fake_run, fake_score
 from rich.text import Text
 
+from kleiber.records.catalog import stage_scores
 from kleiber.records.closing_table import (
     format_number,
-    loss_unit,
     matrix_table,
     next_commands,
     scores_by_domain,
@@ -23,24 +23,29 @@ def stage(name: str = "main", executed: float = 100.0, steps: int = 10, **entrie
     return {
         "name": name, "parent": None, "branch_step": None, "objective": "clm", "params": PARAMS, "tokens": 5000,
         "flops": {"model": 90.0, "executed": executed}, "steps": steps, "tokens_per_s": None, "mfu": None,
-        "seconds": None, "peak_memory_bytes": 2**21, "checkpoint": None, "metrics": {"val/docs/loss": 2.0}, **entries,
+        "seconds": None, "peak_memory_bytes": 2**21, "checkpoint": None, **measured({"val/docs/loss": 2.0}), **entries,
     }  # fmt: skip
+
+
+def measured(metrics: dict) -> dict:
+    """Metrics and scores of a stage."""
+    return {"metrics": metrics, "scores": {key: fake_score(key, value) for key, value in metrics.items()}}
 
 
 def test_scores_have_their_units_and_leave_out_averaged_and_interpolated_weights():
     metrics = {"val/x/loss": 0.5, "val/x/accuracy": 0.9, "val_ema/x/loss": 0.4, "drift/x/kl": 0.1, "wise/0/x/loss": 2.0}
-    assert scores_by_domain(metrics, loss_unit("dpo")) == {"x": "0.5000 loss/sample, 0.9000 accuracy"}
-    assert scores_by_domain({"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}, loss_unit("sft")) == {
-        "x": "0.5000 nats/token, 1.0000 bits/byte"
-    }
-    assert scores_by_domain({"val/x/loss": None}, loss_unit("clm")) == {"x": "- nats/token"}, (
-        "recorded for a loss of nan"
-    )
+    assert scores_by_domain(stage_scores(measured(metrics))) == {"x": "0.5000 nats per token, 0.9000 accuracy"}
+    both = {"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}
+    assert scores_by_domain(stage_scores(measured(both))) == {"x": "0.5000 nats per token, 1.0000 bits per byte"}
+    unknown = stage_scores(measured({"val/x/loss": None}))
+    assert scores_by_domain(unknown) == {"x": "- nats per token"}, "recorded for a loss of nan"
+    alone = stage_scores({"metrics": {"val/x/mine": 2.0}})
+    assert scores_by_domain(alone) == {"x": "2.0000 mine"}, "of a record without scores"
 
 
 def test_a_stage_shows_its_name_among_several_and_what_it_trains_where_that_is_a_part():
     rows = dict(stage_rows(stage()))
-    assert rows["validation docs"] == "2.0000 nats/token" and rows["checkpoint"] == "none"
+    assert rows["validation docs"] == "2.0000 nats per token" and rows["checkpoint"] == "none"
     assert not {"stage", "trained", "speed"} & rows.keys()
     adapted = dict(stage_rows(stage("two", params=PARAMS | {"trainable": 10}), show_name=True))
     assert adapted["stage"] == "two" and adapted["trained"].startswith("10 ")
@@ -55,7 +60,7 @@ def test_small_numbers_keep_two_digits_and_large_ones_have_no_exponent():
 
 def test_scores_of_the_tasks_of_other_stages_are_left_out():
     both = {"val/docs/loss": 2.0, "val/code/loss": 1.0}
-    rows = dict(stage_rows(stage(metrics=both, tasks=["code"])))
+    rows = dict(stage_rows(stage(**measured(both), tasks=["code"])))
     assert "validation code" in rows and "validation docs" not in rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from fake_run import fake_run
 
 from kleiber.records.evaluations import (
-    add_metrics,
+    add_scores,
     is_complete,
     missing_evaluations,
     settings_of,
@@ -16,18 +16,24 @@ from kleiber.records.evaluations import (
 )
 from kleiber.records.files import write_json
 from kleiber.records.summary_file import read_summary
+from kleiber.types import Json
+from kleiber.types.score import Score
 
 PERPLEXITY = {"_target_": "kleiber.evals.Perplexity"}
 CONFIG = {"eval": {"tokens": "1K"}, "evals": {"pairs": {"_target_": "x"}, "ood": {"_target_": "y"}, "off": None}}
+
+
+def scores(values: dict[str, float]) -> Json:
+    return {key: Score(value, n=4).to_json() for key, value in values.items()}
 
 
 def test_a_run_is_complete_with_a_score_of_every_evaluation(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run")
     stage = (read_summary(run) or {})["stages"][-1]
     assert missing_evaluations(run, CONFIG) == ["pairs", "ood"] and not is_complete(run, CONFIG)
-    add_metrics(run, stage["name"], {"eval/pairs/blimp/accuracy": 0.5})
+    add_scores(run, stage["name"], scores({"eval/pairs/blimp/accuracy": 0.5}))
     assert missing_evaluations(run, CONFIG) == ["ood"]
-    add_metrics(run, stage["name"], {"eval/ood/code/gap": 0.5})
+    add_scores(run, stage["name"], scores({"eval/ood/code/gap": 0.5}))
     assert is_complete(run, CONFIG) and is_complete(run, {"evals": None})
     metrics = (read_summary(run) or {})["stages"][-1]["metrics"]
     assert metrics == {**stage["metrics"], "eval/pairs/blimp/accuracy": 0.5, "eval/ood/code/gap": 0.5}
@@ -47,10 +53,11 @@ def test_scores_with_other_settings_are_missing_and_those_of_the_new_ones_replac
         assert missing_evaluations(run, config) == missing
     write_json(run / "evals" / "pairs.json", {"scores": {}, "settings": {}})
     assert missing_evaluations(run, config) == ["pairs"], "the run has not been evaluated on data of its own"
-    add_metrics(run, "main", {"eval/pairs/a/error": 0.25, "eval/pairs/b/accuracy": 0.75})
-    add_metrics(run, "main", {"eval/pairs/a/gap": 0.25}, ("eval/pairs/a/",))
+    add_scores(run, "main", scores({"eval/pairs/a/error": 0.25, "eval/pairs/b/accuracy": 0.75}))
+    add_scores(run, "main", scores({"eval/pairs/a/gap": 0.25}), ("eval/pairs/a/",))
     metrics = (read_summary(run) or {})["stages"][-1]["metrics"]
     assert metrics == {"eval/pairs2/a/accuracy": 0.5, "eval/pairs/b/accuracy": 0.75, "eval/pairs/a/gap": 0.25}
+    assert (read_summary(run) or {})["stages"][-1]["scores"].keys() == metrics.keys() - {"eval/pairs2/a/accuracy"}
 
 
 def test_an_evaluation_on_other_data_or_of_another_stage_changes_no_settings_of_the_run(tmp_path: Path) -> None:
@@ -66,5 +73,5 @@ def test_an_evaluation_on_other_data_or_of_another_stage_changes_no_settings_of_
 
 def test_a_folder_without_a_run_lacks_all_and_gets_none(tmp_path: Path) -> None:
     assert missing_evaluations(tmp_path, CONFIG) == ["pairs", "ood"] and not is_complete(tmp_path, CONFIG)
-    add_metrics(tmp_path, "main", {"eval/pairs/blimp/accuracy": 0.5})
+    add_scores(tmp_path, "main", scores({"eval/pairs/blimp/accuracy": 0.5}))
     assert not list(tmp_path.iterdir())

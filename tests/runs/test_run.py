@@ -45,7 +45,7 @@ def test_a_run_writes_all_its_files_and_its_loss_falls(launch, model, capsys):
     assert curve[20] < curve[1] - 0.5
     assert (folder / "samples.txt").read_text().count("--- ") == 3
     out = capsys.readouterr()
-    assert "bits/byte" in out.out and "continuations" in out.out and "tokens/s" in out.out
+    assert "bits per byte" in out.out and "continuations" in out.out and "tokens/s" in out.out
     assert "arning:" not in out.out + out.err
 
 
@@ -55,7 +55,7 @@ def test_a_repeated_command_prints_the_table_of_the_finished_run(launch, capsys)
     capsys.readouterr()
     assert launch("model=gpt") == folder
     assert (folder / "summary.json").read_text() == written
-    assert "bits/byte" in capsys.readouterr().out
+    assert "bits per byte" in capsys.readouterr().out
 
 
 def test_two_seeds_are_two_runs(launch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
 from small_run import REPOSITORY
 from tables import folder
 
@@ -57,7 +58,7 @@ def test_fine_tuning_on_two_ranks_equals_one_process(launch, process, tmp_path, 
     ]  # fmt: skip
     alone = launch(*options, "trainer.devices=1", root="alone")
     pair = process(*options, "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=150)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
     scores = metrics(folder)
@@ -117,7 +118,7 @@ def test_a_run_from_a_fine_tuned_run_is_scored_on_its_task(launch, name, data):
     assert loss == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "against the first reference"
     run = open_model(tuned)
     task = Task(data, run.objective, run.corpus.validation[data])
-    assert score_task(run.model, task, None, 16, Runtime())["loss"] == pytest.approx(loss, abs=1e-5), (
+    assert score_task(run.model, task, None, 16, Runtime())["loss"].value == pytest.approx(loss, abs=1e-5), (
         "also when the run is opened"
     )
 

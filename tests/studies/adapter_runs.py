@@ -7,9 +7,13 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
 
+OTHERS = {"of": {}, "each": {"arm": {"not": ["full"]}}, "against": {"arm": "full"}}
 OPTIONS = {
-    "arms": "adapter", "reference": "full", "equal": "pair", "tolerance": 0.005, "margin": 0.01,
-    "questions": ("learns_less", "forgets_less", "matched"),
+    "arms": "adapter", "reference": "full", "equal": "pair", "tolerance": 0.005,
+    "claims": (
+        {"measure": "target", **OTHERS, "direction": "higher"}, OTHERS,
+        {**OTHERS, "equal": "target_loss", "direction": "within", "margin": 0.01},
+    ),
 }  # fmt: skip
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 

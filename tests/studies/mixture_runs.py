@@ -11,12 +11,12 @@ from .comparisons import write_arm, write_base
 
 STUDY = {
     "_target_": "kleiber.studies.Forgetting", "arms": "model", "reference": "dense", "equal": "weakest",
-    "claims": {
-        "moe_less": {"arm": MIXTURE, "against": DENSE},
-        "frozen_less": {"arm": FROZEN, "against": MIXTURE},
-        "moe_less_at_best": {"arm": MIXTURE, "against": DENSE, "question": "forgets_less"},
-        "frozen_cost": {"arm": FROZEN, "against": MIXTURE, "question": "learns_less"},
-    },
+    "claims": [
+        {"arm": MIXTURE, "against": DENSE, "equal": "target_loss"},
+        {"arm": FROZEN, "against": MIXTURE, "equal": "target_loss"},
+        {"arm": MIXTURE, "against": DENSE},
+        {"arm": FROZEN, "against": MIXTURE, "measure": "target", "direction": "higher"},
+    ],
 }  # fmt: skip
 OPTIONS = {key: value for key, value in STUDY.items() if key != "_target_"}
 

@@ -7,6 +7,7 @@ import pytest
 
 from kleiber.studies.ablation import Ablation
 from kleiber.studies.ablation_ladder import compute_gain, crossings, ladder_of, predict, read_scales
+from kleiber.studies.claims import overall
 from kleiber.studies.study import PlannedPoint
 
 from .ablation_runs import with_divergence, write
@@ -22,8 +23,8 @@ def test_a_planted_gap_is_predicted_and_its_claim_supported(runs):
     rows = {row["times the largest run"]: row for row in found.tables["Predicted gap"]}
     assert rows[10.0]["gap"] == pytest.approx(-0.015, abs=0.003) and rows[1.0]["gap"] == pytest.approx(-0.02, abs=0.002)
     assert list(rows) == [1.0, 2.0, 5.0, 10.0] and {row["sign"] for row in rows.values()} == {"better"}
-    assert found.comparison is not None and found.comparison["decision"] == "supported"
-    assert len(found.tables["Gap by scale"]) == 6 and "supported" in found.headline
+    assert overall(found.claims) == "supported"
+    assert len(found.tables["Gap by scale"]) == 6 and "supported" in found.answer
     ladder = ladder_of(read_scales(runs, "plain", "qk_norm"))
     gain = compute_gain(ladder, 0.9)
     assert gain.value == pytest.approx(10 ** (0.02 / 0.05), rel=0.1) and gain.lo < gain.value < gain.hi
@@ -35,12 +36,12 @@ def test_a_gap_that_changes_its_sign_has_its_crossing_in_the_interval(tmp_path):
     at, low, high = crossings(ladder_of(read_scales(runs, "plain", "qk_norm")), 0.9)
     assert at == pytest.approx(3, rel=0.3) and low is not None and low < at and (high is None or high > at)
     found = Ablation(target=100.0).analyze(runs)
-    assert found.comparison["decision"] == "contradicted" and found.tables["Predicted gap"][0]["sign"] == "better"
+    assert overall(found.claims) == "contradicted" and found.tables["Predicted gap"][0]["sign"] == "better"
 
 
 def test_rates_at_the_edge_and_unfinished_runs_are_not_tested(tmp_path):
     found = Ablation().analyze(write(tmp_path, best=0.2))
-    assert found.comparison["decision"] == "not tested" and "untuned" in {row["code"] for row in found.verdicts}
+    assert overall(found.claims) == "not tested" and "untuned" in {row["code"] for row in found.caveats}
 
 
 def test_arms_with_other_numbers_of_rates_are_not_tested(runs):
@@ -48,17 +49,17 @@ def test_arms_with_other_numbers_of_rates_are_not_tested(runs):
         run for run in runs if run.config["study"]["arm"] == "plain" or 0.01 <= run.config["optimizer"]["lr"] <= 0.04
     ]
     found = Ablation().analyze(few)
-    assert found.comparison["decision"] == "not tested"
-    assert found.comparison["why"] == "the arms have different numbers of learning rates: plain 5, qk_norm 3"
-    (text,) = [row["text"] for row in found.verdicts if row["code"] == "untuned"]
-    assert text.startswith(found.comparison["why"]) and {row["tuned"] for row in found.comparison["estimates"]} == {
-        False
-    }
+    assert overall(found.claims) == "not tested"
+    assert found.claims[0].why == "the arms have different numbers of learning rates: plain 5, qk_norm 3"
+    (text,) = [row["text"] for row in found.caveats if row["code"] == "untuned"]
+    assert text.startswith(found.claims[0].why) and {
+        row["tuned"] for row in [result.to_json() for result in found.claims]
+    } == {False}
 
 
 def test_a_plain_arm_that_does_not_improve_with_compute_has_no_worth(tmp_path):
     found = Ablation().analyze(write(tmp_path, gap=lambda x: -0.05, slope=0.0))
-    assert found.tables["Worth in compute"][0]["value"] is None and "falls too little with compute" in found.headline
+    assert found.tables["Worth in compute"][0]["value"] is None and "falls too little with compute" in found.answer
 
 
 def test_no_changed_arm_and_a_single_scale_are_refused(runs):
@@ -76,7 +77,7 @@ def test_several_changes_share_the_plain_arm_and_one_level(tmp_path):
         row for row in found.tables["Predicted gap"] if (row["arm"], row["times the largest run"]) == ("qk_norm", 10)
     ]
     assert (row["gap"], row["lo"], row["hi"]) == (gap.value, gap.lo, gap.hi)
-    assert found.comparison["decision"] == "contradicted"
+    assert overall(found.claims) == "contradicted"
     assert {row["arm"]: row["value"] > 1 for row in found.tables["Worth in compute"]} == {
         "qk_norm": True,
         "worse": False,
@@ -90,7 +91,7 @@ def test_predictions_are_checked_at_held_out_widths(runs, tmp_path):
     checks = found.tables["Predictions at held-out widths"]
     assert [(row["width"], row["sign"], row["holds"]) for row in checks] == [(128, "right", True)] * 2
     assert {row["fitted"] for row in found.tables["Gap by scale"] if row["width"] == 128} == {"held out"}
-    assert "held_out" in {row["code"] for row in found.verdicts} and found.figures["gap"]().to_dict()
+    assert "At held-out widths" in found.answer and found.figures["gap"]().to_dict()
     turned = write(tmp_path, gap=lambda x: -0.02 if x < -0.5 else 0.02)  # only the largest models lose
     rows = Ablation(fit_width=64).analyze(turned).tables["Predictions at held-out widths"]
     assert [(row["sign"], row["holds"]) for row in rows][-1] == ("wrong", False)
@@ -99,17 +100,17 @@ def test_predictions_are_checked_at_held_out_widths(runs, tmp_path):
 def test_a_change_that_diverges_with_a_seed_at_every_rate_is_not_supported(runs):
     lost = with_divergence(runs, lambda arm, width, seed, lr: (arm, width, seed) == ("qk_norm", 128, 1))
     found = Ablation().analyze(lost)
-    assert found.comparison["decision"] == "not tested"
-    (text,) = [row["text"] for row in found.verdicts if row["code"] == "diverged"]
-    assert "qk_norm at width 128 (seed 1)" in text and "qk_norm at width 128 (seed 1)" in found.headline
-    assert Ablation(fit_width=64).analyze(lost).comparison["decision"] == "not tested"
+    assert overall(found.claims) == "not tested"
+    (text,) = [row["text"] for row in found.caveats if row["code"] == "diverged"]
+    assert "qk_norm at width 128 (seed 1)" in text and "qk_norm at width 128 (seed 1)" in found.answer
+    assert overall(Ablation(fit_width=64).analyze(lost).claims) == "not tested"
 
 
 @pytest.mark.parametrize("arm", ["plain", "qk_norm"])
 def test_an_arm_that_always_diverges_at_a_width_has_no_line_and_is_not_tested(runs, arm):
     found = Ablation().analyze(with_divergence(runs, lambda *at: at[:2] == (arm, 128)))
-    assert found.comparison["decision"] == "not tested" and found.comparison["estimates"] == []
-    assert f"{arm} at width 128 (seeds 0, 1, 2)" in found.comparison["why"]
+    assert overall(found.claims) == "not tested" and [*found.estimates] == []
+    assert f"{arm} at width 128 (seeds 0, 1, 2)" in found.claims[0].why
     assert list(found.tables) == ["Gap by scale"] and found.figures == {}
 
 

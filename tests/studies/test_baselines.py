@@ -8,6 +8,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.baselines import Baselines, arms_of
+from kleiber.studies.claims import overall
 from kleiber.studies.study import PlannedPoint
 
 from .ablation_runs import copied
@@ -64,8 +65,8 @@ def study(**options):
 
 def test_kinds_are_compared_at_their_best_rates_on_tasks_and_in_the_mean(runs):
     findings = study().analyze(runs)
-    (claim,) = findings.comparison["estimates"]
-    assert claim["value"] == pytest.approx(-0.1) and claim["tuned"] and findings.comparison["decision"] == "supported"
+    (claim,) = [result.to_json() for result in findings.claims]
+    assert claim["value"] == pytest.approx(-0.1) and claim["tuned"] and overall(findings.claims) == "supported"
     (mean,) = findings.tables["Mean score over all tasks"]
     assert mean["value"] == pytest.approx(-0.05) and mean["tasks"] == 2  # +.1 on a and -.2 on b
     by_task = {row["task"]: row["value"] for row in findings.tables["Against other architectures"]}
@@ -79,7 +80,7 @@ def test_kinds_are_compared_at_their_best_rates_on_tasks_and_in_the_mean(runs):
 
 def test_before_any_fine_tune_pretraining_alone_is_compared(runs):
     findings = study().analyze([run for run in runs if task_of(run) is None])
-    assert findings.comparison["decision"] == "supported" and "Mean score over all tasks" not in findings.tables
+    assert overall(findings.claims) == "supported" and "Mean score over all tasks" not in findings.tables
 
 
 def test_a_seed_that_lacks_a_task_is_not_in_the_mean(runs):
@@ -125,7 +126,7 @@ def test_kinds_from_several_texts_are_arms_of_their_own(runs, tmp_path):
         for run in bases
     ]
     findings = Baselines(claims=[{"arm": "ours from text/4M", "against": "theirs from text/1M"}]).analyze(bases + other)
-    (claim,) = findings.comparison["estimates"]
+    (claim,) = [result.to_json() for result in findings.claims]
     assert claim["value"] == pytest.approx(-0.1) and claim["decision"] == "supported"
     arms = {row["arm"] for row in findings.tables["Pre-training: arms"]}
     assert arms == {f"{kind} from text/{size}" for kind in LOSSES for size in ("1M", "4M")}
@@ -141,8 +142,8 @@ def test_a_part_of_the_planned_seeds_of_a_kind_decides_nothing_from_one_text_or_
     ]
     suffix = " from text/1M" * (len(texts) > 1)
     findings = Baselines(claims=[{"arm": f"ours{suffix}", "against": f"theirs{suffix}"}]).analyze(placed)
-    assert findings.comparison["decision"] == "not tested"
-    assert findings.comparison["why"] == f"3 of 4 planned seeds of ours{suffix} were run"
+    assert overall(findings.claims) == "not tested"
+    assert findings.claims[0].why == f"3 of 4 planned seeds of ours{suffix} were run"
 
 
 def test_a_plan_is_refused_for_what_its_report_would_be(runs):

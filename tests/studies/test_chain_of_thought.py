@@ -5,6 +5,7 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.chain_of_thought import ChainOfThought, settings
+from kleiber.studies.claims import overall
 
 from .colors import colors
 
@@ -48,9 +49,9 @@ def findings(folder):
 
 def test_the_headline_has_the_longest_numbers_and_what_steps_gain_there(findings):
     start = "Of held-out sums of numbers with 6 digits these are right: sum alone, width 32, 0% ["
-    assert findings.headline.startswith(start) and "worked steps, width 32, 60% [" in findings.headline
-    assert "At width 32 the steps gain +0.60 [" in findings.headline
-    assert findings.comparison["decision"] == "supported"
+    assert findings.answer.startswith(start) and "worked steps, width 32, 60% [" in findings.answer
+    assert "At width 32 the steps gain +0.60 [" in findings.answer
+    assert overall(findings.claims) == "supported"
 
 
 def test_every_number_of_digits_is_in_the_tables_and_the_figure(findings):

@@ -18,13 +18,15 @@ def test_objectives_compare_slopes_and_not_levels(tmp_path):
         trees(place, SIZES[:3], [1e6, 2e6, 4e6], 2, tag=kind, shift=lambda D, level=level, **_: level)
         stages_of(place, objective=kind)
     findings = ClmVsMlm().analyze(read_runs(tmp_path))
-    along_n, along_d = findings.tables["Difference of the exponents, second objective less first"]
+    along_n, along_d = findings.tables["Difference of the exponents, second objective minus first"]
     assert along_n["along"] == "N" and along_n["value"] < along_n["hi"] < 0, "a floor of 3 nats flattens logs"
-    assert [verdict["text"].count("less steeply") for verdict in findings.verdicts] == [1, along_d["hi"] < 0]
+    steeper = findings.claims[0]
+    assert steeper.claim.of == {"objective": "mlm", "along": "N"} and steeper.decision == "contradicted"
+    assert steeper.estimate.value == along_n["value"] and along_d["along"] == "D"
     assert all(row["lo"] < row["exponent"] < row["hi"] for row in findings.tables["Local exponents"])
     assert colors(findings.figures["sizes"]().to_dict()).keys() == {"CLM", "MLM"}
     part = ClmVsMlm().analyze(read_runs(tmp_path / "clm"))
-    assert "no comparison yet" in part.headline
+    assert "no comparison yet" in part.answer
 
 
 def test_exponents_need_five_points_of_two_sizes_and_two_lengths():

@@ -25,6 +25,11 @@ def record(study):
     return Forgetting().compare(read_runs(study))
 
 
+def about(record, measure, **of):
+    """The first claim about a measure of the group with these values."""
+    return next(r for r in record["results"] if r.claim.measure == measure and of.items() <= r.claim.of.items())
+
+
 @pytest.mark.slow
 def test_methods_are_compared_where_they_learned_equally_much(record):
     best = truth("none", 0, 0.03)[1]
@@ -42,34 +47,34 @@ def test_methods_are_compared_where_they_learned_equally_much(record):
 
 
 def test_claims_are_judged_with_intervals(record):
-    by_code = {claim["code"]: claim for claim in record["claims"]}
-    assert by_code["replay_monotone"]["holds"] is True and by_code["fast_forgets"]["holds"] is True
-    assert by_code["replay_cheap"]["holds"] is True and by_code["replay_cheap"]["value"] == pytest.approx(
-        0.0025, abs=0.004
-    )
-    assert by_code["averaging_F"]["value"] == pytest.approx(
-        0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01
-    )
-    assert by_code["matched_replay"]["holds"] is True
-    decisions = {True: "supported", False: "contradicted", None: "undecided"}
-    assert all(decisions[claim["holds"]] in claim["text"] for claim in by_code.values())
+    steps = [result for result in record["results"] if result.claim.measure == "F" and "replayed" in result.claim.of]
+    assert steps and {result.decision for result in steps} == {"supported"}
+    assert about(record, "F", method="none").decision == "supported", "a high rate forgets more"
+    cheap = about(record, "target", replayed=0.05)
+    assert cheap.decision == "supported" and cheap.estimate.value == pytest.approx(0.0025, abs=0.004)
+    half_way = -0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)])
+    assert about(record, "F", alpha=0.5).estimate.value == pytest.approx(half_way, abs=0.01)
+    replay = about(record, "F", arm="replay")
+    assert replay.decision == "supported" and replay.estimate.value < 0 and replay.claim.equal == "target_loss"
 
 
 @pytest.mark.slow
 def test_the_intervals_of_all_claims_of_a_study_hold_at_once(study, record):
     """Each further question widens them: a study has a level, not a question."""
     runs = read_runs(study)
-    further = Forgetting(questions=["matched", "forgets_less"]).compare(runs)
+    others = {"of": {}, "each": {"arm": {"not": ["none"]}}, "against": {"arm": "none"}}
+    further = Forgetting(claims=[{**others, "equal": "target_loss"}, others]).compare(runs)
     widths = [
-        next(claim["hi"] - claim["lo"] for claim in compared["claims"] if claim["code"] == code)
-        for code in ("matched_replay", "fast_forgets")
+        about(compared, "F", **of).estimate.hi - about(compared, "F", **of).estimate.lo
+        for of in ({"arm": "replay"}, {"method": "none"})
         for compared in (record, further)
     ]
     assert widths[0] < widths[1] and widths[2] < widths[3]
     target = frontier.EqualTarget(record["rows"], "none", "reference", 0.02)
-    gap = target.differences("matched", "replay", "none")
-    each = 1 - 0.1 / len(record["claims"])
-    assert widths[0] == pytest.approx(2 * target.half_widths("matched", [gap], each)[0])
+    gaps = target.differences("F", "replay", "none")
+    noise, terms = target.noise("F", [gaps])
+    each = 1 - 0.1 / len(record["results"])
+    assert widths[0] == pytest.approx(2 * noise.half_width(each, terms / len(gaps)))
 
 
 def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
@@ -87,21 +92,21 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     findings = Forgetting().analyze(read_runs(tmp_path / "s"))
     rows = findings.tables["At equal target loss"]
     assert {(row["lo"], row["hi"]) for row in rows if isinstance(row["F"], float)} == {(None, None)}
-    assert {claim["holds"] for claim in findings.verdicts} == {None}
-    assert "no interval: 1 seed" in findings.headline
+    assert {result.decision for result in findings.claims} == {"not tested"}
+    assert "no interval: 1 seed" in findings.answer
 
 
 @pytest.mark.slow
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     write_study(tmp_path / "s", seeds=2)
     write_arm(tmp_path / "s" / "unlucky", "l2sp", 0.7, 0.01, 0, status="failed")
-    assert main(["report", str(tmp_path / "s")]) == 0
+    assert main(["report", str(tmp_path / "s")]) == 3, "a run that failed leaves every claim untested"
     output = capsys.readouterr().out
     findings = json.loads((tmp_path / "s" / "findings.json").read_text())
     assert (
-        findings["headline"] in output
-        and "replay forgets least" in findings["headline"]
-        and "supported" in findings["headline"]
+        findings["answer"] in output
+        and "replay forgets least" in findings["answer"]
+        and "not tested" in findings["answer"]
     )
     assert findings["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in output
     for name in ("pareto", "matched", "differences", "trajectory", "tuning", "matrix"):
@@ -124,9 +129,12 @@ def test_without_anything_to_compare_it_says_so(tmp_path):
     [
         ({"arms": "rank"}, "study.arms=rank"),
         ({"equal": "tokens"}, "study.equal=tokens"),
-        ({"questions": ["faster"]}, "study.questions=faster"),
-        ({"claims": {"a": {"arm": "dense"}}}, "study.claims.a"),
-        ({"claims": {"a": {"arm": "x", "against": "y", "question": "z"}}}, "study.questions=z"),
+        ({"claims": [{"arm": "dense"}]}, r"study\.claims\[0\]"),
+        ({"claims": [{"arm": "x", "against": "y", "measure": "z"}]}, r"study\.claims\[0\]"),
+        (
+            {"claims": [{"arm": "x", "against": "y", "measure": "target", "equal": "target_loss"}]},
+            r"study\.claims\[0\]",
+        ),
     ],
 )
 def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
@@ -136,14 +144,17 @@ def test_an_option_that_is_no_choice_is_refused_by_its_key(options, offending):
 
 def test_claims_ask_about_the_arms_that_they_name(study):
     """Whoever the reference is: a claim of two arms is minus that of the arms exchanged."""
-    claims = {"a": {"arm": "replay", "against": "l2sp"}, "b": {"arm": "l2sp", "against": "replay"}}
-    first, second = Forgetting(claims=claims).compare(read_runs(study))["differences"]
-    assert (first.code, first.arm, first.against) == ("a", "replay", "l2sp")
+    claims = [
+        {"arm": "replay", "against": "l2sp", "equal": "target_loss"},
+        {"arm": "l2sp", "against": "replay", "equal": "target_loss"},
+    ]
+    first, second = Forgetting(claims=claims).compare(read_runs(study))["between_arms"]
+    assert first.claim.of == second.claim.against == {"arm": "replay"}
     assert first.estimate.value == pytest.approx(-second.estimate.value)
     assert first.estimate.lo == pytest.approx(-second.estimate.hi)
 
 
-def test_a_claim_about_an_arm_that_nobody_trained_is_no_silent_omission(study):
-    record = Forgetting(claims={"a": {"arm": "l3sp", "against": "none"}}).compare(read_runs(study))
-    (verdict,) = (entry for entry in record["complaints"] if entry["code"] == "absent")
-    assert "l3sp" in verdict["text"] and "l2sp" in verdict["text"] and record["differences"] == []
+def test_a_claim_about_an_arm_that_nobody_trained_is_not_tested(study):
+    record = Forgetting(claims=[{"arm": "l3sp", "against": "none", "equal": "target_loss"}]).compare(read_runs(study))
+    (result,) = record["between_arms"]
+    assert result.decision == "not tested" and "l3sp" in result.why and result.estimate is None

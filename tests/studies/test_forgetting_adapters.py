@@ -16,25 +16,23 @@ def runs(tmp_path_factory):
 
 def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):
     findings = Forgetting(**OPTIONS).analyze(runs)
-    by_code = {entry["code"]: entry for entry in findings.verdicts}
-    assert not any(code == "untuned" for code in by_code)
+    results = {(r.claim.measure, r.claim.equal, r.claim.of["arm"]): r for r in findings.claims if "arm" in r.claim.of}
     for rank, gap in ((1, 0.10), (16, 0.02)):
-        entry = by_code[f"learns_less_rank{rank}"]
-        assert entry["holds"] is True and entry["lo"] < gap < entry["hi"] and entry["hi"] - entry["lo"] < 0.02, (
+        result = results["target", None, f"rank {rank}"]
+        lo, hi = result.estimate.lo, result.estimate.hi
+        assert result.decision == "supported" and lo < gap < hi and hi - lo < 0.02, (
             "what the runs of a seed share widens no gap"
         )
-    assert by_code["forgets_less_rank16"]["holds"] is True and by_code["forgets_less_rank16"]["value"] == pytest.approx(
-        0.02, abs=0.003
-    )
-    assert by_code["forgets_less_rank1"]["value"] == pytest.approx(0.0, abs=0.003)
-    assert by_code["matched_rank16"]["holds"] is True and abs(by_code["matched_rank16"]["value"]) < 0.004
-    assert by_code["matched_rank1"]["holds"] is False and by_code["matched_rank1"]["value"] == pytest.approx(
-        -0.1, abs=0.01
-    )
+    less = results["F", None, "rank 16"]
+    assert less.decision == "supported" and less.estimate.value == pytest.approx(-0.02, abs=0.003)
+    assert results["F", None, "rank 1"].estimate.value == pytest.approx(0.0, abs=0.003)
+    matched = {rank: results["F", "target_loss", f"rank {rank}"] for rank in (1, 16)}
+    assert matched[16].decision == "supported" and abs(matched[16].estimate.value) < 0.004
+    assert matched[1].decision == "contradicted" and matched[1].estimate.value == pytest.approx(0.1, abs=0.01)
     best = Forgetting(**OPTIONS).compare(runs)["best"]
     rates = best.groupby("method")["lr"].unique().map(list).to_dict()
     assert rates == {"full": [0.01], "rank 1": [0.03], "rank 16": [0.03]}
-    assert "rank 16 learns less than full fine-tuning" in findings.headline and "[" in findings.headline
+    assert "rank 16" in findings.answer and "[" in findings.answer
 
 
 def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
@@ -55,12 +53,12 @@ def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
 def test_what_is_missing_is_said(runs):
     rank1 = [run for run in runs if run.name.startswith(("None-0.01-", "1-"))]
     few = Forgetting(**OPTIONS).analyze([run for run in rank1 if run.name.endswith("-0")])
-    assert "no interval: 1 seed" in few.headline
-    assert {verdict["text"].split(":")[0] for verdict in few.verdicts if verdict["code"] == "untuned"} == {
-        "full fine-tuning is not tuned", "rank 1 is not tuned"
-    }  # fmt: skip
-    assert {verdict["holds"] for verdict in few.verdicts if "holds" in verdict} == {None}
+    assert "no interval: 1 seed" in few.answer
+    assert {result.decision for result in few.claims} == {"not tested"}
+    assert {
+        result.question.tuned for result in few.claims if result.claim.equal is None and "arm" in result.claim.of
+    } == {False}
     with pytest.raises(ValueError, match="no finished run of full fine-tuning"):
         Forgetting(**OPTIONS).analyze([run for run in runs if run.name.startswith("1-")])
     alone = Forgetting(**OPTIONS).analyze([run for run in runs if run.name.startswith("None")])
-    assert "nothing can be compared" in alone.headline and not alone.tables.get("Differences")
+    assert "nothing can be compared" in alone.answer and not alone.tables.get("Differences")

@@ -30,35 +30,33 @@ def test_every_arm_is_read_off_at_a_loss_that_all_of_them_reach(record):
 
 
 def test_the_questions_are_answered_with_intervals(record):
-    by_code = {claim["code"]: claim for claim in record["claims"]}
-    assert by_code["moe_less"]["holds"] is True and by_code["frozen_less"]["holds"] is True
-    assert by_code["frozen_less"]["value"] == pytest.approx(0.05, abs=0.006)
-    assert by_code["frozen_less"]["lo"] < 0.05 < by_code["frozen_less"]["hi"]
-    assert abs(by_code["frozen_cost"]["value"]) < 0.005
-    assert by_code["moe_less_at_best"]["value"] == pytest.approx(0.08, abs=0.006)
-    assert by_code["frozen_load"]["value"] == pytest.approx(0.2) and by_code["frozen_load"]["holds"] is True
-    assert "mixture of experts forgets less than dense at equal target loss: supported" in headline(record)
+    mixture, frozen, at_best, cost = record["between_arms"]
+    assert [mixture.decision, frozen.decision] == ["supported"] * 2 and mixture.claim.equal == "target_loss"
+    assert frozen.estimate.value == pytest.approx(-0.05, abs=0.006) and frozen.estimate.lo < -0.05 < frozen.estimate.hi
+    assert abs(cost.estimate.value) < 0.005 and at_best.estimate.value == pytest.approx(-0.08, abs=0.006)
+    assert {at_best.decision, cost.decision} == {"not tested"}, "three rates are too few for best rates"
+    load = record["results"][-1]
+    assert load.claim.measure == "load_shift" and load.estimate.value == pytest.approx(-0.2)
+    assert load.decision == "supported"
 
 
 def test_a_mixture_that_forgets_more_is_said_to(tmp_path):
     write_study(tmp_path / "s", less=-0.6)
     record = Forgetting(**OPTIONS).compare(read_runs(tmp_path / "s"))
-    assert next(claim for claim in record["claims"] if claim["code"] == "moe_less")["holds"] is False
-    assert "mixture of experts forgets less than dense at equal target loss: contradicted" in headline(record)
+    assert record["between_arms"][0].decision == "contradicted" and "contradicted" in headline(record)
 
 
 def test_a_part_of_the_runs_says_what_it_cannot(tmp_path):
     write_study(tmp_path / "s", seeds=1, arms=(DENSE,))
     findings = Forgetting(**OPTIONS).analyze(read_runs(tmp_path / "s"))
-    assert "nothing can be compared: the arms are dense" in findings.headline
+    assert "nothing can be compared: the arms are dense" in findings.answer
     write_study(tmp_path / "t", seeds=1)
     findings = Forgetting(**OPTIONS).analyze(read_runs(tmp_path / "t"))
-    assert "no interval: 1 seed" in findings.headline
-    assert {verdict["holds"] for verdict in findings.verdicts if "holds" in verdict} == {None}
+    assert "no interval: 1 seed" in findings.answer
+    assert {result.decision for result in findings.claims} == {"not tested"}
 
 
 def test_what_weakens_the_comparison_is_said(record, tmp_path):
-    assert "untuned" in {complaint["code"] for complaint in record["complaints"]}
     home = tmp_path / "s"
     write_study(home, seeds=2)
     for path in home.glob("moe-0.003*/summary.json"):

@@ -4,6 +4,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
+from kleiber.studies.claims import overall
 from kleiber.studies.instructions import Instructions, chart, is_shown
 
 from .colors import colors
@@ -16,16 +17,16 @@ BEFORE = {
 }  # fmt: skip
 AFTER = {"plain": {OLD: 2.0, LIFT: 0.08}, "replay": {OLD: 1.6, LIFT: 0.02}}
 CLAIMS = [{"arm": "replay", "against": "plain", "direction": "lower", "margin": 0.05, "measure": OLD}]
+START = {"against": {"moment": "start"}}
 ABOUT = [
-    {"arm": "plain", "direction": "lower", "margin": 0.05},
-    {"arm": "plain", "direction": "higher", "margin": 0.02, "measure": LIFT},
-    {"arm": "replay", "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "plain", **START, "direction": "lower", "margin": 0.05},
+    {"arm": "plain", **START, "direction": "higher", "margin": 0.02, "measure": LIFT},
+    {"arm": "replay", **START, "direction": "higher", "margin": 0.02, "measure": LIFT},
 ]  # fmt: skip
 
 
-def analyzed(folder, against_start=ABOUT):
-    study = Instructions(measure="val/alpaca/loss", claims=CLAIMS, against_start=against_start)
-    return study.analyze(read_runs(folder))
+def analyzed(folder, about=ABOUT):
+    return Instructions(measure="val/alpaca/loss", claims=[*about, *CLAIMS]).analyze(read_runs(folder))
 
 
 def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
@@ -59,51 +60,35 @@ def findings(folder):
 
 
 def test_claims_about_the_start_are_decided_by_what_changed(findings):
-    rows = findings.tables["Claims about the start"]
-    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted"]
+    rows = [result.to_json() for result in findings.claims]
+    assert [row["decision"] for row in rows] == ["supported", "supported", "contradicted", "supported"]
     assert rows[0]["value"] == pytest.approx(-1.0) and rows[1]["value"] == pytest.approx(0.07)
-    assert findings.headline.startswith(rows[0]["claim"])
-    codes = [entry["code"] for entry in findings.verdicts]
-    assert codes[:3] == ["start_plain", "start_plain", "start_replay"]
-
-
-def test_claims_about_the_start_count_for_the_decision_of_the_study(findings):
-    comparison = findings.comparison
-    assert comparison["decision"] == "contradicted" and "interval of the change" in comparison["why"]
-    decisions = ["supported", "supported", "contradicted", "supported"]
-    assert [entry["decision"] for entry in comparison["estimates"]] == decisions
-    assert [entry["against"] for entry in comparison["estimates"]] == ["before tuning"] * 3 + ["plain"]
-    stated = [
-        {name: entry[name] for name in about} for entry, about in zip(comparison["estimates"], ABOUT, strict=False)
-    ]
-    assert stated == ABOUT
+    assert [row["against"] for row in rows] == [{"moment": "start"}] * 3 + [{"arm": "plain"}]
+    assert overall(findings.claims) == "contradicted"
 
 
 def test_all_claims_share_the_error_rate(findings):
-    rows = [*findings.tables["Claims about the start"], *findings.tables["Claims"]]
-    assert all("the 97.5% interval" in row["why"] for row in rows), "a tenth for four claims"
+    assert [result.level for result in findings.claims] == pytest.approx([1 - 0.1 / 4] * 4)
     assert "over 4 claims" in findings.methods
 
 
 def test_an_undecided_claim_about_the_start_tells_how_many_seeds_would_decide_it(folder):
-    findings = analyzed(folder, [{"arm": "plain", "direction": "higher", "margin": 0.0695, "measure": LIFT}])
-    (row,) = findings.tables["Claims about the start"]
-    assert row["decision"] == "undecided" and findings.comparison["more_seeds_needed"] > 0
+    about = {"arm": "plain", **START, "direction": "higher", "margin": 0.0695, "measure": LIFT}
+    result = analyzed(folder, [about]).claims[0]
+    assert result.decision == "undecided" and result.more_seeds > 0
 
 
 def test_the_measure_loss_is_that_of_the_task_before_tuning(tmp_path):
     write_runs(tmp_path, tasks=("alpaca",))
-    study = Instructions(against_start=[{"arm": "plain"}])
-    (row,) = study.analyze(read_runs(tmp_path)).tables["Claims about the start"]
-    assert row["decision"] == "supported" and row["value"] == pytest.approx(-1.0)
+    (result,) = Instructions(claims=[{"arm": "plain", **START}]).analyze(read_runs(tmp_path)).claims
+    assert result.decision == "supported" and result.estimate.value == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(("margin", "decision"), [(0.1, "supported"), (0.05, "contradicted")])
 def test_a_claim_of_a_small_change_is_decided_by_its_margin(folder, margin, decision):
-    findings = analyzed(folder, [{"arm": "plain", "direction": "within", "margin": margin, "measure": LIFT}])
-    (row,) = findings.tables["Claims about the start"]
-    assert row["value"] == pytest.approx(0.07) and row["decision"] == decision
-    assert [text for text in ("plain", "before tuning", str(margin)) if text not in row["claim"]] == []
+    about = {"arm": "plain", **START, "direction": "within", "margin": margin, "measure": LIFT}
+    result = analyzed(folder, [about]).claims[0]
+    assert result.estimate.value == pytest.approx(0.07) and result.decision == decision
 
 
 def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(folder):
@@ -111,12 +96,12 @@ def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(f
     finished = write_summary.read_text()
     write_summary.write_text(finished.replace('"finished"', '"killed"'))
     try:
-        rows = analyzed(folder).tables["Claims about the start"]
+        results = analyzed(folder).claims
     finally:
         write_summary.write_text(finished)
-    assert {row["decision"] for row in rows} == {"not tested"} and "1 of 30 runs" in rows[0]["why"]
-    with pytest.raises(ValueError, match=r"study\.against_start: plian"):
-        analyzed(folder, [{"arm": "plian", "direction": "lower", "margin": 0.05}])
+    assert {result.decision for result in results} == {"not tested"} and "1 of 30 runs" in results[0].why
+    with pytest.raises(ValueError, match=r"study\.claims: plian"):
+        analyzed(folder, [{"arm": "plian", **START, "direction": "lower", "margin": 0.05}])
 
 
 def test_scores_before_and_after_are_in_one_table_and_figure(findings):
@@ -141,8 +126,8 @@ def test_the_figure_of_scores_calls_arms_by_their_labels():
 
 def test_arms_that_start_from_different_weights_are_compared_with_their_own_start(tmp_path):
     findings = analyzed(write_runs(tmp_path, lambda arm: {**BEFORE, LIFT: {"plain": 0.05, "replay": -0.04}[arm]}))
-    changes = [row["value"] for row in findings.tables["Claims about the start"]]
-    assert changes[1:] == pytest.approx([0.08 - 0.05, 0.02 + 0.04])
+    changes = [result.estimate.value for result in findings.claims]
+    assert changes[1:3] == pytest.approx([0.08 - 0.05, 0.02 + 0.04])
     rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
     lift = "lift: followed, less by answers to other prompts"
     assert rows[lift, "plain, before tuning"] == pytest.approx(0.05)
@@ -160,7 +145,7 @@ def test_measures_of_the_figure(measure, shown):
     assert is_shown(measure) == shown
 
 
-@pytest.mark.parametrize("other", [{"better": "yes"}, {"equal": "params"}, {"against": "replay"}])
+@pytest.mark.parametrize("other", [{"better": "yes"}, {"equal": "money"}, {"against": 3}])
 def test_a_claim_with_another_key_is_refused(other):
-    with pytest.raises(ValueError, match=r"study\.against_start\[0\]"):
-        Instructions(against_start=[{"arm": "plain", **other}])
+    with pytest.raises(ValueError, match=r"study\.claims\[0\]"):
+        Instructions(claims=[{"arm": "plain", **START, **other}])

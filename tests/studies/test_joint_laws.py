@@ -17,11 +17,11 @@ def test_experts_are_compared_at_equal_active_size_and_seed(tmp_path):
         trees(place, SIZES[:3] + 32 * experts, [1e6, 2e6, 4e6], 1, lambda X=X, **_: -0.02 * np.log2(X),
               config={"model": model})  # fmt: skip
     findings = MoELaw(bootstrap=20).analyze(read_runs(tmp_path))
-    assert "X = 8 is +0.0" in findings.headline
+    assert "X = 8 is +0.0" in findings.answer
     assert findings.law is not None and findings.law["law"] == "joint_moe"
     gains = [row["gain (nats)"] for row in findings.tables["Gain over X = 1 at equal active size"] if row["X"] == 8]
     assert np.mean(gains) == pytest.approx(0.06, abs=0.01)
-    assert "has X = 1" in MoELaw().analyze(read_runs(tmp_path / "e8")).headline
+    assert "has X = 1" in MoELaw().analyze(read_runs(tmp_path / "e8")).answer
 
 
 @pytest.mark.slow
@@ -39,6 +39,6 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     assert len(findings.figures) == 2
     assert findings.law is not None and findings.law["law"] == "data_constrained"
     assert "cluster" in findings.law["bootstrap"]["method"], "branches share the noise of their trunk"
-    assert any(verdict["code"] == "few_epochs" and "contradicted" in verdict["text"] for verdict in findings.verdicts)
+    assert [result.decision for result in findings.claims] == ["contradicted"]
     part = DataRepeat().analyze(read_runs(tmp_path / "u500000"))
-    assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]
+    assert "nothing to compare" in part.answer and not part.tables["Excess over fresh text of the same length"]

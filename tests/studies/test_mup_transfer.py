@@ -8,8 +8,9 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
+from kleiber.studies.claims import decide_together
 from kleiber.studies.compare.arms import arm_from_rows
-from kleiber.studies.mup_transfer import MupTransfer, drift_verdict, edge_warnings
+from kleiber.studies.mup_transfer import MupTransfer, edge_warnings, questions
 
 RATES = [0.0025 * 2**k for k in range(7)]
 
@@ -28,8 +29,12 @@ def analyzed(rows: list[dict], name: str = "MuP") -> dict:
     widths = sorted({row["width"] for row in rows})
     arms = {(name, width): arm_from_rows("", [row for row in rows if row["width"] == width]) for width in widths}
     optima, drift = MupTransfer().optima(arms)
-    verdicts = [verdict for row in optima for verdict in edge_warnings(row)] + [drift_verdict(row) for row in drift]
-    return {"optima": optima, "drift": drift, "verdicts": verdicts}
+    caveats = [caveat for row in optima for caveat in edge_warnings(row)]
+    return {"optima": optima, "drift": drift, "caveats": caveats}
+
+
+def decisions(*drifts):
+    return [result.decision for result in decide_together(questions([row for each in drifts for row in each], ""), 0.9)]
 
 
 def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
@@ -49,10 +54,12 @@ def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_o
     assert 0.8 <= np.mean(still) <= 0.98
 
 
-def test_a_rate_that_falls_with_the_width_is_said_to_move():
+def test_a_rate_that_falls_with_the_width_transfers_under_neither_name_and_falls_faster_than_one_that_stays():
     result = analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}), "Standard")
-    (verdict,) = result["verdicts"]
-    assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
+    still = analyzed(rows({32: 0.02, 64: 0.02, 128: 0.02}))
+    assert decisions(still["drift"], result["drift"]) == ["supported", "supported"]
+    assert decisions(analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}))["drift"]) == ["contradicted"]
+    assert decisions(result["drift"]) == [], "no claim is made about another parametrization alone"
     (drift,) = result["drift"]
     assert drift["cost"] == pytest.approx(0.03 * 4, rel=0.2) and drift["cost_lo"] < 0.03 * 4 < drift["cost_hi"]
 
@@ -62,7 +69,7 @@ def test_an_optimum_at_the_edge_is_none():
     edge, inside = result["optima"]
     assert (edge["place"], edge["lr"], edge["lo"]) == ("edge", None, None)
     assert inside["place"] == "interior" and result["drift"] == []
-    assert result["verdicts"][0]["code"] == "edge"
+    assert result["caveats"][0]["code"] == "edge"
 
 
 def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
@@ -101,7 +108,7 @@ def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(t
     command = ["report", str(tmp_path / "mup"), "--study", "mup_transfer", "--also", str(tmp_path / "sp")]
     assert main(command) == 0
     findings = json.loads((tmp_path / "mup" / "findings.json").read_text())
-    assert findings["headline"] in capsys.readouterr().out and findings["missing"] == ["run0 (killed)"]
+    assert findings["answer"] in capsys.readouterr().out and findings["missing"] == ["run0 (killed)"]
     optima = {(row["parametrization"], row["width"]): row["lr"] for row in findings["tables"]["Optima"]}
     assert optima["MuP", 64] == pytest.approx(0.02, rel=0.1) and optima["Standard", 64] == pytest.approx(0.01, rel=0.1)
     for name in ("transfer", "optima"):

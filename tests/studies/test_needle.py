@@ -4,6 +4,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
+from kleiber.studies.claims import overall
 from kleiber.studies.needle import Needle
 
 from .colors import colors
@@ -48,8 +49,8 @@ def findings(tmp_path):
 
 def test_the_headline_has_the_accuracy_at_the_longest_haystack(findings):
     start = "In haystacks of 96 tokens the needle is recalled by full attention 100% ["
-    assert findings.headline.startswith(start) and "LSTM 50% [" in findings.headline
-    assert findings.comparison["decision"] == "supported"
+    assert findings.answer.startswith(start) and "LSTM 50% [" in findings.answer
+    assert overall(findings.claims) == "supported"
 
 
 def test_every_cell_is_in_the_tables_and_figures(findings):

@@ -39,7 +39,7 @@ def test_the_best_run_comes_first_and_the_headline_names_best_and_worst(sweep):
     findings = Overview().analyze(read_runs(sweep))
     assert [row["val/docs/loss"] for row in findings.tables["Runs"]] == [2.0, 2.5, 3.0, 4.0]
     for part in ("4 of 4", "2.0000 (best: depth=1 width=16 lr=0.2)", "4.0000 (depth=2 width=32 lr=0.1)"):
-        assert part in findings.headline
+        assert part in findings.answer
     assert findings.figures.keys() == {"curves", "parallel_coordinates"}
 
 
@@ -50,7 +50,9 @@ def test_of_a_metric_that_is_no_loss_the_largest_value_is_best(tmp_path):
     assert [row["val/sst2/accuracy"] for row in rows] == [0.5, 0.25, 0.0]
 
 
-@pytest.mark.parametrize(("measure", "order"), [("eval/text/ece", [0, 1, 2]), ("eval/text/temperature", [2, 1, 0])])
+@pytest.mark.parametrize(
+    ("measure", "order"), [("eval/calibration/text/ece", [0, 1, 2]), ("eval/calibration/text/temperature", [2, 1, 0])]
+)
 def test_errors_come_lowest_first_and_no_run_is_called_the_best_in_a_measure_of_unknown_direction(
     measure, order, tmp_path
 ):
@@ -58,9 +60,7 @@ def test_errors_come_lowest_first_and_no_run_is_called_the_best_in_a_measure_of_
         fake_run(tmp_path / str(number), [{"metrics": {measure: float(number)}}], config={"seed": number})
     findings = Overview().analyze(read_runs(tmp_path))
     assert [row[measure] for row in findings.tables["Runs"]] == order
-    assert ("(best: " in findings.headline) is (order[0] == 0) and ("(highest: " in findings.headline) is (
-        order[0] == 2
-    )
+    assert ("(best: " in findings.answer) is (order[0] == 0) and ("(highest: " in findings.answer) is (order[0] == 2)
 
 
 def test_branches_of_a_trunk_have_rows_of_their_own(tmp_path):
@@ -77,7 +77,7 @@ def test_runs_that_failed_or_diverged_are_rows_without_a_line(sweep):
     write(sweep / "run8", 4, 0.4, float("nan"), status="diverged")
     fake_run(sweep / "run9", status="failed", config={"model": {"depth": 8}})
     findings = Overview().analyze(read_runs(sweep))
-    assert "4 of 6" in findings.headline
+    assert "4 of 6" in findings.answer
     assert [row["run"] for row in findings.tables["Runs"]][4:] == ["run8", "run9"]
     chart = findings.figures["parallel_coordinates"]().to_dict()
     runs = {row["run"] for rows in chart["datasets"].values() for row in rows if "run" in row}

@@ -33,10 +33,11 @@ def chart() -> alt.Chart:
 class Study:
     """Finds the same in all runs."""
 
-    max_cells = seeds = None
+    max_cells = seeds = level = None
 
     def analyze(self, runs) -> Findings:
-        return Findings("a is .5 nats [.4, .6] better.", VERDICTS, TABLES, {"frontier": chart, "tuning": chart}, LAW)
+        figures = {"frontier": chart, "tuning": chart}
+        return Findings("a is 0.5 nats [0.4, 0.6] better.", verdicts=VERDICTS, tables=TABLES, figures=figures, law=LAW)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def rows_of(panels, files, key):
 def check_all_arrived(folder):
     result, panels, files = record(folder)
     assert {key: result["run"][key] for key in ("group", "type")} == {"group": folder.name, "type": "study"}
-    assert result["summary"]["headline"] == "a is .5 nats [.4, .6] better." and result["exit_code"] == 0
+    assert result["summary"]["answer"] == "a is 0.5 nats [0.4, 0.6] better." and result["exit_code"] == 0
     for name in ("frontier", "tuning"):
         image = files / panels[f"figures/{name}"]["path"]
         assert image.read_bytes() == (folder / "figures" / f"{name}.png").read_bytes()

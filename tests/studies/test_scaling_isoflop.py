@@ -19,9 +19,9 @@ def test_one_ladder_gives_an_exponent_by_counting_convention_and_one_by_vertices
     runs = read_runs(ladder)
     counted, by_vertices = Accounting(bootstrap=60).analyze(runs), IsoFLOP(bootstrap=60).analyze(runs)
     rows = [row for row in counted.law["accounting"] if row["approach"].startswith("3")]
-    assert all(f"{pick(row['a'] for row in rows):.3f} [" in counted.headline for pick in (min, max))
+    assert all(f"{pick(row['a'] for row in rows):.3f} [" in counted.answer for pick in (min, max))
     parabolas = next(row for row in by_vertices.law["approaches"] if row["approach"].startswith("2"))
-    assert f"{parabolas['a']:.3f}" in by_vertices.headline
+    assert f"{parabolas['a']:.3f}" in by_vertices.answer
     assert [row["C"] for row in by_vertices.tables["Optimum by budget"]] == [p["C"] for p in parabolas["points"]]
 
 

@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 
 def codes(findings) -> dict[str, str]:
-    return {verdict["code"]: verdict["text"] for verdict in findings.verdicts}
+    return {caveat["code"]: caveat["text"] for caveat in findings.caveats}
 
 
 def test_the_best_trial_is_that_of_the_held_out_seeds_and_the_search_is_tuned(folder):
@@ -29,8 +29,8 @@ def test_the_best_trial_is_that_of_the_held_out_seeds_and_the_search_is_tuned(fo
     assert abs(math.log(float(best["optimizer.lr"]) / 0.01)) < 0.3 and best["lo"] < best["loss"] < best["hi"]
     values = {"optimizer.lr": best["optimizer.lr"]}
     assert best["loss"] == pytest.approx(np.mean([planted_loss(values, seed, 4e5) for seed in (1, 2, 3)]))
-    assert {"tuned", "halving", "optimism"} <= set(codes(found)) and "edge" not in codes(found)
-    assert found.headline.startswith("The best of 24 trials is optimizer.lr") and "is tuned" in found.headline
+    assert set(codes(found)) == {"optimism"}, "neither untuned nor at an edge, nor are early losses a poor guide"
+    assert found.answer.startswith("The best of 24 trials is optimizer.lr") and "is tuned" in found.answer
     assert "untuned" in codes(Search(tolerance=1e-6).analyze(read_runs(folder)))
 
 
@@ -49,7 +49,7 @@ def test_an_early_lead_that_does_not_last_is_said(tmp_path):
 
     train(tmp_path, Design(KEYS, trials=16, tokens=["100K", "400K"], finalists=2, seeds=2, controls=2), crossing)
     found = Search().analyze(read_runs(tmp_path))
-    (text,) = [verdict["text"] for verdict in found.verdicts if verdict["code"] == "halving"]
+    (text,) = [caveat["text"] for caveat in found.caveats if caveat["code"] == "halving"]
     assert "is -1.00 over 8 trials: the early losses are a poor guide" in text
     assert "untuned" in codes(found)
 
@@ -62,7 +62,7 @@ def test_a_finalist_that_diverged_is_named_and_the_others_decide(tmp_path):
     found = Search(tolerance=0.5).analyze(read_runs(tmp_path))
     rows = found.tables["Finalists on held-out seeds"]
     assert codes(found)["diverged"].startswith("trial10 ") and len(rows) == 3
-    assert "tuned" in codes(found) and all(math.isfinite(row["lo"]) for row in rows)
+    assert "untuned" not in codes(found) and all(math.isfinite(row["lo"]) for row in rows)
 
 
 def test_a_search_whose_trials_all_diverged_is_reported(tmp_path):
@@ -75,7 +75,7 @@ def test_a_search_whose_trials_all_diverged_is_reported(tmp_path):
 def test_too_few_trials_have_a_best_one_but_no_regret(tmp_path):
     train(tmp_path, Design(KEYS, trials=3, finalists=2, seeds=2))
     found = Search().analyze(read_runs(tmp_path))
-    assert "from 3 trials" in codes(found)["not_tested"] and found.headline.startswith("The best of 3 trials is")
+    assert "from 3 trials" in codes(found)["not_tested"] and found.answer.startswith("The best of 3 trials is")
     assert len(found.tables["Finalists on held-out seeds"]) == 2
 
 
@@ -90,6 +90,6 @@ def test_a_search_that_has_not_ended_decides_nothing(folder):
 def test_trials_that_tpe_proposed_do_not_show_what_more_would_gain(tmp_path):
     train(tmp_path, Design(KEYS, trials=8, tokens=["100K"], finalists=2, seeds=3, sampler="tpe"))
     found = Search(tolerance=0.5).analyze(read_runs(tmp_path))
-    assert "not_tested" in codes(found) and "tuned" not in codes(found)
-    assert found.headline.endswith("whether the search is tuned to 0.5 nats is not determined.")
+    assert "not_tested" in codes(found) and "untuned" not in codes(found)
+    assert found.answer.endswith("whether the search is tuned to 0.5 nats is not determined.")
     assert Search(tolerance=0.01).is_tuned({"selection": 0.02, "halving": 0.0, "search": math.inf}) is False

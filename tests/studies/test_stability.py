@@ -57,7 +57,7 @@ def test_arms_are_compared_with_the_first_at_their_width_and_widths_with_the_nar
     pairs = [(row["arm"], row["width"], row["against"], row["against width"]) for row in differences]
     assert pairs == [("plain", 64, "plain", 32), ("qk_norm", 32, "plain", 32), ("qk_norm", 64, "plain", 64)]
     assert differences[1]["value"] < 0 and differences[1]["hi"] < 0
-    headline = Stability().analyze(runs).headline
+    headline = Stability().analyze(runs).answer
     assert "sensitivity of QK-norm at width 64 less that of plain at width 64 is -" in headline
 
 
@@ -81,9 +81,9 @@ def test_a_reference_whose_runs_all_diverged_is_replaced_by_no_other_arm(runs):
     findings = Stability().analyze(lost)
     pairs = [(row["arm"], row["width"], row["against"]) for row in findings.tables["Difference in sensitivity"]]
     assert pairs == [("qk_norm", 32, "plain")]
-    (verdict,) = (entry for entry in findings.verdicts if entry["code"] == "no_loss")
-    assert verdict["level"] == "warn" and "plain at width 64" in verdict["text"] and "9 of 9" in verdict["text"]
-    assert findings.headline.startswith(verdict["text"])
+    (verdict,) = (entry for entry in findings.caveats if entry["code"] == "no_loss")
+    assert "plain at width 64" in verdict["text"] and "9 of 9" in verdict["text"]
+    assert findings.answer.startswith(verdict["text"])
 
 
 def test_seeds_are_kept_apart():

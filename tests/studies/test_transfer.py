@@ -22,13 +22,16 @@ def runs(tmp_path_factory):
 
 def test_gaps_are_paired_and_data_is_counted(runs):
     findings = Transfer(against={"mlm": "hf"}).analyze(runs)
-    by_code = {row["code"]: row for row in findings.verdicts}
-    helps = by_code["mlm_docs/1M_scratch_toy_1"]
-    assert helps["holds"] is True and helps["value"] == pytest.approx(0.1) and helps["hi"] - helps["lo"] < 1e-6
-    weak = by_code["mlm_docs/2M_scratch_toy_1"]
-    assert weak["holds"] is None and weak["lo"] < 0 < weak["hi"] and "undecided" in weak["text"]
-    assert by_code["mlm_docs/1M_hf_toy_1"]["value"] == pytest.approx(0.01)
-    assert "censored" in by_code and "toy -0.0100" in findings.headline, "of the largest text"
+    gaps = {
+        (row["of"]["start"], *row["against"].values()): row for row in findings.estimates if row["of"]["share"] == 1
+    }
+    helps, weak = gaps["docs/1M", "scratch"], gaps["docs/2M", "scratch"]
+    assert helps["value"] == pytest.approx(0.1) and helps["hi"] - helps["lo"] < 1e-6 and weak["lo"] < 0 < weak["hi"]
+    assert gaps["docs/1M", "hf"]["value"] == pytest.approx(0.01)
+    (claim,) = [result.to_json() for result in findings.claims]
+    assert claim["of"] == {"kind": "mlm", "start": "docs/2M", "task": "toy"}, "of the largest text, with all labels"
+    assert claim["value"] == weak["value"] and claim["decision"] == "not tested" and claim["tuned"] is False
+    assert "censored" in {row["code"] for row in findings.caveats} and "toy -0.0100" in findings.answer
     data = {(row["start"], row["share"]): row for row in findings.tables["Effective data transferred"]}
     assert data["docs/1M", 0.01]["times the labels"] == "10" and data["docs/1M", 0.01]["labelled tokens"] == 10
     assert data["docs/1M", 0.1]["transferred tokens"] == "900"
@@ -54,11 +57,8 @@ def test_where_pretraining_hurts_is_counted(tmp_path):
     assert (rows["docs"]["helps"], rows["docs"]["hurts"]) == (1, 0)
     assert (rows["code"]["helps"], rows["code"]["hurts"], rows["code"]["hurts on"]) == (0, 1, "toy (mlm, code/1M)")
     assert (rows["web"]["helps"], rows["web"]["undecided"], rows["web"]["hurts"]) == (0, 1, 0)
-    (text,) = (row["text"] for row in findings.verdicts if row["code"] == "harm")
-    assert (
-        "helps in 1 and hurts in 1 of 3 cells (1 of 1 from code with 100% of the labels)" in text
-        and "0.1 cells" in text
-    )
+    text = "helps in 1 and hurts in 1 of 3 cells (1 of 1 from code with 100% of the labels)"
+    assert text in findings.answer and "0.1 cells" in findings.answer
     assert list(findings.figures) == ["domains", "gaps"], "three domains, one size and one share"
     assert "-0.099" in json.dumps(findings.figures["domains"]().to_dict()), "a decided cell is without parentheses"
     difference, *_ = findings.tables["Differences between texts"]
@@ -109,11 +109,10 @@ def test_fine_tunes_from_bases_that_a_further_seed_has_superseded_do_not_count(t
 
 def test_one_seed_makes_no_claim(runs):
     findings = Transfer().analyze([run for run in runs if run.summary["seed"] == 0])
-    assert (
-        not any(verdict["code"].startswith("mlm") for verdict in findings.verdicts)
-        and "no interval: 1 seed" in findings.headline
-    )
-    assert any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
+    assert {result.decision for result in findings.claims} == {
+        "not tested"
+    } and "no interval: 1 seed" in findings.answer
+    assert any(caveat["code"] == "few_seeds" for caveat in findings.caveats)
 
 
 def test_two_fine_tunes_of_a_seed_are_refused_when_read_and_in_the_plan(runs):
@@ -133,9 +132,23 @@ def test_two_fine_tunes_of_a_seed_are_refused_when_read_and_in_the_plan(runs):
 def test_two_seeds_have_an_interval_and_no_warning(runs):
     findings = Transfer().analyze([run for run in runs if run.summary["seed"] < 2])
     assert all(row["lo"] is not None for row in findings.tables["Pre-trained less from nothing"])
-    assert not any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
+    assert not any(caveat["code"] == "few_seeds" for caveat in findings.caveats)
 
 
 def test_the_headline_is_of_the_largest_text_with_the_most_labels(runs):
     few = [run for run in runs if run.config["study"]["start"] != "docs/2M" or run.config["study"]["share"] != "1"]
-    assert "toy +0.1000" in Transfer().analyze(few).headline
+    assert "toy +0.1000" in Transfer().analyze(few).answer
+
+
+def test_pretraining_that_helps_is_decided_where_both_starts_are_tuned(tmp_path):
+    """Five rates, of which the middle one is best: the score rises by 0.1 from pre-trained weights."""
+    for seed in range(3):
+        for start, score in (("scratch", 0.6), ("docs/1M", 0.7)):
+            for place, lr in enumerate((0.001, 0.002, 0.004, 0.008, 0.016)):
+                lines = [f"seed={seed}", "study.task=toy", "study.kind=mlm", "study.share=1", f"study.start={start}"]
+                noise = 0.001 * seed * (1 if start == "scratch" else -1)
+                write(
+                    tmp_path, [*lines, f"optimizer.lr={lr}"], accuracy=score - 0.05 * abs(place - 2) + noise, loss=0.5
+                )
+    (result,) = Transfer().analyze(read_runs(tmp_path)).claims
+    assert result.decision == "supported" and result.estimate.value == pytest.approx(0.098)

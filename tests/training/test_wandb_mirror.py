@@ -54,6 +54,7 @@ def test_data_and_model_are_artifacts_when_they_are_asked_for(launch):
     data, model = artifacts[f"tiny-{stage['data']['hash']}"], artifacts[folder.name]
     assert (data["type"], data["paths"]) == ("dataset", {"data.json"})
     assert model["type"] == "model" and set(model["aliases"]) == {"latest", "main"}
+    assert model["metadata"]["scores"] == stage["scores"] and model["metadata"]["metrics"] == stage["metrics"]
     assert model["paths"] == {"model.safetensors", "meta.json", "config.yaml"}
     assert set(logged(launch(*OFFLINE, "seed=1", "logger.wandb.artifacts=[data]"))["artifacts"]) == {
         f"tiny-{stage['data']['hash']}"

@@ -7,6 +7,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Adapter, Objective, Samples, Scorer
 from kleiber.types.model import Model
+from kleiber.types.score import Metric
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ class Length(Objective):
 def test_an_objective_leaves_its_batches_alone_and_predicts_nothing(model):
     objective, batches = Length(), [Batch(torch.zeros(2, 3, dtype=torch.long))]
     assert objective.prepare_step(model, batches) is batches and objective.targets(model, batches[0]) == 6
-    assert (objective.metric, objective.higher_is_better, objective.unit) == ("loss", False, "nats/token")
+    assert objective.metric == "loss" and objective.metrics["loss"] == Metric("loss", "lower", "nats per token")
     assert not objective.outputs and not objective.has_predictions
     with pytest.raises(NotImplementedError, match="objective=Length"):
         objective.predictions(model, batches[0])

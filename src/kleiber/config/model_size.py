@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kleiber.config.attention_size import attention_cache, attention_size
+from kleiber.config.attention_size import attention_cache, attention_size, rotation_table
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
 from kleiber.config.targets import argument, class_attribute
@@ -177,6 +177,21 @@ def check_memory(config: Config) -> None:
     for stage in stage_configs(config).values():
         if stage["model"]["_target_"] in (NATIVE, RECURRENT):
             check_fits(size_keys(stage), training_memory(stage))
+
+
+def check_model_memory(model: Config, vocab_size: int, source: str = "") -> None:
+    """Raises ConfigError for a `model` node whose weights, or tables of rotations, this machine cannot hold in fp32.
+
+    source  what the error begins with, such as the folder of the model. A model without a formula is not checked
+    """
+    try:
+        shape = size(model, vocab_size)
+        layers = range(argument(model, "depth")) if model["_target_"] == NATIVE else ()
+        tables = sum(rotation_table(model, shape.width, layer) for layer in layers)
+    except ValueError:
+        return
+    sizes = {"depth": argument(model, "depth"), "width": shape.width, "context": argument(model, "context")}
+    check_fits(source + ", ".join(f"model.{key}={value}" for key, value in sizes.items()), 4.0 * (shape.total + tables))
 
 
 def check_fits(settings: str, needed: float) -> None:

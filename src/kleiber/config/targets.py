@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Modules without torch, whose names in annotations have their real values.
-PLAIN_MODULES = ("typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.config.stages")
+PLAIN_MODULES = (
+    "typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.types.access",
+    "kleiber.config.stages",
+)  # fmt: skip
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
 # Arguments that only a run can supply; the check rejects a config that sets one of them.
 SUPPLIED = frozenset(
@@ -218,7 +221,7 @@ class AnnotationNames(dict[str, object]):
     """The names of a module that its annotations use."""
 
     def __init__(self, module: str) -> None:
-        super().__init__(int=int, float=float, str=str, bool=bool, list=list, dict=dict, tuple=tuple, set=set, object=Any)
+        super().__init__({kind.__name__: kind for kind in (int, float, str, bool, list, dict, tuple, set)}, object=Any)
         self.module = module
 
     def __missing__(self, name: str) -> object:

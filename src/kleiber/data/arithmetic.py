@@ -30,6 +30,7 @@ from kleiber.data.order import splitmix64
 from kleiber.data.token_files import TokenRows
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Count, Seed
+from kleiber.types.contracts import HeldOut
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,9 @@ class Arithmetic:
         """
         kinds = self.fitting(context)
         held_out = {f"digits{n}": self.encode(self.draw_held_out(n), context) for n in kinds}
+        validation: dict[str, HeldOut] = {name: HeldOutRows(rows) for name, rows in held_out.items()}
+        for digits, rows in zip(kinds, validation.values(), strict=True):
+            rows.label = f"sums of {digits} digits"
         train = self.encode(self.draw_training(kinds), context, parse_bytes(self.max_bytes))
         packed = PackedConversations(train)
         settings = [kinds, self.terms, self.steps, self.problems, self.held_out, self.seed, self.max_bytes]
@@ -75,7 +79,7 @@ class Arithmetic:
             hash=digest(["arithmetic", 1, *settings]),
             tokenizer=Bytes(),
             train=packed,
-            validation={name: HeldOutRows(rows) for name, rows in held_out.items()},
+            validation=validation,
             num_tokens=packed.num_tokens,
             num_bytes=packed.num_bytes,
             num_answers=train.num_answers,

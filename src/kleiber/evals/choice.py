@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,8 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.types import Json, Row
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -46,8 +48,15 @@ class Choice(Evaluation):
 
     columns = COLUMNS
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "accuracy": Metric("accuracy", "higher"),
+        "accuracy_per_byte": Metric("accuracy by log-probability per byte", "higher"),
+        "margin": Metric("margin of the right text", "higher", "nats"),
+        "margin_per_byte": Metric("margin of the right text per byte", "higher", "nats per byte"),
+        "chance": Metric("accuracy of a random choice", "none"),
+    }
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None) -> None:
         self.data = data
 
     def evaluate(self, subject: Subject) -> Results:

@@ -19,9 +19,11 @@ from kleiber.evals.evaluation import Score, Scores, Subject, proportion_score
 from kleiber.records.progress import activity
 from kleiber.types import Row
 from kleiber.types.contracts import Samples
+from kleiber.types.score import Metric
 from kleiber.types.tokenizer import Tokenizer
 
 METRIC = "contamination"
+CONTAMINATION = {METRIC: Metric("share of items in the training text", "lower")}
 N = 8  # words
 FEWEST = 4  # words of a text that is looked up
 TOKENS = 1 << 20  # decoded at once

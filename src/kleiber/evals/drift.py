@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kleiber.config.labels import data_label
 from kleiber.data.batches import evaluation_batches
 from kleiber.evals.perplexity import Runtime, held_out_loss, score_task
 from kleiber.evals.routing.trace import moe_layers
@@ -19,7 +20,16 @@ from kleiber.nn.sharded_model import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective, Task
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Metric, Score, Scores, described
 
+METRICS = {
+    "weights": Metric("relative change of the weights", "lower"),
+    "kl": Metric("divergence from the start model", "lower", "nats per token"),
+    "untrained": Metric("loss of the untrained model", "none", "nats per token"),
+    "load_shift/{layer}": Metric("shift of the expert loads, layer {layer},", "lower"),
+    "load_gap_before/{layer}": Metric("load gap to the new text before training, layer {layer},", "none"),
+    "load_gap_after/{layer}": Metric("load gap to the new text after training, layer {layer},", "none"),
+}
 Loads = Mapping[str, Mapping[str, Tensor]]  # shares of the experts, by task and by layer
 
 
@@ -70,7 +80,7 @@ def drift_metrics(
     tokens: int,
     rows: int,
     runtime: Runtime,
-) -> dict[str, float]:
+) -> Scores:
     """Distances between the model before a stage (`start`) and after it, on the first `tokens` targets of each task.
 
     drift/weights    |theta - theta_start| / |theta_start|
@@ -78,7 +88,8 @@ def drift_metrics(
 
     A mixture of experts also has the metrics of `load_shifts`.
     """
-    metrics = {"drift/weights": weight_distance(start, model)["relative"]}
+    relative = weight_distance(start, model)["relative"]
+    scores = {"drift/weights": described(Score(relative), METRICS, "weights")}
     device = device_of(model)
     for task in earlier_tasks:
         if task.objective.has_predictions:
@@ -90,27 +101,31 @@ def drift_metrics(
                 device.type,
                 lambda batches, task=task: divergence(start, model, task.objective, batches, device),
             )
-            metrics[f"drift/{task.name}/kl"] = sums.means()["kl"].item()
+            scores |= drift_score(task.name, "kl", sums.means()["kl"].item())
     if moe_layers(model):
         tasks = (*earlier_tasks, *stage_tasks)
         before = {task.name: expert_loads(start, task, tokens, rows, runtime) for task in tasks}
         after = {task.name: expert_loads(model, task, tokens, rows, runtime) for task in tasks}
         earlier_names, stage_names = ([task.name for task in group] for group in (earlier_tasks, stage_tasks))
-        metrics |= load_shifts(before, after, earlier_names, stage_names)
-    return metrics
+        scores |= load_shifts(before, after, earlier_names, stage_names)
+    return scores
 
 
-def untrained_losses(
-    model: Model, earlier_tasks: Sequence[Task], tokens: int, rows: int, runtime: Runtime
-) -> dict[str, float]:
+def drift_score(task: str, metric: str, value: float) -> Scores:
+    """A score of a task, by its key drift/<task>/<metric>."""
+    return {f"drift/{task}/{metric}": described(Score(value), METRICS, metric, f"on {data_label(task)}")}
+
+
+def untrained_losses(model: Model, earlier_tasks: Sequence[Task], tokens: int, rows: int, runtime: Runtime) -> Scores:
     """drift/<task>/untrained: the loss of a model before any training, in nats per target, on the first `tokens`.
 
     The untrained loss minus the loss of the start model is what the start model had learned of a task. Studies report
     forgetting as a share of it.
     """
-    return {
-        f"drift/{task.name}/untrained": score_task(model, task, tokens, rows, runtime)["loss"] for task in earlier_tasks
-    }
+    scores: Scores = {}
+    for task in earlier_tasks:
+        scores |= drift_score(task.name, "untrained", score_task(model, task, tokens, rows, runtime)["loss"].value)
+    return scores
 
 
 def sum_over_task(
@@ -139,9 +154,7 @@ def expert_loads(model: Model, task: Task, tokens: int, rows: int, runtime: Runt
     return {layer: count.double() / count.sum() for layer, count in counts.items()}
 
 
-def load_shifts(
-    before: Loads, after: Loads, earlier_tasks: Sequence[str], stage_tasks: Sequence[str]
-) -> dict[str, float]:
+def load_shifts(before: Loads, after: Loads, earlier_tasks: Sequence[str], stage_tasks: Sequence[str]) -> Scores:
     """Total variation distances of expert loads by layer, from 0 (equal) to 1 (no expert in common).
 
     drift/<task>/load_shift/<layer>       between the model before and after the stage, on the text of a task
@@ -150,17 +163,17 @@ def load_shifts(
 
     Several tasks of the stage count equally.
     """
-    shifts = {}
+    shifts: Scores = {}
     for task in (*earlier_tasks, *stage_tasks):
         for layer, share in after[task].items():
-            shifts[f"drift/{task}/load_shift/{layer}"] = total_variation(before[task][layer], share)
+            shifts |= drift_score(task, f"load_shift/{layer}", total_variation(before[task][layer], share))
     if not stage_tasks:
         return shifts
     for name, loads in (("before", before), ("after", after)):
         for task in earlier_tasks:
             for layer, share in loads[task].items():
                 stage_share = torch.stack([loads[stage_task][layer] for stage_task in stage_tasks]).mean(0)
-                shifts[f"drift/{task}/load_gap_{name}/{layer}"] = total_variation(share, stage_share)
+                shifts |= drift_score(task, f"load_gap_{name}/{layer}", total_variation(share, stage_share))
     return shifts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.order import Reading
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples
 from kleiber.types.model import Model
+from kleiber.types.score import Metrics, Score, Scores
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,27 +29,6 @@ if TYPE_CHECKING:
 LEVEL = 0.9  # of every interval
 RESAMPLES = 2000
 CHUNK = 1 << 22  # resampled numbers in memory at once
-
-
-@dataclass(frozen=True)
-class Score:
-    """A measured number.
-
-    lo, hi  bounds of its 90 % interval; None where the evaluation gives none
-    n       number of items, such as questions or tokens, that it is computed from; None where it has no such number
-    """
-
-    value: float
-    lo: float | None = None
-    hi: float | None = None
-    n: int | None = None
-
-    def to_json(self) -> Json:
-        """The score as `kleiber eval --json` writes it."""
-        return {"value": self.value, "lo": self.lo, "hi": self.hi, "n": self.n}
-
-
-Scores = dict[str, Score]  # by metric
 
 
 @dataclass(frozen=True)
@@ -139,6 +121,8 @@ class Evaluation:
     default_data  names of the data that it reads where it has none of its own and accepts none of the others
     causal        whether the model must predict each token from those before it
     during        whether it may run during training; otherwise only `kleiber eval` runs it
+    metrics       what each of its scores is, by the name of the metric or a pattern such as distinct_{n}
+    data_labels   what figures call data that the evaluation makes up, by its name in the scores
     """
 
     columns: ClassVar[Sequence[Sequence[str]]] = ()
@@ -147,7 +131,9 @@ class Evaluation:
     default_data: ClassVar[Sequence[str]] = ()
     causal: ClassVar[bool] = False
     during: ClassVar[bool] = True
-    data: Sequence[str] | None = None
+    metrics: ClassVar[Metrics] = MappingProxyType({})
+    data_labels: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    data: Sequence[DataPath] | None = None
 
     def accepts(self, data: DataSet) -> bool:
         """Whether the evaluation can read a data set."""

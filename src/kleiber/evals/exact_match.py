@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import ClassVar
 
 import torch
 
@@ -18,8 +19,10 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
 from kleiber.models.generate import generate
 from kleiber.types import Count, Row
+from kleiber.types.access import DataPath
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
 # A minus after a digit is a dash or a difference, and a comma is part of a number between groups of three digits alone.
@@ -53,9 +56,14 @@ class ExactMatch(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "accuracy": Metric("accuracy", "higher"),
+        "constant": Metric("accuracy of the most frequent answer", "none"),
+    }
+    data_labels: ClassVar[Mapping[str, str]] = {"all": "all data sets"}
     reads = f"conversations, in a table with the columns {FORMS}"
 
-    def __init__(self, tokens: Count = 256, data: Sequence[str] | None = None) -> None:
+    def __init__(self, tokens: Count = 256, data: Sequence[DataPath] | None = None) -> None:
         self.tokens, self.data = tokens, data
 
     def accepts(self, data: DataSet) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -19,8 +19,10 @@ import torch
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate, left_padded
+from kleiber.types.access import CodePath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Better
 from kleiber.types.tokenizer import Tokenizer
 
 if importlib.util.find_spec("lm_eval"):
@@ -39,7 +41,7 @@ class Harness(Evaluation):
     causal = True
     reads_data = False
 
-    def __init__(self, tasks: Sequence[str], task_files: str | None = None) -> None:
+    def __init__(self, tasks: Sequence[str], task_files: CodePath | None = None) -> None:
         self.tasks, self.task_files = tasks, task_files
 
     def evaluate(self, subject: Subject) -> Results:
@@ -47,9 +49,9 @@ class Harness(Evaluation):
         folder = None if self.task_files is None else Path(self.task_files)
         measured = score_tasks(subject.model, subject.tokenizer, self.tasks, folder, subject.rows, limit=subject.limit)
         scores: dict[str, Scores] = {}
-        for name, value in measured.items():
+        for name, score in measured.items():
             task, _, metric = name.partition("/")
-            scores.setdefault(task, {})[metric] = Score(value)
+            scores.setdefault(task, {})[metric] = score
         return Results(scores)
 
 
@@ -61,8 +63,8 @@ def score_tasks(
     batch_size: int = 16,
     num_fewshot: int | None = None,
     limit: int | None = None,
-) -> dict[str, float]:
-    """Metrics by `task/metric`, with standard errors as `task/metric_stderr`.
+) -> Scores:
+    """Metrics by `task/metric`, with standard errors as `task/metric_stderr`; their directions are those of lm-eval.
 
     include_path  a folder of task definitions, which replace those that come with lm-eval; None for lm-eval's
     Raises ValueError without the package lm-eval, for a folder that does not exist, and for unknown tasks.
@@ -93,12 +95,26 @@ def score_tasks(
         verbosity=None,
     )
     assert evaluation is not None
+    directions = evaluation.get("higher_is_better", {})  # by task, then by metric; None where it has none
     return {
-        f"{task}/{name.replace(',none', '').replace(',', '/')}": float(value)
+        f"{task}/{name.replace(',none', '').replace(',', '/')}": task_score(task, name, value, directions.get(task, {}))
         for task, values in evaluation["results"].items()
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "sample_len"
     }
+
+
+def task_score(task: str, name: str, value: float, higher_is_better: Mapping[str, bool | None]) -> Score:
+    """The score of a metric of lm-eval, such as `acc_norm,none`.
+
+    higher_is_better  whether a higher value is better, by metric
+    """
+    metric, _, kind = name.partition(",")
+    better: Better = "none"
+    if higher_is_better.get(metric) is not None:
+        better = "higher" if higher_is_better[metric] else "lower"
+    title = metric.replace("_stderr", ", standard error,") + (f" ({kind})" if kind not in ("", "none") else "")
+    return Score(float(value), better=better, label=f"{title.replace('_', ' ')} on {task}")
 
 
 Tokens = list[int]

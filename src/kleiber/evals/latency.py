@@ -7,8 +7,8 @@ the machine on which they were measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import MinLen
@@ -18,8 +18,17 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.types import Count
 from kleiber.types.batch import Batch
 from kleiber.types.model import DecodingCache, Model, device_of
+from kleiber.types.score import Metric
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
+
+METRICS = {
+    "prefill_tokens_per_s/{rows}": Metric("speed of prefill, batch size {rows},", "higher", "tokens per second"),
+    "decode_tokens_per_s/{rows}": Metric("speed of decoding, batch size {rows},", "higher", "tokens per second"),
+    "decode_p50_ms/{rows}": Metric("median time of a decoding step, batch size {rows},", "lower", "ms"),
+    "decode_p95_ms/{rows}": Metric("95th percentile of the time of a decoding step, batch size {rows},", "lower", "ms"),
+    "memory_bytes/{rows}": Metric("memory of weights and cache, batch size {rows},", "lower", "bytes"),
+}
 
 
 class Latency(Evaluation):
@@ -29,6 +38,8 @@ class Latency(Evaluation):
     """
 
     causal = True
+    metrics = METRICS
+    data_labels: ClassVar[Mapping[str, str]] = {"random": "random tokens"}
     reads_data = False
     during = False
 

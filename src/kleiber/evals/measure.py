@@ -10,19 +10,22 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from kleiber.config.labels import data_label
 from kleiber.config.targets import build
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.evaluation_sets import DataSet, open_sets
 from kleiber.data.order import Reading
-from kleiber.evals.contamination import Contamination
+from kleiber.evals.contamination import CONTAMINATION, Contamination
 from kleiber.evals.evaluation import Evaluation, Results, Subject
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
 from kleiber.records.files import write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, HeldOut, Objective
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Scores, described
 from kleiber.types.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -52,9 +55,22 @@ class Measurement:
         try:
             with torch.random.fork_rng(devices), eager, activity(f"evaluation {self.name}"):
                 results = self.evaluation.evaluate(replace(subject, data=self.data))
-                return replace(results, scores=self.contamination.add_to(results.scores, subject))
+                return self.describe(replace(results, scores=self.contamination.add_to(results.scores, subject)))
         finally:
             model.train(was_training)
+
+    def describe(self, results: Results) -> Results:
+        """The results with units, directions and labels, as the evaluation declares them for its metrics."""
+        metrics, labels = {**CONTAMINATION, **self.evaluation.metrics}, {data.name: data.label for data in self.data}
+        labels |= self.evaluation.data_labels
+        scores = {
+            data: {
+                metric: described(score, metrics, metric, f"on {labels.get(data) or data_label(data)}")
+                for metric, score in of_data.items()
+            }
+            for data, of_data in results.scores.items()
+        }
+        return replace(results, scores=scores)
 
     def measure_or_warn(self, subject: Subject) -> Results | None:
         """As `measure`; None, with a warning, where the data cannot be scored, which is no reason to end a run."""
@@ -145,7 +161,10 @@ def explain_refusal(name: str, evaluation: Evaluation, data: DataSet | None) -> 
 
 def own_sets(samples: Mapping[str, HeldOut]) -> list[DataSet]:
     """The validation data of a run as data sets."""
-    return [DataSet(name, lambda held_out=held_out: held_out, of_run=True) for name, held_out in samples.items()]
+    return [
+        DataSet(name, lambda held_out=held_out: held_out, of_run=True, label=held_out.label)
+        for name, held_out in samples.items()
+    ]
 
 
 def language_objective(objective: Objective, model: Model, tokenizer: Tokenizer) -> Objective:
@@ -191,10 +210,10 @@ def make_subject(
     )
 
 
-def metrics(name: str, results: Results) -> dict[str, float]:
-    """The scores by their name in summary.json, eval/<name>/<data>/<metric>."""
+def scores_by_key(name: str, results: Results) -> Scores:
+    """The scores by their key in summary.json, eval/<name>/<data>/<metric>."""
     return {
-        f"eval/{name}/{data}/{metric}": score.value
+        f"eval/{name}/{data}/{metric}": score
         for data, scores in results.scores.items()
         for metric, score in scores.items()
     }
@@ -213,5 +232,4 @@ def save_results(folder: Path, name: str, results: Results, settings: Config) ->
 
     settings  by data set of the run's own evaluation, as `kleiber.records.evaluations.settings_of`
     """
-    (folder / "evals").mkdir(exist_ok=True)
-    write_json(folder / "evals" / f"{name}.json", {**to_json(results), "settings": dict(settings)})
+    write_json(make_folder(folder, "evals") / f"{name}.json", {**to_json(results), "settings": dict(settings)})

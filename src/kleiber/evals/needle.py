@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from kleiber.data.recall import RecallRows
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.nn.loss import log_probs
 from kleiber.types import Context, Count, Json, Share
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -41,6 +43,16 @@ class Needle(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "accuracy": Metric("accuracy", "higher"),
+        "loss": Metric("loss", "lower", "nats per answer"),
+        "length{length}/accuracy": Metric("accuracy at length {length}", "higher"),
+        "length{length}/loss": Metric("loss at length {length}", "lower", "nats per answer"),
+        "length{length}/depth{depth}/accuracy": Metric("accuracy at length {length} and depth {depth}", "higher"),
+        "length{length}/depth{depth}/loss": Metric(
+            "loss at length {length} and depth {depth}", "lower", "nats per answer"
+        ),
+    }
     reads = "rows with haystacks, of data=recall with data.distractors"
 
     def __init__(
@@ -48,7 +60,7 @@ class Needle(Evaluation):
         lengths: Annotated[Sequence[Context], MinLen(1)] | None = None,
         depths: Annotated[Sequence[Share], MinLen(1)] = (0.0, 0.25, 0.5, 0.75, 1.0),
         rows: Count = 128,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.lengths, self.depths, self.rows, self.data = lengths, tuple(depths), rows, data
 

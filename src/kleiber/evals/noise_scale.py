@@ -8,7 +8,7 @@ noise scale (McCandlish et al. 2018, arXiv:1812.06162, Appendix A.1), an estimat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from jaxtyping import Float
 
 from kleiber.evals.evaluation import LEVEL, RESAMPLES, Evaluation, Results, Score, Scores, Subject
 from kleiber.types import Count
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 
 class NoiseScale(Evaluation):
@@ -34,9 +36,15 @@ class NoiseScale(Evaluation):
     rows     samples in a small batch
     """
 
+    metrics: ClassVar[Metrics] = {
+        "noise_scale": Metric("gradient noise scale", "none", "tokens"),
+        "gradient_norm": Metric("norm of the gradient", "none"),
+        "gradient_noise": Metric("noise of the gradient of a token", "none"),
+    }
+
     def __init__(
         self,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
         groups: Annotated[int, Ge(2)] = 16,
         batches: Annotated[int, Ge(2)] = 8,
         rows: Count = 2,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
-from kleiber.evals.perplexity import bytes_per_target
+from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
 from kleiber.evals.text_loss import TextLosses, resampled_score, text_losses
 from kleiber.records.progress import activity
 from kleiber.types import Json
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -30,8 +32,12 @@ class OOD(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        **BITS_PER_BYTE,
+        "gap": Metric("gap to the training distribution", "lower", "bits per byte"),
+    }
 
-    def __init__(self, data: Sequence[str] | None = None, in_domain: str | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, in_domain: str | None = None) -> None:
         self.data, self.in_domain = data, in_domain
 
     def evaluate(self, subject: Subject) -> Results:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from kleiber.data.evaluation_sets import DataSet
-from kleiber.evals.choice import COLUMNS, Values, choice_values, margins, score_groups, shares_of_best
+from kleiber.evals.choice import COLUMNS, Choice, Values, choice_values, margins, score_groups, shares_of_best
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
 from kleiber.types import Json
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -41,9 +43,14 @@ class Pairs(Evaluation):
     """
 
     columns = (SENTENCES, (TEXT,), *COLUMNS)
+    metrics: ClassVar[Metrics] = {
+        **Choice.metrics,
+        "log_prob": Metric("log-probability of the last word", "higher", "nats"),
+        "perplexity": Metric("perplexity of the last word", "lower"),
+    }
 
     def __init__(
-        self, data: Sequence[str] | None = None, last_word: Sequence[str] | None = None, prefix: str = " "
+        self, data: Sequence[DataPath] | None = None, last_word: Sequence[str] | None = None, prefix: str = " "
     ) -> None:
         self.data, self.last_word, self.prefix = data, last_word, prefix
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kleiber.config.labels import data_label
 from kleiber.data.batches import evaluation_batches
 from kleiber.data.token_files import ValidationWindows
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
@@ -33,9 +34,11 @@ from kleiber.nn.loss import log_probs, target_weights
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Metric, Metrics, described
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -74,6 +77,9 @@ def bytes_per_target(objective: Objective, held_out: HeldOut) -> float | None:
     return held_out.num_bytes / held_out.num_tokens
 
 
+BITS_PER_BYTE = {"bits_per_byte": Metric("bits per byte", "lower", "bits per byte")}
+
+
 class Perplexity(Evaluation):
     """Loss in nats per target token and, for likelihoods of text, bits per byte.
 
@@ -82,7 +88,13 @@ class Perplexity(Evaluation):
             it. null: windows that do not overlap, in which targets have half a context before them on average
     """
 
-    def __init__(self, data: Sequence[str] | None = None, stride: Count | None = None) -> None:
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "nats per token"),
+        **BITS_PER_BYTE,
+        "gap": Metric("training loss less validation loss", "none", "nats per token"),
+    }
+
+    def __init__(self, data: Sequence[DataPath] | None = None, stride: Count | None = None) -> None:
         self.data, self.stride = data, stride
 
     def check(self, model: Model) -> None:
@@ -113,7 +125,7 @@ class Perplexity(Evaluation):
         for domain in subject.domains:
             held_out, objective = subject.samples(domain, subject.tokens), subject.objective_of(domain)
             losses = self._losses(subject, domain, held_out, objective)
-            scores[domain] = {"loss": losses.score()}
+            scores[domain] = {"loss": replace(losses.score(), unit=objective.metrics["loss"].unit)}
             size = bytes_per_target(objective, held_out)
             if size is not None:
                 bits, samples = losses.bits_per_byte(size), len(losses.nats)
@@ -183,21 +195,30 @@ class Runtime:
 
 def score_tasks(
     model: Model, tasks: Sequence[Task], tokens: int | None, rows: int, runtime: Runtime, prefix: str = "val"
-) -> dict[str, float]:
-    """Metrics of every task, by `<prefix>/<task>/<metric>`; the same numbers on every rank.
+) -> Scores:
+    """Scores of every task, by `<prefix>/<task>/<metric>`; the same numbers on every rank.
 
     tokens  target tokens to score per task, always the same ones; None for all
     rows    samples per forward pass
+    prefix  which weights are scored: "val" for the latest ones, or such as "wise/0.5", which labels name
     """
-    metrics: dict[str, float] = {}
+    weights = "" if prefix == "val" else f", {data_label(prefix)}"
+    scores: Scores = {}
     for task in tasks:
-        scores = score_task(model, task, tokens, rows, runtime)
-        metrics |= {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()}
-    return metrics
+        place = f"on {task_label(task)}{weights}"
+        metrics = {**BITS_PER_BYTE, **task.objective.metrics}
+        for name, score in score_task(model, task, tokens, rows, runtime).items():
+            scores[f"{prefix}/{task.name}/{name}"] = described(score, metrics, name, place)
+    return scores
 
 
-def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime: Runtime) -> dict[str, float]:
-    """Metrics of one task: "loss" in nats per target, "bits_per_byte" of a likelihood of text, and the scorer's."""
+def task_label(task: Task) -> str:
+    """What figures call the samples of a task."""
+    return task.held_out.label or data_label(task.name)
+
+
+def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime: Runtime) -> Scores:
+    """Scores of one task: "loss" in nats per target, "bits_per_byte" of a likelihood of text, and the scorer's."""
     held_out = task.held_out.first(tokens)
     rank, world_size = runtime.share(held_out)
     device = device_of(model)
@@ -213,11 +234,12 @@ def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime:
         sums = held_out_loss(model, scorer.add, work.track(batches, len), device)
     if world_size > 1:
         sums.reduce()
-    metrics = {"loss": sums.means()["ce"].item()}
+    loss, targets = sums.means()["ce"].item(), round(float(sums.values["tokens"]))
+    scores = {"loss": Score(loss, n=targets)}
     size = bytes_per_target(task.objective, held_out)
     if size is not None:
-        metrics["bits_per_byte"] = bits_per_byte(metrics["loss"], size)
-    return metrics | scorer.compute()
+        scores["bits_per_byte"] = Score(bits_per_byte(loss, size), n=targets)
+    return scores | {name: Score(value, n=len(held_out)) for name, value in scorer.compute().items()}
 
 
 @torch.no_grad()

@@ -7,12 +7,14 @@ The objective of the run scores the pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
+from kleiber.types.score import Metric, Metrics
 
 ACCURACIES = ("reward_accuracy", "accuracy", "start_accuracy", "longer_accuracy")
 DIFFERENCES = {
@@ -25,6 +27,17 @@ DIFFERENCES = {
 
 class Preference(Evaluation):
     """Accuracies on pairs of answers, which the objective of the run scores."""
+
+    metrics: ClassVar[Metrics] = {
+        "accuracy": Metric("accuracy of preferences", "higher"),
+        "reward_accuracy": Metric("reward accuracy", "higher"),
+        "start_accuracy": Metric("accuracy of preferences before training", "none"),
+        "longer_accuracy": Metric("accuracy of choosing the longer answer", "none"),
+        "accuracy_less_longer": Metric("accuracy of preferences less that of choosing the longer answer", "higher"),
+        "accuracy_less_start": Metric("accuracy of preferences less that before training", "higher"),
+        "reward_accuracy_less_longer": Metric("reward accuracy less that of choosing the longer answer", "higher"),
+        "reward_accuracy_less_start": Metric("reward accuracy less the accuracy before training", "higher"),
+    }
 
     def evaluate(self, subject: Subject) -> Results:
         """Scores of the run's validation pairs: each accuracy and difference.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.objectives.classify import Classify, regression_metrics, single_label_metrics
 from kleiber.types import Count, Positive
 from kleiber.types.contracts import Samples
+from kleiber.types.score import Metrics, variants
 from kleiber.types.tokenizer import Tokenizer
 
 BATCH = 1024  # rows read at once
@@ -35,6 +36,10 @@ class Reference(Evaluation):
     """
 
     reads = "the rows of a run with objective=classify"
+    metrics: ClassVar[Metrics] = {
+        **variants(Classify.metrics, "majority/*", "* of the largest class"),
+        **variants(Classify.metrics, "tfidf/*", "* of TF-IDF features"),
+    }
 
     def __init__(self, ngrams: Count = 2, inverse: Positive = 10.0) -> None:
         self.ngrams, self.inverse = ngrams, inverse

@@ -7,7 +7,7 @@ prompts anew, and a simulated judge compares each new answer with one of the two
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.models.generate import generate, left_padded
 from kleiber.types import Count, NonNegative, Seed
 from kleiber.types.batch import Batch
+from kleiber.types.score import Metric, Metrics
 
 ROWS = 64  # answered at once
 
@@ -38,6 +39,13 @@ class WinRate(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "win_rate": Metric("win rate", "higher"),
+        "utility": Metric("utility of answers", "higher"),
+        "start_utility": Metric("utility of the answers of the pairs", "none"),
+        "bytes": Metric("length of answers", "none", "bytes"),
+        "start_bytes": Metric("length of the answers of the pairs", "none", "bytes"),
+    }
 
     def __init__(
         self,

@@ -103,24 +103,26 @@ def choices_of(overrides: tuple[str, ...]) -> dict[str, object]:
     return dict(chosen)
 
 
-def claims_of_direction(better: str | None, measure: str, arms: Sequence[str]) -> list[dict[str, str]]:
+def claims_of_direction(
+    better: str | None, measure: str, arms: Sequence[str], runs: Sequence[Run]
+) -> list[dict[str, str]]:
     """Returns the claim that the second arm is better than the first, where `better` tells what that means.
 
-    better  "lower" or "higher"; None where the name of the measure tells
+    better  "lower" or "higher"; None where the runs tell which value of the measure is better
 
     Raises ValueError where neither tells, and where they contradict each other.
     """
-    from kleiber.studies.compare.directions import better_direction
+    from kleiber.studies.compare.measures import score_of
 
-    direction = better_direction(measure)
+    direction = score_of(runs, measure).better
     if better not in ("lower", "higher", None):
         raise ValueError(f"--better {better} must be lower or higher")
-    if better is None and direction is None:
+    if better is None and direction == "none" and any(measure in run.metrics for run in runs):
         raise ValueError(
             f"--measure {measure} does not tell whether a lower or a higher value is better: set --better lower or "
             "--better higher"
         )
-    if direction is not None and better not in (direction, None):
+    if direction != "none" and better not in (direction, None):
         raise ValueError(f"--better {better}: the {direction} value of {measure} is better; remove --better")
     return [{"arm": arms[1], "against": arms[0], "direction": better}] if better and len(arms) > 1 else []
 

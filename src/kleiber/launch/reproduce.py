@@ -7,27 +7,34 @@ no more than those of two seeds do, and *different* otherwise.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from kleiber.config.check import check
+from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.foreign import check_foreign
 from kleiber.config.model_size import check_memory
 from kleiber.config.nested import map_strings
+from kleiber.config.permissions import permitted_data
 from kleiber.launch.cell import Cell
 from kleiber.launch.local_pool import Process
 from kleiber.launch.sweep import referenced_runs
 from kleiber.records import folder
 from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import identity
+from kleiber.records.regular_files import DamagedFile, make_folder, path_inside
+from kleiber.records.terminal import print_line
 from kleiber.runs.recorded_config import with_paths_to_study
-from kleiber.types import Json
+from kleiber.types import Config, Json
 
 LEVEL = 0.95  # share of pairs of seeds whose losses differ by less than the noise
 TOLERANCE = 0.01  # of a loss, relative, where the sweep does not contain several seeds
@@ -95,25 +102,33 @@ class Reproduction:
 Noise = Mapping[str, float]  # the largest difference within noise, by metric
 
 
-def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reproduction]:
+def reproduce(
+    source: Path, out: Path | None, cells: int | None, overrides: Sequence[str] = ()
+) -> list[Reproduction]:  # fmt: skip
     """Trains the finished runs of `source` again, compares them, and writes reproduction.json to `out`.
 
-    source  a run, a folder of runs, or a runs.jsonl.gz
-    out     folder of the new runs; None for one beside the runs, whose name ends in -reproduced
-    cells   only the runs that took the least time, at most this many; None for all
+    source     a run, a folder of runs, or a runs.jsonl.gz
+    out        folder of the new runs; None for one beside the runs, whose name ends in -reproduced
+    cells      only the runs that took the least time, at most this many; None for all
+    overrides  KEY=VALUE of keys that cannot change the result
 
-    Raises ConfigError where there is no finished run, or a recorded config does not pass the check.
+    Raises ConfigError where there is no finished run, or a recorded config does not pass the check, or would do what
+    only the reader's command line can allow.
     """
+    settings = parse_settings(overrides)
     recorded = read_runs(source)
     finished = [run for run in recorded if run.finished]
     if not finished:
         raise ConfigError(f"{source} contains no finished run to reproduce")
+    for key, value in settings.items():
+        if all(node_with(run.config, key) is None for run in finished):
+            raise ConfigError(f"{key}={value}: no recorded config in {source} has this key")
     chosen = sorted(finished, key=lambda run: run.summary.get("seconds") or 0.0)[:cells]
     home = finished[0].folder.parent
     noise = seed_noise(read_runs(home) if home.is_dir() else recorded)
     out = (out or home.with_name(f"{home.name}-reproduced")).expanduser().absolute()
     rounds = in_rounds(chosen, {run.name: run for run in finished}, home)
-    planned = [[cell_of(run, home, out, rounds) for run in runs] for runs in rounds]
+    planned = [[cell_of(run, home, out, rounds, settings) for run in runs] for runs in rounds]
     for cell in (cell for cells_of_round in planned for cell in cells_of_round):
         if folder.status(cell.folder) == Status.FINISHED:
             folder.set_aside(cell.folder)
@@ -121,12 +136,12 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
     minutes = sum(run.summary.get("seconds") or 0.0 for runs in rounds for run in runs) / 60
     number = sum(map(len, planned))
     named = "the recorded run" if number == 1 else f"{number} recorded runs"
-    print(f"training {named} again in {out}; the first time took {minutes:.1f} minutes", flush=True)
+    print_line(f"training {named} again in {out}; the first time took {minutes:.1f} minutes")
     for cells_of_round in planned:
         Process().run(cells_of_round)
     results = [compare_again(run, read_run(out / run.name), noise) for run in chosen]
     entries = [result.to_json() for result in results]
-    out.mkdir(parents=True, exist_ok=True)  # it is removed where all runs are refused
+    make_folder(out)  # it is removed where all runs are refused
     write_json(out / FILE, {"schema": "kleiber.reproduction/1", "source": str(source), "runs": entries})
     return results
 
@@ -150,11 +165,46 @@ def missing_bases(run: Run, finished: Mapping[str, Run], home: Path) -> list[Run
     return [finished[name] for name in sorted(names) if name in finished and not weights_hashes(finished[name])]
 
 
-def cell_of(run: Run, home: Path, out: Path, rounds: Sequence[Sequence[Run]]) -> Cell:
+def parse_settings(overrides: Sequence[str]) -> Json:
+    """Returns the values of KEY=VALUE by key. Raises ConfigError for text of another form."""
+    parsed = Composer("train").parse(list(overrides))
+    wrong = next((o for o in parsed if o.is_sweep_override() or o.is_delete() or "/" in o.key_or_group), None)
+    if wrong is not None:
+        raise ConfigError(f"{wrong.input_line} must be KEY=VALUE, such as callbacks.checkpoints.remote=null")
+    return {override.key_or_group: override.value() for override in parsed}
+
+
+def node_with(config: Config, key: str) -> Json | None:
+    """Returns the node of a config that has the last part of a dotted key; None where there is none."""
+    *outer, last = key.split(".")
+    node: object = config
+    for name in outer:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) and last in node else None
+
+
+def with_settings(config: Json, settings: Json) -> Json:
+    """Returns a recorded config with other values of the keys that it has.
+
+    Raises ConfigError for a key that can change the result.
+    """
+    changed = copy.deepcopy(config)
+    for key, value in settings.items():
+        if (node := node_with(changed, key)) is not None:
+            node[key.rpartition(".")[2]] = value
+    if identity(changed) != identity(config):
+        names = ", ".join(f"{key}={value}" for key, value in settings.items())
+        raise ConfigError(f"{names} changes the result: reproduce trains recorded configs, and kleiber train others")
+    return changed
+
+
+def cell_of(run: Run, home: Path, out: Path, rounds: Sequence[Sequence[Run]], settings: Json) -> Cell:
     """Returns the cell that trains a run again, in a folder of the same name in `out`, without loggers.
 
     It uses as many CPU threads as the recorded run, because sums of floats depend on their number. Raises ConfigError
     if the recorded config does not pass the check of a command line.
+
+    settings  values of the command line by key
     """
     again = {base.name for runs in rounds for base in runs if not weights_hashes(base)}
     config = map_strings(
@@ -162,15 +212,18 @@ def cell_of(run: Run, home: Path, out: Path, rounds: Sequence[Sequence[Run]]) ->
     )
     config |= {"root": str(out.parent), "name": out.name, "resume": "auto", "dry_run": False}
     config |= {"logger": {}, "launcher": {"_target_": "kleiber.launch.Process"}, "study": None, "design": None}
+    config |= {"allow_data": permitted_data() or None}  # in place of what the recorded command allowed
     trainer = dict(config.get("trainer") or {})
     if trainer.get("threads") is None and "accelerator" in trainer:
         trainer["threads"] = (run.summary.get("machine") or {}).get("threads")
     config["trainer"] = trainer
     try:
+        config = with_settings(config, settings)
         check(config)
         check_memory(config)
     except ConfigError as error:
         raise ConfigError(f"the recorded config of {run.folder}: {error}") from None
+    check_foreign(config, run.folder / "config.yaml", list(settings))
     return Cell(out / run.name, config, run.overrides)
 
 
@@ -184,12 +237,12 @@ def weights_hashes(run: Run) -> dict[str, str]:
     """Returns the sha256 of the final weights of each stage, as their checkpoints note it; none where they are gone."""
     hashes = {}
     for stage in run.stages:
-        meta = run.folder / str(stage.get("checkpoint")) / "meta.json"
-        if stage.get("checkpoint") and meta.is_file() and meta.with_name("model.safetensors").is_file():
-            try:
+        if not stage.get("checkpoint"):
+            continue
+        with suppress(DamagedFile, KeyError, TypeError):
+            meta = path_inside(run.folder, stage["checkpoint"]) / "meta.json"
+            if meta.is_file() and meta.with_name("model.safetensors").is_file():
                 hashes[stage["name"]] = str(read_json(meta)["sha256"]["model.safetensors"])
-            except (DamagedFile, KeyError, TypeError):
-                continue
     return hashes
 
 

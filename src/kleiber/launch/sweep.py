@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
+from kleiber.config.foreign import check_foreign, permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import permitted_data
 from kleiber.config.targets import build
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
@@ -31,6 +33,8 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.records.locks import is_locked
+from kleiber.records.regular_files import make_folder
+from kleiber.records.terminal import print_line
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
@@ -78,7 +82,7 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            print_line(f"{reason.status} by {reason}; run the same command again to run the missing cells")
             return reason.status.exit_code
         if self.planned:
             self._print_price()
@@ -86,13 +90,13 @@ class Sweep:
         reported = write_report(self.study_folder, self.study) if self.study_folder and has_runs else ExitCode.DONE
         if any(self.codes):
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
-            print(f"{failed}; see the lines above, and log.txt in the folders of those that started")
+            print_line(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
         return reported
 
     def __call__(self, cfg: DictConfig) -> int:
-        """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
-        raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        """Raises NotImplementedError: Hydra wants a task function, which kleiber's launcher never calls."""
+        raise NotImplementedError("KleiberLauncher calls `run` with all cells")
 
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks all cells, runs the unfinished ones, and returns the exit codes of all, in order.
@@ -151,7 +155,7 @@ class Sweep:
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(planned_points(runs)):
-                print(f"study={first.config['name']}: {text}", flush=True)
+                print_line(f"study={first.config['name']}: {text}")
         except ValueError as error:
             raise ConfigError(f"study={first.config['name']}: {error}") from error
 
@@ -186,6 +190,7 @@ class Sweep:
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
+        permit_config(config)
         config = complete_config(config, overrides, self.starts, self.composer)
         check(config)
         check_memory(config)
@@ -219,14 +224,14 @@ class Sweep:
                     continue
                 if anew:
                     folder.set_aside(cell.folder)
-                folder.write_config(cell.folder, cell.config, cell.overrides)
+                folder.write_config(cell.folder, with_permissions(cell.config), cell.overrides)
                 todo.append(cell)
         if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
-            print(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
+            print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
             names = listed(sorted(where.name for where in in_use), most=5)
-            print(
+            print_line(
                 f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
                 "run the same command again when those have ended"
             )
@@ -242,7 +247,7 @@ def write_report(folder: Path, study: Config) -> int:
     """
     from kleiber.studies.fit_command import make_report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_yaml(folder / "study.yaml", study)
     code = make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")), laws=False)
     return ExitCode.DONE if code == ExitCode.BAD_INPUT else code
@@ -270,16 +275,24 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
     if not bases:
         return
     retrain_bases(bases, archived, launcher)
-    print(f"training {len(bases)} archived runs again, because other cells start from their weights", flush=True)
+    print_line(f"training {len(bases)} archived runs again, because other cells start from their weights")
     for base in bases:
         check(base.config)
-        folder.write_config(base.folder, base.config, base.overrides)
+        check_foreign(base.config, base.folder.parent / archive.NAME)
+        folder.write_config(base.folder, with_permissions(base.config), base.overrides)
     launcher.run(bases)
 
 
 def retrain_config(run: Run, cell: Cell) -> Json:
     """Returns the config with which an archived run is trained again, because `cell` starts from it."""
-    return {**run.config, **{key: cell.config[key] for key in SWEEP_KEYS}, "resume": "auto"}
+    changes = {key: cell.config[key] for key in SWEEP_KEYS}
+    return {**run.config, **changes, "resume": "auto", "allow_data": cell.config.get("allow_data")}
+
+
+def with_permissions(config: Config) -> Json:
+    """Returns the config of a cell with the data that the sweep may read, which a run that it starts from may have."""
+    data = [value for value in permitted_data() if value not in (config.get("allow_data") or ())]
+    return {**config, "allow_data": [*(config.get("allow_data") or ()), *data]} if data else dict(config)
 
 
 def referenced_runs(value: object, study: str) -> set[str]:

@@ -73,9 +73,12 @@ class HFModel(Model):
             self.inner, missing = _build(auto, settings, folder, path)
         if folder is not None and not allow_nonfinite:
             check_finite(self.inner, folder)
-        longest = setting(settings, "max_position_embeddings") - first_position(self.inner)
-        if 0 < longest < context:
-            raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
+        # The longest row that the model can read, in tokens; 0 where it has no limit.
+        self.num_positions = max(0, int(setting(settings, "max_position_embeddings")) - first_position(self.inner))
+        if 0 < self.num_positions < context:
+            raise ValueError(
+                f"model.context={context} must be <= {self.num_positions}, the positions of model.path={path}"
+            )
         rows = self.embedding.weight.shape[0]
         if vocab_size != rows:
             raise ValueError(

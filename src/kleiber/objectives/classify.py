@@ -23,6 +23,7 @@ from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Predictions, Scorer
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 BINS = 15  # of confidence, for the calibration error (Guo et al. 2017, arXiv:1706.04599)
 
@@ -77,7 +78,11 @@ def regression_metrics(values: Float[Tensor, "rows"], labels: Float[Tensor, "row
     """rmse in the units of the labels; pearson and spearman correlation, 0 where predictions or labels are constant."""
     from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
 
-    metrics = {"rmse": float((values - labels).square().mean().sqrt()), "pearson": 0.0, "spearman": 0.0}
+    metrics = {
+        "rmse": float((values - labels).square().mean().sqrt()),
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
     if len(values) > 1 and bool(values.std() > 1e-6 * values.abs().max()) and bool(labels.std() > 0):
         values, labels = values.double(), labels.double()
         metrics["pearson"] = float(pearson_corrcoef(values, labels))
@@ -129,7 +134,18 @@ class Classify(Objective):
              trained model has to learn faster than the model
     """
 
-    unit = "loss/sample"
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "per sample"),
+        "accuracy": Metric("accuracy", "higher"),
+        "f1": Metric("F1", "higher"),
+        "macro_f1": Metric("macro F1", "higher"),
+        "micro_f1": Metric("micro F1", "higher"),
+        "mcc": Metric("Matthews correlation", "higher"),
+        "ece": Metric("expected calibration error", "lower"),
+        "rmse": Metric("root mean square error", "lower", "units of the label"),
+        "pearson": Metric("Pearson correlation", "higher"),
+        "spearman": Metric("Spearman correlation", "higher"),
+    }
     default_epochs = 3.0
     fine_tuning: ClassVar[Mapping[str, float] | None] = {"objective.scale": 16.0, "schedule.decay": 0.9}
 
@@ -146,7 +162,7 @@ class Classify(Objective):
         self.center, self.scale = corpus.center, corpus.scale
         self.head = head_name(corpus.name, corpus.kind, corpus.label, corpus.label_names)
         self.outputs = {self.head: corpus.num_classes}
-        self.metric, self.higher_is_better = corpus.metric, corpus.metric != "rmse"
+        self.metric = corpus.metric
         # Only a single class is a draw from one distribution.
         self.has_predictions = corpus.kind == "single"
         self.class_names = corpus.label_names if corpus.kind == "single" else ()

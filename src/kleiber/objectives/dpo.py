@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Metric, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,13 @@ class DPO(Objective):
     """
 
     metric = "accuracy"
-    higher_is_better = True
-    unit = "loss/sample"
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "nats per pair"),
+        "accuracy": Metric("accuracy of preferences", "higher"),
+        "reward_accuracy": Metric("reward accuracy", "higher"),
+        "longer_accuracy": Metric("accuracy of choosing the longer answer", "none"),
+        "margin": Metric("reward margin", "higher"),
+    }
     learning_rate_factor = 0.1
     default_epochs = 3.0
     compares_answers = True
@@ -179,6 +185,8 @@ class IPO(DPO):
     Differs in that log-ratios are means over an answer's tokens, as in other libraries; in the equation they are sums.
     So the loss does not grow with the length of answers.
     """
+
+    metrics: ClassVar[Metrics] = {**DPO.metrics, "loss": Metric("loss", "lower", "per pair")}
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
         means = ratios / lengths

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +27,7 @@ from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
 from kleiber.types.ranks import all_reduce_together
+from kleiber.types.score import Metric, Metrics
 
 
 class KTO(Objective):
@@ -43,8 +45,13 @@ class KTO(Objective):
     """
 
     metric = "auc"
-    higher_is_better = True
-    unit = "loss/sample"
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "per answer"),
+        "auc": Metric("AUC of good answers", "higher"),
+        "accuracy": Metric("accuracy of labels", "higher"),
+        "margin": Metric("reward margin", "higher"),
+        "point": Metric("reference point", "none", "nats"),
+    }
     learning_rate_factor = 0.1
     default_epochs = 3.0
     couples_samples = True  # by the reference point of the whole step

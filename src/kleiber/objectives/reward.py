@@ -6,6 +6,8 @@ There is no reference model.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,6 +23,7 @@ from kleiber.types import NonNegative
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 
 class Reward(Objective):
@@ -35,8 +38,12 @@ class Reward(Objective):
     """
 
     metric = "accuracy"
-    higher_is_better = True
-    unit = "loss/sample"
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "nats per pair"),
+        "accuracy": Metric("accuracy of preferences", "higher"),
+        "longer_accuracy": Metric("accuracy of choosing the longer answer", "none"),
+        "margin": Metric("reward margin", "higher"),
+    }
     default_epochs = 3.0
     compares_answers = True
 

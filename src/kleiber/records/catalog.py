@@ -7,13 +7,14 @@ no lock has the status `killed`. Nothing here repairs or deletes files. Imports 
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict, get_origin, get_type_hints
 
 from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status, listed
@@ -21,9 +22,10 @@ from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
-from kleiber.records.metrics import condense, read_rows
+from kleiber.records.metrics import LoggedRows, condense
 from kleiber.records.summary_file import check_summary, summary_or_warning
-from kleiber.types import Config, Json
+from kleiber.types import Config, Json, Row
+from kleiber.types.score import Metric, Score
 
 if TYPE_CHECKING:
     import pandas
@@ -54,10 +56,18 @@ class Columns(TypedDict):
     flops: float | None  # of the model, forward and backward, since the root of the tree
     lr: float | None  # peak learning rate of the optimizer
     batch_tokens: int | None  # of one optimizer step
-    seconds: float | None  # of the whole run
-    watt_hours: float | None  # of the training of the whole run, see `kleiber.config.cost`
-    price: float | None  # of its device-hours; None where cost.price is null
-    loss: float | None  # validation loss on the leaf's task; None where there are several
+    seconds: Annotated[float | None, Metric("time of the run", "lower", "s")]
+    watt_hours: Annotated[float | None, Metric("energy of training", "lower", "Wh")]  # see `kleiber.config.cost`
+    price: Annotated[float | None, Metric("price of training", "lower")]  # None where cost.price is null
+    loss: Annotated[float | None, Metric("loss", "lower", "nats per token")]  # None where the leaf has several tasks
+
+
+# Those that are measured, by name.
+COLUMNS: Mapping[str, Metric] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Columns, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Run:
     @cached_property
     def rows(self) -> list[Json]:
         """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.metrics.condense`)."""
-        return condense(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
+        return condense(LoggedRows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
     def tokenizer(self) -> Path | None:
@@ -143,6 +153,11 @@ class Run:
         """The latest metrics of the last stage."""
         return self.stage.get("metrics") or {}
 
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The latest metrics of the last stage with their intervals, units, directions and labels."""
+        return stage_scores(self.stage)
+
     def row(self) -> Json:
         """The row of the last stage: `Columns` and every metric."""
         return self.stage_row(self.stage)
@@ -155,8 +170,7 @@ class Run:
         """The row of a stage: `Columns` and every metric."""
         costs = add_costs([stage.get("cost") for stage in self.stages])
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
-        names = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
-        names = names or {key for key in metrics if key.startswith("val/") and key.endswith("/loss")}
+        names = loss_keys(stage)
         losses = [value for key, value in metrics.items() if key in names]
         columns: Columns = {
             "run": self.name,
@@ -179,6 +193,40 @@ class Run:
             "loss": losses[0] if len(losses) == 1 else None,
         }
         return {**columns, **metrics}
+
+
+def loss_keys(stage: Row) -> set[str]:
+    """Keys of the validation losses on the tasks of a stage, those that were not scored included."""
+    names = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+    return names or {key for key in stage.get("metrics") or {} if key.startswith("val/") and key.endswith("/loss")}
+
+
+def stage_scores(stage: Row) -> dict[str, Score]:
+    """The scores of a stage, by the keys of its metrics; a metric that was recorded alone has its key as label."""
+    recorded = stage.get("scores") or {}
+    return {
+        key: Score.from_json(recorded.get(key) or {"value": value, "label": key})
+        for key, value in (stage.get("metrics") or {}).items()
+    }
+
+
+def score_of(runs: Iterable[Run], measure: str) -> Score:
+    """Unit, direction and label of a column of the table of runs, as they were recorded by what measured it.
+
+    The value is that of the first run that has it; nan where no run does. `loss` is what the losses of the tasks are.
+    A measure that nobody declared has its name as label, and no direction.
+    """
+    column = COLUMNS.get(measure)
+    for run in runs:
+        for stage in run.leaves:
+            recorded = stage.get("scores") or {}
+            names = sorted(loss_keys(stage)) if measure == "loss" else [measure]
+            score = next((Score.from_json(recorded[name]) for name in names if name in recorded), None)
+            if score is not None:
+                return score if column is None else replace(score, label=column.label)
+    if column is None:
+        return Score(math.nan, label=measure)
+    return Score(math.nan, unit=column.unit, better=column.better, label=column.label)
 
 
 def read_runs(place: Path) -> list[Run]:
@@ -249,8 +297,8 @@ def archived_runs(file: Path) -> list[Run]:
 def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
     """Cached while the file does not change, because a design looks up each of its runs."""
     home, rows = file.parent, archive.read(file)
-    for row in rows:
-        check_summary(row["summary"], file)
+    for number, row in enumerate(rows, 1):
+        check_summary(row["summary"], file, f"summary of line {number}: ")
     return tuple(
         Run(home / name, Status(summary["status"]), summary, archived)
         for name, summary, archived in assemble_runs(rows, home)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.cost import describe_costs
-from kleiber.config.targets import class_attribute, exports
+from kleiber.records.catalog import stage_scores
+from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
+from kleiber.records.terminal import print_rich
 from kleiber.types import Json, Row
+from kleiber.types.score import Score
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+WIDTH = 110  # columns of the table
+MAX_SAMPLES_BYTES = 2**24
 
 
 def closing_table(folder: Path) -> None:
     """Prints losses, parameters, cost, speed, files and sample continuations of a finished run."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -41,22 +44,15 @@ def closing_table(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     table.add_row("folder", Text(str(folder)))
-    console = Console(width=110)
-    console.print(table)
+    for warning in summary.get("warnings", []):
+        table.add_row("warning", Text(warning))
+    print_rich(table, WIDTH)
     if summary.get("R"):
-        console.print(matrix_table(summary["R"]))
+        print_rich(matrix_table(summary["R"]), WIDTH)
     samples = folder / "samples.txt"
     if samples.is_file():
-        console.print("[bold]continuations[/bold] (prompt>>>model)")
-        console.print(Text(printable(samples.read_text(errors="replace"))))
-
-
-def printable(text: str) -> str:
-    """Returns text with control characters other than newline and tab as escapes, such as \\x1b.
-
-    What a model writes could otherwise change the title, the colors or earlier lines of a terminal.
-    """
-    return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+        print_rich("[bold]continuations[/bold] (prompt>>>model)", WIDTH)
+        print_rich(Text(read_bytes(samples, MAX_SAMPLES_BYTES).decode(errors="replace")), WIDTH)
 
 
 def format_number(value: float) -> str:
@@ -93,7 +89,7 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     show_name  whether the first row is the stage's name
     """
     params, tasks = stage["params"], stage.get("tasks")
-    scores = scores_by_domain(stage["metrics"], loss_unit(stage["objective"])).items()
+    scores = scores_by_domain(stage_scores(stage)).items()
     rows = [("stage", stage["name"])] if show_name else []
     rows += [(f"validation {domain}", score) for domain, score in scores if tasks is None or domain in tasks]
     total, active, non_embedding = (f"{params[name]:,}" for name in ("total", "active", "non_embedding"))
@@ -114,35 +110,18 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
     return rows
 
 
-def scores_by_domain(
-    metrics: Mapping[str, float | None], unit: str, other_units: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """The validation scores as text by domain, such as `{docs: 1.4023 nats/token, 2.0231 bits/byte}`; `-` for None.
+def scores_by_domain(scores: Mapping[str, Score]) -> dict[str, str]:
+    """The validation scores as text by domain: `{docs: 1.4023 nats per token, 2.0231 bits per byte}`; `-` for nan.
 
     Only scores of the last weights count: those of averaged or interpolated weights are left out.
-
-    unit         of the loss
-    other_units  units of the losses of domains with another objective
     """
-    scores: dict[str, list[str]] = {}
-    for key, value in metrics.items():
+    texts: dict[str, list[str]] = {}
+    for key, score in scores.items():
         kind, *names, metric = key.split("/")
-        if kind != "val":
-            continue
-        domain = "/".join(names)
-        units = {"loss": (other_units or {}).get(domain, unit), "bits_per_byte": "bits/byte"}
-        number = "-" if value is None else f"{value:.4f}"
-        scores.setdefault(domain, []).append(f"{number} {units.get(metric, metric)}")
-    return {domain: ", ".join(texts) for domain, texts in scores.items()}
-
-
-def loss_unit(objective: str) -> str:
-    """The unit of the loss of an objective.
-
-    objective  name of its class in lower case, as in summary.json
-    """
-    targets = [f"kleiber.objectives.{name}" for name in exports("kleiber.objectives") if name.lower() == objective]
-    return class_attribute(targets[0], "unit") if targets else "nats/token"
+        if kind == "val":
+            number = "-" if math.isnan(score.value) else f"{score.value:.4f}"
+            texts.setdefault("/".join(names), []).append(f"{number} {score.unit or metric}")
+    return {domain: ", ".join(parts) for domain, parts in texts.items()}
 
 
 def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
@@ -150,7 +129,7 @@ def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
     rows = []
     for stage in stages:
         start = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
-        by_domain = scores_by_domain(stage["metrics"], loss_unit(stage["objective"]))
+        by_domain = scores_by_domain(stage_scores(stage))
         scores = "; ".join(f"{domain} {text}" if len(by_domain) > 1 else text for domain, text in by_domain.items())
         rows.append((stage["name"], f"{start}{stage['tokens']:,} tokens: {scores}"))
     tree, separate = tree_costs(stages)

@@ -11,25 +11,29 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.config.stages import quantity
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import status, without_nulls
-from kleiber.records.summary import Scores
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary_file import SUMMARY, read_summary
 from kleiber.types import Config, Json
 
 
-def add_metrics(folder: Path, stage: str, scores: Scores, replaced: tuple[str, ...] = ()) -> None:
-    """Adds scores to the metrics of a finished stage in summary.json, where there is such a file.
+def add_scores(folder: Path, stage: str, scores: Json, replaced: tuple[str, ...] = ()) -> None:
+    """Adds scores to those of a finished stage in summary.json, where there is such a file.
 
-    replaced  prefixes of earlier metrics that are removed, such as eval/perplexity/docs/
+    scores    as JSON (`kleiber.types.score.Score.to_json`), by key
+    replaced  prefixes of earlier scores that are removed, such as eval/perplexity/docs/
     """
+    added = {"metrics": {key: score["value"] for key, score in scores.items()}, "scores": scores}
     values = read_summary(folder)
     if values is None:
         return
     for record in values["stages"]:
         if record["name"] == stage:
-            kept = {key: value for key, value in record["metrics"].items() if not key.startswith(replaced)}
-            record["metrics"] = {**kept, **scores}
+            for name, entries in added.items():
+                earlier = record.get(name) or {}
+                kept = {key: value for key, value in earlier.items() if not key.startswith(replaced)}
+                record[name] = {**kept, **entries}
     write_json(folder / SUMMARY, values)
 
 

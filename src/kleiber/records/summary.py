@@ -5,7 +5,6 @@ It is written atomically whenever the state of the run changes; its schema is in
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,9 +13,12 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.records.environment import commit, versions
-from kleiber.records.files import DamagedFile, write_json
+from kleiber.records.files import write_json
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary_file import SCHEMA, SUMMARY, read_summary, set_damaged_aside
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
+from kleiber.types.score import Score, values_of
 
 
 class Summary:
@@ -39,7 +41,8 @@ class Summary:
         """
         if self.damage is not None:
             place = set_damaged_aside(self.path).name
-            print(f"warning: {self.damage}; it is now {place}, and its stages count as not trained", file=sys.stderr)
+            text = f"warning: {self.damage}; it is now {place}, and its stages count as not trained"
+            print_line(text, err=True)
             self.damage = None
         defaults = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
         renewed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
@@ -56,16 +59,13 @@ class Summary:
         """Returns the records of the run's finished stages, as in summary.json, by the name of the stage."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
-    def put_stage(self, stage: Json, metrics: Mapping[str, tuple[str, bool]] | None = None) -> None:
+    def put_stage(self, stage: Json, metrics: Mapping[str, str] | None = None) -> None:
         """Adds a stage, or replaces the stage of the same name, and writes the file.
 
         metrics  as in `score_matrix`; the score matrix is written in the same moment, so that no kill falls in between
         """
         stages = [*(s for s in self.values["stages"] if s["name"] != stage["name"]), stage]
         self.update(stages=stages, **({} if metrics is None else {"R": score_matrix(metrics, stages)}))
-
-
-Scores = dict[str, float]  # by metric key, such as val/<task>/loss
 
 
 @dataclass
@@ -81,8 +81,9 @@ class StageRecord:
     stopped_at_loss   the target loss that ended training early
     rollbacks         by `callbacks.stability`: "step" of the alarm, step "to" which training went back, and "reason"
     privacy           epsilon, delta and settings of DP-SGD; None without it
-    metrics, start_metrics  the latest scores, and those before the first step
-    curve             one row of scores, with its "step", for every step at which the model was scored
+    scores            the latest scores, by key such as val/<task>/loss
+    start_metrics     the values of the scores before the first step
+    curve             one row of values, with its "step", for every step at which the model was scored
     checkpoint        path of the last step's checkpoint, relative to the run's folder
     """
 
@@ -112,9 +113,9 @@ class StageRecord:
     mfu: float | None = None
     peak_memory_bytes: int = 0
     cost: Json | None = None
-    metrics: Scores = field(default_factory=dict)
-    start_metrics: Scores = field(default_factory=dict)
-    curve: list[Scores] = field(default_factory=list)
+    scores: dict[str, Score] = field(default_factory=dict)
+    start_metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
     checkpoint: str | None = None
 
     @classmethod
@@ -129,27 +130,32 @@ class StageRecord:
         data = {"name": "unknown", "config": "", "tokens": 0, "bytes": 0}
         data |= dict.fromkeys(("hash", "tokenizer_hash"), tokenizer)
         counts = dict.fromkeys(("total", "active", "non_embedding", "embedding", "trainable"), 0) | (params or {})
-        flops: Scores = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
+        flops: dict[str, float] = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
         return cls(name, None, None, Status.FINISHED, data=data, params=counts, flops=flops, checkpoint=checkpoint)
 
-    def add_row(self, step: int, scores: Scores) -> None:
-        """Adds the scores at a step to the curve."""
-        self.curve.append({"step": step, **scores})
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The values of the latest scores."""
+        return values_of(self.scores)
 
-    def add_scores(self, scores: Scores, step: int | None = None) -> None:
-        """Adds scores to the metrics and, if `step` is given, to the last row of the curve, which must be of `step`."""
-        self.metrics = {**self.metrics, **scores}
+    def add_row(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the values of the scores at a step to the curve."""
+        self.curve.append({"step": step, **values})
+
+    def add_scores(self, scores: Mapping[str, Score], step: int | None = None) -> None:
+        """Adds scores and, if `step` is given, their values to the last row of the curve, which must be of `step`."""
+        self.scores = {**self.scores, **scores}
         if step is not None:
             assert self.curve and self.curve[-1]["step"] == step, f"step {step} is not the last row of the curve"
-            self.curve[-1].update(scores)
+            self.curve[-1].update(values_of(scores))
 
-    def add_to_row(self, step: int, scores: Scores) -> None:
-        """Adds scores to the metrics and to the row of `step`, which may be a new one."""
+    def add_to_row(self, step: int, scores: Mapping[str, Score]) -> None:
+        """Adds scores, and their values to the row of `step`, which may be a new one."""
         if not self.curve or self.curve[-1]["step"] != step:
             self.add_row(step, {})
         self.add_scores(scores, step)
 
-    def scores_of(self, step: int) -> Scores:
+    def scores_of(self, step: int) -> dict[str, float]:
         """The val/... scores of the tasks at `step`, if the last row of the curve is of that step; {} otherwise."""
         row = self.curve[-1] if self.curve else {}
         if row.get("step") != step:
@@ -168,23 +174,24 @@ class StageRecord:
 
     def to_json(self) -> Json:
         """The stage's entry of summary.json."""
-        return asdict(self)
+        return {**asdict(self), "metrics": self.metrics}
 
 
-def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]) -> Json:
+def score_matrix(metrics: Mapping[str, str], stages: Sequence[Json]) -> Json:
     """The entry "R" of summary.json: the main metric of every task after every stage.
 
     matrix[i][j] is the score of task j after stage i, baseline[j] that before the first step; None where not scored.
 
-    metrics  by task, the name of its main metric and whether a higher value is better
+    metrics  by task, the name of its main metric
     stages   the stages' entries of summary.json, in order
     """
-    keys = {task: f"val/{task}/{name}" for task, (name, _) in metrics.items()}
+    keys = {task: f"val/{task}/{name}" for task, name in metrics.items()}
+    scores = {key: score for stage in stages for key, score in (stage.get("scores") or {}).items()}
     return {
         "tasks": list(keys),
         "stages": [stage["name"] for stage in stages],
         "metric": keys,
-        "higher_is_better": {task: higher for task, (_, higher) in metrics.items()},
+        "higher_is_better": {task: key in scores and scores[key]["better"] == "higher" for task, key in keys.items()},
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }

@@ -6,7 +6,6 @@ the extra `report` is installed, and its scores to the metrics in summary.json.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,24 +18,27 @@ from kleiber.config.stages import quantity
 from kleiber.evals.measure import (
     Measurement,
     build_evaluations,
-    metrics,
     plan_measurements,
     save_results,
     to_json,
 )
 from kleiber.records.evaluations import (
-    add_metrics,
+    add_scores,
     missing_evaluations,
     settings_of,
     settings_of_run,
     updated_settings,
 )
-from kleiber.records.files import write_json
+from kleiber.records.figures import write_figure
+from kleiber.records.files import write_json, write_text
 from kleiber.records.locks import locked
+from kleiber.records.regular_files import make_folder
 from kleiber.records.summary_file import read_summary
+from kleiber.records.terminal import print_line
 from kleiber.runs.evaluation_subject import open_subject
 from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
+from kleiber.types.score import format_interval
 
 SCHEMA = "kleiber.eval/1"
 MOST_ROWS = 40  # of a table that is not folded on the page
@@ -93,7 +95,7 @@ def run_evaluations(
     )
     subject = replace(subject, limit=limit)
     measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)
-    home = subject.folder / "evals" if subject.folder else json.parent if json else None
+    home = (subject.folder, "evals") if subject.folder else (json.parent,) if json else None
     results: dict[str, Json] = {}
     for measurement in measurements:
         measured = measurement.measure(subject)
@@ -104,8 +106,7 @@ def run_evaluations(
             by_data = updated_settings(subject.folder, of_stage, measurement.name, measured.scores, settings)
             save_results(subject.folder, measurement.name, measured, by_data)
         if home is not None:
-            home.mkdir(exist_ok=True)
-            draw_figures(measurement, results[measurement.name], subject.folder, home)
+            draw_figures(measurement, results[measurement.name], subject.folder, make_folder(*home))
     scores = {name: result["scores"] for name, result in results.items()}
     record = {"schema": SCHEMA, "subject": str(path), "evals": scores}
     record["seconds"] = round(time.perf_counter() - began, 3)
@@ -113,7 +114,7 @@ def run_evaluations(
         write_json(json, record)
     if subject.folder is not None:
         with locked(subject.folder):
-            add_metrics(subject.folder, find_stage_name(path, stage), flat_scores(scores))
+            add_scores(subject.folder, find_stage_name(path, stage), flat_scores(scores))
     if report is not None:
         write_report(report, measurements, results, record, subject.folder)
     return record
@@ -124,10 +125,10 @@ def find_stage_name(path: Path, stage: str | None) -> str:
     return find_stage(path if stage is None else path / stage)[1]
 
 
-def flat_scores(scores: Mapping[str, Json]) -> dict[str, float]:
-    """The values of scores by their name in summary.json, eval/<name>/<data>/<metric>."""
+def flat_scores(scores: Mapping[str, Json]) -> Json:
+    """The scores by their key in summary.json, eval/<name>/<data>/<metric>."""
     return {
-        f"eval/{name}/{data}/{metric}": score["value"]
+        f"eval/{name}/{data}/{metric}": score
         for name, by_data in scores.items()
         for data, by_metric in by_data.items()
         for metric, score in by_metric.items()
@@ -149,7 +150,7 @@ def log_to_wandb(folder: Path, record: Json) -> None:
         online=was_online(folder), project=node.get("project") or "kleiber", entity=node.get("entity"),
         tags=node.get("tags"), config={"run": summary["run_id"], "overrides": summary["overrides"]},
     )  # fmt: skip
-    run.summary.update(flat_scores(record["evals"]))
+    run.summary.update({key: score["value"] for key, score in flat_scores(record["evals"]).items()})
     run.finish()
 
 
@@ -161,15 +162,13 @@ def draw_figures(measurement: Measurement, results: Json, folder: Path | None, h
     try:
         charts = measurement.evaluation.figures(results, folder)
     except ImportError as error:
-        print(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", file=sys.stderr)
+        print_line(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", err=True)
         return
     if not charts:
         return
-    from kleiber.charts.theme import save_figure
-
-    (home / "figures").mkdir(exist_ok=True)
+    figures = make_folder(home, "figures")
     for title, chart in charts.items():
-        save_figure(chart, home / "figures" / title)
+        write_figure(chart, figures, title)
 
 
 def write_report(
@@ -201,22 +200,23 @@ def write_report(
         )
     except ImportError as error:
         raise ValueError(f"--report needs {error.name}: pip install 'kleiber[report]'") from None
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def score_rows(by_data: Mapping[str, Json]) -> list[Json]:
     """Rows of a table with the scores of each data set."""
     return [
         {
-            "data": data,
-            "measure": metric.replace("_", " "),
+            "score": score["label"],
             "value": score["value"],
             "from": score["lo"],
             "to": score["hi"],
             "n": score["n"],
+            "unit": score["unit"],
+            "better": "" if score["better"] == "none" else score["better"],
         }
-        for data, by_metric in by_data.items()
-        for metric, score in by_metric.items()
+        for by_metric in by_data.values()
+        for score in by_metric.values()
     ]
 
 
@@ -226,7 +226,7 @@ def result_lines(record: Json) -> list[str]:
     for name, by_data in record["evals"].items():
         for data, by_metric in by_data.items():
             for metric, score in by_metric.items():
-                interval = "" if score["lo"] is None else f" [{score['lo']:.6g}, {score['hi']:.6g}]"
+                interval = "" if score["lo"] is None else f" {format_interval(score['lo'], score['hi'], '.6g')}"
                 items = "" if score["n"] is None else f" n={score['n']:,}"
                 lines.append(f"{name}/{data}/{metric} {score['value']:.6g}{interval}{items}")
     return lines
@@ -245,6 +245,6 @@ def complete_evaluations(folder: Path, config: Config) -> None:
         results = measurement.measure_or_warn(subject)
         if results is not None:
             replaced = tuple(f"eval/{measurement.name}/{data}/" for data in results.scores)
-            add_metrics(folder, stage, metrics(measurement.name, results), replaced)
+            add_scores(folder, stage, flat_scores({measurement.name: to_json(results)["scores"]}), replaced)
             settings = settings_of_run(config, measurement.name)
             save_results(folder, measurement.name, results, dict.fromkeys(results.scores, settings))

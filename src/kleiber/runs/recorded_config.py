@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
+from kleiber.config.foreign import check_foreign
 from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
+from kleiber.records.files import copy_file, write_text
 from kleiber.records.folder import TOKENIZER, read_config, study_folder
+from kleiber.records.regular_files import make_folder
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -35,9 +37,9 @@ TOKENIZER_COPY = "tokenizer-copy"  # folder in that of the run, with the folder 
 def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
     """Returns the configs of the stages of a run up to the stage `last`, by name and in order.
 
-    A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check.
-    Only the nodes that opening builds are checked, so a run that was trained on GPUs or logged by another package can
-    be opened without them.
+    A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check, or
+    would do what only the reader's command line can allow. Only the nodes that opening builds are checked, so a run
+    that was trained on GPUs or logged by another package can be opened without them; data is when it is read.
     """
     config = read_config(folder)
     try:
@@ -45,6 +47,8 @@ def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
     except ConfigError as error:
         raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
     configs = stage_configs(with_present_paths(config, folder))
+    for stage in configs.values():
+        check_foreign({**stage, **UNUSED, "data": None}, folder / "config.yaml")
     if last not in configs:
         return {last: with_present_paths(config, folder)}
     names = list(configs)
@@ -114,8 +118,8 @@ def keep_tokenizer(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
 
     source = Path(str(text_settings(config["data"]).get("tokenizer"))).expanduser()
     if tokenizer.path is not None:
-        (folder / TOKENIZER).mkdir(exist_ok=True)
-        shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)
-        (folder / TOKENIZER / CONFIG).write_text(json.dumps({"eos_token": EOS, "mask_token": MASK}))
+        home = make_folder(folder, TOKENIZER)
+        copy_file(tokenizer.path, home / FILE)
+        write_text(home / CONFIG, json.dumps({"eos_token": EOS, "mask_token": MASK}))
     elif source.is_dir() and tokenizer.name not in ("bytes", "bpe"):
-        copy_files(source, folder / TOKENIZER_COPY / source.name)
+        copy_files(source, make_folder(folder, TOKENIZER_COPY, *source.parts[-1:]))

@@ -19,6 +19,7 @@ from kleiber.training.trainer import peak_flops
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
 from kleiber.types.retention import Retention
+from kleiber.types.score import Score
 
 
 def complete_record(
@@ -74,7 +75,7 @@ def complete_record(
     record.peak_memory_bytes = record.peak_memory_bytes or peak_memory_bytes(device)  # where no step was left to make
     if plan.privacy is not None:
         record.privacy = plan.privacy.record(plan.stop_step)
-        record.add_scores({"privacy/epsilon": record.privacy["epsilon"]})
+        record.add_scores({"privacy/epsilon": Score(record.privacy["epsilon"], better="lower", label="privacy loss ε")})
     last = checkpoint.steps(tree.checkpoints(stage.name))
     record.checkpoint = str(last[0].relative_to(tree.folder)) if last else None
 

@@ -7,12 +7,11 @@ data.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs
 from kleiber.config.targets import build
 from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import starts_trained
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
@@ -147,6 +147,8 @@ class Chain(Layout):
            stages except the first. Where every stage has a budget, one of the run is their total
     """
 
+    keeps_nodes: ClassVar[bool] = True  # the nodes in `chain` are built stage by stage
+
     def __init__(self, chain: Mapping[str, Config]) -> None:
         if len(chain) < 2:
             raise ValueError(f"stages.chain={list(chain)} must have at least two stages: add one, or set stages=null")
@@ -269,7 +271,7 @@ class Tree:
         saved, defects = remote.latest(stage.config, self.checkpoints(stage.name), limit)
         checkpoint.warn_of_damage(defects)
         if self.hardware.rank == 0 and saved:
-            print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
+            print_line(f"resuming at step {saved.step:,} from {saved.path}", err=True)
         if saved is None and stage.continues:
             assert stage.parent is not None
             trunk = self.checkpoints(stage.parent)

@@ -28,8 +28,9 @@ from kleiber.studies.ablation_ladder import (
     read_scales,
     sign,
 )
+from kleiber.studies.claims import Claim, Question, Result, decide_together
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, level_of_each, overall
+from kleiber.studies.compare.decision import Decision, Estimate, as_row
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
@@ -44,7 +45,6 @@ class Change:
     fitted, held_out  the scales of the fit, and those that only test its predictions
     ladder            None where runs diverged at every rate of so many scales that no line can be fitted
     predictions       gap by multiple of the largest fitted compute; empty without a ladder
-    decision          on the claim that the change lowers the loss at the target
     """
 
     name: str
@@ -52,7 +52,6 @@ class Change:
     held_out: Sequence[Scale]
     ladder: Ladder | None
     predictions: Mapping[float, Estimate]
-    decision: Decision
 
     @property
     def at_edge(self) -> list[str]:
@@ -114,22 +113,11 @@ class Ablation(IntervalStudy):
             )
         plain, *changed = names
         unfinished = any(run.status not in (Status.FINISHED, Status.DIVERGED) for run in runs)
-        changes = [self.change(runs, plain, name, unfinished, len(changed)) for name in changed]
-        decision = overall([change.decision for change in changes])
+        changes = [self.change(runs, plain, name) for name in changed]
+        waiting = "some runs have not finished" if unfinished else ""
+        results = decide_together([self.question(change, plain, waiting) for change in changes], self.level)
         checks = [row for change in changes for row in change.checks(self.level)]
-        edges = {change.name: change.at_edge for change in changes}
         ladders = {change.name: change.ladder for change in changes if change.ladder is not None}
-        why = ["some best rates are at the edge of their grids"] if any(edges.values()) else []
-        why += sorted({reason for change in changes for reason in change.uneven})
-        places = sorted({place for change in changes for place in change.diverged})
-        why += [diverged_text(places)] if places else []
-        comparison = {
-            "schema": "kleiber.compare/1", "measure": "loss", "equal": "tokens", "level": self.level, "looks": 1,
-            "decision": str(decision), "why": "; ".join(why), "more_seeds_needed": None,
-            "estimates": [{"arm": change.name, "against": plain, "equal": "tokens", "times": times, "value": gap.value,
-                           "lo": gap.lo, "hi": gap.hi, "n": gap.n, "unit": UNIT, "tuned": change.tuned}
-                          for change in changes for times, gap in change.predictions.items()],
-        }  # fmt: skip
         tables = {
             "Predicted gap": [
                 {"arm": change.name, "times the largest run": times, "gap": gap.value, "lo": gap.lo, "hi": gap.hi,
@@ -152,38 +140,61 @@ class Ablation(IntervalStudy):
                 name = "gap" if len(changes) == 1 else f"gap_{change.name}"
                 figures[name] = partial(gap_figure, change, change.ladder, plain, self.level)
         methods = METHODS.format(level=f"{self.level:.0%}") + (SEVERAL if len(changes) > 1 else "")
-        headline = self.headline(changes, plain, checks)
-        verdicts = self.verdicts(changes, edges, checks)
-        return Findings(headline, verdicts, tables, figures, methods=methods, comparison=comparison)
+        return Findings(
+            self.headline(changes, results, plain, checks),
+            claims=results,
+            estimates=[self.estimate(change, plain, times) for change in changes for times in change.predictions],
+            caveats=self.caveats(changes),
+            tables=tables,
+            figures=figures,
+            methods=methods,
+            measure="loss",
+        )
 
-    def change(self, runs: Sequence[Run], plain: str, name: str, unfinished: bool, claims: int) -> Change:
-        """Reads and extrapolates one changed arm; runs that are unfinished, untuned or diverged decide nothing."""
+    def question(self, change: Change, plain: str, waiting: str) -> Question:
+        """Returns the claim that a change lowers the loss at the target; `waiting` says why runs decide nothing yet."""
+        at = {"compute": f"{self.target:g} times the largest"}
+        claim = Claim(of={"arm": change.name, **at}, against={"arm": plain}, measure="loss", equal="tokens")
+        text = f"{change.name} has a lower loss than {plain} at {self.target:g} times the largest compute"
+        ladder = change.ladder
+        edge = f"the best rate is at the edge of its grid at {change.at_edge[0]}" if change.at_edge else ""
+        diverged = diverged_text(change.diverged) if change.diverged else ""
+        return Question(
+            claim=claim, text=text, at=lambda level: None if ladder is None else predict(ladder, self.target, level),
+            unit=UNIT, better="lower", problem=waiting or diverged or next(iter([*change.uneven, edge]), ""),
+            tuned=change.tuned, method="lines in log compute, a line for each seed; Student's t over seeds",
+        )  # fmt: skip
+
+    def estimate(self, change: Change, plain: str, times: float) -> Json:
+        """The entry of `estimates` in findings.json of a predicted gap."""
+        return {
+            "measure": "loss", "arm": change.name, "against": plain, "times": times, "less": 0.0, "equal": "tokens",
+            **as_row(change.predictions[times]), "better": "lower", "tuned": change.tuned,
+            "method": "lines in log compute", "level": self.level,
+        }  # fmt: skip
+
+    def change(self, runs: Sequence[Run], plain: str, name: str) -> Change:
+        """Reads and extrapolates one changed arm."""
         scales = read_scales(runs, plain, name)
         widest = self.fit_width or max((scale.width for scale in scales), default=0)
         fitted, held_out = (
             [scale for scale in scales if (scale.width <= widest) == inside] for inside in (True, False)
         )
-        diverged = any(scale.diverged for scale in scales)
         try:
             ladder = ladder_of(fitted)
         except ValueError:
             if not any(scale.diverged for scale in fitted):
                 raise
-            return Change(name, fitted, held_out, None, {}, Decision.NOT_TESTED)
-        each = level_of_each(self.level, claims, 1)
-        decision = Criterion().decide(predict(ladder, self.target, each))
-        if unfinished or diverged or any(scale.at_edge or scale.uneven for scale in fitted):
-            decision = Decision.NOT_TESTED
+            return Change(name, fitted, held_out, None, {})
         times = sorted({1.0, *SCALES, self.target})
-        predictions = {scale: predict(ladder, scale, self.level) for scale in times}
-        return Change(name, fitted, held_out, ladder, predictions, decision)
+        return Change(name, fitted, held_out, ladder, {scale: predict(ladder, scale, self.level) for scale in times})
 
-    def headline(self, changes: Sequence[Change], plain: str, checks: Sequence[Row]) -> str:
+    def headline(self, changes: Sequence[Change], results: Sequence[Result], plain: str, checks: Sequence[Row]) -> str:
         """Returns the decisions at the target; with several changes also how many predictions held."""
         at = f"at {self.target:g} times the largest compute"
         if len(changes) == 1:
-            (change,) = changes
-            text = f"{change.name} against {plain} {at}: {change.decision}"
+            (change,), (result,) = changes, results
+            text = f"{change.name} against {plain} {at}: {result.decision}"
             text += f", since {diverged_text(change.diverged)}" if change.diverged else ""
             if change.ladder is not None:
                 gap = change.predictions[self.target].text()
@@ -192,39 +203,33 @@ class Ablation(IntervalStudy):
             text += "."
         else:
             groups = {
-                decision: [change.name for change in changes if change.decision == decision] for decision in Decision
-            }
+                decision: [change.name for change, result in zip(changes, results, strict=True)
+                           if result.decision == decision]
+                for decision in Decision
+            }  # fmt: skip
             parts = [f"{decision} for {', '.join(names)}" for decision, names in groups.items() if names]
             text = f"A lower loss than {plain} {at} is {'; '.join(parts)}."
-        if not checks:
-            return text
-        held = held_text(checks)
-        return f"{text} {held[0].upper()}{held[1:]}."
+        crossed = [
+            f"{change.name}: {crossing_text(crossings(change.ladder, self.level))}."
+            for change in changes
+            if change.ladder is not None and len(changes) == 1
+        ]
+        held = held_text(checks) if checks else ""
+        return " ".join([text, *crossed, *([f"{held[0].upper()}{held[1:]}."] if held else [])])
 
-    def verdicts(
-        self, changes: Sequence[Change], edges: Mapping[str, Sequence[str]], checks: Sequence[Row]
-    ) -> list[Json]:
-        """Returns a verdict for each prediction and crossing, for edges and divergences, and for held-out widths."""
+    def caveats(self, changes: Sequence[Change]) -> list[Json]:
+        """Returns where arms are not tuned, or not alike, and where no rate trained every seed."""
         out: list[Json] = []
-        for change in changes:
-            end = "" if len(changes) == 1 else f"_{change.name}"
-            for times, gap in change.predictions.items():
-                text = f"at {times:g} times the largest compute {change.name} is {sign(gap)}: {gap.text()}"
-                out.append({"code": f"sign_{times:g}x{end}", "level": "note", "text": text})
-            if change.ladder is not None:
-                text = crossing_text(crossings(change.ladder, self.level))
-                out.append({"code": f"crossing{end}", "level": "note", "text": f"{change.name}: {text}"})
-        if places := sorted({place for each in edges.values() for place in each}):
+        if places := sorted({place for change in changes for place in change.at_edge}):
             text = f"the best learning rate is at the edge of its grid at {'; '.join(places)}: widen design.lrs"
-            out.append({"code": "untuned", "level": "warn", "text": text})
+            out.append({"code": "untuned", "text": text})
         for reason in sorted({reason for change in changes for reason in change.uneven}):
             text = f"{reason}: give the arms as many rates of the same spacing in design.lrs"
-            out.append({"code": "untuned", "level": "warn", "text": text})
+            out.append({"code": "untuned", "text": text})
         if places := sorted({place for change in changes for place in change.diverged}):
-            text = f"{diverged_text(places)}: a change that this concerns is not tested"
-            out.append({"code": "diverged", "level": "warn", "text": text})
-        if checks:
-            out.append({"code": "held_out", "level": "note", "text": held_text(checks)})
+            out.append(
+                {"code": "diverged", "text": f"{diverged_text(places)}: a change that this concerns is not tested"}
+            )
         return out
 
 

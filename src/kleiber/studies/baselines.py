@@ -16,6 +16,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.decision import as_row, from_row, paired_difference
 from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
+from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
@@ -23,7 +24,7 @@ from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
-from kleiber.types import Config, Json, NonNegative, Row
+from kleiber.types import Config, Json, Row
 
 OBJECTIVES = {"CLM": "predicting next tokens", "MLM": "predicting masked tokens"}
 REFERENCES = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}  # of evals=[reference]
@@ -39,7 +40,7 @@ class Baselines(Transfer):
 
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+    claims: Sequence[Config] = field(default_factory=tuple)
 
     @property
     def claimed(self) -> Compare:
@@ -52,16 +53,18 @@ class Baselines(Transfer):
         arms = list(dict.fromkeys(arm for arm in (arm_of(point.config) for point in points) if arm is not None))
         if len(arms) < 2:
             raise ValueError(f"design.kinds plans {len(arms)} kinds of models, and two are needed")
-        self.claimed.require_arms(arms)
+        self.claimed.require_arms({"arm": arms})
         refuse_planned_twins(points, arm_of)
         return super().check_plan(points)
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares pre-training, and the tasks as far as they have been fine-tuned on."""
         arm_of = arms_of([run.config for run in runs])
-        pretraining = prefixed(compare(runs, self.claimed, lambda run: arm_of(run.config)))
+        scored = any(is_scored(run) for run in runs)
+        further = self.questions_of(runs) if scored else []
+        pretraining = prefixed(compare(runs, self.claimed, lambda run: arm_of(run.config), further))
         pretraining = replace(pretraining, figures=self.within_objectives(pretraining.figures, runs, arm_of))
-        if not any(is_scored(run) for run in runs):
+        if not scored:
             return pretraining
         tasks = super().analyze(runs)
         means = self.mean_differences(tuned_scores(score_rows(runs)))
@@ -70,8 +73,10 @@ class Baselines(Transfer):
         if means:
             charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means, self.level)
         return Findings(
-            headline=" ".join([pretraining.headline, *map(sentence, means)]),
-            verdicts=[*pretraining.verdicts, *tasks.verdicts],
+            answer=" ".join([pretraining.answer, *map(sentence, means)]),
+            claims=pretraining.claims,
+            estimates=tasks.estimates,
+            caveats=[*pretraining.caveats, *tasks.caveats],
             tables={
                 **({"Mean score over all tasks": means} if means else {}),
                 **tasks.tables,
@@ -80,7 +85,7 @@ class Baselines(Transfer):
             },
             figures=charts,
             methods=f"{pretraining.methods} {tasks.methods}",
-            comparison=pretraining.comparison,
+            measure=self.measure,
         )
 
     def within_objectives(
@@ -96,7 +101,7 @@ class Baselines(Transfer):
         panels = {names[name]: panel for name, panel in panels.items()}
         charts = {name: draw for name, draw in charts.items() if name != "pretraining_sizes"}
         for name in charts.keys() & {"pretraining_arms", "pretraining_tuning"}:
-            charts[name] = partial(_draw_arms, name, arms, axis_label(self.measure), panels)
+            charts[name] = partial(_draw_arms, name, arms, axis_label(score_of(runs, self.measure)), panels)
         return charts
 
     def mean_differences(self, rows: Rows) -> list[Json]:

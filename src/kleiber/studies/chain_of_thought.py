@@ -22,6 +22,7 @@ from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget, cell_scores
 from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.types import Config, Json
+from kleiber.types.score import format_interval
 
 CELL = re.compile(r"eval/exact_match/digits(\d+)/accuracy")
 # What compares losses, which are of different answers, and so of different tokens.
@@ -73,8 +74,7 @@ class ChainOfThought(Compare):
             figures["gains"] = partial(gain_chart, with_interval, self.level)
         return replace(
             findings,
-            headline=f"{summary(shown, gained)} {findings.headline}",
-            verdicts=[entry for entry in findings.verdicts if entry["code"] != "trend"],
+            answer=f"{summary(shown, gained)} {findings.answer}",
             tables={title: part for title, part in tables.items() if title not in OF_LOSS},
             figures={name: draw for name, draw in figures.items() if name not in OF_LOSS},
             methods=f"{METHODS} {findings.methods}",
@@ -138,12 +138,13 @@ def summary(shown: Rows, gained: Sequence[Json]) -> str:
     last = shown[shown["digits"] == shown["digits"].max()]
     texts = []
     for row in last.to_dict("records"):
-        interval = f" [{row['lo']:.0%}, {row['hi']:.0%}]" if row["seeds"] > 1 else ""
+        interval = f" {format_interval(row['lo'], row['hi'], '.0%')}" if row["seeds"] > 1 else ""
         texts.append(f"{row['arm']}, {row['mean']:.0%}{interval}")
     text = f"Of held-out sums of numbers with {last['digits'].max()} digits these are right: {'; '.join(texts)}."
     for row in gained:
         if row["width"] == gained[-1]["width"] and row["digits"] == shown["digits"].max() and row["lo"] is not None:
-            text += f" At width {row['width']} the steps gain {row['value']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]."
+            interval = format_interval(row["lo"], row["hi"], "+.2f")
+            text += f" At width {row['width']} the steps gain {row['value']:+.2f} {interval}."
     return text
 
 

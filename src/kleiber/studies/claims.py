@@ -26,14 +26,16 @@ from kleiber.studies.compare.decision import (
     more_seeds_needed,
 )
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 Selection = Mapping[str, object]  # values by key; runs that have all of them form a group
 Samples = Mapping[Hashable, float]  # values of a measure by sample, such as a seed
 Levels = Mapping[str, Sequence[object]]  # the values that runs have of each key, in order
 NUMBERS, TEXTS, SELECTIONS = ("less", "margin"), ("measure", "equal", "direction", "text"), ("of", "against", "than")
 KEYS = (*SELECTIONS, "arm", "each", *TEXTS, *NUMBERS)
+TARGET = "target_loss"  # equal where arms that fine-tune are compared on their frontiers
 RATE = "learning_rate"  # equal where arms are compared at one rate, without being tuned
-EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate"}
+EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate", TARGET: "target loss"}
 EXTREMES = ("smallest", "largest")  # values of a numeric key that a claim can name without knowing them
 
 
@@ -228,11 +230,21 @@ class Result:
         return self.question.claim
 
     def estimate_json(self) -> Json:
-        """Returns the entry of `estimates` in findings.json."""
-        claim, question = self.claim, self.question
+        """Returns the entry of `estimates` in findings.json; two arms are named as `arm` and `against`."""
+        claim = self.claim
+        if claim.against is not None and [*claim.of] == [*claim.against] == ["arm"]:
+            names = {"arm": claim.of["arm"], "against": claim.against["arm"]}
+            return {"measure": claim.measure, **names, **self._numbers()}
+        return {"measure": claim.measure, **self._sides(), **self._numbers()}
+
+    def _sides(self) -> Json:
+        claim = self.claim
         sides = {"of": claim.of, "against": claim.against, "than": claim.than}
+        return {name: side and dict(side) for name, side in sides.items()}
+
+    def _numbers(self) -> Json:
+        claim, question = self.claim, self.question
         return {
-            "measure": claim.measure, **{name: side and dict(side) for name, side in sides.items()},
             "less": claim.less, "equal": claim.equal, **as_row(self.estimate), "unit": question.unit,
             "better": question.better, "tuned": question.tuned,
             "method": question.method, "level": self.level,
@@ -242,7 +254,8 @@ class Result:
         """Returns the entry of `claims` in findings.json."""
         decided = {"text": self.question.text, "decision": str(self.decision), "why": self.why}
         asked = {"direction": self.claim.direction, "margin": self.claim.margin}
-        return {**decided, **asked, **self.estimate_json(), "more_seeds_needed": self.more_seeds}
+        numbers = {"measure": self.claim.measure, **self._sides(), **self._numbers()}
+        return {**decided, **asked, **numbers, "more_seeds_needed": self.more_seeds}
 
     def row(self) -> Json:
         """Returns the row of the table of claims."""
@@ -279,7 +292,7 @@ def decide(question: Question, level: float) -> Result:
         return Result(question=question, estimate=estimate, decision=Decision.NOT_TESTED, why=problem, level=level)
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))
-    why = f"the {level:.1%} interval is [{estimate.lo:.4g}, {estimate.hi:.4g}]"
+    why = f"the {level:.1%} interval is {format_interval(estimate.lo, estimate.hi, '.4g')}"
     undecided = decision == Decision.UNDECIDED and question.at is None
     seeds = more_seeds_needed(question.values, criterion, level) if undecided else None
     return Result(question=question, estimate=estimate, decision=decision, why=why, level=level, more_seeds=seeds)

@@ -15,7 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Criterion, Decision, Estimate, as_row, estimate_around
+from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.compare.arms import not_ready
+from kleiber.studies.compare.decision import Estimate, as_row, estimate_around
 from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import Rows, seed_means
 from kleiber.studies.laws.law import Array
@@ -55,14 +57,19 @@ class ClmVsMlm(IntervalStudy):
         rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
         slopes = [row for kind, part in rows.groupby("objective") for row in exponents(str(kind), part, self.level)]
         apart = [(a, b) for a, b in combinations(slopes, 2) if a["along"] == b["along"]]
-        notes = [{"code": "exponent", "level": "note", "text": exponent_sentence(*pair)} for pair in apart]
+        waiting = not_ready(runs, 1, lambda run: run.stage.get("objective"))
+        claims = decide_together([question(rows, *pair, waiting) for pair in apart], self.level)
+        caveats = []
         if len({row["objective"] for row in slopes}) < 2:
             text = f"Only {', '.join(sorted(rows['objective'].unique()))} has enough points: no comparison yet."
-            notes.append({"code": "missing", "level": "warn", "text": text})
-        head = " ".join(note["text"] for note in (notes[: len(apart)] or notes[-1:]))
-        gaps = [{"along": other["along"], **as_row(exponent_difference(first, other))} for first, other in apart]
-        tables = {"Local exponents": slopes, "Difference of the exponents, second objective less first": gaps}
-        return Findings(head, notes, tables, figures(rows), methods=METHODS)
+            caveats.append({"code": "missing", "text": text})
+        gaps = [
+            {"along": other["along"], **as_row(exponent_difference(rows, first, other, self.level))}
+            for first, other in apart
+        ]
+        tables = {"Local exponents": slopes, "Difference of the exponents, second objective minus first": gaps}
+        answer = " ".join([*(result.sentence() for result in claims), *(caveat["text"] for caveat in caveats)])
+        return Findings(answer, claims=claims, caveats=caveats, tables=tables, figures=figures(rows), methods=METHODS)
 
 
 METHODS = (
@@ -118,24 +125,31 @@ def generalized(design: Array, y: Array, trunk: NDArray[np.intp], share: float) 
     return value, variance * np.linalg.inv(information), spare
 
 
-def exponent_difference(first: Json, other: Json) -> Estimate:
-    """The exponent of another objective less that of the first; both have intervals."""
-    half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in (first, other))))
+def exponent_difference(rows: Rows, first: Json, other: Json, level: float) -> Estimate:
+    """The exponent of another objective minus that of the first, with an interval of the confidence level `level`."""
+    parts = {kind: rows[rows["objective"] == kind] for kind in (first["objective"], other["objective"])}
+    ends = [
+        row
+        for kind, part in parts.items()
+        for row in exponents(str(kind), part, level)
+        if row["along"] == first["along"]
+    ]
+    half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in ends)))
     trunks = min(first["trunks"], other["trunks"])
     return estimate_around(other["exponent"] - first["exponent"], half, trunks, "in the exponent")
 
 
-def exponent_sentence(first: Json, other: Json) -> str:
-    """Which loss falls more steeply, with the difference of the exponents."""
-    gap = exponent_difference(first, other)
-    kinds = f"{other['objective']} and {first['objective']}"
-    decision = Criterion("higher").decide(gap)
-    text = {
-        Decision.SUPPORTED: f"the loss of {other['objective']} falls more steeply than that of {first['objective']}",
-        Decision.CONTRADICTED: f"the loss of {other['objective']} falls less steeply than that of {first['objective']}",
-    }.get(decision, f"no difference in steepness between {kinds} is determined")
-    exponents = f"exponents of {kinds} {other['exponent']:.3f} and {first['exponent']:.3f}"
-    return f"With {first['along']} {text}: {exponents}, difference {gap.text()}."
+def question(rows: Rows, first: Json, other: Json, waiting: str) -> Question:
+    """Returns the claim that the loss of the second objective falls more steeply; see `Question` for `waiting`."""
+    of, against = ({"objective": row["objective"], "along": first["along"]} for row in (other, first))
+    claim = Claim(of=of, against=against, measure="exponent", direction="higher", equal="tokens")
+    text = (
+        f"the loss of {other['objective']} falls more steeply with {first['along']} than that of {first['objective']}"
+    )
+    return Question(
+        claim=claim, text=text, at=lambda level: exponent_difference(rows, first, other, level), unit="in the exponent",
+        problem=waiting, method="generalized least squares with the noise that branches of a trunk share",
+    )  # fmt: skip
 
 
 def figures(rows: Rows) -> Json:

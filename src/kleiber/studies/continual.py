@@ -7,19 +7,20 @@ forgets nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
+from kleiber.studies.claims import RATE, Claim, Question, decide_together
+from kleiber.studies.compare.arms import not_ready, untuned
 from kleiber.studies.compare.contrast import format_level
-from kleiber.studies.compare.decision import Criterion, Estimate, as_row, mean_estimate
+from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, label
-from kleiber.studies.compare.verdicts import verdict
 from kleiber.studies.sequence_metrics import (
     CELL,
     LABELS,
@@ -34,10 +35,7 @@ from kleiber.studies.sequence_metrics import (
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Json
 
-CLAIMS = {
-    "ACC": "has a higher final score", "LA": "learns each task better",
-    "forgetting": "forgets less", "savings": "relearns the first task faster",
-}  # fmt: skip
+CLAIMS = ("ACC", "LA", "forgetting", "savings")  # metrics by which each method is claimed to be better
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,9 @@ class Continual(EqualTargetStudy):
         settings = record["rows"].groupby(CELL, as_index=False).agg(runs=("run", "size"), **means)
         settings["method"] = settings["method"].map(label)
         return Findings(
-            headline=headline(record),
-            verdicts=[*complaints(record), *record["claims"]],
+            answer=headline(record),
+            claims=record["claims"],
+            caveats=complaints(record),
             tables={
                 "Methods": method_table(best, self.level),
                 "Differences from plain fine-tuning": [
@@ -81,25 +80,32 @@ class Continual(EqualTargetStudy):
     def compare(self, runs: Sequence[Run]) -> Json:
         """Returns all rows, those at the best setting of each method, differences from plain fine-tuning and verdicts.
 
-        Methods are compared within order and seed; intervals are simultaneous over methods (Bonferroni).
+        Methods are compared within order and seed.
         """
         rows, others = of_same_tasks(sequence_rows(runs, self.tolerance))
         best = rows.merge(best_settings(rows, CELL[:2], CELL[2:], "ACC", higher=True), on=CELL)
-        gaps, claims = [], []
+        waiting = not_ready(runs, 1, lambda run: "sequences")
+        gaps, asked = [], []
         for start, part in best.groupby("start", sort=False):
             names = [name for name in dict.fromkeys(part["method"]) if name != PLAIN]
-            level = 1 - (1 - self.level) / max(len(names), 1)
             pairs = part.pivot_table(index=["order", "seed"], columns="method", values="seconds", aggfunc="size")
+            rates = {str(name): sorted(set(lrs)) for name, lrs in rows[rows["start"] == start].groupby("method")["lr"]}
             for metric in METRICS:
                 table = part.pivot_table(index=["order", "seed"], columns="method", values=metric)
                 for name in names if PLAIN in table else ():
                     apart = (table[name] - table[PLAIN]).dropna().tolist() if name in table else []
-                    estimate = mean_estimate(apart, level, unit_of(metric, part))
+                    estimate = mean_estimate(apart, self.level, unit_of(metric, part))
                     if estimate is not None:
                         lost = len(pairs[[name, PLAIN]].dropna()) - len(apart)
                         labels = {"start": start, "method": name, "metric": metric, "lost": lost}
                         gaps.append({**labels, **asdict(estimate)})
-                        claims += decide(labels, estimate)
+                        equal, problem = equal_rates(name, rates, part)
+                        asked += (
+                            [question(labels, apart, estimate.unit, equal, waiting or problem)]
+                            if metric in CLAIMS
+                            else []
+                        )
+        claims = decide_together(asked, self.level)
         return {"rows": rows, "best": best, "gaps": gaps, "claims": claims, "others": others}
 
 
@@ -109,19 +115,39 @@ def unit_of(metric: str, rows: Rows) -> str:
     return "of the steps" if metric == "savings" else "nats" if kind == "loss" else str(kind)
 
 
-def decide(gap: Json, estimate: Estimate) -> list[Json]:
-    """The verdict on what is often asked of a method by this metric; empty for other metrics."""
+def equal_rates(name: str, rates: Mapping[str, Sequence[float]], best: Rows) -> tuple[str, str]:
+    """Returns what a method and plain fine-tuning have equal, and why they decide nothing; "" where they can.
+
+    Two methods that were trained at one and the same rate are compared at it; otherwise both have to be tuned.
+
+    rates  of each method
+    best   the rows of each method at its best setting
+    """
+    if len(rates[name]) == 1 and rates[name] == rates[PLAIN]:
+        return RATE, ""
+    for method in (name, PLAIN):
+        part = best[best["method"] == method]
+        if why := untuned(rates[method], float(part["lr"].iloc[0]), int(part["seed"].nunique())):
+            return "tokens", f"{label(method)} is not tuned: {why}"
+    return "tokens", ""
+
+
+def question(gap: Json, values: Sequence[float], unit: str, equal: str, waiting: str) -> Question:
+    """Returns the claim that a method is better than plain fine-tuning by a metric.
+
+    waiting  why the runs decide nothing; "" where they can
+    """
     name, metric, lost = gap["method"], gap["metric"], gap["lost"] if gap["metric"] == "savings" else 0
-    if metric not in CLAIMS:
-        return []
-    text = f"from {gap['start']}, {label(name)} {CLAIMS[metric]} than plain fine-tuning"
-    # Who does not regain the task has no savings to count.
-    test = replace(estimate, lo=None, hi=None) if lost else estimate
-    criterion = Criterion("lower" if metric in LOWER else "higher")
-    entry = verdict(f"{metric}_{name}".lower(), text, estimate, criterion, test)
-    if lost:
-        entry["text"] += f"; {lost} sequences more have none, where it or plain fine-tuning did not regain the task"
-    return [{**entry, "start": gap["start"]}]
+    direction = "lower" if metric in LOWER else "higher"
+    of = {"method": name, "start": gap["start"]}
+    claim = Claim(of=of, against={"method": PLAIN}, measure=metric, equal=equal, direction=direction)
+    text = f"{LABELS[metric]} from {gap['start']} is {direction} with {label(name)} than with plain fine-tuning"
+    # A sequence in which the task was not regained has no savings to count.
+    problem = f"{lost} sequences have no savings, because one of the two did not regain the first task" if lost else ""
+    return Question(
+        claim=claim, text=text, values=values, unit=unit, better=direction, problem=problem or waiting,
+        method="Student's t over orders and seeds",
+    )  # fmt: skip
 
 
 def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
@@ -133,7 +159,7 @@ def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
 
 
 def complaints(record: Json) -> list[Json]:
-    """Returns verdicts on what makes the comparison weaker than it looks, and what was not measured."""
+    """Returns what makes the comparison weaker than it looks, and what was not measured."""
     rows, others = record["rows"], record["others"]
     left_out = f"{len(others)} runs over other tasks are left out: {', '.join(others[:3])}"
     entries = [("other_tasks", left_out)] * bool(others)
@@ -153,7 +179,7 @@ def complaints(record: Json) -> list[Json]:
             ("regained", lost, f"in {lost} of {len(part)} sequences the first task was not regained, or not tried"),
         ]  # fmt: skip
         entries += [(code, f"from {start}: {text}") for code, applies, text in checks if applies]
-    return [{"code": code, "level": "warn", "text": text} for code, text in entries]
+    return [{"code": code, "text": text} for code, text in entries]
 
 
 def balanced(orders: Sequence[str]) -> bool:
@@ -271,13 +297,18 @@ def headline(record: Json) -> str:
         where, unit = f"From {start}, {tasks} tasks in {counts}", unit_of("ACC", part)
         name = next((name for name in means.index if name != PLAIN), means.index[0])
         ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.4f} {unit}"
-        answer = next((entry["text"] for entry in record["claims"] if entry["start"] == start
-                       and entry["code"] == f"acc_{name}"), None)  # fmt: skip
+        side = {"method": name, "start": start}
+        answer = next(
+            (result.sentence() for result in record["claims"]
+             if result.claim.measure == "ACC" and result.claim.of == side), None,
+        )  # fmt: skip
         if PLAIN not in means or answer is None:
             why = "no comparison" if len(means) == 1 else "on no order and seed in common with plain fine-tuning"
             sentences.append(f"{ends}, {why}")
         else:
-            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer}")
+            sentences.append(
+                f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer.rstrip('.')}"
+            )
     return ". ".join(sentences) + "."
 
 
@@ -296,5 +327,6 @@ METHODS_TEXT = (
     "it is the same for all. Each method stands at its setting of best mean ACC, chosen on the same runs, which "
     "favors methods with more settings. Student's "
     "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
-    "are within order and seed, for all methods at once (Bonferroni)."
+    "are within order and seed; the level of those of the claims holds for all claims of the study together "
+    "(Bonferroni)."
 )

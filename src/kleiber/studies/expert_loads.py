@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import as_row, estimate_around, mean_estimate
-from kleiber.studies.compare.noise import pooled
+from kleiber.studies.claims import RATE, Claim, Question
+from kleiber.studies.compare.decision import as_row, mean_estimate
 from kleiber.studies.compare.rows import CELL, FROZEN, MIXTURE, Rows, label, mean
-from kleiber.studies.compare.verdicts import verdict
 from kleiber.types import Json
 
 KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",
@@ -47,8 +46,8 @@ def load_table(rows: Rows, chosen: Rows, level: float) -> list[Json]:
     return table
 
 
-def frozen_load(rows: Rows, level: float) -> list[Json]:
-    """The verdict on whether freezing the router moves the load of the earlier text less; empty without such runs.
+def frozen_load(rows: Rows) -> list[Question]:
+    """The claim that freezing the router moves the load of the earlier text less; empty without such runs.
 
     Layers and learning rates are averaged within seeds.
     """
@@ -56,12 +55,11 @@ def frozen_load(rows: Rows, level: float) -> list[Json]:
     table = shifted.pivot_table(index=["seed", "lr"], columns="method", values="moved")
     if not {MIXTURE, FROZEN} <= set(table):
         return []
-    gaps = (table[MIXTURE] - table[FROZEN]).dropna().groupby("seed").mean()
-    if not len(gaps):
-        return []
-    half = pooled([gaps.to_numpy()]).half_width(level, 1 / len(gaps))
-    less = estimate_around(float(gaps.mean()), half, len(gaps), "of total variation, mean of layers and rates")
-    return [verdict("frozen_load", "with the router frozen the load of the earlier text moves less", less)]
+    gaps = (table[FROZEN] - table[MIXTURE]).dropna().groupby("seed").mean().tolist()
+    claim = Claim(of={"arm": FROZEN}, against={"arm": MIXTURE}, measure="load_shift", equal=RATE)
+    text = "the load of the earlier text moves less with the router frozen, at equal learning rate"
+    unit = "of total variation, mean of layers and rates"
+    return [Question(claim=claim, text=text, values=gaps, unit=unit, better="lower")] if gaps else []
 
 
 def earlier_shift(distances: Shifts) -> float:

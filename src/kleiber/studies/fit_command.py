@@ -12,6 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.config.permissions import permit_data
+from kleiber.config.system_errors import describe
+from kleiber.records.terminal import print_line
 from kleiber.types import Row
 
 ColumnMap = Annotated[
@@ -157,10 +160,10 @@ def fit(
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    typer.echo("\n".join(lines_by_group(records, by)))
+    print_line("\n".join(lines_by_group(records, by)))
     if pages is not None:
         pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
-        typer.echo(f"report: {report}")
+        print_line(f"report: {report}")
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
@@ -211,19 +214,19 @@ def predict(
                     "of them"
                 )
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
-            typer.echo("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
+            print_line("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
         if map is not None or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         if serve is not None or max_params is not None:
-            typer.echo("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
+            print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
         answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     except ValueError as error:
         _refuse(error)
-    typer.echo(fitted_law.prediction_line(form, answer, entry["level"]))
+    print_line(fitted_law.prediction_line(form, answer, entry["level"]))
 
 
 def _check_accepted(entry: Row, force: bool) -> None:
@@ -232,9 +235,9 @@ def _check_accepted(entry: Row, force: bool) -> None:
 
     refusals = [line for line in verdict_lines(entry) if line.startswith("refuse: ")]
     for line in refusals:
-        typer.echo(line, err=True)
+        print_line(line, err=True)
     if refusals and not force:
-        typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
+        print_line("a refused law predicts nothing: add --force to predict anyway", err=True)
         raise typer.Exit(ExitCode.UNDECIDED)
 
 
@@ -259,6 +262,9 @@ def report(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="exit with 0 whatever the claims and the law say")
     ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="URL or pattern that the study may read; may be repeated")
+    ] = None,
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
@@ -267,6 +273,7 @@ def report(
     Exit code 5 if a claim of the study is contradicted; 3 if a claim is undecided or not tested, or the law is refused
     or not identified; else 0.
     """
+    permit_data(data or ())
     code = make_report(source, out, study, also or (), wandb)
     raise typer.Exit(ExitCode.DONE if exit_zero and code in (ExitCode.CONTRADICTED, ExitCode.UNDECIDED) else code)
 
@@ -286,9 +293,9 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        typer.echo(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {describe(error) or error}", err=True)
         return ExitCode.BAD_INPUT
-    typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
+    print_line("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     decision = findings["decision"]
     undetermined = laws and (findings["refused"] or bool(findings["not_identified"]))
     return exit_code(None if decision is None else Decision(decision), undetermined)
@@ -308,5 +315,5 @@ def import_page_module(name: str) -> ModuleType:
 
 
 def _refuse(error: ValueError) -> NoReturn:
-    typer.echo(f"kleiber: {error}", err=True)
+    print_line(f"kleiber: {error}", err=True)
     raise typer.Exit(ExitCode.BAD_INPUT) from error

@@ -8,16 +8,19 @@ loss, and the questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
 from kleiber.studies import expert_loads
+from kleiber.studies.claims import TARGET, Claim, Question, Result, decide_together, read_claims
 from kleiber.studies.compare import contrast
-from kleiber.studies.compare.arms import untuned
-from kleiber.studies.compare.contrast import QUESTIONS, Difference
-from kleiber.studies.compare.decision import Estimate, estimate_around, level_of_each
+from kleiber.studies.compare.arms import not_ready, untuned
+from kleiber.studies.compare.contrast import NATS, POOLED
+from kleiber.studies.compare.decision import Estimate, as_row, estimate_around
 from kleiber.studies.compare.frontier import (
     EQUAL,
     EqualTarget,
@@ -26,13 +29,15 @@ from kleiber.studies.compare.frontier import (
     require_common_base,
 )
 from kleiber.studies.compare.labels import text_labels
-from kleiber.studies.compare.noise import on_line, seed_noise
+from kleiber.studies.compare.noise import Noise, on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
+from kleiber.studies.statements import statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types import Json, NonNegative, Row
+from kleiber.types import Config, Json, Row
 
 ARMS = ("method", "model", "adapter")
+MEASURES = {"F": "forgetting F", "target": "target loss"}
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
 
 
@@ -45,67 +50,77 @@ class Forgetting(EqualTargetStudy):
     arms       what names an arm: the retention "method", the "model" (dense, moe, or moe with its router frozen), or
                the "adapter" (full, or rank r)
     reference  the arm that the others are compared with
-    questions  asked of every arm: "matched" (forgets less at equal target loss), "forgets_less" and "learns_less"
-               (each arm at its best rate)
-    margin     asks in place of "matched" whether F of the two differs by less than this many nats
-    claims     {code: {arm, against, question}}: what is asked in place of `questions` of every arm
+    claims     about the measures F and target of arms, see `kleiber.studies.claims.Claim`: with `equal: target_loss` on
+               their frontiers, without it at the best rate of each arm. Without claims: every arm has a lower F than
+               the reference at equal target loss
     level      of the intervals
     """
 
     arms: str = "method"
     reference: str = PLAIN
     equal: str = "reference"
-    questions: Sequence[str] = ("matched",)
-    margin: NonNegative = 0.0
-    claims: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    claims: Sequence[Config] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        asked = [*self.questions, *(claim.get("question", "matched") for claim in self.claims.values())]
-        choices = [("arms", self.arms, ARMS), ("equal", self.equal, EQUAL)]
-        for key, value, allowed in [*choices, *(("questions", question, tuple(QUESTIONS)) for question in asked)]:
+        for key, value, allowed in [("arms", self.arms, ARMS), ("equal", self.equal, EQUAL)]:
             if value not in allowed:
                 raise ValueError(f"study.{key}={value} must be one of {', '.join(allowed)}")
-        for code, claim in self.claims.items():
-            if not {"arm", "against"} <= claim.keys() <= {"arm", "against", "question"}:
-                raise ValueError(f"study.claims.{code}={dict(claim)} must have arm and against, and may have question")
+        self.read_claims([self.reference])
+
+    def read_claims(self, arms: Sequence[str]) -> list[Claim]:
+        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid."""
+        others = {"of": {}, "each": {"arm": {"not": [self.reference]}}, "against": {"arm": self.reference}}
+        nodes = self.claims or [{**others, "equal": TARGET}]
+        claims = read_claims(nodes, "study.claims", {"measure": "F"}, {"arm": arms})
+        for at, claim in enumerate(claims):
+            names = [side.get("arm") for _, side in claim.sides if [*side] == ["arm"]]
+            wrong = claim.equal not in (None, TARGET) or claim.measure not in MEASURES or len(names) != 2
+            if wrong or (claim.measure != "F" and claim.equal):
+                raise ValueError(
+                    f"study.claims[{at}] must compare a measure of two arms: F, with equal={TARGET} or each arm at its "
+                    "best rate, or target, at the best rates"
+                )
+        return claims
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the forgetting of all arms at equal target loss."""
         record = self.compare(runs)
         tables = {
             "At equal target loss": matched_table(record),
-            "Differences": [entry.row() for entry in record["differences"]],
+            "Differences": [difference_row(result) for result in record["between_arms"]],
             "Where the experts' text went": record["loads"],
             "Settings": settings_table(record),
         }
         return Findings(
-            headline=headline(record),
-            verdicts=[*record["complaints"], *record["claims"]],
+            answer=headline(record),
+            claims=record["results"],
+            caveats=record["complaints"],
             tables={title: rows for title, rows in tables.items() if rows},
             figures=figures(record),
             methods=methods(self, record["seed_noise"]),
+            measure="F",
         )
 
     def compare(self, runs: Sequence[Run]) -> Json:
-        """Returns rows, points, arms at equal target loss, differences and verdicts.
+        """Returns rows, points, arms at equal target loss, and the claims with their decisions.
 
         Raises ValueError without a run of the reference arm, and where runs of one arm and seed have different bases.
         """
         rows = self.rows(runs)
         require_common_base(rows)
         target, points = EqualTarget(rows, self.reference, self.equal, self.tolerance), averaged(rows)
-        chosen, gaps = target.chosen(points), self.gaps(target)
-        others = len(further_claims(rows, self.level))
-        each = level_of_each(self.level, max(1, len(gaps) + others), 1)
-        differences = self.differences(target, gaps, each)
+        chosen, order = target.chosen(points), in_order(rows, self.reference)
+        waiting = not_ready(runs, 1, lambda run: self.arms)
+        asked = self.questions(target, self.read_claims(order), waiting)
+        results = decide_together([*asked, *further_claims(rows, waiting)], self.level)
         noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}
         return {
-            "study": self, "rows": rows, "points": points, "order": in_order(rows, self.reference),
+            "study": self, "rows": rows, "points": points, "order": order,
             "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
-            "differences": differences, "loads": expert_loads.load_table(rows, chosen, self.level),
+            "results": results, "between_arms": results[: len(asked)],
+            "loads": expert_loads.load_table(rows, chosen, self.level),
             "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
             "complaints": self.complaints(target), "texts": text_labels(runs),
-            "claims": [*(entry.verdict for entry in differences), *further_claims(rows, each)],
         }  # fmt: skip
 
     def rows(self, runs: Sequence[Run]) -> Rows:
@@ -119,45 +134,54 @@ class Forgetting(EqualTargetStudy):
         by_name = {run.name: run for run in runs}
         return rows.assign(shifts=[expert_loads.shifts(by_name[name]) for name in rows["run"]])
 
-    def gaps(self, target: EqualTarget) -> list[PairGaps]:
-        """Returns the differences that are asked for by seed, question by question, without those of no common seed."""
-        arms = in_order(target.rows, self.reference)
-        asked = [
-            PairGaps(code, question, arm, against, target.differences(question, arm, against))
-            for question in QUESTIONS
-            for code, (arm, against) in self.pairs(question, arms).items()
-            if {arm, against} <= {*arms}
-        ]
-        return [gaps for gaps in asked if len(gaps.by_seed)]
+    def questions(self, target: EqualTarget, claims: Sequence[Claim], waiting: str) -> list[Question]:
+        """Returns the claims about two arms with their differences by seed; `waiting` says why the runs decide nothing.
 
-    def differences(self, target: EqualTarget, gaps: Sequence[PairGaps], level: float) -> list[Difference]:
-        """Returns the mean of each of the `gaps`, with an interval of the confidence level `level`."""
-        results = []
-        for question in QUESTIONS:
-            part = [entry for entry in gaps if entry.question == question]
-            matched = question == "matched"
-            halves = target.half_widths(question, [entry.by_seed for entry in part], level)
-            for (code, _, arm, against, by_seed), half in zip(part, halves, strict=True):
-                estimate = estimate_around(float(by_seed.mean()), half, len(by_seed), "nats")
-                bounds = target.bounds(arm, against) if matched else (False, False)
-                margin = self.margin if matched else 0.0
-                results.append(Difference(code, question, arm, against, estimate, margin, bounds))
-        return results
+        The noise of seeds is pooled over the claims about one measure of arms that are matched, or that are not.
+        """
+        present = set(target.rows["method"])
+        gaps = {
+            at: target.differences(claim.measure, *arms_of(claim), matched=claim.equal == TARGET)
+            for at, claim in enumerate(claims)
+            if {*arms_of(claim)} <= present
+        }
+        asked = []
+        for at, claim in enumerate(claims):
+            fields = {"claim": claim, "text": sentence(claim), "unit": NATS, "better": "lower"}
+            arms = arms_of(claim)
+            if at not in gaps or not len(gaps[at]):
+                absent = ", ".join(label(arm) for arm in arms if arm not in present)
+                problem = f"no finished run of {absent}" if absent else "no seed has both arms at the target loss"
+                asked.append(Question(**fields, problem=problem))
+                continue
+            alike = [gaps[i] for i, other in enumerate(claims) if i in gaps and kind_of(other) == kind_of(claim)]
+            noise, terms = target.noise(claim.measure, alike, claim.equal == TARGET)
+            at_level = partial(mean_of_gaps, gaps[at].to_numpy(), noise, terms)
+            bounds = target.bounds(*arms) if claim.equal == TARGET else (False, False)
+            untuned = (
+                "" if claim.equal == TARGET else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
+            )
+            asked.append(
+                Question(
+                    **fields,
+                    at=at_level,
+                    open_ends=bounds,
+                    method=POOLED,
+                    problem=untuned or waiting,
+                    tuned=not untuned,
+                )
+            )
+        return asked
 
-    def pairs(self, question: str, arms: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Returns the arm and the one that it is compared with, by code, of the claims that ask this question."""
-        if not self.claims:
-            asked = arms[1:] if question in self.questions else []
-            return {f"{question}_{arm}".replace(" ", ""): (arm, self.reference) for arm in asked}
-        claims = {code: claim for code, claim in self.claims.items() if claim.get("question", "matched") == question}
-        return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
+    def untuned(self, target: EqualTarget, arm: str) -> str:
+        """Why an arm is not tuned, for claims about best rates; "" where it is."""
+        part = target.complete[target.complete["method"] == arm]
+        best = float(target.best.loc[target.best["method"] == arm, "lr"].iloc[0])
+        why = untuned(sorted(set(part["lr"])), best, part["seed"].nunique())
+        return f"{label(arm)} is not tuned: {why}" if why else ""
 
     def complaints(self, target: EqualTarget) -> list[Json]:
-        """Returns verdicts on incomplete settings, on frontiers that end before the target loss, and on arms that are
-        absent, untuned, unequal.
-
-        Tuning matters where arms are compared at their best rates, and sizes where models are compared.
-        """
+        """Returns caveats: incomplete settings, frontiers that end before the target loss, unequal sizes of models."""
         texts = []
         for arm, settings in target.left_out().items():
             texts.append(("left_out", arm, f"is compared without {', '.join(settings)}: a mean over fewer seeds leaves "
@@ -167,37 +191,54 @@ class Forgetting(EqualTargetStudy):
             texts.append(("bound", arm, f"learns more than {loss:.4f} on the whole frontier of {seeds} of its "
                           f"{len(target.by_seed[arm])} seeds, so its F is an upper bound{others}; try lower learning "
                           "rates"))  # fmt: skip
-        present = in_order(target.rows, self.reference)
-        for code, claim in self.claims.items():
-            absent = [claim[side] for side in ("arm", "against") if claim[side] not in present]
-            texts += [("absent", arm, f"has no finished run, so {code} is not tested; arms are {', '.join(present)}")
-                      for arm in absent]  # fmt: skip
-        asked = {*self.questions, *(claim.get("question") for claim in self.claims.values())}
-        best = target.best.groupby("method")["lr"].first()
-        for arm, part in target.complete.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
-            why = untuned(sorted(set(part["lr"])), float(best[arm]), part["seed"].nunique())
-            texts += [("untuned", str(arm), f"is not tuned: {why}")] * bool(why)
         sizes = target.rows.groupby("method")["N"].median()
         for arm, size in sizes.items() if self.arms == "model" else ():
             if abs(size / sizes[self.reference] - 1) > SLACK:
                 reference = f"{label(self.reference)} {sizes[self.reference]:,.0f}"
                 texts.append(("unequal", str(arm), f"has {size:,.0f} active parameters and {reference}"))
-        return [{"code": code, "level": "warn", "text": f"{label(arm)} {text}"} for code, arm, text in texts]
+        return [{"code": code, "text": f"{label(arm)} {text}"} for code, arm, text in texts]
 
 
-class PairGaps(NamedTuple):
-    """By seed, how much less an arm forgets or learns than another: a question of QUESTIONS."""
-
-    code: str
-    question: str
-    arm: str
-    against: str
-    by_seed: Rows
+def arms_of(claim: Claim) -> tuple[str, str]:
+    """Returns the names of the two arms of a claim."""
+    ours, theirs = (str(side["arm"]) for _, side in claim.sides)
+    return ours, theirs
 
 
-def further_claims(rows: Rows, level: float) -> list[Json]:
-    """Returns the verdicts that need no target loss, each with an interval of the confidence level `level`."""
-    return [*contrast.verdicts_on_forgetting(rows, level), *expert_loads.frozen_load(rows, level)]
+def kind_of(claim: Claim) -> tuple[str, str | None]:
+    """Returns what claims have in common whose noise is pooled: the measure, and what is held equal."""
+    return claim.measure, claim.equal
+
+
+def mean_of_gaps(gaps: NDArray, noise: Noise, terms: int, level: float) -> Estimate:
+    """Returns the mean of differences by seed, each with `terms` times the variance of the noise."""
+    return estimate_around(float(gaps.mean()), noise.half_width(level, terms / len(gaps)), len(gaps), NATS)
+
+
+def sentence(claim: Claim) -> str:
+    """Returns a claim about two arms as a sentence without a period."""
+    at_best = "" if claim.equal else ", each at its best rate"
+    return statement(claim, MEASURES[claim.measure], NATS, lambda _, value: label(str(value))) + at_best
+
+
+def difference_row(result: Result) -> Json:
+    """Returns the row of the table of differences between two arms."""
+    arm, against = arms_of(result.claim)
+    what = f"{MEASURES[result.claim.measure]}, {'equal target loss' if result.claim.equal else 'best rates'}"
+    names = {"arm": label(arm), "against": label(against), "difference in": what, "is": bound_of(result)}
+    return {**names, **as_row(result.estimate)}
+
+
+def bound_of(result: Result) -> str:
+    """Returns what a difference is if not its estimate, where F of a side is a bound; see `chart_forms.BOUNDS`."""
+    below, above = result.question.open_ends
+    return {(True, False): "at most", (False, True): "at least", (True, True): "not bounded by"}.get((below, above), "")
+
+
+def further_claims(rows: Rows, waiting: str) -> list[Question]:
+    """Returns the claims that need no target loss; `waiting` says why the runs decide nothing yet."""
+    asked = [*contrast.questions_on_forgetting(rows), *expert_loads.frozen_load(rows)]
+    return [replace(entry, problem=waiting) for entry in asked]
 
 
 def in_order(rows: Rows, reference: str) -> list[str]:
@@ -211,21 +252,20 @@ def in_order(rows: Rows, reference: str) -> list[str]:
 
 def headline(record: Json) -> str:
     """Returns who forgets least at equal target loss, or the decisions on the claims that were asked."""
-    study, differences = record["study"], record["differences"]
+    study, results = record["study"], record["between_arms"]
     where = "At equal target loss" if record["at"] is None else f"At a target loss of {record['at']:.4f} nats"
-    compared = {entry.arm for entry in differences if entry.question == "matched"}
+    compared = {arms_of(result.claim)[0] for result in results if result.claim.equal}
     best = next((row for row in record["matched"] if row["method"] in compared), None)
     if best is None:
         names = ", ".join(map(label, record["order"]))
         return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
     if study.claims:
-        return f"{where}: {'; '.join(entry.verdict['text'] for entry in differences)}."
-    answers = [entry.verdict["text"] for entry in differences if entry.arm == best["method"]]
+        return " ".join(result.sentence() for result in results)
+    answers = [result.sentence() for result in results if arms_of(result.claim)[0] == best["method"]]
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     level = f"{best['bound']} {level}".lstrip()
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    answer = "; ".join(answers)
-    return f"{where} {least} (F {level} nats). {answer[:1].upper()}{answer[1:]}."
+    return f"{where} {least} (F {level} nats). {' '.join(answers)}"
 
 
 def methods(study: Forgetting, noise: Row) -> str:
@@ -272,9 +312,11 @@ def figures(record: Json) -> Figures:
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
         charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
+    rows_drawn = [{**difference_row(result), "bound": bound_of(result)} for result in record["between_arms"]]
     gaps = [
-        {"panel": gap.measure, "series": label(gap.arm), "bound": gap.bound, **asdict(gap.estimate)}
-        for gap in record["differences"]
+        {**row, "series": row["arm"], "panel": f"{row['difference in']}: minus {row['against']}"}
+        for row in rows_drawn
+        if row["value"] is not None
     ]
     if gaps:
         heading = f"Differences between arms; all intervals hold at once at {study.level:.0%}"

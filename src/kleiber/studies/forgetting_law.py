@@ -7,12 +7,14 @@ The law is fitted to forgetting on a linear scale; on a log scale, values near 0
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
+from kleiber.studies.claims import decide_together
+from kleiber.studies.compare.arms import not_ready
 from kleiber.studies.compare.contrast import beside, real_replay, trends
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.noise import Noise, pooled
@@ -27,8 +29,10 @@ from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint, fine_tunes
 from kleiber.types import Json, Natural, Positive
+from kleiber.types.score import format_interval
 
 GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little
+GRID_ARM = "grid"  # all runs are one arm of the guards
 CENSORED_SD = 3.0
 FARTHEST = 2.0  # largest ratio of the critical fraction's upper end to the largest replayed fraction of the runs
 
@@ -63,11 +67,9 @@ class ForgettingLaw(IntervalStudy):
         record = self.fitted(runs)
         main, why = record["main"], record["main"].get("no_fit")
         return Findings(
-            headline=headline(record),
-            verdicts=[
-                *([{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"]),
-                *record["claims"],
-            ],
+            answer=headline(record),
+            claims=decide_together(record["claims"], self.level),
+            verdicts=[{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"],
             tables={"Grid of runs": grid_table(record), "Published laws": beside_table(record)},
             figures=figures(record),
             law=None if why else main,
@@ -78,6 +80,7 @@ class ForgettingLaw(IntervalStudy):
     def fitted(self, runs: Sequence[Run]) -> Json:
         """Fits the replay law ("main") and published laws ("beside"), and computes the critical replayed fraction."""
         rows, noise = grid_cells(runs)
+        waiting = not_ready(runs, 1, lambda run: GRID_ARM)
         main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
         gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} SD of seed noise"} for i in rows.index[low]]
@@ -94,7 +97,7 @@ class ForgettingLaw(IntervalStudy):
         return {
             "main": main, "beside": beside,
             "seed_noise": {"F": noise.sd, "df": noise.df},
-            "claims": trends(rows, noise, self.level),
+            "claims": [replace(entry, problem=waiting) for entry in trends(rows, noise)],
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
 
@@ -237,7 +240,7 @@ def headline(record: Json) -> str:
         return f"The replayed fraction that limits {limit} is not identified: {critical['why_not']}{measured}."
     if critical["hi"] == 0:
         return f"No replay is needed to limit {limit}."
-    ends = f"{record['level']:.0%} interval [{critical['lo']:.1%}, {critical['hi']:.1%}]"
+    ends = f"{record['level']:.0%} interval {format_interval(critical['lo'], critical['hi'], '.1%')}"
     return f"Replaying {critical['value']:.1%} of the tokens, {ends}, limits {limit}."
 
 

@@ -25,6 +25,7 @@ from kleiber.studies.laws.laws_json import without_nonfinite
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
@@ -204,7 +205,7 @@ def from_best_batch(frontier: pd.DataFrame) -> pd.DataFrame:
 def critical_text(rows: Sequence[Row]) -> str:
     """Returns a sentence with the critical batch of the largest size at its largest number of tokens."""
     row = rows[-1]
-    ends = "" if row["lo"] is None else f" [{row['lo']:,.0f}, {row['hi']:,.0f}]"
+    ends = "" if row["lo"] is None else f" {format_interval(row['lo'], row['hi'], ',.0f')}"
     return f"The critical batch at N = {row['N']:.3g}, D = {row['D']:.3g} is {row['critical batch']:,.0f}{ends} tokens."
 
 

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, arms_in_order, not_ready
-from kleiber.studies.compare.decision import Claim, Decision, level_of_each, mean_estimate, overall
-from kleiber.studies.compare.differences import Result, decide, judge, more_seeds_of_all
-from kleiber.studies.compare.labels import LOSS, label_of, readable, unit_of
-from kleiber.studies.compare.study import Compare, compare, read_claim
+from kleiber.studies.compare.arms import START as BEFORE
+from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.decision import mean_estimate
+from kleiber.studies.compare.labels import readable, unit_of
+from kleiber.studies.compare.measures import Measures
+from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget
 from kleiber.studies.study import Findings
-from kleiber.types import Json, NonNegative
+from kleiber.types import Json
 
 START = "before tuning"
 FOLLOWED = "eval/instructions/"
-Starts = Mapping[str, Mapping[str, Mapping[int, float]]]  # scores before tuning by arm, measure and seed
 SHOWN = {  # of all instructions together
     "accuracy": "instructions followed (share)",
     "unasked": "followed by answers to other prompts (share)",
@@ -34,79 +34,21 @@ SHOWN = {  # of all instructions together
 
 
 @dataclass(frozen=True)
-class StartClaim(Claim):
-    """A claim about an arm and the model before tuning."""
-
-    def text(self) -> str:
-        """The statement as a sentence without a period."""
-        if self.direction == "within":
-            return f"{self.arm} differs in {label_of(self.measure)} by less than {self.margin:g} from {self.against}"
-        return self.difference()
-
-
-@dataclass(frozen=True)
 class Instructions(Compare):
-    """Compares arms of instruction tuning with one another, and each with the model that it started from.
-
-    against_start  claims {arm, direction, margin, measure} about what tuning changed, as in `claims`; they share the
-                   error rate with those
-    """
-
-    against_start: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.start_claims()
-
-    def start_claims(self) -> list[StartClaim]:
-        """The claims about the start. Raises ValueError, which names the key, for one that is invalid."""
-        claims = []
-        for at, node in enumerate(self.against_start):
-            key = f"study.against_start[{at}]"
-            if not {"arm"} <= node.keys() <= {"arm", "direction", "margin", "measure"}:
-                raise ValueError(
-                    f"{key}={dict(node)} must have the key arm, and may have direction, margin and measure"
-                )
-            claim = read_claim({"measure": self.measure, **node, "against": START}, key)
-            claims.append(StartClaim(**asdict(claim)))
-        return claims
-
-    def named_arms(self, arms: Sequence[str]) -> dict[str, Sequence[str]]:
-        return {**super().named_arms(arms), "against_start": [claim.arm for claim in self.start_claims()]}
+    """Compares arms of instruction tuning with one another, and each with the model that it started from."""
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Decides all claims, and shows what each arm scores beside its start."""
-        about_start = self.start_claims()
-        findings = compare(runs, self, arm_name, len(about_start))
-        ladders, starts = self.ladders(runs), start_scores(runs)
-        arms, between = at_common_budget(ladders), self.read_claims(arms_in_order(runs))
-        level = level_of_each(self.level, len(about_start) + len(between), self.looks)
-        why_not = not_ready(runs, self.looks)
-        judged = [judge_start(claim, arms, starts, level, why_not) for claim in about_start]
-        results = [*judged, *(judge(claim, ladders, level, why_not) for claim in between)]
-        rows = score_rows(arms, starts, self.level)
-        decision = overall([result.decision for result in results])
-        comparison = {
-            **(findings.comparison or {}),
-            "decision": str(decision),
-            "why": "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision)),
-            "estimates": [result.to_json() for result in results],
-            "more_seeds_needed": more_seeds_of_all(results),
-        }
-        changed = [result.row() for result in judged]
+        findings = super().analyze(runs)
+        arms = at_common_budget(self.ladders(runs))
+        rows = score_rows(arms, Measures(runs), self.level)
         # Arms start from one base, so their sizes differ by adapters alone.
         charts = {name: draw for name, draw in findings.figures.items() if name != "sizes"}
         return replace(
             findings,
-            headline=" ".join([*(result.sentence() for result in judged), findings.headline]),
-            verdicts=[
-                *({**result.verdict(), "code": f"start_{result.claim.arm}"} for result in judged),
-                *findings.verdicts,
-            ],
-            tables={"Scores before and after tuning": rows, "Claims about the start": changed, **findings.tables},
+            tables={"Scores before and after tuning": rows, **findings.tables},
             figures={"scores": partial(chart, rows, self.labels(runs)), **charts},
             methods=f"{METHODS} {findings.methods}",
-            comparison=comparison,
         )
 
 
@@ -120,27 +62,9 @@ METHODS = (
 )
 
 
-def start_scores(runs: Sequence[Run]) -> Starts:
-    """The scores of the models before their first step; LOSS is that of the task, where a run has a single one."""
-    scores: dict[str, dict[str, dict[int, float]]] = {}
-    for run in runs:
-        arm = arm_name(run)
-        if arm is None or not run.finished:
-            continue
-        stage = run.leaves[0]
-        measured = dict(stage["start_metrics"])
-        names = [f"val/{task}/loss" for task in stage["tasks"]]
-        losses = [measured[name] for name in names if name in measured]
-        if len(losses) == 1:
-            measured[LOSS] = losses[0]
-        for measure, value in measured.items():
-            scores.setdefault(arm, {}).setdefault(measure, {})[run.config["seed"]] = value
-    return scores
-
-
-def scores_before(starts: Starts, measure: str) -> Mapping[str, Mapping[int, float]]:
+def scores_before(arms: Mapping[str, Arm], measure: str) -> Mapping[str, Mapping[int, float]]:
     """A measure by seed before tuning: of the start that all arms share, or of each arm where their starts differ."""
-    by_arm = {arm: scores[measure] for arm, scores in starts.items() if measure in scores}
+    by_arm = {name: scores for name, arm in arms.items() if (scores := arm.values(f"{BEFORE}{measure}"))}
     shared: dict[int, float] = {}
     for scores in by_arm.values():
         for seed, value in scores.items():
@@ -149,27 +73,15 @@ def scores_before(starts: Starts, measure: str) -> Mapping[str, Mapping[int, flo
     return {START: shared}
 
 
-def judge_start(claim: Claim, arms: Mapping[str, Arm], starts: Starts, level: float, why_not: str) -> Result:
-    """Decides a claim about the change of a measure from the start to an arm at its best rate.
-
-    why_not  why the runs as a whole decide nothing; "" where they can
-    """
-    arm = arms.get(claim.arm)
-    if arm is None:
-        return Result(claim, None, Decision.NOT_TESTED, f"no finished run of {claim.arm}")
-    start = starts.get(claim.arm, {}).get(claim.measure, {})
-    problem = arm.untuned_because or why_not
-    return decide(claim, arm.values(claim.measure), start, level, "change", problem, tuned=not arm.untuned_because)
-
-
-def score_rows(arms: Mapping[str, Arm], starts: Starts, level: float) -> list[Json]:
+def score_rows(arms: Mapping[str, Arm], scores: Measures, level: float) -> list[Json]:
     """A row for each measure and for the start and each arm at its best rate: the mean over seeds with its interval."""
-    measures = dict.fromkeys(name for scores in starts.values() for name in scores if is_shown(name))
+    names = dict.fromkeys(name for arm in arms.values() for name in arm.measures_at_best)
+    measures = [name for name in names if is_shown(name) and f"{BEFORE}{name}" in names]
     rows = []
     for measure in measures:
-        by_model = {**scores_before(starts, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
+        by_model = {**scores_before(arms, measure), **{name: arm.values(measure) for name, arm in arms.items()}}
         for model, values in by_model.items():
-            estimate = mean_estimate([*values.values()], level, unit_of(measure))
+            estimate = mean_estimate([*values.values()], level, unit_of(scores[measure]))
             if estimate is not None:
                 rows.append({"measure": title_of(measure), "model": model, **asdict(estimate)})
     return rows

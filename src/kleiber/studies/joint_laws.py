@@ -18,7 +18,9 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Criterion
+from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.compare.arms import not_ready
+from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.designs.design import shortfall
 from kleiber.studies.law_report import lines
@@ -186,31 +188,32 @@ class DataRepeat(JointLaw):
         rows = epochs(runs)
         paired = excess(rows)
         means = seed_means(paired, ("N", "tokens", "epochs"), "excess", self.level)
-        claims = [self._few(means)] if len(means) else []
-        law, law_verdicts = self._law(rows)
+        waiting = not_ready(runs, 1, lambda run: run.config["data"].get("path") or "text")
+        claims = decide_together([self._few(paired, means, waiting)] if len(means) else [], self.level)
+        law, verdicts = self._law(rows)
         shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
         tables = {"Excess over fresh text of the same length": shown}
         text = lines(law) if law else ()
-        verdicts = [*claims, *law_verdicts]
         return Findings(
-            self._headline(means), verdicts=verdicts, tables=tables, figures=excess_figures(means), law=law, text=text,
-            methods=REPEAT_METHODS,
+            self._headline(means), claims=claims, verdicts=verdicts, tables=tables, figures=excess_figures(means),
+            law=law, text=text, methods=REPEAT_METHODS,
         )  # fmt: skip
 
-    def _few(self, means: Rows) -> Json:
-        part = means[means["epochs"] <= FEW * 1.01]
-        if not len(part):
-            return {
-                "code": "few_epochs",
-                "level": "warn",
-                "text": f"no cell of 2 to {FEW:g} epochs: nothing to say of them",
-            }
-        worst = part.loc[part["mean"].idxmax()]
-        most = mean_of(worst, NATS)
-        decision = Criterion("not_higher", NEAR).decide(most)
-        text = f"up to {FEW:g} epochs cost less than {NEAR} nats: {decision}; the worst is {most.text()} "
-        text += f"of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
-        return {"code": "few_epochs", "level": "note", "text": text}
+    def _few(self, paired: Rows, means: Rows, waiting: str) -> Question:
+        """The claim that few epochs cost little, about the cell of at most FEW epochs that costs most."""
+        few = means["epochs"] <= FEW * 1.01
+        claim = Claim(of={"epochs": f"up to {FEW:g}"}, against={"epochs": 1}, direction="not_higher", margin=NEAR)
+        text = f"up to {FEW:g} epochs of a text cost less than {NEAR:g} nats per token, compared with fresh text"
+        if not few.any():
+            return Question(claim=claim, text=text, problem=waiting or f"no run has 2 to {FEW:g} epochs")
+
+        def worst(level: float) -> Estimate:
+            """The excess loss of the cell that costs most."""
+            table = seed_means(paired, ("N", "tokens", "epochs"), "excess", level)
+            part = table[table["epochs"] <= FEW * 1.01]
+            return mean_of(part.loc[part["mean"].idxmax()], NATS)
+
+        return Question(claim=claim, text=text, at=worst, unit=NATS, better="lower", problem=waiting)
 
     def _headline(self, means: Rows) -> str:
         if not len(means):

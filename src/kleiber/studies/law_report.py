@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from kleiber.records.files import write_text
+from kleiber.records.regular_files import make_folder
 from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.headline import headline
@@ -25,6 +27,7 @@ from kleiber.studies.laws.table import NOT_FINITE, Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import list_rows
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
@@ -57,7 +60,7 @@ def lines(entry: Row) -> list[str]:
     for exponent in [*entry["approaches"], *entry["accounting"]]:
         counting = f"{exponent['convention']}, " if "convention" in exponent else ""
         shift = f", shift {exponent['shift']:+.4f}" if exponent.get("shift") is not None else ""
-        ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
+        ends = f"{level} {format_interval(exponent['lo'], exponent['hi'], '.4f')}"
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     if "optima" in entry:
         return [*out, *optimum_report.lines(entry), *verdict_lines(entry)]
@@ -143,7 +146,9 @@ def _estimate_line(estimate: Row, level: str) -> str:
         return f"{point}   fixed"
     if not estimate["identified"]:
         return f"not identified ({estimate.get('reason') or 'no interval'}; best fit at {point})"
-    ends = "no interval" if estimate["lo"] is None else f"{level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+    ends = (
+        "no interval" if estimate["lo"] is None else f"{level} {format_interval(estimate['lo'], estimate['hi'], '.5g')}"
+    )
     return f"{point}   {ends}"
 
 
@@ -154,7 +159,7 @@ def format_estimate(estimate: Row) -> str:
     if not estimate["identified"] or estimate["value"] is None:
         point = "" if estimate["value"] is None else f" (best fit at {estimate['value']:.4g})"
         return f"not identified{point}"
-    ends = "(no interval)" if estimate["lo"] is None else f"[{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
+    ends = "(no interval)" if estimate["lo"] is None else f"{format_interval(estimate['lo'], estimate['hi'], '.4g')}"
     return f"{estimate['value']:.4g} {ends}"
 
 
@@ -220,8 +225,8 @@ def write(
         notes=[f"{_rows_fitted(records)}, {excluded} excluded."], verdicts=verdicts, tables=tables_by_title,
         text="\n".join(text), methods=methods(records), details={"Runs": kept[:MOST_ROWS]},
     )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(content, encoding="utf-8")
+    make_folder(out.parent)
+    write_text(out, content)
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
@@ -280,7 +285,7 @@ def parameters(entry: Row) -> list[Json]:
     for name, estimate in {**entry["params"], **entry["derived"]}.items():
         interval = "fixed" if estimate.get("fixed") else "none" if estimate["identified"] else "not identified"
         if estimate["lo"] is not None and estimate["identified"]:
-            interval = f"[{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+            interval = f"{format_interval(estimate['lo'], estimate['hi'], '.5g')}"
         rows.append({"parameter": name, "value": estimate["value"], f"{percent(entry['level'])} interval": interval})
     return rows
 

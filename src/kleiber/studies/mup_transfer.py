@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,9 +19,10 @@ import pandas as pd
 
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, read_ladders
-from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.compare.labels import LOSS, axis_label
+from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.compare.arms import Arm, not_ready, read_ladders
+from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.compare.labels import LOSS, VALIDATION_LOSS
 from kleiber.studies.laws.uncertainty import percent, student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
@@ -71,12 +73,13 @@ class MupTransfer(IntervalStudy):
         ladders = read_ladders(runs, LOSS, lambda run: name_of(place_of(run, axis), axis), min_arms=1)
         arms = {place: ladders[name][-1] for name, place in places.items() if name in ladders}
         optima, drifts = self.optima(arms, axis)
-        moved = [drift_verdict(row, axis) for row in drifts]
-        headline = "; ".join(verdict["text"] for verdict in moved)
+        waiting = not_ready(runs, 1, lambda run: name_of(place_of(run, axis), axis))
+        claims = decide_together(questions(drifts, waiting, axis), self.level)
+        headline = ". ".join(drift_text(row, axis) for row in drifts)
         optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis, self.level)} if drifts else {}
         return Findings(
-            headline or f"The optimum was not found at two {axis}s, so its drift cannot be estimated.",
-            claims=moved,
+            f"{headline}." if headline else f"The optimum was not found at two {axis}s: its drift cannot be estimated.",
+            claims=claims,
             caveats=[caveat for row in optima for caveat in edge_warnings(row, axis)],
             tables={
                 "Optima": optima,
@@ -105,7 +108,7 @@ class MupTransfer(IntervalStudy):
                 fit = fits[entry[axis]]
                 half = quantile * fit.spread(noise)
                 entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
-            drifts += [drift(name, fits, noise, quantile, axis)] if len(fits) > 1 else []
+            drifts += [{**drift(name, fits, noise, quantile, axis), "df": df}] if len(fits) > 1 else []
         return optima, drifts
 
     def fit(self, arm: Arm) -> tuple[Json, Parabola | None]:
@@ -147,6 +150,9 @@ def place_of(run: Run, axis: Axis) -> tuple[str, int]:
     target = str((model.get("parametrization") or {}).get("_target_", "MuP"))
     size = model["depth"] if axis == "depth" else width_of(model)
     return target.rsplit(".", 1)[-1].removesuffix("Parametrization"), size
+
+
+MUP = "MuP"  # the name of the class
 
 
 def label_of(parametrization: str) -> str:
@@ -195,26 +201,53 @@ def drift(name: str, fits: Mapping[int, Parabola], noise: float, quantile: float
     off = quantile * float(np.hypot(small.spread(noise), large.spread(noise)))
     cost, least, most = (large.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
     return {
-        "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half,
+        "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half, "se": half / quantile,
         f"{axis}s": list(fits), "cost": cost, "cost_lo": least, "cost_hi": most,
     }  # fmt: skip
 
 
-def drift_verdict(row: Row, axis: Axis = "width") -> dict[str, str]:
-    """The verdict on the drift: below half a doubling of the rate per doubling of the size the rate transfers."""
+def drift_text(row: Row, axis: Axis = "width") -> str:
+    """The drift of a parametrization and what it costs, as a sentence without a period."""
     sizes = row[f"{axis}s"]
     small, large, num = sizes[0], sizes[-1], len(sizes)
     moves = Estimate(row["per_doubling"], row["lo"], row["hi"], num, f"doublings per doubling of the {axis}")
     cost = Estimate(row["cost"], row["cost_lo"], row["cost_hi"], num, "nats per token")
-    name = label_of(row["parametrization"])
-    text = f"{name}: from {axis} {small} to {large} the best rate moves by {moves.text('+.2f')}; "
-    text += f"training {axis} {large} at the best rate of {axis} {small} costs {cost.text('.4f')}"
-    if max(abs(row["lo"]), abs(row["hi"])) <= 0.5:
-        return {"code": "transfers", "level": "note", "text": text}
-    if row["lo"] <= 0 <= row["hi"]:
-        text += "; the interval is too wide to tell whether it moves"
-        return {"code": "unsettled", "level": "warn", "text": text}
-    return {"code": "moves", "level": "warn", "text": text}
+    return (
+        f"{label_of(row['parametrization'])}: from {axis} {small} to {large} the best rate moves by "
+        f"{moves.text('+.2f')}; training {axis} {large} at the best rate of {axis} {small} costs {cost.text('.4f')}"
+    )
+
+
+def questions(drifts: Sequence[Row], waiting: str, axis: Axis = "width") -> list[Question]:
+    """Returns the claims that the rate transfers under muP, and that it moves down under others relative to muP.
+
+    It transfers where it moves by less than half a doubling per doubling of the size.
+    """
+    rows = {row["parametrization"]: row for row in drifts}
+    unit = f"doublings per doubling of the {axis}"
+    method = "parabolas in log rate; Student's t, noise pooled over sizes"
+    asked = []
+    for name, row in rows.items():
+        base = rows.get(MUP)
+        sides = [row] if name == MUP else [row, base] if base is not None else []
+        if not sides:
+            continue
+        of, against = {"parametrization": name}, {"parametrization": MUP}
+        text = f"under muP the best rate moves by less than half a doubling per doubling of the {axis}"
+        claim = Claim(of=of, measure="drift", direction="within", margin=0.5)
+        if name != MUP:
+            text = f"with the {label_of(name)} the best rate falls faster with the {axis} than under muP"
+            claim = Claim(of=of, against=against, measure="drift")
+        at = partial(drift_estimate, sides, unit=unit)
+        asked.append(Question(claim=claim, text=text, at=at, unit=unit, problem=waiting, method=method))
+    return asked
+
+
+def drift_estimate(sides: Sequence[Row], level: float, unit: str) -> Estimate:
+    """Returns the drift of a parametrization, or of the first of two minus that of the second."""
+    value = sides[0]["per_doubling"] - sum(row["per_doubling"] for row in sides[1:])
+    half = student_quantile(min(row["df"] for row in sides), level) * math.hypot(*(row["se"] for row in sides))
+    return estimate_around(value, half, min(row["df"] for row in sides), unit)
 
 
 def edge_warnings(row: Row, axis: Axis = "width") -> list[dict[str, str]]:
@@ -226,7 +259,7 @@ def edge_warnings(row: Row, axis: Axis = "width") -> list[dict[str, str]]:
     if row["place"] not in reasons:
         return []
     text = f"{name_of((row['parametrization'], row[axis]), axis)}: {reasons[row['place']].format(row['least_at'])}"
-    return [{"code": row["place"], "level": "warn", "text": text}]
+    return [{"code": row["place"], "text": text}]
 
 
 def tuning_figure(arms: Arms, axis: Axis) -> object:
@@ -240,7 +273,7 @@ def tuning_figure(arms: Arms, axis: Axis) -> object:
     ]
     rows = pd.concat(tables, ignore_index=True)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    return lines(rows, x, axis_label(LOSS), list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
+    return lines(rows, x, VALIDATION_LOSS, list(dict.fromkeys(rows["series"])), "Validation loss vs learning rate")
 
 
 def optimum_figure(optima: Sequence[Row], axis: Axis, level: float) -> object:

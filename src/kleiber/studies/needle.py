@@ -22,6 +22,7 @@ from kleiber.studies.compare.study import Compare
 from kleiber.studies.compare.tables import at_common_budget, cell_scores
 from kleiber.studies.study import Findings
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 CELL = re.compile(r"eval/needle/[^/]+/length(\d+)(?:/depth([\d.]+))?/accuracy")
 LABELS = {
@@ -64,7 +65,7 @@ class Needle(Compare):
         }
         return replace(
             findings,
-            headline=f"{summary(lengths)} {findings.headline}",
+            answer=f"{summary(lengths)} {findings.answer}",
             tables={**tables, **findings.tables},
             figures={**figures, **findings.figures},
             methods=f"{METHODS} {findings.methods}",
@@ -123,7 +124,7 @@ def summary(lengths: Rows) -> str:
     longest = lengths[lengths["length"] == lengths["length"].max()].sort_values("mean", ascending=False)
     parts = []
     for row in longest.to_dict("records"):
-        interval = f" [{row['lo']:.0%}, {row['hi']:.0%}]" if row["seeds"] > 1 else ""
+        interval = f" {format_interval(row['lo'], row['hi'], '.0%')}" if row["seeds"] > 1 else ""
         parts.append(f"{row['arm']} {row['mean']:.0%}{interval}")
     where = f"In haystacks of {longest['length'].max()} tokens the needle is recalled"
     return f"{where} by {', '.join(parts)} (mean over its places)."

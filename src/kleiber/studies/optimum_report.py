@@ -14,6 +14,7 @@ from kleiber.studies.laws.optimum_prediction import outside_text, prediction_lin
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
@@ -25,7 +26,9 @@ def lines(entry: Row) -> list[str]:
     """Returns the printed lines of the joint fit, the backtests and the predictions."""
     level, out = percent(entry["level"]), []
     for name, value in entry.get("joint", {}).items():
-        out.append(f"  joint fit: {name} = {value['value']:.4f}, {level} [{value['lo']:.4f}, {value['hi']:.4f}]")
+        out.append(
+            f"  joint fit: {name} = {value['value']:.4f}, {level} {format_interval(value['lo'], value['hi'], '.4f')}"
+        )
     for test in entry["backtests"]:
         naive = ""
         if test["n_paired"]:
@@ -47,7 +50,7 @@ def headline(entry: Row) -> str:
             return f"The runs do not determine the law: {verdict['text']}."
     unknown = [name for name, value in entry["derived"].items() if not value["identified"]]
     exponents = [
-        f"{name} = {value['value']:.3f} [{value['lo']:.3f}, {value['hi']:.3f}]"
+        f"{name} = {value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"
         for name, value in entry["derived"].items()
         if value["identified"] and value["lo"] is not None
     ]

@@ -14,11 +14,11 @@ import pandas as pd
 from kleiber.charts.theme import Chart, format_count
 from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
-from kleiber.records.catalog import Run
+from kleiber.records.catalog import Run, score_of
 from kleiber.records.diff import as_number, identity_values
-from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
+from kleiber.types.score import Better
 
 MOST_AXES = 6  # keys of the config among the parallel coordinates
 MOST_LABELS = 6  # values that an axis names; of more, the least and the largest
@@ -48,7 +48,8 @@ class Overview(Study):
         else:
             rows = [{name: value for name, value in row.items() if name != "stage"} for row in rows]
         if measure is not None:
-            rows.sort(key=lambda row: sort_key(row.get(measure), measure))
+            better = score_of(runs, measure).better
+            rows.sort(key=lambda row: sort_key(row.get(measure), better))
         figures: Figures = {}
         logged = [run for run in runs if any("/" in name for row in run.rows for name in row)]
         if measure is None and not logged:
@@ -120,14 +121,14 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def sort_key(value: float | None, measure: str) -> tuple[bool, float]:
+def sort_key(value: float | None, better: Better) -> tuple[bool, float]:
     """Returns the key by which the best run comes first, and runs without a value last.
 
-    Where it is not known which value is better, the highest comes first.
+    Where neither value is better, the highest comes first.
     """
     if value is None or not math.isfinite(value):
         return True, 0.0
-    return False, value if better_direction(measure) == "lower" else -value
+    return False, value if better == "lower" else -value
 
 
 def headline(rows: Sequence[Row], keys: Sequence[str], measure: str | None, runs: Sequence[Run]) -> str:
@@ -140,7 +141,7 @@ def headline(rows: Sequence[Row], keys: Sequence[str], measure: str | None, runs
     if len(measured) == 1:
         return f"{beginning}; {measure} is {measured[0][measure]:.4f}."
     first, last = measured[0], measured[-1]
-    name = "best" if better_direction(measure) else "highest"
+    name = "highest" if score_of(runs, measure).better == "none" else "best"
     return (
         f"{beginning}; {measure} is between {first[measure]:.4f} ({name}: {describe(first, keys)}) and "
         f"{last[measure]:.4f} ({describe(last, keys)})."

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import nan
 from typing import ClassVar
 
-from kleiber.records.catalog import Run
+from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
 from kleiber.studies.claims import EQUAL, Claim, Levels, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
@@ -30,11 +31,12 @@ from kleiber.studies.panel_declaration import (
     read_tables,
     refuse_unknown,
 )
-from kleiber.studies.panel_table import STAGE, levels_of, read_table
+from kleiber.studies.panel_table import STAGE, START, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Config, Count, Natural
+from kleiber.types.score import Score
 
 SEED = "seed"
 
@@ -161,10 +163,15 @@ class Panel(IntervalStudy):
     def view(self, runs: Sequence[Run]) -> View:
         """Returns the table of the runs, and what it is read by."""
         measures, keys = self.read()
+        table = self.derive(read_table(runs, keys, measures))
+        metrics = dict(zip(table["measure"], table["metric"], strict=True))
+        recorded = {name: score_of(runs, metric.removeprefix(START)) for name, metric in metrics.items()}
+        unknown = {measure.name: Score(nan, label=measure.name) for measure in measures}
+        described = [measure.as_recorded({**unknown, **recorded}[measure.name]) for measure in measures]
         return View(
-            table=self.derive(read_table(runs, keys, measures)), keys=keys,
-            measures={measure.name: measure for measure in measures}, tables=self.tables(measures),
-            arms=planned_arms([run.config for run in runs]), samples=self.samples, level=self.level, equal=self.equal,
+            table=table, keys=keys, measures={measure.name: measure for measure in described},
+            tables=self.tables(measures), arms=planned_arms([run.config for run in runs]),
+            samples=self.samples, level=self.level, equal=self.equal,
         )  # fmt: skip
 
     def analyze(self, runs: Sequence[Run]) -> Findings:

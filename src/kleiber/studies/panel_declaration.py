@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from kleiber.config.errors import did_you_mean
 from kleiber.studies.claims import Selection
 from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.compare.directions import better_direction
-from kleiber.studies.compare.labels import label_of
+from kleiber.types.score import Score
 
 RESERVED = ("run", "seed", "base", "measure", "metric", "value")  # columns of the table, which no key may be called
 EVERY = "*"  # in labels and values of a key: all other values
@@ -32,9 +31,9 @@ class Measure:
                last stage, `forgetting:F` and `forgetting:target` are the rise of the loss on earlier tasks by
                fine-tuning and the loss on the new one
     minus      a metric that is subtracted, whose name may contain the keys and stars of the sources; "" for none
-    label      what people call it
+    label      what people call it; "": as the runs recorded it
     unit       of its values
-    better     which values are better: lower, higher or none
+    better     which values are better: lower, higher or none; "": as the runs recorded it
     limits     ends of its scale, at which intervals are cut
     reference  a value to compare with, such as chance: a number, or the pattern of metrics whose mean it is
     called     what people call the reference
@@ -54,6 +53,10 @@ class Measure:
     def title(self) -> str:
         """The label with the unit, as on an axis."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def as_recorded(self, score: Score) -> Measure:
+        """Returns the measure with the label and the direction of a score of the runs, unless it states its own."""
+        return replace(self, label=self.label or score.label, better=self.better or score.better)
 
     def within(self, mean: Estimate | None) -> Estimate | None:
         """Returns a mean of the measure with its interval cut at the ends of the scale."""
@@ -186,12 +189,10 @@ def read_measures(nodes: Mapping[str, object], derived: Sequence[str]) -> list[M
         if node.get("better", "none") not in ("lower", "higher", "none"):
             raise ValueError(f"{place}.better={node['better']} must be lower, higher or none")
         reference, called = read_reference(node.get("reference"), f"{place}.reference")
-        metric = (sources or [name])[0]
         measures.append(
             Measure(
                 name, sources, minus=str(node.get("minus") or ""), unit=str(node.get("unit") or ""),
-                label=str(node.get("label") or label_of(metric)),
-                better=str(node.get("better") or better_direction(metric) or "none"),
+                label=str(node.get("label") or ""), better=str(node.get("better") or ""),
                 limits=read_limits(node.get("limits"), f"{place}.limits"), reference=reference, called=called,
             )
         )  # fmt: skip

@@ -26,6 +26,7 @@ from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, PlannedPoint, Study, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
+from kleiber.types.score import format_interval
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
@@ -157,7 +158,7 @@ class IsoFLOP(Scaling):
         ]
         head = (
             f"The compute-optimal size grows as N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} interval "
-            f"[{parabolas['lo']:.3f}, {parabolas['hi']:.3f}], from parabolas at {len(rows)} compute budgets"
+            f"{format_interval(parabolas['lo'], parabolas['hi'], '.3f')}, from parabolas at {len(rows)} compute budgets"
         )
         tables = {"Optimum by budget": rows, **findings.tables}
         return replace(findings, answer=within_budgets(head, law), tables=tables)
@@ -180,8 +181,8 @@ class Accounting(Scaling):
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
             "Depending on how parameters and compute are counted, the allocation exponent ranges from "
-            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) to {high['a']:.3f} "
-            f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
+            f"{low['a']:.3f} {format_interval(low['lo'], low['hi'], '.3f')} ({low['convention']}) to {high['a']:.3f} "
+            f"{format_interval(high['lo'], high['hi'], '.3f')} ({high['convention']})"
         )
         return replace(findings, answer=within_budgets(head, findings.law))
 
@@ -240,7 +241,7 @@ def conventions(law: Row) -> list[Json]:
     return [
         {
             "counting": row["convention"], "approach": row["approach"], "a": f"{row['a']:.3f}",
-            percent(law["level"]): f"[{row['lo']:.3f}, {row['hi']:.3f}]",
+            percent(law["level"]): f"{format_interval(row['lo'], row['hi'], '.3f')}",
             "shift": "-" if row["shift"] is None else f"{row['shift']:+.3f}",
         }
         for row in rows
@@ -256,7 +257,7 @@ def min_token_fits(law: Row) -> list[Json]:
             if name in ("alpha", "beta", "a_opt"):
                 row[name] = "not identified"
                 if value["lo"] is not None and value["hi"] is not None:
-                    row[name] = f"{value['value']:.3f} [{value['lo']:.3f}, {value['hi']:.3f}]"
+                    row[name] = f"{value['value']:.3f} {format_interval(value['lo'], value['hi'], '.3f')}"
         rows.append(row)
     return rows
 

@@ -27,6 +27,7 @@ from kleiber.studies.search_trials import Trials, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.studies.tuning_curves import curve, running_best
 from kleiber.types import Json, Positive, Row
+from kleiber.types.score import format_interval
 
 NATS = "nats per token"
 FEWEST = 4  # different trials for an estimate of the regret
@@ -55,10 +56,14 @@ class Search(IntervalStudy):
         means = self.means(trials)
         best = min(means, key=lambda name: means[name].value) if means else None
         regret = self.regret(trials, best, None if dependent else tuning)
-        verdicts = [self._verdict(best, regret, trials), *diverged(trials), *agreement(trials)]
-        verdicts += edges(trials, best, runs)
+        caveats = [
+            *self._untuned(best, regret, trials),
+            *diverged(trials),
+            *agreement(trials),
+            *edges(trials, best, runs),
+        ]
         if best is not None:
-            verdicts.append(optimism(trials, best))
+            caveats.append(optimism(trials, best))
         importance = importances(trials)
         tables = {
             "Finalists on held-out seeds": [
@@ -73,7 +78,13 @@ class Search(IntervalStudy):
 
         figures: Figures = search_figures.figures(trials, tuning, means, self.level)
         methods = METHODS.format(level=f"{self.level:.0%}")
-        return Findings(self._headline(trials, best, means, regret), verdicts, tables, figures, methods=methods)
+        return Findings(
+            self._headline(trials, best, means, regret),
+            caveats=caveats,
+            tables=tables,
+            figures=figures,
+            methods=methods,
+        )
 
     def means(self, trials: Trials) -> dict[str, Estimate]:
         """The mean of each finalist over the held-out seeds; intervals have the noise pooled over finalists."""
@@ -112,24 +123,24 @@ class Search(IntervalStudy):
             return False
         return True if all(map(math.isfinite, regret.values())) else None
 
-    def _verdict(self, best: str | None, regret: Mapping[str, float] | None, trials: Trials) -> Json:
-        """The verdict `tuned`, or why the search is not or cannot be called so."""
+    def _untuned(self, best: str | None, regret: Mapping[str, float] | None, trials: Trials) -> list[Json]:
+        """Why the search is not or cannot be called tuned; empty where it is."""
         if best is None or regret is None:
             text = "no trial has finished with all held-out seeds, so the search decides nothing"
             if best is not None:
                 count = len(next(iter(trials.searched.values())))
                 text = f"the regret of {best} cannot be estimated from {count} trials: it takes {FEWEST} different ones"
-            return {"code": "not_tested", "level": "warn", "text": text}
+            return [{"code": "not_tested", "text": text}]
         text = f"the expected regret of {best} is {format_total(regret)} nats per token: "
         text += regret_text(regret, list(trials.searched))
         tuned = self.is_tuned(regret)
         if tuned:
-            return {"code": "tuned", "level": "note", "text": f"{text}; at most the tolerance of {self.tolerance:g}"}
+            return []
         if tuned is None:
             text += f"; so whether it is within the tolerance of {self.tolerance:g} is not determined"
-            return {"code": "not_tested", "level": "warn", "text": text}
+            return [{"code": "not_tested", "text": text}]
         text += f"; above the tolerance of {self.tolerance:g}: raise design.trials or design.seeds"
-        return {"code": "untuned", "level": "warn", "text": text}
+        return [{"code": "untuned", "text": text}]
 
     def _headline(
         self, trials: Trials, best: str | None, means: Mapping[str, Estimate], regret: Mapping[str, float] | None
@@ -165,7 +176,6 @@ def diverged(trials: Trials) -> list[Json]:
     return [
         {
             "code": "diverged",
-            "level": "warn",
             "text": f"{name} diverged or failed with {count} of its "
             f"{len(trials.held_out[name])} held-out seeds, so it is not chosen",
         }
@@ -174,7 +184,7 @@ def diverged(trials: Trials) -> list[Json]:
 
 
 def agreement(trials: Trials) -> list[Json]:
-    """Verdicts on the rank correlation of the losses of trials at successive numbers of tokens."""
+    """A caveat where the losses of trials at successive numbers of tokens have a low rank correlation."""
     from scipy.stats import spearmanr
 
     out: list[Json] = []
@@ -190,9 +200,7 @@ def agreement(trials: Trials) -> list[Json]:
         if rank < AGREES:
             text += ": the early losses are a poor guide, so the best trial may have been stopped early; use fewer or "
             text += "longer lengths in design.tokens"
-            out.append({"code": "halving", "level": "warn", "text": text})
-        else:
-            out.append({"code": "halving", "level": "note", "text": text})
+            out.append({"code": "halving", "text": text})
     return out
 
 
@@ -205,7 +213,7 @@ def optimism(trials: Trials, best: str) -> Json:
         f"the loss of {best} on held-out seeds less that with the seed of the search, by which it was selected, is "
         f"{gap:+.4f} nats per token"
     )
-    return {"code": "optimism", "level": "note", "text": text}
+    return {"code": "optimism", "text": text}
 
 
 def edges(trials: Trials, best: str | None, runs: Sequence[Run]) -> list[Json]:
@@ -225,8 +233,9 @@ def edges(trials: Trials, best: str | None, runs: Sequence[Run]) -> list[Json]:
             low, high, at = math.log(low), math.log(high), math.log(at)
         share = (at - low) / (high - low)
         if not EDGE < share < 1 - EDGE:
-            text = f"the best {key}, {value}, is at the edge of its range [{bounds.low:g}, {bounds.high:g}]: widen it"
-            out.append({"code": "edge", "level": "warn", "text": text})
+            span = format_interval(bounds.low, bounds.high, "g")
+            text = f"the best {key}, {value}, is at the edge of its range {span}: widen it"
+            out.append({"code": "edge", "text": text})
     return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.studies.compare.decision import Estimate
-from kleiber.studies.compare.labels import LOSS, axis_label
+from kleiber.studies.compare.labels import VALIDATION_LOSS
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.study import Figures
 from kleiber.types import Row
@@ -50,7 +50,7 @@ def tuning_curve(tuning: Sequence[Row], level: float, tokens: float) -> Chart:
     band = rows.assign(hi=[top if value is None or math.isnan(value) else min(value, top) for value in rows["hi"]])
     x = log_axis("trials", "trials of the search", rows["trials"], every=2)
     scale = alt.Scale(domain=[least - 0.1 * (top - least), top], nice=False)
-    y, high = (alt.Y(f"{name}:Q", title=axis_label(LOSS), scale=scale) for name in ("mean", "hi"))
+    y, high = (alt.Y(f"{name}:Q", title=VALIDATION_LOSS, scale=scale) for name in ("mean", "hi"))
     line = alt.Chart(drawn).mark_line(color="black", strokeWidth=2, point={"color": "black", "size": 18})
     closed = band.dropna(subset=["lo"]).astype({"lo": float})
     layers = [
@@ -91,7 +91,7 @@ def loss_by_key(trials: Trials) -> Chart:
             x = alt.X("value:Q", title=key, scale=alt.Scale(zero=False, padding=12))
             if min(numbers) > 0 and max(numbers) > 4 * min(numbers):
                 x = log_axis("value", key, numbers)
-        y = alt.Y("loss:Q", title=axis_label(LOSS), scale=alt.Scale(zero=False, padding=10))
+        y = alt.Y("loss:Q", title=VALIDATION_LOSS, scale=alt.Scale(zero=False, padding=10))
         kinds = ["trial", "finalist", "above the axis"]
         color = alt.Color(
             "kind:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=["#888", "#0072B2", "#ddd"])
@@ -127,7 +127,7 @@ def finalists(trials: Trials, means: Mapping[str, Estimate], level: float) -> Ch
     ])  # fmt: skip
     y = alt.Y("trial:N", title=None, sort=order)
     scale = alt.Scale(zero=False, padding=12)
-    x, low, search = (alt.X(f"{name}:Q", title=axis_label(LOSS), scale=scale) for name in ("value", "lo", "search"))
+    x, low, search = (alt.X(f"{name}:Q", title=VALIDATION_LOSS, scale=scale) for name in ("value", "lo", "search"))
     base = alt.Chart(rows).encode(y=y)
     layers = [
         base.mark_rule(strokeWidth=2).encode(x=low, x2="hi:Q"),

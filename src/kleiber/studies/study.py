@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -26,6 +27,7 @@ from kleiber.studies.laws.headline import not_identified
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.findings/2"
+SCHEMA_FILE = Path(__file__).with_name("findings.schema.json")
 EPOCH_TOKENS = 1e6  # placeholder for the tokens of data that is not read
 Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -246,7 +248,7 @@ def content(findings: Findings, study: str, runs: Sequence[Run], level: float | 
         "figures": [*findings.figures],
         "runs": counts(runs),
         "missing": missing(runs),
-        "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
+        "seconds": fsum(run.summary.get("seconds") or 0 for run in runs),
         **({"cost": costs} if costs else {}),
         "laws": "laws.json" if findings.law is not None else None,
         "refused": refused,

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import read_ladders
+from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
 from kleiber.studies.compare.decision import as_row, from_row, gaps_by_seed, paired_difference
-from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.frontier import best_settings
+from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
-from kleiber.studies.compare.verdicts import verdict
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
@@ -107,14 +107,44 @@ class Transfer(IntervalStudy):
             "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
             "Tuning": tuning(tried) if len(tried) > len(rows) else [],
         }  # fmt: skip
-        verdicts = [score_verdict(row) for row in differences if row["lo"] is not None]
         return Findings(
-            headline(gaps, self.level),
-            [*harm(domains, self.level), *verdicts, *cautions(rows, data)],
-            {title: table for title, table in tables.items() if table},
-            figures(rows, gaps, data, self.level),
+            f"{headline(gaps, self.level)}{harm(domains, self.level)}",
+            claims=decide_together(self.questions_of(runs), self.level),
+            estimates=[score_estimate(row, self.level) for row in differences if row["value"] is not None],
+            caveats=cautions(rows, data),
+            tables={title: table for title, table in tables.items() if table},
+            figures=figures(rows, gaps, data, self.level),
             methods=METHODS.format(level=self.level, near=NEAR, overfitted=OVERFITTED),
+            measure="score",
         )
+
+    def questions_of(self, runs: Sequence[Run]) -> list[Question]:
+        """Returns the claims that pre-training on the largest text of a domain raises the score with the most labels.
+
+        The score is the mean over tasks where there are several.
+        """
+        waiting, tried = not_ready(runs, 1, lambda run: (run.config.get("study") or {}).get("task")), score_rows(runs)
+        means = with_means(tuned_scores(tried))
+        task = ALL_TASKS if (means["task"] == ALL_TASKS).any() else means["task"].iloc[0]
+        part = means[(means["task"] == task) & (means["share"] == means["share"].max())]
+        arms = {key: dict(zip(arm["seed"], arm["score"], strict=True)) for key, arm in part.groupby(["kind", "start"])}
+        largest = max((size_of(start) for _, start in arms if start != SCRATCH), default=0.0)
+        asked = []
+        for (kind, start), scores in arms.items():
+            nothing = arms.get((kind, SCRATCH), {})
+            if start == SCRATCH or size_of(start) != largest or not nothing:
+                continue
+            side = {"kind": kind, "start": start, "task": task}
+            claim = Claim(of=side, against={"start": SCRATCH}, measure="score", equal="tokens", direction="higher")
+            problem = waiting or next(filter(None, (untuned_arm(tried, kind, at) for at in (start, SCRATCH))), "")
+            asked.append(
+                Question(
+                    claim=claim, text=f"the score on {task} is higher with {kind} from {start} than from nothing",
+                    values=gaps_by_seed(scores, nothing), unit="in score", better="higher", problem=problem,
+                    tuned=not problem or problem == waiting,
+                )
+            )  # fmt: skip
+        return asked
 
     def rivals(self, kind: str) -> Sequence[str]:
         """The kinds that a kind is compared with."""
@@ -174,13 +204,24 @@ def superseded(runs: Sequence[Run]) -> set[str]:
     return {name for name, path in paths.items() if path and others.intersection(Path(str(path)).parts)}
 
 
-def score_verdict(row: Row) -> Json:
-    """Whether the first of a pair scores better."""
-    labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
-    than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
-    text = f"on {row['task']}{labels} {row['kind']} from {row['start']} scores above {than}"
-    names = [*(row[key].replace(" ", "_") for key in ("kind", "start", "against", "task")), f"{row['share']:g}"]
-    return verdict("_".join(names), text, from_row(row))
+def untuned_arm(tried: Rows, kind: str, start: str) -> str:
+    """Why the fine-tunes of a kind from a start are not tuned on some task; "" where they are."""
+    part = tried[(tried["kind"] == kind) & (tried["start"] == start) & (tried["share"] == tried["share"].max())]
+    for task, rows in part.groupby("task"):
+        best = float(rows.loc[rows["score"].idxmax(), "lr"])
+        if why := untuned(sorted(set(rows["lr"])), best, int(rows["seed"].nunique())):
+            return f"{kind} from {start} is not tuned on {task}: {why}"
+    return ""
+
+
+def score_estimate(row: Row, level: float) -> Json:
+    """The entry of `estimates` in findings.json of a difference in score."""
+    of = {key: row[key] for key in GROUP}
+    against = {"start" if row["against"] == SCRATCH else "kind": row["against"]}
+    return {
+        "measure": "score", "of": of, "against": against, "than": None, "less": 0.0, "equal": "tokens",
+        **as_row(from_row(row)), "better": "higher", "tuned": None, "method": "Student's t over seeds", "level": level,
+    }  # fmt: skip
 
 
 def score_rows(runs: Sequence[Run]) -> Rows:
@@ -194,12 +235,13 @@ def score_rows(runs: Sequence[Run]) -> Rows:
             continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         metric = main_metric(run)
-        score = rising(metric, stage["metrics"][f"val/{name}/{metric}"])
+        key = f"val/{name}/{metric}"
+        falls = score_of([run], key).better == "lower"
         table.append(
             {
                 "run": run.name, **{key: labels[key] for key in ("kind", "start", "task")},
                 "share": float(labels["share"]), "seed": config["seed"], "lr": stage["lr"],
-                "metric": f"-{metric}" if better_direction(metric) == "lower" else metric, "score": score,
+                "metric": f"-{metric}" if falls else metric, "score": rising(run, key),
                 "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],
@@ -233,9 +275,9 @@ def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
     single = int((rows.groupby(GROUP)["seed"].nunique() < 2).sum())
     unbounded = any(math.isinf(row["factor"]) for row in data)
     text = f"{single} of {rows.groupby(GROUP).ngroups} means have 1 seed, and 2 are needed for an interval"
-    few = {"code": "few_seeds", "level": "warn", "text": text}
+    few = {"code": "few_seeds", "text": text}
     text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there the "
-    censored = {"code": "censored", "level": "note", "text": f"{text}data transferred has no upper bound"}
+    censored = {"code": "censored", "text": f"{text}data transferred has no upper bound"}
     return [few] * (single > 0) + [censored] * unbounded
 
 

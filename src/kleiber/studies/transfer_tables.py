@@ -11,7 +11,7 @@ import numpy as np
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import as_row, interval, paired_difference
-from kleiber.studies.compare.directions import better_direction
+from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.types import Json, Row
 
@@ -65,10 +65,10 @@ def outcomes(gaps: Sequence[Row]) -> list[Json]:
     ]  # fmt: skip
 
 
-def harm(table: Sequence[Row], level: float) -> list[Json]:
-    """The verdict on where pre-training hurts, from `outcomes`; none without a cell."""
+def harm(table: Sequence[Row], level: float) -> str:
+    """The sentence on where pre-training helps and hurts, from `outcomes`; empty without a cell."""
     if not table:
-        return []
+        return ""
     cells, helps, hurts = (sum(row[name] for row in table) for name in ("cells", "helps", "hurts"))
     where = ", ".join(
         f"{row['hurts']} of {row['cells']} from {row['domain']} with {row['share']:.0%} of the labels"
@@ -76,11 +76,10 @@ def harm(table: Sequence[Row], level: float) -> list[Json]:
         if row["hurts"]
     )
     chance = cells * (1 - level) / 2
-    text = (
-        f"pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' ({where})' if where else ''}; if it "
-        f"changed nothing, {chance:.1f} cells would be expected on each side by chance"
+    return (
+        f" Pre-training helps in {helps} and hurts in {hurts} of {cells} cells{f' ({where})' if where else ''}; if it "
+        f"changed nothing, {chance:.1f} cells would be expected on each side by chance."
     )
-    return [{"code": "harm", "level": "note", "text": text}]
 
 
 def text_differences(rows: Rows, level: float) -> list[Json]:
@@ -155,9 +154,9 @@ def main_metric(run: Run) -> str:
     return run.config["data"].get("metric") or next(name for name in usual if f"val/{task}/{name}" in metrics)
 
 
-def rising(metric: str, value: float) -> float:
-    """The value of a metric as a score, which rises with what is learned."""
-    return -value if better_direction(metric) == "lower" else value
+def rising(run: Run, key: str) -> float:
+    """The value of a metric of a run as a score, which rises with what is learned."""
+    return -run.metrics[key] if score_of([run], key).better == "lower" else run.metrics[key]
 
 
 def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[str, float]]:
@@ -171,7 +170,7 @@ def reference_scores(runs: Sequence[Run]) -> dict[tuple[str, float, int], dict[s
         names = {name: f"eval/reference/{run.stage['tasks'][0]}/{name}/{metric}" for name in REFERENCES}
         if all(name in run.metrics for name in names.values()):
             key = labels["task"], float(labels["share"]), run.config["seed"]
-            scores[key] = {reference: rising(metric, run.metrics[name]) for reference, name in names.items()}
+            scores[key] = {reference: rising(run, name) for reference, name in names.items()}
     return scores
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,11 @@ from lightning.pytorch.loggers import Logger
 
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.records.locks import wait_for_lock
+from kleiber.records.regular_files import refuse_link
+from kleiber.records.terminal import print_line
 from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
+from kleiber.types.access import OutsidePath
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
@@ -58,7 +60,7 @@ class Mirror(StageLogger):
         except Exception as error:  # each tool and its network raise classes of their own
             self.works = False
             reason = str(error).partition("\n")[0] or type(error).__name__
-            print(f"{self.label}: {reason}; this run is no longer logged there", file=sys.stderr)
+            print_line(f"{self.label}: {reason}; this run is no longer logged there", err=True)
 
     def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Continues with the rows of a stage, whose steps lie at `place` on the axis."""
@@ -130,6 +132,7 @@ class TensorBoard(Mirror):
         super().begin(stage, step, place)
         if self.logger is not None:
             self.logger.finalize("success")
+        refuse_link(self.folder / "tensorboard")
         purge = self.x(step) + 1 if step else 0
         with self.guarded():
             self.logger = TensorBoardLogger(
@@ -181,7 +184,7 @@ def mlflow_logger(
     run_name: str,
     group: str,
     run_config: Json,
-    tracking_uri: str | None = None,
+    tracking_uri: OutsidePath | None = None,
     tags: dict[str, str] | None = None,
     axis: Axis = "steps",
 ) -> Mirror:

@@ -74,7 +74,7 @@ class WandbMirror(Mirror):
             weights = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("weights/*")]
             files = {str(path.relative_to(checkpoint)): path for path in (*weights, checkpoint / "meta.json")}
             files["config.yaml"] = self.folder / "config.yaml"
-            facts = {"stage": entry["name"], "tokens": entry["tokens"], "metrics": entry["metrics"]}
+            facts = {name: entry[name] for name in ("tokens", "metrics", "scores")} | {"stage": entry["name"]}
             log_files(self.run, self.folder.name, "model", files, facts, [entry["name"]])
 
     def finish(self, code: int) -> None:

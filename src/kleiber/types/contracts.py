@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -37,12 +38,14 @@ class Samples:
     sides       rows that a forward pass has per sample: 2 for a pair of answers
     padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
     random_access  whether `gather` returns any sample; False: they are read in order, and len() is an upper bound
+    label       what figures call these samples, where their name does not say it
     """
 
     num_tokens: int
     num_bytes: int
     sides: int = 1
     padded: bool = False
+    label: str = ""
     random_access: bool = True
 
     def __len__(self) -> int:
@@ -99,8 +102,7 @@ class Objective:
 
     likelihood            whether the mean loss is the negative log-likelihood of a text, as bits per byte need
     metric                name of the main score: "loss", or a metric of the scorer
-    higher_is_better      whether a higher main score is better
-    unit                  unit of the loss in reports
+    metrics               what each score is, by the name of the metric or a pattern: the loss, and those of the scorer
     learning_rate_factor  factor of the default learning rate
     default_epochs        passes over the training samples without a budget; None: 20 tokens per active parameter
     fine_tuning           other defaults for fine-tuning an imported model, by key of the config
@@ -116,8 +118,7 @@ class Objective:
 
     likelihood: bool = False
     metric: str = "loss"
-    higher_is_better: bool = False
-    unit: ClassVar[str] = "nats/token"
+    metrics: ClassVar[Metrics] = MappingProxyType({"loss": Metric("loss", "lower", "nats per token")})
     learning_rate_factor: ClassVar[float] = 1.0
     default_epochs: ClassVar[float | None] = None
     fine_tuning: ClassVar[Mapping[str, float] | None] = None

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from kleiber.studies.compare.decision import (
-    Claim,
     Criterion,
     Decision,
     Estimate,
@@ -13,10 +12,8 @@ from kleiber.studies.compare.decision import (
     half_width,
     level_of_each,
     more_seeds_needed,
-    overall,
     paired_difference,
 )
-from kleiber.studies.compare.labels import axis_label
 
 OPPOSITE = {"lower": "higher", "higher": "lower", "not_lower": "not_higher", "not_higher": "not_lower"}
 
@@ -70,23 +67,15 @@ def test_without_an_interval_nothing_is_tested():
     assert paired_difference({0: 1.0}, {1: 2.0}, 0.9, "nats") is None
 
 
-@pytest.mark.parametrize("wrong", [{"direction": "better"}, {"margin": -1.0}, {"direction": "within"}, {"equal": "x"}])
-def test_a_claim_that_says_nothing_is_refused(wrong):
+@pytest.mark.parametrize("wrong", [{"direction": "better"}, {"margin": -1.0}, {"direction": "within"}])
+def test_a_criterion_that_says_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))[:6]):
-        Claim("b", "a", **wrong)
+        Criterion(**wrong)
 
 
 def test_every_look_and_claim_spends_an_equal_part_of_the_error_rate():
     assert level_of_each(0.9, 1, 1) == pytest.approx(0.9)
     assert level_of_each(0.9, 2, 5) == pytest.approx(0.99)
-
-
-def test_a_study_is_as_good_as_its_worst_claim():
-    supported, undecided = Decision.SUPPORTED, Decision.UNDECIDED
-    assert overall([supported, supported]) == supported
-    assert overall([supported, undecided]) == undecided
-    assert overall([undecided, Decision.CONTRADICTED, supported]) == Decision.CONTRADICTED
-    assert [decision.exit_code for decision in Decision] == [0, 5, 3, 3]
 
 
 def test_the_seeds_that_are_said_to_be_needed_are_the_fewest_that_decide():
@@ -120,15 +109,6 @@ def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_l
 
 def test_gaps_are_in_order_of_the_seed():
     assert gaps_by_seed({1: 2.0, 0: 1.0}, {0: 0.5, 1: 0.0, 2: 9.0}) == [0.5, 2.0]
-
-
-def test_a_measure_has_a_label_and_a_unit_and_a_claim_tells_what_is_equal():
-    assert axis_label("val/sst2/accuracy") == "accuracy on SST-2" and axis_label("loss").endswith("(nats per token)")
-    assert axis_label("moe/dead") == "number of dead experts (experts per layer)"
-    assert axis_label("val/builtin/docs/loss") == "loss on builtin docs (nats)"
-    assert axis_label("eval/exact_match/all/mcc") == "Matthews correlation on exact match"
-    text = Claim("b", "a", "not_higher", 0.01, equal="flops").text()
-    assert "no higher loss" in text and "0.01" in text and "training FLOPs" in text
 
 
 def test_an_estimate_around_a_value_has_ends_at_the_half_width_or_none():

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from kleiber.studies.claims import Claim, decide_together
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.decision import Claim, Decision
-from kleiber.studies.compare.differences import Result, interpolate, judge, more_seeds_of_all, pair
+from kleiber.studies.compare.decision import Decision
+from kleiber.studies.compare.differences import interpolate, pair, question
 
 
 def ladder(name, budgets, speed=1.0, per_token=6.0, scale=2.0, power=-0.3, wrong="", **facts):
@@ -89,12 +90,21 @@ def test_another_measure_is_taken_where_the_arms_meet_and_interpolated_as_the_lo
 LEVEL = 0.9
 
 
+def claim(arm, against, direction="lower", **keys):
+    return Claim(of={"arm": arm}, against={"arm": against}, direction=direction, **keys)
+
+
+def judge(asked, ladders, waiting=""):
+    (result,) = decide_together([question(asked, ladders, waiting)], LEVEL)
+    return result
+
+
 @pytest.mark.parametrize("equal", ["tokens", "flops", "seconds", "params", "memory"])
 def test_swapping_the_arms_of_a_claim_turns_its_sign_and_keeps_its_decision(equal):
     ours, theirs = (tuned(name, scale, 1.0) for name, scale in (("a", 2.0), ("b", 1.9)))
     ladders = {"a": ours, "b": theirs}
-    forth = judge(Claim("a", "b", "higher", equal=equal), ladders, LEVEL, "")
-    back = judge(Claim("b", "a", "lower", equal=equal), ladders, LEVEL, "")
+    forth = judge(claim("a", "b", "higher", equal=equal), ladders)
+    back = judge(claim("b", "a", "lower", equal=equal), ladders)
     assert forth.decision == back.decision == Decision.SUPPORTED
     assert forth.estimate is not None and back.estimate is not None
     assert forth.estimate.value == pytest.approx(-back.estimate.value)
@@ -120,31 +130,45 @@ def test_a_claim_is_decided_at_its_own_quantity():
         arm.values_by_rate[0.02].update({seed: level * tokens**-0.3 * (1 + 0.1 * seed) for seed in range(3)})
         assert seconds == pytest.approx(tokens / (0.6 if arm.name == "slow" else 1.0))
     ladders = {"slow": slow, "fast": fast}
-    decisions = [
-        judge(Claim("slow", "fast", equal=equal), ladders, LEVEL, "").decision for equal in ("tokens", "seconds")
-    ]
+    decisions = [judge(claim("slow", "fast", equal=equal), ladders).decision for equal in ("tokens", "seconds")]
     assert decisions == [Decision.SUPPORTED, Decision.CONTRADICTED]
 
 
 @pytest.mark.parametrize(
-    ("claim", "why_not", "reason"),
+    ("asked", "waiting", "reason"),
     [
-        (Claim("a", "gone"), "", "no finished run of gone"), (Claim("a", "rough"), "", "rough is not tuned"),
-        (Claim("a", "b"), "3 of 9 runs", "3 of 9"), (Claim("a", "b", measure="moe/dead"), "", "moe/dead"),
-        (Claim("a", "big", equal="params"), "", "factor of 0.10"),
+        (claim("a", "gone"), "", "no finished run of gone"), (claim("a", "rough"), "", "rough is not tuned"),
+        (claim("a", "b"), "3 of 9 runs", "3 of 9"), (claim("a", "b", measure="moe/dead"), "", "moe/dead"),
+        (claim("a", "big", equal="params"), "", "factor of 0.10"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_tested_has_its_reason(claim, why_not, reason):
+def test_what_cannot_be_tested_has_its_reason(asked, waiting, reason):
     big = [Arm("big", arm.values_by_rate, 0.02, "", {**arm.facts, "params": 1e6}) for arm in tuned("big", 2.0, 1.0)]
     rough = [Arm("rough", arm.values_by_rate, 0.02, "2 rates", arm.facts) for arm in tuned("rough", 2.0, 1.0)]
     ladders = {"a": tuned("a", 2.0, 1.0), "b": tuned("b", 1.9, 1.0), "big": big, "rough": rough}
-    result = judge(claim, ladders, LEVEL, why_not)
+    result = judge(asked, ladders, waiting)
     assert result.decision == Decision.NOT_TESTED and reason in result.why
-    assert result.to_json()["decision"] == "not tested" and result.to_json()["measure"] == claim.measure
+    assert result.to_json()["decision"] == "not tested" and result.to_json()["measure"] == asked.measure
 
 
-@pytest.mark.parametrize(("needed", "all_of_them"), [([3, 5], 5), ([3, None], None), ([], None), ([4], 4)])
-def test_more_seeds_are_those_that_decide_every_claim(needed, all_of_them):
-    claim = Claim("a", "b")
-    undecided = [Result(claim, None, Decision.UNDECIDED, "", True, seeds) for seeds in needed]
-    assert more_seeds_of_all([*undecided, Result(claim, None, Decision.SUPPORTED, "", True)]) == all_of_them
+def test_an_interaction_is_the_difference_of_two_differences_of_arms():
+    """At width 2 the change is worth 0.3 of a power law's factor, at width 1 it is worth 0.1."""
+    scales = {"a, width=1": 1.9, "b, width=1": 2.0, "a, width=2": 1.7, "b, width=2": 2.0}
+    ladders = {name: tuned(name, scale, 1.0) for name, scale in scales.items()}
+    asked = Claim(of={"arm": "a", "width": 2}, against={"arm": "b"}, than={"width": 1}, equal="tokens")
+    result = judge(asked, ladders)
+    at = ladders["b, width=1"][-1].facts["tokens"] ** -0.3
+    expected = [((1.7 - 2.0) - (1.9 - 2.0)) * at * (1 + 0.1 * seed) for seed in range(3)]
+    assert [*result.question.values] == pytest.approx(expected) and result.decision == Decision.SUPPORTED
+
+
+def test_a_level_and_a_change_from_the_start_are_claims_about_one_arm():
+    arms = [
+        replace(arm, measures_at_best={"score": dict.fromkeys(range(3), 0.9), "start:score": {0: 0.5, 1: 0.4, 2: 0.45}})
+        for arm in tuned("a", 2.0, 1.0)
+    ]
+    level = Claim(of={"arm": "a"}, measure="score", less=0.8, direction="higher", equal="tokens")
+    assert judge(level, {"a": arms}).estimate.value == pytest.approx(0.1)
+    change = Claim(of={"arm": "a"}, against={"moment": "start"}, measure="score", direction="higher", equal="tokens")
+    result = judge(change, {"a": arms})
+    assert [*result.question.values] == pytest.approx([0.4, 0.5, 0.45]) and result.decision == Decision.SUPPORTED

@@ -7,34 +7,22 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from fake_run import fake_score
 
+from kleiber.config.labels import readable
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.study import Compare, read_claim
+from kleiber.studies.compare.study import Compare
 from kleiber.studies.report import load_study
-from kleiber.studies.study import PlannedPoint
+from kleiber.studies.study import SCHEMA_FILE, PlannedPoint, content
 
 from ..arm_runs import write
 
 STUDY = {"_target_": "kleiber.studies.Compare"}
-NUMBER = {"type": ["number", "null"]}
-SCHEMA = {
-    "type": "object",
-    "required": ["schema", "measure", "level", "decision", "why", "estimates", "more_seeds_needed"],
-    "properties": {
-        "schema": {"const": "kleiber.compare/1"},
-        "decision": {"enum": ["supported", "contradicted", "undecided", "not tested"]},
-        "more_seeds_needed": {"type": ["integer", "null"]},
-        "estimates": {
-            "type": "array", "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["arm", "against", "equal", "value", "lo", "hi", "n", "unit", "tuned"],
-                "properties": {"value": NUMBER, "lo": NUMBER, "hi": NUMBER, "tuned": {"type": "boolean"}},
-            },
-        },
-    },
-}  # fmt: skip
+
+
+def claims_of(findings):
+    return [result.to_json() for result in findings.claims]
 
 
 def two(tmp_path, gap=-0.1, **second):
@@ -50,18 +38,19 @@ def test_the_second_arm_is_better_or_worse_and_a_script_can_read_it(tmp_path, ca
     two(tmp_path, gap)
     assert main(["report", str(tmp_path)]) == code
     findings = json.loads((tmp_path / "findings.json").read_text())
-    jsonschema.validate(findings, SCHEMA)
-    assert findings["decision"] == decision
-    (estimate,) = findings["estimates"]
+    jsonschema.validate(findings, json.loads(SCHEMA_FILE.read_text()))
+    assert (findings["decision"], findings["exit_code"]) == (decision, code)
+    (claim,), (estimate,) = findings["claims"], findings["estimates"]
+    assert (claim["of"], claim["against"], claim["decision"]) == ({"arm": "changed"}, {"arm": "base"}, decision)
     assert (estimate["arm"], estimate["against"]) == ("changed", "base") and estimate["tuned"]
-    assert estimate["value"] == pytest.approx(gap) and estimate["n"] == 3
-    assert f"{gap:+.4f}" in findings["headline"]
+    assert claim["value"] == estimate["value"] == pytest.approx(gap) and estimate["n"] == 3
+    assert main(["report", str(tmp_path), "--exit-zero"]) == 0
 
 
 @pytest.mark.parametrize("second", [{"seeds": 2}, {"best": 0.08}, {"lrs": [0.01, 0.02, 0.04]}])
 def test_an_untuned_arm_decides_nothing(tmp_path, second):
-    findings = Compare().analyze(two(tmp_path, -5.0, **second)).comparison
-    assert findings is not None and findings["decision"] == "not tested" and findings["why"]
+    (claim,) = claims_of(Compare().analyze(two(tmp_path, -5.0, **second)))
+    assert claim["decision"] == "not tested" and claim["why"] and claim["tuned"] is False
 
 
 def test_where_a_seed_diverged_at_every_rate_there_is_no_difference_but_a_report(tmp_path):
@@ -71,8 +60,9 @@ def test_where_a_seed_diverged_at_every_rate_there_is_no_difference_but_a_report
         for run in two(tmp_path)
     ]
     found = Compare().analyze(runs)
-    assert "not tested; changed is not tuned: 1 of its 3 seeds diverged" in found.headline
-    assert "nan" not in found.headline and "inf" not in found.headline
+    (claim,) = claims_of(found)
+    assert claim["decision"] == "not tested" and "1 of its 3 seeds diverged" in claim["why"]
+    assert "nan" not in found.answer and "inf" not in found.answer
     assert all(row["value"] is None for title in ("Claims", "Differences") for row in found.tables[title])
     trends = found.tables["Trends of differences"]
     assert [row["n"] for row in trends] == [2] and math.isfinite(trends[0]["value"])
@@ -92,22 +82,29 @@ def test_an_arm_without_a_finished_run_is_named_by_the_number_of_those_left(tmp_
         Compare().analyze(two(tmp_path, status="running"))
 
 
+def add(stage, measure, value):
+    """Adds a metric to a stage of summary.json, with its score where a class declares it."""
+    stage["metrics"][measure] = value
+    if (score := fake_score(measure, value)) is not None:
+        stage["scores"][measure] = score
+
+
 @pytest.mark.parametrize(
     ("measure", "claims"), [("val/docs/position/64", ()), ("mine", [{"arm": "changed", "against": "base"}])]
 )
 def test_arms_are_tuned_in_the_direction_of_the_measure(tmp_path, measure, claims):
-    """By the name of the measure, or of claims, whose default direction is lower."""
+    """By what the runs recorded of it, or of claims, whose default direction is lower."""
     runs = two(tmp_path)
     for run in runs:
         for stage in run.stages[1:]:
-            stage["metrics"][measure] = stage["metrics"]["val/docs/loss"]
+            add(stage, measure, stage["metrics"]["val/docs/loss"])
     if measure == "mine":
         with pytest.raises(ValueError, match=r"study\.measure=mine"):
-            Compare(measure=measure)
+            Compare(measure=measure).analyze(runs)
     found = Compare(measure=measure, claims=claims).analyze(runs)
     assert {row["best lr"] for row in found.tables["Arms"]} == {0.02}
-    assert found.comparison is not None and found.comparison["decision"] == "supported"
-    assert found.comparison["estimates"][0]["direction"] == "lower"
+    (claim,) = claims_of(found)
+    assert (claim["decision"], claim["direction"]) == ("supported", "lower")
 
 
 @pytest.mark.parametrize("measure", ["loss", "val/docs/accuracy"])
@@ -118,12 +115,10 @@ def test_the_claim_is_about_the_first_two_arms_of_the_design_also_where_the_firs
     for run in runs:
         run.config["design"] = {"arms": {"first": {}, "base": {}, "changed": {}}}
         for stage in run.stages[1:] if run.config["study"]["arm"] != "first" else ():
-            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
-    findings = Compare(measure=measure).analyze(runs).comparison
-    assert findings is not None and findings["decision"] == "not tested"
-    (claim,) = findings["estimates"]
-    assert (claim["arm"], claim["against"], claim["value"]) == ("base", "first", None)
-    assert findings["why"] == f"no finished run of first has the measure {measure}"
+            add(stage, "val/docs/accuracy", 1 / stage["metrics"]["val/docs/loss"])
+    (claim,) = claims_of(Compare(measure=measure).analyze(runs))
+    assert (claim["of"], claim["against"], claim["value"]) == ({"arm": "base"}, {"arm": "first"}, None)
+    assert claim["decision"] == "not tested" and "first" in claim["why"] and measure in claim["why"]
 
 
 def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
@@ -132,8 +127,8 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
         if run.config["study"]["arm"] == "changed":
             for stage in run.stages[1:]:
                 stage["metrics"]["val/docs/loss"] += 0.1 + [0.02, -0.02, -0.015][run.config["seed"]]
-    findings = Compare().analyze(runs).comparison
-    assert findings is not None and findings["decision"] == "undecided" and findings["more_seeds_needed"] > 0
+    (claim,) = claims_of(Compare().analyze(runs))
+    assert claim["decision"] == "undecided" and claim["more_seeds_needed"] > 0
     found = Compare(claims=[{"arm": "changed", "against": "base"}] * 2).analyze(runs)
     (decided,) = {(row["lo"], row["hi"]) for row in found.tables["Claims"]}
     chart = found.figures["differences"]().to_dict()
@@ -144,12 +139,11 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
 def test_claims_share_the_error_rate_and_the_worst_of_them_is_told(tmp_path):
     runs = two(tmp_path)
     claims = [{"arm": "changed", "against": "base"}, {"arm": "base", "against": "changed"}]
-    findings = Compare(claims=claims).analyze(runs).comparison
-    alone = Compare().analyze(runs).comparison
-    assert findings is not None and alone is not None
-    assert [row["decision"] for row in findings["estimates"]] == ["supported", "contradicted"]
-    assert findings["decision"] == "contradicted"
-    assert findings["estimates"][0]["hi"] >= alone["estimates"][0]["hi"]
+    found = Compare(claims=claims).analyze(runs)
+    decided, (alone,) = claims_of(found), claims_of(Compare().analyze(runs))
+    assert [row["decision"] for row in decided] == ["supported", "contradicted"]
+    assert content(found, "x", runs, 0.9)["decision"] == "contradicted"
+    assert decided[0]["hi"] >= alone["hi"]
 
 
 def test_the_difference_is_told_at_everything_that_can_be_held_equal(tmp_path):
@@ -159,13 +153,13 @@ def test_the_difference_is_told_at_everything_that_can_be_held_equal(tmp_path):
     assert table["training tokens"]["value"] == pytest.approx(-0.1)
     assert table["training time"]["value"] > table["training tokens"]["value"]
     assert table["parameters"]["value"] is None and table["parameters"]["ratio"] == pytest.approx(2.0)
-    seconds = Compare(equal="params").analyze(read_runs(tmp_path)).comparison
-    assert seconds is not None and seconds["decision"] == "not tested" and "2.00" in seconds["why"]
+    (claim,) = claims_of(Compare(equal="params").analyze(read_runs(tmp_path)))
+    assert claim["decision"] == "not tested" and "2.00" in claim["why"]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"equal": "money"}, {"claims": [{"arm": "a"}]}, {"claims": [{"arm": "a", "against": "b", "x": 1}]},
+    [{"equal": "money"}, {"claims": [{"against": "a"}]}, {"claims": [{"arm": "a", "against": "b", "x": 1}]},
      {"claims": [{"arm": "a", "against": "b", "direction": "x"}]}],
 )  # fmt: skip
 def test_an_option_that_cannot_be_is_refused_with_its_key(wrong):
@@ -176,7 +170,6 @@ def test_an_option_that_cannot_be_is_refused_with_its_key(wrong):
 def test_a_claim_about_an_arm_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nobody"):
         Compare(claims=[{"arm": "nobody", "against": "base"}]).analyze(two(tmp_path))
-    assert read_claim({"arm": "a", "against": "b", "margin": 0.1}, "x").margin == 0.1
 
 
 def planned(*arms):
@@ -215,8 +208,7 @@ def test_a_claim_has_its_own_measure_and_quantity_and_an_arm_without_runs_is_not
         {"arm": "late", "against": "base"},
     ]
     findings = Compare(claims=claims).analyze(runs)
-    assert findings.comparison is not None
-    estimates = findings.comparison["estimates"]
+    estimates = claims_of(findings)
     assert [row["decision"] for row in estimates] == ["supported", "undecided", "supported", "not tested"]
     assert [row["value"] for row in estimates[:3]] == pytest.approx([-0.1, 0.0, 2.0], abs=2e-3)
     assert estimates[2]["unit"] == "experts per layer" and estimates[2]["measure"] == "moe/dead"
@@ -252,9 +244,9 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
         for metrics in [stage["metrics"] for stage in run.leaves]:
             metrics |= {f"val/builtin/{domain}/loss": metrics["val/docs/loss"] for domain in ("docs", "code")}
     findings = study.analyze(runs)
-    assert findings.comparison is not None
-    assert [row["decision"] for row in findings.comparison["estimates"]] == DECISIONS[name]
-    values = {row["against"] + row["arm"]: row["value"] for row in findings.comparison["estimates"]}
+    claims = claims_of(findings)
+    assert [row["decision"] for row in claims] == DECISIONS[name]
+    values = {row["against"]["arm"] + row["of"]["arm"]: row["value"] for row in claims}
     if name == "moe_gain":
         assert [row["value"] for row in findings.tables["Trends of differences"]] == pytest.approx([0, 0, 0], abs=1e-9)
     if name == "upcycling":
@@ -262,7 +254,7 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
     if name in ("sparsity", "routers"):
         drawn = {title: draw().to_json() for title, draw in findings.figures.items()}
         assert "sizes" in drawn if name == "sparsity" else {"by_dead", "by_max_violation"} <= drawn.keys()
-        assert all(arm in drawn["tuning"] for arm in LOSSES[name])
+        assert all(readable(arm) in drawn["tuning"] for arm in LOSSES[name])
     if name == "routers":
         assert {row["arm"] for row in findings.tables["Differences"]} == set(LOSSES[name]) - {"topk"}
 
@@ -271,12 +263,32 @@ def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
     runs = two(tmp_path)
     for run in runs:
         for stage in run.stages[1:]:
-            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+            add(stage, "val/docs/accuracy", 1 / stage["metrics"]["val/docs/loss"])
     claims = [{"arm": "changed", "against": "base", "direction": "higher"}]
     findings = Compare(measure="val/docs/accuracy", claims=claims).analyze(runs)
-    assert findings.comparison == Compare(measure="val/docs/accuracy").analyze(runs).comparison
-    assert findings.comparison is not None and findings.comparison["decision"] == "supported"
+    assert claims_of(findings) == claims_of(Compare(measure="val/docs/accuracy").analyze(runs))
+    assert [row["decision"] for row in claims_of(findings)] == ["supported"]
     assert "val/docs/accuracy" in findings.tables["Arms"][0] and "loss" not in findings.tables["Arms"][0]
     for draw in findings.figures.values():
         text = draw().to_json()
         assert "ccuracy on docs" in text and "nats" not in text
+
+
+def test_keys_tell_arms_apart_and_than_compares_their_differences(tmp_path):
+    """The change is worth 0.3 at width 64 and 0.1 at width 32."""
+    for width, gap in ((32, -0.1), (64, -0.3)):
+        for arm, loss in (("base", 3.0), ("changed", 3.0 + gap)):
+            write(tmp_path / str(width), STUDY, arm, loss)
+    runs = read_runs(tmp_path)
+    for run in runs:
+        run.config["model"] = {**run.config["model"], "width": int(run.folder.parent.name)}
+    keys = {"width": "model.width"}
+    interaction = {"of": {"arm": "changed", "width": 64}, "against": {"arm": "base"}, "than": {"width": 32}}
+    each = {"of": {"arm": "changed"}, "each": {"width": "all"}, "against": {"arm": "base"}}
+    found = claims_of(Compare(keys=keys, claims=[interaction, each]).analyze(runs))
+    assert [row["value"] for row in found] == pytest.approx([-0.2, -0.1, -0.3])
+    assert [row["of"].get("width") for row in found] == [64, 32, 64] and found[0]["than"] == {"width": 32}
+    with pytest.raises(ValueError, match=r"study\.claims"):
+        Compare(keys=keys, claims=[{"arm": "changed", "against": "base"}]).analyze(runs)
+    with pytest.raises(ValueError, match=r"study\.keys"):
+        Compare(keys=keys)

@@ -12,9 +12,9 @@ from kleiber.studies.compare.tables import (
     multiplier_sentence,
     multiplier_table,
     tokens_table,
-    trend_verdict,
     trends,
 )
+from kleiber.types.score import Score
 
 TOKENS = (1e6, 2e6, 4e6, 8e6)
 
@@ -69,13 +69,6 @@ def test_one_budget_has_no_trend_and_no_table_over_tokens():
     assert tokens_table([("a", "b")], ladders, "loss", 0.9) == []
 
 
-@pytest.mark.parametrize(("lo", "hi", "level"), [(-0.2, -0.1, "note"), (-0.2, 0.1, "warn"), (None, None, "warn")])
-def test_a_trend_is_a_note_where_its_interval_excludes_zero(lo, hi, level):
-    row = {"arm": "a", "against": "b", "over": "per doubling", "value": -0.15, "lo": lo, "hi": hi, "n": 3, "unit": "u"}
-    verdict = trend_verdict(row, "loss")
-    assert (verdict["code"], verdict["level"]) == ("trend", level) and "-0.1500" in verdict["text"]
-
-
 def test_a_pair_is_compared_at_each_number_of_tokens_and_in_the_time_of_the_slower_arm():
     def power(at, seed):
         return 3.0 * (at / 4e6) ** -0.1 * (1 + 0.01 * seed)
@@ -102,7 +95,8 @@ def test_the_multiplier_is_the_planted_one(times):
     rows, warnings = multiplier_table("moe", [*sizes, "gone"], ladders, 0.9)
     (row,) = rows
     assert (row["value"], row["lo"], row["hi"]) == pytest.approx((times, times, times))
-    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in multiplier_sentence(row, "loss")
+    sentence = multiplier_sentence(row, Score(1.0, label="loss"))
+    assert row["tokens"] == 8e6 and row["tuned"] and f"{times:.2f}" in sentence
     assert [warning["code"] for warning in warnings] == (["multiplier"] if times > 2 else [])
 
 
@@ -118,9 +112,10 @@ def test_the_multiplier_of_a_score_is_the_planted_one_and_needs_one_that_rises()
 
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(1), 0.9)
     assert rows[0]["value"] == pytest.approx(1.0) and warnings == []
-    assert "the accuracy of moe" in multiplier_sentence(rows[0], "val/x/accuracy")
+    measure = Score(1.0, label="accuracy on x")
+    assert "the accuracy on x of moe" in multiplier_sentence(rows[0], measure)
     rows, warnings = multiplier_table("moe", ["s", "l"], scores(-1), 0.9)
-    assert rows == [] and "accuracy does not rise" in warnings[0]["text"]
+    assert rows == [] and "val/x/accuracy does not rise" in warnings[0]["text"]
 
 
 def test_there_is_no_multiplier_at_unequal_tokens():

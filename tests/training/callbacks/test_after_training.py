@@ -14,6 +14,7 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions, Samples
 from kleiber.types.model import Model
+from kleiber.types.score import Score
 
 RECORD = StageRecord("main")
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
@@ -89,7 +90,7 @@ class Drawing(FinalScore):
     """A score that draws random numbers."""
 
     def score(self, trainer, pl_module):
-        return {"drawn": float(torch.rand(()))}
+        return {"drawn": Score(float(torch.rand(())))}
 
 
 def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
@@ -107,7 +108,7 @@ def module(**attributes) -> SimpleNamespace:
 def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_number():
     trained, before = module(), torch.get_rng_state()
     for at, scored in ((trainer(step=4), False), (trainer(first=False), False), (trainer(), True)):
-        record = StageRecord("main", metrics={"val/docs/loss": 2.0})
+        record = StageRecord("main", scores={"val/docs/loss": Score(2.0)})
         Drawing(record).on_train_batch_end(at, trained)
         assert ("drawn" in record.metrics) == scored
         assert record.metrics["val/docs/loss"] == 2.0

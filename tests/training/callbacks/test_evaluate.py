@@ -14,6 +14,7 @@ from torch import nn
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import evaluate
 from kleiber.training.step import Diverged
+from kleiber.types.score import Score
 
 
 @pytest.fixture
@@ -47,9 +48,11 @@ def test_a_branch_has_the_curve_of_its_trunk_but_not_the_seconds_that_it_took(st
     trunk, record = StageRecord(name="trunk"), StageRecord(name=stage)
     trunk.evaluation_seconds = 5.0
     trunk.add_row(4, {"val/docs/loss": 2.0})
+    trunk.add_scores({"val/docs/loss": Score(2.0, n=8, unit="nats", better="lower", label="loss on docs")})
     saved = evaluate.Evaluate(trunk, [], every=0, tokens=None, rows=1).state_dict()
     evaluate.Evaluate(record, [], every=0, tokens=None, rows=1).load_state_dict(saved)
     assert record.curve == trunk.curve and record.evaluation_seconds == seconds
+    assert record.scores == trunk.scores
 
 
 def test_the_peak_memory_of_a_stage_is_that_of_its_steps_and_not_of_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +73,7 @@ def test_the_peak_memory_of_a_stage_is_that_of_its_steps_and_not_of_its_scores(m
 def test_a_validation_loss_that_is_not_finite_ends_the_run_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row is logged first; the loss of another stage's task and a metric that is no loss may be nan."""
     scores = {"val/docs/loss": 2.0, "val/docs/auc": math.nan, "val/later/loss": math.nan}
-    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: scores)
+    monkeypatch.setattr(evaluate, "score_tasks", lambda *_: {key: Score(value) for key, value in scores.items()})
     docs, later = SimpleNamespace(name="docs"), SimpleNamespace(name="later")
     record = StageRecord(name="main")
     callback = evaluate.Evaluate(record, [docs], every=1, tokens=None, rows=1, later=[later])

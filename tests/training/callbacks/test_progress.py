@@ -10,6 +10,7 @@ from kleiber.records.progress import DISPLAY
 from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import progress
 from kleiber.training.callbacks.progress import Progress, Speed
+from kleiber.types.score import Score
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def train(callback, trainer, clock, scores_at=(), evaluation=3.0, step_seconds=1
         if step in scores_at:
             clock.seconds += evaluation
             callback.evaluate.record.evaluation_seconds += evaluation
-            callback.evaluate.record.add_row(step, {"val/docs/loss": 3.5})
+            score = Score(3.5, unit="nats per token", better="lower", label="loss on docs")
+            callback.evaluate.record.add_to_row(step, {"val/docs/loss": score})
         callback.on_train_batch_end(trainer, module())
         lines.append(callback.training and callback.training.line)
     callback.on_train_end(trainer, module())
@@ -64,16 +66,18 @@ def test_the_line_has_loss_validation_speed_and_time_left(trainer, clock, capsys
     assert lines[5] == "step 6/10  loss 2.000  val 3.500  100 tokens/s  7 s left  lr 0.001"
     assert lines[9] == "step 10/10  loss 2.000  val 3.500  100 tokens/s  lr 0.001"
     printed = capsys.readouterr().err.splitlines()
-    assert [line for line in printed if "validation docs 3.5000 nats/token" in line] == printed[1:3]
+    assert [line for line in printed if "validation docs 3.5000 nats per token" in line] == printed[1:3]
     assert printed[-1] == lines[9]
 
 
 def test_the_loss_of_a_task_of_another_stage_has_the_unit_of_its_objective(trainer, capsys):
     scored = evaluate()
-    scored.all.append(SimpleNamespace(name="topics", objective=SimpleNamespace(unit="loss/sample")))
-    scored.record.add_row(10, {"val/docs/loss": 3.5, "val/topics/loss": 0.5, "val/topics/accuracy": 0.9})
+    values = {"docs/loss": 3.5, "topics/loss": 0.5, "topics/accuracy": 0.9}
+    units = {"docs/loss": "nats per token", "topics/loss": "per sample"}
+    scores = {f"val/{name}": Score(value, unit=units.get(name, "")) for name, value in values.items()}
+    scored.record.add_to_row(10, scores | {"eval/x/docs/loss": Score(1.0)})
     Progress(100, scored)._print_scores(10, 10)
-    scores = "docs 3.5000 nats/token; topics 0.5000 loss/sample, 0.9000 accuracy"
+    scores = "docs 3.5000 nats per token; topics 0.5000 per sample, 0.9000 accuracy"
     assert capsys.readouterr().err == f"step 10/10: validation {scores}\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.loss import log_probs
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics, variants
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +40,15 @@ MAXIMA = ("max_logit",)  # metrics that are maxima over rows, and have no interv
 MINIMA = ("normalized_entropy",)  # metrics of which the least head is told too: a collapsed head attends to one token
 
 ByLayer = dict[int, Float[np.ndarray, "rows heads"]]
+HEADS = {  # of each head
+    "entropy": Metric("attention entropy", "none", "nats"),
+    "normalized_entropy": Metric("normalized attention entropy", "none"),
+    "max_logit": Metric("largest attention logit", "none"),
+    "sink": Metric("attention to the first token", "none"),
+    "distance": Metric("attention distance", "none", "tokens"),
+    "previous_token": Metric("attention to the previous token", "none"),
+    "induction": Metric("induction score", "none"),
+}
 
 
 class Attention(Evaluation):
@@ -57,6 +68,16 @@ class Attention(Evaluation):
     data         names or paths of other data; null: that of the run or of the command
     """
 
+    metrics: ClassVar[Metrics] = {
+        **variants(HEADS, "*/layer{layer}/head{head}", "* of head {head} in layer {layer}"),
+        **variants(HEADS, "*/mean", "*, mean over heads,"),
+        **variants(HEADS, "*/max", "*, largest over heads,"),
+        **variants(HEADS, "*/min", "*, least over heads,"),
+        "lens_loss/layer{layer}": Metric("loss of the logit lens in layer {layer}", "none", "nats per token"),
+        "repeat_gain": Metric("loss less that of the repetition", "higher", "nats per token"),
+    }
+    data_labels: ClassVar[Mapping[str, str]] = {REPEATED: "repeated random tokens"}
+
     def __init__(
         self,
         tokens: Count = 8192,
@@ -64,7 +85,7 @@ class Attention(Evaluation):
         repeats: Count = 16,
         text_tokens: Natural = 200,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.tokens, self.period, self.repeats = tokens, period, repeats
         self.text_tokens, self.seed, self.data = text_tokens, seed, data

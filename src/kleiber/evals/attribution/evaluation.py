@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.likelihood import pass_tokens
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -71,6 +73,21 @@ class Attribution(Evaluation):
     data         names or paths of other data; null: that of the run or of the command
     """
 
+    metrics: ClassVar[Metrics] = {
+        "agreement/{method}/{other}": Metric("rank correlation of {method} and {other}", "none"),
+        "deletion/random": Metric("area under the deletion curve of random rankings", "none", "nats"),
+        "deletion/{method}": Metric("area under the deletion curve of {method}", "lower", "nats"),
+        "deletion_gain/{method}": Metric("deletion gain of {method} over random rankings", "higher", "nats"),
+        "insertion/random": Metric("area under the insertion curve of random rankings", "none", "nats"),
+        "insertion/{method}": Metric("area under the insertion curve of {method}", "higher", "nats"),
+        "insertion_gain/{method}": Metric("insertion gain of {method} over random rankings", "higher", "nats"),
+        "completeness_error": Metric("completeness error of integrated gradients", "lower", "nats"),
+        "planted_first/random": Metric("share of planted causes that a random ranking puts first", "none"),
+        "planted_first/{method}": Metric("share of planted causes that {method} ranks first", "higher"),
+        "planted_found/{method}": Metric("share of planted causes that {method} finds", "higher"),
+        "log_prob": Metric("log-probability of the explained predictions", "higher", "nats"),
+    }
+
     def __init__(
         self,
         methods: Annotated[Sequence[Method], MinLen(1)] | None = None,
@@ -85,7 +102,7 @@ class Attribution(Evaluation):
         shown: Natural = 2,
         shown_tokens: Count = 32,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.methods, self.texts, self.length, self.position = methods, texts, length, position
         self.baseline, self.steps, self.replacement, self.points = baseline, steps, replacement, points

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.streams import changed_stream, num_layers, read_streams
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Positive, Seed, Width
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -58,6 +60,16 @@ class Autoencoder(Evaluation):
     data           names or paths of other data; null: that of the run or of the command
     """
 
+    metrics: ClassVar[Metrics] = {
+        "loss_recovered": Metric("share of the loss recovered", "higher"),
+        "loss": Metric("loss", "lower", "nats per token"),
+        "loss_reconstructed": Metric("loss with the reconstructed layer", "lower", "nats per token"),
+        "loss_zero": Metric("loss with zeros in place of the layer", "none", "nats per token"),
+        "explained_variance": Metric("explained variance", "higher"),
+        "l0": Metric("active features of a token", "none"),
+        "dead": Metric("share of dead features", "lower"),
+    }
+
     def __init__(
         self,
         layer: Natural | None = None,
@@ -70,7 +82,7 @@ class Autoencoder(Evaluation):
         shown: Natural = 24,
         contexts: Count = 5,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.layer, self.features, self.k, self.seed, self.data = layer, features, k, seed, data
         self.tokens, self.held_out, self.batch = round(quantity(tokens)), round(quantity(held_out)), batch

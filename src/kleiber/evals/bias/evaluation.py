@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -16,12 +16,22 @@ from kleiber.evals.bias.items import ANTI, CROWS, CROWS_DIRECTIONS, PRO, STEREOS
 from kleiber.evals.bias.scoring import ItemScores, item_scores
 from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
+from kleiber.evals.perplexity import BITS_PER_BYTE
 from kleiber.types import Json
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics, variants
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
 SCORE = "stereotype_score"
+SCORES = {  # also of each group
+    "stereotype_score": Metric("stereotype score", "none"),
+    "gap": Metric("score of the stereotype less that of its counterpart", "none"),
+    "lm_score": Metric("language modeling score", "higher"),
+    "icat": Metric("idealized CAT score", "higher"),
+    "q_value": Metric("q-value of the stereotype score", "none"),
+}
 
 
 class Bias(Evaluation):
@@ -53,8 +63,16 @@ class Bias(Evaluation):
     """
 
     columns = (CROWS, STEREOSET, WINOBIAS)
+    metrics: ClassVar[Metrics] = {
+        **SCORES,
+        **variants(SCORES, "*/{group}", "*, {group},"),
+        "stereo": Metric("stereotype score of stereotypes", "none"),
+        "antistereo": Metric("stereotype score of anti-stereotypes", "none"),
+        "biased_groups": Metric("number of biased groups", "lower"),
+        **BITS_PER_BYTE,
+    }
 
-    def __init__(self, data: Sequence[str] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
         self.data, self.fdr = data, fdr
 
     def accepts(self, data: DataSet) -> bool:
@@ -103,7 +121,7 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
         scores |= group_scores(items, by_item, prefers, members, f"/{bias_type}")
         score = scores[f"{SCORE}/{bias_type}"]
         p = sign_test(prefers[members], strata_of(items, members))
-        groups.append({"bias_type": bias_type, **score.to_json(), "p": p})
+        groups.append({"bias_type": bias_type, **interval_of(score), "p": p})
     for group, q in zip(groups, q_values([group["p"] for group in groups]), strict=True):
         group |= {"q": q, "biased": q <= fdr}
         scores[f"q_value/{group['bias_type']}"] = Score(q, n=group["n"])
@@ -114,7 +132,7 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
         members = np.array([at for at, item in enumerate(items) if item.subset == subset])
         scores |= group_scores(items, by_item, prefers, members, f"/{subset}")
         score = scores[f"{SCORE}/{subset}"]
-        groups.append({"bias_type": subset, **score.to_json(), "p": None, "q": None, "biased": False})
+        groups.append({"bias_type": subset, **interval_of(score), "p": None, "q": None, "biased": False})
     for direction in CROWS_DIRECTIONS:
         members = np.array([at for at, item in enumerate(items) if item.direction == direction], dtype=np.int64)
         if len(members):
@@ -122,6 +140,11 @@ def score_items(items: Sequence[Item], by_item: ItemScores, fdr: float) -> tuple
             (resampled,) = strata.resampled_means(prefers[members])
             scores[direction] = share_score(prefers[members], strata, resampled)
     return scores, groups
+
+
+def interval_of(score: Score) -> Json:
+    """The columns value, lo, hi and n of a row."""
+    return {"value": score.value, "lo": score.lo, "hi": score.hi, "n": score.n}
 
 
 def group_scores(

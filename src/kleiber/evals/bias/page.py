@@ -10,6 +10,7 @@ import pandas as pd
 
 from kleiber.charts.theme import KINDS, with_title
 from kleiber.types import Json
+from kleiber.types.score import format_interval
 
 ALL = "all groups"
 
@@ -59,7 +60,7 @@ def groups_html(results: Json) -> str:
     for name, groups in results["details"]["groups"].items():
         rows = "".join(
             f"<tr><td>{escape(group['bias_type'])}</td><td>{group['n']}</td>"
-            f"<td>{group['value']:.3f} [{group['lo']:.3f}, {group['hi']:.3f}]</td>"
+            f"<td>{group['value']:.3f} {format_interval(group['lo'], group['hi'], '.3f')}</td>"
             f"<td>{format_p(group['p'])}</td><td>{format_p(group['q'])}</td>"
             f"<td>{verdict(group)}</td></tr>"
             for group in groups

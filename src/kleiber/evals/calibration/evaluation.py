@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -28,14 +28,31 @@ from kleiber.evals.evaluation import LEVEL, Evaluation, Results, Score, Scores, 
 from kleiber.evals.exact_match import exact_match, numeric_questions
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
 from kleiber.types import Count, Json, Natural
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics, variants
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
+SCORES = {  # of predictions; those of generated answers have them too
+    "accuracy": Metric("accuracy", "higher"),
+    "confidence": Metric("mean confidence", "none"),
+    "overconfidence": Metric("confidence less accuracy", "none"),
+    "ece": Metric("expected calibration error", "lower"),
+    "ece_equal_width": Metric("expected calibration error with bins of equal width", "lower"),
+    "ece_calibrated": Metric("calibration error of calibrated predictions", "none"),
+    "ece_excess": Metric("calibration error above that of calibrated predictions", "lower"),
+    "brier": Metric("Brier score", "lower"),
+    "nats": Metric("negative log-likelihood", "lower", "nats"),
+    "accuracy_at_{share}": Metric("accuracy at coverage {share}", "higher"),
+    "aurc": Metric("area under the risk-coverage curve", "lower"),
+    "excess_aurc": Metric("area under the risk-coverage curve above the least possible", "lower"),
+}
 LEAST_CLUSTERS = 4  # samples, of which half choose a temperature: two of each half
 ANSWERS = "answers"  # of the scores and details of generated answers
 
 Coverage = Annotated[float, Gt(0), Le(1)]
+SCALED = {name: SCORES[name] for name in ("ece", "ece_excess", "nats", "brier")}  # also before and after scaling
 
 
 class Calibration(Evaluation):
@@ -67,6 +84,14 @@ class Calibration(Evaluation):
     data       names or paths of text or of tables of questions; null: those of the command or of the run
     """
 
+    metrics: ClassVar[Metrics] = {
+        **SCORES,
+        **variants(SCORES, "answers/*", "* of answers"),
+        "temperature": Metric("fitted temperature", "none"),
+        **variants(SCALED, "unscaled/*", "* before temperature scaling"),
+        **variants(SCALED, "scaled/*", "* after temperature scaling"),
+        **variants(SCALED, "scaled/*_change", "* after temperature scaling less before"),
+    }
     reads = f"text, in a column text, or questions with the columns {'; or '.join(map(', '.join, COLUMNS))}"
 
     def __init__(
@@ -76,7 +101,7 @@ class Calibration(Evaluation):
         coverages: Sequence[Coverage] = (0.5, 0.8),
         scaled: bool = True,
         answers: Natural = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         for coverage in coverages:
             if not 0 < coverage <= 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,6 +71,17 @@ class Degeneration(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "{kind}/distinct_{n}": Metric("share of distinct {n}-grams in {kind} text", "higher"),
+        "{kind}/rep_{n}": Metric("share of repeated {n}-grams in {kind} text", "lower"),
+        "{kind}/seq_rep_{n}": Metric("share of repeated {n}-grams of a sample in {kind} text", "lower"),
+        "{kind}/longest_repeat": Metric("longest repeated span of {kind} text", "lower", "units"),
+        "{kind}/loop_rate": Metric("share of samples that end in a loop in {kind} text", "lower"),
+        "{kind}/self_bleu_{n}": Metric("self-BLEU-{n} of {kind} text", "lower"),
+        "{kind}/entropy": Metric("entropy of the next token in {kind} text", "none", "nats"),
+        "{kind}/unigram_kl": Metric("divergence of the unigrams of {kind} text", "lower", "nats per unit"),
+        "{kind}/mauve": Metric("MAUVE of {kind} text", "higher"),
+    }
 
     def __init__(
         self,
@@ -77,7 +90,7 @@ class Degeneration(Evaluation):
         length: Annotated[int, Ge(LEAST_LENGTH), Le(1 << 20)] | None = None,
         shown: Natural = 4,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.samples, self.prompt_tokens, self.length = samples, prompt_tokens, length
         self.shown, self.seed, self.data = shown, seed, data

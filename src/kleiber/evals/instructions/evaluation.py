@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,6 +17,8 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.instructions.checks import follows
 from kleiber.models.generate import generate, left_padded
 from kleiber.types import Count, Json, Natural, Row
+from kleiber.types.access import DataPath
+from kleiber.types.score import Metric, Metrics, variants
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -43,6 +45,13 @@ class Request:
         return all(follows(text, name, options) for name, options in zip(self.names, self.arguments, strict=True))
 
 
+FOLLOWED = {  # also of each kind of instruction
+    "accuracy": Metric("share of instructions followed", "higher"),
+    "unasked": Metric("share followed by answers to other prompts", "lower"),
+    "lift": Metric("share followed less that of answers to other prompts", "higher"),
+}
+
+
 class Instructions(Evaluation):
     """How many instructions that a rule can verify the greedy answers of a model follow (IFEval, arXiv:2311.07911).
 
@@ -63,10 +72,15 @@ class Instructions(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        **FOLLOWED,
+        **variants(FOLLOWED, "{kind}/*", "*, {kind},"),
+        "words": Metric("length of answers", "none", "words"),
+    }
     reads = "tables with the columns prompt, instruction_id_list and kwargs"
     default_data = (INSTRUCTIONS,)
 
-    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[str] | None = None) -> None:
+    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[DataPath] | None = None) -> None:
         self.tokens, self.shown, self.data = tokens, shown, data
 
     def accepts(self, data: DataSet) -> bool:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Gt, Le
@@ -22,6 +22,7 @@ from kleiber.evals.text_loss import training_parts
 from kleiber.types import Count, Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -59,6 +60,15 @@ class Memorization(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "exposure/{repetitions}": Metric("exposure after {repetitions} repetitions", "lower", "bits"),
+        "extracted/train": Metric("share of training samples extracted", "lower"),
+        "extracted/held_out": Metric("share of held-out samples extracted", "none"),
+        "extracted/{repetitions}": Metric("share of canaries extracted after {repetitions} repetitions", "lower"),
+        "membership_auc/blind": Metric("membership AUC without a model", "none"),
+        "membership_auc/{attack}": Metric("membership AUC by {attack}", "lower"),
+        "membership_tpr/{attack}": Metric("true positive rate of membership inference by {attack}", "lower"),
+    }
     reads = "the training and validation text of a run"
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from kleiber.evals.patching.pairs import PROMPTS, SENTENCES, PatchingPair, colla
 from kleiber.evals.patching.patch import Patcher, num_heads, sites
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -53,6 +55,17 @@ class Patching(Evaluation):
 
     columns = (SENTENCES, PROMPTS)
     causal = True
+    metrics: ClassVar[Metrics] = {
+        "stream/layer{layer}/end": Metric("share restored by the end of the stream in layer {layer}", "none"),
+        "stream/layer{layer}/offset{offset}": Metric(
+            "share restored by the stream in layer {layer}, {offset} tokens on,", "none"
+        ),
+        "head/layer{layer}/head{head}": Metric("share restored by head {head} in layer {layer}", "none"),
+        "{part}/layer{layer}": Metric("share restored by the {part} of layer {layer}", "none"),
+        "difference": Metric("log-probability after clean less that after corrupted text", "higher", "nats"),
+        "equal_length": Metric("share of pairs of equal length", "none"),
+        "clean_is_likelier": Metric("share of pairs whose clean text is likelier", "higher"),
+    }
 
     def __init__(
         self,
@@ -60,7 +73,7 @@ class Patching(Evaluation):
         offsets: Count = 6,
         heads: bool = True,
         prefix: str = " ",
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.pairs, self.offsets, self.heads, self.prefix, self.data = pairs, offsets, heads, prefix, data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from kleiber.evals.probes.probe import correct_on_held_out
 from kleiber.evals.streams import num_layers, read_streams
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, NonNegative, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -66,6 +68,13 @@ class Probes(Evaluation):
     data      names or paths of other data; null: that of the run or of the command
     """
 
+    metrics: ClassVar[Metrics] = {
+        "{feature}/layer{layer}/accuracy": Metric("accuracy of a probe for {feature} in layer {layer}", "higher"),
+        "{feature}/layer{layer}/control": Metric("accuracy of a control task for {feature} in layer {layer}", "none"),
+        "{feature}/layer{layer}/selectivity": Metric("selectivity for {feature} in layer {layer}", "higher"),
+        "{feature}/majority": Metric("share of the most frequent {feature}", "none"),
+    }
+
     def __init__(
         self,
         features: Annotated[Sequence[Feature], MinLen(1)] | None = None,
@@ -76,7 +85,7 @@ class Probes(Evaluation):
         training: Annotated[float, Gt(0), Lt(1)] = 0.5,
         penalty: NonNegative = 0.001,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.features, self.label, self.texts, self.length = features, label, texts, length
         self.layers, self.training, self.penalty, self.seed, self.data = layers, training, penalty, seed, data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Lt, MinLen
@@ -29,7 +29,9 @@ from kleiber.evals.retrieval.neighbors import nearest_by_size
 from kleiber.evals.retrieval.scoring import check_key, score_rows
 from kleiber.records.leftovers import format_bytes
 from kleiber.types import Count, Json, Positive, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics, variants
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +40,20 @@ if TYPE_CHECKING:
 Weight = Annotated[float, Ge(0), Lt(1)]
 Method = Literal["knn", "bm25", "dense"]
 OVERLAP = 64  # tokens that count as contamination where no window is left out
+SCORES = {  # also of each method, size of the store and weight
+    "loss": Metric("loss", "lower", "nats per token"),
+    "bits_per_byte": Metric("bits per byte", "lower", "bits per byte"),
+    "exact_match": Metric("exact match", "higher"),
+    "log_prob": Metric("log-probability of the answer", "higher", "nats"),
+    "difference": Metric("difference from no retrieval", "none"),
+    "answer_retrieved": Metric("share of rows whose retrieved text has the answer", "higher"),
+    "interpolation": Metric("weight of the neighbors", "none"),
+    "temperature": Metric("temperature of the distances", "none"),
+    "store_bytes": Metric("size of the datastore", "lower", "bytes"),
+    "store_seconds": Metric("time to build the datastore", "lower", "s"),
+    "seconds_per_token": Metric("time of a target", "lower", "s"),
+    "contamination": Metric("share of samples in the datastore", "lower"),
+}
 
 
 class Retrieval(Evaluation):
@@ -80,12 +96,18 @@ class Retrieval(Evaluation):
     """
 
     causal = True
+    metrics: ClassVar[Metrics] = {
+        **SCORES,
+        **variants(SCORES, "{method}/*", "* with {method}"),
+        **variants(SCORES, "{method}/tokens{size}/*", "* with {method} and {size} stored tokens"),
+        **variants(SCORES, "{method}/interpolation{weight}/*", "* with {method} at weight {weight}"),
+    }
     reads = "text, in a column text, or a table with the columns prompt or question, and answer"
 
     def __init__(
         self,
         methods: Annotated[Sequence[Method], MinLen(1)] = ("knn", "bm25"),
-        store: Sequence[str] | None = None,
+        store: Sequence[DataPath] | None = None,
         sizes: Annotated[Sequence[Quantity], MinLen(1)] = ("16K", "64K", "256K"),
         memory: Quantity = "2G",
         exclude_overlap: Count | None = 64,
@@ -102,7 +124,7 @@ class Retrieval(Evaluation):
         stride: Count | None = None,
         between: str = "\n",
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.methods, self.store, self.data = list(dict.fromkeys(methods)), store, data
         self.sizes, self.memory, self.exclude_overlap = read_sizes(sizes), round(quantity(memory)), exclude_overlap

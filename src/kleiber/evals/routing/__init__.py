@@ -7,19 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, flatten_numbers
 from kleiber.evals.routing.analysis import coactivation, redundancy, saturation, sensitivity, specialization
 from kleiber.evals.routing.trace import moe_layers, record_routing
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
+from kleiber.types.score import Metric, Metrics, variants
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
 TOKENS = 16_384  # of all data sets together, by default: the sensitivities read them some sixty times
 ALL = "all"  # name of the data sets together, in the names of the scores
+SENSITIVITY = {  # to each change of the router's weights
+    "flips": Metric("share of tokens with other experts", "lower"),
+    "flips_by_layer/{layer}": Metric("share of tokens with other experts in layer {layer}", "lower"),
+    "free": Metric("rise of the loss", "lower", "nats per token"),
+    "frozen": Metric("rise of the loss with the same experts", "lower", "nats per token"),
+    "gating": Metric("rise of the loss by other experts", "lower", "nats per token"),
+}
 
 
 class Routing(Evaluation):
@@ -29,8 +38,19 @@ class Routing(Evaluation):
     """
 
     during = False
+    metrics: ClassVar[Metrics] = {
+        "loss": Metric("loss", "lower", "nats per token"),
+        "margin/{layer}": Metric("margin of the router's scores in layer {layer}", "none"),
+        "specialization/domain/{layer}": Metric("specialization by data set in layer {layer}", "none"),
+        "specialization/token/{layer}": Metric("specialization by token in layer {layer}", "none"),
+        "specialization/next_token/{layer}": Metric("specialization by next token in layer {layer}", "none"),
+        "redundancy/alike/{layer}": Metric("similarity of the experts in layer {layer}", "none"),
+        **variants(SENSITIVITY, "sensitivity/noise/{size}/*", "* under noise of {size}"),
+        **variants(SENSITIVITY, "sensitivity/rounding/{kind}/*", "* under rounding to {kind}"),
+    }
+    data_labels: ClassVar[Mapping[str, str]] = {ALL: "all data sets"}
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None) -> None:
         self.data = data
 
     def check(self, model: Model) -> None:

@@ -15,16 +15,16 @@ from itertools import pairwise
 
 from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
-from kleiber.records.metrics import rows_with
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
 from kleiber.studies.compare.labels import LOSS, arm_from_text
+from kleiber.studies.compare.measures import LOADS, Measures, expert_loads
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
 from kleiber.types import Config, Json, Row
+from kleiber.types.score import Score
 
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
-LOADS = "moe/"  # prefix of what expert_loads measures
 START = "start:"  # prefix of measures before the first step of the last stage
 ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
@@ -39,6 +39,7 @@ class Arm:
     facts             parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
     measure           the name of that measure
     measures_at_best  all measures of the runs at the best rate, by name and seed
+    scores            unit, direction and label of each measure
     """
 
     name: str
@@ -49,6 +50,7 @@ class Arm:
     measure: str = LOSS
     measures_at_best: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     higher_is_better: bool = False
+    scores: Measures = field(default_factory=Measures)
 
     @property
     def best_values(self) -> Mapping[int, float]:
@@ -73,7 +75,7 @@ class Arm:
         """A row of the table of arms."""
         summary = {"arm": self.name, self.measure: self.mean, "seeds": len(self.best_values), "best lr": self.best_lr}
         tuning = {"tuned": not self.untuned_because, "why not": self.untuned_because}
-        loads = {name: each for name, each in self.measures_at_best.items() if name.startswith(LOADS)}
+        loads = {name: each for name, each in self.measures_at_best.items() if name in LOADS}
         means = {name: statistics.fmean(by_seed.values()) for name, by_seed in loads.items()}
         return {**summary, **tuning, **with_readable_latency(self.facts), **means}
 
@@ -129,22 +131,6 @@ def start_scores(stage: Json) -> dict[str, float]:
     return {f"{START}{name}": value for name, value in before.items()}
 
 
-def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
-    """Means over layers of what a stage logged about its experts; empty for a model without experts.
-
-    moe/max_violation, moe/load_entropy  over the last tenth of the rows
-    moe/dead                             the last count of dead experts
-    """
-    rows = [row for row in rows_with(logged, "moe/load_entropy/") if row.get("stage") in (None, stage)]
-    late, counted = rows[-max(1, len(rows) // 10) :], rows_with(rows, "moe/dead/")[-1:]
-    loads = {}
-    for name, source in (("moe/max_violation", late), ("moe/load_entropy", late), ("moe/dead", counted)):
-        values = [value for row in source for key, value in row.items() if key.startswith(f"{name}/")]
-        finite = [value for value in values if math.isfinite(value)]
-        loads |= {name: statistics.fmean(finite)} if finite else {}
-    return loads
-
-
 def read_ladders(
     runs: Sequence[Run],
     measure: str = LOSS,
@@ -157,7 +143,7 @@ def read_ladders(
     Arms are in the order of `arms_in_order`. Raises ValueError for fewer than `min_arms` arms with the measure, and as
     `refuse_twins`.
     """
-    rows, configs = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}
+    rows, configs, scores = leaf_rows(runs, arm_of), {run.name: run.config for run in runs}, Measures(runs)
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
     parts = {name: [row for row in usable if row["arm"] == name] for name in arms_in_order(runs, arm_of)}
     ladders: dict[str, list[Arm]] = {}
@@ -172,7 +158,7 @@ def read_ladders(
             places = [Place(name, tokens, row["lr"], row["seed"]) for row in ended]
             refuse_twins((place, row["run"], configs[row["run"]]) for place, row in zip(places, ended, strict=True))
         if at:
-            ladders[name] = [arm_from_rows(name, part, measure, higher_is_better) for part in at.values()]
+            ladders[name] = [arm_from_rows(name, part, measure, higher_is_better, scores) for part in at.values()]
     if len(ladders) < min_arms:
         numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
         metrics = [name for name in sorted(numbers) if (name == LOSS or "/" in name) and not name.startswith(START)]
@@ -181,6 +167,11 @@ def read_ladders(
             f"measures of these runs: {', '.join(metrics)}"
         )
     return ladders
+
+
+def measured(ladders: Mapping[str, Sequence[Arm]], measure: str) -> Score:
+    """Unit, direction and label of a measure of arms."""
+    return next(iter(ladders.values()))[0].scores[measure]
 
 
 def diverged(row: Row) -> bool:
@@ -192,7 +183,9 @@ def near(tokens: float, budget: float) -> bool:
     return 0 <= tokens / budget - 1 <= SAME_TOKENS
 
 
-def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is_better: bool = False) -> Arm:
+def arm_from_rows(
+    name: str, rows: Sequence[Row], measure: str = LOSS, higher_is_better: bool = False, scores: Measures | None = None
+) -> Arm:
     """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst.
 
     Where some seed diverged at every rate, the rate at which the fewest did is the best, and the arm is not tuned. A
@@ -223,7 +216,9 @@ def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS, higher_is
         for key, value in row.items():
             if (key == LOSS or "/" in key or key.startswith(START)) and isinstance(value, float):
                 measures.setdefault(key, {})[row["seed"]] = value
-    return Arm(name, values, best, reason, facts_of_arm(ended), measure, measures, higher_is_better)
+    facts = facts_of_arm(ended)
+    scores = Measures() if scores is None else scores
+    return Arm(name, values, best, reason, facts, measure, measures, higher_is_better, scores)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
@@ -279,7 +274,7 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     parts = [[run for run in mine if arm_of(run) == name] for name in dict.fromkeys(map(arm_of, mine))]
     plans = [{seeds for seeds in (planned_seeds(run, arm_of) for run in part) if seeds} for part in parts]
     for part, planned in zip(parts, plans, strict=True):
-        seeds = len({run.config["seed"] for run in part})
+        seeds = len({run.config.get("seed") for run in part})
         if seeds < max(planned, default=0):
             return f"{seeds} of {max(planned)} planned seeds of {arm_of(part[0])} were run"
     planned = max((each - {*range(SEEDS)} for each in plans), key=len, default=set())

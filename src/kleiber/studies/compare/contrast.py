@@ -1,4 +1,4 @@
-"""Estimates with intervals and verdicts on claims about fine-tuned runs: replay, learning rates, averages, trends.
+"""Claims about fine-tuned runs with their estimates: replay, learning rates, averages, trends.
 
 A claim without the runs that test it is left out. Differences are within seeds, whose runs share a base, and their
 noise is pooled over all settings. `trends` tests how forgetting F changes from one end of an input to the other.
@@ -6,102 +6,56 @@ noise is pooled over all settings. `trends` tests how forgetting F changes from 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kleiber.studies.compare.decision import Criterion, Estimate, estimate_around
+from kleiber.studies.claims import RATE, Claim, Question
+from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.noise import Noise, pooled, within_seeds
-from kleiber.studies.compare.rows import PLAIN, Rows, label
-from kleiber.studies.compare.verdicts import POSITIVE, verdict
-from kleiber.types import Json, Row
+from kleiber.studies.compare.rows import PLAIN, Rows
+from kleiber.types import Row
+from kleiber.types.score import format_interval
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
+NATS = "nats"
+POOLED = "Student's t within seeds, noise pooled over settings"
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
-QUESTIONS = {  # that are asked of two arms
-    "matched": "{arm} forgets less than {against} at equal target loss",
-    "forgets_less": "{arm} forgets less than {against}, each at its best rate",
-    "learns_less": "{arm} learns less than {against}, each at its best rate",
-}
-WITHIN = "at equal target loss {arm} and {against} forget the same, to {margin:g} nats"
 
 
 def format_level(estimate: Estimate) -> str:
     """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
-    ends = "(no interval)" if estimate.lo is None else f"[{estimate.lo:.4f}, {estimate.hi:.4f}]"
+    ends = "(no interval)" if estimate.lo is None else f"{format_interval(estimate.lo, estimate.hi, '.4f')}"
     return f"{estimate.value:.4f} {ends}"
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How much less an arm forgets or learns than another, and the claim about it.
-
-    question  a key of QUESTIONS
-    margin    of the claim that the two differ by less; 0 for the claim that the difference is positive
-    bounds    for both arms, whether their F is an upper bound: then the difference is at least or at most the estimate
-    """
-
-    code: str
-    question: str
-    arm: str
-    against: str
-    estimate: Estimate
-    margin: float = 0.0
-    bounds: tuple[bool, bool] = (False, False)
-
-    @property
-    def bound(self) -> str:
-        """What the difference is if not the estimate: at least, at most, or not bounded."""
-        return {(True, False): "at least", (False, True): "at most", (True, True): "not bounded by"}.get(
-            self.bounds, ""
-        )
-
-    @property
-    def measure(self) -> str:
-        """What differs, as the title of a panel."""
-        measure = "target loss above" if self.question == "learns_less" else "F below"
-        return f"{measure} {label(self.against)}, {'equal target loss' if self.question == 'matched' else 'best rates'}"
-
-    @property
-    def verdict(self) -> Json:
-        """The verdict of findings.json."""
-        text = WITHIN if self.margin else QUESTIONS[self.question]
-        text = text.format(arm=label(self.arm), against=label(self.against), margin=self.margin)
-        criterion = Criterion("within", self.margin) if self.margin else POSITIVE
-        least, most = self.bounds
-        test = replace(
-            self.estimate,
-            lo=-math.inf if most and self.estimate.lo is not None else self.estimate.lo,
-            hi=math.inf if least and self.estimate.hi is not None else self.estimate.hi,
-        )
-        return verdict(self.code, text, self.estimate, criterion, test, f"{self.bound} ".lstrip())
-
-    def row(self) -> Json:
-        """The row of the table of differences."""
-        return {"arm": label(self.arm), "difference": self.measure, "is": self.bound, **asdict(self.estimate)}
-
-
-def verdicts_on_forgetting(rows: Rows, level: float) -> list[Json]:
-    """Verdicts on replay, learning rates and averages that these runs can test, at the confidence level `level`."""
+def questions_on_forgetting(rows: Rows) -> list[Question]:
+    """Returns the claims on replay, learning rates and averages that these runs can test."""
     rows = rows.assign(beside=beside(rows))
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}
     return [
-        *replay_is_monotone(rows, noise["F"], level),
-        *replay_is_cheap(rows, noise["target"], level),
-        *fast_forgets(rows, noise["F"], level),
-        *averaging(rows, level),
+        *replay_is_monotone(rows, noise["F"]),
+        *replay_is_cheap(rows, noise["target"]),
+        *fast_forgets(rows, noise["F"]),
+        *averaging(rows),
     ]
 
 
-def contrast(table: Rows, arm: float, other: float, noise: Noise, level: float) -> Estimate | None:
-    """Mean of arm - other over the rows that have both columns; None without such rows."""
-    gaps = (table[arm] - table[other]).dropna()
+def contrast(table: Rows, of: float, against: float, noise: Noise, claim: Claim, text: str) -> Question | None:
+    """Returns a claim on the mean of a column minus another over the rows that have both; None without such rows."""
+    gaps = (table[of] - table[against]).dropna()
     if not len(gaps):
         return None
-    return estimate_around(float(gaps.mean()), noise.half_width(level, 2 / len(gaps)), len(gaps), "nats")
+    mean, count = float(gaps.mean()), len(gaps)
+    return question(claim, text, lambda level: estimate_around(mean, noise.half_width(level, 2 / count), count, NATS))
+
+
+def question(claim: Claim, text: str, at: Callable[[float], Estimate | None], unit: str = NATS) -> Question:
+    """Returns a claim whose estimate pools the noise of seeds over all settings."""
+    return Question(claim=claim, text=text, at=at, unit=unit, better="lower", method=POOLED)
 
 
 def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
@@ -132,38 +86,46 @@ def beside(rows: Rows, by: Sequence[str] = ()) -> list[float]:
     return nearest
 
 
-def replay_is_monotone(rows: Rows, noise: Noise, level: float) -> list[Json]:
-    """F falls with each step of the replayed share, at each learning rate, for all steps at once (Bonferroni).
-
-    The estimate is that of the weakest step: one that rises beyond noise, else that whose interval ends lowest.
-    """
-    tables = by_rate(rows, "F")
-    steps = [(lr, p, q) for lr, table in tables.items() for p, q in pairwise(sorted(table))]
-    falls: list[tuple[float, Estimate, str]] = []
-    for lr, p, q in steps:
-        fall = contrast(tables[lr], p, q, noise, 1 - (1 - level) / len(steps))
-        if fall is not None:
-            lowest = -math.inf if fall.lo is None else fall.lo
-            falls.append((lowest, fall, f"from {p:g} to {q:g} at learning rate {lr:g}"))
-    if not falls:
-        return []
-    rises = [step for step in falls if step[1].hi is not None and step[1].hi < 0]
-    _, fall, where = min(rises or falls, key=lambda step: step[0])
-    return [verdict("replay_monotone", f"F falls with every step of the replayed share, least {where}", fall)]
+def replay_is_monotone(rows: Rows, noise: Noise) -> list[Question]:
+    """F falls with each step of the replayed share, at each learning rate: a claim for each step."""
+    asked = []
+    for lr, table in by_rate(rows, "F").items():
+        for less, more in pairwise(sorted(table)):
+            of, against = {"replayed": more, "lr": lr}, {"replayed": less}
+            text = f"F is lower with a replayed share of {more:g} than with {less:g}, at learning rate {lr:g}"
+            asked.append(
+                contrast(table, more, less, noise, Claim(of=of, against=against, measure="F", equal=RATE), text)
+            )
+    return [entry for entry in asked if entry is not None]
 
 
-def replay_is_cheap(rows: Rows, noise: Noise, level: float) -> list[Json]:
-    """5 % replay costs less than 2 % of the target loss, where plain fine-tuning learns best."""
+def replay_is_cheap(rows: Rows, noise: Noise) -> list[Question]:
+    """5% replay costs less than 2% of the target loss, where plain fine-tuning learns best."""
     tables = [table[[0.0, 0.05]].dropna() for table in by_rate(rows, "target").values() if {0.0, 0.05} <= set(table)]
     tables = [table for table in tables if len(table)]
     if not tables:
         return []
     table = min(tables, key=lambda table: table[0.0].mean())
     base, gaps = float(table[0.0].mean()), table[0.05] - table[0.0]
-    cost, half = float(gaps.mean()) / base, noise.half_width(level, 2 / len(gaps)) / base
-    text = f"5 % replay costs less than {LEARNED:.0%} of the target loss at equal {equal_in(rows)}"
-    spare = estimate_around(LEARNED - cost, half, len(gaps), "")
-    return [verdict("replay_cheap", text, estimate_around(cost, half, len(gaps), "of it"), test=spare)]
+    cost, count = float(gaps.mean()) / base, len(gaps)
+    claim = Claim(
+        of={"replayed": 0.05},
+        against={"replayed": 0.0},
+        measure="target",
+        equal=RATE,
+        direction="not_higher",
+        margin=LEARNED,
+    )
+    text = f"5% replay costs less than {LEARNED:.0%} of the target loss at equal {equal_in(rows)}"
+    unit = "of the target loss"
+    return [
+        question(
+            claim,
+            text,
+            lambda level: estimate_around(cost, noise.half_width(level, 2 / count) / base, count, unit),
+            unit,
+        )
+    ]
 
 
 def equal_in(rows: Rows) -> str:
@@ -173,21 +135,22 @@ def equal_in(rows: Rows) -> str:
     return "tokens" if plain & replay else "new tokens"
 
 
-def fast_forgets(rows: Rows, noise: Noise, level: float) -> list[Json]:
+def fast_forgets(rows: Rows, noise: Noise) -> list[Question]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
     plain = rows[rows["method"] == PLAIN].pivot_table(index=PAIRED, columns="lr", values="F")
     if len(plain.columns) < 2:
         return []
     low, high = min(plain), max(plain)
-    rise = contrast(plain, high, low, noise, level)
-    text = f"a high learning rate forgets more, from {low:g} to {high:g}"
-    return [] if rise is None else [verdict("fast_forgets", text, rise)]
+    claim = Claim(of={"method": PLAIN, "lr": high}, against={"lr": low}, measure="F", direction="higher")
+    text = f"F of plain fine-tuning is higher at learning rate {high:g} than at {low:g}"
+    rise = contrast(plain, high, low, noise, claim, text)
+    return [] if rise is None else [rise]
 
 
-def averaging(rows: Rows, level: float) -> list[Json]:
+def averaging(rows: Rows) -> list[Question]:
     """Averaged weights have a lower loss than the mean of the losses, for forgetting and for the target.
 
-    The gain of a run is the mean loss of start and end less the loss half-way; gains of a seed are averaged.
+    The difference of a run is the loss half-way minus the mean loss of start and end; those of a seed are averaged.
     """
     line = rows[rows["method"] == "wise"]
     alpha = line["setting"].str.extract(r"a=([0-9.]+)$")[0].astype(float)
@@ -195,44 +158,49 @@ def averaging(rows: Rows, level: float) -> list[Json]:
     wanted = {(name, share) for name in ("F", "target") for share in (0.0, 0.5, 1.0)}
     if not len(line) or not wanted <= set(keyed.columns):
         return []
-    verdicts = []
-    for name, measure in (("F", "forgetting"), ("target", "target loss")):
-        gain = ((keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]).groupby("seed").mean().dropna()
-        half = pooled([gain.to_numpy()]).half_width(level, 1 / max(len(gain), 1))
-        text = f"half-way between start and end the {measure} is below the chord"
-        verdicts.append(
-            verdict(f"averaging_{name}", text, estimate_around(float(gain.mean()), half, len(gain), "nats"))
-        )
-    return verdicts
+    asked = []
+    for name, measure in (("F", "F"), ("target", "the target loss")):
+        change = keyed[name, 0.5] - (keyed[name, 0.0] + keyed[name, 1.0]) / 2
+        by_seed = change.groupby("seed").mean().dropna().to_numpy()
+        claim = Claim(of={"alpha": 0.5}, against={"alpha": "mean of 0 and 1"}, measure=name)
+        text = f"half-way between start and end {measure} is lower than the mean of both ends"
+        asked.append(question(claim, text, partial(pooled_mean, by_seed)))
+    return asked
+
+
+def pooled_mean(values: NDArray, level: float) -> Estimate:
+    """Returns the mean of one value for each seed with its interval."""
+    half = pooled([values]).half_width(level, 1 / max(len(values), 1))
+    return estimate_around(float(values.mean()), half, len(values), NATS)
 
 
 BASE = ["N", "M"]  # cells of one size and ratio go on from the same bases, so they are no independent samples
 TRENDS = (
-    ("grows_with_new_text", "beside", 1.0, "F grows with new text"),
-    ("grows_with_pretraining", "M", 1.0, "F grows with pre-training tokens per parameter"),
-    ("falls_with_size", "N", -1.0, "F falls with size"),
-    ("falls_with_replay", "p", -1.0, "F falls with the replayed share"),
+    ("beside", "higher", "F is higher after more new text"),
+    ("M", "higher", "F is higher after more pre-training tokens per parameter"),
+    ("N", "lower", "F is lower for larger models"),
+    ("p", "lower", "F is lower with a larger replayed share"),
 )
 
 
-def trends(rows: Rows, noise: Noise, level: float) -> list[Json]:
-    """Verdicts on the change of F from the least to the largest value of each varied input, all at once (Bonferroni).
+def trends(rows: Rows, noise: Noise) -> list[Question]:
+    """Returns claims on the change of F from the least to the largest value of each varied input.
 
     rows  the cells of a grid: N, M, p, n (seeds), F (mean over seeds), and `beside`, the steps of the plain cell
     """
-    tested = [(*entry, list(pairs(rows, entry[1]))) for entry in TRENDS]
-    tested = [entry for entry in tested if entry[-1]]
-    each = 1 - (1 - level) / (1 + len(tested))  # the growth with new text is asked twice
-    results = []
-    for code, column, sign, text, ends in tested:
-        rises = [sign * (high["F"] - low["F"]) for low, high in ends]
-        results.append(trend(code, text, column, rises, ends, noise.half_width(each, terms(ends))))
+    asked = []
+    for column, direction, text in TRENDS:
+        ends = list(pairs(rows, column))
+        if not ends:
+            continue
+        rises = [high["F"] - low["F"] for low, high in ends]
+        asked.append(trend(column, direction, text, rises, ends, partial(noise.half_width, terms=terms(ends))))
         if column == "beside":
             longer = ends[0][1][column] / ends[0][0][column]
-            slower = [longer * low["F"] - high["F"] for low, high in ends]
-            half = noise.half_width(each, terms(ends) * (1 + longer**2) / 2)
-            results.append(trend("power_below_1", "F grows more slowly than new text does", column, slower, ends, half))
-    return results
+            slower = [high["F"] - longer * low["F"] for low, high in ends]
+            half = partial(noise.half_width, terms=terms(ends) * (1 + longer**2) / 2)
+            asked.append(trend(column, "lower", "F grows more slowly than new text does", slower, ends, half))
+    return asked
 
 
 def pairs(rows: Rows, column: str) -> Iterator[tuple[Row, Row]]:
@@ -252,11 +220,18 @@ def terms(ends: list[tuple[Row, Row]]) -> float:
     return float(np.mean([1 / low["n"] + 1 / high["n"] for low, high in ends])) / bases
 
 
-def trend(code: str, text: str, column: str, values: list[float], ends: list[tuple[Row, Row]], half: float) -> Json:
-    """The verdict on the claim that the mean of `values` is positive, with their range over the cells in its text."""
+def trend(
+    column: str, direction: str, text: str, values: list[float], ends: list[tuple[Row, Row]],
+    half: Callable[[float], float],
+) -> Question:  # fmt: skip
+    """Returns the claim on the mean of `values` over the cells, with their range in its text."""
     low, high = ends[0][0][column], ends[0][1][column]
     span = f"{min(values):+.4f} to {max(values):+.4f} over {len(values)} cells"
     unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
-    seeds = min(int(cell["n"]) for pair in ends for cell in pair)
-    mean = estimate_around(float(np.mean(values)), half, seeds, "nats")
-    return verdict(code, f"{text}, from {low:g} to {high:g}{unit}, {span}", mean)
+    seeds, mean = min(int(cell["n"]) for pair in ends for cell in pair), float(np.mean(values))
+    claim = Claim(of={column: float(high)}, against={column: float(low)}, measure="F", direction=direction)
+    return question(
+        claim,
+        f"{text}, from {low:g} to {high:g}{unit} ({span})",
+        lambda level: estimate_around(mean, half(level), seeds, NATS),
+    )

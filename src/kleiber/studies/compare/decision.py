@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from kleiber.config.errors import ExitCode
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 Key = TypeVar("Key", int, tuple[int, int])  # a seed, or a size and a seed
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
@@ -65,8 +67,9 @@ class Estimate:
         style  format of its numbers
         """
         if self.lo is None or self.hi is None:
-            return f"{self.value:{style}} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
-        return f"{self.value:{style}} [{self.lo:{style}}, {self.hi:{style}}] {self.unit}"
+            value = f"{self.value:{style}} {self.unit}".rstrip()
+            return f"{value} (no interval: {self.n} seed{'s' * (self.n != 1)})"
+        return f"{self.value:{style}} {format_interval(self.lo, self.hi, style)} {self.unit}".rstrip()
 
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
@@ -184,8 +187,11 @@ def more_seeds_needed(gaps: Sequence[float], criterion: Criterion, level: float)
     if len(gaps) < 2:
         return None
     mean = statistics.fmean(gaps)
-    for number in range(len(gaps), MOST_SEEDS + 1):
+
+    def decided(number: int) -> bool:
+        """Whether the interval with so many seeds decides; it becomes narrower with every seed."""
         half = half_width(gaps, number, level)
-        if criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED:
-            return number - len(gaps)
-    return None
+        return criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED
+
+    number = bisect_left(range(len(gaps), MOST_SEEDS + 1), True, key=decided)
+    return None if number > MOST_SEEDS - len(gaps) else number

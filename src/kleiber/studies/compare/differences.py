@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kleiber.studies.claims import Claim, Question, Result, Selection
-from kleiber.studies.compare.arms import START, Arm, uneven
+from kleiber.studies.compare.arms import START, Arm, measured, uneven
 from kleiber.studies.compare.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
-from kleiber.studies.compare.directions import better_direction
 from kleiber.studies.compare.labels import LOSS, axis_label, label_of, unit_of
 from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
+from kleiber.types.score import Score
 
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated
 MOMENT, BEFORE = "moment", "start"  # the key of a claim that reads an arm before its last stage: {moment: start}
@@ -131,13 +131,13 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
 
     waiting  why the runs as a whole decide nothing; "" where they can
     """
-    text, unit = sentence(claim), unit_of(claim.measure)
-    fields = {"claim": claim, "text": text, "unit": unit, "better": better_direction(claim.measure) or "none"}
+    measure = measured(ladders, claim.measure)
+    fields = {"claim": claim, "text": sentence(claim, measure), "unit": unit_of(measure), "better": measure.better}
     names = [arm_named(side) for _, side in claim.sides]
     absent = [name for name in dict.fromkeys(names) if name not in ladders]
     if absent:
-        measure = next(iter(ladders.values()))[0].measure
-        problem = f"no finished run of {' and '.join(absent)} has the measure {measure}"
+        tuned_by = next(iter(ladders.values()))[0].measure
+        problem = f"no finished run of {' and '.join(absent)} has the measure {tuned_by}"
         return Question(**fields, values=[], problem=problem, tuned=False)
     sides = [side_values(claim, ladders)] if claim.against is None else contrasted(claim, ladders)
     gaps = [
@@ -186,19 +186,22 @@ def change(ladder: Ladder, measure: str) -> Pair:
     return Pair(arm.values(measure), arm.values(f"{START}{measure}"), arms=(arm,))
 
 
-def sentence(claim: Claim) -> str:
-    """Returns a claim about arms as a sentence without a period."""
+def sentence(claim: Claim, measure: Score) -> str:
+    """Returns a claim about arms as a sentence without a period.
+
+    measure  unit and label of what is compared
+    """
     if claim.text or claim.than is not None or claim.against is None or claim.less:
-        return statement(claim, label_of(claim.measure), unit_of(claim.measure), lambda _, value: str(value))
+        return statement(claim, label_of(measure), unit_of(measure), lambda _, value: str(value))
     arm, other = arm_named(claim.of), arm_named({**claim.of, **claim.against})
     before = claim.against.get(MOMENT) == BEFORE
-    against, measure = "before tuning" if before else other, label_of(claim.measure)
+    against, name = "before tuning" if before else other, label_of(measure)
     if claim.direction == "within":
-        text = f"{arm} and {against} differ in {measure} by less than {claim.margin:g}"
+        text = f"{arm} and {against} differ in {name} by less than {claim.margin:g}"
     else:
         negation, _, comparative = claim.direction.rpartition("_")
         by = f" by more than {claim.margin:g}" if claim.margin else ""
-        text = f"{arm} has {'no' if negation else 'a'} {comparative} {measure} than {against}{by}"
+        text = f"{arm} has {'no' if negation else 'a'} {comparative} {name} than {against}{by}"
     return text if before else f"{text} at equal {QUANTITIES[claim.equal or 'tokens'].label}"
 
 
@@ -211,10 +214,10 @@ def more_seeds_of_all(results: Sequence[Result]) -> int | None:
 def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
     """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
     arm, against = names
-    rows = []
+    rows, unit = [], unit_of(measured(ladders, measure))
     for equal, (_, label) in QUANTITIES.items():
         sides = pair(ladders[arm], ladders[against], equal, measure)
-        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
+        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit)})
     return rows
 
 
@@ -231,11 +234,11 @@ def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, leve
     for claim in claims:
         names = arms_of(claim)
         if claim.measure != measure and len(names) == 2 and ladders.keys() >= {*names}:
-            equal = claim.equal or "tokens"
+            equal, other = claim.equal or "tokens", measured(ladders, claim.measure)
             sides = pair(ladders[names[0]], ladders[names[1]], equal, claim.measure)
             row = {"arm": names[0], "against": names[1], "equal": QUANTITIES[equal].label}
-            row |= sides.row(level, unit_of(claim.measure))
-            gaps.setdefault(axis_label(claim.measure), []).extend([row] if row["value"] is not None else [])
+            row |= sides.row(level, unit_of(other))
+            gaps.setdefault(axis_label(other), []).extend([row] if row["value"] is not None else [])
     return gaps
 
 
@@ -257,4 +260,4 @@ def differences_drawn(
         for row in table
         if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
     ]
-    return {axis_label(measure): rows, **other_measures(claims, ladders, measure, level)}
+    return {axis_label(measured(ladders, measure)): rows, **other_measures(claims, ladders, measure, level)}

@@ -139,33 +139,28 @@ class EqualTarget:
         arms = sorted(set(self.rows["method"]))
         return pd.DataFrame({arm: self.forgetting(arm, self.loss(arm, self.reference)) for arm in arms})
 
-    def differences(self, question: str, arm: str, against: str) -> Rows:
-        """Returns by seed how much less an arm forgets than another, or learns, positive for less.
+    def differences(self, measure: str, arm: str, against: str, matched: bool = True) -> Rows:
+        """Returns by seed a measure of an arm minus that of another, without seeds that lack one of them.
 
-        question  "matched": F at equal target loss; "forgets_less" and "learns_less": F and target loss at the best
-                  setting of each arm
+        measure  "F" or "target"
+        matched  F at equal target loss; otherwise both arms are at their best settings
         """
-        if question == "matched":
-            loss = self.loss(arm, against)
-            ours, theirs = self.forgetting(arm, loss), self.forgetting(against, loss)
-        else:
-            table = self.at_best("F" if question == "forgets_less" else "target")
-            ours, theirs = table[arm], table[against]
-        return ((ours - theirs) if question == "learns_less" else (theirs - ours)).dropna()
+        if not matched:
+            table = self.at_best(measure)
+            return (table[arm] - table[against]).dropna()
+        loss = self.loss(arm, against)
+        return (self.forgetting(arm, loss) - self.forgetting(against, loss)).dropna()
 
-    def half_widths(self, question: str, differences: Sequence[Rows], level: float) -> list[float]:
-        """Returns the half-width of the interval of each mean difference, at the confidence level of one interval.
+    def noise(self, measure: str, differences: Sequence[Rows], matched: bool = True) -> tuple[Noise, int]:
+        """Returns the noise of a run in `differences` of one kind, and how often its variance is in a difference.
 
         The noise is what seeds and arms leave over. Pairs that each have a target loss of their own have no common
         table; there it is the spread of the differences over seeds, pooled over pairs.
         """
-        tested = [gaps.to_numpy() for gaps in differences if len(gaps)]
         if self.equal == "pair":
-            noise, terms = pooled(tested), 1
-        else:
-            table = self.table() if question == "matched" else self.at_best(LESS[question])
-            noise, terms = blocked(table.loc[:, ~on_line(table.columns)]), 2
-        return [noise.half_width(level, terms / len(gaps)) if len(gaps) else math.nan for gaps in differences]
+            return pooled([gaps.to_numpy() for gaps in differences if len(gaps)]), 1
+        table = self.table() if matched else self.at_best(measure)
+        return blocked(table.loc[:, ~on_line(table.columns)]), 2
 
     @property
     def common(self) -> float | None:
@@ -191,12 +186,12 @@ class EqualTarget:
             lo, hi = (mean - half, mean + half) if math.isfinite(half) and len(values) else (None, None)
             loss = self.loss(arm, self.reference)
             theirs = float(self.forgetting(self.reference, loss).reindex(values.index).mean())
-            less = float(self.differences("matched", arm, self.reference).mean())
+            gap = float(self.differences("F", arm, self.reference).mean())
             ends = {"F": mean, "lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
             bounds = ("at most" * self.is_bound(name, loss, values.index) for name in (arm, self.reference))
-            row = {"method": arm, **ends, "at": loss, "reference": theirs, "less": less}
+            row = {"method": arm, **ends, "at": loss, "reference": theirs, "gap": gap}
             rows.append(row | dict(zip(("bound", "reference_bound"), bounds, strict=True)))
-        return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
+        return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["gap"]), row["gap"], row["F"]))
 
     def is_bound(self, arm: str, loss: float, seeds: Iterable[int]) -> bool:
         """Whether F of an arm at a target loss is an upper bound, because the frontier of a seed ends before it."""
@@ -212,7 +207,7 @@ class EqualTarget:
 
     def bounds(self, arm: str, against: str) -> tuple[bool, bool]:
         """Returns for both arms whether their F, where the two are compared, is an upper bound."""
-        loss, seeds = self.loss(arm, against), self.differences("matched", arm, against).index
+        loss, seeds = self.loss(arm, against), self.differences("F", arm, against).index
         return self.is_bound(arm, loss, seeds), self.is_bound(against, loss, seeds)
 
     def left_out(self) -> dict[str, list[str]]:
@@ -238,9 +233,6 @@ class EqualTarget:
             enough = part[part["target"] <= self.loss(str(arm), self.reference)]
             settings.append(enough.loc[enough["F"].idxmin()] if len(enough) else part.loc[part["target"].idxmin()])
         return pd.DataFrame(settings).sort_values("F", ignore_index=True)
-
-
-LESS = {"forgets_less": "F", "learns_less": "target"}
 
 
 def require_common_base(rows: Rows) -> None:

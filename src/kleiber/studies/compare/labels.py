@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from kleiber.config.labels import readable
 from kleiber.config.model_size import width_of
-from kleiber.studies.compare.directions import split_measure
 from kleiber.types import Row
+from kleiber.types.score import Score
 
 if TYPE_CHECKING:
     from kleiber.records.catalog import Run
 
 LOSS = "loss"
-UNITS = {"loss": "nats", "bits_per_byte": "bits/byte"}  # of metrics of one task; those of others are their names
-MEASURES = {  # label and unit of measures; those of others are parts of their names
-    LOSS: ("loss", "nats per token"),
-    "moe/max_violation": ("excess load of the busiest expert", "of the mean load"),
-    "moe/load_entropy": ("entropy of the expert loads", "of its maximum"),
-    "moe/dead": ("number of dead experts", "experts per layer"),
-}
-TERMS = {
-    "moe": "mixture of experts", "agem": "A-GEM", "lora": "LoRA", "lstm": "LSTM", "qk": "QK", "relu2": "ReLU²",
-    "gelu": "GELU", "gqa": "GQA", "topk": "top-k", "lossfree": "loss-free", "mcc": "Matthews correlation",
-    "gpt2": "GPT-2", "llama": "Llama", "mixtral": "Mixtral", "bert": "BERT", "modernbert": "ModernBERT",
-    "muon": "Muon", "clm": "CLM", "mlm": "MLM",
-    "sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "stsb": "STS-B", "qnli": "QNLI",
-    "qqp": "QQP", "rte": "RTE", "wnli": "WNLI", "mnli": "MNLI", "boolq": "BoolQ", "cb": "CB", "copa": "COPA",
-    "wic": "WiC", "wsc": "WSC", "multirc": "MultiRC", "record": "ReCoRD", "trec": "TREC", "ag_news": "AG News",
-    "mbpp": "MBPP", "gsm8k": "GSM8K", "tinystories": "TinyStories", "alpaca": "Alpaca", "dolly": "Dolly",
-}  # fmt: skip
-COUNTED = {"digits": "sums of {} digits", "length": "length {}"}  # parts of measures that end in a number
-
-
-def readable(name: str) -> str:
-    """Returns a name with spaces for underscores and known terms spelled out: `no QK norm` for `no_qk_norm`."""
-    return TERMS.get(name) or " ".join(TERMS.get(part, part) for part in name.split("_"))
+VALIDATION_LOSS = "validation loss (nats per token)"  # the label of its axis
 
 
 def arm_labels(runs: Sequence[Run], arm_of: Callable[[Run], str | None]) -> dict[str, str]:
@@ -78,26 +56,17 @@ def arm_from_text(kind: str, text: str) -> str:
     return f"{kind} from {text}"
 
 
-def label_of(measure: str) -> str:
-    """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
-    if measure in MEASURES:
-        return MEASURES[measure][0]
-    place, metric, detail = split_measure(measure)
-    return f"{metric} ({', '.join(filter(None, [place, detail]))})"
+def label_of(measure: Score) -> str:
+    """What sentences call a measure, such as `accuracy on SST-2`."""
+    return measure.label
 
 
-def unit_of(measure: str) -> str:
-    _, metric, _ = split_measure(measure)
-    return MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric, metric)
+def unit_of(measure: Score) -> str:
+    """The unit of a measure; "" for a plain number."""
+    return measure.unit
 
 
-def axis_label(measure: str) -> str:
-    """The label of an axis: the name of a measure, with its unit where that is known."""
-    if measure == LOSS:
-        return "validation loss (nats per token)"
-    place, metric, detail = split_measure(measure)
-    unit = MEASURES[measure][1] if measure in MEASURES else UNITS.get(metric)
-    where = ", ".join(readable(part.replace("/", "_")) for part in (place.removesuffix("/all"), detail) if part)
-    where = re.sub(rf"\b({'|'.join(COUNTED)})(\d+)", lambda match: COUNTED[match[1]].format(match[2]), where)
-    label = MEASURES[measure][0] if measure in MEASURES else f"{readable(metric)} on {where}"
-    return label if unit is None else f"{label} ({unit})"
+def axis_label(measure: Score) -> str:
+    """The label of an axis: what the measure is called, with its unit."""
+    label = f"validation {LOSS}" if measure.label == LOSS else measure.label
+    return f"{label} ({measure.unit})" if measure.unit and measure.unit not in label else label

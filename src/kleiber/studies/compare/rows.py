@@ -26,6 +26,7 @@ from kleiber.types import Config, Json
 Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
 PLAIN = "none"  # the method of plain fine-tuning
+GENERATED = "generated"  # replay of text that the model generated
 DENSE, MIXTURE, FULL = "dense", "moe", "full"  # arms named by the model, and without an adapter
 FROZEN = f"{MIXTURE}, router frozen"
 SCRATCH = "scratch"  # the start of a model without trained weights
@@ -34,10 +35,9 @@ REPLAY = (  # a sentence for the methods of studies that compare replay
     "of which the stages before need not have read: then it is further training on a mixture, not a memory."
 )
 OTHER = re.compile(r"(schedule|batch|optimizer)(\.(?!lr=).*)?=")
-LABELS = {
-    PLAIN: "plain fine-tuning", "generated": "self-generated replay", "wise": "WiSE-FT", "l2sp": "L2-SP", "ewc": "EWC",
-    "lwf": "LwF", "agem": "A-GEM", "lora": "LoRA", "dora": "DoRA", "freeze": "frozen parts",
-    MIXTURE: "mixture of experts", FROZEN: "mixture of experts, router frozen", FULL: "full fine-tuning",
+LABELS = {  # of arms that are named here
+    PLAIN: "plain fine-tuning", GENERATED: "self-generated replay", FULL: "full fine-tuning",
+    FROZEN: "mixture of experts, router frozen",
 }  # fmt: skip
 CELL = ["method", "setting", "lr", "tokens"]  # columns that name a setting of an arm
 ArmOf = Callable[[Config], tuple[str, str]]  # the arm of a run and its setting, by its config
@@ -160,7 +160,7 @@ def method_of(config: Config) -> tuple[str, str]:
     nodes = {name: node for name, node in (config.get("retention") or {}).items() if node}
     names = [name for name in nodes if name != "wise"]
     parts = [setting for name in names for setting in settings(nodes[name])]
-    names = ["generated" if name == "replay" and nodes[name].get("source") == "generated" else name for name in names]
+    names = [GENERATED if name == "replay" and nodes[name].get("source") == "generated" else name for name in names]
     adapter = config.get("adapter")
     if adapter:
         names.insert(0, str(adapter["_target_"]).rsplit(".", 1)[-1].lower())

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Levels, decide_together, read_claims
+from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
 from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
@@ -37,8 +37,8 @@ from kleiber.studies.compare.differences import (
     same,
     side_by_side,
 )
-from kleiber.studies.compare.directions import direction_of
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
+from kleiber.studies.compare.measures import Measures, direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.tables import (
     Pairs,
@@ -74,7 +74,7 @@ class Compare(IntervalStudy):
     arm: str | None = None
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, object]] = field(default_factory=tuple)
+    claims: Sequence[Config] = field(default_factory=tuple)
     keys: Mapping[str, str] = field(default_factory=dict)
     looks: Count = 1
     sizes: Sequence[str] = field(default_factory=tuple)
@@ -85,17 +85,17 @@ class Compare(IntervalStudy):
         if self.keys and not self.claims:
             raise ValueError(f"study.keys={dict(self.keys)} needs study.claims that say which arms to compare")
         self.read_claims({"arm": ("", ""), **dict.fromkeys(self.keys, (0, 1))})
-        self.direction()
 
-    def read_claims(self, levels: Levels) -> list[Claim]:
+    def read_claims(self, levels: Levels, better: str = "lower") -> list[Claim]:
         """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid.
 
         levels  the values of the key `arm` and of `keys`
+        better  which value of the measure is better, for the claim of a study without claims
         """
         if not self.claims:
             first, second, *_ = levels["arm"]
-            of, against, direction = {"arm": second}, {"arm": first}, self.direction()
-            return [Claim(of=of, against=against, direction=direction, measure=self.measure, equal=self.equal)]
+            of, against = {"arm": second}, {"arm": first}
+            return [Claim(of=of, against=against, direction=better, measure=self.measure, equal=self.equal)]
         shared = {"measure": self.measure, "equal": self.equal}
         claims = read_claims(self.claims, "study.claims", shared, levels)
         for at, claim in enumerate(claims):
@@ -103,13 +103,13 @@ class Compare(IntervalStudy):
                 raise ValueError(f"study.claims[{at}].equal={claim.equal} must be one of {', '.join(QUANTITIES)}")
         return claims
 
-    def direction(self) -> str:
+    def direction(self, runs: Sequence[Run]) -> str:
         """Whether a "lower" or a "higher" measure is better, as `direction_of`."""
-        return direction_of(self.measure, self.claims)
+        return direction_of(self.measure, self.claims, runs)
 
     def ladders(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
         """The arms of the runs at each of their budgets, as `read_ladders`."""
-        return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction() == "higher")
+        return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction(runs) == "higher")
 
     def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
         """What figures call each arm, as `arm_labels`."""
@@ -167,8 +167,8 @@ class Compare(IntervalStudy):
         return compare(runs, self, arm_name)
 
 
-def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
-    """Compares the arms of runs.
+def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequence[Question] = ()) -> Findings:
+    """Compares the arms of runs. `further` claims of a study are decided together with those about arms.
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
@@ -182,9 +182,14 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
         """The arm of a run with the values of the study's keys."""
         return study.name_of(arm_of(run), run.config)
 
-    ladders, claims = study.ladders(runs, named), study.read_claims(levels)
+    ladders, claims, scores = (
+        study.ladders(runs, named),
+        study.read_claims(levels, study.direction(runs)),
+        Measures(runs),
+    )
     study.require_arms(levels)
-    results = decide_together([question(claim, ladders, waiting) for claim in claims], level, study.looks)
+    questions = [*(question(claim, ladders, waiting) for claim in claims), *further]
+    results = decide_together(questions, level, study.looks)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
@@ -201,13 +206,17 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
     drawn = differences_drawn(claims, pairs, ladders, measure, each)
     return Findings(
         answer=" ".join(
-            [*(result.sentence() for result in results), *(multiplier_sentence(row, measure) for row in multipliers)]
+            [
+                *(result.sentence() for result in results),
+                *(multiplier_sentence(row, scores[measure]) for row in multipliers),
+            ]
         ),
         claims=results,
         caveats=[*warnings, *arms_without_latency(facts)],
         tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, drawn, each, study.labels(runs, named)),
-        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
+        figures=figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named)),
+        methods=METHODS.format(level=f"{level:.0%}", claims=len(questions), looks=study.looks)
+        + further_methods(tables),
         measure=measure,
     )
 
@@ -266,16 +275,18 @@ def figures(
     arms: Mapping[str, Arm],
     tables: Mapping[str, Sequence[Row]],
     measure: str,
+    scores: Measures,
     gaps: Mapping[str, Sequence[Row]],
     level: float,
     names: Mapping[str, str],
 ) -> Figures:
     """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are.
 
-    gaps   differences with intervals of the confidence level `level`, by the label of their measure
-    names  what the figures call each arm
+    scores  units and labels of the measures
+    gaps    differences with intervals of the confidence level `level`, by the label of their measure
+    names   what the figures call each arm
     """
-    label = axis_label(measure)
+    label = axis_label(scores[measure])
     arms = {names[name]: arm for name, arm in arms.items()}
     gaps = {name: with_labels(rows, names) for name, rows in gaps.items()}
     charts: Figures = {}
@@ -293,7 +304,7 @@ def figures(
         across["sizes"] = "params"
     for name, column in across.items():
         placed = [row for row in rows if row.get(column) is not None]
-        title = "parameters" if column == "params" else axis_label(column)
+        title = "parameters" if column == "params" else axis_label(scores[column])
         if placed:
             charts[name] = lambda placed=placed, x=(column, title): _figures().scatter(
                 placed, [*arms], x, (measure, label)

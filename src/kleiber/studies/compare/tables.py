@@ -12,13 +12,13 @@ from itertools import pairwise
 
 import pandas as pd
 
-from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.arms import Arm, measured
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
-from kleiber.studies.compare.directions import split_measure
-from kleiber.studies.compare.labels import unit_of
+from kleiber.studies.compare.labels import label_of, unit_of
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Json, Row
+from kleiber.types.score import Score
 
 Pairs = Sequence[tuple[str, str]]  # names of an arm and of the arm that it is compared with
 Gaps = Mapping[int, Mapping[float, float]]  # differences by seed and training tokens
@@ -34,14 +34,14 @@ def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> 
 
     It has the difference at equal tokens, the ratio of the training times, and the difference at equal training time.
     """
-    table = []
+    table, unit = [], unit_of(measured(ladders, measure))
     for arm, against in pairs:
         shared = shared_budgets(ladders[arm], ladders[against])
         for a, b in shared if len(shared) > 1 else ():
             times = [each.facts.get("train_s", math.nan) for each in (a, b)]
             row = {"arm": arm, "against": against, "active": b.facts.get("active"), "tokens": a.facts["tokens"]}
-            row |= Pair(a.values(measure), b.values(measure), times[0] / times[1]).row(level, unit_of(measure))
-            clock = pair([a], ladders[against], "seconds", measure).row(level, unit_of(measure))
+            row |= Pair(a.values(measure), b.values(measure), times[0] / times[1]).row(level, unit)
+            clock = pair([a], ladders[against], "seconds", measure).row(level, unit)
             at_equal_time = {f"{key} at equal time": clock[key] for key in ("value", "lo", "hi")}
             table.append(
                 {**row, "tuned": not (a.untuned_because or b.untuned_because), "note": clock["note"], **at_equal_time}
@@ -63,7 +63,7 @@ def trends(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[J
     Over tokens it is the slope for each doubling, of pairs that share several numbers of tokens. Over sizes it is the
     mean change over the tokens that two pairs share, of pairs without an arm in common and of different active size.
     """
-    unit = unit_of(measure)
+    unit = unit_of(measured(ladders, measure))
     by_pair = {(a, b): gaps_by_budget(ladders[a], ladders[b], measure) for a, b in pairs}
     table = []
     for names, by_seed in by_pair.items():
@@ -119,7 +119,7 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     arm, others = arms[name], [arms[each] for each in sizes]
     estimate = size_multiplier(arm, others, level)
     if estimate is None:
-        change = f"{metric_of(arm.measure)} does not {'rise' if arm.higher_is_better else 'fall'}"
+        change = f"{label_of(arm.scores[arm.measure])} does not {'rise' if arm.higher_is_better else 'fall'}"
         text = f"the multiplier is not identified: the {change} with the size for every seed"
         return [], [{"code": "multiplier", "text": text}]
     tuned = not any(each.untuned_because for each in (arm, *others))
@@ -131,15 +131,10 @@ def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: f
     return [row], [{"code": "multiplier", "text": text}]
 
 
-def metric_of(measure: str) -> str:
-    """The metric of a measure in words, such as `accuracy` of val/sst2/accuracy."""
-    return split_measure(measure)[1].replace("_", " ")
-
-
-def multiplier_sentence(row: Row, measure: str) -> str:
+def multiplier_sentence(row: Row, measure: Score) -> str:
     """The multiplier with its interval as a sentence."""
     tuned = "" if row["tuned"] else ", but not all of these arms are tuned"
-    return f"Other arms would have the {metric_of(measure)} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
+    return f"Other arms would have the {label_of(measure)} of {row['arm']} at {from_row(row).text('.2f')}{tuned}."
 
 
 def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:

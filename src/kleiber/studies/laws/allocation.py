@@ -16,6 +16,7 @@ from scipy.special import ndtri
 
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
+from kleiber.types.score import format_interval
 
 EXAMPLE = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}  # at which a law is compared with a formula
 
@@ -134,8 +135,8 @@ def disagreement(exponents: list[Exponent], tolerance: float = 0.1) -> str | Non
             if apart > tolerance or first.lo > other.hi or other.lo > first.hi:
                 return (
                     f"the approaches disagree on the allocation exponent: {first.approach} gives a = {first.a:.3f} "
-                    f"[{first.lo:.3f}, {first.hi:.3f}], but {other.approach} gives a = {other.a:.3f} "
-                    f"[{other.lo:.3f}, {other.hi:.3f}]"
+                    f"{format_interval(first.lo, first.hi, '.3f')}, but {other.approach} gives a = {other.a:.3f} "
+                    f"{format_interval(other.lo, other.hi, '.3f')}"
                 )
     return None
 

@@ -26,6 +26,7 @@ from kleiber.studies.laws.transients import (
 )
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.verdicts import Verdict
+from kleiber.types.score import format_interval
 
 ALPHA = (
     0.01  # level of the slope tests and of the test of E; with 5 % for transients, a clean ladder passes 9 of 10 times
@@ -217,7 +218,7 @@ def beta_stability(diagnostics: Diagnostics | None, level: float = 0.9) -> list[
     elif change is not None and not change.moved:
         text = (
             f"{how}beta is {change.early:.2f} for all rows and {change.late:.2f} for the rows from twice the smallest "
-            f"D on; {level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
+            f"D on; {level:.0%} interval of the change {format_interval(change.lo, change.hi, '+.2f')}"
         )
         if change.settled:
             out.append(Verdict("settled", "note", f"{text}: beta is stable"))

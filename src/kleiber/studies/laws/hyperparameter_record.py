@@ -26,6 +26,7 @@ from kleiber.studies.laws.table import Table, round_down
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.studies.laws.verdicts import Verdict
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 WIDEST = 2.0  # an exponent with a wider interval is not identified
 NAMED = 10  # a verdict names at most so many groups
@@ -134,7 +135,7 @@ def _estimates(
         if not reason and not determined:
             reason = "the law of another hyperparameter is not determined by these groups"
         if not reason and name in form.exponents and lo is not None and hi is not None and hi - lo > WIDEST:
-            reason = f"its interval [{lo:.2f}, {hi:.2f}] is wider than {WIDEST:g}"
+            reason = f"its interval {format_interval(lo, hi, '.2f')} is wider than {WIDEST:g}"
         entry: Json = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
         params[name] = entry | ({"method": method} if method else {})
     named = {f"{axis}_{name}": params[exponent] for axis in form.axes for name, exponent in POWERS[axis][1].items()}
@@ -204,8 +205,8 @@ def _disagreements(derived: Mapping[str, Row], joint: Mapping[str, Row]) -> list
     """Returns a warning for each exponent whose intervals by the two estimates do not overlap."""
     return [
         Verdict("approaches_disagree", "warn", f"the joint fit disagrees on {name}: {joint[name]['value']:.3f} "
-                f"[{joint[name]['lo']:.3f}, {joint[name]['hi']:.3f}] against {entry['value']:.3f} "
-                f"[{entry['lo']:.3f}, {entry['hi']:.3f}] in two steps")
+                f"{format_interval(joint[name]['lo'], joint[name]['hi'], '.3f')} against {entry['value']:.3f} "
+                f"{format_interval(entry['lo'], entry['hi'], '.3f')} in two steps")
         for name, entry in derived.items()
         if joint[name]["lo"] > entry["hi"] or joint[name]["hi"] < entry["lo"]
     ]  # fmt: skip

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.config.extensions import import_function
+from kleiber.types.score import format_interval
 
 Array = NDArray[np.float64]
 
@@ -109,7 +110,13 @@ class Law:
                 )
             lo, hi = self.params[name].lo, self.params[name].hi
             if not (np.isfinite(value) and lo <= value <= hi):
-                allowed = f"in [{lo:g}, {hi:g}]" if np.isfinite(hi) else "finite and >= 0" if lo == 0 else "finite"
+                allowed = (
+                    f"in {format_interval(lo, hi, 'g')}"
+                    if np.isfinite(hi)
+                    else "finite and >= 0"
+                    if lo == 0
+                    else "finite"
+                )
                 raise ValueError(f"--fix {name}={value:g}: {name} of law {self.name!r} must be {allowed}")
         free = {name: kind for name, kind in self.params.items() if name not in values}
         if not free:

@@ -22,6 +22,7 @@ from kleiber.studies.laws.prediction import (
 )
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 
 def point_inputs(N: float, D: float) -> dict[str, Array]:
@@ -191,7 +192,7 @@ def prediction_line(prediction: Row, level: float) -> str:
     parts = [_axis_text(axis, prediction[axis], level) for axis in ("lr", "batch", "decay") if axis in prediction]
     if "excess" in prediction:
         excess = prediction["excess"]
-        ends = "" if excess["lo"] is None else f" {percent(level)} [{excess['lo']:.2%}, {excess['hi']:.2%}]"
+        ends = "" if excess["lo"] is None else f" {percent(level)} {format_interval(excess['lo'], excess['hi'], '.2%')}"
         parts.append("excess loss unknown" if excess["value"] is None else f"excess loss {excess['value']:.2%}{ends}")
     return f"{at}: {'; '.join(parts)}; {prediction['decades']:.2f} decades outside the rows"
 
@@ -201,7 +202,8 @@ def _axis_text(axis: str, estimate: Row, level: float) -> str:
         return f"{axis} {estimate['value']:.4g}, no interval (not identified)"
     return (
         f"{axis} {estimate['value']:.4g}   {percent(level)} band of the optimum of a new size "
-        f"[{estimate['run_lo']:.4g}, {estimate['run_hi']:.4g}], of the law [{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
+        f"{format_interval(estimate['run_lo'], estimate['run_hi'], '.4g')}, of the law "
+        f"{format_interval(estimate['lo'], estimate['hi'], '.4g')}"
     )
 
 

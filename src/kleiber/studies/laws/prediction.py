@@ -25,6 +25,7 @@ from kleiber.studies.laws.table import DERIVED, Table, cells
 from kleiber.studies.laws.uncertainty import Draws, interval, percent
 from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 EXPECTED = (
     0.041  # prior relative error one decade outside the rows; calibrated so that 90 % intervals contain 90 % of runs
@@ -290,6 +291,7 @@ def prediction_line(prediction: Row, level: float) -> str:
     far = f"{prediction['decades']:.2f} decades outside the rows"
     if prediction["lo"] is None:
         return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
-    band = f"{percent(level)} prediction interval of a new run [{prediction['run_lo']:.5g}, {prediction['run_hi']:.5g}]"
-    law = f"confidence interval if the law holds [{prediction['lo']:.5g}, {prediction['hi']:.5g}]"
+    run = format_interval(prediction["run_lo"], prediction["run_hi"], ".5g")
+    band = f"{percent(level)} prediction interval of a new run {run}"
+    law = f"confidence interval if the law holds {format_interval(prediction['lo'], prediction['hi'], '.5g')}"
     return f"{at}: {prediction['value']:.6g}   {band}, {law}, {far}"

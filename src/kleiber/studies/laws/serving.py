@@ -20,6 +20,7 @@ from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.prediction import MAX_DECADES, complete_point, decades_outside, fitted_values
 from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Json, Row
+from kleiber.types.score import format_interval
 
 TRAINING, SERVING = 6.0, 2.0  # FLOPs per parameter and token
 QUANTITIES = ("N", "D", "total", "loss")
@@ -182,7 +183,11 @@ def allocation_lines(answer: Row, level: float) -> list[str]:
     out = [f"{answer['served']:g} tokens served; {answer['decades']:.2f} decades outside the rows"]
     for name, label in labels.items():
         entry = answer[name]
-        ends = "no interval" if entry["lo"] is None else f"{percent(level)} [{entry['lo']:.4g}, {entry['hi']:.4g}]"
+        ends = (
+            "no interval"
+            if entry["lo"] is None
+            else f"{percent(level)} {format_interval(entry['lo'], entry['hi'], '.4g')}"
+        )
         if entry["lo"] is not None and np.isclose(entry["lo"], entry["hi"], rtol=1e-6):
             ends = "as demanded"
         out.append(f"  {label:<28} {entry['value']:.4g}   {ends}")

@@ -20,6 +20,7 @@ from kleiber.studies.laws.law import Array, Linear, Shape
 from kleiber.studies.laws.problem import convert, from_space
 from kleiber.studies.laws.solve import descend, finish
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
+from kleiber.types.score import format_interval
 
 FEW_ROWS = 25  # with fewer independent rows, a resample has too few distinct rows
 FEW_CLUSTERS = 20  # with fewer trunks, resampling trunks gives intervals that are too narrow
@@ -277,7 +278,7 @@ def _reason(fit: Fit, name: str, least: float, most: float, lo: float, hi: float
     if not np.isfinite(hi):
         return f"its profile likelihood is flat above {lo:.3g}"
     if isinstance(kind, Shape) and not kind.lo * (1 - 1e-9) <= value <= kind.hi * (1 + 1e-9) and kind.log:
-        return f"the fitted value {value:.3g} is outside the search range [{kind.lo:g}, {kind.hi:g}]"
+        return f"the fitted value {value:.3g} is outside the search range {format_interval(kind.lo, kind.hi, 'g')}"
     return ""
 
 

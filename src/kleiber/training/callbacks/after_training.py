@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le, MinLen
 
+from kleiber.config.labels import data_label
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import evaluation_batches
-from kleiber.evals.latency import latency, lengths
+from kleiber.evals.latency import METRICS, latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
+from kleiber.records.files import write_text
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder, path_inside
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -29,6 +32,7 @@ from kleiber.training.loggers import Logger, StageLogger
 from kleiber.types import Count, Natural, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Score, Scores, described, values_of
 
 if TYPE_CHECKING:
     from altair import FacetChart, LayerChart
@@ -46,8 +50,8 @@ class FinalScore(LeanCallback):
     def __init__(self, record: StageRecord) -> None:
         self.record = record
 
-    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
-        """Metrics by name; {} leaves the stage out. The model is left in the same state and mode."""
+    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
+        """Scores by key; {} leaves the stage out. The model is left in the same state and mode."""
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
@@ -67,15 +71,15 @@ class FinalScore(LeanCallback):
                 self.add_scores(trainer, pl_module)
 
     def add_scores(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Computes the metrics of `score`, writes them to the record of the stage and to all loggers."""
+        """Computes the scores of `score`, writes them to the record of the stage and to all loggers."""
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), activity(f"measuring {type(self).__name__.lower()}"):
-            metrics = self.score(trainer, pl_module)
-        if not metrics:
+            scores = self.score(trainer, pl_module)
+        if not scores:
             return
-        self.record.add_scores(metrics)
+        self.record.add_scores(scores)
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, trainer.global_step)
+            logger.log_metrics(values_of(scores), trainer.global_step)
 
 
 class Latency(FinalScore):
@@ -106,13 +110,13 @@ class Latency(FinalScore):
         super().on_fit_start(trainer, pl_module)
         lengths(pl_module.model)  # refuses a context that is too short before training
 
-    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
-        """The measurements by name; {} for a stage that other stages continue."""
+    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
+        """The measurements by key; {} for a stage that other stages continue."""
         if not self.is_leaf:
             return {}
         prompt, new = lengths(pl_module.model)
         measured = latency(pl_module.model, self.batches, prompt, new, self.repeats)
-        return {f"latency/{name}": value for name, value in measured.items()}
+        return {f"latency/{name}": described(Score(value), METRICS, name) for name, value in measured.items()}
 
 
 class Positions(FinalScore):
@@ -127,14 +131,17 @@ class Positions(FinalScore):
         self.corpus, self.rows = corpus, rows
         self.tokens = None if tokens is None else round(quantity(tokens))
 
-    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
+    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
         """The mean loss by domain and range of positions."""
-        losses: dict[str, float] = {}
+        losses: Scores = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
             with trainer.precision_plugin.val_step_context():
                 sums = loss_by_position(pl_module.model, batches, pl_module.device)
-            losses |= {f"val/{domain}/position/{end}": value for end, value in bin_by_position(*sums).items()}
+            for end, value in bin_by_position(*sums).items():
+                label = f"loss up to position {end} on {samples.label or data_label(domain)}"
+                score = Score(value, unit="nats per token", better="lower", label=label)
+                losses[f"val/{domain}/position/{end}"] = score
         return losses
 
 
@@ -180,16 +187,15 @@ class Classes(LeanCallback):
 
     def write(self, task: str, report: list[ClassRow], confusion: list[list[int]]) -> None:
         """Writes the results of a task as JSON, and as HTML where altair is installed and the classes are few."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent, self.folder.name)
         rows = [vars(row) for row in report]
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
-        (self.folder / f"{task}.json").write_text(table)
+        write_text(path_inside(self.folder, f"{task}.json"), table)
         if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
             from kleiber.charts.page import render_page
 
-            (self.folder / f"{task}.html").write_text(
-                render_page(f"Classes of {task}", {"confusion": chart}), encoding="utf-8"
-            )
+            page = render_page(f"Classes of {task}", {"confusion": chart})
+            write_text(path_inside(self.folder, f"{task}.html"), page)
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetChart | None:
@@ -264,7 +270,7 @@ class Samples(LeanCallback):
         start = tokenizer.decode(ids)
         self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in rows.cpu()]
         blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]
-        self.path.write_text("".join(blocks))
+        write_text(self.path, "".join(blocks))
         for logger in loggers:
             if isinstance(logger, StageLogger):
                 logger.log_rows("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])

@@ -1,4 +1,4 @@
-"""Callbacks that score tasks during training, average the weights, and stop at a target loss.
+"""Callbacks that score tasks during training, average the weights, and stop at a target loss or for Lightning's.
 
 The tasks of the stage are scored as often as configured. Where earlier tasks can be forgotten, all tasks of the run and
 of its start point are scored before the first and after the last step (the rows of the score matrix R). They are also
@@ -23,15 +23,17 @@ from torch import Tensor, nn
 from kleiber.config.errors import ConfigError
 from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.nn.sharding import full_parameters, local
-from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint
-from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
+from kleiber.training.lightning import Callback, LeanCallback, Trainer, end_validation, stop_after_this_step
 from kleiber.training.lit import LitLM
 from kleiber.training.memory import peak_memory_bytes, reset_peak_memory
 from kleiber.training.step import Diverged
 from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model, device_of
+from kleiber.types.score import Score, Scores, values_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class Evaluate(LeanCallback):
         earlier: Sequence[Task] = (),
         later: Sequence[Task] = (),
         from_weights: bool = False,
-        start: Scores | None = None,
+        start: dict[str, float] | None = None,
         watched: int = 32768,
     ) -> None:
         self.record, self.stage_tasks, self.earlier = record, list(stage_tasks), list(earlier)
@@ -79,7 +81,7 @@ class Evaluate(LeanCallback):
         """The scores so far and the seconds that they took."""
         record = self.record
         return {
-            "latest": record.metrics,
+            "latest": {key: score.to_json() for key, score in record.scores.items()},
             "curve": record.curve,
             "start": record.start_metrics,
             "stage": record.name,
@@ -88,8 +90,8 @@ class Evaluate(LeanCallback):
 
     def load_state_dict(self, state_dict: Json) -> None:
         record = self.record
-        record.metrics, record.curve = state_dict["latest"], state_dict["curve"]
-        record.start_metrics = state_dict["start"]
+        record.scores = {key: Score.from_json(values) for key, values in state_dict["latest"].items()}
+        record.start_metrics, record.curve = state_dict["start"], state_dict["curve"]
         if state_dict["stage"] == record.name:  # a branch has the curve of its trunk, whose time it did not spend
             record.evaluation_seconds = state_dict["seconds"]
 
@@ -99,7 +101,7 @@ class Evaluate(LeanCallback):
         if not self.from_weights or trainer.global_step:
             return
         if not self.record.start_metrics:
-            self.record.start_metrics = self.scores(pl_module.model, self.all, self.tokens, "val")
+            self.record.start_metrics = values_of(self.scores(pl_module.model, self.all, self.tokens, "val"))
         self.log_row(trainer, self.record.start_metrics | self.watch(pl_module.model, self.earlier))
 
     def warn_of_partial_scores(self) -> None:
@@ -124,7 +126,7 @@ class Evaluate(LeanCallback):
         if last or due or power_of_two:
             add_training_memory(self.record, pl_module.device)
         if last or due:
-            self.record.metrics = self.scores(
+            self.record.scores = self.scores(
                 pl_module.model, self.all if last else self.stage_tasks, self.tokens, "val"
             )
         if last or due or power_of_two:
@@ -135,28 +137,37 @@ class Evaluate(LeanCallback):
                 if not math.isfinite(loss):
                     raise Diverged(f"step {step}: the validation loss of {task.name} is {loss:g}")
 
-    def score_other_tasks(self, trainer: Trainer, model: Model) -> None:
-        """Scores the tasks of other stages, when a step turns out to be the last one."""
-        self.add(trainer, self.scores(model, self.others, self.tokens, "val"))
+    def score_last_step(self, trainer: Trainer, model: Model) -> None:
+        """Scores the tasks that a step was not scored on yet, when it turns out to be the last one."""
+        step = trainer.global_step
+        scored = self.record.scores_of(step)
+        if not scored:
+            add_training_memory(self.record, device_of(model))
+            self.record.metrics = {}
+        tasks = self.others if scored else self.all
+        scores = self.scores(model, tasks, self.tokens, "val")
+        self.record.add_to_row(step, scores)
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step)
 
     def add(self, trainer: Trainer, scores: Scores) -> None:
         """Adds scores to those of this step, in the record and the loggers."""
         self.record.add_scores(scores, trainer.global_step)
         for logger in trainer.loggers:
-            logger.log_metrics(scores, trainer.global_step)
+            logger.log_metrics(values_of(scores), trainer.global_step)
 
-    def watch(self, model: Model, tasks: Sequence[Task]) -> Scores:
-        """Scores on the first `watched` targets of each task, as watch/<task>/<metric>."""
-        return self.scores(model, tasks, self.watched, "watch")
+    def watch(self, model: Model, tasks: Sequence[Task]) -> dict[str, float]:
+        """Values of the scores on the first `watched` targets of each task, as watch/<task>/<metric>."""
+        return values_of(self.scores(model, tasks, self.watched, "watch"))
 
-    def log_row(self, trainer: Trainer, row: Scores) -> None:
+    def log_row(self, trainer: Trainer, row: dict[str, float]) -> None:
         """Adds a row to the curve of the record and to the loggers."""
         self.record.add_row(trainer.global_step, row)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
-        """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
+        """Scores of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
         with apart_from_training(self.record, device_of(model)):
             return score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
 
@@ -192,8 +203,42 @@ class StopAtLoss(LeanCallback):
         """Stops where every task of the stage has just been scored at the target loss or below."""
         step = trainer.global_step
         if step < trainer.max_steps and self.evaluate.record.reaches(self.loss, step):
-            self.evaluate.score_other_tasks(trainer, pl_module.model)
+            self.evaluate.score_last_step(trainer, pl_module.model)
             stop_after_this_step(trainer)
+
+
+class LightningHooks(LeanCallback):
+    """Shows validations to callbacks of Lightning, such as EarlyStopping, and ends training where one asks for it.
+
+    The step after which `trainer.should_stop` is set is then the last one: it is scored, and its checkpoint is saved.
+    It must come after `evaluate` and after the callbacks of Lightning in the list of callbacks.
+
+    stopped  the step after which a callback ended this stage; None where none did
+    """
+
+    of_one_stage = True
+
+    def __init__(self, evaluate: Evaluate, callbacks: Sequence[Callback]) -> None:
+        self.evaluate, self.callbacks = evaluate, list(callbacks)
+        self.stopped: int | None = None
+
+    def state_dict(self) -> Json:
+        return {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: Json) -> None:
+        self.stopped = state_dict["stopped"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Calls the validation hooks where the step was scored, and stops where a callback asked for it."""
+        step = trainer.global_step
+        if scores := self.evaluate.record.scores_of(step):
+            end_validation(trainer, pl_module, self.callbacks, scores)
+        if trainer.should_stop and step < trainer.max_steps:
+            self.stopped = step
+            self.evaluate.score_last_step(trainer, pl_module.model)
+            stop_after_this_step(trainer)
+            if trainer.is_global_zero:
+                print_line(f"step {step:,}: a callback of Lightning ends the training", err=True)
 
 
 class EMA(LeanCallback):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kleiber.evals.evaluation import Subject
-from kleiber.evals.measure import Measurement, metrics, save_results
+from kleiber.evals.measure import Measurement, save_results, scores_by_key
 from kleiber.nn.sharding import full_parameters
-from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.evaluate import add_training_memory, apart_from_training
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.types import Config
+from kleiber.types.score import Scores, values_of
 
 
 class RunEvaluations(LeanCallback):
@@ -50,7 +51,7 @@ class RunEvaluations(LeanCallback):
         """Evaluates a model that begins with trained weights."""
         if self.at_start and not trainer.global_step:
             scores = self.scores(trainer, pl_module)
-            self.record.start_metrics = {**self.record.start_metrics, **scores}
+            self.record.start_metrics = {**self.record.start_metrics, **values_of(scores)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         """Evaluates the model where that is due after this step."""
@@ -74,11 +75,11 @@ class RunEvaluations(LeanCallback):
             return {}
         settings = self.settings[measurement.name]
         save_results(self.folder, measurement.name, results, dict.fromkeys(results.scores, settings))
-        return metrics(measurement.name, results)
+        return scores_by_key(measurement.name, results)
 
     def scores(self, trainer: Trainer, pl_module: LitLM) -> Scores:
-        """Evaluates the model, logs and returns its scores by metric; {} on every other rank than the first."""
-        model, scores, before = pl_module.model, {}, self.record.evaluation_seconds
+        """Evaluates the model, logs and returns its scores by key; {} on every other rank than the first."""
+        model, before, scores = pl_module.model, self.record.evaluation_seconds, Scores()
         with (
             apart_from_training(self.record, pl_module.device),
             full_parameters(model),
@@ -89,11 +90,11 @@ class RunEvaluations(LeanCallback):
                     scores |= self.measure(measurement, trainer.global_step)
         seconds = self.record.evaluation_seconds - before
         for logger in trainer.loggers:
-            logger.log_metrics(scores, trainer.global_step)
+            logger.log_metrics(values_of(scores), trainer.global_step)
         if trainer.is_global_zero and self.every is not None and not self.cost_printed:
             self.cost_printed = True
             times = trainer.max_steps * self.batch_tokens // self.every
             names = ", ".join(measurement.name for measurement in self.measurements)
             often = f"about {times} time{'s' * (times != 1)} in this stage"
-            print(f"evaluating {names} takes {seconds:.1f} s, {often}", file=sys.stderr)
+            print_line(f"evaluating {names} takes {seconds:.1f} s, {often}", err=True)
         return scores

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
-from kleiber.records.closing_table import loss_unit, scores_by_domain
+from kleiber.records.closing_table import scores_by_domain
 from kleiber.records.progress import DISPLAY, REFRESH, SECONDS, Activity, format_duration
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -138,22 +138,21 @@ class Progress(LeanCallback):
 
     def _print_scores(self, step: int, last: int) -> None:
         record = self.evaluate.record
-        scores = record.scores_of(step)
-        losses = [scores[f"val/{task}/loss"] for task in record.tasks if f"val/{task}/loss" in scores]
+        values = record.scores_of(step)
+        losses = [values[f"val/{task}/loss"] for task in record.tasks if f"val/{task}/loss" in values]
         self._validation = f"  val {sum(losses) / len(losses):.3f}" if losses else ""
-        units = {task.name: task.objective.unit for task in self.evaluate.all}
-        by_task = scores_by_domain(scores, loss_unit(record.objective), units)
-        print(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", file=sys.stderr)
+        by_task = scores_by_domain({key: score for key, score in record.scores.items() if key in values})
+        print_line(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", err=True)
 
     def _print_expected(self, step: int, last: int, speed: float) -> None:
         assert self.speed is not None
         left, evaluations = self.speed.seconds_left(step, last, speed), self.speed.evaluations(step, last)
         each = f"{format_duration(self.speed.evaluation(speed))}{' each' if evaluations > 1 else ''}"
         steps = f"{last - step:,} more step{'s' * (last - step != 1)}"
-        print(
+        print_line(
             f"expected time {format_duration(left)}: {steps} at {speed:,.0f} tokens/s, "
             f"{evaluations} evaluation{'s' * (evaluations != 1)} of {each}",
-            file=sys.stderr,
+            err=True,
         )
 
     def _line(self, pl_module: LitLM, step: int, last: int, speed: float | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from kleiber.nn.sharding import joint_passes
 from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.stability_alarms import Alarms, Bound, relative_to_others, rescaled, steepest_part
 from kleiber.training.callbacks.stability_measures import (
     Measures,
@@ -30,7 +30,13 @@ from kleiber.training.lit import LitLM
 from kleiber.training.step import Diverged, Rollback
 from kleiber.types import Count, Json, Positive, Share
 from kleiber.types.batch import Batch
+from kleiber.types.score import Metric, Score, described
 
+METRICS = {
+    "alarms": Metric("stability alarms", "lower"),
+    "alarms/{kind}": Metric("stability alarms of {kind}", "lower"),
+    "attention_logit": Metric("largest attention logit", "lower"),
+}
 SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 SPIKES = {"loss_spike": "loss spike", "gradient_spike": "spike of the gradient", "nonfinite": "not finite"}
 IN_A_ROW = 10  # consecutive skipped steps, beyond which the loss has changed for good and the run ends
@@ -140,10 +146,13 @@ class Stability(LeanCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Adds the number of alarms, and the largest attention logit, to the record; nothing of an unmeasured run."""
         kinds = self.alarms.counts | ({"rollback": len(self.record.rollbacks)} if self.record.rollbacks else {})
-        counts = {f"stability/alarms/{kind}": float(count) for kind, count in kinds.items()}
-        logit = {"stability/attention_logit": self.largest_logit} if 0 < self.largest_logit < math.inf else {}
+        values = {"alarms": float(sum(kinds.values())), **{f"alarms/{kind}": float(n) for kind, n in kinds.items()}}
+        if 0 < self.largest_logit < math.inf:
+            values["attention_logit"] = self.largest_logit
         if self.looks or kinds:
-            self.record.add_scores({"stability/alarms": float(sum(kinds.values())), **counts, **logit})
+            self.record.add_scores(
+                {f"stability/{name}": described(Score(value), METRICS, name) for name, value in values.items()}
+            )
 
     def refuses(self, loss: float, norm: float) -> bool:
         """Returns whether to skip the update of a step, and counts spikes.
@@ -238,7 +247,7 @@ class Stability(LeanCallback):
         if trainer.is_global_zero:
             hidden = [f"{len(texts) - PRINTED} more alarms"] if len(texts) > PRINTED else []
             for text in [*texts[:PRINTED], *hidden]:
-                print(f"stability at step {trainer.global_step:,}: {text}", file=sys.stderr)
+                print_line(f"stability at step {trainer.global_step:,}: {text}", err=True)
 
     def _bound(self, kind: str) -> float | None:
         return self.alarms.bounds[kind].value
@@ -278,7 +287,7 @@ class Stability(LeanCallback):
         if trainer.is_global_zero:
             samples = "" if batch.samples is None else f"; samples {batch.samples[:4].tolist()}..."
             done = "; this step was skipped" if self.in_a_row else ""
-            print(f"stability at step {trainer.global_step:,}: {self.reason}{samples}{done}", file=sys.stderr)
+            print_line(f"stability at step {trainer.global_step:,}: {self.reason}{samples}{done}", err=True)
 
 
 def median(values: Sequence[float], window: int) -> float | None:

@@ -1,0 +1,74 @@
+"""What the classes of kleiber declare of a key of summary.json, as a run would record it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kleiber import evals, objectives
+from kleiber.config.labels import data_label
+from kleiber.evals import drift
+from kleiber.evals.contamination import CONTAMINATION
+from kleiber.evals.evaluation import Evaluation
+from kleiber.evals.latency import METRICS as LATENCY
+from kleiber.evals.perplexity import BITS_PER_BYTE
+from kleiber.training.callbacks.stability import METRICS as STABILITY
+from kleiber.types.score import Metrics, Score, described, find_metric
+
+EPSILON = Score(0.0, better="lower", label="privacy loss ε")
+
+
+def evaluation_class(name: str) -> type[Evaluation]:
+    """The class of a choice of the config group evals. Raises KeyError for another name."""
+    by_name = {each.lower(): each for each in evals.EXPORTS}
+    return getattr(evals, by_name[name.replace("_", "")])
+
+
+def objective_metrics(name: str) -> Metrics:
+    """The metrics of an objective, by the name of its class in lower case."""
+    found = next((each for each in objectives.EXPORTS if each.lower() == name), "CLM")
+    return {**BITS_PER_BYTE, **getattr(objectives, found).metrics}
+
+
+def split_key(rest: str, metrics: Metrics) -> tuple[str, str]:
+    """Data and metric of DATA/METRIC, both of which may have slashes: the longest metric that is declared."""
+    parts = rest.split("/")
+    for start in range(1, len(parts)):
+        if find_metric(metrics, "/".join(parts[start:])) is not None:
+            return "/".join(parts[:start]), "/".join(parts[start:])
+    raise KeyError(rest)
+
+
+def declared(
+    key: str, value: float | None, objective: str = "clm", labels: Callable[[str], str] = data_label
+) -> dict[str, Any]:
+    """The score of a key as summary.json has it. Raises KeyError for one that no class declares."""
+    kind, _, rest = key.partition("/")
+    score = Score(0.0)
+    if kind == "eval":
+        name, _, rest = rest.partition("/")
+        of = evaluation_class(name)
+        metrics: Metrics = {**CONTAMINATION, **of.metrics}
+        data, metric = split_key(rest, metrics)
+        score = described(score, metrics, metric, f"on {of.data_labels.get(data) or labels(data)}")
+    elif kind in ("val", "val_ema", "wise"):
+        alpha, _, rest = rest.partition("/") if kind == "wise" else ("", "", rest)
+        weights = "" if kind == "val" else f", {data_label(f'{kind}/{alpha}' if alpha else kind)}"
+        metrics = {**objective_metrics(objective), "position/{end}": drift.METRICS["kl"]}
+        data, metric = split_key(rest, metrics)
+        if metric.startswith("position/"):
+            label = f"loss up to position {metric.partition('/')[2]} on {labels(data)}"
+            score = Score(0.0, unit="nats per token", better="lower", label=label)
+        else:
+            score = described(score, metrics, metric, f"on {labels(data)}{weights}")
+    elif kind == "drift" and rest != "weights":
+        data, metric = split_key(rest, drift.METRICS)
+        score = described(score, drift.METRICS, metric, f"on {data_label(data)}")
+    elif key == "privacy/epsilon":
+        score = EPSILON
+    else:
+        groups: Mapping[str, Metrics] = {"drift": drift.METRICS, "latency": LATENCY, "stability": STABILITY}
+        if find_metric(groups.get(kind, {}), rest) is None:
+            raise KeyError(key)
+        score = described(score, groups[kind], rest)
+    return {**score.to_json(), "value": value}
