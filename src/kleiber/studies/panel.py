@@ -7,14 +7,14 @@ its claims. A class derived from it may compute further measures from the table 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
 from typing import ClassVar
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
-from kleiber.studies.claims import EQUAL, Claim, Levels, Selection, chosen_levels, decide_together, expand
+from kleiber.studies.claims import Claim, Levels, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
@@ -31,7 +31,7 @@ from kleiber.studies.panel_declaration import (
     read_tables,
     refuse_unknown,
 )
-from kleiber.studies.panel_table import STAGE, START, levels_of, read_table
+from kleiber.studies.panel_table import HELD, STAGE, START, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
@@ -59,6 +59,13 @@ def refuse_selection(place: str, side: Selection, levels: Levels) -> None:
                 raise ValueError(f"{place}: {str(error).removeprefix('each.')}") from None
 
 
+def recorded_score(runs: Sequence[Run], table: Rows, measure: str) -> Score:
+    """Returns unit, direction and label that the runs recorded for a measure; several metrics have its name as label."""
+    metrics = table.loc[table["measure"] == measure, "metric"].unique().tolist()
+    score = score_of(runs, metrics[0].removeprefix(START)) if metrics else Score(nan)
+    return score if len(metrics) == 1 else replace(score, label=measure.replace("_", " "))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel(IntervalStudy):
     """A study from its declaration.
@@ -73,7 +80,7 @@ class Panel(IntervalStudy):
     figures    see `panel_figures`
     answer     {text: "... {NAME} ...", values: {NAME: {measure, of, against, format}}}; None: made from the claims
     equal      what the two sides of a claim have equal unless both are measured on the same runs, or one started from
-               the other: a key of EQUAL
+               the other: one of HELD
     looks      number of times that the runs will be looked at, each time with more seeds
     methods    a paragraph on methods for a paper
     arm, generation  of a cell: set by the design
@@ -100,8 +107,7 @@ class Panel(IntervalStudy):
     def __post_init__(self) -> None:
         if not self.measures:
             raise ValueError("study.measures={} must name at least one measure, such as {loss: val/builtin/docs/loss}")
-        if self.equal not in EQUAL:
-            raise ValueError(f"study.equal={self.equal} must be one of {', '.join(EQUAL)}")
+        refuse_unknown("study.equal", [self.equal], HELD)
         measures, keys = self.read()
         names, known = [measure.name for measure in measures], [key.name for key in keys]
         for pattern in (source for measure in measures for source in measure.sources):
@@ -118,6 +124,7 @@ class Panel(IntervalStudy):
             claims.append((f"study.answer.values.{name}", number.claim))
         for place, claim in claims:
             refuse_unknown(f"{place}.measure", [claim.measure], names)
+            refuse_unknown(f"{place}.equal", [claim.equal or self.equal], HELD)
             for side in (side for _, side in claim.sides):
                 refuse_unknown(place, [*side], known)
                 refuse_selection(place, side, levels)
@@ -164,10 +171,7 @@ class Panel(IntervalStudy):
         """Returns the table of the runs, and what it is read by."""
         measures, keys = self.read()
         table = self.derive(read_table(runs, keys, measures))
-        metrics = dict(zip(table["measure"], table["metric"], strict=True))
-        recorded = {name: score_of(runs, metric.removeprefix(START)) for name, metric in metrics.items()}
-        unknown = {measure.name: Score(nan, label=measure.name) for measure in measures}
-        described = [measure.as_recorded({**unknown, **recorded}[measure.name]) for measure in measures]
+        described = [measure.as_recorded(recorded_score(runs, table, measure.name)) for measure in measures]
         return View(
             table=table, keys=keys, measures={measure.name: measure for measure in described},
             tables=self.tables(measures), arms=planned_arms([run.config for run in runs]),
