@@ -60,7 +60,10 @@ def refuse_selection(place: str, side: Selection, levels: Levels) -> None:
 
 
 def recorded_score(runs: Sequence[Run], table: Rows, measure: str) -> Score:
-    """Returns unit, direction and label that the runs recorded for a measure; several metrics have its name as label."""
+    """Returns unit, direction and label that the runs recorded for a measure.
+
+    A measure of several metrics, such as the losses of several data sets, has its name as label.
+    """
     metrics = table.loc[table["measure"] == measure, "metric"].unique().tolist()
     score = score_of(runs, metrics[0].removeprefix(START)) if metrics else Score(nan)
     return score if len(metrics) == 1 else replace(score, label=measure.replace("_", " "))
