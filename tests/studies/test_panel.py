@@ -183,9 +183,13 @@ def test_a_wrong_declaration_is_refused_before_any_run_with_its_key(option):
         Panel()
 
 
-def test_a_claim_about_another_measure_is_refused():
+def test_a_claim_about_another_measure_or_about_no_group_is_refused():
     with pytest.raises(ValueError, match=r"study\.claims\[0\]\.measure"):
         panel({"of": {"arm": "new"}, "measure": "lss"})
+    with pytest.raises(ValueError, match=r"study\.claims\[0\]\.equal"):
+        panel({"of": {"arm": "new"}, "against": {"arm": "plain"}, "equal": "target_loss"})
+    with pytest.raises(ValueError, match=r"study\.claims\[1\]: .*of="):
+        panel({"of": {"arm": "new"}}, {"against": {"arm": "new"}})
 
 
 def test_a_wrong_declaration_ends_a_command_with_exit_code_2(tmp_path, capsys):

@@ -11,6 +11,7 @@ from kleiber.studies.panel_declaration import (
     read_measures,
     read_tables,
 )
+from kleiber.types.score import Score
 
 
 @pytest.mark.parametrize(
@@ -64,9 +65,18 @@ def test_values_are_called_by_their_label_a_template_or_themselves():
     assert arm.label("dense") == "dense" and arm.label(True) == "True"
 
 
-def test_what_a_metric_says_of_itself_need_not_be_declared():
-    loss, score = read_measures({"loss": "val/docs/loss", "score": {"source": "x/y", "better": "higher"}}, [])
-    assert (loss.better, score.better, loss.label) == ("lower", "higher", "loss (docs)")
+def test_what_a_measure_does_not_state_is_as_the_runs_recorded_it():
+    recorded = Score(1.0, unit="nats per token", better="lower", label="loss on docs")
+    loss, score = read_measures(
+        {"loss": "val/docs/loss", "score": {"source": "x/y", "better": "higher", "unit": "points"}}, []
+    )
+    loss, score = loss.as_recorded(recorded), score.as_recorded(recorded)
+    assert (loss.better, loss.title, score.better, score.unit) == (
+        "lower", "loss on docs (nats per token)", "higher", "points",
+    )  # fmt: skip
+
+
+def test_a_measure_may_have_limits_and_a_reference():
     (share,) = read_measures(
         {"share": {"source": "x", "limits": [0, 1], "reference": {"at": 0.5, "label": "chance"}}}, []
     )

@@ -4,9 +4,8 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.claims import EQUAL
 from kleiber.studies.panel_declaration import captured_keys, read_keys, read_measures
-from kleiber.studies.panel_table import REFERENCE, SAME, level_of, read_table, same_origin
+from kleiber.studies.panel_table import HELD, REFERENCE, SAME, level_of, read_table, same_origin
 
 from .panels import LOSS, plant
 
@@ -29,7 +28,7 @@ def test_keys_come_from_the_config_the_stage_and_the_names_of_metrics(tmp_path):
     assert values(table, "acc", "k") == {5: 0.5, 10: 0.6} and set(table["size"]) == {1234}
     assert set(table["unique"]) == {600_000} and set(table["arm"]) == {"x"}
     assert values(table, "loss", "way") == {None: 2.0}, "a measure without the key has no value of it"
-    assert {f"{SAME}{name}" for name in EQUAL} < set(table.columns)
+    assert {f"{SAME}{name}" for name in HELD} < set(table.columns)
 
 
 def test_the_first_source_that_a_run_has_counts_for_keys_and_measures(tmp_path):

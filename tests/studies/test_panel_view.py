@@ -43,22 +43,22 @@ def analyzed(runs, **options):
 def test_a_mean_has_its_noise_or_that_of_all_cells(runs):
     by = {"measures": "loss", "by": ["arm", "size"]}
     findings = analyzed(runs, means=[{"title": "Own", **by}, {"title": "Pooled", **by, "noise": "pooled"}])
-    cell = {"recipe": "new", "size": 32, "measure": "loss (docs)"}
+    cell = {"recipe": "new", "size": 32, "measure": "loss on docs"}
     own, pooled = (row(findings, title, **cell) for title in ("Own", "Pooled"))
     estimate = mean_estimate([loss("new", 32, seed) for seed in range(3)], 0.9, "")
     assert (own["value"], own["lo"], own["hi"]) == pytest.approx((estimate.value, estimate.lo, estimate.hi))
     halves = {round(each["hi"] - each["lo"], 12) for each in findings.tables["Pooled"]}
     assert len(halves) == 1 and pooled["value"] == pytest.approx(own["value"])
-    wide = row(findings, "Own", recipe="plain training", size=32, measure="loss (docs)")
+    wide = row(findings, "Own", recipe="plain training", size=32, measure="loss on docs")
     assert own["hi"] - own["lo"] < halves.pop() < wide["hi"] - wide["lo"]
 
 
 def test_rows_are_in_the_order_of_labels_arms_and_numbers_and_tables_keep_numbers(runs):
     findings = analyzed(runs, means=[{"title": "Means", "by": ["arm", "size"]}])
-    places = [(each["recipe"], each["size"]) for each in rows(findings, "Means", measure="loss (docs)")]
+    places = [(each["recipe"], each["size"]) for each in rows(findings, "Means", measure="loss on docs")]
     assert places == [("plain training", 32), ("plain training", 64), ("new", 32), ("new", 64)]
     unlabeled = analyzed(runs, means=[{"title": "Means", "by": ["arm"]}], keys={**KEYS, "arm": "study.arm"})
-    assert [each["arm"] for each in rows(unlabeled, "Means", measure="loss (docs)")] == ["new", "plain"]
+    assert [each["arm"] for each in rows(unlabeled, "Means", measure="loss on docs")] == ["new", "plain"]
 
 
 def test_open_keys_are_averaged_and_where_chooses_values(runs):
@@ -154,3 +154,12 @@ def test_seeds_alone_have_no_interval(runs):
     alone = [run for run in runs if run.config["seed"] == 0]
     findings = analyzed(alone, means=[{"title": "Means", "measures": "loss", "by": ["arm"], "noise": "pooled"}])
     assert all(each["lo"] is None or math.isnan(each["lo"]) for each in findings.tables["Means"])
+
+
+def test_several_metrics_of_a_measure_are_called_by_its_name(tmp_path):
+    plant(tmp_path, "a", {"val/docs/loss": 1.0, "val/code/loss": 2.0})
+    means = [{"title": "Means", "by": ["data"]}]
+    findings = Panel(measures={"held_out": "val/{data}/loss"}, means=means).analyze(read_runs(tmp_path))
+    assert {(each["data"], each["measure"]) for each in findings.tables["Means"]} == {
+        ("docs", "held out"), ("code", "held out"),
+    }  # fmt: skip

@@ -7,14 +7,14 @@ its claims. A class derived from it may compute further measures from the table 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
 from typing import ClassVar
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
-from kleiber.studies.claims import EQUAL, Claim, Levels, Selection, chosen_levels, decide_together, expand
+from kleiber.studies.claims import Claim, Levels, Selection, chosen_levels, decide_together, expand
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
@@ -31,7 +31,7 @@ from kleiber.studies.panel_declaration import (
     read_tables,
     refuse_unknown,
 )
-from kleiber.studies.panel_table import STAGE, START, levels_of, read_table
+from kleiber.studies.panel_table import HELD, STAGE, START, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
@@ -44,7 +44,7 @@ SEED = "seed"
 def claims_at(place: str, node: Config, levels: Levels) -> list[Claim]:
     """Returns the claims of a node. Raises ValueError, which names the key, for an invalid one."""
     try:
-        return expand({"of": {}, **node} if "arm" not in node else node, levels)
+        return expand(node, levels)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
 
@@ -57,6 +57,16 @@ def refuse_selection(place: str, side: Selection, levels: Levels) -> None:
                 chosen_levels(key, value, levels)
             except ValueError as error:
                 raise ValueError(f"{place}: {str(error).removeprefix('each.')}") from None
+
+
+def recorded_score(runs: Sequence[Run], table: Rows, measure: str) -> Score:
+    """Returns unit, direction and label that the runs recorded for a measure.
+
+    A measure of several metrics, such as the losses of several data sets, has its name as label.
+    """
+    metrics = table.loc[table["measure"] == measure, "metric"].unique().tolist()
+    score = score_of(runs, metrics[0].removeprefix(START)) if metrics else Score(nan)
+    return score if len(metrics) == 1 else replace(score, label=measure.replace("_", " "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +83,7 @@ class Panel(IntervalStudy):
     figures    see `panel_figures`
     answer     {text: "... {NAME} ...", values: {NAME: {measure, of, against, format}}}; None: made from the claims
     equal      what the two sides of a claim have equal unless both are measured on the same runs, or one started from
-               the other: a key of EQUAL
+               the other: one of HELD
     looks      number of times that the runs will be looked at, each time with more seeds
     methods    a paragraph on methods for a paper
     arm, generation  of a cell: set by the design
@@ -100,8 +110,7 @@ class Panel(IntervalStudy):
     def __post_init__(self) -> None:
         if not self.measures:
             raise ValueError("study.measures={} must name at least one measure, such as {loss: val/builtin/docs/loss}")
-        if self.equal not in EQUAL:
-            raise ValueError(f"study.equal={self.equal} must be one of {', '.join(EQUAL)}")
+        refuse_unknown("study.equal", [self.equal], HELD)
         measures, keys = self.read()
         names, known = [measure.name for measure in measures], [key.name for key in keys]
         for pattern in (source for measure in measures for source in measure.sources):
@@ -112,12 +121,13 @@ class Panel(IntervalStudy):
         stated = [(f"study.claims[{at}]", node) for at, node in enumerate(self.claims)]
         for table in tables.values():
             refuse_unknown(f"{table.place}.by", table.by, known)
-            stated.append((table.place, table.contrast or {"of": table.where}))
+            stated.append((table.place, {"of": {}, **(table.contrast or {"of": table.where})}))
         claims = [(place, claim) for place, node in stated for claim in claims_at(place, {**first, **node}, levels)]
         for name, number in read_answer(self.answer, first, levels)[1].items():
             claims.append((f"study.answer.values.{name}", number.claim))
         for place, claim in claims:
             refuse_unknown(f"{place}.measure", [claim.measure], names)
+            refuse_unknown(f"{place}.equal", [claim.equal or self.equal], HELD)
             for side in (side for _, side in claim.sides):
                 refuse_unknown(place, [*side], known)
                 refuse_selection(place, side, levels)
@@ -164,10 +174,7 @@ class Panel(IntervalStudy):
         """Returns the table of the runs, and what it is read by."""
         measures, keys = self.read()
         table = self.derive(read_table(runs, keys, measures))
-        metrics = dict(zip(table["measure"], table["metric"], strict=True))
-        recorded = {name: score_of(runs, metric.removeprefix(START)) for name, metric in metrics.items()}
-        unknown = {measure.name: Score(nan, label=measure.name) for measure in measures}
-        described = [measure.as_recorded({**unknown, **recorded}[measure.name]) for measure in measures]
+        described = [measure.as_recorded(recorded_score(runs, table, measure.name)) for measure in measures]
         return View(
             table=table, keys=keys, measures={measure.name: measure for measure in described},
             tables=self.tables(measures), arms=planned_arms([run.config for run in runs]),

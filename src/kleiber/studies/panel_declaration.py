@@ -32,7 +32,7 @@ class Measure:
                fine-tuning and the loss on the new one
     minus      a metric that is subtracted, whose name may contain the keys and stars of the sources; "" for none
     label      what people call it; "": as the runs recorded it
-    unit       of its values
+    unit       of its values; "": as the runs recorded it
     better     which values are better: lower, higher or none; "": as the runs recorded it
     limits     ends of its scale, at which intervals are cut
     reference  a value to compare with, such as chance: a number, or the pattern of metrics whose mean it is
@@ -55,8 +55,9 @@ class Measure:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def as_recorded(self, score: Score) -> Measure:
-        """Returns the measure with the label and the direction of a score of the runs, unless it states its own."""
-        return replace(self, label=self.label or score.label, better=self.better or score.better)
+        """Returns the measure with label, unit and direction of a score of the runs, unless it states its own."""
+        label, unit, better = self.label or score.label, self.unit or score.unit, self.better or score.better
+        return replace(self, label=label, unit=unit, better=better)
 
     def within(self, mean: Estimate | None) -> Estimate | None:
         """Returns a mean of the measure with its interval cut at the ends of the scale."""

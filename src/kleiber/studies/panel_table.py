@@ -14,8 +14,9 @@ import pandas as pd
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.diff import as_number
-from kleiber.studies.claims import EQUAL, RATE
+from kleiber.studies.claims import RATE
 from kleiber.studies.compare.costs import memory_bytes
+from kleiber.studies.compare.decision import QUANTITIES
 from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, is_fine_tuned, outcomes
 from kleiber.studies.panel_declaration import EVERY, RESERVED, Key, Measure, filled, keys_in, pattern_of
@@ -24,6 +25,7 @@ from kleiber.types import Config, Json
 STAGE, START, FORGETTING = "stage.", "start:", "forgetting:"
 REFERENCE = ":reference"  # suffix of the measure that is the reference of another one
 SAME = "same:"  # prefix of the columns of what claims hold equal
+HELD = (*QUANTITIES, RATE)  # what the claims of a panel can hold equal
 
 
 def read_table(runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Measure]) -> Rows:
@@ -47,7 +49,7 @@ def read_table(runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Meas
             f"none of these {len(runs)} runs has finished with a metric that study.measures names: {', '.join(sources)}"
         )
     columns = [key.name for key in keys]
-    every = [*RESERVED, *(f"{SAME}{name}" for name in EQUAL), *columns]
+    every = [*RESERVED, *(f"{SAME}{name}" for name in HELD), *columns]
     table = pd.DataFrame({name: pd.Series([row.get(name) for row in rows]) for name in every})
     table = table.assign(**{name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
     refuse_twin_rows(table, [*(key.name for key in keys if key.sources), "seed"], runs)
@@ -79,7 +81,7 @@ def place_of(run: Run, stage: Json, keys: Sequence[Key]) -> Json | None:
         "seconds": stage.get("seconds"), "memory": memory_bytes(run.config.get("model") or {}, stage),
     }  # fmt: skip
     base = str((run.config.get("init") or {}).get("path") or "")
-    return {"seed": row["seed"], "base": base, **{f"{SAME}{name}": same[name] for name in EQUAL}, **levels}
+    return {"seed": row["seed"], "base": base, **{f"{SAME}{name}": same[name] for name in HELD}, **levels}
 
 
 def same_origin(first: Rows, other: Rows) -> bool:
