@@ -124,7 +124,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's content, in hex."""
-    with open_to_read(path) as file:
+    with open(path, "rb", opener=partial(_open, follow=True)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
