@@ -15,7 +15,7 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     parts = [
         "# Commands",
-        "`kleiber COMMAND --help` prints the same. `python -m kleiber` is the same program, and `python train.py` is "
+        "`kleiber COMMAND --help` prints the same. `python -P -m kleiber` is the same program, and `python train.py` is "
         "`kleiber train`. [Exit codes](../exit_codes.md) are those of every command.",
         table(["command", "what it does"], [[f"[`{n}`](#{n})", first_line(c)] for n, c in group.commands.items()]),
     ]

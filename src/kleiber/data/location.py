@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from kleiber.config import hub
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import WILDCARDS, is_pattern, is_url
 from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
@@ -39,10 +40,8 @@ def find_files(path: str) -> tuple[Match, ...]:
     Links are followed, but not those to folders that `**` or a URL would have to search. Raises ValueError where there
     are no files, and where the package for the URL is not installed.
     """
-    import fsspec
-
     try:
-        system, place = fsspec.core.url_to_fs(path)
+        system, place = open_file_system(path)
         has_wildcard = any(sign in place for sign in WILDCARDS)
         base = os.path.dirname(re.split(r"[*?[]", place)[0]) if has_wildcard else place
         entries = {
@@ -51,11 +50,12 @@ def find_files(path: str) -> tuple[Match, ...]:
             if not any(part.startswith(".") for part in Path(os.path.relpath(name, base)).parts)
         }
     except ImportError as error:
-        raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
+        reason = hide_secrets(str(error))
+        raise ValueError(f"data.path={path} cannot be opened ({reason}): install that package") from None
     except FileNotFoundError:
         raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
     except Exception as error:  # each file system has its own, such as for missing credentials
-        raise ValueError(f"data.path={path} cannot be opened: {error}") from None
+        raise ValueError(f"data.path={path} cannot be opened: {hide_secrets(str(error))}") from None
     matches = [
         Match(system.unstrip_protocol(name) if is_url(path) else name, info["size"], _version(info))
         for name, info in sorted(entries.items())

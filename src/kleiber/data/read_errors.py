@@ -19,6 +19,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import is_url
 
 PACKAGES = {".lz4": "lz4", ".7z": "py7zr", ".zst": "zstandard", ".zstd": "zstandard"}  # of `datasets`, by suffix
@@ -45,9 +46,7 @@ def open_bytes(path: Path | str) -> BinaryIO:
     """Opens a file or a URL, decompressed where it is compressed by gzip or zstd."""
     kind = compression(path)
     if is_url(path):
-        import fsspec
-
-        system, place = fsspec.core.url_to_fs(str(path))
+        system, place = open_file_system(str(path))
         raw = system.open(place, "rb", compression="gzip" if kind == "gzip" else None)
     else:
         raw = gzip.open(path) if kind == "gzip" else open(path, "rb")  # noqa: SIM115 - closed by the caller
@@ -73,7 +72,7 @@ def explain(path: str, error: BaseException) -> str:
 
 def first_lines(error: BaseException) -> str:
     """Returns the beginning of the message of an error."""
-    lines = str(error).strip().splitlines()
+    lines = hide_secrets(str(error)).strip().splitlines()
     return "it has no rows" if not lines or lines[0].endswith(NO_ROWS) else " ".join(lines[:2])
 
 

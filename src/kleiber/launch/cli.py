@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from kleiber import __version__
 from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
 from kleiber.config.permissions import reader_permissions
+from kleiber.config.url_secrets import hidden_arguments, hide_secrets
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.studies import fit_command
@@ -191,11 +192,12 @@ for name, command in {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
+    arguments = hidden_arguments(argv)
     try:
         with reader_permissions():
-            code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+            code = app(arguments, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
-        print(f"kleiber: {error}", file=sys.stderr)
+        print(f"kleiber: {hide_secrets(str(error))}", file=sys.stderr)
         return ExitCode.BAD_INPUT
     except Exception as error:
         show = getattr(error, "show", None)  # of a click exception, which typer imports from a private copy of click

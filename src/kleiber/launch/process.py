@@ -31,6 +31,7 @@ from kleiber.config.errors import (
     preempted_by,
 )
 from kleiber.config.foreign import permit_config
+from kleiber.config.url_secrets import hide_secrets
 from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
@@ -50,7 +51,7 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Writes the text, in the place of a live line."""
         with self.until_closed():
-            DISPLAY.write(self.stream, text)
+            DISPLAY.write(self.stream, hide_secrets(text))
         return len(text)
 
     def flush(self) -> None:
@@ -80,7 +81,7 @@ class Tee(LastingStream):
 
     def write(self, text: str) -> int:
         """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
-        self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
+        self.copy.write(CONTROL.sub("", hide_secrets(text)).replace("\r", "\n"))
         self.copy.flush()
         return super().write(text)
 
@@ -152,7 +153,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _import_and_train(config, folder, overrides), None
         except Exception as error:
-            _write_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
+            _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
             return print_error(error), error
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")

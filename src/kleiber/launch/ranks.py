@@ -24,6 +24,7 @@ from pathlib import Path
 from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.config.model_size import available_cores
+from kleiber.config.url_secrets import hide_secrets, map_secrets
 from kleiber.records.folder import status, write_final_status
 from kleiber.records.locks import scratch_folder
 
@@ -185,6 +186,7 @@ def record_failure(code: int, error: BaseException | None) -> None:
         return
     trace = "" if error is None else "".join(traceback.format_exception(error))
     record = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
+    record = map_secrets(record, hide_secrets)
     record["timeout"] = isinstance(error, RankTimeout)
     Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(record))
 

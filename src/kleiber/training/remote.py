@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.objectives.reference import REFERENCE
 from kleiber.records.locks import wait_for_lock
 from kleiber.training import checkpoint
@@ -50,9 +51,7 @@ class Remote:
 
     def open(self) -> tuple[AbstractFileSystem, str]:
         """Returns the file system of the copy, and the folder there."""
-        import fsspec
-
-        system, root = fsspec.core.url_to_fs(self.url)
+        system, root = open_file_system(self.url)
         system.invalidate_cache()
         return system, "/".join([root.rstrip("/"), *self.folder.absolute().parts[-PARTS:]])
 
@@ -95,14 +94,15 @@ class Remote:
             old = [name for name in complete[max(1, keep) :] if name not in needed]
             self.remove([*old, *{*self.all_names()} - {path.name, *complete}])
         except Exception as error:  # each file system has its own
-            print(f"warning: {path} is not copied to {self.url}: {error}", file=sys.stderr)
+            print(f"warning: {path} is not copied to {self.url}: {hide_secrets(str(error))}", file=sys.stderr)
 
     def go_back(self, step: int) -> None:
         """Removes the copies of the checkpoints after a step. Where that fails, prints why."""
         try:
             self.remove([name for name in self.names() if name > checkpoint.name(step)])
         except Exception as error:  # each file system has its own
-            print(f"warning: copies after step {step:,} are not removed from {self.url}: {error}", file=sys.stderr)
+            reason = hide_secrets(str(error))
+            print(f"warning: copies after step {step:,} are not removed from {self.url}: {reason}", file=sys.stderr)
 
     def remove(self, names: Collection[str]) -> None:
         """Removes the copies of these names, of which another process may have removed some already."""
@@ -209,4 +209,5 @@ def readable(remote: Remote) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each file system has its own
-        raise ConfigError(f"callbacks.checkpoints.remote={remote.url} cannot be read: {error}") from error
+        reason = hide_secrets(str(error))
+        raise ConfigError(f"callbacks.checkpoints.remote={remote.url} cannot be read: {reason}") from error
