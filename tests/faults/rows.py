@@ -81,7 +81,7 @@ TESTS: dict[int, list[str]] = {
     19: ["data/test_cache.py::test_a_damaged_folder_is_built_again"],
     20: [TWICE],
     21: [TWICE],
-    22: ["data/test_dataset.py::test_an_unreachable_hub_is_reported_within_seconds"],
+    22: ["data/test_dataset.py::test_an_unreachable_hub_is_reported_and_not_asked_again"],
     23: ["records/test_wandb_run.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line",
          "records/test_wandb_run.py::test_a_run_that_the_server_does_not_start_is_recorded_offline"],
     24: ["records/test_wandb_run.py::test_auto_without_a_key_is_offline_at_once_and_silent"],

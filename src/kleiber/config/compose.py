@@ -28,6 +28,7 @@ from kleiber.config.extensions import extension_folders
 from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
+from kleiber.config.url_secrets import map_secrets, remember_secrets
 from kleiber.types import Json
 
 Composed = TypeVar("Composed")
@@ -237,6 +238,7 @@ def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(config, dict)
+    config = map_secrets(config, remember_secrets)  # of files, and of the environment that they name
     complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
     for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from kleiber.config import hub
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import WILDCARDS, is_pattern, is_url
 from kleiber.data.folders import HIDDEN, File, LeftOut, describe_left_out, local_file, walk
 from kleiber.data.layout import has_card
@@ -33,10 +34,8 @@ def find_files(path: str) -> tuple[list[File], list[LeftOut]]:
     Links are followed, but not those to folders that `**` or a URL would have to search. Raises ValueError where there
     are no files, and where the package for the URL is not installed.
     """
-    import fsspec
-
     try:
-        system, place = fsspec.core.url_to_fs(path)
+        system, place = open_file_system(path)
         has_wildcard = any(sign in place for sign in WILDCARDS)
         base = os.path.dirname(re.split(r"[*?[]", place)[0]) if has_wildcard else place
         facts = {
@@ -44,11 +43,12 @@ def find_files(path: str) -> tuple[list[File], list[LeftOut]]:
             for name, info in sorted((_glob(system, place) if has_wildcard else _find(system, place)).items())
         }
     except ImportError as error:
-        raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
+        reason = hide_secrets(str(error))
+        raise ValueError(f"data.path={path} cannot be opened ({reason}): install that package") from None
     except FileNotFoundError:
         raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
     except Exception as error:  # each file system has its own, such as for missing credentials
-        raise ValueError(f"data.path={path} cannot be opened: {error}") from None
+        raise ValueError(f"data.path={path} cannot be opened: {hide_secrets(str(error))}") from None
     sizes = {name: int(info["size"]) for name, info in facts.items() if info["type"] == "file"}
     relative = {name: os.path.basename(name) if name == base else os.path.relpath(name, base) for name in sizes}
     hidden = [name for name in sizes if any(part.startswith(".") for part in Path(relative[name]).parts)]

@@ -23,6 +23,7 @@ from kleiber.config.foreign import check_foreign, permit_config
 from kleiber.config.model_size import check_memory
 from kleiber.config.permissions import permitted_data
 from kleiber.config.targets import build, class_attribute
+from kleiber.config.url_secrets import remember_secrets
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
@@ -189,6 +190,7 @@ class Sweep:
         return self.composed[key]
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
+        overrides = [remember_secrets(line) for line in overrides]  # those of a design come from its file
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
         permit_config(config)
         config = complete_config(config, overrides, self.starts, self.composer)

@@ -198,7 +198,7 @@ def command(arguments: Sequence[str]) -> str:
     elif installed.is_file():
         program = [shorten(installed)]
     else:
-        program = [shorten(Path(sys.executable)), "-m", "kleiber"]
+        program = [shorten(Path(sys.executable)), "-P", "-m", "kleiber"]
     return shlex.join([*program, *arguments])
 
 

@@ -102,9 +102,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         with open_to_read(path) as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(max_bytes + 1) if size <= max_bytes else b""
-            if len(content) > max_bytes:
-                size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1) if size <= max_bytes else b""  # a buffer of max_bytes would be allocated
+            if len(content) > size:
+                content += file.read(max_bytes + 1 - len(content))
+                size = len(content)
     except FileNotFoundError:
         raise DamagedFile(path, "it does not exist") from None
     except OSError as error:
