@@ -23,15 +23,7 @@ import yaml
 
 from kleiber.config.system_errors import NO_SPACE
 from kleiber.records.locks import sweep_parts
-from kleiber.records.regular_files import (
-    DamagedFile,
-    create,
-    kind_of,
-    open_to_read,
-    read_text,
-    remove,
-    rename_aside,
-)
+from kleiber.records.regular_files import DamagedFile, create, kind_of, open_to_read, read_text, remove, rename_aside
 from kleiber.records.terminal import warn_once
 from kleiber.types import Json
 

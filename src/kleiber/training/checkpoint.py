@@ -61,12 +61,7 @@ def trained_names(model: nn.Module) -> frozenset[str]:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    state: Json,
-    config_hash: str,
-    names: Collection[str] | None = None,
+    folder: Path, step: int, model: nn.Module, state: Json, config_hash: str, names: Collection[str] | None = None
 ) -> Checkpoint:
     """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
