@@ -30,7 +30,7 @@ from fake_run import fake_run, fake_stage
 
 HUGE = 3 * 2**30  # bytes of a file of nothing but a hole
 MORE_BYTES = 300 * 2**20  # that a command may take beyond those on an ordinary folder
-MEMORY_BYTES, SECONDS = 6 * 2**30, 60  # at which a command is ended
+MEMORY_BYTES, SECONDS = 6 * 2**30, 240  # at which a command is ended
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e</script><script>alert(1)</script>"
 FILES = (
     "report.html", "findings.json", "laws.json", "study.yaml", "runs.jsonl.gz", "curves.html", "curves.png",
