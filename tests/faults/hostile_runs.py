@@ -18,7 +18,7 @@ from pathlib import Path
 from faults.hostile import make_hostile, make_study
 
 MORE_BYTES = 300 * 2**20  # that a command may take beyond those on an ordinary folder
-MEMORY_BYTES, SECONDS = 6 * 2**30, 60  # at which a command is ended
+MEMORY_BYTES, SECONDS = 6 * 2**30, 240  # at which a command is ended
 
 
 @dataclass

@@ -43,6 +43,9 @@ FAULTS = {
     111: "a lock that is deleted while its run trains",
     112: "rows that are deleted while their run trains", 113: "judges in several processes",
     122: "Ctrl-C and SIGTERM while a command starts", 123: "calls of the system that fail",
+    103: "links in a folder of runs", 104: "a script in the page of `plot`", 114: "pipes and devices in place of files",
+    115: "bombs: files of 3 GiB, compressed and equal rows, templates", 117: "odd rows of runs.jsonl.gz",
+    118: "names that overflow", 120: "the right hash and an odd content", 124: "escapes on the terminal",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
@@ -51,6 +54,7 @@ DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_ei
 RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
+HOSTILE = "faults/test_hostile.py::test_no_folder_of_a_stranger_harms_for_a_minute_and_a_half"
 FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
 PACKAGES = "faults/test_folders.py::test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed"
 TOLD = "runs/test_banner.py::test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of"
@@ -232,6 +236,35 @@ TESTS: dict[int, list[str]] = {
     123: ["faults/test_system_errors.py::test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been",
           "faults/test_system_errors.py::test_a_command_whose_system_calls_fail_says_so",
           "records/test_locks.py::test_a_file_system_without_locks_is_named_with_the_lock_and_the_fix"],
+    103: ["faults/test_hostile.py::test_a_report_is_never_written_through_a_link",
+          "faults/test_hostile.py::test_a_run_never_writes_through_a_folder_that_is_a_link",
+          "training/test_checkpoint.py::test_no_checkpoint_is_written_through_a_link",
+          "records/test_files.py::test_a_link_is_replaced_by_a_file_and_named_and_its_target_stays",
+          "records/test_archive_damage.py::test_nothing_is_added_to_what_is_no_file",
+          "records/test_regular_files_use.py::test_only_the_modules_for_it_open_make_or_print", HOSTILE],
+    104: ["charts/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
+          "charts/test_hostile_pages.py::test_every_module_that_writes_a_page_has_its_test"],
+    114: ["faults/test_hostile.py::test_a_pipe_or_a_device_is_refused_at_once",
+          "records/test_regular_files.py::test_what_is_no_file_is_refused_by_name_and_not_opened",
+          "training/test_checkpoint.py::test_what_is_no_file_in_a_checkpoint_is_named_and_passed_over",
+          "faults/test_hostile.py::test_a_checkpoint_that_names_files_elsewhere_is_not_read", HOSTILE],
+    115: ["faults/test_hostile.py::test_a_file_of_3_gib_costs_at_most_300_mib",
+          "faults/test_hostile.py::test_a_bomb_costs_at_most_300_mib",
+          "records/test_archive_damage.py::test_rows_that_would_fill_the_memory_are_refused_before_they_do",
+          "records/test_model_files.py::test_a_text_of_a_model_folder_has_a_largest_size_and_is_a_file",
+          "studies/laws/test_table_files.py::test_equal_rows_are_refused_with_their_number",
+          "runs/test_chat_template.py::test_a_template_that_errs_or_grows_is_named", HOSTILE],
+    117: ["records/test_archive_damage.py::test_an_odd_row_is_refused_with_its_line",
+          "records/test_archive.py::test_an_odd_summary_is_refused_with_its_line_and_its_key", HOSTILE],
+    118: ["faults/test_hostile.py::test_names_of_any_length_are_ignored"],
+    120: ["training/test_checkpoint.py::test_weights_of_the_right_hash_and_another_content_are_named_and_passed_over",
+          "training/test_checkpoint.py::test_a_state_of_the_right_hash_and_another_content_is_named",
+          "records/test_arrays.py::test_a_file_that_is_no_array_is_named",
+          "runs/test_chat_template.py::test_a_template_that_errs_or_grows_is_named",
+          "faults/test_hostile.py::test_a_study_yaml_that_names_no_study_is_refused_by_name"],
+    124: ["faults/test_hostile.py::test_no_escape_reaches_the_terminal",
+          "records/test_terminal.py::test_lines_warnings_tables_and_tracebacks_are_printed_without_them",
+          "runs/test_huggingface_card.py::test_recorded_text_adds_nothing_to_a_card", HOSTILE],
 }  # fmt: skip
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
@@ -274,7 +307,7 @@ def page() -> str:
              "What the environment, the user, the hardware or a stranger can do, and the test that does it. The table",
              "is written by `python tests/faults/rows.py > docs/faults.md`; a test compares the two.", "",
              "| # | fault | tests in `tests/` |", "| --- | --- | --- |"]  # fmt: skip
-    for number, fault in FAULTS.items():
+    for number, fault in sorted(FAULTS.items()):
         tests = "<br>".join(f"`{name}`" for name in TESTS[number])
         lines.append(f"| {number} | {fault} | {tests} |")
     lines += ["", "## What users of other projects complain about", "", "| complaint | tests |", "| --- | --- |"]

@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
-from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins
+from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins, chosen_names
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
 from kleiber.config.url_secrets import map_secrets, remember_secrets
@@ -243,21 +243,6 @@ def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}
     return complete, model
-
-
-def chosen_names(override: Override) -> Iterator[str]:
-    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
-    if override.is_delete():
-        return
-    if override.is_sweep_override():
-        if override.is_discrete_sweep():
-            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
-        return
-    value = override.value()
-    if isinstance(value, list):
-        yield from ("null" if item is None else str(item) for item in value)
-    elif value is not None:
-        yield str(value)
 
 
 def budget_nulls(overrides: list[Override]) -> list[str]:

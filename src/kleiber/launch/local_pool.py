@@ -11,7 +11,6 @@ finished. A second Ctrl-C ends the cells at once. The parent process computes no
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -37,7 +36,7 @@ from kleiber.config.errors import (
     preempted_by,
     signals_held,
 )
-from kleiber.config.model_size import available_cores
+from kleiber.config.model_size import available_cores, gpu_ids
 from kleiber.config.url_secrets import VARIABLE as SECRETS
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
@@ -249,17 +248,6 @@ def exit_after_parent(is_fresh: bool) -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
-
-
-def gpu_ids() -> list[str]:
-    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
-
-    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 class Basic(Launcher):
