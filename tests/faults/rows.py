@@ -5,48 +5,13 @@ does the same for what users of other projects complain about in launching and r
 every test named here is there.
 """
 
-FAULTS = {
-    1: "SIGKILL in a step", 2: "the same in a later epoch, over micro-batches", 3: "the same in a rank",
-    4: "SIGKILL during the writing of a checkpoint", 5: "a damaged newest checkpoint", 6: "a full disk",
-    7: "a loss that is no number", 8: "a loss that leaps", 9: "SIGTERM", 10: "SIGINT", 11: "SIGUSR1",
-    12: "Ctrl-C in a sweep", 13: "a cell that fails", 14: "ranks in a sweep", 15: "numbers of ranks in a sweep",
-    16: "a rank that dies", 17: "a flag after overrides", 18: "stale rank variables", 19: "a damaged token cache",
-    20: "two processes that prepare at once", 21: "SIGKILL while preparing", 22: "no hub", 23: "no W&B server",
-    24: "no W&B key", 25: "an unknown key", 26: "an unknown key with +", 27: "an unknown choice", 28: "a wrong type",
-    29: "an unknown experiment", 30: "keys that do not fit", 31: "no GPU, but asked for", 32: "a missing column",
-    33: "empty data", 34: "a broken line of JSON", 35: "less text than a window", 36: "a token the model has not",
-    37: "windows longer than the model's", 38: "any Unicode, and a line of 200,000 characters",
-    39: "a checkpoint with code in it", 40: "a target with code in it", 41: "paths that leave the root",
-    42: "long overrides", 43: "a slash in an override", 44: "resuming with another config",
-    45: "resuming with another number of ranks", 46: "a folder that cannot be written", 47: "a W&B file that was cut",
-    48: "two runs in one folder",
-    49: "a run folder whose config runs code", 50: "the same through export, teacher, init, resume and report",
-    51: "functions of kleiber as targets", 52: "a law file that names a Python file", 53: "a script in a label",
-    54: "an environment interpolation in a config", 55: "names that leave the run", 56: "a lock that is a link",
-    57: "YAML aliases and deep nesting", 58: "text that changed under a run", 59: "foreign weights that changed",
-    60: "bit rot in a large cache", 61: "SIGKILL while rows are rewritten", 62: "SIGKILL after the last checkpoint",
-    63: "SIGKILL between the first score and the first checkpoint", 64: "a checkpoint without hashes",
-    65: "a meta.json without its keys", 66: "damaged rows", 67: "a damaged csv", 68: "an odd summary.json",
-    69: "a step folder that is a file", 70: "odd paths in the cache", 71: "broken compressed data",
-    72: "binary text, other encodings, a full cache disk", 73: "a disk that is full at a checkpoint",
-    74: "a pickle in place of a checkpoint", 75: "nan as an argument", 76: "absurd sizes", 77: "small absurdities",
-    78: "a quantity of 0", 79: "a hundred thousand rows", 80: "a line of 300 MB", 81: "impossible tables",
-    82: "an incomplete law file", 83: "an odd Hugging Face folder", 84: "a tokenizer that the regex engine refuses",
-    85: "nan among imported weights", 86: "Ctrl-C, once and twice", 87: "a run folder that vanishes",
-    88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
-    91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
-    94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
-    97: "files of a folder whose names are those of splits", 98: "a folder of text with any endings",
-    99: "validation text that was trained on",
-    107: "ranks that differ in their config, data or weights", 108: "a rank that a signal kills",
-    109: "a key without an effect", 110: "data that changed, with equal size and time",
-    111: "a lock that is deleted while its run trains",
-    112: "rows that are deleted while their run trains", 113: "judges in several processes",
-    122: "Ctrl-C and SIGTERM while a command starts", 123: "calls of the system that fail",
-    103: "links in a folder of runs", 104: "a script in the page of `plot`", 114: "pipes and devices in place of files",
-    115: "bombs: files of 3 GiB, compressed and equal rows, templates", 117: "odd rows of runs.jsonl.gz",
-    118: "names that overflow", 120: "the right hash and an odd content", 124: "escapes on the terminal",
-}  # fmt: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.names import FAULTS
+
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
 TWICE = "data/test_cache.py::test_two_processes_build_once_and_a_killed_one_leaves_no_half"

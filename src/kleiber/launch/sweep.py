@@ -77,8 +77,7 @@ class Sweep:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
         if started_as_rank():
             raise ConfigError(
-                "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
-                "the sweep without them"
+                "-m cannot be used under torchrun or srun: kleiber starts the ranks of each cell itself, leave them out"
             )
         try:
             self.composer.multirun(overrides, self)
@@ -232,20 +231,16 @@ class Sweep:
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
             print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
-            names = listed(sorted(where.name for where in in_use), most=5)
-            print_line(
-                f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
-                "run the same command again when those have ended"
-            )
+            names, count = listed(sorted(where.name for where in in_use), most=5), f"{len(in_use)} of {len(by_folder)}"
+            print_line(f"{count} cells are in use by other processes: {names}; run the command again when they end")
         return todo, in_use
 
 
 def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
 
-    Returns the exit code of `kleiber report`.
-
-    Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
+    Returns the exit code of `kleiber report`. Also writes the node `study` of this command line to study.yaml, because
+    cells may have been trained with another.
     """
     from kleiber.studies.fit_command import make_report
 

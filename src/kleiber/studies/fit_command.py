@@ -286,10 +286,7 @@ def make_report(
 
 
 def import_page_module(name: str) -> ModuleType:
-    """Imports the module of `kleiber.studies` that writes a page.
-
-    Raises ValueError if a plotting package is not installed.
-    """
+    """Imports the module of `kleiber.studies` that writes a page. Raises ValueError without a plotting package."""
     try:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)
