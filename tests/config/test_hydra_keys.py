@@ -8,7 +8,7 @@ import pytest
 from kleiber.config.errors import ConfigError
 from kleiber.config.hydra_keys import check_hydra_keys, is_factory
 
-NODE = {"_target_": "kleiber.nn.MLP"}
+NODE = {"_target_": "kleiber.nn.SwiGLU"}
 
 
 @pytest.mark.parametrize("key", ["_convert_", "_args_", "_partial_", "_recursive_"])

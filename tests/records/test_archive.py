@@ -85,7 +85,7 @@ def test_damage_before_the_end_is_refused_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"# My notes\n", b"tokens,loss\n1,2\n", b"", gzip.compress(b"x" * 99)[:12] + bytes(40)]
+    "content", [b"# My notes\n", b"tokens,loss\n1,2\n", b"", gzip.compress(b"x" * 99, mtime=0)[:12] + bytes(40)]
 )
 def test_no_advice_empties_a_file(tmp_path, content):
     file = tmp_path / "notes.md"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from exported_model import loaded
@@ -10,7 +11,8 @@ from tables import jsonl
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
-from kleiber.runs.huggingface import ModelCard
+from kleiber.records.terminal import CONTROL
+from kleiber.runs.model_card import ModelCard, card_cell
 from kleiber.runs.open import TrainedModel
 
 
@@ -46,3 +48,38 @@ def test_a_model_card_has_the_real_folder_parameters_and_only_a_license_that_is_
     assert cards[1].startswith("---\nlicense: cc-by-4.0\n")
     assert main(["export", str(run), str(tmp_path / "third"), "--license", "mine\nx: y"]) == 2
     assert "--license" in capsys.readouterr().err and not (tmp_path / "third").exists()
+
+
+HOSTILE = "\x1b[31m|a|\n# title\n<script>alert(1)</script>[x](http://x)`**b**\\"
+
+
+def card(text: str) -> str:
+    record = {
+        "metrics": {f"val/{text}/loss": 2.0},
+        "objective": text,
+        "data": {"name": text, "config": text},
+        "lr": 0.1,
+    }
+    model = Transformer(16, depth=1, width=32)
+    model.add_head(text, 2)
+    trained = SimpleNamespace(
+        folder=Path("runs") / text.replace("/", ""), stage=text, step=3, record=record,
+        model=model, config={},
+        summary={"config_hash": text, "commit": text, "dirty": True, "seed": text},
+    )  # fmt: skip
+    return ModelCard(trained, "LlamaForCausalLM", 1, "folder").text()
+
+
+def test_recorded_text_adds_nothing_to_a_card():
+    plain, hostile = card("text"), card(HOSTILE)
+    assert not CONTROL.search(hostile) and "<script>" not in hostile and "](http" not in hostile.replace("\\]", "")
+    assert hostile.count("\n") == plain.count("\n") and hostile.count("\n# ") == 1
+    cells = [[line.replace("\\|", "").count("|") for line in text.splitlines()] for text in (plain, hostile)]
+    assert cells[0] == cells[1], "as many cells in each row"
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"), [(None, "unknown"), ("", "unknown"), (0, "0"), ("val/a_b/loss", "val/a_b/loss")]
+)
+def test_other_values_stay_as_they_are(value, cell):
+    assert card_cell(value) == cell
