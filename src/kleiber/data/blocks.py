@@ -18,8 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt64
 
+<<<<<<< HEAD
 from kleiber.config.url_secrets import open_file_system
 from kleiber.data.location import suffix
+=======
+from kleiber.data.folders import suffix
+>>>>>>> w/folder
 from kleiber.data.read_errors import DAMAGED, compression, explain, is_url, not_an_object, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
 from kleiber.data.splits import HashSplit, document_hashes
@@ -248,4 +252,4 @@ def file_size(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
     system, place = open_file_system(path)
-    return system.size(place)
+    return int(system.info(place)["size"])

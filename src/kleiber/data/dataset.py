@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError
 from kleiber.data.cache import SCRATCH, is_full_disk
+from kleiber.data.folders import TABLES, suffix
 from kleiber.data.input_files import choose_config, list_files
 from kleiber.data.listing import WITHOUT, Group, Listing, only_tables, require_equal_columns, table_groups
-from kleiber.data.location import TABLES, Location, suffix
+from kleiber.data.location import Location
 from kleiber.data.read_errors import (
     DAMAGED,
     defect,

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 
 from kleiber.config import hub
-from kleiber.data import contents
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import cache_root
 from kleiber.data.dataset import open_tables, rows, table_name
@@ -124,7 +123,7 @@ def fingerprint(name: str) -> object:
     if is_builtin(name):
         return name
     location, config = find(name)
-    return [contents.fingerprint(location), config]
+    return [location.fingerprint(), config]
 
 
 def no_text() -> HeldOut:
@@ -214,7 +213,7 @@ class HeldOutText:
         return f"{table_name(self.location, self.config)}-held-out"
 
     def identity(self) -> Json:
-        return {"held out": contents.fingerprint(self.location), "config": self.config, "stream": self.stream}
+        return {"held out": self.location.fingerprint(), "config": self.config, "stream": self.stream}
 
     def split(self, splits: Mapping[str, object]) -> str:
         """Name of the split that is read."""
@@ -245,7 +244,7 @@ class TrainingText(HeldOutText):
         return f"{table_name(self.location, self.config)}-training"
 
     def identity(self) -> Json:
-        return {"training": contents.fingerprint(self.location), "config": self.config, "stream": self.stream}
+        return {"training": self.location.fingerprint(), "config": self.config, "stream": self.stream}
 
     def split(self, splits: Mapping[str, object]) -> str:
         return TRAIN if TRAIN in splits else held_out_split(splits)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.contents import SAMPLED_BYTES
-from kleiber.data.folders import File, LeftOut, describe_left_out, list_names
-from kleiber.data.location import TABLES, Location, suffix
+from kleiber.data.folders import TABLES, File, LeftOut, describe_left_out, list_names, suffix
+from kleiber.data.location import Location
 from kleiber.types import Json
 
 ROWS = (".jsonl", ".parquet")  # tables whose rows are read without a copy

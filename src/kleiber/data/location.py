@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, cast
 from kleiber.config import hub
 from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import WILDCARDS, is_pattern, is_url
-from kleiber.data.folders import HIDDEN, File, LeftOut, describe_left_out, local_file, walk
+from kleiber.data.contents import Content, read_contents
+from kleiber.data.folders import HIDDEN, TABLES, File, LeftOut, describe_left_out, is_table, local_file, suffix, walk
 from kleiber.data.layout import has_card
 from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
-TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # by suffix
 Splits = Literal["auto", "files"]
 
 
@@ -84,17 +84,6 @@ def _version(info: dict[str, object]) -> str:
     """Returns what tells the contents of a file apart, as far as its file system has it."""
     keys = ("ETag", "etag", "sha256", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
     return next((str(info[key]) for key in keys if info.get(key) is not None), "")
-
-
-def suffix(path: str) -> str:
-    """Returns the suffix of a file without that of its compression, such as .jsonl."""
-    suffixes = [part.lower() for part in Path(path).suffixes if part.lower() not in COMPRESSION]
-    return suffixes[-1] if suffixes else ""
-
-
-def is_table(path: str) -> bool:
-    """Whether the name of a file says that it is a table; what JSON contains may say otherwise."""
-    return suffix(path) in TABLES
 
 
 @dataclass(frozen=True)
@@ -159,6 +148,18 @@ class Location:
     def files(self) -> list[File]:
         """The files on this machine, or those that a pattern or a URL stands for, in the order of their names."""
         return self._walked[0]
+
+    @cached_property
+    def contents(self) -> dict[str, Content]:
+        """What each file on this machine, or behind a pattern or URL, contains, by its name."""
+        base = self.name if self.local is None else str(self.local.resolve())
+        return read_contents(base, self.files, self.sampled)
+
+    def fingerprint(self) -> object:
+        """Returns JSON-able facts that change with the content: checksums of the files, or the hub's name."""
+        if self.on_hub:
+            return {"hub": self.name}
+        return [[name, content.checksum] for name, content in self.contents.items()]
 
     @property
     def left_out(self) -> list[LeftOut]:

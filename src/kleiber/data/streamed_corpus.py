@@ -16,7 +16,6 @@ from pathlib import Path
 from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import Rows, cut_file
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.contents import fingerprint, read_contents
 from kleiber.data.corpus import TextCorpus, choose_tokenizer
 from kleiber.data.dataset import named_errors, notes_of, standard_splits
 from kleiber.data.input_files import list_files
@@ -53,7 +52,7 @@ class StreamedFiles:
 
     def identity(self) -> Json:
         options = {"config": self.notes["config"], "columns": self.columns, "max_bytes": self.max_bytes}
-        return {"text": fingerprint(self.location), "first": self.splits, "files": self.files, **options}
+        return {"text": self.location.fingerprint(), "first": self.splits, "files": self.files, **options}
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
@@ -91,7 +90,7 @@ def list_streamed(location: Location, config: str | None, columns: tuple[str, ..
 
 def file_contents(location: Location, listing: Listing) -> dict[str, list[str]]:
     """Returns what changes with the content of each file: a checksum, that of samples of a large file, or its URL."""
-    contents = {} if location.on_hub else read_contents(location)
+    contents = {} if location.on_hub else location.contents
     return {
         split: [contents[file.name].checksum if file.name in contents else file.path for file in files]
         for split, files in listing.files.items()

@@ -25,9 +25,10 @@ from kleiber.data.dataset import (
     require_text_columns,
     standard_splits,
 )
+from kleiber.data.folders import suffix
 from kleiber.data.input_files import list_files
 from kleiber.data.listing import table_groups, with_columns
-from kleiber.data.location import Location, suffix
+from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hashes
