@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt64
 
-<<<<<<< HEAD
 from kleiber.config.url_secrets import open_file_system
-from kleiber.data.location import suffix
-=======
 from kleiber.data.folders import suffix
->>>>>>> w/folder
 from kleiber.data.read_errors import DAMAGED, compression, explain, is_url, not_an_object, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
 from kleiber.data.splits import HashSplit, document_hashes
