@@ -73,7 +73,7 @@ def named(group, name, pages):
         ),
         (
             "data",
-            "| `data.rows` | `documents`, `stream` |  | `documents` | `documents`: every row of",
+            "| `data.rows` | `documents`, `stream` |  | `documents` | documents: each row is",
         ),
         ("keys", "| `batch.micro` | int or `auto` | >= 1 | `auto` |"),
     ],

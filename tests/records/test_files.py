@@ -105,7 +105,7 @@ def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": ' + "9" * 21 + "}", '{"a": -' + "9" * 4000 + "}", '{"a": [' + "[]," * MAX_VALUES + "[]]}"],
+    ['{"a": ' + "9" * 41 + "}", '{"a": -' + "9" * 4000 + "}", '{"a": [' + "[]," * MAX_VALUES + "[]]}"],
     ids=["digits", "negative", "values"],
 )
 def test_a_json_text_of_bounded_size_takes_bounded_memory(tmp_path, text):

@@ -30,7 +30,7 @@ from kleiber.types import Json
 T = TypeVar("T")
 MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_LINE_BYTES = 2**28, 2**20, 2**22
 MAX_VALUES = 2**22  # in a JSON text; each takes 100 bytes of memory, or more
-MAX_DIGITS = 20  # of a whole number in JSON, with its sign: one of more than 64 bits raises an error in numpy
+WORD_DIGITS, MAX_DIGITS = 20, 40  # of a whole number in JSON, with its sign; one of more than 64 bits fails in numpy
 PIECE = 2**20  # bytes that are read at once
 PROBE_BYTES = 2**20  # written to see whether a disk is full
 WORD_BITS = 64
@@ -74,7 +74,8 @@ def load_json(text: str, max_values: int | None = MAX_VALUES) -> object:
 
     max_values  most numbers, texts, lists and objects in it; None where the caller has counted them
 
-    Raises ValueError for other text, for more values, and for a whole number of more than MAX_DIGITS digits;
+    Raises ValueError for other text, for more values, and for a whole number of more than MAX_DIGITS digits (one
+    of more than WORD_DIGITS, as transformers writes for an unlimited length, is returned as a float);
     RecursionError for deep nesting.
     """
     number = 0 if max_values is None else text.count(",") + text.count("[") + text.count("{")
@@ -83,10 +84,10 @@ def load_json(text: str, max_values: int | None = MAX_VALUES) -> object:
     return json.loads(text, parse_int=_parse_int)
 
 
-def _parse_int(digits: str) -> int:
+def _parse_int(digits: str) -> float:
     if len(digits) > MAX_DIGITS:  # with its sign
         raise ValueError(f"{digits[:MAX_DIGITS]}... has {len(digits):,} digits")
-    return int(digits)
+    return int(digits) if len(digits) <= WORD_DIGITS else float(digits)
 
 
 def read_yaml(path: Path) -> object:
