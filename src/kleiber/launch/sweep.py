@@ -232,7 +232,8 @@ class Sweep:
             print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
             names, count = listed(sorted(where.name for where in in_use), most=5), f"{len(in_use)} of {len(by_folder)}"
-            print_line(f"{count} cells are in use by other processes: {names}; run the command again when they end")
+            text = f"{count} cells are in use by other processes and are not started: {names}"
+            print_line(f"{text}; run the same command again when those have ended")
         return todo, in_use
 
 
