@@ -78,7 +78,7 @@ def open_tables(
     with named_errors(location, config):
         listing = only_tables(list_files(location, config))
     with loading(location, config, root) as scratch:
-        if listing.declared or location.on_hub:
+        if location.on_hub or location.has_card:  # which may declare types of columns too
             with activity(f"loading {location.name}"):
                 tables = load_declared(location, config, scratch)
         else:
