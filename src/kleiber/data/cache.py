@@ -114,12 +114,17 @@ def file_hash(path: Path) -> str:
     if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
         return saved
     sha256 = file_sha256(path)
-    try:
-        place.parent.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise ConfigError(f"{place.parent} in the cache must be a folder: delete what has its name") from None
+    make_folder(place.parent)
     write_text(place, sha256)
     return sha256
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder in the cache. Raises ConfigError where something else has its name."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{folder} in the cache must be a folder: delete what has its name") from None
 
 
 def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:

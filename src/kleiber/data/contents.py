@@ -21,9 +21,10 @@ from pathlib import Path
 
 import xxhash
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import cut_file, open_parquet
-from kleiber.data.cache import cache_root, digest
+from kleiber.data.cache import cache_root, digest, make_folder
 from kleiber.data.folders import File, is_table, suffix
 from kleiber.data.parallel import ordered_map
 from kleiber.data.read_errors import BLOCK, DAMAGED, FIRST, compression, explain, is_url, open_bytes
@@ -72,7 +73,7 @@ def read_contents(base: str, files: Sequence[File], sampled: bool) -> dict[str, 
             for file, content in zip(missing, work.track(itertools.chain.from_iterable(batches)), strict=True):
                 found[file.name] = content
         stable = [file for file in files if now - file.changed > FRESH]
-        place.parent.mkdir(exist_ok=True)
+        make_folder(place.parent)
         entries = [[file.name, version_of(file), asdict(found[file.name])] for file in stable]
         write_json(place, {"schema": SCHEMA, "files": entries})
     return {file.name: found[file.name] for file in files}
@@ -88,12 +89,12 @@ def _read_kept(place: Path) -> dict[tuple[str, str], Content]:
     try:
         kept = read_json(place)
         entries = kept["files"] if kept["schema"] == SCHEMA else []
-        return {(name, version): _content(**facts) for name, version, facts in entries}
+        return {(name, version): _from_kept(**facts) for name, version, facts in entries}
     except (DamagedFile, KeyError, TypeError, ValueError):
         return {}
 
 
-def _content(columns: Iterable[str], **facts: str) -> Content:
+def _from_kept(columns: Iterable[str], **facts: str) -> Content:
     return Content(columns=tuple(columns), **facts)
 
 
@@ -117,7 +118,16 @@ def examine(file: File, sampled: bool = False) -> Content:
     """Returns what a file contains.
 
     sampled  whether the checksum is that of samples, and only the beginning of a text is decoded
+
+    Raises ConfigError for a file that cannot be read.
     """
+    try:
+        return _content_of(file, sampled)
+    except OSError as error:
+        raise ConfigError(f"data.path cannot be read: {file.path}: {error.strerror or error}") from error
+
+
+def _content_of(file: File, sampled: bool) -> Content:
     checksum = version_of(file) if is_url(file.path) else file_checksum(file.path, sampled)
     if not file.size:
         return Content(checksum, reason="empty")
@@ -125,6 +135,8 @@ def examine(file: File, sampled: bool = False) -> Content:
     if is_table(file.path):
         try:
             columns = table_columns(file.path)
+        except OSError:
+            raise
         except Exception as error:  # of pyarrow, json and decoders
             return Content(checksum, defect=explain(file.path, error))
         if not columns and suffix(file.path) != ".json":

@@ -121,6 +121,8 @@ def with_columns(listing: Listing, columns: tuple[str, ...], name: str) -> Listi
     Raises ValueError for a table without the columns where others of its kind have them, and where no table is left and
     there are no texts or the columns were chosen.
     """
+    if listing.declared:
+        return listing
     without = [file for file, present in listing.columns.items() if not {*columns} <= {*present}]
     json = frozenset(file for file in without if suffix(file) == ".json")
     kinds = {suffix(file) for file in listing.columns if file not in without}
