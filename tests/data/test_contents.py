@@ -13,10 +13,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from kleiber.config.errors import ConfigError
 from kleiber.data import contents as module
 from kleiber.data.contents import csv_columns, examine, file_checksum, json_columns
-from kleiber.data.folders import local_file
+from kleiber.data.folders import File, local_file
 from kleiber.data.location import locate
+from kleiber.records.files import DamagedFile
 
 FILES = {  # content, and why it is neither text nor a table
     "a.rst": (b"text", ""),
@@ -139,3 +141,16 @@ def test_a_sampled_checksum_reads_pieces_of_a_large_file_and_says_so(
     assert sums[0] == sums[3] != sums[1] != sums[2] != sums[0] and sums[0].startswith("10000 bytes, sampled ")
     path.write_bytes(content[:500])
     assert file_checksum(str(path), sampled=True) == file_checksum(str(path))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, cache: Path) -> None:
+    for name in ("gone.txt", "gone.jsonl", "gone.parquet"):
+        with pytest.raises(ConfigError, match=rf"{name}: No such file"):
+            examine(File(str(tmp_path / name), name, 1, ""))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "a.txt").write_text("a text")
+    cache.mkdir()
+    (cache / "contents").touch()
+    with pytest.raises(DamagedFile, match="contents is damaged: it must be a folder"):
+        _ = locate(str(home)).contents

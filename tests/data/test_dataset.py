@@ -13,6 +13,27 @@ from kleiber.config import hub
 from kleiber.data.labelled import Labelled
 from kleiber.data.text import Text
 
+CARD = """---
+dataset_info:
+  features:
+    - name: text
+      dtype: string
+    - name: label
+      dtype:
+        class_label:
+          names:
+            '0': bad
+            '1': good
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: a.jsonl
+  - split: test
+    path: b.jsonl
+---
+"""
+
 
 def test_tables_of_several_kinds_are_joined_and_those_without_the_columns_are_left_out(
     tmp_path: Path, cache: Path
@@ -44,6 +65,17 @@ def test_a_data_set_of_several_configs_names_the_key(tmp_path: Path, cache: Path
         with pytest.raises(ValueError, match=f"{wrong}: set data.config to one of first, second"):
             Text(str(tmp_path), config).prepare(4)
     assert Text(str(tmp_path), "second").prepare(4).config == "second"
+
+
+def test_a_card_keeps_its_splits_and_the_names_of_its_classes(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "README.md").write_text(CARD)
+    for name, count in (("a", 12), ("b", 4), ("train", 3)):
+        lines = [json.dumps({"text": f"{name} {i}", "label": i % 2}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    corpus = Labelled(str(tmp_path), name="cards").prepare(16)
+    assert corpus.label_names == ["bad", "good"] and (len(corpus.train), len(corpus.validation["cards"])) == (12, 4)
+    (line,) = corpus.reading.files
+    assert "2 files" in line and "2 in no split (README.md, train.jsonl)" in line
 
 
 def test_a_broken_line_of_json_is_named_with_its_number(tmp_path: Path, cache: Path) -> None:

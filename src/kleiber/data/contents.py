@@ -21,6 +21,7 @@ from pathlib import Path
 
 import xxhash
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import available_cores
 from kleiber.config.urls import is_url
 from kleiber.data.blocks import cut_file, open_parquet
@@ -90,12 +91,12 @@ def _read_kept(place: Path) -> dict[tuple[str, str], Content]:
     try:
         kept = read_json(place)
         entries = kept["files"] if kept["schema"] == SCHEMA else []
-        return {(name, version): _content(**facts) for name, version, facts in entries}
+        return {(name, version): _from_kept(**facts) for name, version, facts in entries}
     except (DamagedFile, KeyError, TypeError, ValueError):
         return {}
 
 
-def _content(columns: Iterable[str], **facts: str) -> Content:
+def _from_kept(columns: Iterable[str], **facts: str) -> Content:
     return Content(columns=tuple(columns), **facts)
 
 
@@ -119,7 +120,16 @@ def examine(file: File, sampled: bool = False) -> Content:
     """Returns what a file contains.
 
     sampled  whether the checksum is that of samples, and only the beginning of a text is decoded
+
+    Raises ConfigError for a file that cannot be read.
     """
+    try:
+        return _content_of(file, sampled)
+    except OSError as error:
+        raise ConfigError(f"data.path cannot be read: {file.path}: {error.strerror or error}") from error
+
+
+def _content_of(file: File, sampled: bool) -> Content:
     checksum = version_of(file) if is_url(file.path) else file_checksum(file.path, sampled)
     if not file.size:
         return Content(checksum, reason="empty")
@@ -127,6 +137,8 @@ def examine(file: File, sampled: bool = False) -> Content:
     if is_table(file.path):
         try:
             columns = table_columns(file.path)
+        except OSError:
+            raise
         except Exception as error:  # of pyarrow, json and decoders
             return Content(checksum, defect=explain(file.path, error))
         if not columns and suffix(file.path) != ".json":

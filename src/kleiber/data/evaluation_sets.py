@@ -20,7 +20,7 @@ from pathlib import Path
 from kleiber.config import hub
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import cache_root
-from kleiber.data.dataset import open_tables, rows, table_name
+from kleiber.data.dataset import open_tables, rows, table_name, use_splits
 from kleiber.data.layout import has_card
 from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
@@ -223,9 +223,10 @@ class HeldOutText:
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents, all of them in the split `validation`."""
         with open_texts(self.location, self.config, (TEXT,), root) as (splits, notes):
-            texts = splits[self.split(splits)]
+            chosen = self.split(splits)
+            texts = splits[chosen]
             documents = [RereadableDocument(texts.read)] if self.stream else texts.documents()
-            yield SourceText({"validation": documents}, notes)
+            yield SourceText({"validation": documents}, use_splits(notes, {"validation": chosen}))
 
     def report(self, manifest: Json) -> None:
         """Logs which files were read and which were left out."""
