@@ -13,7 +13,7 @@ from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.sources import CHUNK
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, Bytes, train_bpe
-from kleiber.records.files import DamagedFile
+from kleiber.records.regular_files import DamagedFile
 
 
 def test_bytes_are_exact() -> None:

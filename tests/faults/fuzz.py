@@ -3,11 +3,12 @@
 configs  random choices of the groups and random values of their keys: trains a step, or is refused with exit code 2
 folders  random damage to one file of a run's folder, then a command: a refusal, or the result of the unbroken run
 tables   random tables into `kleiber fit`: a law (0, 3), or a refusal with exit code 2
+hostile  a stranger's folder of runs (`hostile.py`), then a command: no harm, within limits of time and memory
 
-A case runs in a fork with limits on its memory and time. A traceback, another exit code, a death by a signal or
-different weights after a resume is a failure.
+A case runs in a fork with limits on its memory and processor time. A traceback, another exit code, a death by a signal
+or different weights after a resume is a failure.
 
-    python tests/faults/fuzz.py [--cases 300] [--seed 0] [--kinds configs,folders,tables] [--out FILE.jsonl]
+    python tests/faults/fuzz.py [--cases 300] [--seed 0] [--kinds configs,folders,tables,hostile] [--out FILE.jsonl]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -26,17 +28,22 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from faults import hostile, hostile_runs
 from faults.fuzz_cases import SMALL, commands, damage, damages, tables, write_rows
+from faults.hostile_runs import Ended
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from processes import PATIENCE
 from small_run import TINY
 
-MEMORY_BYTES, SECONDS = 8 * 2**30, 120
+MEMORY_BYTES, CPU_SECONDS = 8 * 2**30, 60
 LONG = [*TINY, *SMALL[:4], "budget.steps=6", "callbacks.checkpoints.every=2"]
 
 
@@ -60,7 +67,8 @@ def run_forked(work: Callable[[], int], log: Path) -> tuple[int, str, float]:
         code = 99
         try:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            signal.alarm(PATIENCE)
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(file, number)
@@ -174,15 +182,54 @@ def attack_table(table: tuple[str, str, list[str]], place: Path, source: Path) -
     return Case("tables", [kind, *words, text], code, failure(code, output, (0, 2, 3)), output, seconds)
 
 
+ORDINARY: dict[str, Ended] = {}  # how commands end on the folder of the unbroken run
+
+
+def attack_hostile(seed: int, place: Path, source: Path) -> Case:
+    """Makes the folder of a trained run hostile, and runs a command on it, also one that opens the model."""
+    from kleiber.launch.cli import main as kleiber
+    from kleiber.launch.main import main
+
+    def work(study: Path) -> dict[str, Callable[[], int]]:
+        run = str(min(study.glob("*-*"), default=study / "gone"))
+        opened = {
+            "eval": ["eval", run, "--evals", "perplexity"], "export": ["export", run, str(study / "exported")],
+            "generate": ["generate", run, "--prompt", "a", "--tokens", "2"],
+        }  # fmt: skip
+        listed = {name: partial(kleiber, words) for name, words in {**hostile_runs.commands(study), **opened}.items()}
+        return {**listed, "resume": lambda: main([*LONG, f"root={study.parent}", "name=s", "budget.steps=7"])}
+
+    def end(study: Path, name: str) -> Ended:
+        return hostile_runs.run_limited(work(study)[name], source / "log.txt")
+
+    rng = random.Random(seed)
+    name = rng.choice([*sorted(work(source / "whole/s")), *(["eval", "export", "generate", "resume"] * 3)])
+    if name not in ORDINARY:
+        shutil.copytree(source / "whole", source / "ordinary", symlinks=True)
+        ORDINARY[name] = end(source / "ordinary/s", name)
+        shutil.rmtree(source / "ordinary")
+    shutil.copytree(source / "whole", place, symlinks=True)
+    shutil.rmtree(source / "outside", ignore_errors=True)
+    what = hostile.make_hostile(place / "s", source / "outside", seed)
+    before = hostile_runs.contents(source / "outside")
+    ended = end(place / "s", name)
+    untouched = hostile_runs.contents(source / "outside") == before
+    reason = hostile_runs.failure(
+        ended, ORDINARY[name], untouched, (0, 1, 2, 3, 5) if name == "resume" else (0, 2, 3, 5)
+    )
+    return Case("hostile", [str(seed), name, what], ended.code, reason, ended.output, ended.seconds)
+
+
 KINDS = {
     "configs": (commands(), attack_config),
     "folders": (damages, attack_folder),
     "tables": (tables(), attack_table),
+    "hostile": (st.integers(0, 2**32), attack_hostile),
 }
 
 
-def attack(kind: str, cases: int, number: int, until: float = float("inf")) -> list[Case]:
-    """Runs up to `cases` cases of a kind, fewer after the time `until` (of time.monotonic)."""
+def attack(kind: str, cases: int, number: int) -> list[Case]:
+    """Runs `cases` cases of a kind."""
     strategy, run = KINDS[kind]
     results: list[Case] = []
     with tempfile.TemporaryDirectory() as home:
@@ -199,10 +246,9 @@ def attack(kind: str, cases: int, number: int, until: float = float("inf")) -> l
         )  # fmt: skip
         @given(strategy)
         def try_one(drawn: object) -> None:
-            if time.monotonic() < until:
-                place = source / "place"
-                shutil.rmtree(place, ignore_errors=True)
-                results.append(run(drawn, place, source))
+            place = source / "place"
+            shutil.rmtree(place, ignore_errors=True)
+            results.append(run(drawn, place, source))
 
         try_one()
     return results

@@ -80,7 +80,7 @@ def test_what_opens_no_data_needs_no_permission(foreign, beacon, tmp_path):
 
 
 HARNESS = {"_target_": "kleiber.evals.Harness", "tasks": ["a"], "task_files": "tasks"}
-LIGHTNING = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "victim"}
+LIGHTNING = {"_target_": "lightning.pytorch.callbacks.DeviceStatsMonitor"}
 PERPLEXITY = {"_target_": "kleiber.evals.Perplexity", "data": ["http://127.0.0.1:9/x"]}
 REMOTE = "callbacks.checkpoints.remote"
 

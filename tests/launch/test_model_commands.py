@@ -10,7 +10,7 @@ from fake_run import fake_run
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
-from kleiber.records.closing_table import printable
+from kleiber.records.terminal import printable
 from kleiber.runs.open import TrainedModel
 
 

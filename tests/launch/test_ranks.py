@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from kleiber.config.errors import ConfigError, RankTimeout
+from kleiber.config.errors import ConfigError
 from kleiber.launch import ranks
 
 
@@ -62,25 +62,6 @@ def test_a_batch_script_and_a_step_of_one_task_are_no_ranks(monkeypatch, tasks):
     for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "32", **tasks}.items():
         monkeypatch.setenv(name, value)
     assert not ranks.started_as_rank()
-
-
-def test_the_exit_code_is_that_of_the_rank_that_failed_first(monkeypatch, tmp_path, capsys):
-    assert ranks.first_failure(tmp_path, 2) is None
-    monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
-    for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):
-        monkeypatch.setenv("RANK", rank)
-        ranks.record_failure(code, error)
-    assert ranks.first_failure(tmp_path, 2) == (3, "rank 1: RuntimeError('boom')")
-    assert "rank 1 " in capsys.readouterr().err
-
-
-def test_ranks_that_did_not_answer_are_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
-    for rank, error in (("0", RankTimeout("waited")), ("2", RuntimeError("Connection closed by peer"))):
-        monkeypatch.setenv("RANK", rank)
-        ranks.record_failure(1, error)
-    code, text = ranks.first_failure(tmp_path, 4)
-    assert code == 1 and "rank 1, 3 " in text and "rank 1, 3 " in capsys.readouterr().err
 
 
 def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, capfd):

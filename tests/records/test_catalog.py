@@ -8,9 +8,9 @@ from fake_run import fake_run
 from kleiber.launch.cli import main
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs, frame, read_runs
-from kleiber.records.files import DamagedFile
 from kleiber.records.locks import locked
-from kleiber.records.summary_file import warn_once
+from kleiber.records.regular_files import DamagedFile
+from kleiber.records.terminal import warn_once
 
 
 def leave(folder, status, loss=None, error=None):

@@ -3,20 +3,26 @@
 import json
 import os
 import time
+import tracemalloc
 
 import pytest
 import yaml
 
 from kleiber.records.files import (
+    MAX_LINE_BYTES,
+    MAX_VALUES,
     MAX_YAML_BYTES,
-    DamagedFile,
-    file_sha256,
+    copy_file,
     read_config_node,
     read_json,
+    read_lines,
     read_yaml,
+    replaced,
     write_json,
+    write_text,
     write_yaml,
 )
+from kleiber.records.regular_files import DamagedFile, file_sha256
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10)
@@ -95,3 +101,100 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ' + "9" * 41 + "}", '{"a": -' + "9" * 4000 + "}", '{"a": [' + "[]," * MAX_VALUES + "[]]}"],
+    ids=["digits", "negative", "values"],
+)
+def test_a_json_text_of_bounded_size_takes_bounded_memory(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DamagedFile, match=r"a\.json.*(digits|values)"):
+        read_json(tmp_path / "a.json")
+
+
+def test_numbers_of_64_bits_and_any_text_are_read(tmp_path):
+    content = {"a": [2**63 - 1, -(2**63), 0.00012345678901234567, 1e300], "text": "9" * 5000 + ",[{" * 1000}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+
+
+@pytest.mark.parametrize("text", ["a: 2001-13-45", "a: " + "9" * 5000, "a: 1e", "a: {b: " + "9" * 40 + "}"])
+def test_an_impossible_number_or_date_in_a_config_is_named(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    if text == "a: 1e":
+        assert read_config_node(tmp_path / "config.yaml") == {"a": "1e"}
+        return
+    with pytest.raises(DamagedFile, match=r"config\.yaml"):
+        read_config_node(tmp_path / "config.yaml")
+
+
+def lines_of(path):
+    return [text for text, _ in read_lines(path, len)]
+
+
+def test_lines_of_any_length_are_passed_over_without_filling_the_memory(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"first\n" + b"x" * (MAX_LINE_BYTES + 5) + b"\nsecond\n" + b"y" * MAX_LINE_BYTES + b"\nthird\ncut")
+    assert lines_of(path) == ["first", "second", "third"]
+    assert "skipped 2 damaged lines, first line 2" in capsys.readouterr().err
+    path.write_bytes(b"first\n")
+    os.truncate(path, 2**26)
+    tracemalloc.start()
+    assert lines_of(path) == ["first"]
+    assert tracemalloc.get_traced_memory()[1] < 4 * MAX_LINE_BYTES
+    tracemalloc.stop()
+    assert lines_of(tmp_path / "nothing") == []
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DamagedFile, match="pipe"):
+        lines_of(tmp_path / "pipe")
+
+
+def test_a_link_is_replaced_by_a_file_and_named_and_its_target_stays(tmp_path, capsys):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("my thesis")
+    for name, target in (("report.html", thesis), ("a.json", tmp_path / "nothing")):
+        (tmp_path / name).symlink_to(target)
+        write_text(tmp_path / name, "<html>")
+        assert f"{name}.1" in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == "<html>" and not (tmp_path / name).is_symlink()
+        assert (tmp_path / f"{name}.1").is_symlink()
+    assert thesis.read_text() == "my thesis" and not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_nothing_else_is_replaced_by_a_file(tmp_path, kind):
+    path = tmp_path / "report.html"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(DamagedFile, match=f"report.html is damaged: it is a {kind}"):
+        write_text(path, "<html>")
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"] and not path.is_file()
+
+
+def test_a_link_in_the_place_of_a_file_that_is_being_written_is_not_followed(tmp_path):
+    (tmp_path / "thesis.txt").write_text("my thesis")
+    (tmp_path / f".a.json.part-{os.getpid()}").symlink_to("thesis.txt")
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "thesis.txt").read_text() == "my thesis" and read_json(tmp_path / "a.json") == {"a": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "thesis.txt"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path, shared):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(KeyboardInterrupt), replaced(tmp_path / "a", shared=shared) as part:
+        part.write_text("ne")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+    with replaced(tmp_path / "a", shared=shared) as part:
+        part.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_a_copy_has_the_content_and_is_no_link(tmp_path):
+    (tmp_path / "blob").write_bytes(b"content")
+    (tmp_path / "tokenizer.json").symlink_to("blob")
+    copy_file(tmp_path / "tokenizer.json", tmp_path / "copy")
+    copy_file(tmp_path / "blob", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content" and not (tmp_path / "copy").is_symlink()

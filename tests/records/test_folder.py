@@ -174,7 +174,7 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
     write_summary(tmp_path, status="preempted", error="SIGTERM at step 3")
     write_final_status(tmp_path, Status.FAILED, "rank 0: too late")
     assert Summary(tmp_path).values["status"] == "preempted"
-    write_final_status(tmp_path, Status.FAILED, "rank 1: boom", replaceable=Status.PREEMPTED)
+    write_final_status(tmp_path, Status.FAILED, "rank 1: boom", replaceable=(Status.PREEMPTED,))
     assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
 
 

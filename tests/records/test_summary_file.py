@@ -6,8 +6,8 @@ import json
 import pytest
 from fake_run import SUMMARY, fake_run, fake_stage, write_summary
 
-from kleiber.records.files import DamagedFile
 from kleiber.records.folder import status
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary import Summary
 from kleiber.records.summary_file import (
     OtherSchema,
@@ -16,8 +16,8 @@ from kleiber.records.summary_file import (
     read_summary,
     summary_or_warning,
     summary_test,
-    warn_once,
 )
+from kleiber.records.terminal import warn_once
 
 FACTS = {
     "run_id": "a" * 12, "name": "runs", "study": None, "config_hash": "0" * 8, "overrides": [], "seed": 3,

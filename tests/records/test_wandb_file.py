@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from kleiber.records.files import DamagedFile
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.wandb_file import BLOCK, HEADER, read_wandb_run, read_wandb_runs
 from kleiber.studies.laws.table import read
 

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.check import check_node
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class KleiberSweeper(BasicSweeper):
             max_cells = self._study_setting("max_cells")
             if max_cells is not None and len(jobs) + len(planned) > max_cells:
                 excess = len(jobs) + len(planned) - max_cells
-                print(f"study.max_cells={max_cells}: {excess} planned cells are not run", flush=True)
+                print_line(f"study.max_cells={max_cells}: {excess} planned cells are not run")
                 planned = planned[: max_cells - len(jobs)]
             if planned:
                 jobs += self.launcher.launch(planned, initial_job_idx=len(jobs))
@@ -178,8 +179,7 @@ class KleiberSweeper(BasicSweeper):
         return context
 
     def _kleiber_launcher(self) -> KleiberLauncher:
-        if not isinstance(self.launcher, KleiberLauncher):
-            raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        assert isinstance(self.launcher, KleiberLauncher)
         return self.launcher
 
     def _node(self, key: str) -> Json:

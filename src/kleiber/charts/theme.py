@@ -6,8 +6,8 @@ may have any number of rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import altair as alt
@@ -26,6 +26,7 @@ KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55
          "#31A354", "#B2182B"]  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -178,13 +179,29 @@ def apply_theme(chart: Chart) -> Chart:
     )
 
 
-def save_figure(chart: Chart, path: Path) -> None:
-    """Writes a chart as `path` with the endings .svg and .png, as altair does, and converts it only once for both."""
+def to_svg(chart: Chart) -> str:
+    """Returns a chart as SVG, as altair writes it; characters that XML does not have become a replacement character.
+
+    The library that draws ends the process for such a character, which a label of a stranger's run may have.
+    """
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=vl_version_for_vl_convert())
-    Path(f"{path}.svg").write_text(svg, encoding="utf-8")
-    Path(f"{path}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2, ppi=72))
+    return vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
+
+
+def _as_xml(value: Any) -> Any:
+    if isinstance(value, str):
+        return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_as_xml(key): _as_xml(child) for key, child in value.items()}
+    return [_as_xml(child) for child in value] if isinstance(value, list) else value
+
+
+def svg_to_png(svg: str) -> bytes:
+    """Returns a chart that `to_svg` converted as PNG, as altair writes it with scale_factor=2."""
+    import vl_convert
+
+    return vl_convert.svg_to_png(svg, scale=2, ppi=72)
 
 
 def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:

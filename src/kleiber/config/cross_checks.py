@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from kleiber.config.callback_checks import check_lightning_callbacks
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
 from kleiber.config.stages import check_name, quantity
@@ -36,6 +37,7 @@ def check_compatibility(config: Config) -> None:
     _check_streaming(config)
     _check_loggers(config.get("logger") or {})
     _check_remote((config.get("callbacks") or {}).get("checkpoints"))
+    check_lightning_callbacks(config.get("callbacks"))
 
 
 def _check_privacy(config: Config) -> None:

@@ -17,19 +17,20 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 import xxhash
 
-from kleiber.config.errors import NO_SPACE, ConfigError
-from kleiber.records.files import DamagedFile, cache_folder, file_sha256, read_json, write_text
+from kleiber.config.errors import ConfigError
+from kleiber.config.system_errors import NO_SPACE, naming
+from kleiber.records.files import cache_folder, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile, create, file_sha256, make_folder, open_to_read, read_text, remove
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ PART, SCRATCH = ".part", ".datasets-"  # a suffix and a prefix of names in the c
 WEEK = 7 * 24 * 3600.0
 FULL = (*NO_SPACE, errno.EFBIG)  # the last one is that of a limit on the size of files
 TOO_SMALL = "Not enough disk space."  # of `datasets`, which checks before it writes and then sets no errno
-SHA256 = re.compile("[0-9a-f]{64}")
+SHA256, SHA256_BYTES = re.compile("[0-9a-f]{64}"), 64
 _WHOLE = ContextVar("whole", default=False)
 
 
@@ -55,7 +56,7 @@ def cache_root(folder: Path | str | None = None) -> Path:
     """
     try:
         root = cache_folder(folder)
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")
     except (OSError, RuntimeError) as error:
@@ -111,14 +112,11 @@ def file_hash(path: Path) -> str:
     facts = path.stat()
     times = [facts.st_mtime_ns, facts.st_ctime_ns]
     place = cache_root() / "sha256" / digest([str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, *times])
-    if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
-        return saved
+    with suppress(DamagedFile):
+        if SHA256.fullmatch(saved := read_text(place, SHA256_BYTES)):
+            return saved
     sha256 = file_sha256(path)
-    try:
-        place.parent.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise ConfigError(f"{place.parent} in the cache must be a folder: delete what has its name") from None
-    write_text(place, sha256)
+    write_text(make_folder(place.parents[1], place.parent.name) / place.name, sha256)
     return sha256
 
 
@@ -126,16 +124,19 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
     part = folder.with_name(f".{folder.name}{PART}")
     keep_resumable(part)  # left by a process that was killed, since this one holds the lock
     try:
-        part.mkdir(exist_ok=True)
+        make_folder(part.parent, part.name)
         notes = build(part)
         remove(part / JOURNAL)
         manifests = {manifest_of(path) for path in part.glob("*.bin")}
         files = {path.name: _checksums(path) for path in sorted(part.iterdir()) if path not in manifests}
         manifest = {"schema": SCHEMA, "identity": identity, **notes, "files": files}
-        with open(part / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump(manifest | {"checksum": digest(manifest)}, file, indent=1, sort_keys=True, ensure_ascii=False)
+        remove(part / MANIFEST)
+        with create(part / MANIFEST) as file:
+            whole = manifest | {"checksum": digest(manifest)}
+            file.write(json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode())
             file.flush()
-            os.fsync(file.fileno())
+            with naming(part / MANIFEST):
+                os.fsync(file.fileno())
         remove(folder)
         os.replace(part, folder)
     except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on as well
@@ -175,14 +176,6 @@ def is_full_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and (error.errno in FULL or str(error).startswith(TOO_SMALL))
 
 
-def remove(path: Path) -> None:
-    """Removes whatever is at `path`: a folder, a file, or a link but not its target."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _verified_manifest(folder: Path, identity: Json, level: int = logging.WARNING) -> Json | None:
     """Returns the manifest when all checksums are right; otherwise logs the damage and returns None."""
     if not os.path.lexists(folder):
@@ -219,7 +212,7 @@ def _checksums(path: Path) -> Json:
     """Returns size and checksums of a file: SHA-256 names its content, XXH3 finds damage twenty times as fast."""
     if path.suffix == ".bin" and manifest_of(path).is_file():
         return read_json(manifest_of(path))
-    with open(path, "rb") as file:
+    with open_to_read(path) as file, naming(path):
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path), "xxh3": fast_hash(path).hexdigest()}
 
@@ -227,7 +220,7 @@ def _checksums(path: Path) -> Json:
 def fast_hash(path: Path) -> xxhash.xxh3_64:
     """Returns the XXH3 checksum of a file."""
     checksum = xxhash.xxh3_64()
-    with open(path, "rb", buffering=0) as file:
+    with open_to_read(path) as file:
         while block := file.read(BLOCK_BYTES):
             checksum.update(block)
     return checksum

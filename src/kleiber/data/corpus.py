@@ -18,9 +18,11 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.reading import NOTHING_READ, Reading
 from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
+from kleiber.records.arrays import write_array
 from kleiber.types import Json
 from kleiber.types.contracts import Corpus, HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -41,6 +43,7 @@ class TextCorpus:
     manifest               manifest of the cached files of each domain
     num_tokens, num_bytes  of the unique training text
     canaries               secrets that were planted in the training text
+    reading                what was read of the files of the data
     """
 
     name: str
@@ -54,6 +57,7 @@ class TextCorpus:
     num_tokens: int = 0
     num_bytes: int = 0
     canaries: Sequence[Canary] = ()
+    reading: Reading = NOTHING_READ
 
 
 def content_hashes(corpus: Corpus) -> dict[str, str]:
@@ -147,7 +151,7 @@ class EncodedSplit:
         if self.answers is not None:
             write_rows(path.with_name(f"{path.name}-answers"), self.answers, np.dtype(np.uint8))
         for name, values in self.arrays.items():
-            np.save(path.with_suffix(f".{name}.npy"), values)
+            write_array(path.with_suffix(f".{name}.npy"), values)
 
 
 class TableRows(RowSamples):
@@ -176,6 +180,7 @@ class EncodedTable:
     root: Path
     folder: Path
     manifest: Json
+    reading: Reading = NOTHING_READ
 
     @property
     def checksums(self) -> list[str]:
@@ -224,6 +229,7 @@ class EncodedTable:
             manifest={self.name: self.manifest},
             num_tokens=train.num_tokens,
             num_bytes=train.num_bytes,
+            reading=self.reading,
             **options,
         )
 

@@ -22,8 +22,9 @@ from kleiber.data.cache import FORMAT, cache_root, cached_folder, digest
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.mixture import TextData
 from kleiber.data.splits import duplicate_groups, minhash, text_hash
-from kleiber.data.token_files import TokenFile, TrainWindows
+from kleiber.data.token_files import TokenFile, TrainWindows, map_file
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import create
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -92,14 +93,15 @@ def rewrite(
         ids: Ids = np.asarray(file.ids)
         for change in changes:
             ids = change(ids)
-        ids.astype(file.ids.dtype).tofile(folder / "train.bin")
+        with create(folder / "train.bin") as changed:
+            changed.write(np.ascontiguousarray(ids, file.ids.dtype).data)
         scale = file.num_bytes / max(1, file.counted_bytes)  # a lossy tokenizer counts fewer bytes than there are
         counted = int(tokenizer.token_bytes[ids].sum())
         return {"bytes": round(scale * counted), "counted_bytes": counted}
 
     name = f"{corpus.name}-rewritten-{tokenizer.name}"
     folder, manifest = cached_folder(cache_root(cache), name, identity, build)
-    ids = np.memmap(folder / "train.bin", dtype=file.ids.dtype, mode="r")
+    ids = map_file(folder / "train.bin", file.ids.dtype)
     sha256 = manifest["files"]["train.bin"]["sha256"]
     changed = TokenFile(ids, manifest["bytes"], manifest["counted_bytes"], sha256)
     log.info("%s, %s: %s training tokens of %s", corpus.name, config, f"{len(ids):,}", f"{len(file.ids):,}")

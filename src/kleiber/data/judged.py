@@ -21,6 +21,7 @@ from kleiber.data.evaluation_sets import fingerprint, open_sets
 from kleiber.data.generated import hash_weights
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.prompts import prompts_of
+from kleiber.records.files import read_json, write_text
 from kleiber.records.judgments import Comparison, Judgment, write_judgments
 from kleiber.types import Count, Json, NonNegative, Positive, Seed
 from kleiber.types.access import DataPath
@@ -146,7 +147,7 @@ class Judged:
 
         folder, _ = cached_folder(root, "judged", identity, build)
         options = {"tokenizer": self.tokenizer, "separator": self.separator, "max_bytes": self.max_bytes}
-        return Preference(str(folder), name="judged", **options).prepare(context, cache)
+        return Preference(str(folder), name="judged", splits="files", **options).prepare(context, cache)
 
     def _settings(self) -> Json:
         """What the judgments depend on beside the answers."""
@@ -188,11 +189,11 @@ class Judged:
             except ValueError as error:
                 raise ValueError(f"data.model={self.model}: {error}") from None
             rows = [[prompt, *pair] for prompt, pair in zip(chosen, answers, strict=True)]
-            (folder / "answers.json").write_text(json.dumps({"template": template, "rows": rows}))
+            write_text(folder / "answers.json", json.dumps({"template": template, "rows": rows}))
             return {}
 
         folder, manifest = cached_folder(root, "answers", identity, build)
-        content = json.loads((folder / "answers.json").read_text())
+        content = read_json(folder / "answers.json")
         pairs = [
             Comparison(item, prompt, left, right, "left", "right", content["template"])
             for item, (prompt, left, right) in enumerate(content["rows"])

@@ -20,8 +20,10 @@ from jaxtyping import Int, Integer, Shaped
 from kleiber.data.batches import pad, sample_numbers, text_bytes
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, require_text_columns, row_batches
-from kleiber.data.table import Kind, TableData, center_and_scale, read_labels
+from kleiber.data.labels import Kind, center_and_scale, read_labels
+from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.records.arrays import read_array
 from kleiber.types import Json, Row, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
@@ -147,7 +149,7 @@ class LabelledRows(TableRows):
 
     def __init__(self, path: Path, parts: int, context: int, tokenizer: Tokenizer, label_names: list[str]) -> None:
         self.pieces = read_rows(path, id_dtype(tokenizer.vocab_size))
-        self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(path.with_suffix(".labels.npy"))
+        self.labels: Shaped[np.ndarray, "rows *classes"] = read_array(path.with_suffix(".labels.npy"))
         self.parts, self.context, self.label_names = parts, context, label_names
         self.eos = tokenizer.eos
         self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.begin

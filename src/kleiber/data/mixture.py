@@ -27,7 +27,7 @@ from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.occupations import Occupations
 from kleiber.data.order import SPAN, Order, Reading, permutation, poisson_sample
 from kleiber.data.sources import Source
-from kleiber.data.text import Text, report_copies
+from kleiber.data.text import Text, with_reading
 from kleiber.types import Share, VocabSize
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
@@ -178,8 +178,7 @@ class MixtureCorpus:
         sources = self.sources()
         settings = (self.tokenizer, self.vocab_size, context, cache)
         corpus = prepare("mixture", config, sources, *settings, combine=self.combine, separator=self.separator)
-        report_copies(sources, corpus)
-        return corpus
+        return with_reading(sources, corpus)
 
 
 @runtime_checkable

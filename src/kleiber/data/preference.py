@@ -36,6 +36,8 @@ from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.records.arrays import read_array, write_array
+from kleiber.records.regular_files import path_inside
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut
@@ -106,12 +108,12 @@ class AnswerCorpus(TextCorpus):
 
         def build(folder: Path) -> Json:
             for name, values in compute().items():
-                np.save(folder / f"{name}.npy", values)
+                write_array(path_inside(folder, f"{name}.npy"), values)
             return {}
 
         identity = {"key": key, "corpus": self.hash}
         folder, _ = cached_folder(self.folder, f"{self.name}-reference", identity, build)
-        return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+        return {path.stem: read_array(path) for path in sorted(folder.glob("*.npy"))}
 
     def rows(self) -> dict[str, PairRows]:
         """Returns all samples by split; held-out ones are in the order of the table."""
@@ -219,8 +221,8 @@ class PairRows(TableRows):
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
         self.ids = read_rows(path, id_dtype(tokenizer.vocab_size))
-        self.labels = np.load(path.with_suffix(".labels.npy"))
-        answers = np.load(path.with_suffix(".answers.npy"))
+        self.labels = read_array(path.with_suffix(".labels.npy"))
+        answers = read_array(path.with_suffix(".answers.npy"))
         prompts = self.ids.lengths - answers
         # The longer answer of a pair determines how much of the prompt there is room for: at least half a row.
         longest = answers.reshape(-1, 2).max(1, initial=0).repeat(2)

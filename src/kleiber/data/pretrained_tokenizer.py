@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +18,11 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, replace_surrogates, token_to_bytes
-from kleiber.records.files import read_json
+from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, MAX_BYTES, padded_size, replace_surrogates, token_to_bytes
+from kleiber.records.files import copy_file, read_json
+from kleiber.records.model_files import check_model_folder
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder, read_bytes
 from kleiber.types import Json
 from kleiber.types.tokenizer import Separator, Tokenizer
 
@@ -50,7 +51,7 @@ class Pretrained(Tokenizer):
     def __init__(self, folder: Path, name: str) -> None:
         from tokenizers import Tokenizer
 
-        saved = (folder / FILE).read_bytes()
+        saved = read_bytes(folder / FILE, MAX_BYTES)
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         self.name, self.folder = name.rstrip("/").rsplit("/", 1)[-1], folder
         try:
@@ -152,15 +153,16 @@ def load_pretrained(name: str) -> Pretrained:
         folder = copy or _download(name)
     if not (folder / FILE).is_file():
         raise ValueError(f"data.tokenizer={name} must be a folder with {FILE}, and {folder} has none")
+    check_model_folder(folder)
     return Pretrained(folder, name)
 
 
 def copy_files(source: Path, target: Path) -> None:
     """Copies the files of a tokenizer from its folder to the folder `target`."""
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for name in FILES:
         if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+            copy_file(source / name, target / name)
 
 
 def _download(name: str) -> Path:

@@ -19,6 +19,7 @@ from kleiber.data.mixture import TextData
 from kleiber.data.token_files import TrainWindows
 from kleiber.data.word_lists import read_words
 from kleiber.data.word_swap import WORD, WordSwap
+from kleiber.records.arrays import read_array, write_array
 from kleiber.types import Json, Positive, VocabSize
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
@@ -83,13 +84,13 @@ class Reweighted:
 
         def build(folder: Path) -> Json:
             cells = document_cells(ids, starts, corpus.tokenizer, swap, attributes)
-            np.save(folder / "weights.npy", document_weights(cells))
+            write_array(folder / "weights.npy", document_weights(cells))
             return {"documents": len(cells), "of groups": sum(group >= 0 for _, group in cells)}
 
         folder, manifest = cached_folder(cache_root(cache), "document-weights", identity, build)
         if not manifest["of groups"]:
             raise ValueError(f"data.words={self.words}: no document of {corpus.name} has a word of the lists")
-        weights = np.minimum(np.load(folder / "weights.npy"), self.max_weight)
+        weights = np.minimum(read_array(folder / "weights.npy"), self.max_weight)
         lengths = np.diff(np.append(starts, len(ids)))
         by_token = np.concatenate([np.ones(starts[0] if len(starts) else 0), np.repeat(weights, lengths)])
         return replace(

@@ -27,7 +27,9 @@ from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.sources import SPLITS, Document, Source, SourceText, text_blocks
 from kleiber.data.token_writer import report_empty, write_tokens
 from kleiber.data.tokenizers import Bytes
-from kleiber.records.files import many_open_files
+from kleiber.records.arrays import read_array, write_array
+from kleiber.records.files import many_open_files, replaced
+from kleiber.records.regular_files import create, open_to_read
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples
@@ -160,7 +162,7 @@ def map_file(path: Path, dtype: np.dtype, offset: int = 0) -> Integer[np.ndarray
     """
     if path.stat().st_size == 0:  # cannot be mapped
         return np.empty(0, dtype)
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype, offset=offset)
@@ -193,16 +195,17 @@ class TokenRows:
 def write_rows(path: Path, rows: Iterable[Integer[np.ndarray, "_"]], dtype: np.dtype) -> None:
     """Writes rows of unequal length to `path`.bin and `path`.starts.npy."""
     lengths = [0]
-    with open(path.with_suffix(".bin"), "wb") as file:
+    ids = path.with_suffix(".bin")
+    with replaced(ids) as part, create(part) as file:
         for row in rows:
             file.write(np.asarray(row).astype(dtype).tobytes())
             lengths.append(len(row))
-    np.save(path.with_suffix(".starts.npy"), np.cumsum(lengths, dtype=np.int64))
+    write_array(path.with_suffix(".starts.npy"), np.cumsum(lengths, dtype=np.int64))
 
 
 def read_rows(path: Path, dtype: np.dtype) -> TokenRows:
     """Returns the rows that `write_rows` wrote at `path`, mapped from the files."""
-    starts = np.load(path.with_suffix(".starts.npy"))
+    starts = read_array(path.with_suffix(".starts.npy"))
     return TokenRows(map_file(path.with_suffix(".bin"), dtype), starts)
 
 

@@ -27,11 +27,13 @@ from jaxtyping import Integer
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import available_cores
+from kleiber.config.system_errors import naming
 from kleiber.data.cache import BLOCK_BYTES, JOURNAL, fast_hash, manifest_of, remove
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import BATCH_CHARACTERS, SPLITS, Block, Piece
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import DamagedFile, open_to_append, open_to_read
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -83,10 +85,8 @@ class Encoder:
 
     def _check(self, ids: Integer[np.ndarray, "_"]) -> None:
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
-                f"{self.tokenizer.vocab_size - 1}"
-            )
+            name, last = self.tokenizer.name, self.tokenizer.vocab_size - 1
+            raise ValueError(f"tokenizer {name} returned id {int(ids.max())}, and its vocabulary ends at id {last}")
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -241,7 +241,7 @@ class SplitWriter:
 
     def _open(self, size: int = 0, checksum: str | None = None) -> None:
         path = self.path(self.shard)
-        self.file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - closed by `close_shard` or the journal
+        self.file: IO[bytes] = open_to_append(path)  # closed by `close_shard` or the journal
         self.size = size
         self.xxh3, self.sha256 = file_checksums(path, size)
         if checksum not in (None, self.xxh3.hexdigest()):
@@ -280,8 +280,9 @@ class SplitWriter:
 
     def close_shard(self) -> None:
         """Closes the file and writes its manifest."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path(self.shard)):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.file.close()
         sums = {"bytes": self.size, "sha256": self.sha256.hexdigest(), "xxh3": self.xxh3.hexdigest()}
         write_json(manifest_of(self.path(self.shard)), {"tokens": self.size // self.itemsize, **sums})
@@ -290,7 +291,7 @@ class SplitWriter:
 def file_checksums(path: Path, size: int) -> tuple[xxhash.xxh3_64, hashlib._Hash]:
     """Returns the XXH3 and SHA-256 checksums of the first `size` bytes of a file, to which others can be added."""
     xxh3, sha256 = xxhash.xxh3_64(), hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
+    with open_to_read(path) as file:
         while block := file.read(min(BLOCK_BYTES, size)):
             xxh3.update(block)
             sha256.update(block)

@@ -23,8 +23,9 @@ from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.sources import Source, chunks
-from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.files import read_json, write_text
 from kleiber.records.progress import Activity, activity
+from kleiber.records.regular_files import DamagedFile, read_bytes
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ EOS, MASK = "<|endoftext|>", "<|mask|>"
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a small vocabulary
+MAX_BYTES = 2**26  # of a tokenizer.json, whose tokens take five times as much memory
 SMALLEST = 258  # 256 bytes and two special tokens
 
 
@@ -91,7 +93,7 @@ class BPE(Tokenizer):
     def __init__(self, path: Path) -> None:
         import tiktoken
 
-        saved = path.read_bytes()
+        saved = read_bytes(path, MAX_BYTES)
         content = read_json(path)
         try:
             specials: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -144,7 +146,7 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
         label = f"training a BPE vocabulary of at most {vocab_size:,} tokens: reading text"
         with activity(label, unit="characters") as work:
             tokenizer = _train(_counted(_text(sources, root), work), vocab_size)
-        (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        write_text(folder / FILE, tokenizer.to_str(pretty=True))
         return {"tokens": tokenizer.get_vocab_size()}
 
     name = f"bpe{vocab_size}-{'-'.join(source.name for source in sources)}"

@@ -20,6 +20,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.objectives.mlm import MLM
 from kleiber.records.files import write_json
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, HeldOut, Objective
 from kleiber.types.model import Model, device_of
@@ -213,5 +214,4 @@ def save_results(folder: Path, name: str, results: Results, settings: Config) ->
 
     settings  by data set of the run's own evaluation, as `kleiber.records.evaluations.settings_of`
     """
-    (folder / "evals").mkdir(exist_ok=True)
-    write_json(folder / "evals" / f"{name}.json", {**to_json(results), "settings": dict(settings)})
+    write_json(make_folder(folder, "evals") / f"{name}.json", {**to_json(results), "settings": dict(settings)})

@@ -29,6 +29,7 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.folder import config_hash, discard_unstarted, read_config, status, write_final_status
 from kleiber.records.locks import is_locked
 from kleiber.records.progress import Activity, activity
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 SCHEDULER_PREFIXES = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -72,7 +73,7 @@ def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingPro
         if cell.folder in before:
             continue
         if cell.folder in by_folder:
-            print(
+            print_line(
                 f"cell {' '.join(cell.overrides)} is the same run as {' '.join(by_folder[cell.folder].overrides)}, and "
                 "runs once"
             )
@@ -234,7 +235,7 @@ class JobMonitor:
             time.sleep(POLL_SECONDS if self.unfinished else 0)
 
     def _cancel(self, reason: str) -> None:
-        print(f"{reason}: the jobs save and exit; run the same command again to continue the sweep", flush=True)
+        print_line(f"{reason}: the jobs save and exit; run the same command again to continue the sweep")
         self.deadline = time.monotonic() + CANCEL_SECONDS
         self.jobs.cancel()
 
@@ -249,7 +250,7 @@ class JobMonitor:
             self.codes[folder] = code = status(folder).exit_code
             self.progress.done = len(self.codes)
             seconds = time.monotonic() - self.started
-            print(progress_line(len(self.codes), self.total, folder, code, seconds), flush=True)
+            print_line(progress_line(len(self.codes), self.total, folder, code, seconds))
             archive_or_discard(folder, code)
 
 

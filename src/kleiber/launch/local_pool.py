@@ -11,7 +11,6 @@ finished. A second Ctrl-C ends the cells at once. The parent process computes no
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -21,36 +20,46 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from kleiber.config.child_process import safe_children
-from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
-from kleiber.config.model_size import available_cores
+from kleiber.config.errors import (
+    ConfigError,
+    ExitCode,
+    Interrupted,
+    Preempted,
+    Status,
+    on_preemption,
+    preempted_by,
+    signals_held,
+)
+from kleiber.config.model_size import available_cores, gpu_ids
 from kleiber.config.url_secrets import VARIABLE as SECRETS
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.progress import Activity, activity
+from kleiber.records.terminal import print_line
 from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
 
-def fork_server(start: bool = False) -> ForkServerContext:
-    """Returns the context that forks processes from the fork server.
+def fork_server() -> ForkServerContext:
+    """Starts the fork server, unless it runs, and returns the context that forks processes from it.
 
-    start  starts the server now, so that it imports while this process does something else
+    The server imports while this process does something else.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kleiber.launch.preload"])
-    if start:
-        from multiprocessing import forkserver
-
-        with safe_children():
+    with safe_children():
+        resource_tracker.ensure_running()  # which lets signals through that are held
+        with signals_held():
             forkserver.ensure_running()
     return context
 
@@ -112,7 +121,7 @@ class Pool:
         return self.codes
 
     def _forward(self, name: str) -> None:
-        print(f"{name}: the cells save and exit; run the same command again to continue the sweep", flush=True)
+        print_line(f"{name}: the cells save and exit; run the same command again to continue the sweep")
         for job in self.running.values():
             send_signal(job.process, signal.SIGTERM)
 
@@ -162,7 +171,7 @@ class Pool:
         self.progress.done = len(self.codes)
         seconds = time.monotonic() - job.started
         label = "again" if retry else None
-        print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)
+        print_line(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label))
         if not retry:
             archive_or_discard(job.cell.folder, code)
 
@@ -173,7 +182,7 @@ class Pool:
         if stopped:
             interrupted = code == ExitCode.INTERRUPTED or self.signals[:1] == ["SIGINT"]
             final = Status.INTERRUPTED if interrupted else Status.PREEMPTED
-            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=Status.PREEMPTED)
+            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=(Status.PREEMPTED,))
         elif code:
             final = Status.KILLED if code < 0 else Status.FAILED
             write_final_status(job.cell.folder, final, f"ended with {end}; see log.txt")
@@ -241,17 +250,6 @@ def exit_after_parent(is_fresh: bool) -> None:
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
 
 
-def gpu_ids() -> list[str]:
-    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
-
-    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
 class Basic(Launcher):
     """Runs one cell after another in this process, with its output on the console."""
 
@@ -265,7 +263,7 @@ class Basic(Launcher):
                 )
         codes = {}
         for number, cell in enumerate(cells, 1):
-            print(f"[{number}/{len(cells)}] {cell.folder.name}", flush=True)
+            print_line(f"[{number}/{len(cells)}] {cell.folder.name}")
             codes[cell.folder] = process.run(cell.config, cell.folder, cell.overrides)
             if not cell.config["dry_run"]:
                 archive_or_discard(cell.folder, codes[cell.folder])
@@ -291,7 +289,7 @@ class Process(Launcher):
 
     def warm_up(self) -> None:
         """Starts the fork server, which imports torch while the cells are composed."""
-        fork_server(start=True)
+        fork_server()
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         """Runs the cells and returns exit codes by folder."""

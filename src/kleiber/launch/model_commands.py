@@ -5,6 +5,7 @@ Each command imports what it needs only when it is called.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 
 from kleiber.config.permissions import permit_data
+from kleiber.records.terminal import print_line
 from kleiber.studies.fit_command import html_path
 
 
@@ -59,7 +61,7 @@ def evaluate(
     results = run_evaluations(subject, evals, names, settings, tokens, limit, stage, json, report)
     if wandb:
         log_to_wandb(subject, results)
-    typer.echo("\n".join(result_lines(results)))
+    print_line("\n".join(result_lines(results)))
 
 
 Tokens = Annotated[int, typer.Option(help="Most tokens of a continuation.")]
@@ -97,7 +99,6 @@ def generate(
     existing(subject)
     permit_data(data or ())
     from kleiber.evals.retrieval.lookup import Lookup
-    from kleiber.records.closing_table import printable
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
     from kleiber.runs.open import open_model
@@ -105,11 +106,11 @@ def generate(
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
     lookup = Lookup(datastore, retrieval) if datastore else None
     continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
-    typer.echo(prompt, nl=False)
+    print_line(prompt, end="")
     begin = time.perf_counter()
     for piece in continuation:
-        typer.echo(printable(piece), nl=False)
-    typer.echo()
+        print_line(piece, end="")
+    print_line()
     if json is not None:
         write_json(json, to_json(subject, prompt, continuation, time.perf_counter() - begin))
 
@@ -127,17 +128,16 @@ def chat(
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
     existing(subject)
     permit_data(data or ())
-    from kleiber.records.closing_table import printable
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 
     run = open_model(subject)
     objective = run.record.get("objective")
     if objective == "clm":
-        typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
+        print_line(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
     conversation = Chat(run, Sampling(tokens, temperature, top_p, tuple(stop or ()), seed), system)
     sign = "> " if sys.stdin.isatty() else ""
-    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(printable(piece), nl=False))
+    chat_loop(conversation, lambda: input(sign), lambda piece: print_line(piece, end=""))
 
 
 def existing(subject: Path) -> Path:
@@ -157,9 +157,25 @@ def existing(subject: Path) -> Path:
     return subject
 
 
+def license_name(value: str | None) -> str | None:
+    """Returns the value of --license. Raises ValueError for what cannot be a name of a license on the hub."""
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", value):
+        raise ValueError(f"--license {value} must be the name of a license, such as apache-2.0, cc-by-4.0 or other")
+    return value
+
+
+License = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", callback=license_name, help="License of the weights, which the model card states: apache-2.0."
+    ),
+]
+
+
 def export_run(
     run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    license: License = None,
     data: AllowedData = None,
 ) -> None:
     """Write a run as a Hugging Face folder: config, safetensors, tokenizer and a model card."""
@@ -167,8 +183,8 @@ def export_run(
     permit_data(data or ())
     from kleiber.runs.huggingface import export
 
-    export(run, out)
-    typer.echo(f"wrote {out}; its README.md shows how to load it with transformers")
+    export(run, out, license)
+    print_line(f"wrote {out}; its README.md shows how to load it with transformers")
 
 
 def import_folder(
@@ -182,7 +198,7 @@ def import_folder(
     from kleiber.runs.huggingface import import_hf
 
     import_hf(folder, out, allow_nonfinite)
-    typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
+    print_line(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
 def push(
@@ -192,6 +208,7 @@ def push(
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Commit to this branch, and create it if it does not exist.")
     ] = None,
+    license: License = None,
     data: AllowedData = None,
 ) -> None:
     """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
@@ -199,4 +216,4 @@ def push(
     permit_data(data or ())
     from kleiber.runs.hub_upload import push
 
-    typer.echo(f"uploaded {run}: {push(run, repository, private, revision)}")
+    print_line(f"uploaded {run}: {push(run, repository, private, revision, license)}")

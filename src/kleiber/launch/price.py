@@ -39,12 +39,14 @@ from kleiber.records import folder
 from kleiber.records.files import write_json
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
+from kleiber.records.terminal import print_line
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
 DRY_RUN = "dry run: nothing was trained"
 EXTRAPOLATION = 10.0  # compute of the predicted loss over the compute of the largest point
 LISTED_CELLS = 24  # largest number of cells that are listed one by one
+SHOWN_WARNINGS = 3  # of a sweep
 
 
 def print_price(runs: Mapping[Path, Config]) -> None:
@@ -62,8 +64,8 @@ def print_price(runs: Mapping[Path, Config]) -> None:
     if single:
         lines = estimate["description"]
     else:
-        lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"])]
-    print("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
+        lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"]), *warning_lines(estimate["warnings"])]
+    print_line("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
     if isinstance(configs[0]["dry_run"], str):
         write_json(Path(configs[0]["dry_run"]), plan)
 
@@ -79,6 +81,14 @@ def finished_cells(runs: Mapping[Path, Config]) -> set[str]:
         for place, config in runs.items()
         if folder.status(place) == Status.FINISHED or (archived and config_hash(config) in archived)
     }
+
+
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """Returns the first distinct warnings on the runs of a sweep, and how many more there are."""
+    distinct = [*dict.fromkeys(warnings)]
+    more = len(distinct) - SHOWN_WARNINGS
+    lines = [f"warning      {text}" for text in distinct[:SHOWN_WARNINGS]]
+    return [*lines, f"             and {more} more warnings of this kind"] if more > 0 else lines
 
 
 def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
@@ -153,7 +163,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if estimate["description"] and points == 1:  # which has parameters and compute already
         lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
-        return [*lines, f"time         not measured: {estimate['unmeasured']}"]
+        return [*lines, f"time         unknown: {estimate['unmeasured']}"]
     hours, workers = plan["seconds"] / 3600, max(1, min(plan["runs"], num_workers(configs[0])))
     duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
     if plan["runs"] == 1:
@@ -166,7 +176,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):
         lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:
-        lines.append(f"             runs that could not be measured count as similar ones: {estimate['unmeasured']}")
+        lines.append(f"             runs whose speed is unknown count as similar ones: {estimate['unmeasured']}")
     if plan["memory_bytes"]:
         lines.append(f"memory       about {plan['memory_bytes'] / 2**20:,.0f} MiB in the largest process")
     return lines
@@ -224,8 +234,8 @@ def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: b
     describe  adds `description`, lines on the stages of a single run
 
     Returns `cells` in the order of `runs`, `memory_bytes`, `unmeasured` (why a run could not be measured, or None),
-    `start` (seconds until a process can compute), `threads` of a CPU process, and `description`. Raises ConfigError
-    when a run cannot be planned.
+    `start` (seconds until a process can compute), `threads` of a CPU process, `warnings`, and `description`. Raises
+    ConfigError when a run cannot be planned.
     """
     request = {"runs": {str(folder): dict(config) for folder, config in runs.items()}, "describe": describe}
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

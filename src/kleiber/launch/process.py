@@ -23,19 +23,23 @@ from kleiber.config.errors import (
     ExitCode,
     Interrupted,
     Preempted,
-    RankTimeout,
+    RankLost,
     Status,
-    exit_on_interrupt,
+    exit_on_signals,
     exit_with,
     on_preemption,
     preempted_by,
 )
 from kleiber.config.foreign import permit_config
+from kleiber.config.system_errors import describe
 from kleiber.config.url_secrets import hide_secrets
-from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
+from kleiber.launch.rank_failures import record_failure
+from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity
+from kleiber.records.regular_files import open_to_add_lines
+from kleiber.records.terminal import print_line, print_traceback
 from kleiber.types import Config
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors and movements of the cursor in a terminal
@@ -81,8 +85,12 @@ class Tee(LastingStream):
 
     def write(self, text: str) -> int:
         """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
-        self.copy.write(CONTROL.sub("", hide_secrets(text)).replace("\r", "\n"))
-        self.copy.flush()
+        try:
+            self.copy.write(CONTROL.sub("", hide_secrets(text)).replace("\r", "\n"))
+            self.copy.flush()
+        except OSError as error:  # training goes on, and fails where it cannot write what counts
+            self.copy = open(os.devnull, "w")  # noqa: SIM115
+            super().write(f"warning: log.txt ends here, because it cannot be written: {error.strerror}\n")
         return super().write(text)
 
 
@@ -106,7 +114,7 @@ def copy_output(folder: Path) -> Iterator[None]:
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
         yield
         return
-    with open(path, "a") as copy, output_through(partial(Tee, copy=copy)):
+    with open_to_add_lines(path) as copy, output_through(partial(Tee, copy=copy)):
         DISPLAY.copy = copy
         try:
             yield
@@ -158,7 +166,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
             _write_status(folder, reason.status, str(reason))
-            print(f"{reason.status} by {reason}; run the same command again to continue {folder}", file=sys.stderr)
+            print_line(f"{reason.status} by {reason}; run the same command again to continue {folder}", err=True)
             return reason.status.exit_code, reason
 
 
@@ -189,14 +197,18 @@ def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) ->
 
 
 def print_error(error: Exception) -> int:
-    """Prints an error and returns its exit code: one line and 2 if the user can correct it, else a traceback and 1."""
+    """Prints an error and returns its exit code: 2 if the user can correct it, and 1 otherwise.
+
+    It is one line, but a traceback where the program is wrong.
+    """
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
-        print(f"kleiber: {error}", file=sys.stderr)
+        print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
-    if isinstance(error, RankTimeout):
-        print(f"kleiber: {error}", file=sys.stderr)
+    text = str(error) if isinstance(error, RankLost) else describe(error)
+    if text is not None and "HYDRA_FULL_ERROR" not in os.environ:
+        print_line(f"kleiber: {text}", err=True)
         return ExitCode.FAILED
-    traceback.print_exception(error)
+    print_traceback(error)
     return ExitCode.BAD_INPUT if is_user_error(error) else ExitCode.FAILED
 
 
@@ -222,5 +234,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ import typer
 
 from kleiber.config.errors import Preempted, Status, did_you_mean
 from kleiber.config.permissions import permit_data
+from kleiber.records.terminal import print_line
 
 Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
 
@@ -44,11 +45,11 @@ def runs(
     present = read_runs(folder)
     selected = selection.apply(present)
     if as_json:
-        typer.echo(to_json(selection.rows(selected, present)))
+        print_line(to_json(selection.rows(selected, present)))
     elif not selected:
         asked = " ".join(f"--{name} {value!r}" for name, value in (("status", status), ("filter", filter)) if value)
         none = f"none of the {len(present)} runs in {folder} matches {asked}"
-        typer.echo(none if present else f"no runs in {folder} (the folder of a run has a config.yaml)")
+        print_line(none if present else f"no runs in {folder} (the folder of a run has a config.yaml)")
     elif columns:
         print_columns(selected, selection.rows(selected, present))
     else:
@@ -67,17 +68,19 @@ def plot(
 ) -> None:
     """Draw the curves of runs over training tokens: loss, validation loss, learning rate and gradient norm."""
     from kleiber.records.catalog import read_runs
+    from kleiber.records.completeness import incomplete_runs_named
     from kleiber.studies.fit_command import import_page_module
 
     curves = import_page_module("curves")
     runs = [run for place in places for run in read_runs(place)]
     if not runs:
         raise FileNotFoundError(f"{places[0]} contains no run (the folder of a run has a config.yaml)")
-    chart = curves.draw(runs, y or tuple(curves.PANELS))
+    with incomplete_runs_named(runs):
+        chart = curves.draw(runs, y or tuple(curves.PANELS))
     folder = places[0] if places[0].is_dir() else places[0].parent
     for file in [out] if out else [folder / "curves.png", folder / "curves.html"]:
         curves.save(chart, file)
-        typer.echo(f"wrote {file}")
+        print_line(f"wrote {file}")
 
 
 def diff(
@@ -90,7 +93,7 @@ def diff(
     from kleiber.records.files import write_json
 
     differences = diff_runs(open_run(first), open_run(second))
-    typer.echo("\n".join(diff_lines(differences)))
+    print_line("\n".join(diff_lines(differences)))
     if json is not None:
         write_json(json, differences.to_json())
 
@@ -125,9 +128,9 @@ def reproduce(
         permit_data(data or ())
         results = reproduce.reproduce(source, out, cells, overrides or ())
     except Preempted as reason:
-        typer.echo(f"{reason.status} by {reason}; run the same command again", err=True)
+        print_line(f"{reason.status} by {reason}; run the same command again", err=True)
         raise typer.Exit(reason.status.exit_code) from None
-    typer.echo("\n".join(reproduce.lines_of(results)))
+    print_line("\n".join(reproduce.lines_of(results)))
     raise typer.Exit(reproduce.worst(results))
 
 
@@ -151,18 +154,18 @@ def clean(
     locks = [leftover for leftover in leftovers if leftover.kind == "lock"]
     for leftover in leftovers:
         if leftover not in locks:
-            typer.echo(f"{leftover.kind:15}  {format_bytes(leftover.size):>8}  {leftover.path}")
+            print_line(f"{leftover.kind:15}  {format_bytes(leftover.size):>8}  {leftover.path}")
     if locks:
         size = format_bytes(sum(lock.size for lock in locks))
-        typer.echo(f"{'locks':15}  {size:>8}  of {len(locks)} runs that no process is writing, in {place}")
+        print_line(f"{'locks':15}  {size:>8}  of {len(locks)} runs that no process is writing, in {place}")
     total = format_bytes(sum(leftover.size for leftover in leftovers))
     if not leftovers:
-        typer.echo(f"nothing is left over in {place}")
+        print_line(f"nothing is left over in {place}")
     elif yes or confirm(f"Remove these {len(leftovers)} files and folders ({total})? [y/N] "):
         removed = sum(leftover.remove() for leftover in leftovers)
-        typer.echo(f"removed {removed} of {len(leftovers)}")
+        print_line(f"removed {removed} of {len(leftovers)}")
     else:
-        typer.echo("nothing was removed; --yes removes without asking")
+        print_line("nothing was removed; --yes removes without asking")
 
 
 def confirm(question: str) -> bool:
@@ -170,7 +173,7 @@ def confirm(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
     except EOFError:
-        typer.echo()
+        print_line()
         return False
 
 
@@ -195,6 +198,7 @@ def compare(
     """
     from kleiber.launch.arms_by_key import arms_by_key, claims_of_direction, further_differences
     from kleiber.records.catalog import read_runs
+    from kleiber.records.completeness import incomplete_runs_named
     from kleiber.records.files import write_json
     from kleiber.studies.compare import study
     from kleiber.studies.compare.arms import arms_in_order, planned_looks
@@ -206,14 +210,15 @@ def compare(
         near = did_you_mean(equal, study.QUANTITIES)
         raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
     selected = [run for folder in folders for run in read_runs(folder)]
-    arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
-    claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
-    looks = planned_looks(selected, arm_of)
-    options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
-    findings = study.compare(selected, options, arm_of)
-    typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
+    with incomplete_runs_named(selected):
+        arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
+        claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of))
+        looks = planned_looks(selected, arm_of)
+        options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
+        findings = study.compare(selected, options, arm_of)
+    print_line("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
     if further:
-        typer.echo(f"note: the arms also differ in {', '.join(further)}, which may be why")
+        print_line(f"note: the arms also differ in {', '.join(further)}, which may be why")
     content = findings.comparison or {}
     if json is not None:
         write_json(json, content)

@@ -16,10 +16,13 @@ from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.diff import as_number
+from kleiber.records.terminal import print_rich, printable
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WIDTH = 130  # fewest columns of the table
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,6 @@ def check_column(name: str, rows: Sequence[Row]) -> None:
 
 def print_table(runs: Sequence[Run]) -> None:
     """Prints a table with a line per run, under the number of runs with each status."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -144,19 +146,18 @@ def print_table(runs: Sequence[Run]) -> None:
     for run in runs:
         row = run.row()
         table.add_row(
-            Text(run.name),
+            Text(printable(run.name)),
             f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),
             *("" if row[name] is None else f"{row[name]:,.0f}" for name in costs[:3]),
             *("" if row[name] is None else f"{row[name]:.3g}" for name in costs[3:]),
         )
-    Console(width=max(Console().width, 130)).print(table)
+    print_rich(table, WIDTH)
 
 
 def print_columns(runs: Sequence[Run], rows: Sequence[Row]) -> None:
     """Prints a table of rows with all their columns, under the number of runs with each status."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -166,10 +167,10 @@ def print_columns(runs: Sequence[Run], rows: Sequence[Row]) -> None:
     table = Table(title=counts(runs), title_justify="left")
     for number, name in enumerate(content.columns):
         is_number = any(cells[number].is_number for cells in content.cells)
-        table.add_column(Text(name), overflow="fold", justify="right" if is_number else "left")
+        table.add_column(Text(printable(name)), overflow="fold", justify="right" if is_number else "left")
     for cells in content.cells:
-        table.add_row(*(Text(cell.text) for cell in cells))
-    Console(width=max(Console().width, 130)).print(table)
+        table.add_row(*(Text(printable(cell.text)) for cell in cells))
+    print_rich(table, WIDTH)
 
 
 def values(metrics: Mapping[str, float | None], name: str) -> str:

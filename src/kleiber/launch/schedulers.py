@@ -26,6 +26,7 @@ from kleiber.config.child_process import SAFE, safe_children
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
+from kleiber.records.terminal import print_line
 from kleiber.types import Count, Json, Natural, Positive
 from kleiber.types.access import CodePath
 
@@ -101,7 +102,7 @@ class Submitit(Launcher):
                 with safe_children(), executor.batch():
                     submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
                 jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
-                print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
+                print_line(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}")
         except BaseException:
             if jobs:
                 SlurmJobs(jobs).cancel()
@@ -142,7 +143,7 @@ class Job:
         job = job_id()
         code = self.task()
         if code == ExitCode.PREEMPTED and job_state(job) == "RUNNING":
-            print(f"requeueing job {job}", flush=True)
+            print_line(f"requeueing job {job}")
             subprocess.run(["scontrol", "requeue", job], check=False)
         return code
 
@@ -171,7 +172,7 @@ class SlurmJobs:
         reasons = dict(row.split(maxsplit=1) for row in answer.stdout.splitlines())
         for reason in set(reasons.values()) - self.printed:
             self.printed.add(reason)
-            print(f"SLURM does not start all jobs; its reason is {reason}", flush=True)
+            print_line(f"SLURM does not start all jobs; its reason is {reason}")
         return {folder for job, folder in self.folders.items() if job in reasons}
 
     def cancel(self) -> None:

@@ -34,6 +34,8 @@ from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.records.locks import is_locked
+from kleiber.records.regular_files import make_folder
+from kleiber.records.terminal import print_line
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
@@ -75,13 +77,12 @@ class Sweep:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
         if started_as_rank():
             raise ConfigError(
-                "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
-                "the sweep without them"
+                "-m cannot be used under torchrun or srun: kleiber starts the ranks of each cell itself, leave them out"
             )
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            print_line(f"{reason.status} by {reason}; run the same command again to run the missing cells")
             return reason.status.exit_code
         if self.planned:
             self._print_price()
@@ -89,13 +90,13 @@ class Sweep:
         reported = write_report(self.study_folder, self.study) if self.study_folder and has_runs else ExitCode.DONE
         if any(self.codes):
             failed = f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish"
-            print(f"{failed}; see the lines above, and log.txt in the folders of those that started")
+            print_line(f"{failed}; see the lines above, and log.txt in the folders of those that started")
             return ExitCode.PARTLY_FAILED
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
     def __call__(self, cfg: DictConfig) -> int:
-        """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
-        raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        """Raises NotImplementedError: Hydra wants a task function, which kleiber's launcher never calls."""
+        raise NotImplementedError("KleiberLauncher calls `run` with all cells")
 
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks all cells, runs the unfinished ones, and returns the exit codes of all, in order.
@@ -154,7 +155,7 @@ class Sweep:
         runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(planned_points(runs)):
-                print(f"study={first.config['name']}: {text}", flush=True)
+                print_line(f"study={first.config['name']}: {text}")
         except ValueError as error:
             raise ConfigError(f"study={first.config['name']}: {error}") from error
 
@@ -228,26 +229,23 @@ class Sweep:
                 todo.append(cell)
         if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
-            print(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
+            print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
-            names = listed(sorted(where.name for where in in_use), most=5)
-            print(
-                f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
-                "run the same command again when those have ended"
-            )
+            names, count = listed(sorted(where.name for where in in_use), most=5), f"{len(in_use)} of {len(by_folder)}"
+            text = f"{count} cells are in use by other processes and are not started: {names}"
+            print_line(f"{text}; run the same command again when those have ended")
         return todo, in_use
 
 
 def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
 
-    Returns the exit code of `kleiber report`.
-
-    Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
+    Returns the exit code of `kleiber report`. Also writes the node `study` of this command line to study.yaml, because
+    cells may have been trained with another.
     """
     from kleiber.studies.fit_command import make_report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_yaml(folder / "study.yaml", study)
     return make_report(folder, mirror=any(folder.glob("*/wandb/*run-*")))
 
@@ -274,7 +272,7 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
     if not bases:
         return
     retrain_bases(bases, archived, launcher)
-    print(f"training {len(bases)} archived runs again, because other cells start from their weights", flush=True)
+    print_line(f"training {len(bases)} archived runs again, because other cells start from their weights")
     for base in bases:
         check(base.config)
         check_foreign(base.config, base.folder.parent / archive.NAME)

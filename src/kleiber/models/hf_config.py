@@ -14,6 +14,7 @@ from kleiber.config import hub
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.model_size import check_fits, gated_hidden
 from kleiber.records.files import read_json
+from kleiber.records.model_files import check_model_folder
 from kleiber.types import Config, Json
 
 # Classes of transformers, which is imported late. Their attributes depend on the type of the model.
@@ -60,6 +61,7 @@ def model_folder(name: str, key: str = "model.path") -> Path:
         folder = (hub.local_copy(name) if hub.is_name(name) else None) or _downloaded(name, key)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{key}={name} must be the folder of a Hugging Face model: {folder} has no config.json")
+    check_model_folder(folder)
     return folder
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, read_config, setting
+from kleiber.records.model_files import check_model_folder
 from kleiber.records.progress import activity
 from kleiber.types import Json
 from kleiber.types.model import DecodingCache, Head
@@ -43,6 +44,7 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32, allow_nonfinit
     from transformers import AutoModelForCausalLM
 
     read_config(folder)
+    check_model_folder(folder)
     kind: PreTrainedModel = AutoModelForCausalLM
     options: Json = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:

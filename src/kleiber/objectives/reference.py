@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,7 +17,11 @@ import torch
 from torch import Tensor
 
 from kleiber.data.preference import AnswerCorpus, PairRows
+from kleiber.nn.precision import autocast_dtype
 from kleiber.nn.sharding import full_parameters
+from kleiber.records.arrays import read_arrays
+from kleiber.records.files import read_json, replaced
+from kleiber.records.regular_files import DamagedFile, create, make_folder
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of
 
@@ -78,9 +80,9 @@ def fingerprint(model: Model) -> str:
     The outputs are part of it because settings such as an attention window or a logit cap change no weight.
     """
     digest = hashlib.sha256()
-    device = device_of(model).type
-    if torch.is_autocast_enabled(device):
-        digest.update(str(torch.get_autocast_dtype(device)).encode())
+    dtype = autocast_dtype(device_of(model))
+    if dtype is not None:
+        digest.update(str(dtype).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -105,20 +107,18 @@ def _example_outputs(model: Model) -> tuple[Tensor, Tensor]:
 def _read(folder: Path, data: Mapping[str, str]) -> tuple[dict[str, str], Values] | None:
     """Description and values in the stage's folder; None where there are none of this data, or damaged ones."""
     try:
-        description = json.loads((folder / f"{REFERENCE}.json").read_text())
-        with open(folder / f"{REFERENCE}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile):  # a truncated file
+        description = read_json(folder / f"{REFERENCE}.json")
+        values = read_arrays(folder / f"{REFERENCE}.npz")
+    except (OSError, DamagedFile):  # a truncated file
         return None
     return (description, values) if all(description.get(name) == value for name, value in data.items()) else None
 
 
 def _write(folder: Path, description: Mapping[str, str], values: Values) -> None:
     """Writes each file atomically, the description last. Every rank writes the same files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{REFERENCE}-{os.getpid()}"
-    with open(part, "wb") as file:
+    place = folder.absolute()
+    make_folder(place.parents[1], *place.parts[-2:])
+    with replaced(folder / f"{REFERENCE}.npz", shared=True) as part, create(part) as file:
         np.savez(file, **values)  # type: ignore[arg-type]
-    os.replace(part, folder / f"{REFERENCE}.npz")
-    part.write_text(json.dumps(description))
-    os.replace(part, folder / f"{REFERENCE}.json")
+    with replaced(folder / f"{REFERENCE}.json", shared=True) as part, create(part) as file:
+        file.write(json.dumps(description).encode())

@@ -19,17 +19,20 @@ import gzip
 import json
 import os
 import re
-import sys
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
-from kleiber.records.files import DamagedFile, parse_json, refuse_interpolations
+from kleiber.config.system_errors import naming
+from kleiber.records.files import LONGEST, parse_json, refuse_interpolations
+from kleiber.records.metrics import is_row
+from kleiber.records.regular_files import DamagedFile, open_to_append, open_to_read
+from kleiber.records.terminal import print_line
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -38,9 +41,11 @@ if TYPE_CHECKING:
 
 NAME = "runs.jsonl.gz"
 KEYS = {"run", "config", "summary", "rows"}
-CHUNK = 1 << 16
 GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
-MAX_BYTES = 2**31  # of all rows, uncompressed
+PIECE = 2**20  # bytes that are read or uncompressed at once
+MAX_BYTES, MAX_ROW_BYTES = 2**29, 2**26  # of all rows and of one row, uncompressed
+MAX_VALUES = 2**24  # numbers, texts, lists and objects in all rows; each takes 100 bytes of memory, or more
+KEPT_BYTES = 2**25  # of rows that are uncompressed only once
 RUN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")  # joined to a folder, it names a place right below it
 
 
@@ -50,11 +55,10 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         return
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
-    with open(path, "ab+") as file:
+    with naming(path), open_to_append(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        ends = [end for _, end in gzip_members(file.read(), path)]
-        file.truncate(ends[-1] if ends else 0)
+        file.truncate(_measure(file, path)[0])
         file.write(member)
         file.flush()
         os.fsync(file.fileno())
@@ -66,43 +70,105 @@ def errors_printed(path: Path, names: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        print(f"{names} could not be added to {path}: {error}", file=sys.stderr)
+        print_line(f"{names} could not be added to {path}: {error}", err=True)
 
 
 def read(path: Path) -> list[Json]:
-    """All rows in the order in which they were written. Raises DamagedFile for damage, or for rows with other keys."""
-    text = b"".join(content for content, _ in gzip_members(path.read_bytes(), path))
-    rows = []
-    for number, line in enumerate(text.split(b"\n")[:-1], 1):
-        row = parse_json(line.decode("utf-8", "replace"), path)
-        if not row.keys() >= KEYS:
-            raise DamagedFile(path, f"the row of line {number} must have the keys run, config, summary and rows")
-        if not RUN_NAME.fullmatch(str(row["run"])):
-            raise DamagedFile(path, f"run={row['run']} of line {number} is not the name of a folder")
-        refuse_interpolations(row["config"], path, "config")
-        rows.append(row)
+    """All rows in the order in which they were written.
+
+    Raises DamagedFile, which names the row, for damage and for rows that kleiber does not write; also where all rows
+    together are larger than MAX_BYTES or MAX_VALUES, before they fill the memory.
+    """
+    rows, values = [], 0
+    with open_to_read(path) as file:
+        for number, line in enumerate(_lines(file, path), 1):
+            values += line.count(b",") + line.count(b"[") + line.count(b"{")
+            if values > MAX_VALUES:
+                raise DamagedFile(path, f"its first {number:,} rows have {values:,} values, more than {MAX_VALUES:,}")
+            rows.append(parse_row(line, number, path))
     return rows
 
 
-def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
-    """The content of every complete gzip member, and the offset at which it ends.
+def parse_row(line: bytes, number: int, path: Path) -> Json:
+    """The row in a line. Raises DamagedFile, which names its number, for one that kleiber does not write."""
+    try:
+        row = parse_json(line.decode("utf-8"), path, max_values=None)
+        refuse_interpolations(row.get("config"), path, "config")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(path, f"the row of line {number} is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise DamagedFile(path, f"the row of line {number} is nested too deeply") from None
+    except DamagedFile as error:
+        raise DamagedFile(path, f"the row of line {number}: {error.reason}") from None
+    if not row.keys() >= KEYS:
+        raise DamagedFile(path, f"the row of line {number} must have the keys run, config, summary and rows")
+    for key, is_right, form in (
+        ("run", isinstance(row["run"], str) and RUN_NAME.fullmatch(row["run"]), "the name of a folder"),
+        ("config", isinstance(row["config"], dict), "an object"),
+        ("summary", isinstance(row["summary"], dict), "an object"),
+        ("rows", isinstance(row["rows"], list) and all(map(is_row, row["rows"])), "a list of logged rows"),
+    ):
+        if not is_right:
+            raise DamagedFile(path, f"{key}={str(row[key])[:LONGEST]} of line {number} must be {form}")
+    return row
 
-    Skips a truncated member at the end. Raises ConfigError for bytes that are not gzip.
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yields the lines of the complete members of a gzip file. Raises DamagedFile for a line that is too long."""
+    end, kept = _measure(file, path)
+    file.seek(0)
+    rest, number = b"", 0
+    for piece in _pieces_before(end, file, path) if kept is None else kept:
+        *lines, rest = (rest + piece).split(b"\n")
+        number += len(lines)
+        yield from lines
+        if len(rest) > MAX_ROW_BYTES:
+            raise DamagedFile(path, f"the row of line {number + 1} has more than {MAX_ROW_BYTES:,} bytes")
+
+
+def _measure(file: BinaryIO, path: Path) -> tuple[int, list[bytes] | None]:
+    """The offset at which the last complete member of a gzip file ends, and the content up to there if it is short.
+
+    Raises ConfigError for a file that is not gzip, and DamagedFile for damage and for more content than MAX_BYTES.
     """
-    if len(data) >= len(GZIP) and not data.startswith(GZIP):
+    first = file.read(len(GZIP))
+    if len(first) == len(GZIP) and first != GZIP:
         raise ConfigError(
             f"{path} is not a runs.jsonl.gz (it is not gzip): name a run, a folder of runs or a runs.jsonl.gz; "
             "`kleiber fit` reads csv, jsonl and parquet"
         )
-    start = total = 0
-    while start < len(data):
-        unpack, content, at = zlib.decompressobj(wbits=31), [], start
+    file.seek(0)
+    size = complete = end = 0
+    pieces: list[bytes] = []
+    for piece, ends_at in _pieces(file, path):
+        size += len(piece)
+        if size > MAX_BYTES:
+            raise DamagedFile(path, f"its rows have more than {MAX_BYTES:,} bytes")
+        if size <= KEPT_BYTES:
+            pieces.append(piece)
+        if ends_at is not None:
+            end, complete = ends_at, len(pieces)
+    return end, pieces[:complete] if size <= KEPT_BYTES else None
+
+
+def _pieces_before(end: int, file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yields the content of the members of a gzip file that end at the offset `end` or before it."""
+    for piece, ends_at in _pieces(file, path) if end else ():
+        yield piece
+        if ends_at == end:
+            return
+
+
+def _pieces(file: BinaryIO, path: Path) -> Iterator[tuple[bytes, int | None]]:
+    """Yields the content of a gzip file, at most PIECE bytes at once, with the offset at which its member ends, if so.
+
+    Stops at the end of the file, also within a member. Raises DamagedFile for damage before it.
+    """
+    start, unpack, data = 0, zlib.decompressobj(wbits=31), b""
+    while True:
+        data = data or file.read(PIECE)
         try:
-            while not unpack.eof and at < len(data):
-                content.append(unpack.decompress(data[at : at + CHUNK]))
-                at, total = at + CHUNK, total + len(content[-1])
-                if total > MAX_BYTES:
-                    raise DamagedFile(path, f"its rows have more than {MAX_BYTES:,} bytes")
+            piece = unpack.decompress(data, PIECE)
         except zlib.error as error:
             repair = f"run `truncate -s {start} {path}` to keep the rows before it" if start else "move it elsewhere"
             raise DamagedFile(
@@ -110,10 +176,15 @@ def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
                 f"byte {start:,} and later ({error}): {repair}; `kleiber report` then adds the runs whose folders "
                 "still exist",
             ) from None
-        if not unpack.eof:
+        if unpack.eof:
+            start = file.tell() - len(unpack.unused_data)
+            data, unpack = unpack.unused_data, zlib.decompressobj(wbits=31)
+            yield piece, start
+        elif piece or data:
+            data = unpack.unconsumed_tail
+            yield piece, None
+        else:
             return
-        start = min(at, len(data)) - len(unpack.unused_data)
-        yield b"".join(content), start
 
 
 def archive_rows(run: Run) -> list[Json]:

@@ -21,7 +21,7 @@ from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
 from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
-from kleiber.records.metrics import condense, read_rows
+from kleiber.records.metrics import LoggedRows, condense
 from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
 
@@ -107,7 +107,7 @@ class Run:
     @cached_property
     def rows(self) -> list[Json]:
         """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.metrics.condense`)."""
-        return condense(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
+        return condense(LoggedRows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
     def tokenizer(self) -> Path | None:
@@ -249,8 +249,8 @@ def archived_runs(file: Path) -> list[Run]:
 def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
     """Cached while the file does not change, because a design looks up each of its runs."""
     home, rows = file.parent, archive.read(file)
-    for row in rows:
-        check_summary(row["summary"], file)
+    for number, row in enumerate(rows, 1):
+        check_summary(row["summary"], file, f"summary of line {number}: ")
     return tuple(
         Run(home / name, Status(summary["status"]), summary, archived)
         for name, summary, archived in assemble_runs(rows, home)

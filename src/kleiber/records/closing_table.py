@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -13,18 +12,20 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.cost import describe_costs
 from kleiber.config.targets import class_attribute, exports
+from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
+from kleiber.records.terminal import print_rich
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+WIDTH = 110  # columns of the table
+MAX_SAMPLES_BYTES = 2**24
 
 
 def closing_table(folder: Path) -> None:
     """Prints losses, parameters, cost, speed, files and sample continuations of a finished run."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -41,22 +42,15 @@ def closing_table(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     table.add_row("folder", Text(str(folder)))
-    console = Console(width=110)
-    console.print(table)
+    for warning in summary.get("warnings", []):
+        table.add_row("warning", Text(warning))
+    print_rich(table, WIDTH)
     if summary.get("R"):
-        console.print(matrix_table(summary["R"]))
+        print_rich(matrix_table(summary["R"]), WIDTH)
     samples = folder / "samples.txt"
     if samples.is_file():
-        console.print("[bold]continuations[/bold] (prompt>>>model)")
-        console.print(Text(printable(samples.read_text(errors="replace"))))
-
-
-def printable(text: str) -> str:
-    """Returns text with control characters other than newline and tab as escapes, such as \\x1b.
-
-    What a model writes could otherwise change the title, the colors or earlier lines of a terminal.
-    """
-    return CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+        print_rich("[bold]continuations[/bold] (prompt>>>model)", WIDTH)
+        print_rich(Text(read_bytes(samples, MAX_SAMPLES_BYTES).decode(errors="replace")), WIDTH)
 
 
 def format_number(value: float) -> str:

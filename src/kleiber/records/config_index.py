@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kleiber.records.files import cache_folder
 from kleiber.records.folder import read_config
+from kleiber.records.regular_files import kind_of, make_folder
 from kleiber.types import Json
 
 FILE = "configs.sqlite"
@@ -80,7 +81,9 @@ class ConfigIndex:
     def _opened(self) -> Iterator[sqlite3.Connection]:
         """The open index; its changes are kept when the block ends without an error."""
         file = cache_folder() / FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
+        if kind_of(file) is not None:
+            raise OSError(f"{file} is {kind_of(file)}, not a file")
         index = sqlite3.connect(file, timeout=WAIT)
         try:
             with index:

@@ -6,7 +6,6 @@ the result of the command that has begun the run, so that command is refused fro
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +13,11 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import find_run
+from kleiber.records.files import MAX_YAML_BYTES, write_bytes
 from kleiber.records.folder import config_hash, identity, read_config
+from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import summary_or_warning
+from kleiber.records.terminal import print_line
 from kleiber.types import Config, Json
 
 # Keys, or groups of keys, that may differ when a run is resumed with resume=PATH: duration, loggers, hardware.
@@ -38,14 +40,14 @@ def config_kept_until_trained(config: Config) -> Iterator[None]:
     """Context after which a folder that `resume` names has its former config, unless it was trained with `config`."""
     names = ("config.yaml", "overrides.yaml")
     folder = Path(str(config["resume"]))
-    former = {path: path.read_bytes() for path in (folder / name for name in names) if path.is_file()}
+    former = {path: read_bytes(path, MAX_YAML_BYTES) for path in (folder / name for name in names) if path.is_file()}
     try:
         yield
     finally:
         if continues_folder(config) and not has_trained_under(folder, config):
             for path, content in former.items():
-                if path.read_bytes() != content:
-                    path.write_bytes(content)
+                if read_bytes(path, MAX_YAML_BYTES) != content:
+                    write_bytes(path, content)
 
 
 def check_same_config(folder: Path, config: Config) -> None:
@@ -95,9 +97,9 @@ def warn_without_effect(configs: Mapping[Path, Config]) -> None:
         runs = f"{finished[0]} is"
         if len(finished) > 1:
             runs = f"{len(finished)} runs in {finished[0].parent} are"
-        print(
+        print_line(
             f"warning: {names} no longer has an effect, because {runs} finished: set resume=never to train again",
-            file=sys.stderr,
+            err=True,
         )
 
 

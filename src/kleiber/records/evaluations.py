@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.config.stages import quantity
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import read_json, write_json
 from kleiber.records.folder import status, without_nulls
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary import Scores
 from kleiber.records.summary_file import SUMMARY, read_summary
 from kleiber.types import Config, Json

@@ -8,37 +8,35 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
-import itertools
 import json
 import math
 import os
 import resource
-import sys
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import yaml
 
-from kleiber.config.errors import NO_SPACE, ConfigError
+from kleiber.config.system_errors import NO_SPACE
 from kleiber.records.locks import sweep_parts
+from kleiber.records.regular_files import DamagedFile, create, kind_of, open_to_read, read_text, remove, rename_aside
+from kleiber.records.terminal import warn_once
 from kleiber.types import Json
 
 T = TypeVar("T")
-MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
+MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_LINE_BYTES = 2**28, 2**20, 2**22
+MAX_VALUES = 2**22  # in a JSON text; each takes 100 bytes of memory, or more
+WORD_DIGITS, MAX_DIGITS = 20, 40  # of a whole number in JSON, with its sign; one of more than 64 bits fails in numpy
+PIECE = 2**20  # bytes that are read at once
 PROBE_BYTES = 2**20  # written to see whether a disk is full
+WORD_BITS = 64
+LONGEST = 200  # characters of a value in an error
 MAX_DEPTH = 100  # levels of nesting in YAML
 OPEN_FILES = 2**16  # more than Linux maps at once, unless vm.max_map_count is raised
-
-
-class DamagedFile(ConfigError):
-    """A file cannot be read, or kleiber does not write such a content. The message names the file and the reason."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is damaged: {reason}")
-        self.path, self.reason = path, reason
 
 
 def cache_folder(folder: Path | str | None = None) -> Path:
@@ -50,36 +48,18 @@ def cache_folder(folder: Path | str | None = None) -> Path:
     return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kleiber")).expanduser()
 
 
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_text(path: Path, max_bytes: int) -> str:
-    """Returns the text of a file. Raises DamagedFile unless it is a file of at most `max_bytes` bytes in UTF-8."""
-    try:
-        if not path.is_file():
-            raise DamagedFile(path, "it is not a file" if path.exists() else "it does not exist")
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DamagedFile(path, f"it has {size:,} bytes, more than {max_bytes:,}")
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DamagedFile(path, f"byte {error.start} is not UTF-8") from None
-    except OSError as error:
-        raise DamagedFile(path, str(error.strerror)) from None
-
-
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Json:
     """Returns the object in a JSON file. Raises DamagedFile where the file is missing or contains no JSON object."""
     return parse_json(read_text(path, max_bytes), path)
 
 
-def parse_json(text: str, path: Path) -> Json:
-    """Returns the object in a JSON text. Raises DamagedFile, which names `path`, where it is no JSON object."""
+def parse_json(text: str, path: Path, max_values: int | None = MAX_VALUES) -> Json:
+    """Returns the object in a JSON text. Raises DamagedFile, which names `path`, where it is no JSON object.
+
+    max_values  as in `load_json`
+    """
     try:
-        value = json.loads(text)
+        value = load_json(text, max_values)
     except RecursionError:
         raise DamagedFile(path, "its values are nested too deeply") from None
     except ValueError as error:
@@ -89,13 +69,36 @@ def parse_json(text: str, path: Path) -> Json:
     return value
 
 
+def load_json(text: str, max_values: int | None = MAX_VALUES) -> object:
+    """Returns the value of a JSON text of bounded size in memory.
+
+    max_values  most numbers, texts, lists and objects in it; None where the caller has counted them
+
+    Raises ValueError for other text, for more values, and for a whole number of more than MAX_DIGITS digits (one
+    of more than WORD_DIGITS, as transformers writes for an unlimited length, is returned as a float);
+    RecursionError for deep nesting.
+    """
+    number = 0 if max_values is None else text.count(",") + text.count("[") + text.count("{")
+    if max_values is not None and number > max_values:
+        raise ValueError(f"it has {number:,} values, more than {max_values:,}")
+    return json.loads(text, parse_int=_parse_int)
+
+
+def _parse_int(digits: str) -> float:
+    if len(digits) > MAX_DIGITS:  # with its sign
+        raise ValueError(f"{digits[:MAX_DIGITS]}... has {len(digits):,} digits")
+    return int(digits) if len(digits) <= WORD_DIGITS else float(digits)
+
+
 def read_yaml(path: Path) -> object:
     """Returns the value in a YAML file. Raises DamagedFile for aliases, deep nesting and tags of Python objects."""
     text = read_text(path, MAX_YAML_BYTES)
     try:
         _check_events(text, path)
         return yaml.load(text, yaml.CSafeLoader)
-    except yaml.YAMLError as error:
+    except DamagedFile:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is impossible
         raise DamagedFile(path, f"it is not YAML ({' '.join(str(error).split())})") from None
 
 
@@ -123,34 +126,64 @@ def _check_events(text: str, path: Path) -> None:
 
 
 def refuse_interpolations(value: object, path: Path, key: str = "") -> None:
-    """Raises DamagedFile, which names the key, where a text anywhere in `value` contains an interpolation."""
+    """Raises DamagedFile, which names the key, where a text anywhere in `value` contains an interpolation.
+
+    Also for a whole number that does not fit into 64 bits, which no key takes and which could fill the memory.
+    """
     children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list) else ()
     if isinstance(value, Mapping):
         children = value.items()
     for name, child in children:
         refuse_interpolations(child, path, f"{key}.{name}" if key else str(name))
     if isinstance(value, str) and "${" in value:
-        raise DamagedFile(path, f"{key}={value} is an interpolation, which is not resolved: write the value itself")
+        reason = "is an interpolation, which is not resolved: write the value itself"
+        raise DamagedFile(path, f"{key}={value[:LONGEST]} {reason}")
+    if isinstance(value, int) and value.bit_length() > WORD_BITS:
+        raise DamagedFile(path, f"{key} is a whole number of {value.bit_length():,} bits, more than {WORD_BITS}")
 
 
-def read_lines(path: Path, parse: Callable[[str], T]) -> list[tuple[str, T]]:
-    """The lines of a log, without their newlines, each with what `parse` returns for it.
+def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+    """Yields the lines of a log, without their newlines, each with what `parse` returns for it.
 
-    Leaves out lines for which `parse` raises ValueError, and prints how many they are and which is the first. Leaves
-    out the end of the file without a newline, which is what a killed run was writing.
+    Leaves out lines for which `parse` raises ValueError, and those of more than MAX_LINE_BYTES, and prints how many
+    they are and which is the first. Leaves out the end of the file without a newline, which is what a killed run was
+    writing. Raises DamagedFile for anything but a file; nothing there is a log without lines.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    intact: list[tuple[str, T]] = []
     damaged: list[int] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_whole_lines(path), start=1):
         try:
-            text = line.decode("utf-8")
-            intact.append((text, parse(text)))
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError("the line is too long")
+            text = line[:-1].decode("utf-8")
+            value = parse(text)
         except (ValueError, RecursionError):
             damaged.append(number)
+            continue
+        yield text, value
     if damaged:
-        print(f"warning: {path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}", file=sys.stderr)
-    return intact
+        warn_once(f"{path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}")
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Yields the lines of a file that end in a newline; of a longer line than MAX_LINE_BYTES its beginning."""
+    try:
+        file = open_to_read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            if line.endswith(b"\n") or _skip_line(file):
+                yield line
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Reads up to the end of a line; returns whether it has one, or the file ends first."""
+    while piece := file.read(PIECE):
+        end = piece.find(b"\n")
+        if end >= 0:
+            file.seek(end + 1 - len(piece), os.SEEK_CUR)
+            return True
+    return False
 
 
 class _Dumper(yaml.CSafeDumper):
@@ -171,25 +204,48 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one.
+    """Writes a text whole or not at all; see `replaced`."""
+    write_bytes(path, text.encode())
 
-    Removes what processes left that were killed while they wrote it.
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; see `replaced`."""
+    with replaced(path) as part, create(part) as file:
+        file.write(content)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Writes the content of a file to `target` whole or not at all, with the permissions of any new file."""
+    with open_to_read(source) as original, replaced(target) as part, create(part) as copy:
+        shutil.copyfileobj(original, copy)
+
+
+@contextmanager
+def replaced(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Yields the path of a new file, which takes the place of `path` on exit, unless an error is raised.
+
+    So another process, or this one after a kill, reads the old file or the new one. A link at `path` is renamed, and
+    its target stays as it is. Removes what processes left that were killed while they wrote the file.
+
+    shared  whether ranks on several machines, whose processes may have equal ids, write the file at the same time
+
+    Raises DamagedFile where a folder, a pipe or a device is at `path`.
     """
-    sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def rename_aside(path: Path, expected: str = "folder") -> None:
-    """Renames what stands where a folder or a file is `expected` to `<name>.1`, or the next free number.
-
-    The target of a link stays as it is.
-    """
-    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    aside = next(candidate for candidate in numbered if not os.path.lexists(candidate))
-    os.rename(path, aside)
-    print(f"warning: {path} is not a {expected}: renamed it to {aside.name}", file=sys.stderr)
+    if not shared:
+        sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
+    kind = kind_of(path)
+    if kind is not None and not path.is_symlink():
+        raise DamagedFile(path, f"it is {kind}, not a file: rename or remove it")
+    if kind is not None:
+        rename_aside(path, "file")
+    part = path.with_name(f".{path.name}-{secrets.token_hex(8)}" if shared else f".{path.name}.part-{os.getpid()}")
+    remove(part)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        remove(part)
+        raise
 
 
 def full_disk_error(folder: Path, error: Exception) -> OSError | None:
@@ -200,7 +256,7 @@ def full_disk_error(folder: Path, error: Exception) -> OSError | None:
     if isinstance(error, OSError):
         return error if error.errno in NO_SPACE else None
     try:
-        with open(folder / "probe", "wb") as file:
+        with create(folder / "probe") as file:
             file.write(bytes(PROBE_BYTES))
             os.fsync(file.fileno())
     except OSError as cause:

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
-from kleiber.records.files import write_text
+from kleiber.records.files import LONGEST, load_json, write_text
+from kleiber.records.locks import wait_for_lock
+from kleiber.records.regular_files import open_to_append, read_bytes
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 Choice = Literal["left", "right", "tie", "both bad"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 Template = Literal["chat", "plain"]
+MAX_BYTES = 2**27  # of a file of judgments
 LEVEL = 0.9
 Z = 1.6448536269514722  # its quantile of the normal distribution
 RESAMPLES = 2000
@@ -69,6 +74,11 @@ class Judgment:
             "choice": self.choice, "judge": self.judge, "seconds": self.seconds, **values,
         }  # fmt: skip
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Who judged which item."""
+        return self.judge, self.comparison.item
+
     def score(self, model: str) -> float:
         """1 where this model's answer is preferred, 0 where the other one is, and 1/2 where neither is."""
         preferred = {"left": self.comparison.left_model, "right": self.comparison.right_model}.get(self.choice)
@@ -89,37 +99,82 @@ def read_judgments(path: Path) -> list[Judgment]:
     if not path.is_file():
         return []
     judgments = []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path, MAX_BYTES).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip() or (number == len(lines) and not line.endswith(b"}")):
             continue
         try:
-            judgments.append(parse_judgment(json.loads(line.decode())))
-        except (ValueError, KeyError, TypeError) as error:
+            judgments.append(parse_judgment(line.decode()))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no judgment of kleiber judge: {error}") from None
     return judgments
 
 
-def parse_judgment(row: Json) -> Judgment:
-    """The judgment of a row. Raises ValueError for another choice than CHOICES, and KeyError without a column."""
+def parse_judgment(line: str) -> Judgment:
+    """The judgment of a row.
+
+    Raises KeyError without a column, and ValueError for another choice than CHOICES or a value of another type.
+    """
+    row = load_json(line)
+    if not isinstance(row, dict):
+        raise ValueError("it must be an object")
+    texts = ("prompt", "left", "right", "left_model", "right_model", "template", "judge")
+    wrong = [name for name in texts if not isinstance(row[name], str)]
+    wrong += [] if type(row["item"]) is int else ["item"]
+    wrong += [] if isinstance(row["seconds"], int | float | None) else ["seconds"]
+    if wrong:
+        raise ValueError(f"{wrong[0]}={str(row[wrong[0]])[:LONGEST]} has another type")
     if row["choice"] not in CHOICES:
         raise ValueError(f"choice={row['choice']!r} must be one of {', '.join(CHOICES)}")
     names = Comparison.__dataclass_fields__
     return Judgment(Comparison(**{name: row[name] for name in names}), row["choice"], row["judge"], row["seconds"])
 
 
-def append_judgment(path: Path, judgment: Judgment) -> None:
-    """Adds a row to the file, in place of a last line that was cut."""
-    with path.open("a+b") as file:
-        file.seek(0)
-        rows = file.read()
-        last = rows[rows.rfind(b"\n") + 1 :]
-        if last.endswith(b"}"):
-            file.write(b"\n")
-        else:
-            file.truncate(len(rows) - len(last))
-        file.write(json.dumps(judgment.to_json(), ensure_ascii=False).encode() + b"\n")
-        file.flush()
+@contextmanager
+def judgments_locked(path: Path) -> Iterator[None]:
+    """Waits until no other process changes a file of judgments, or answers for it, and locks it within the context.
+
+    The lock is a file of its own, because the file of judgments is replaced where a judgment is removed.
+    """
+
+    def waiting() -> None:
+        print_line(f"waiting for another process that writes {path}", err=True)
+
+    with wait_for_lock(path.with_name(f".{path.name}.lock"), waiting):
+        yield
+
+
+def append_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
+    """Adds rows to the file, in place of a last line that was cut; none that its judge has given already.
+
+    So every comparison has one row of each judge, however many processes judge for one file.
+    """
+    with judgments_locked(path):
+        judged = {judgment.key for judgment in read_judgments(path)}
+        new = [judgment for judgment in judgments if judgment.key not in judged]
+        with open_to_append(path) as file:
+            file.seek(0)
+            rows = file.read()
+            last = rows[rows.rfind(b"\n") + 1 :]
+            if last.endswith(b"}"):
+                file.write(b"\n")
+            else:
+                file.truncate(len(rows) - len(last))
+            lines = [json.dumps(judgment.to_json(), ensure_ascii=False) + "\n" for judgment in new]
+            file.write("".join(lines).encode())
+            file.flush()
+
+
+def remove_last(path: Path, judge: str, items: Collection[int]) -> Judgment | None:
+    """Removes the last judgment of a judge on one of these items from the file, and returns it; None without any."""
+    with judgments_locked(path):
+        judgments = read_judgments(path)
+        places = [i for i, j in enumerate(judgments) if j.judge == judge and j.comparison.item in items]
+        if not places:
+            return None
+        removed = judgments.pop(places[-1])
+        write_judgments(path, judgments)
+        return removed
 
 
 def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:

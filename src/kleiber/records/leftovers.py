@@ -7,13 +7,13 @@ that was written whole, though its folder was not renamed yet.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kleiber.records.files import DamagedFile, file_sha256, read_json
-from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
+from kleiber.records.files import read_json
+from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_locked, is_writing, try_lock
+from kleiber.records.regular_files import DamagedFile, file_sha256, path_inside, read_bytes, remove
 
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
 
@@ -33,16 +33,11 @@ class Leftover:
     def remove(self) -> bool:
         """Removes it, unless a process has taken it since it was found; returns whether it is gone."""
         if self.kind == "unfinished file":
-            if self.path.is_dir() and not self.path.is_symlink():
-                shutil.rmtree(self.path, ignore_errors=True)
-            else:
-                self.path.unlink(missing_ok=True)
+            remove(self.path)
             return not os.path.lexists(self.path)
         with try_lock(self.path / SCRATCH if self.path.is_dir() else self.path) as is_free:
-            if is_free and self.path.is_dir():
-                shutil.rmtree(self.path, ignore_errors=True)
-            elif is_free:
-                self.path.unlink(missing_ok=True)
+            if is_free:
+                remove(self.path)
         return not self.path.exists()
 
 
@@ -51,13 +46,11 @@ def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
     leftovers = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
-        if LOCK_FILE in files:
-            with try_lock(place / LOCK_FILE) as is_free:
-                if not is_free:  # a live process writes here
-                    folders.clear()
-                    continue
-            if is_process_id(place / LOCK_FILE):
-                leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
+        if is_locked(place):  # a live process writes here
+            folders.clear()
+            continue
+        if LOCK_FILE in files and is_process_id(place / LOCK_FILE):
+            leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
         unfinished = [place / name for name in (*folders, *files) if is_left_over(place / name)]
         leftovers += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
         folders[:] = sorted(name for name in folders if place / name not in unfinished)
@@ -74,9 +67,10 @@ def free_scratch(temporary: Path) -> Iterator[Path]:
 
 def is_process_id(path: Path) -> bool:
     """Whether a file is a lock of kleiber: it contains the id of a process, or nothing."""
-    if path.stat().st_size > LONGEST_ID:
+    try:
+        content = read_bytes(path, LONGEST_ID).strip(b"\0\n")
+    except DamagedFile:
         return False
-    content = path.read_bytes().strip(b"\0\n")
     return not content or content.isdigit()
 
 
@@ -93,7 +87,7 @@ def is_whole_checkpoint(path: Path) -> bool:
     try:
         hashes = read_json(path / META).get("sha256")
         return isinstance(hashes, dict) and all(
-            file_sha256(path / str(name)) == value for name, value in hashes.items()
+            file_sha256(path_inside(path, name)) == value for name, value in hashes.items()
         )
     except (DamagedFile, OSError):
         return False

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, TypeVar
 
+from kleiber.records.terminal import print_line, printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
@@ -123,7 +125,7 @@ class Display:
         closing = activity.closing_text() if activity.shown and not self.activities else None
         if closing is not None and closing != self.line:
             self.printed = time.monotonic()
-            print(closing, file=sys.stderr, flush=True)
+            print_line(closing, err=True)
 
     def write(self, stream: IO[str], text: str) -> int:
         """Writes text to a stream of the terminal, in the place of the live line, which the next state shows again."""
@@ -157,7 +159,7 @@ class Display:
         if not activity.shown or silence >= max(activity.seconds, SLOWER * age) - REFRESH:
             self.printed, activity.shown, self.line = now, True, activity.text()
             if out is not None:
-                out.write(f"{self.line}\n")
+                out.write(f"{printable(self.line)}\n")
                 out.flush()
 
     def _draw(self, activity: Activity) -> None:
@@ -187,7 +189,7 @@ def renderable(activity: Activity) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    fraction, text = activity.fraction(), Text(activity.text(), no_wrap=True, overflow="ellipsis")
+    fraction, text = activity.fraction(), Text(printable(activity.text()), no_wrap=True, overflow="ellipsis")
     frames = SPINNERS["dots"]["frames"]
     bar = frames[int(time.monotonic() / REFRESH) % len(frames)] if fraction is None else None
     grid = Table.grid(padding=(0, 1))

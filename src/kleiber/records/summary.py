@@ -5,7 +5,6 @@ It is written atomically whenever the state of the run changes; its schema is in
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,8 +13,10 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.records.environment import commit, versions
-from kleiber.records.files import DamagedFile, write_json
+from kleiber.records.files import write_json
+from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary_file import SCHEMA, SUMMARY, read_summary, set_damaged_aside
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 
@@ -39,7 +40,8 @@ class Summary:
         """
         if self.damage is not None:
             place = set_damaged_aside(self.path).name
-            print(f"warning: {self.damage}; it is now {place}, and its stages count as not trained", file=sys.stderr)
+            text = f"warning: {self.damage}; it is now {place}, and its stages count as not trained"
+            print_line(text, err=True)
             self.damage = None
         defaults = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
         renewed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}

@@ -5,17 +5,17 @@ A value is checked against a JSON schema: types, required keys, choices and patt
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.files import read_json
+from kleiber.records.regular_files import DamagedFile
+from kleiber.records.terminal import warn_once
 from kleiber.types import Json
 
 SUMMARY, SCHEMA = "summary.json", "kleiber.run/1"
@@ -44,8 +44,10 @@ def read_summary(folder: Path) -> Json | None:
     return values
 
 
-def check_summary(values: object, path: Path) -> None:
+def check_summary(values: object, path: Path, place: str = "") -> None:
     """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary.
+
+    place  where they are in the file, in front of the key
 
     Raises OtherSchema for a summary of another schema, which must not be renamed and begun anew as a damaged one is.
     """
@@ -56,7 +58,7 @@ def check_summary(values: object, path: Path) -> None:
                 f"{path} has the schema {schema} of another version of kleiber, and this one reads {SCHEMA}: use that "
                 "version, or rename the folder"
             )
-        raise DamagedFile(path, str(first_error(values, load_schema("summary.schema.json"))))
+        raise DamagedFile(path, f"{place}{first_error(values, load_schema('summary.schema.json'))}")
 
 
 def set_damaged_aside(path: Path) -> Path:
@@ -78,15 +80,9 @@ def summary_or_warning(folder: Path) -> Json:
 
 
 @cache
-def warn_once(message: str) -> None:
-    """Prints a warning, once in a process."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-@cache
 def load_schema(name: str) -> Json:
     """Returns the schema in the file `name` beside this module."""
-    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name(name))
 
 
 @cache

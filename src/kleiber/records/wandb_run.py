@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
 from kleiber.config.errors import ConfigError
+from kleiber.records.regular_files import refuse_link
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def start_run(
     console         also send what the process prints
     system_metrics  also measure CPU, memory and GPU every few seconds
 
-    Raises ConfigError where there is no home folder, without which the client does not start.
+    Raises ConfigError where there is no home folder, without which the client does not start, and where a link stands
+    in the place of `folder`/wandb.
     """
     try:
         Path.home()
     except RuntimeError:
         raise ConfigError("logger=wandb needs a home folder: set HOME=DIR, or logger=csv") from None
+    refuse_link(folder / "wandb")
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
@@ -79,7 +82,7 @@ def _start_online(start: Callable[..., Run], folder: Path) -> Run:
         return start(mode="online")
     except Exception as error:  # W&B raises classes of its own, of pydantic's and of the network's
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"W&B: {_server()} did not start the run ({reason}); {_offline_in(folder)}", file=sys.stderr)
+        print_line(f"W&B: {_server()} did not start the run ({reason}); {_offline_in(folder)}", err=True)
     wandb.teardown()  # otherwise its service holds the id of the run
     for record in set(online_records(folder)) - earlier:
         shutil.rmtree(record, ignore_errors=True)
@@ -93,7 +96,7 @@ def choose_online(mode: Mode, folder: Path) -> bool:
     """
     reason = None if mode == "offline" else unreachable()
     if reason and (mode == "online" or has_key()):
-        print(f"W&B: {reason}; {_offline_in(folder)}", file=sys.stderr)
+        print_line(f"W&B: {reason}; {_offline_in(folder)}", err=True)
     return mode != "offline" and reason is None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from kleiber.data.chat import Conversation, Turn, encode_prompt
 from kleiber.models.generate import Adjust, generate, stream
 from kleiber.records.files import read_json
 from kleiber.records.progress import activity
+from kleiber.runs.chat_template import render
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed
 
 if TYPE_CHECKING:
@@ -170,7 +172,8 @@ def encoder(run: TrainedModel) -> Callable[[Conversation], list[int]]:
 
     def encode(turns: Conversation) -> list[int]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        template = partial(tokenizer.apply_chat_template, messages, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(render(template, run.folder), add_special_tokens=False)["input_ids"]
         return [int(i) for i in ids]
 
     return encode

@@ -19,13 +19,17 @@ from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
+from kleiber.optimizers.sgd import SGD
+from kleiber.records.files import write_bytes, write_text
 from kleiber.records.progress import Activity, activity
+from kleiber.records.regular_files import make_folder
+from kleiber.records.terminal import print_line
 from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
 
 PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": StandardParametrization}
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion, "sgd": SGD}
 TOLERANCE = 1.2  # limit of the largest over the smallest size of an activation among all widths
 PARTS = ("attention", "mlp")
 VOCAB, CONTEXT, ROWS, HEAD_DIM = 64, 32, 16, 16
@@ -50,9 +54,9 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import pandas as pd
 
     from kleiber.charts.page import render_page
-    from kleiber.charts.theme import PALETTE, apply_theme
+    from kleiber.charts.theme import PALETTE, apply_theme, svg_to_png, to_svg
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     table = pd.DataFrame(rows)
     layers = list(dict.fromkeys(table["layer"]))
     widths = sorted(int(width) for width in table["width"].unique())
@@ -75,8 +79,8 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     )
     chart = apply_theme(chart)
     picture, html = folder / "coordinates.png", folder / "coordinates.html"
-    chart.save(picture, scale_factor=2)
-    html.write_text(render_page("Coordinate check: activation size vs width", {"coordinates": chart}), encoding="utf-8")
+    write_bytes(picture, svg_to_png(to_svg(chart)))
+    write_text(html, render_page("Coordinate check: activation size vs width", {"coordinates": chart}))
     return [picture, html]
 
 
@@ -190,19 +194,21 @@ def check_mup(widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr:
             for name in PARAMETRIZATIONS
         }
     ratios = {name: width_ratios(rows) for name, rows in sizes.items()}
-    print(f"activation RMS after {steps} steps, largest / smallest among widths {', '.join(map(str, sorted(widths)))}:")
+    print_line(
+        f"activation RMS after {steps} steps, largest / smallest among widths {', '.join(map(str, sorted(widths)))}:"
+    )
     for name, by_layer in ratios.items():
-        print(f"  {name:<10}" + "".join(f"{layer} {ratio:.2f}   " for layer, ratio in by_layer.items()))
+        print_line(f"  {name:<10}" + "".join(f"{layer} {ratio:.2f}   " for layer, ratio in by_layer.items()))
     worst = max(ratios["mup"], key=lambda layer: ratios["mup"][layer])
     passed = ratios["mup"][worst] <= TOLERANCE
-    print(
+    print_line(
         f"{'pass' if passed else 'FAIL'}: the largest ratio of muP is {ratios['mup'][worst]:.2f} ({worst}); "
         f"the limit is {TOLERANCE}"
     )
     try:
         with activity("drawing the figure"):
             files = draw_figure([row for rows in sizes.values() for row in rows], folder)
-        print(f"figure: {', '.join(map(str, files))}")
+        print_line(f"figure: {', '.join(map(str, files))}")
     except ImportError as error:
-        print(f"no figure: {error.name} is not installed (pip install 'kleiber[report]')")
+        print_line(f"no figure: {error.name} is not installed (pip install 'kleiber[report]')")
     return passed

@@ -6,10 +6,10 @@ the extra `report` is installed, and its scores to the metrics in summary.json.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kleiber.config.check import check_node
@@ -31,9 +31,12 @@ from kleiber.records.evaluations import (
     settings_of_run,
     updated_settings,
 )
-from kleiber.records.files import write_json
+from kleiber.records.figures import write_figure
+from kleiber.records.files import write_json, write_text
 from kleiber.records.locks import locked
+from kleiber.records.regular_files import make_folder
 from kleiber.records.summary_file import read_summary
+from kleiber.records.terminal import print_line
 from kleiber.runs.evaluation_subject import open_subject
 from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
@@ -93,7 +96,11 @@ def run_evaluations(
     )
     subject = replace(subject, limit=limit)
     measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)
-    home = subject.folder / "evals" if subject.folder else json.parent if json else None
+    make_home = None
+    if subject.folder:
+        make_home = partial(make_folder, subject.folder, "evals")
+    elif json:
+        make_home = partial(make_folder, json.parent)
     results: dict[str, Json] = {}
     for measurement in measurements:
         measured = measurement.measure(subject)
@@ -103,9 +110,8 @@ def run_evaluations(
             of_stage = find_stage_name(path, stage)
             by_data = updated_settings(subject.folder, of_stage, measurement.name, measured.scores, settings)
             save_results(subject.folder, measurement.name, measured, by_data)
-        if home is not None:
-            home.mkdir(exist_ok=True)
-            draw_figures(measurement, results[measurement.name], subject.folder, home)
+        if make_home is not None:
+            draw_figures(measurement, results[measurement.name], subject.folder, make_home())
     scores = {name: result["scores"] for name, result in results.items()}
     record = {"schema": SCHEMA, "subject": str(path), "evals": scores}
     record["seconds"] = round(time.perf_counter() - began, 3)
@@ -161,15 +167,13 @@ def draw_figures(measurement: Measurement, results: Json, folder: Path | None, h
     try:
         charts = measurement.evaluation.figures(results, folder)
     except ImportError as error:
-        print(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", file=sys.stderr)
+        print_line(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", err=True)
         return
     if not charts:
         return
-    from kleiber.charts.theme import save_figure
-
-    (home / "figures").mkdir(exist_ok=True)
+    figures = make_folder(home, "figures")
     for title, chart in charts.items():
-        save_figure(chart, home / "figures" / title)
+        write_figure(chart, figures, title)
 
 
 def write_report(
@@ -201,7 +205,7 @@ def write_report(
         )
     except ImportError as error:
         raise ValueError(f"--report needs {error.name}: pip install 'kleiber[report]'") from None
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def score_rows(by_data: Mapping[str, Json]) -> list[Json]:

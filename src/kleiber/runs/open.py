@@ -290,8 +290,7 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
         with whole_model(model) as whole:
             whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        text = f"the run {folder} started from a model of another shape: {first_difference(error)}"
-        raise ValueError(text) from None
+        raise ValueError(f"the run {folder} started from another shape: {first_difference(error)}") from None
 
 
 def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:

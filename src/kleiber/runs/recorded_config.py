@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,9 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.foreign import check_foreign
 from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
+from kleiber.records.files import copy_file, write_text
 from kleiber.records.folder import TOKENIZER, read_config, study_folder
+from kleiber.records.regular_files import make_folder
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def keep_tokenizer(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
 
     source = Path(str(text_settings(config["data"]).get("tokenizer"))).expanduser()
     if tokenizer.path is not None:
-        (folder / TOKENIZER).mkdir(exist_ok=True)
-        shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)
-        (folder / TOKENIZER / CONFIG).write_text(json.dumps({"eos_token": EOS, "mask_token": MASK}))
+        home = make_folder(folder, TOKENIZER)
+        copy_file(tokenizer.path, home / FILE)
+        write_text(home / CONFIG, json.dumps({"eos_token": EOS, "mask_token": MASK}))
     elif source.is_dir() and tokenizer.name not in ("bytes", "bpe"):
-        copy_files(source, folder / TOKENIZER_COPY / source.name)
+        copy_files(source, make_folder(folder, TOKENIZER_COPY, *source.parts[-1:]))

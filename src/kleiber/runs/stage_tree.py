@@ -7,7 +7,6 @@ data.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs
 from kleiber.config.targets import build
 from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import starts_trained
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
@@ -271,7 +271,7 @@ class Tree:
         saved, defects = remote.latest(stage.config, self.checkpoints(stage.name), limit)
         checkpoint.warn_of_damage(defects)
         if self.hardware.rank == 0 and saved:
-            print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
+            print_line(f"resuming at step {saved.step:,} from {saved.path}", err=True)
         if saved is None and stage.continues:
             assert stage.parent is not None
             trunk = self.checkpoints(stage.parent)

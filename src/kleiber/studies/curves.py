@@ -9,8 +9,11 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import Chart, apply_theme, kind_color, sequential_colors
+from kleiber.charts.page import render_page
+from kleiber.charts.theme import Chart, apply_theme, kind_color, sequential_colors, svg_to_png, to_svg
 from kleiber.records.catalog import Run
+from kleiber.records.files import write_bytes, write_text
+from kleiber.records.regular_files import make_folder
 from kleiber.types import Json
 
 PANELS = {  # metrics of a run, and the title of their vertical axis; any task may stand for *
@@ -147,6 +150,12 @@ def save(chart: Chart, out: Path) -> None:
     """
     if out.suffix not in SUFFIXES:
         raise ValueError(f"--out {out} must end in one of {', '.join(SUFFIXES)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    options: Json = {".png": {"scale_factor": 2}, ".html": {"inline": True}}.get(out.suffix, {})
-    chart.save(out, **options)
+    make_folder(out.parent)
+    if out.suffix == ".html":
+        write_text(out, render_page("Curves", {"curves": chart}))
+    elif out.suffix == ".json":
+        write_text(out, chart.to_json())
+    elif out.suffix == ".svg":
+        write_text(out, to_svg(chart))
+    else:
+        write_bytes(out, svg_to_png(to_svg(chart)))

@@ -13,6 +13,8 @@ import typer
 
 from kleiber.config.errors import ExitCode
 from kleiber.config.permissions import permit_data
+from kleiber.config.system_errors import describe
+from kleiber.records.terminal import print_line
 from kleiber.types import Row
 
 ColumnMap = Annotated[
@@ -27,8 +29,7 @@ LossColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of t
 ComputeColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of training FLOPs; same as --map C=COL")]
 LossFn = Annotated[str | None, typer.Option(help="huber, lad or squared; default: as in the law's publication")]
 Space = Annotated[
-    str | None,
-    typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication"),
+    str | None, typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication")
 ]
 Delta = Annotated[
     float | None,
@@ -61,8 +62,7 @@ Bootstrap = Annotated[
     int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
 ]
 TrustedLaw = Annotated[
-    str | None,
-    typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
+    str | None, typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it")
 ]
 ServedTokens = Annotated[
     str | None,
@@ -85,8 +85,7 @@ PredictAt = Annotated[
     list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
 ]
 Rank = Annotated[
-    bool,
-    typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
+    bool, typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit")
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
@@ -158,10 +157,10 @@ def fit(
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    typer.echo("\n".join(lines_by_group(records, by)))
+    print_line("\n".join(lines_by_group(records, by)))
     if pages is not None:
         pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
-        typer.echo(f"report: {report}")
+        print_line(f"report: {report}")
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
@@ -212,19 +211,19 @@ def predict(
                     "of them"
                 )
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
-            typer.echo("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
+            print_line("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
         if map is not None or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         if serve is not None or max_params is not None:
-            typer.echo("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
+            print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
         answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     except ValueError as error:
         _refuse(error)
-    typer.echo(fitted_law.prediction_line(form, answer, entry["level"]))
+    print_line(fitted_law.prediction_line(form, answer, entry["level"]))
 
 
 def _check_accepted(entry: Row, force: bool) -> None:
@@ -233,9 +232,9 @@ def _check_accepted(entry: Row, force: bool) -> None:
 
     refusals = [line for line in verdict_lines(entry) if line.startswith("refuse: ")]
     for line in refusals:
-        typer.echo(line, err=True)
+        print_line(line, err=True)
     if refusals and not force:
-        typer.echo("a refused law predicts nothing: add --force to predict anyway", err=True)
+        print_line("a refused law predicts nothing: add --force to predict anyway", err=True)
         raise typer.Exit(ExitCode.UNDECIDED)
 
 
@@ -280,17 +279,14 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        typer.echo(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {describe(error) or error}", err=True)
         return ExitCode.BAD_INPUT
-    typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
+    print_line("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     return pages.exit_code(findings)
 
 
 def import_page_module(name: str) -> ModuleType:
-    """Imports the module of `kleiber.studies` that writes a page.
-
-    Raises ValueError if a plotting package is not installed.
-    """
+    """Imports the module of `kleiber.studies` that writes a page. Raises ValueError without a plotting package."""
     try:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)
@@ -300,5 +296,5 @@ def import_page_module(name: str) -> ModuleType:
 
 
 def _refuse(error: ValueError) -> NoReturn:
-    typer.echo(f"kleiber: {error}", err=True)
+    print_line(f"kleiber: {error}", err=True)
     raise typer.Exit(ExitCode.BAD_INPUT) from error

@@ -7,17 +7,21 @@ was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.cost import describe_total
-from kleiber.config.errors import ExitCode, listed
+from kleiber.config.errors import ConfigError, ExitCode, listed
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
-from kleiber.records.files import read_config_node, write_json
+from kleiber.records.completeness import incomplete_runs_named
+from kleiber.records.figures import write_figure
+from kleiber.records.files import read_config_node, write_json, write_text
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder
 from kleiber.records.wandb_run import node_of, start_run, was_online
 from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
@@ -118,25 +122,32 @@ def reason(error: Exception) -> str:
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file.
+    Runs without a study are shown side by side (`Overview`). Raises ConfigError for an invalid option in a file, and
+    where a file names another class.
     """
     from kleiber.config.check import check_node
     from kleiber.config.foreign import check_foreign
-    from kleiber.config.targets import build
+    from kleiber.config.targets import build, class_attribute
 
-    nodes = {run.folder / "config.yaml": run.config["study"] for run in runs if run.config.get("study")}
+    nodes = {str(run.folder / "config.yaml"): run.config["study"] for run in runs if run.config.get("study")}
+    place = folder / "study.yaml"
     if name is not None:
-        node = load_study(name)
-        check_node("study", node)
-        return build(node)
-    if (asked := folder / "study.yaml").is_file():
-        nodes = {asked: read_config_node(asked)}
+        nodes = {f"--study {name}": load_study(name)}
+    elif os.path.lexists(place):
+        nodes = {str(place): read_config_node(place)}
     if not nodes:
         return Overview()
     source, node = next(iter(nodes.items()))
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{source}: study must have a _target_, the class of a study")
     check_node("study", node)
-    check_foreign({"study": node}, source)
-    return build(node)
+    if name is None:
+        check_foreign({"study": node}, Path(source))
+    target = str(node["_target_"])
+    study = None if class_attribute(target, "decides") is None else build(node)  # no other class is even imported
+    if not isinstance(study, Study):
+        raise ConfigError(f"{source}: study._target_={target} must be the class of a study")
+    return study
 
 
 def load_study(name: str) -> Config:
@@ -179,14 +190,14 @@ def report(
     if not runs:
         raise ValueError(f"{source} contains no run: neither a folder with a config.yaml nor a {archive.NAME}")
     study = study_of(folder, runs, name)
-    with activity(f"analyzing {len(runs)} runs"):
+    with activity(f"analyzing {len(runs)} runs"), incomplete_runs_named(runs):
         result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
     with activity("writing the page"):
-        (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)), encoding="utf-8")
+        write_text(out or folder / "report.html", page(findings, result, charts, run_rows(runs)))
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
@@ -233,16 +244,14 @@ def write_findings(folder: Path, findings: Json, result: Findings) -> None:
 
 def write_figures(folder: Path, charts: Mapping[str, Chart]) -> None:
     """Writes every chart as PNG and SVG, after removing such pairs of an earlier report; other files stay."""
-    from kleiber.charts.theme import save_figure
-
-    folder.mkdir(exist_ok=True)
+    make_folder(folder.parent, folder.name)
     for picture in folder.glob("*.png"):
         if picture.with_suffix(".svg").is_file():
             picture.unlink()
             picture.with_suffix(".svg").unlink()
     with activity("drawing figures", len(charts), "figures") as work:
         for name, chart in work.track(charts.items()):
-            save_figure(chart, folder / name)
+            write_figure(chart, folder, name)
 
 
 def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row]) -> str:

@@ -32,13 +32,15 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from kleiber.records.files import DamagedFile, file_sha256, full_disk_error, read_json, rename_aside
-from kleiber.records.summary_file import warn_once
+from kleiber.config.system_errors import naming
+from kleiber.records.arrays import check_stored
+from kleiber.records.files import full_disk_error, read_json, write_text
+from kleiber.records.model_files import check_safetensors
+from kleiber.records.regular_files import DamagedFile, file_sha256, make_folder, rename_aside
 from kleiber.training import shard_files
-from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged, warn_of_damage
 from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
-from kleiber.types.ranks import rank
 
 SCHEMA = "kleiber.checkpoint/1"
 FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
@@ -57,12 +59,7 @@ def trained_names(model: nn.Module) -> frozenset[str]:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    state: Json,
-    config_hash: str,
-    names: Collection[str] | None = None,
+    folder: Path, step: int, model: nn.Module, state: Json, config_hash: str, names: Collection[str] | None = None
 ) -> Checkpoint:
     """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
@@ -119,6 +116,12 @@ def save_shards(
         dist.barrier(mesh.get_group())
 
 
+def make_folder_of_stage(folder: Path) -> None:
+    """Makes the folder RUN/stages/STAGE/NAME of checkpoints. Raises DamagedFile where one of them is a link."""
+    place = folder.absolute()
+    make_folder(place.parents[2], *place.parts[-3:])
+
+
 @contextmanager
 def _new_directory(final: Path, pid: int | None = None, is_owner: bool = True) -> Iterator[Path]:
     """An empty directory beside `final`; removed where writing fails, which raises an OSError that names `final`."""
@@ -126,9 +129,10 @@ def _new_directory(final: Path, pid: int | None = None, is_owner: bool = True) -
     try:
         if is_owner:
             shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
-            part.mkdir(parents=True)
+            make_folder_of_stage(final.parent)
+            part.mkdir()
         yield part
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, DamagedFile) as error:
         cause = full_disk_error(part, error) or error
         shutil.rmtree(part, ignore_errors=True)
         text = _write_failure(final, cause)
@@ -141,7 +145,7 @@ def _complete(
     """Writes meta.json, flushes all files, and gives the directory its final name."""
     meta: Json = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": dict(sha256)}
     meta |= {} if names is None else {"names": sorted(names)}
-    (part / "meta.json").write_text(json.dumps(meta, indent=1))
+    write_text(part / "meta.json", json.dumps(meta, indent=1))
     for path in (*part.rglob("*"), part):
         _sync(path)
     put_in_place(part, final)
@@ -186,7 +190,8 @@ def _commit(part: Path, final: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -200,14 +205,26 @@ def read(path: Path) -> Checkpoint:
             f"to {name(meta['step'])}, or delete it to use another checkpoint"
         )
     for file in meta["sha256"]:
-        if not (path / file).is_file():
+        if not (path / file).is_file():  # a pipe or a device is none
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
         if file_sha256(path / file) != meta["sha256"][file]:
             raise Damaged(
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
                 f"restore the file, or delete {path} to use an earlier checkpoint"
             )
+        _check_content(path / file)
     return Checkpoint(path, meta)
+
+
+def _check_content(path: Path) -> None:
+    """Raises Damaged for a file that PyTorch or safetensors did not write, though meta.json has its hash."""
+    try:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+        else:
+            check_stored(path)
+    except DamagedFile as error:
+        raise Damaged(f"{error}; delete the checkpoint to use an older one") from None
 
 
 def read_meta(path: Path) -> Json:
@@ -264,12 +281,6 @@ def latest_of(folder: Path) -> Checkpoint:
         raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
     warn_of_damage(defects)
     return saved
-
-
-def warn_of_damage(defects: Iterable[str]) -> None:
-    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
-    for defect in defects if rank() == 0 else ():
-        warn_once(f"skipped a damaged checkpoint: {defect}")
 
 
 def weights_sha256(folder: Path) -> str:

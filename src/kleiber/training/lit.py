@@ -7,7 +7,6 @@ It never calls `self.log`, which takes longer than a step of a small model.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
+from kleiber.records.terminal import print_line
 from kleiber.training.lightning import LeanModule, count_skipped_step
 from kleiber.training.parallel import TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
@@ -28,7 +28,7 @@ from kleiber.training.step import (
     micro_batches,
     normalize_gradients,
     out_of_memory,
-    rank_timeouts,
+    rank_errors,
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
@@ -115,7 +115,7 @@ class LitLM(LeanModule):
         step = self.global_step
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
-        with rank_timeouts():
+        with rank_errors():
             sums = self.backward_pass(batch, step, methods).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged: dict[str, Tensor] = {}
@@ -186,9 +186,7 @@ class LitLM(LeanModule):
             self.model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(
-                f"out of memory with micro-batches of {rows} rows: continuing with {self.micro_batch}", file=sys.stderr
-            )
+            print_line(f"out of memory with micro-batches of {rows} rows: continuing with {self.micro_batch}", err=True)
 
     def skip_step(self, optimizer: torch.optim.Optimizer, metrics: dict[str, Tensor | float]) -> None:
         """Counts the step without changing weights or optimizer state."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,8 @@ from lightning.pytorch.loggers import Logger
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.url_secrets import hide_secrets, reveal_secrets
 from kleiber.records.locks import wait_for_lock
+from kleiber.records.regular_files import refuse_link
+from kleiber.records.terminal import print_line
 from kleiber.training.loggers import StageAxis, StageLogger, prefixed
 from kleiber.types import Json
 from kleiber.types.access import OutsidePath
@@ -60,7 +61,7 @@ class Mirror(StageLogger):
         except Exception as error:  # each tool and its network raise classes of their own
             self.works = False
             reason = str(error).partition("\n")[0] or type(error).__name__
-            print(f"{self.label}: {reason}; this run is no longer logged there", file=sys.stderr)
+            print_line(f"{self.label}: {reason}; this run is no longer logged there", err=True)
 
     def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Continues with the rows of a stage, whose steps lie at `place` on the axis."""
@@ -132,6 +133,7 @@ class TensorBoard(Mirror):
         super().begin(stage, step, place)
         if self.logger is not None:
             self.logger.finalize("success")
+        refuse_link(self.folder / "tensorboard")
         purge = self.x(step) + 1 if step else 0
         with self.guarded():
             self.logger = TensorBoardLogger(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.objectives.reference import REFERENCE
 from kleiber.records.locks import wait_for_lock
+from kleiber.records.regular_files import make_folder
+from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint
 from kleiber.training.saved_checkpoint import Checkpoint, Damaged
 from kleiber.types import Config
@@ -58,7 +59,7 @@ class Remote:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes other processes of this machine that fetch or remove copies wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.make_folder_of_stage(self.folder)
         with wait_for_lock(self.folder.parent / LOCK, lambda: None):
             yield
 
@@ -94,7 +95,7 @@ class Remote:
             old = [name for name in complete[max(1, keep) :] if name not in needed]
             self.remove([*old, *{*self.all_names()} - {path.name, *complete}])
         except Exception as error:  # each file system has its own
-            print(f"warning: {path} is not copied to {self.url}: {hide_secrets(str(error))}", file=sys.stderr)
+            print_line(f"warning: {path} is not copied to {self.url}: {hide_secrets(str(error))}", err=True)
 
     def go_back(self, step: int) -> None:
         """Removes the copies of the checkpoints after a step. Where that fails, prints why."""
@@ -102,7 +103,7 @@ class Remote:
             self.remove([name for name in self.names() if name > checkpoint.name(step)])
         except Exception as error:  # each file system has its own
             reason = hide_secrets(str(error))
-            print(f"warning: copies after step {step:,} are not removed from {self.url}: {reason}", file=sys.stderr)
+            print_line(f"warning: copies after step {step:,} are not removed from {self.url}: {reason}", err=True)
 
     def remove(self, names: Collection[str]) -> None:
         """Removes the copies of these names, of which another process may have removed some already."""
@@ -137,13 +138,13 @@ class Remote:
         part = scratch / name
         shutil.rmtree(scratch, ignore_errors=True)
         try:
-            part.mkdir(parents=True)
+            make_folder(scratch, name)
             system.get_file(f"{folder}/{name}/{META}", str(part / META))
             meta = checkpoint.read_meta(part / META)
             if meta.get("config_hash") != self.config_hash:
                 raise Damaged(f"its config has the hash {meta.get('config_hash')}, and this run {self.config_hash}")
             for file in meta["sha256"]:
-                (part / file).parent.mkdir(exist_ok=True)
+                make_folder(part, *Path(file).parts[:-1])
                 system.get_file(f"{folder}/{name}/{file}", str(part / file))
             checkpoint.read(part)
             for file in REFERENCE_FILES:
@@ -153,7 +154,7 @@ class Remote:
             checkpoint.put_in_place(part, final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        print(f"fetched {name} from {self.url}", file=sys.stderr)
+        print_line(f"fetched {name} from {self.url}", err=True)
         return Checkpoint(final, meta)
 
 
@@ -193,7 +194,7 @@ def read(config: Config, folder: Path, name: str) -> Checkpoint:
     with readable(remote):
         fetched, defects = remote.fetch([copy for copy in remote.names() if copy == name])
     for defect in defects:
-        print(f"warning: {defect}", file=sys.stderr)
+        print_line(f"warning: {defect}", err=True)
     return fetched or checkpoint.read(folder / name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from torch import nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.nn.sharding import is_sharded
+from kleiber.records.terminal import warn_once
 from kleiber.training import shard_files
 from kleiber.types import Json
+from kleiber.types.ranks import rank
 
+PARTS = ("optimizer", "callbacks", "retention")  # of a state
 WEIGHTS, STATE = "weights", "state"  # folders of the ranks' files
 
 
@@ -115,17 +118,31 @@ class Checkpoint:
         """The states of optimizer, callbacks and retention methods, and the micro-batch size.
 
         model  whose shards decide which tensors are read as shards, where ranks have saved their own; None: none are
+
+        Raises ConfigError, which names the file, for content that `save` does not write.
         """
+        path, advice = self.path / "state.pt", f"delete {self.path} to resume from an earlier checkpoint"
         try:
-            state = torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
-            return shard_files.join_shards(state, self.path / STATE, model) if self.is_sharded else state
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            wrong = [key for key in PARTS if not isinstance(dict(state).get(key, {}), dict)]
         except pickle.UnpicklingError:  # its text advises to run the code
             raise ConfigError(
-                f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
-                f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
+                f"{path} is refused: it contains other objects than tensors, numbers and texts, and loading those can "
+                f"run code; {advice}"
             ) from None
+        except Exception as error:  # of many types, by the unpickler
+            raise ConfigError(f"{path} is damaged: {error}; {advice}") from None
+        if wrong:
+            raise ConfigError(f"{path} is damaged: {wrong[0]} must be a mapping; {advice}")
+        return shard_files.join_shards(state, self.path / STATE, model) if self.is_sharded else state
 
 
 def first_difference(error: RuntimeError) -> str:
     """The first difference of two models, from PyTorch's error, which lists all of them."""
     return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+
+
+def warn_of_damage(defects: Iterable[str]) -> None:
+    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
+    for defect in defects if rank() == 0 else ():
+        warn_once(f"skipped a damaged checkpoint: {defect}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from kleiber.launch.judge.server import MOST_BYTES, JudgeServer
 from kleiber.launch.judge.session import Session
@@ -35,7 +36,7 @@ def server(tmp_path) -> Iterator[JudgeServer]:
 
 
 def ask(server: JudgeServer, method: str, place: str, body: object = None, token: str | None = None, **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=PATIENCE)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     kind = {} if content is None else {"Content-Type": "application/json"}
     connection.request(method, f"/{server.token if token is None else token}/{place}", content, {**kind, **headers})
@@ -115,7 +116,7 @@ def test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated(server, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("kleiber.launch.judge.session.append_judgment", full)
+        patch.setattr("kleiber.launch.judge.session.append_judgments", full)
         status, text, _ = ask(server, "POST", "choose", {"item": 0, "choice": "left"})
         assert status == 507 and "j.jsonl" in text and json.loads(ask(server, "GET", "state")[1])["item"] == 0
     reported = capfd.readouterr().err
@@ -149,10 +150,10 @@ def test_the_keys_work_in_a_browser_and_hostile_text_is_text(server, tmp_path, m
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=1100,760"]
     shot = tmp_path / "page.png"
     command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([*command, "--dump-dom", server.url], capture_output=True, text=True, timeout=90).stdout
+    dom = subprocess.run([*command, "--dump-dom", server.url], capture_output=True, text=True, timeout=PATIENCE).stdout
     choices = [judgment.choice for judgment in read_judgments(tmp_path / "j.jsonl")]
     assert choices == ["right", "both bad", "left"]
     assert "3 of 3 judged by me" in dom and "<title>kleiber judge</title>" in dom
     server.session.back()
-    subprocess.run([*command, f"--screenshot={shot}", server.url], capture_output=True, timeout=90)
+    subprocess.run([*command, f"--screenshot={shot}", server.url], capture_output=True, timeout=PATIENCE)
     assert shot.stat().st_size > 5000

@@ -12,7 +12,7 @@ import numpy as np
 from kleiber.config.foreign import check_foreign
 from kleiber.config.permissions import permit_data
 from kleiber.records.files import read_json, write_json
-from kleiber.records.judgments import Comparison, Template
+from kleiber.records.judgments import Comparison, Template, judgments_locked
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def load_or_answer(settings: Settings, out: Path) -> list[Comparison]:
 
     Raises ValueError where the file was begun with other settings, and for models and prompts that cannot be used.
     """
+    with judgments_locked(answers_file(out)):
+        return _load_or_answer(settings, out)
+
+
+def _load_or_answer(settings: Settings, out: Path) -> list[Comparison]:
     kept = answers_file(out)
     if kept.is_file():
         content = read_json(kept)

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 
 from kleiber.launch.judge.session import Session, StaleItem
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 ADDRESS = "127.0.0.1"
@@ -60,7 +61,7 @@ class JudgeServer(ThreadingHTTPServer):
         """Prints one line where a request could not be answered; none where the browser has closed the connection."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
-            print(f"kleiber judge: a request failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print_line(f"kleiber judge: a request failed: {type(error).__name__}: {error}", err=True)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -128,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
         except OSError as error:  # such as a full disk
             reason = f"{self.server.session.path} cannot be written ({error.strerror}): make room, and choose again"
-            print(f"kleiber judge: {reason}", file=sys.stderr)
+            print_line(f"kleiber judge: {reason}", err=True)
             raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, reason) from None
         self._state()
 

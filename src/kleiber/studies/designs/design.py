@@ -22,6 +22,7 @@ import numpy as np
 from kleiber.config.model_size import Size, size, vocabulary_of
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
+from kleiber.records.terminal import print_line
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.types import Config
 
@@ -232,7 +233,7 @@ def finished_base(
     """Returns the run of `find_base_run`; prints that the `later` runs are skipped where it has not finished."""
     run = find_base_run(runs, base, bases)
     if run is None:
-        print(f"skipping {later}, since the base run {' '.join(base)} has not finished", flush=True)
+        print_line(f"skipping {later}, since the base run {' '.join(base)} has not finished")
     return run
 
 

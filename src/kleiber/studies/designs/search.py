@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import Quantity, quantity
+from kleiber.records.terminal import print_line
 from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, as_list, format_value
 from kleiber.studies.designs.trial_losses import losses_of
 from kleiber.studies.laws.law import Array
@@ -218,7 +219,7 @@ class Search:
             finite = [trial for trial in best if losses[trial] < math.inf]
             alive, stopped = finite[:kept], [*stopped, *finite[kept:]]
             if not alive:
-                print("no trial has finished with a finite loss: the search ends", flush=True)
+                print_line("no trial has finished with a finite loss: the search ends")
                 return
         yield [cell_of(levels[trial], seed, self.tokens[-1]) for seed in range(1, self.seeds + 1) for trial in alive]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +20,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
+from kleiber.records.files import write_text
+from kleiber.records.regular_files import DamagedFile, read_bytes
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law, Linear, from_file
@@ -34,6 +35,7 @@ SCHEMA = Path(__file__).with_name("law.schema.json")
 VANISHED = 1e-3  # an interval that begins below this fraction of the value counts as including 0
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
+MAX_BYTES = 2**25  # of a laws.json
 MOST_PROBLEMS = 5  # an error lists at most this many problems of a file
 SCHEMAS = ("kleiber.law/1", "kleiber.laws/1")
 MOVED = 0.5  # largest change of an identified derived quantity along a flat profile, in widths of its interval
@@ -114,10 +116,8 @@ def _outside(path: Array, lo: float, hi: float) -> bool:
 def write(record: Row, path: str | Path) -> None:
     """Writes a record, or a collection of records by group, as JSON; never leaves a partly written file."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
-        part.write_text(json.dumps(without_nonfinite(record), indent=1, allow_nan=False) + "\n")
-        os.replace(part, path)
+        write_text(path, json.dumps(without_nonfinite(record), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
@@ -228,11 +228,11 @@ def read(path: str | Path, law: str | None = None) -> Json:
     Raises ValueError for a missing file, invalid JSON, missing or wrong keys, and a law that is not in the catalog.
     """
     try:
-        content = Content.validate_json(Path(path).read_bytes())
-    except OSError as error:
+        content = Content.validate_json(read_bytes(Path(path), MAX_BYTES))
+    except DamagedFile as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}): it must be a file written by `kleiber fit --json`"
-        ) from error
+            f"{path} cannot be read ({error.reason}): it must be a file written by `kleiber fit --json`"
+        ) from None
     except ValidationError as error:
         raise ValueError(f"{path}: {_problems(error)}; create the file with `kleiber fit --json`") from None
     try:

@@ -5,7 +5,6 @@ column of the same name. Every excluded row is recorded with the rule that exclu
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from kleiber.records.regular_files import DamagedFile
 from kleiber.studies.laws.filters import column_of, keep
 from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.table_files import READERS
 
 DERIVED = {
     "C": (("N", "D"), lambda N, D: 6 * N * D),
@@ -37,6 +38,7 @@ WANDB_PATTERNS = {
     "lr": r"optimizer\.lr",
     "loss": r"val/.+/loss",
 }
+LOSSES = re.compile(r"(?:[^/]+/)?val/.+/loss")  # of runs, those of a run of several stages by stage
 
 
 @dataclass
@@ -143,23 +145,18 @@ def read(path: str | Path) -> pd.DataFrame:
         return frame
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    readers = {
-        ".csv": pd.read_csv,
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-        ".parquet": pd.read_parquet,
-    }
-    if path.suffix not in readers:
+    if path.suffix not in READERS:
         raise ValueError(
             f"{path} must be a .csv, .jsonl or .parquet file or a folder of runs; its suffix is {path.suffix!r}"
         )
     try:
-        frame = readers[path.suffix](path)
+        frame = READERS[path.suffix](path)
+    except DamagedFile:
+        raise
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows")
-    if repeated := _repeated_columns(path, frame):
-        raise ValueError(f"{path} has several columns named {', '.join(map(repr, repeated))}: rename or remove them")
     return frame
 
 
@@ -173,17 +170,6 @@ def with_columns_of_runs(frame: pd.DataFrame) -> pd.DataFrame:
         if name not in frame.columns and len(matching) == 1:
             frame = frame.assign(**{name: frame[matching[0]]})
     return frame
-
-
-def _repeated_columns(path: Path, frame: pd.DataFrame) -> list[str]:
-    """Returns the names that several columns have: of the first line of a file, since pandas renames or drops them."""
-    names = frame.columns
-    if path.suffix == ".csv":
-        names = pd.Index(pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna())
-    if path.suffix == ".jsonl":
-        with path.open() as lines:
-            names = pd.Index([name for name, _ in json.loads(next(lines), object_pairs_hook=list)])
-    return names[names.duplicated()].unique().astype(str).tolist()
 
 
 def load(
@@ -201,8 +187,7 @@ def load(
     for role in (*needed, "N", "D", "C", "L"):
         if role not in named and role in frame.columns:
             named[role] = role
-    if "L" not in named:
-        named["L"] = column_of(frame, "loss", "add --map L=COL with the column of the loss")
+    named["L"] = loss_column(frame, named.get("L"))
     columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
@@ -223,6 +208,21 @@ def load(
         if role in kept.columns and (role in needed or role == "C"):
             _check_positive(kept, role)
     return kept
+
+
+def loss_column(frame: pd.DataFrame, name: str | None) -> str:
+    """Returns the column of the loss: `name`, or "loss" for None.
+
+    Raises ValueError, with the mapping to write, where it is missing and runs have losses of several texts or stages.
+    """
+    if name in (None, "loss") and not ("loss" in frame.columns and len(frame["loss"].dropna())):
+        losses = [str(column) for column in frame.columns if LOSSES.fullmatch(str(column))]
+        if losses:
+            choices = " or ".join(f"--map L={column}" for column in losses)
+            raise ValueError(f"the runs have several validation losses: add {choices}")
+    return column_of(
+        frame, name or "loss", "add --map L=COL with the column of the loss" if name is None else f"--map L={name}"
+    )
 
 
 def _check_positive(table: Table, role: str) -> None:

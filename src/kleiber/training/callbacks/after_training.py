@@ -21,7 +21,9 @@ from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
+from kleiber.records.files import write_text
 from kleiber.records.progress import activity
+from kleiber.records.regular_files import make_folder, path_inside
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -180,16 +182,15 @@ class Classes(LeanCallback):
 
     def write(self, task: str, report: list[ClassRow], confusion: list[list[int]]) -> None:
         """Writes the results of a task as JSON, and as HTML where altair is installed and the classes are few."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent, self.folder.name)
         rows = [vars(row) for row in report]
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
-        (self.folder / f"{task}.json").write_text(table)
+        write_text(path_inside(self.folder, f"{task}.json"), table)
         if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
             from kleiber.charts.page import render_page
 
-            (self.folder / f"{task}.html").write_text(
-                render_page(f"Classes of {task}", {"confusion": chart}), encoding="utf-8"
-            )
+            page = render_page(f"Classes of {task}", {"confusion": chart})
+            write_text(path_inside(self.folder, f"{task}.html"), page)
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetChart | None:
@@ -264,7 +265,7 @@ class Samples(LeanCallback):
         start = tokenizer.decode(ids)
         self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in rows.cpu()]
         blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]
-        self.path.write_text("".join(blocks))
+        write_text(self.path, "".join(blocks))
         for logger in loggers:
             if isinstance(logger, StageLogger):
                 logger.log_rows("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from kleiber.evals.evaluation import Subject
 from kleiber.evals.measure import Measurement, metrics, save_results
 from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.evaluate import add_training_memory, apart_from_training
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -95,5 +95,5 @@ class RunEvaluations(LeanCallback):
             times = trainer.max_steps * self.batch_tokens // self.every
             names = ", ".join(measurement.name for measurement in self.measurements)
             often = f"about {times} time{'s' * (times != 1)} in this stage"
-            print(f"evaluating {names} takes {seconds:.1f} s, {often}", file=sys.stderr)
+            print_line(f"evaluating {names} takes {seconds:.1f} s, {often}", err=True)
         return scores

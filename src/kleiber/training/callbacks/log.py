@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training.energy import EnergyMeter
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -195,7 +195,7 @@ class RoutingHealth(LeanCallback):
             logger.log_metrics(row, step)
         if trainer.is_global_zero:
             for alarm in alarms:
-                print(f"routing at step {step:,}: {alarm}", file=sys.stderr)
+                print_line(f"routing at step {step:,}: {alarm}", err=True)
 
     def report(self, last: Mapping[str, Tensor | float]) -> tuple[dict[str, float], list[str]]:
         """Returns the row of routing metrics by name, and the texts of new alarms; resets the expert loads to 0.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from kleiber.records.closing_table import loss_unit, scores_by_domain
 from kleiber.records.progress import DISPLAY, REFRESH, SECONDS, Activity, format_duration
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -143,17 +143,17 @@ class Progress(LeanCallback):
         self._validation = f"  val {sum(losses) / len(losses):.3f}" if losses else ""
         units = {task.name: task.objective.unit for task in self.evaluate.all}
         by_task = scores_by_domain(scores, loss_unit(record.objective), units)
-        print(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", file=sys.stderr)
+        print_line(f"step {step:,}/{last:,}: validation {'; '.join(map(' '.join, by_task.items()))}", err=True)
 
     def _print_expected(self, step: int, last: int, speed: float) -> None:
         assert self.speed is not None
         left, evaluations = self.speed.seconds_left(step, last, speed), self.speed.evaluations(step, last)
         each = f"{format_duration(self.speed.evaluation(speed))}{' each' if evaluations > 1 else ''}"
         steps = f"{last - step:,} more step{'s' * (last - step != 1)}"
-        print(
+        print_line(
             f"expected time {format_duration(left)}: {steps} at {speed:,.0f} tokens/s, "
             f"{evaluations} evaluation{'s' * (evaluations != 1)} of {each}",
-            file=sys.stderr,
+            err=True,
         )
 
     def _line(self, pl_module: LitLM, step: int, last: int, speed: float | None) -> str:

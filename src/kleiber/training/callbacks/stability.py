@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from kleiber.nn.sharding import joint_passes
 from kleiber.records.summary import StageRecord
+from kleiber.records.terminal import print_line
 from kleiber.training.callbacks.stability_alarms import Alarms, Bound, relative_to_others, rescaled, steepest_part
 from kleiber.training.callbacks.stability_measures import (
     Measures,
@@ -238,7 +238,7 @@ class Stability(LeanCallback):
         if trainer.is_global_zero:
             hidden = [f"{len(texts) - PRINTED} more alarms"] if len(texts) > PRINTED else []
             for text in [*texts[:PRINTED], *hidden]:
-                print(f"stability at step {trainer.global_step:,}: {text}", file=sys.stderr)
+                print_line(f"stability at step {trainer.global_step:,}: {text}", err=True)
 
     def _bound(self, kind: str) -> float | None:
         return self.alarms.bounds[kind].value
@@ -278,7 +278,7 @@ class Stability(LeanCallback):
         if trainer.is_global_zero:
             samples = "" if batch.samples is None else f"; samples {batch.samples[:4].tolist()}..."
             done = "; this step was skipped" if self.in_a_row else ""
-            print(f"stability at step {trainer.global_step:,}: {self.reason}{samples}{done}", file=sys.stderr)
+            print_line(f"stability at step {trainer.global_step:,}: {self.reason}{samples}{done}", err=True)
 
 
 def median(values: Sequence[float], window: int) -> float | None:
