@@ -40,5 +40,10 @@ FAULTS = {
     122: "Ctrl-C and SIGTERM while a command starts", 123: "calls of the system that fail",
     103: "links in a folder of runs", 104: "a script in the page of `plot`", 114: "pipes and devices in place of files",
     115: "bombs: files of 3 GiB, compressed and equal rows, templates", 117: "odd rows of runs.jsonl.gz",
+    100: "modules in the folder in which a command is typed", 101: "a config from disk that names code to run",
+    102: "a config from disk that copies checkpoints elsewhere", 105: "a password or a token in a URL",
+    106: "a config from disk that fetches data, or searches the disk for it",
+    116: "foreign models too large or too short", 119: "Hydra's own keys in a node",
+    121: "odd requests to the judge's page, and a full disk under it",
     118: "names that overflow", 120: "the right hash and an odd content", 124: "escapes on the terminal",
 }  # fmt: skip

@@ -20,6 +20,7 @@ RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_o
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
 HOSTILE = "faults/test_hostile.py::test_no_folder_of_a_stranger_harms_for_a_minute_and_a_half"
+REFUSED = "config/test_foreign.py::test_a_value_is_refused_by_its_key_unless_the_reader_names_it"
 FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
 PACKAGES = "faults/test_folders.py::test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed"
 TOLD = "runs/test_banner.py::test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of"
@@ -227,6 +228,30 @@ TESTS: dict[int, list[str]] = {
           "records/test_arrays.py::test_a_file_that_is_no_array_is_named",
           "runs/test_chat_template.py::test_a_template_that_errs_or_grows_is_named",
           "faults/test_hostile.py::test_a_study_yaml_that_names_no_study_is_refused_by_name"],
+    100: ["faults/test_working_folder.py::test_no_process_of_a_command_imports_one",
+          "faults/test_working_folder.py::test_no_process_of_a_command_on_runs_imports_one",
+          "faults/test_working_folder.py::test_workers_that_prepare_data_import_none_of_them",
+          "config/test_child_process.py::test_no_other_module_starts_python"],
+    101: [REFUSED, "faults/test_foreign_requests.py::test_reproducing_neither_runs_code_nor_writes_elsewhere",
+          "models/test_hf_config.py::test_kernels_of_the_hub_are_not_run_because_config_json_names_them"],
+    102: [REFUSED, "faults/test_foreign_requests.py::test_reproducing_neither_runs_code_nor_writes_elsewhere",
+          "faults/test_foreign_requests.py::test_a_copy_elsewhere_is_made_or_left_out_as_the_command_says",
+          "faults/test_foreign_requests.py::test_continuing_a_foreign_run_follows_the_command_alone",
+          "launch/test_sweep_archive.py::test_an_archived_base_copies_nothing_elsewhere_unless_the_sweep_does"],
+    105: ["faults/test_url_passwords.py::test_a_run_reads_with_the_secret_and_stores_none",
+          "faults/test_url_passwords.py::test_errors_do_not_show_it_whether_it_is_refused_or_the_command_is_wrong",
+          "faults/test_url_passwords.py::test_the_processes_of_a_command_read_with_it_and_store_none",
+          "config/test_url_secrets.py::test_a_secret_is_hidden_wherever_it_stands"],
+    106: [REFUSED, "faults/test_foreign_requests.py::test_no_door_fetches_the_data_of_a_foreign_config",
+          "faults/test_foreign_requests.py::test_no_door_searches_the_disk_for_it",
+          "faults/test_foreign_requests.py::test_the_reader_can_allow_it"],
+    116: ["models/test_hf_config.py::test_an_impossible_number_in_config_json_is_named_at_once",
+          "runs/test_open.py::test_a_foreign_model_that_this_machine_cannot_hold_is_refused_before_it_is_built",
+          "runs/test_open.py::test_a_foreign_model_with_few_positions_is_opened"],
+    119: [CHECKED],
+    121: ["launch/judge/test_server.py::test_deep_json_and_an_endless_length_are_refused_without_a_traceback",
+          "launch/judge/test_server.py::test_a_connection_that_the_browser_resets_is_not_reported",
+          "launch/judge/test_server.py::test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated"],
     124: ["faults/test_hostile.py::test_no_escape_reaches_the_terminal",
           "records/test_terminal.py::test_lines_warnings_tables_and_tracebacks_are_printed_without_them",
           "runs/test_model_card.py::test_recorded_text_adds_nothing_to_a_card", HOSTILE],
