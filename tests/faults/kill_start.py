@@ -198,8 +198,8 @@ class Start:
 
     def others(self) -> dict[int, str]:
         """Processes of the command that live, other than the first."""
-        found = {pid: line for pid, line in alive(self.root).items() if "kill_campaign" not in line}
-        return found | {pid: "holds a lock" for pid in self.lock_holders() if pid != self.pid}
+        named = {pid: line for pid, line in alive(self.root).items() if "kill_campaign" not in line}
+        return named | {pid: "holds a lock" for pid in self.lock_holders() if pid != self.pid}
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
         """Waits until the condition holds, the command has ended or the seconds are over; False for the last of it."""
