@@ -25,7 +25,7 @@ from kleiber.records.locks import holder, is_locked
 
 LIMIT_SECONDS = 300.0  # of a start
 LEFT_SECONDS = 60.0  # in which the other processes of a killed one end
-STEPS = (4, 8, 12, 16, 20)
+STEPS, CHECKPOINT = (4, 8, 12, 16, 20), "*/*/stages/*/checkpoints/step-{:08d}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Start:
         elif self.hit.stage_begun:
             self.wait_until(self.has_begun)
         elif self.hit.step is not None:
-            name = f"*/*/stages/*/checkpoints/step-{self.hit.step:08d}"
+            name = CHECKPOINT.format(self.hit.step)
             self.wait_until(lambda: any(self.root.glob(name)))
         self.wait_until(lambda: False, self.hit.after_s)
         if self.has_ended():
@@ -214,12 +214,14 @@ class Start:
         """Whether the first process has ended."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def timed_hit(self, aim: str, number: signal.Signals, rng: random.Random) -> Hit:
-        """A hit of a later start at a random time of this unbroken one."""
+    def timed_hit(self, aim: str, number: signal.Signals, rng: random.Random, root: Path) -> Hit:
+        """A hit of a start in a root at a random time of this unbroken one, or at a checkpoint that is not there yet."""
         if aim == "early" or (self.kind.entry and rng.random() < 0.3):
             return Hit(aim, number, after_s=rng.uniform(0, self.first_s))
         if self.kind.in_processes or self.kind.entry:
             step = STEPS[-1] if aim == "late" else rng.choice(STEPS)
+            if any(root.glob(CHECKPOINT.format(step))):
+                return Hit(aim, number, after_s=rng.uniform(0, self.first_s + self.total_s))
             return Hit(aim, number, after_s=rng.uniform(0, 0.3), step=step)
         return Hit(aim, number, after_s=rng.uniform(0, self.total_s), stage_begun=True)
 
