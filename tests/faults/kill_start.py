@@ -215,7 +215,7 @@ class Start:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def timed_hit(self, aim: str, number: signal.Signals, rng: random.Random, root: Path) -> Hit:
-        """A hit of a start in a root at a random time of this unbroken one, or at a checkpoint that is not there yet."""
+        """A hit of a start in a root, at a random time of this unbroken one or at a checkpoint that is yet to come."""
         if aim == "early" or (self.kind.entry and rng.random() < 0.3):
             return Hit(aim, number, after_s=rng.uniform(0, self.first_s))
         if self.kind.in_processes or self.kind.entry:
