@@ -20,7 +20,7 @@ from faults.kill_kinds import AIMS, Kind
 from processes import alive, rank_of
 from small_run import REPOSITORY
 
-from kleiber.config.errors import exit_on_signals
+from kleiber.config.errors import exit_on_signals, signals_held
 from kleiber.records.locks import holder, is_locked
 
 LIMIT_SECONDS = 300.0  # of a start
@@ -66,7 +66,11 @@ class Start:
         self.was_hit, self.victim, self.rank, self.left = False, "", "", ""
         self.began = time.monotonic()
         sys.stdout.flush()
-        self.pid = os.fork()
+        with signals_held():  # the fork begins with the handlers of a command
+            self.pid = os.fork()
+            if self.pid == 0:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                exit_on_signals()
         if self.pid == 0:
             try:
                 os._exit(self.work(command, cache))
@@ -83,7 +87,6 @@ class Start:
             os.dup2(file, number)
         if cache is not None:
             os.environ["KLEIBER_CACHE"] = cache
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.kind.entry:
             os.execv(sys.executable, [sys.executable, str(REPOSITORY / "train.py"), *command])
         sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
@@ -93,7 +96,6 @@ class Start:
         self.instrument()
         from kleiber.launch.main import main
 
-        exit_on_signals()
         code = main(command)
         if self.hit is None:
             self.count_file.write_text(json.dumps(self.calls))
