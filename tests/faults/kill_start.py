@@ -159,7 +159,7 @@ class Start:
         """Waits for the time of the hit, and sends the signal, unless the command has ended."""
         assert self.hit is not None
         if self.kind.entry and self.hit.step is None:
-            self.wait_until(lambda: catches(self.pid, signal.SIGTERM))
+            self.wait_until(lambda: self.pid in alive(self.root) and catches(self.pid, signal.SIGTERM))
         elif self.hit.stage_begun:
             self.wait_until(self.has_begun)
         elif self.hit.step is not None:
