@@ -34,7 +34,7 @@ TESTS: dict[int, list[str]] = {
         "runs/test_open.py::test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened",
         "runs/test_inputs.py::test_of_a_run_whose_newest_checkpoint_is_damaged_the_weights_that_are_loaded_count"],
     6: ["training/test_checkpoint.py::test_a_full_disk_raises_an_error_and_leaves_no_bad_file",
-        "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
+        "runs/test_run.py::test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before"],
     7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_with_the_step"],
     8: ["training/callbacks/test_stability.py::test_a_spike_is_printed_once_with_its_step"],
     9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
