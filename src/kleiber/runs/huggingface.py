@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import Status
-from kleiber.config.stages import SINGLE_STAGE, starts_from_weights
+from kleiber.config.stages import SINGLE_STAGE, has_pretrained_weights, starts_from_weights
 from kleiber.config.targets import argument
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import GENERATION, TEMPLATE, Pretrained, copy_files, load_pretrained
@@ -35,7 +35,7 @@ from kleiber.records.folder import TOKENIZER, config_hash
 from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
-from kleiber.types import Json
+from kleiber.types import Config, Json
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -322,13 +322,13 @@ Written with {", ".join(libraries)}.
         trained = self.trained
         record, summary = trained.record, trained.summary
         data, counts = record.get("data") or {}, count_parameters(trained.model)
-        start = (trained.config.get("init") or {}).get("path")
+        start = start_name(trained.config)
         facts: Json = {
             "run": f"{trained.folder.name}, stage {trained.stage}, step {trained.step:,}",
             "config hash": summary.get("config_hash"),
             "commit": f"{summary.get('commit')}{' with uncommitted changes' if summary.get('dirty') else ''}",
             "objective": record.get("objective"),
-            **({} if start is None else {"started from": Path(str(start)).name}),
+            **({} if start is None else {"started from": start}),
             "data": " ".join(str(data[key]) for key in ("name", "config") if data.get(key)),
             "data hash": data.get("hash"),
             "tokenizer hash": data.get("tokenizer_hash"),
@@ -342,6 +342,15 @@ Written with {", ".join(libraries)}.
         if trained.model.heads:
             facts["task heads, not exported"] = ", ".join(trained.model.heads)
         return facts
+
+
+def start_name(config: Config) -> str | None:
+    """Returns the name of what a run started from, such as RUN/STAGE or a Hugging Face folder; None for nothing."""
+    init, model = config.get("init") or {}, config.get("model") or {}
+    if init.get("path"):
+        path = Path(str(init["path"]))
+        return path.name if str(init["_target_"]).endswith(".HF") else f"{path.parent.name}/{path.name}"
+    return Path(str(model["path"])).name if model and has_pretrained_weights(model) else None
 
 
 def _format_count(value: int | None) -> str | None:
