@@ -322,7 +322,7 @@ Written with {", ".join(libraries)}.
         trained = self.trained
         record, summary = trained.record, trained.summary
         data, counts = record.get("data") or {}, count_parameters(trained.model)
-        start = start_name(trained.config)
+        start = start_name(trained.config) or (Path(str(summary["source"])).name if "source" in summary else None)
         facts: Json = {
             "run": f"{trained.folder.name}, stage {trained.stage}, step {trained.step:,}",
             "config hash": summary.get("config_hash"),
