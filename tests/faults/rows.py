@@ -36,6 +36,8 @@ FAULTS = {
     88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
     91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
     94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
+    125: "Hydra's other launchers", 126: "callbacks of Lightning that cannot work",
+    127: "a task head on imported weights", 128: "flags of Hydra",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
@@ -197,6 +199,17 @@ TESTS: dict[int, list[str]] = {
     95: ["runs/test_huggingface.py::test_an_exported_run_gives_its_ids_and_logits_in_transformers",
          "training/test_checkpoint.py::test_the_files_of_a_checkpoint_have_the_mode_of_the_umask"],
     96: ["launch/test_main.py::test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses"],
+    125: ["config/test_hydra_keys.py::test_another_launcher_or_sweeper_is_refused_with_kleibers_way",
+          "config/test_hydra_keys.py::test_a_config_file_cannot_choose_them_either"],
+    126: ["config/test_callback_checks.py::test_a_callback_that_cannot_work_is_refused_with_its_replacement",
+          "runs/test_monitors.py::test_a_monitor_that_is_not_measured_is_refused_with_those_that_are",
+          "runs/test_monitors.py::test_early_stopping_ends_training_at_a_validation_that_is_no_better",
+          "faults/test_kill.py::test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no_further"],
+    127: ["runs/test_start_point.py::test_weights_of_a_hugging_face_folder_leave_task_heads_as_they_are",
+          "runs/test_start_point.py::test_a_task_head_is_trained_on_a_hugging_face_folder_as_its_dry_run_plans",
+          "faults/test_kill.py::test_a_killed_run_of_a_task_head_on_a_hugging_face_folder_ends_the_same"],
+    128: ["launch/test_command_line.py::test_a_flag_that_cannot_work_is_refused_with_the_right_flag",
+          "launch/test_main.py::test_flags_that_print_something_end_with_0"],
 }  # fmt: skip
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
