@@ -186,7 +186,8 @@ class Composer:
             if choice not in options:
                 near = did_you_mean(choice, options)
                 if group == "data" and Path(choice).exists():
-                    near = f" A table of labeled texts is data=labelled data.path={choice}, plain text data=text."
+                    path = f"data.path={choice}"
+                    near = f" Plain text is data=text {path}, a table of labeled texts data=labelled {path}."
                 raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:

@@ -7,17 +7,13 @@ import re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kleiber.config.stages import has_pretrained_weights
 from kleiber.models.counting import count_parameters
 from kleiber.records.environment import versions
 from kleiber.records.terminal import printable
 from kleiber.runs.open import TrainedModel
-from kleiber.types import Json
-
-if TYPE_CHECKING:
-    pass
-
+from kleiber.types import Config, Json
 
 AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
@@ -86,13 +82,13 @@ Written with {", ".join(libraries)}.
         trained = self.trained
         record, summary = trained.record, trained.summary
         data, counts = record.get("data") or {}, count_parameters(trained.model)
-        start = (trained.config.get("init") or {}).get("path")
+        start = start_name(trained.config) or (Path(str(summary["source"])).name if "source" in summary else None)
         facts: Json = {
             "run": f"{trained.folder.name}, stage {trained.stage}, step {trained.step:,}",
             "config hash": summary.get("config_hash"),
             "commit": f"{summary.get('commit')}{' with uncommitted changes' if summary.get('dirty') else ''}",
             "objective": record.get("objective"),
-            **({} if start is None else {"started from": Path(str(start)).name}),
+            **({} if start is None else {"started from": start}),
             "data": " ".join(str(data[key]) for key in ("name", "config") if data.get(key)),
             "data hash": data.get("hash"),
             "tokenizer hash": data.get("tokenizer_hash"),
@@ -106,6 +102,15 @@ Written with {", ".join(libraries)}.
         if trained.model.heads:
             facts["task heads, not exported"] = ", ".join(trained.model.heads)
         return facts
+
+
+def start_name(config: Config) -> str | None:
+    """Returns the name of what a run started from, such as RUN/STAGE or a Hugging Face folder; None for nothing."""
+    init, model = config.get("init") or {}, config.get("model") or {}
+    if init.get("path"):
+        path = Path(str(init["path"]))
+        return path.name if str(init["_target_"]).endswith(".HF") else f"{path.parent.name}/{path.name}"
+    return Path(str(model["path"])).name if model and has_pretrained_weights(model) else None
 
 
 def card_cell(value: object) -> str:
