@@ -12,7 +12,7 @@ NAMES = {"open", "print", "save_file", "save_model", "load_model", "load_file", 
 METHODS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "makedirs", "touch", "symlink_to",
     "hardlink_to", "tofile", "fromfile", "memmap", "from_pretrained", "save_pretrained", "echo", "secho",
-    "print_exception", "Console", "ParquetFile", "ZipFile",
+    "print_exception", "open_memmap", "Console", "ParquetFile", "ZipFile",
 }  # fmt: skip
 PAIRS = {
     "os.replace", "os.link", "os.symlink", "shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree",
@@ -61,6 +61,7 @@ ALLOWED = {
         models/hf_pretrained.py kind.from_pretrained
         models/hf_pretrained.py safe_open
         objectives/reference.py np.savez
+        records/arrays.py format.open_memmap
         records/arrays.py np.load
         records/arrays.py np.save
         records/arrays.py zipfile.ZipFile

@@ -25,11 +25,11 @@ def write_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def map_array(path: Path) -> np.ndarray:
+def map_array(path: Path) -> np.memmap:
     """Maps the array in a .npy file. Raises DamagedFile for a header that is not one, or not that of so many bytes."""
     open_to_read(path).close()
     with named_errors(path):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def read_array(path: Path) -> np.ndarray:

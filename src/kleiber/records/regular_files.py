@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
 
@@ -46,7 +47,7 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def open_to_read(path: Path) -> BinaryIO:
+def open_to_read(path: Path) -> BufferedReader:
     """Opens a file to read its bytes. Raises DamagedFile for anything else, and OSError where it cannot be opened."""
     return open(path, "rb", opener=partial(_open, follow=True))
 

@@ -95,7 +95,8 @@ def run_evaluations(
     )
     subject = replace(subject, limit=limit)
     measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)
-    home = (subject.folder, "evals") if subject.folder else (json.parent,) if json else None
+    home = subject.folder or (json.parent if json else None)
+    names = ("evals",) if subject.folder else ()
     results: dict[str, Json] = {}
     for measurement in measurements:
         measured = measurement.measure(subject)
@@ -106,7 +107,7 @@ def run_evaluations(
             by_data = updated_settings(subject.folder, of_stage, measurement.name, measured.scores, settings)
             save_results(subject.folder, measurement.name, measured, by_data)
         if home is not None:
-            draw_figures(measurement, results[measurement.name], subject.folder, make_folder(*home))
+            draw_figures(measurement, results[measurement.name], subject.folder, make_folder(home, *names))
     scores = {name: result["scores"] for name, result in results.items()}
     record = {"schema": SCHEMA, "subject": str(path), "evals": scores}
     record["seconds"] = round(time.perf_counter() - began, 3)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kleiber.records.files import write_text
-from kleiber.records.regular_files import make_folder
+from kleiber.records.figures import write_page
 from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.headline import headline
@@ -222,8 +221,7 @@ def write(
         notes=[f"{_rows_fitted(records)}, {excluded} excluded."], verdicts=verdicts, tables=tables_by_title,
         text="\n".join(text), methods=methods(records), details={"Runs": kept[:MOST_ROWS]},
     )  # fmt: skip
-    make_folder(out.parent)
-    write_text(out, content)
+    write_page(out, content)
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:

@@ -35,10 +35,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from kleiber.records.arrays import check_stored
 from kleiber.records.files import full_disk_error, read_json, write_text
 from kleiber.records.model_files import check_safetensors
-from kleiber.records.regular_files import DamagedFile, file_sha256, make_folder, rename_aside
+from kleiber.records.regular_files import DamagedFile, file_sha256, rename_aside
 from kleiber.records.terminal import warn_once
 from kleiber.training import shard_files
-from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged, make_folder_of_stage
 from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
 from kleiber.types.ranks import rank
@@ -120,12 +120,6 @@ def save_shards(
             sha256 = {"state.pt": file_sha256(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
             _complete(part, final, step, config_hash, sha256, names)
         dist.barrier(mesh.get_group())
-
-
-def make_folder_of_stage(folder: Path) -> None:
-    """Makes the folder RUN/stages/STAGE/NAME of checkpoints. Raises DamagedFile where one of them is a link."""
-    place = folder.absolute()
-    make_folder(place.parents[2], *place.parts[-3:])
 
 
 @contextmanager
@@ -217,19 +211,11 @@ def read(path: Path) -> Checkpoint:
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
                 f"restore the file, or delete {path} to use an earlier checkpoint"
             )
-        _check_content(path / file)
+        try:  # meta.json of a stranger has the hash of any content
+            (check_safetensors if file.endswith(".safetensors") else check_stored)(path / file)
+        except DamagedFile as error:
+            raise Damaged(f"{error}; delete {path} to use an earlier checkpoint") from None
     return Checkpoint(path, meta)
-
-
-def _check_content(path: Path) -> None:
-    """Raises Damaged for a file that PyTorch or safetensors did not write, though meta.json has its hash."""
-    try:
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
-        else:
-            check_stored(path)
-    except DamagedFile as error:
-        raise Damaged(f"{error}; delete the checkpoint to use an older one") from None
 
 
 def read_meta(path: Path) -> Json:

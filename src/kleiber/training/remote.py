@@ -21,7 +21,7 @@ from kleiber.records.locks import wait_for_lock
 from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint
-from kleiber.training.saved_checkpoint import Checkpoint, Damaged
+from kleiber.training.saved_checkpoint import Checkpoint, Damaged, make_folder_of_stage
 from kleiber.types import Config
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Remote:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Makes other processes of this machine that fetch or remove copies wait."""
-        checkpoint.make_folder_of_stage(self.folder)
+        make_folder_of_stage(self.folder)
         with wait_for_lock(self.folder.parent / LOCK, lambda: None):
             yield
 

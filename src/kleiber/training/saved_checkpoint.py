@@ -13,11 +13,18 @@ from torch import nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.nn.sharding import is_sharded
+from kleiber.records.regular_files import make_folder
 from kleiber.training import shard_files
 from kleiber.types import Json
 
 PARTS = ("optimizer", "callbacks", "retention")  # of a state
 WEIGHTS, STATE = "weights", "state"  # folders of the ranks' files
+
+
+def make_folder_of_stage(folder: Path) -> None:
+    """Makes the folder RUN/stages/STAGE/NAME of checkpoints. Raises DamagedFile where one of them is a link."""
+    place = folder.absolute()
+    make_folder(place.parents[2], *place.parts[-3:])
 
 
 class Damaged(ValueError):

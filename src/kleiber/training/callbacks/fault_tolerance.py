@@ -27,6 +27,7 @@ from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.remote import Remote
+from kleiber.training.saved_checkpoint import make_folder_of_stage
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_timeouts
 from kleiber.types import Count, Json, Natural
@@ -68,7 +69,7 @@ class Checkpoints(LeanCallback):
         if self.every is None:
             self.every = max(1, min(1000, trainer.max_steps // 10))
         if trainer.is_global_zero:
-            checkpoint.make_folder_of_stage(self.folder)
+            make_folder_of_stage(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         self.writer.check()
