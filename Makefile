@@ -1,22 +1,26 @@
-# Two commands for everybody, two more for who changes things. Each creates .venv when it is missing.
+# Two commands for everybody, four more for who changes things. Each creates .venv when it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Processes of the fast tests; each test has one thread.
+# Processes of the tests; each test has one thread.
 WORKERS ?= 2
+# Where bytecode is switched off, every process would compile 500 test files for ten seconds.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Keeps the first run to a few minutes, unless ARGS have others. The run is another one than without eval.every_steps=0.
 TRAIN := budget.tokens=1.5M eval.every_steps=0
 
-.PHONY: train test test-all check docs
+.PHONY: train test test-slow test-all check docs
 
 train: .venv/installed
 	$(BIN)/python train.py model=moe $(TRAIN) $(ARGS)
 
-# Where bytecode is switched off, every process would compile 400 test files for ten seconds.
 test: .venv/installed-dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-slow: .venv/installed-dev
+	$(PYTEST) -m "slow and not gpu" --durations=40 $(ARGS)
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 check: .venv/installed-dev docs
 	$(BIN)/ruff check .

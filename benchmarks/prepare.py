@@ -33,7 +33,7 @@ def write_lines(path: Path, size: int) -> list[str]:
     from kleiber.data.documents import open_documents
 
     with open_documents("builtin/docs", max_bytes=20_000_000) as documents:
-        sentences = [sentence for text in documents for sentence in text.split(". ")]
+        sentences = [sentence for text in documents.texts for sentence in text.split(". ")]
     draw, written, first, characters = random.Random(0), 0, [], 0
     with open(path, "w", encoding="utf-8") as file:
         while written < size:

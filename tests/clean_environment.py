@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from processes import PATIENCE
+
 HIDDEN = ("PYTHONPATH", "KLEIBER_EXTENSIONS", "KLEIBER_ROOT", "KLEIBER_CACHE", "VIRTUAL_ENV")
 
 
@@ -44,7 +46,7 @@ class Environment:
     def run(self, *words: object, cwd: Path, code: int = 0, **values: str) -> str:
         """Runs a command to its end, which must have this exit code, and returns what it printed."""
         process = self.start(*words, cwd=cwd, **values)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, f"{words}\n{out}\n{err}"
         return out + err
 

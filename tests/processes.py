@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 600  # seconds after which a process hangs: far more than a busy machine takes, because no test is about time
 
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
-    """What `what` returns once that is true; fails after `seconds`."""
-    until = time.monotonic() + seconds
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    """What `what` returns once that is true; fails after PATIENCE seconds."""
+    until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if found := what():
             return found
         time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"not within {PATIENCE} s")
 
 
 def alive(root: Path) -> dict[int, str]:

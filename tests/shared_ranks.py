@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from small_run import TINY
 from kleiber.launch import ranks
 from kleiber.launch.main import main
 from kleiber.launch.process import main as run_process
+from kleiber.records import continuation
 
 
 def train_in_ranks(root: Path, devices: int, runs: Sequence[Sequence[str]]) -> tuple[list[Path], list[int]]:
@@ -18,6 +20,8 @@ def train_in_ranks(root: Path, devices: int, runs: Sequence[Sequence[str]]) -> t
     folders: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "run_fresh", lambda folder, _: folders.append(folder) or 0)
+        # The ranks train after the command has ended, so the config that it wrote has to stay.
+        patch.setattr(continuation, "config_kept_until_trained", lambda _: nullcontext())
         for overrides in runs:
             assert main([*TINY, f"root={root}", *overrides]) == 0
     root.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ TINY = [
     "logger=csv", "callbacks.samples.length=8",
     "batch.tokens=512",
 ]  # fmt: skip
+SHAPE = ["model.width=32", "model.num_heads=2", "model.depth=1", "budget.steps=2"]  # the least that trains
 
 
 def last_of_each(overrides: Iterable[str]) -> list[str]:

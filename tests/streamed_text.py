@@ -54,7 +54,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def windows(path: Path, context: int = 64, **options: object) -> StreamedWindows:
-    train = Text(str(path), streaming=True, **options).prepare(context).train  # type: ignore[arg-type]
+    train = Text(str(path), **{"streaming": True, "splits": "files", **options}).prepare(context).train  # type: ignore[arg-type]
     assert isinstance(train, StreamedWindows)
     return train
 

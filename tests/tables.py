@@ -14,7 +14,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def folder(path: Path, **splits: list[dict[str, Any]]) -> str:
-    """A folder with a file for each split."""
+    """A folder with a file for each split, named as the hub's shards."""
     for name, rows in splits.items():
-        jsonl(path / f"{name}.jsonl", rows)
+        jsonl(path / f"{name}-00000-of-00001.jsonl", rows)
     return str(path)

@@ -12,6 +12,7 @@ from small_run import TINY
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
+from kleiber.launch.main import main
 from kleiber.records.folder import NOT_IDENTITY, config_hash
 
 ELSEWHERE = {
@@ -89,8 +90,8 @@ def compose(*overrides: str) -> dict:
 TRAINED = [choice for choice in CHOICES if choice not in ELSEWHERE and choice not in SAME]
 
 
-def alone(choice: str) -> dict:
-    """The config of a tiny run with that choice, without the keys of TINY that it has no place for."""
+def overrides(choice: str) -> list[str]:
+    """The overrides of a tiny run with that choice, without the keys of TINY that it has no place for."""
     group, name = split(choice)
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
@@ -98,7 +99,11 @@ def alone(choice: str) -> dict:
     gone |= dict.fromkeys((*names, *ANSWERING, "collaboration", "equalized", "retrieval"), (*gone["study"], "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
-    config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
+    return [*plain, *NEEDS.get(choice, []), f"{group}={name}"]
+
+
+def alone(choice: str) -> dict:
+    config, _ = resolve_config(composer().compose([*overrides(choice), "root=r"]))
     return config
 
 
@@ -122,10 +127,10 @@ def test_every_choice_composes_and_passes_the_check():
 
 
 @pytest.mark.parametrize("choice", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in TRAINED])
-def test_every_choice_trains_two_steps(launch, choice):
+def test_every_choice_trains_two_steps(tmp_path, cache_dir, choice):
     """It is composed and checked on the way."""
-    group, name = split(choice)
-    folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=2")
+    assert main([*overrides(choice), f"root={tmp_path}", "trainer.max_steps=2"]) == 0
+    (folder,) = tmp_path.glob("*/*")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 
@@ -152,6 +157,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"], "model.attention.rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
+    "data.splits": "of a folder with names of splits: test_input_files.py",
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
     "model.mlp.backend": "the same numbers to 1e-5: test_dispatch.py",
     "model.mlp.router.acknowledge_leak": "refused without it: test_routers.py",
@@ -163,9 +169,10 @@ NO_EFFECT = {
     **dict.fromkeys(("data.label", "data.prompt", "data.response"), "a column of a table: tests/data"),
     "data.metric": "the score that stands for the task in R: tests/data/test_labelled.py",
     "data.rows": "documents or stream: tests/data",
+    **dict.fromkeys(("data.streaming", "data.shuffle_buffer"), "of more text: tests/runs/test_stage_streaming.py"),
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
-    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
+    **dict.fromkeys(("init", "retention", "adapter", "stages", "privacy"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: optimizers/test_schedules.py",
     **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens", "budget.epochs"), "config/test_stages_budget.py"),
@@ -203,6 +210,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion", "model/attention=latent"],
+    "sgd": ["optimizer=sgd", "optimizer.lr=0.005"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
@@ -266,6 +274,12 @@ def test_every_leaf_has_an_effect(launch, base):
         if outcome(launch(*options, f"{leaf}={text}", *clear)) == plain:
             idle.append(leaf)
     assert idle == []
+
+
+def test_every_leaf_has_another_value_or_a_reason_for_none():
+    """Fast, so that a new key is noticed at once and not by the test of its effect alone."""
+    values = [(leaf, value, another(leaf, value)) for base in BASES for leaf, value in with_effect(base).items()]
+    assert values and all(value != other for _, value, other in values)
 
 
 def test_the_bases_cover_every_class_of_a_run():

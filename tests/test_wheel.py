@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from clean_environment import Environment
-from processes import alive, wait_for
+from processes import PATIENCE, alive, wait_for
 from small_run import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -67,7 +67,7 @@ def test_a_sweep_a_report_and_a_comparison(installed, work):
     few = ["design.lrs=[0.005,0.01,0.02,0.04,0.08]", "design.seeds=2", "launcher.workers=2", "name=cmp"]
     tiny = ["budget.steps=6", "eval.tokens=2048"]
     code = installed.start("kleiber", "train", "study=compare", arms, *few, *SMOKE, *tiny, cwd=work)
-    out, err = code.communicate(timeout=400)
+    out, err = code.communicate(timeout=PATIENCE)
     assert code.returncode in (0, 3, 5), out + err
     study = work / "multirun/cmp"
     assert len([*study.glob("*/summary.json")]) == 20 and (study / "report.html").stat().st_size > 10_000
@@ -76,7 +76,7 @@ def test_a_sweep_a_report_and_a_comparison(installed, work):
     installed.run("kleiber", "report", study, "--out", "page.html", cwd=work, code=code.returncode)
     assert (work / "page.html").is_file()
     compared = installed.start("kleiber", "compare", study, "--arm", "model.width", "--json", "c.json", cwd=work)
-    compared.communicate(timeout=100)
+    compared.communicate(timeout=PATIENCE)
     assert compared.returncode in (0, 3, 5) and json.loads((work / "c.json").read_text())["estimates"]
 
 
@@ -86,7 +86,7 @@ def test_a_killed_run_resumes_with_the_same_command(installed, work):
     run = installed.start("kleiber", *words, cwd=work)
     wait_for(lambda: [*work.glob("multirun/runs/*/stages/main/checkpoints/step-????????/meta.json")])
     run.send_signal(signal.SIGKILL)
-    run.communicate(timeout=60)
+    run.communicate(timeout=PATIENCE)
     (folder,) = work.glob("multirun/runs/*")
     assert "killed" in installed.run("kleiber", "runs", "multirun", cwd=work) and alive(work) == {}
     assert "resuming at step" in installed.run("kleiber", *words, cwd=work)

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import PATIENCE
+
 from kleiber.records.wandb_file import read_records, values_of
 
 
-def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
+def read(path: Path, patience: float = PATIENCE) -> dict[str, Any]:
     """Run facts, config, history rows, summary, artifacts by name and exit code (None: the process never finished).
 
     The client's service writes a finished run a moment after `finish` has returned, at the latest when the process that

@@ -10,11 +10,7 @@ The functions here are the public Python API. Each is imported, with what it nee
     kleiber.train(["model=moe", "budget.tokens=1M"])           # exit code and folder
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # for type checkers; `python -m kleiber` must import nothing here (see `kleiber.__main__`)
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -44,6 +40,8 @@ API = {  # module and name of each function
 
 def __getattr__(name: str) -> object:
     """Imports a function of the API, or the package `kleiber.runs`, which can be called (PEP 562)."""
+    from importlib import import_module
+
     if name == "runs":
         return import_module("kleiber.runs")
     if name not in API:

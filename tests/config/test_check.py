@@ -16,6 +16,10 @@ def composed(*overrides: str) -> dict:
     return resolve_config(COMPOSER.compose(list(overrides)))[0]
 
 
+HYDRA_KEYS = [
+    "model.mlp._partial_=2", "model.mlp._partial_=False", "model.mlp._recursive_=False", "model.mlp._convert_=all",
+    "model.mlp._args_=[1]", "model._partial_=True", "data._args_=[1]", "callbacks.checkpoints._partial_=True",
+]  # fmt: skip
 REFUSED = [
     ("modl=moe", ["modl", "model"]),
     ("model=gptt", ["'gpt'", "bert, gpt, hf, lstm, moe"]),
@@ -53,6 +57,10 @@ REFUSED = [
     ("model._target_=kleiber.training.trainer.torch.load", ["kleiber.training.trainer.torch"]),
     ("model._target_=kleiber.training.trainer.DDPStrategy", ["DDPStrategy"]),
     ("optimizer._target_=torch.optim.lr_scheduler.bisect_right", ["bisect_right"]),
+    *((text, [text]) for text in HYDRA_KEYS),
+    ("retention._target_=kleiber.retention.EWC", ["retention._target_"]),
+    ("evals._target_=kleiber.evals.Perplexity", ["evals._target_"]),
+    ("stages=chain stages.chain={a:{},b:{}} stages._recursive_=true", ["stages._recursive_=True", "false"]),
     ("hydra.run.dir=../x", ["hydra.run.dir", "root="]),
     ("'a b'", []),
     ("stages=chain stages.chain={a:{data:{_target_:kleiber.data.Recall}},b:text}", ["stages.chain.b=text"]),

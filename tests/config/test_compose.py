@@ -153,3 +153,10 @@ def test_a_dictionary_replaces_a_list_of_the_files_and_a_list_a_dictionary(overr
 def test_a_value_that_cannot_be_merged_at_all_ends_in_an_error():
     with pytest.raises(ConfigError, match="optimizer"):
         Composer().compose(["optimizer=[1]"])
+
+
+@pytest.mark.parametrize("overrides", ["budget.steps=60 budget.ratio.zz=1", "budget.ratio.zz=1", "budget.tokens.a.b=1"])
+def test_a_key_below_a_budget_is_refused_though_another_budget_clears_it(overrides):
+    """FAULTS 109."""
+    with pytest.raises(ConfigError, match=r"budget\.(ratio\.zz|tokens\.a\.b) is a key of a number"):
+        COMPOSER.compose(overrides.split())

@@ -30,3 +30,10 @@ def test_energies_add_up_and_prices_of_two_currencies_do_not():
     assert add_costs([dollars, dollars, None])["price"] == pytest.approx(2.0)
     both = add_costs([dollars, euros, cost_of(Cost(), Power(72.0, "RAPL"), 3600)])
     assert both == {"watt_hours": pytest.approx(144.0), "power": "36 to 72 W a device, RAPL, assumed"}
+
+
+def test_the_order_of_stages_changes_no_digit_of_their_sum():
+    """A study goes on in another place from rows in the order in which runs finished."""
+    price = Cost(price=0.3, currency="EUR")
+    costs = [cost_of(price, Power(10.0, "assumed"), 0.1 * number**3 + 1 / 3) for number in range(40)]
+    assert add_costs(costs) == add_costs(costs[::-1]) == add_costs(sorted(costs, key=lambda cost: str(cost["joules"])))

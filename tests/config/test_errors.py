@@ -13,7 +13,7 @@ from kleiber.config.errors import (
     Preempted,
     Status,
     did_you_mean,
-    exit_on_interrupt,
+    exit_on_signals,
     listed,
     on_preemption,
     preempted_by,
@@ -113,7 +113,7 @@ def test_a_similar_choice_is_suggested_and_none_where_no_choice_is_similar():
 def test_a_process_that_has_nothing_to_save_leaves_ctrl_c_to_a_run_that_has():
     pid = os.fork()
     if pid == 0:
-        exit_on_interrupt()
+        exit_on_signals()
         with on_preemption(lambda _: None) as received:
             os.kill(os.getpid(), signal.SIGINT)
         if received != ["SIGINT"]:

@@ -59,7 +59,8 @@ def test_a_target_of_another_package_is_refused_and_not_imported(target):
 @pytest.mark.parametrize(
     "target",
     [
-        "torch.optim.NoSuchThing",
+        "lightning.pytorch.callbacks.NoSuchThing",
+        "torch.optim.SGD",
         "torch.optim.lr_scheduler.bisect_right",
         "kleiber.optimizers.adamw.AdamW",
         "kleiber.no.X",
@@ -71,8 +72,15 @@ def test_a_target_that_does_not_exist_or_is_not_exported_is_refused(target):
 
 
 def test_an_allowed_target_of_another_package_has_its_signature():
-    parameters = signature("torch.optim.SGD").parameters
-    assert parameters["params"].required and not parameters["lr"].required and parameters["nesterov"].default is False
+    parameters = signature("lightning.pytorch.callbacks.EarlyStopping").parameters
+    assert parameters["monitor"].required and parameters["patience"].default == 3
+
+
+@pytest.mark.parametrize(("name", "choice"), [("SGD", "sgd"), ("Adam", "adamw"), ("Muon", "muon"), ("Rprop", "adamw")])
+def test_an_optimizer_of_torch_is_refused_with_the_choice_to_write(name, choice):
+    with pytest.raises(ConfigError) as refused:
+        signature(f"torch.optim.{name}")
+    assert f"torch.optim.{name}" in str(refused.value) and f"optimizer={choice}" in str(refused.value)
 
 
 MODULE = """

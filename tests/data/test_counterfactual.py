@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> str:
     for split in ("train", "validation", "test"):
         lines = [json.dumps({"text": text}) for text in ROWS]
         (tmp_path / "text").mkdir(exist_ok=True)
-        (tmp_path / "text" / f"{split}.jsonl").write_text("\n".join(lines))
+        (tmp_path / "text" / f"{split}-00000-of-00001.jsonl").write_text("\n".join(lines))
     return str(tmp_path / "text")
 
 

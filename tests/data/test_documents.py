@@ -7,7 +7,7 @@ from kleiber.data.documents import open_documents
 
 def read(path, **options) -> list[str]:
     with open_documents(str(path), **options) as documents:
-        return list(documents)
+        return list(documents.texts)
 
 
 def test_documents_of_a_table_and_of_a_file(tmp_path, cache_dir):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from labelled_rows import reviews, row_texts
-from tables import folder
+from tables import folder, jsonl
 
 from kleiber.data.batches import stream
 from kleiber.data.labelled import Labelled, LabelledRows, truncate_longest
@@ -177,3 +177,14 @@ def test_f1_is_refused_for_three_classes(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match=r"data.metric=f1 .*3.*data.metric=macro_f1"):
         Labelled(path, metric="f1").prepare(16)
     assert Labelled(path, metric="macro_f1").prepare(16).metric == "macro_f1"
+
+
+def test_rows_of_validation_that_were_trained_on_are_a_warning(tmp_path: Path, cache: Path) -> None:
+    """FAULTS 99."""
+    table = reviews(40)
+    same = Labelled(folder(tmp_path / "same", train=table, validation=table)).prepare(32)
+    assert same.manifest["same"]["overlap"] == {"documents": 40, "exact": 40, "normalized": 40}
+    (warning,) = same.reading.warnings
+    assert "40 of 40 validation rows (100%)" in warning and "data.path" in warning
+    held_out = Labelled(jsonl(tmp_path / "one.jsonl", table)).prepare(32)
+    assert held_out.manifest["one"]["overlap"]["exact"] == 0 and held_out.reading.warnings == ()

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import stat
-import time
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from kleiber.data.parallel import ordered_map
 @pytest.fixture(autouse=True)
 def all_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "HERE", 0)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # workers find the functions of this file
 
 
 @pytest.mark.process
@@ -40,13 +41,12 @@ def leave_file(path: Path) -> bytes:
 
 @pytest.mark.process
 def test_a_worker_goes_on_while_its_result_is_not_read(tmp_path: Path) -> None:
+    from processes import wait_for  # which the workers, who import this file, do not find
+
     paths = [tmp_path / str(number) for number in range(4)]
     results = ordered_map(leave_file, paths, workers=2)
     next(results)  # the second worker has done two items by itself, or waits for a reader of the first
-    end = time.monotonic() + 20
-    while not paths[3].exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(paths[3].exists)
     assert len(list(results)) == 3
 
 

@@ -63,10 +63,12 @@ def test_a_damaged_file_is_named_with_its_defect(kind: str, tmp_path: Path, cach
         Text(str(path)).prepare(16)
 
 
-def test_the_damaged_file_of_a_folder_is_named(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("kind", ["damaged gzip", "cut table", "no Parquet", "UTF-16 rows"])
+def test_the_damaged_table_of_a_folder_is_named(kind: str, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "good.txt").write_bytes(TEXT)
-    (tmp_path / "latin.txt").write_bytes(TEXT + b"\xe9")
-    with pytest.raises(ValueError, match=r"latin\.txt is not in UTF-8"):
+    name, content, named = DAMAGED[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(name)}.*{named}"):
         Text(str(tmp_path)).prepare(16)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import wait_for
 from streamed_text import DOCUMENTS, folder, lines, shards, small, tokens, windows
 
 from kleiber.data.batches import stream
@@ -30,7 +31,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def test_an_epoch_has_the_batches_of_prepared_text(folder: Path, cache: Path) -> None:
-    options = {"separator": ["<|endoftext|>", "<|endoftext|>"]}
+    options = {"separator": ["<|endoftext|>", "<|endoftext|>"], "splits": "files"}
     prepared = Text(str(folder), **options).prepare(64)  # type: ignore[arg-type]
     count = len(prepared.train)
     streamed = Text(str(folder), streaming=True, shuffle_buffer=64 * count, **options).prepare(64)  # type: ignore[arg-type]
@@ -87,7 +88,8 @@ def test_every_epoch_reads_every_document_once_in_an_order_of_its_own(shards: Pa
 
 
 def test_limited_text_is_that_of_prepared_text(shards: Path, cache: Path) -> None:
-    train, prepared = windows(shards, max_bytes=5000, shuffle_buffer=1), Text(str(shards), max_bytes=5000).prepare(64)
+    train = windows(shards, max_bytes=5000, shuffle_buffer=1)
+    prepared = Text(str(shards), max_bytes=5000, splits="files").prepare(64)
     count = len(prepared.train)
     assert same(tokens(stream(train, 0, 0, count), 1), [prepared.train.gather(np.arange(count)).tokens])
 
@@ -107,9 +109,10 @@ def test_an_epoch_that_has_ended_opens_no_further_file(
 
 
 def test_training_files_without_any_block_are_refused(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b""))
-    (tmp_path / "validation.jsonl.gz").write_bytes(gzip.compress(lines(DOCUMENTS[:20])))
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl.gz").write_bytes(gzip.compress(lines(DOCUMENTS[:20])))
     train = windows(tmp_path)
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(ValueError, match="the training split has no text"):
         next(train.text.blocks(0, Place(), set()))
     with pytest.raises(ValueError, match="the training split has no text"):
@@ -140,9 +143,7 @@ def test_items_are_read_ahead_and_the_reader_ends() -> None:
 
     some = read_ahead(numbers(10**9), 3)  # type: ignore[arg-type]
     assert [next(some), next(some)] == [0, 1]
-    deadline = time.monotonic() + 10
-    while len(taken) < 6 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: len(taken) >= 6)
     time.sleep(0.01)
     assert len(taken) == 6, "two that were asked for, three that wait, and one in hand"
     some.close()  # type: ignore[attr-defined]

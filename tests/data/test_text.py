@@ -16,7 +16,6 @@ import pytest
 
 from kleiber.data import dataset
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.location import locate
 from kleiber.data.text import Text
 from kleiber.data.token_files import ValidationWindows
 
@@ -166,7 +165,7 @@ def test_a_long_line_is_read_in_pieces(tmp_path: Path, cache: Path, monkeypatch:
     path.write_bytes(content)
     monkeypatch.setattr(CountedReads, "largest", 0)
     monkeypatch.setattr(dataset, "open_bytes", lambda path: CountedReads(content))
-    pieces = list(dataset.read_text_file(locate(str(path))))
+    pieces = list(dataset.read_text(str(path)))
     assert "".join(pieces).encode() == content and max(map(len, pieces)) <= dataset.PIECE
     assert 0 < CountedReads.largest <= dataset.PIECE
     corpus = Text(str(path), max_bytes=10_000).prepare(16)
@@ -199,7 +198,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, cache: Path) -
     folder.mkdir()
     for i in range(10):
         (folder / f"{i}.txt").write_text(f"{i} \ufeff notes", encoding="utf-8-sig")
-    assert "".join(dataset.read_text_file(locate(str(folder / "3.txt")))) == "3 \ufeff notes"
+    assert "".join(dataset.read_text(str(folder / "3.txt"))) == "3 \ufeff notes"
     corpus = Text(str(folder)).prepare(8)
     whole = train_text(corpus) + words(corpus.validation["notes"], corpus) + words(corpus.test["notes"], corpus)
     assert whole.count("\ufeff") == 10

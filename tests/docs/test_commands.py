@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 from small_run import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -55,7 +56,13 @@ def run(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
         "WANDB_MODE": "offline",
     }
     return subprocess.run(
-        ["bash", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3000
+        ["bash", "-c", commands],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=5 * PATIENCE,
     )
 
 

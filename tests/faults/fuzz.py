@@ -5,8 +5,8 @@ folders  random damage to one file of a run's folder, then a command: a refusal,
 tables   random tables into `kleiber fit`: a law (0, 3), or a refusal with exit code 2
 hostile  a stranger's folder of runs (`hostile.py`), then a command: no harm, within limits of time and memory
 
-A case runs in a fork with limits on its memory and time. A traceback, another exit code, a death by a signal or
-different weights after a resume is a failure.
+A case runs in a fork with limits on its memory and processor time. A traceback, another exit code, a death by a signal
+or different weights after a resume is a failure.
 
     python tests/faults/fuzz.py [--cases 300] [--seed 0] [--kinds configs,folders,tables,hostile] [--out FILE.jsonl]
 """
@@ -35,14 +35,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import hostile, limited
+from faults import hostile, hostile_runs
 from faults.fuzz_cases import SMALL, commands, damage, damages, tables, write_rows
-from faults.limited import Ended
+from faults.hostile_runs import Ended
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from processes import PATIENCE
 from small_run import TINY
 
-MEMORY_BYTES, SECONDS = 8 * 2**30, 120
+MEMORY_BYTES, CPU_SECONDS = 8 * 2**30, 60
 LONG = [*TINY, *SMALL[:4], "budget.steps=6", "callbacks.checkpoints.every=2"]
 
 
@@ -66,7 +67,8 @@ def run_forked(work: Callable[[], int], log: Path) -> tuple[int, str, float]:
         code = 99
         try:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+            signal.alarm(PATIENCE)
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(file, number)
@@ -194,11 +196,11 @@ def attack_hostile(seed: int, place: Path, source: Path) -> Case:
             "eval": ["eval", run, "--evals", "perplexity"], "export": ["export", run, str(study / "exported")],
             "generate": ["generate", run, "--prompt", "a", "--tokens", "2"],
         }  # fmt: skip
-        listed = {name: partial(kleiber, words) for name, words in {**limited.commands(study), **opened}.items()}
+        listed = {name: partial(kleiber, words) for name, words in {**hostile_runs.commands(study), **opened}.items()}
         return {**listed, "resume": lambda: main([*LONG, f"root={study.parent}", "name=s", "budget.steps=7"])}
 
     def end(study: Path, name: str) -> Ended:
-        return limited.run_limited(work(study)[name], source / "log.txt")
+        return hostile_runs.run_limited(work(study)[name], source / "log.txt")
 
     rng = random.Random(seed)
     name = rng.choice([*sorted(work(source / "whole/s")), *(["eval", "export", "generate", "resume"] * 3)])
@@ -209,10 +211,12 @@ def attack_hostile(seed: int, place: Path, source: Path) -> Case:
     shutil.copytree(source / "whole", place, symlinks=True)
     shutil.rmtree(source / "outside", ignore_errors=True)
     what = hostile.make_hostile(place / "s", source / "outside", seed)
-    before = limited.contents(source / "outside")
+    before = hostile_runs.contents(source / "outside")
     ended = end(place / "s", name)
-    untouched = limited.contents(source / "outside") == before
-    reason = limited.failure(ended, ORDINARY[name], untouched, (0, 1, 2, 3, 5) if name == "resume" else (0, 2, 3, 5))
+    untouched = hostile_runs.contents(source / "outside") == before
+    reason = hostile_runs.failure(
+        ended, ORDINARY[name], untouched, (0, 1, 2, 3, 5) if name == "resume" else (0, 2, 3, 5)
+    )
     return Case("hostile", [str(seed), name, what], ended.code, reason, ended.output, ended.seconds)
 
 
@@ -224,8 +228,8 @@ KINDS = {
 }
 
 
-def attack(kind: str, cases: int, number: int, until: float = float("inf")) -> list[Case]:
-    """Runs up to `cases` cases of a kind, fewer after the time `until` (of time.monotonic)."""
+def attack(kind: str, cases: int, number: int) -> list[Case]:
+    """Runs `cases` cases of a kind."""
     strategy, run = KINDS[kind]
     results: list[Case] = []
     with tempfile.TemporaryDirectory() as home:
@@ -242,10 +246,9 @@ def attack(kind: str, cases: int, number: int, until: float = float("inf")) -> l
         )  # fmt: skip
         @given(strategy)
         def try_one(drawn: object) -> None:
-            if time.monotonic() < until:
-                place = source / "place"
-                shutil.rmtree(place, ignore_errors=True)
-                results.append(run(drawn, place, source))
+            place = source / "place"
+            shutil.rmtree(place, ignore_errors=True)
+            results.append(run(drawn, place, source))
 
         try_one()
     return results

@@ -1,7 +1,8 @@
 """Folders as a stranger could make them, as a function of a seed: links, pipes, devices, bombs, escapes and odd rows.
 
-`make_hostile` changes one place of a study's folder. What no command may do with it is in `limited.py`: hang, fill the
-memory, print a traceback or an escape of a terminal, or change a file elsewhere.
+`make_hostile` changes one place of a study's folder. `run_limited` runs a command in a fork and measures its time and
+memory, and `failure` says what no command may do with such a folder: hang, fill the memory, print a traceback or an
+escape of a terminal, or change a file elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from fake_run import fake_run, fake_stage
 
 HUGE = 3 * 2**30  # bytes of a file of nothing but a hole
-ESCAPES = "\udcff\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e</script><script>alert(1)</script>"
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e</script><script>alert(1)</script>"
 FILES = (
     "report.html", "findings.json", "laws.json", "study.yaml", "runs.jsonl.gz", "curves.html", "curves.png",
     "{run}/config.yaml", "{run}/overrides.yaml", "{run}/summary.json", "{run}/metrics.jsonl", "{run}/metrics.csv",

@@ -1,19 +1,16 @@
 """A stranger's run folder, study or table runs no code, leaks nothing and writes nowhere else, through any door."""
 
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from small_run import TINY
+from small_run import SHAPE, TINY
 
 from kleiber.launch.cli import main as kleiber
 from kleiber.launch.main import main as train
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs
-
-SHAPE = ["model.width=32", "model.num_heads=2", "model.depth=1", "budget.steps=2"]
 
 
 class Payload:
@@ -24,36 +21,6 @@ class Payload:
 
     def __reduce__(self):
         return Path.touch, (self.mark,)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a trained run; tests change copies of it."""
-    root = tmp_path_factory.mktemp("foreign")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        assert train([*TINY, *SHAPE, f"root={root}", "name=study"]) == 0
-    (folder,) = (root / "study").glob("*-*")
-    return folder
-
-
-@pytest.fixture
-def foreign(trained, tmp_path, cache_dir):
-    """Returns a function that copies the run and changes its config at a dotted key; it returns the folder."""
-
-    def change(key: str, value: object) -> Path:
-        folder = tmp_path / "foreign" / trained.name
-        shutil.copytree(trained, folder)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        *parents, last = key.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        return folder
-
-    return change
 
 
 def hostile_nodes(tmp_path: Path) -> dict[str, dict]:

@@ -9,6 +9,7 @@ from tables import folder as write_table
 from wandb_records import read
 
 from kleiber.records.catalog import read_run
+from kleiber.runs.huggingface import export
 
 KILLED = -signal.SIGKILL
 STEPS = ["budget.steps=30", "trainer.max_steps=30", "callbacks.log.every=1", "callbacks.checkpoints.every=4"]
@@ -93,3 +94,34 @@ def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child
     assert found["exit_code"] is None and read_run(folder).status == "killed"
     steps = [row["trainer/global_step"] for row in found["history"] if "train/loss" in row]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 10
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no_further(child, once, tmp_path):
+    stop = "_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/tiny/loss,patience:1,min_delta:100"
+    options = [f"+callbacks.stop={{{stop}}}", "eval.every_steps=4"]
+    unbroken = once(*options)
+    assert child(*options, root="killed", at=("kleiber.training.callbacks.after_training.generate", 1)) == KILLED
+    assert child(*options, root="killed") == 0
+    (folder,) = tmp_path.glob("killed/*/*")
+    (expected,), (stage,) = (json.loads((run / "summary.json").read_text())["stages"] for run in (unbroken, folder))
+    assert stage["steps"] == 8
+    assert all(stage[key] == expected[key] for key in ("steps", "metrics", "curve", "checkpoint"))
+
+
+@pytest.mark.parametrize("objective", ["classify", "reward"])
+@pytest.mark.slow
+def test_a_killed_run_of_a_task_head_on_a_hugging_face_folder_ends_the_same(child, launch, once, tmp_path, objective):
+    folder = tmp_path / "exported"
+    export(str(launch("trainer.max_steps=2", root="source")), folder)
+    if objective == "classify":
+        rows = [{"text": f"{('good', 'bad')[i % 2]} text {i}", "label": i % 2} for i in range(80)]
+        data = ["data=labelled", f"data.path={write_table(tmp_path / 'rows', train=rows, validation=rows[:20])}"]
+    else:
+        rows = [{"prompt": f"say {i}", "chosen": "good", "rejected": "bad"} for i in range(80)]
+        data = ["data=preference", f"data.path={write_table(tmp_path / 'rows', train=rows, validation=rows[:20])}"]
+    options = ["init=hf", f"init.path={folder}", f"objective={objective}", *data, *STEPS[:-2], "batch.micro=3"]
+    unbroken = once(*options).parents[1]
+    assert child(*options, root="killed", at=("kleiber.training.lit.accumulate", 17)) == KILLED
+    assert child(*options, root="killed") == 0
+    assert facts(tmp_path / "killed") == facts(unbroken)

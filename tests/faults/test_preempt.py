@@ -105,7 +105,7 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     signalled(5, signal.SIGTERM)
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    wait_for(lambda: read(path)["exit_code"] == 75, 10)  # the client returns before its file is whole
+    wait_for(lambda: read(path)["exit_code"] == 75)  # the client returns before its file is whole
 
 
 def test_a_signal_whose_exception_a_library_swallows_ends_the_run_after_its_first_step(launch, monkeypatch):

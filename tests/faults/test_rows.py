@@ -7,7 +7,7 @@ HERE = Path(__file__).parents[1]
 
 
 def test_every_fault_has_a_test():
-    assert FAULTS.keys() >= set(range(1, 97))
+    assert {*range(1, 97)} <= FAULTS.keys()
     assert TESTS.keys() == FAULTS.keys()
 
 

@@ -39,6 +39,24 @@ def test_options_of_hydra_and_their_short_forms_are_read():
 
 
 @pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["-sc", "install=bash"], "kleiber --install-completion"),
+        (["--shell-completion"], "kleiber --install-completion"),
+        (["--experimental-rerun", "x"], "kleiber reproduce"),
+        (["--config-path", "conf"], "--config-dir"),
+        (["-p", "model"], "--cfg job -p model"),
+        (["--resolve"], "--cfg job --resolve"),
+    ],
+)
+def test_a_flag_that_cannot_work_is_refused_with_the_right_flag(words, advice):
+    """FAULTS 128."""
+    with pytest.raises(ConfigError) as refused:
+        parse_flags(words)
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("words", "values"),
     [
         (["seed=0", "seed=1"], ["seed is set twice (0, 1)", "-m seed=0,1"]),
@@ -62,3 +80,30 @@ def test_the_commands_refuse_a_repeated_key(command, capsys):
     except SystemExit as end:
         code = end.code
     assert code == 2 and "seed is set twice (0, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.mlp.hidden=8 model.mlp=null", "callbacks.log.every=3 seed=1 ~callbacks.log",
+        "+optimizer.lr.x=1 optimizer.lr=0.1", "callbacks.samples.length=8 callbacks.samples=null",
+    ],
+)  # fmt: skip
+def test_a_key_whose_node_a_later_override_replaces_is_refused_with_both(line):
+    """FAULTS 109."""
+    with pytest.raises(ConfigError) as error:
+        refuse_repeated_keys(line.split())
+    assert line.split()[0] in str(error.value) and line.split()[-1] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model.depth=3 model=moe",
+        "model.mlp=null model.mlp.hidden=8",
+        "model.mlp.k=1 model.mlp={hidden:8}",
+        "a.b=1 a.bc=2",
+    ],
+)
+def test_a_key_that_is_merged_or_set_later_is_accepted(line):
+    refuse_repeated_keys(line.split())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import PATIENCE
 from typer.testing import CliRunner
 
 from kleiber.data.text import Text
@@ -29,10 +30,35 @@ def test_a_text_is_described(tmp_path, cache_dir):
         "documents": 2, "bytes": 20, "words": 6, "longest": 13,
         "duplicates": {"exact": 0, "near": 0, "near_of": 2}, "languages": {"en": 1.0},
         "samples": ["She sat", "He is a cook."],
+        "files": {
+            "splits": {"train": {"files": 1, "bytes": 46, "names": []}}, "texts": 0, "tables": 1, "left_out": []
+        },
     }  # fmt: skip
     assert "--max-bytes sets" in run(file, "--max-bytes", 13)
     with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
         run(file, "--window", 3, code=2)
+
+
+def test_the_files_of_a_folder_are_told_as_in_the_banner_of_a_run(tmp_path, cache_dir):
+    home = tmp_path / "mine"
+    home.mkdir()
+    for name in ("a.md", "b.txt", "val.txt"):
+        (home / name).write_text(f"the text of {name}")
+    (home / "logo.png").write_bytes(bytes(5))
+    (home / ".hidden").write_text("hidden")
+    (line,) = Text(str(home)).prepare(4).reading.files
+    out = run(home, "--json", tmp_path / "d.json")
+    assert line.replace(", 3 documents", "") in out and "mine: 3 files" in line
+    files = json.loads((tmp_path / "d.json").read_text())["files"]
+    assert files["splits"]["train"]["files"] == files["texts"] == 3
+    assert [(entry["name"], entry["reason"], entry["size"]) for entry in files["left_out"]] == [
+        ("logo.png", "binary", 5), (".hidden", "hidden", 6)
+    ]  # fmt: skip
+    assert "train: a.md, b.txt; validation: val.txt" in run(home, "--splits", "files")
+    prepared = run(home, "--splits", "files", "--tokenizer", "bytes")
+    assert "0 of 1 validation documents" in prepared
+    with pytest.raises(ValueError, match="--splits files is for folders"):
+        run("builtin/docs", "--splits", "files", code=2)
 
 
 @pytest.mark.parametrize("path", ["nope", "nope/none"])
@@ -90,4 +116,4 @@ def test_no_torch_is_imported(tmp_path, cache_dir):
         f"app(['data', {str(tmp_path / 't.jsonl')!r}, '--bias'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=PATIENCE)

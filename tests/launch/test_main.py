@@ -1,6 +1,7 @@
 """Command lines of `python train.py`: the folder of a run, exit codes, and which files are written."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from fake_run import write_summary
 from small_run import REPOSITORY, TINY
 
 import kleiber.runs.run
+from kleiber import __version__
 from kleiber.launch.main import main
 
 
@@ -20,8 +22,7 @@ class Trainer:
     """Replaces kleiber.runs.run.train: records its calls and writes the summary of a finished run."""
 
     def __init__(self):
-        self.calls = []
-        self.raises = None
+        self.calls, self.raises = [], None
 
     def __call__(self, config, folder, overrides):
         self.calls.append((config, folder, overrides))
@@ -40,6 +41,7 @@ def trainer(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     fake = Trainer()
     monkeypatch.setattr(kleiber.runs.run, "train", fake)
+    monkeypatch.setattr("kleiber.launch.main.check_equal_configs", lambda config: None)  # there are no other ranks
     return fake
 
 
@@ -50,9 +52,8 @@ def folders(tmp_path):
 def test_a_run_writes_its_config_and_its_log_into_one_folder(trainer, tmp_path):
     assert main(["model.depth=3", "seed=1"]) == 0
     (config, folder, overrides) = trainer.calls[0]
-    assert folder.parent == tmp_path / "root" / "runs"
+    assert folder.parent == tmp_path / "root" / "runs" and overrides == ["model.depth=3", "seed=1"]
     assert config["model"]["depth"] == 3 and "hydra" not in config
-    assert overrides == ["model.depth=3", "seed=1"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["depth"] == 3
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == overrides
     assert (folder / "log.txt").read_text().endswith("training\n")  # progress of a slow import may precede it
@@ -90,8 +91,7 @@ def test_resume_path_accepts_a_longer_budget_and_refuses_another_seed(trainer, c
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_a_wrong_value_of_resume_is_refused_also_in_a_dry_run(trainer, capsys, dry):
     assert main(["resume=always", f"dry_run={dry}"]) == 2
-    assert "resume=always" in capsys.readouterr().err
-    assert not trainer.calls
+    assert "resume=always" in capsys.readouterr().err and not trainer.calls
 
 
 def test_dry_run_trains_nothing_and_makes_no_folder(trainer, monkeypatch, tmp_path):
@@ -112,6 +112,47 @@ def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "bert, gpt, hf, lstm, moe" in text and "budget.tokens=20M" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--hydra-help", "seed=1", "trainer=smoke"], "--info"),
+        (["--info"], "KleiberSweeper"),
+        (["--info", "defaults"], "data/builtin"),
+        (["--cfg", "job", "-p", "model", "model.depth=7"], "depth: 7"),
+        (["-m", "--cfg", "hydra"], "KleiberLauncher"),
+        (["--cfg", "job", "study=scaling"], "Scaling"),
+    ],
+)
+def test_flags_that_print_something_end_with_0(trainer, capsys, tmp_path, monkeypatch, words, shown):
+    """FAULTS 128."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # --info adds one, and sets the level to DEBUG
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    assert main(words) == 0
+    assert shown in capsys.readouterr().out
+    assert not trainer.calls and os.listdir(tmp_path) == []
+
+
+def test_version_is_that_of_kleiber(trainer, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"kleiber {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"), [(["-p", "nope"], "--package nope"), (["-m", "model.depth=1,2"], "dry_run=true")]
+)
+def test_a_config_that_cannot_be_printed_is_refused_in_one_line(trainer, capsys, words, advice):
+    assert main(["--cfg", "job", *words]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert advice in error
+
+
+def test_several_values_without_a_sweep_are_refused_with_its_flag(trainer, capsys):
+    assert main(["model.depth=1,2"]) == main(["--cfg", "job", "model.depth=1,2"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second and "model.depth=1,2" in first and "-m" in first and "model.depth=[1,2]" in first
 
 
 def test_a_crash_is_1_with_a_traceback_and_a_status(trainer, capsys):

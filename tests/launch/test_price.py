@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import PATIENCE
 from small_run import REPOSITORY
 
 from kleiber.launch import run_cost
@@ -147,6 +148,6 @@ def test_a_dry_run_imports_no_torch_into_the_process_of_the_command(tmp_path):
     script = (
         f"import sys; from kleiber.launch.main import main; code = main({arguments!r}); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())["runs"] == 2

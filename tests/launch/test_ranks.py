@@ -7,7 +7,7 @@ import pytest
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from kleiber.config.errors import ConfigError, RankTimeout
+from kleiber.config.errors import ConfigError
 from kleiber.launch import ranks
 
 
@@ -64,25 +64,6 @@ def test_a_batch_script_and_a_step_of_one_task_are_no_ranks(monkeypatch, tasks):
     assert not ranks.started_as_rank()
 
 
-def test_the_exit_code_is_that_of_the_rank_that_failed_first(monkeypatch, tmp_path, capsys):
-    assert ranks.first_failure(tmp_path, 2) is None
-    monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
-    for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):
-        monkeypatch.setenv("RANK", rank)
-        ranks.record_failure(code, error)
-    assert ranks.first_failure(tmp_path, 2) == (3, "rank 1: RuntimeError('boom')")
-    assert "rank 1 " in capsys.readouterr().err
-
-
-def test_ranks_that_did_not_answer_are_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
-    for rank, error in (("0", RankTimeout("waited")), ("2", RuntimeError("Connection closed by peer"))):
-        monkeypatch.setenv("RANK", rank)
-        ranks.record_failure(1, error)
-    code, text = ranks.first_failure(tmp_path, 4)
-    assert code == 1 and "rank 1, 3 " in text and "rank 1, 3 " in capsys.readouterr().err
-
-
 def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, capfd):
     written = []
     monkeypatch.setattr(ranks, "redirect_output", written.append)
@@ -108,8 +89,8 @@ def test_fresh_processes_are_a_rank_or_an_agent_that_starts_the_ranks(monkeypatc
     monkeypatch.setenv("MASTER_PORT", "29500")
     assert ranks.run_fresh(tmp_path, 2) == ranks.run_fresh(tmp_path, 1, visible="3") == 0
     (agent, first), (rank, second) = started
-    assert agent == ["-m", "kleiber.launch.ranks", str(tmp_path), "2"]
-    assert rank == ["-m", "kleiber.launch.process", str(tmp_path)]
+    assert agent == ["-P", "-m", "kleiber.launch.ranks", str(tmp_path), "2"]
+    assert rank == ["-P", "-m", "kleiber.launch.process", str(tmp_path)]
     assert "MASTER_PORT" not in first and first[ranks.CELL_VARIABLE] == "1" and second["CUDA_VISIBLE_DEVICES"] == "3"
 
 

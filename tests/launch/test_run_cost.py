@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from fake_run import fake_run
 from omegaconf import DictConfig
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
+from kleiber.launch import run_cost
 from kleiber.launch.run_cost import (
     CORE_FILE,
     EVALUATED_TOKENS,
@@ -12,6 +15,7 @@ from kleiber.launch.run_cost import (
     MIN_STEPS,
     Models,
     StageCost,
+    UnknownSpeed,
     compute_speed,
     core_share,
     count_costs,
@@ -47,7 +51,7 @@ def test_stages_of_a_tree_share_a_speed_and_those_of_a_chain_do_not():
 
 def test_a_stage_of_one_step_cannot_be_measured():
     record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
-    with pytest.raises(ValueError):
+    with pytest.raises(UnknownSpeed):
         compute_speed(TREE, [record], [stage_cost(steps=1)], wall=2.0)
 
 
@@ -99,3 +103,25 @@ def test_counts_equal_the_summary_of_the_run_and_its_speed_is_measured(launch, t
     speed = measure(shorten_config(config, [cost], tmp_path / "short"), [cost], tmp_path / "short")
     assert speed.flops_per_step == {"": cost.flops_per_step}
     assert speed.step[""] > 0 and speed.memory_bytes > 2**27
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "devices", "raised"),
+    [
+        ("failed", "KeyError: 'loss'", 1, ConfigError),
+        ("failed", "MemoryError: out of memory with micro-batches of 1 rows", 1, ConfigError),
+        ("failed", "MemoryError: out of memory with micro-batches of 1 rows", 2, UnknownSpeed),
+        ("diverged", "step 3: the loss is not finite", 1, UnknownSpeed),
+    ],
+)
+def test_a_run_that_fails_in_its_first_steps_fails_the_dry_run_with_its_reason(
+    tmp_path, monkeypatch, status, error, devices, raised
+):
+    def fail(config, folder):
+        fake_run(folder, config={"model": {}}, status=status, error=error)
+        return 1
+
+    monkeypatch.setattr(run_cost, "train", fail)
+    with pytest.raises(raised) as caught:
+        measure({}, [], tmp_path / "run", devices)
+    assert error in str(caught.value) or devices > 1

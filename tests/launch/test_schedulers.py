@@ -23,14 +23,14 @@ from kleiber.launch.schedulers import Job, SlurmJobs, Submitit
         ({"gpus_per_node": 1}, {"gpus_per_node": 1}),
         ({"mem_gb": 1.5}, {"mem": "1536MB"}),
         ({"array_parallelism": 3}, {"array_parallelism": 3}),
-        ({"setup": ["module load x"]}, {"setup": ["module load x"]}),
+        ({"setup": ["module load x"]}, {"setup": ["export PYTHONSAFEPATH=1", "module load x"]}),
     ],
 )
 def test_every_option_becomes_a_parameter_of_the_job_and_none_is_set_by_default(cell, tmp_path, option, parameter):
     first = cell(tmp_path)
     assert Submitit(**option).parameters(first) == {**Submitit().parameters(first), **parameter}
     assert set(Submitit().parameters(first)) == {
-        "job_name", "time", "cpus_per_task", "array_parallelism", "additional_parameters",
+        "job_name", "time", "cpus_per_task", "array_parallelism", "additional_parameters", "setup",
     }  # fmt: skip
 
 

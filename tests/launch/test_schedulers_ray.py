@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from processes import wait_for
+from processes import PATIENCE, wait_for
 
 from kleiber.config.errors import ConfigError
 from kleiber.launch.cell import Cell
@@ -69,7 +69,7 @@ def in_ray(process, monkeypatch):
 @pytest.mark.process
 def test_cells_in_ray_have_the_results_of_a_single_run(in_ray, launch, tmp_path):
     sweep = in_ray("seed=0,1", "model.num_heads=2,64")
-    out, err = sweep.communicate(timeout=200)
+    out, err = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 4, out + err
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("ray/s/*/summary.json")]
     assert sorted(summary["status"] for summary in summaries) == ["failed", "failed", "finished", "finished"]
@@ -88,7 +88,7 @@ def test_a_cell_whose_worker_dies_goes_on_in_another_one(in_ray, launch, tmp_pat
         cell = checkpoint.parents[3]
         for number in workers_of(cell.name):
             os.kill(number, signal.SIGKILL)
-        out, err = sweep.communicate(timeout=400)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         sweep.kill()
     assert sweep.returncode == 0, out + err
@@ -104,7 +104,7 @@ def test_a_sweep_in_ray_that_is_ended_leaves_a_checkpoint_of_each_cell(in_ray, t
     try:
         wait_for(lambda: list(tmp_path.glob("ray/s/*/stages/main/checkpoints/step-????????")))
         sweep.terminate()
-        out, err = sweep.communicate(timeout=120)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         sweep.kill()
     assert sweep.returncode == 75, out + err

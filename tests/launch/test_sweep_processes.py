@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import alive, wait_for
+from processes import PATIENCE, alive, wait_for
 from small_run import REPOSITORY
 
 from kleiber.records.catalog import archived_runs, read_runs
@@ -20,7 +20,7 @@ ARGUMENTS = [
 def train(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs train.py in a process."""
     command = [sys.executable, "train.py", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.process
@@ -28,7 +28,7 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_forked_cells_write_their_own_logs_and_are_archived(tmp_path):
     sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "model.context=64,32000", "batch.tokens=32000", *ARGUMENTS]
     done = subprocess.run(
-        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
     )
     runs = read_runs(tmp_path / "s")
     assert done.returncode == 4, done.stdout + done.stderr
@@ -50,7 +50,7 @@ def test_failed_cells_are_retried_until_stop_after(tmp_path):
     options = ["launcher.workers=1", "launcher.retries=1", "launcher.stop_after=1"]
     sweep = ["-m", "name=s", f"root={tmp_path / 'root'}", *cells, *options]
     done = subprocess.run(
-        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 4, done.stdout + done.stderr
     labels = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
@@ -91,7 +91,7 @@ def test_a_sweep_that_is_ended_ends_its_cells_with_a_status(process, tmp_path, n
         assert "finished" in next(line for line in sweep.stdout if line.startswith("[1/6]"))
         wait_for(lambda: list(tmp_path.glob("runs/s/*/stages/main/checkpoints/step-00000020")))
         sweep.send_signal(number)
-        out, err = sweep.communicate(timeout=60)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         sweep.kill()
     assert sweep.returncode == code, out + err

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from kleiber.adapters.freeze import Freeze
 from kleiber.adapters.lora import DoRA, LoRA
-from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
+from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops, without_weights
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
@@ -116,6 +116,21 @@ def test_an_adapters_backward_pass_is_counted_as_it_is(case):
         training_flops(model, TIME)
         < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
     )
+
+
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+@pytest.mark.parametrize("target", ["attention", "mlp", "experts", "router", "head"])
+def test_updates_of_every_matrix_are_counted_without_weights(target, kind):
+    """Plans count so: a model without weights is on the meta device, where autocast is not supported."""
+    model = Transformer(
+        96, width=64, context=TIME, tied=False, mlp=partial(interleaved_moe, num_experts=8, num_shared=1)
+    )
+    adapter, empty = kind(rank=4, targets=[target]), without_weights(model)
+    for version in (model, empty):
+        adapter.apply(version, seed=0)
+    assert next(empty.parameters()).is_meta and count_parameters(empty) == count_parameters(model)
+    for flops in (training_flops, executed_flops):
+        assert flops(empty, TIME) == flops(model, TIME)
 
 
 HF_TRAINED = {

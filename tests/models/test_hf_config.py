@@ -213,6 +213,7 @@ ODD = [
     ("num_hidden_layers", 10**7), ("num_hidden_layers", True), ("num_hidden_layers", 2.5), ("hidden_size", 10**9),
     ("num_attention_heads", -1), ("num_local_experts", 10**9), ("rms_norm_eps", "small"), ("rms_norm_eps", -1.0),
     ("rms_norm_eps", float("nan")), ("rope_theta", float("inf")), ("n_layer", 10**7),
+    ("max_position_embeddings", 10**9), ("n_positions", 10**9), ("n_ctx", -1),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.optimizers.adamw import AdamW
 from kleiber.optimizers.muon import Muon
+from kleiber.optimizers.sgd import SGD
 from kleiber.types.batch import Batch, Role
 
 OTHER_LAYERS = {
@@ -63,12 +64,20 @@ def test_learning_rates_inside_blocks_fall_with_the_depth_and_outside_they_do_no
 
 def test_muon_takes_the_root_of_the_width_alone_and_none_where_the_number_of_outputs_is_fixed():
     mup = MuP(base_width=32, base_depth=2)
-    assert mup.lr_scale(Role("hidden", 128, depth=8), muon=True) == 0.5 * 0.5
+    assert mup.lr_scale(Role("hidden", 128, depth=8), rule="muon") == 0.5 * 0.5
     assert mup.lr_scale(Role("hidden", 128, depth=8)) == 0.25 * 0.5
-    assert mup.lr_scale(Role("hidden", 128, fixed_outputs=True), muon=True) == 0.25
+    assert mup.lr_scale(Role("hidden", 128, fixed_outputs=True), rule="muon") == 0.25
 
 
-@pytest.mark.parametrize("optimizer", [AdamW(lr=2e-4), Muon(lr=2e-3)], ids=["adamw", "muon"])
+def test_rates_of_sgd_grow_with_the_width_outside_of_hidden_matrices_and_do_not_depend_on_the_depth():
+    mup = MuP(base_width=32, base_depth=2)
+    assert mup.lr_scale(Role("hidden", 128, depth=8), rule="sgd") == 1
+    assert {mup.lr_scale(Role(kind, 128), rule="sgd") for kind in ("embedding", "output", "vector")} == {4.0}
+    assert mup.lr_scale(Role("vector", 128, depth=8), rule="sgd") == 4.0
+    assert StandardParametrization().lr_scale(Role("output", 128), rule="sgd") == 1
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(lr=2e-4), Muon(lr=2e-3), SGD(lr=1e-3)], ids=["adamw", "muon", "sgd"])
 def test_what_steps_in_blocks_change_of_the_stream_does_not_depend_on_the_depth(optimizer):
     """Without the factor of the learning rates it grows as the square root of the depth, by 4 from 2 to 32 blocks."""
     changes = {}

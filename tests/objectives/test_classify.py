@@ -9,7 +9,7 @@ import torch
 
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.labelled import LabelledCorpus
-from kleiber.data.table import Kind
+from kleiber.data.labels import Kind
 from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import PATIENCE
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -144,7 +145,7 @@ def test_a_run_resumes_exactly_and_is_the_same_on_two_ranks(launch, process, int
     resumed = launch(*options, "trainer.devices=1", root="broken")
     assert all(torch.equal(weights(alone)[name], tensor) for name, tensor in weights(resumed).items())
     pair = process(*options, "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=150)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     for name, tensor in weights(next((tmp_path / "pair").glob("*/*"))).items():
         # The orthogonalize step is made in bf16, so what differs in the last digit of fp64 can differ there.

@@ -11,7 +11,7 @@ from kleiber.records.judgments import (
     Comparison,
     Judgment,
     agreement,
-    append_judgment,
+    append_judgments,
     krippendorff_alpha,
     read_judgments,
     wilson_interval,
@@ -90,7 +90,7 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "j.jsonl"
     rows = [judged(0, "left"), judged(1, "tie"), judged(2, "both bad", "x")]
     for row in rows:
-        append_judgment(path, row)
+        append_judgments(path, [row])
     assert read_judgments(path) == rows and read_judgments(tmp_path / "none") == []
     write_judgments(path, rows[1:])
     assert read_judgments(path) == rows[1:]
@@ -102,18 +102,18 @@ def test_rows_are_read_as_they_were_written(tmp_path):
 
 def test_a_line_that_a_kill_cut_is_left_out_and_replaced_by_the_next_row(tmp_path):
     path = tmp_path / "j.jsonl"
-    append_judgment(path, judged(0, "left"))
+    append_judgments(path, [judged(0, "left")])
     path.write_bytes(path.read_bytes() + b'{"item": 1, "pro')
     assert [j.comparison.item for j in read_judgments(path)] == [0]
-    append_judgment(path, judged(1, "right"))
+    append_judgments(path, [judged(1, "right")])
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # a kill may cut the line break alone
-    append_judgment(path, judged(2, "tie"))
+    append_judgments(path, [judged(2, "tie")])
     assert [j.comparison.item for j in read_judgments(path)] == [0, 1, 2]
 
 
 def test_a_line_that_a_kill_cut_within_a_character_is_left_out_and_one_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "j.jsonl"
-    append_judgment(path, judged(0, "left"))
+    append_judgments(path, [judged(0, "left")])
     path.write_bytes(path.read_bytes() + '{"item": 1, "prompt": "é'.encode()[:-1])
     assert [j.comparison.item for j in read_judgments(path)] == [0]
     path.write_bytes(path.read_bytes() + b"\n")
@@ -123,7 +123,7 @@ def test_a_line_that_a_kill_cut_within_a_character_is_left_out_and_one_that_is_n
 
 def test_a_row_that_is_no_judgment_is_refused_by_its_line(tmp_path):
     path = tmp_path / "j.jsonl"
-    append_judgment(path, judged(0, "left"))
+    append_judgments(path, [judged(0, "left")])
     path.write_text(path.read_text().replace('"left"', '"up"', 1) + "\n{}\n")
     with pytest.raises(ValueError, match=r"line 1 is no judgment of kleiber judge: choice='up' must be one of left"):
         read_judgments(path)

@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from kleiber.records.locks import holder, is_locked, locked, wait_for_lock
 def test_a_held_lock_is_waited_for(tmp_path):
     waited = []
     with locked(tmp_path):
-        assert is_locked(tmp_path) and holder(tmp_path) == str(os.getpid())
+        assert is_locked(tmp_path) and holder(tmp_path) == f"process {os.getpid()}"
         thread = Thread(target=lambda: wait(tmp_path / ".lock", waited))
         thread.start()
         while not waited:
@@ -32,7 +33,7 @@ def test_a_folder_can_be_locked_any_number_of_times(tmp_path):
     (tmp_path / ".lock").write_bytes(b"\0" * 4)
     for _ in range(4):
         with locked(tmp_path):
-            assert (tmp_path / ".lock").read_text() == holder(tmp_path) == str(os.getpid())
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def place(kind: str, path: Path, target: Path) -> None:
@@ -75,3 +76,18 @@ def test_a_link_in_the_place_of_a_cache_lock_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="link"):
         cached_folder(tmp_path, "docs", {}, lambda path: {})
     assert target.read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_named_with_the_lock_and_the_fix(tmp_path, monkeypatch, number):
+    """FAULTS 123."""
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    assert not is_locked(tmp_path)
+    for lock in (locked(tmp_path), wait_for_lock(tmp_path / ".lock", list)):
+        with pytest.raises(ConfigError, match="KLEIBER_ROOT") as error, lock:
+            pass
+        assert str(tmp_path / ".lock") in str(error.value) and os.strerror(number) in str(error.value)

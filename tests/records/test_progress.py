@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from processes import wait_for
 
 from kleiber.records import progress
 from kleiber.records.progress import Activity, Display, activity, format_duration
@@ -34,17 +35,20 @@ def use_terminal(monkeypatch) -> Terminal:
     return stream
 
 
-def test_a_quick_activity_prints_nothing(capsys):
+def test_a_quick_activity_prints_nothing(capsys, monkeypatch):
+    for name in ("PATIENCE", "SECONDS"):
+        monkeypatch.setattr(progress, name, 600.0)
     progress.DISPLAY.printed = time.monotonic()
     with activity("preparing", 10, "rows"):
-        pass
+        time.sleep(0.05)
     assert capsys.readouterr().err == ""
 
 
 def test_a_long_activity_prints_how_far_it_is_and_what_it_took(capsys):
     with activity("preparing", 4, "rows") as work:
         for _ in work.track(range(4)):
-            time.sleep(0.05)
+            wait_for(lambda: work.shown)
+            time.sleep(progress.PATIENCE)
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("preparing:") and " of 4 rows in " in first
     assert last.startswith("preparing: 4 rows in ")
@@ -56,14 +60,14 @@ def test_items_are_counted_by_their_size_after_their_use():
     assert counts == [(0, 0.0), (2, pytest.approx(1 / 3)), (4, pytest.approx(2 / 3))] and work.done == 6
 
 
-def test_the_innermost_activity_is_shown_and_only_the_outermost_has_a_closing_line(capsys):
+def test_the_innermost_activity_is_shown_and_only_the_outermost_has_a_closing_line(capsys, monkeypatch):
+    monkeypatch.setattr(Activity, "closing_text", lambda self: f"the end of {self.label}")
     with activity("training"):
         with activity("scoring"):
-            time.sleep(0.1)
-        time.sleep(0.1)
-    labels = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
-    assert labels[0] == "scoring" and set(labels) == {"scoring", "training"}
-    assert labels == sorted(labels), "a closing line of the inner one would come before those of the outer one too"
+            wait_for(lambda: progress.DISPLAY.line.startswith("scoring"))
+        wait_for(lambda: progress.DISPLAY.line.startswith("training"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "the end" in line] == [lines[-1]] == ["the end of training"]
 
 
 def test_plain_lines_get_rarer_when_an_activity_lasts_for_hours(capsys, monkeypatch):
@@ -101,7 +105,7 @@ def test_a_terminal_has_one_live_line_and_the_log_has_plain_lines(monkeypatch):
     monkeypatch.setattr(progress.DISPLAY, "copy", log)
     with activity("preparing", 4, "rows") as work:
         for _ in work.track(range(4)):
-            time.sleep(0.05)
+            wait_for(lambda: terminal.getvalue().count("rows") > 2 and "of 4 rows" in log.getvalue())
     drawn = terminal.getvalue()
     assert "━" in drawn and "rows" in drawn, "a bar"
     assert drawn.count("\n") <= 3 and "\x1b[2K" in drawn, "states replace one another"
@@ -113,12 +117,12 @@ def test_text_is_printed_in_place_of_the_live_line(monkeypatch):
     monkeypatch.setattr(progress.DISPLAY, "copy", io.StringIO())
     out = io.StringIO()
     with activity("preparing", 4, "rows"):
-        time.sleep(0.1)
+        wait_for(lambda: "preparing" in terminal.getvalue())
         progress.DISPLAY.write(out, "a warning")
         before = terminal.getvalue()
         time.sleep(0.05)
         progress.DISPLAY.write(out, "\n")
-        time.sleep(0.05)
+        wait_for(lambda: "preparing" in terminal.getvalue().removeprefix(before))
     assert out.getvalue() == "a warning\n"
     after = terminal.getvalue().removeprefix(before)
     assert before.endswith("\x1b[2K"), "the line is removed first"

@@ -12,7 +12,7 @@ NAMES = {"open", "print", "save_file", "save_model", "load_model", "load_file", 
 METHODS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "makedirs", "touch", "symlink_to",
     "hardlink_to", "tofile", "fromfile", "memmap", "from_pretrained", "save_pretrained", "echo", "secho",
-    "print_exception", "open_memmap", "Console", "ParquetFile", "ZipFile",
+    "print_exception", "Console", "ParquetFile", "ZipFile",
 }  # fmt: skip
 PAIRS = {
     "os.replace", "os.link", "os.symlink", "shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree",
@@ -31,6 +31,7 @@ CHECKED = "a library opens a file that was checked before, or a new one in a fol
 ALLOWED = {
     SYSTEM: """
         config/model_size.py read_text
+        records/directory_lock.py LOCKS.read_text
         records/environment.py read_text
         training/energy.py _cpu_times.read_text
         training/energy.py counter.read_text
@@ -48,20 +49,16 @@ ALLOWED = {
         data/blocks.py ParquetFile
         data/prompts.py path.read_text
         data/read_errors.py open
-        data/read_errors.py gzip.open
         data/read_errors.py system.open
-        data/streamed_corpus.py open
         data/word_lists.py path.read_text
         data/word_lists.py read_text""",
     CHECKED: """
         data/cache.py os.replace
         data/text.py np.fromfile
-        data/texts.py tofile
         models/hf.py kind.from_pretrained
         models/hf_pretrained.py kind.from_pretrained
         models/hf_pretrained.py safe_open
         objectives/reference.py np.savez
-        records/arrays.py format.open_memmap
         records/arrays.py np.load
         records/arrays.py np.save
         records/arrays.py zipfile.ZipFile
@@ -89,6 +86,8 @@ ALLOWED = {
         training/remote.py os.replace
         training/remote.py self.open
         training/remote.py system.makedirs""",
+    "a folder, which is opened to be locked": """
+        records/directory_lock.py os.open""",
     "a pipe to a process of kleiber": """
         data/builtin.py print
         launch/price_estimate.py json.load

@@ -47,3 +47,50 @@ def test_the_command_that_the_banner_prints_resumes_the_run(launch, capsys, monk
     repeat = shlex.split(labelled(capsys.readouterr().err)["resume"])
     assert main(repeat[repeat.index("train") + 1 :]) == 0
     assert f"{folder} is finished already" in capsys.readouterr().out
+
+
+def texts(text: str, label: str) -> list[str]:
+    """The lines of a banner or a dry run with a label."""
+    lines = [line.strip().partition("  ") for line in text.splitlines()]
+    return [rest.strip() for name, _, rest in lines if name == label]
+
+
+def test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of(launch, capsys, tmp_path):
+    """FAULTS 97, 99."""
+    home = tmp_path / "mine"
+    home.mkdir()
+    for name in ("train", "validation"):
+        rows = [{"text": f"document {i} of a few"} for i in range(20)]
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "logo.png").write_bytes(bytes(9))
+    data = ["data=text", f"data.path={home}", "data.splits=files"]
+    folder = launch(*data, "trainer.max_steps=60", "callbacks.samples=null")
+    banner, log = capsys.readouterr().err, (folder / "log.txt").read_text()
+    for text in (banner, log):
+        (files,) = texts(text, "files")
+        assert "2 files" in files and "40 documents" in files and "1 binary (logo.png)" in files
+        assert "train: train.jsonl; validation: validation.jsonl" in files
+        (overlap,) = texts(text, "overlap")
+        assert "20 of 20 validation documents (100%)" in overlap
+        shared, repeated = texts(text, "warning")
+        assert "data.path" in shared and "the default budget is" in repeated and "set budget.epochs=4" in repeated
+
+
+def test_a_budget_that_repeats_the_data_is_named_with_its_value(launch, capsys, tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("a few words of text " * 40)
+    options = ["data=text", f"data.path={path}", "trainer.max_steps=100", "callbacks.samples=null"]
+    launch(*options, "budget.tokens=10K")
+    (warning,) = texts(capsys.readouterr().err, "warning")
+    assert warning.startswith("budget.tokens=10K is ") and " set budget.tokens=" in warning
+    launch(*options, f"budget.tokens={warning.partition('set budget.tokens=')[2].partition(',')[0]}")
+    assert texts(capsys.readouterr().err, "warning") == []
+
+
+def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("a few words of text " * 40)
+    launch("data=text", f"data.path={path}", "budget.tokens=10K", "dry_run=true")
+    out = capsys.readouterr().out
+    (files,), (warning,) = texts(out, "files"), texts(out, "warning")
+    assert files == "few: 1 file, 800 bytes, 1 document (1 text)" and "budget.tokens=10K is" in warning

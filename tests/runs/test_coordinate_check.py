@@ -7,6 +7,7 @@ from kleiber.launch.cli import main
 from kleiber.nn.mup import MuP
 from kleiber.optimizers.adamw import AdamW
 from kleiber.optimizers.muon import Muon
+from kleiber.optimizers.sgd import SGD
 from kleiber.runs import coordinate_check
 
 WIDTHS = (32, 128)
@@ -25,13 +26,21 @@ def test_mup_keeps_activation_sizes_and_the_standard_parametrization_does_not():
 
 @pytest.mark.slow
 def test_mup_without_its_learning_rate_factors_fails(monkeypatch):
-    monkeypatch.setattr(MuP, "lr_scale", lambda self, role, muon=False: 1.0)
+    monkeypatch.setattr(MuP, "lr_scale", lambda self, role, rule="adam": 1.0)
     assert largest_ratio("mup", AdamW(lr=0.02)) > 1.5
 
 
 @pytest.mark.slow
-def test_mup_passes_with_muon():
-    assert largest_ratio("mup", Muon(lr=0.02)) < 1.25
+@pytest.mark.parametrize(("optimizer", "limit"), [(Muon(lr=0.02), 1.25), (SGD(lr=0.5), 1.3)], ids=["muon", "sgd"])
+def test_mup_passes_with_the_rules_of_other_optimizers(optimizer, limit):
+    assert largest_ratio("mup", optimizer) < limit
+
+
+@pytest.mark.slow
+def test_sgd_fails_with_the_rates_of_adam(monkeypatch):
+    adam = MuP.lr_scale
+    monkeypatch.setattr(MuP, "lr_scale", lambda self, role, rule="adam": adam(self, role))
+    assert largest_ratio("mup", SGD(lr=1.0)) > 1.8
 
 
 def test_sizes_are_those_of_the_outputs_of_the_layers():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from fake_hub import TOKEN, fake_hub
+from processes import PATIENCE
 
 from kleiber.launch.cli import main
 
@@ -38,7 +39,7 @@ def run(monkeypatch, tmp_path):
 def exported(monkeypatch):
     """Exports two small files in place of a model."""
 
-    def export(run, out):
+    def export(run, out, *_):
         out.mkdir()
         (out / "README.md").write_text(f"---\ntags: [kleiber]\n---\n# {run}\n")
         (out / "model.safetensors").write_bytes(b"\0weights")
@@ -97,6 +98,6 @@ def test_a_real_run_is_pushed_to_the_hub_of_the_environment(launch):
         environment = {**os.environ, "HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN}
         environment.pop("HF_HUB_OFFLINE", None)
         command = [sys.executable, "-m", "kleiber", "push", str(run), "jane/tiny"]
-        subprocess.run(command, env=environment, check=True, timeout=120)
+        subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     names = {path for _, _, path in server.files}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= names

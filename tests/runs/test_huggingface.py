@@ -7,26 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported_model import loaded
 
 from kleiber import data
+from kleiber.data.chat import Turn, encode_conversations, encode_prompt
+from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.hf import HFModel
-from kleiber.models.transformer import Transformer
 from kleiber.records.folder import read_config
 from kleiber.runs import huggingface
-from kleiber.runs.huggingface import CONVERSATIONS, export, import_hf, model_card, save_chat_template, save_tokenizer
+from kleiber.runs.huggingface import CONVERSATIONS, export, import_hf, save_chat_template, save_tokenizer
 from kleiber.runs.open import TrainedModel, open_model
 from kleiber.types.batch import Batch
 
 INSTRUCT = Path(__file__).parents[1] / "data" / "instruct.jsonl"
 TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
-
-
-def loaded(folder: Path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()
@@ -70,9 +66,6 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
 
 def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
     from transformers import AutoTokenizer
-
-    from kleiber.data.pretrained_tokenizer import load_pretrained
-    from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
     tokenizer, ours = AutoTokenizer.from_pretrained(tmp_path), Bytes()
@@ -125,8 +118,6 @@ def test_chat_template_and_generation_settings_are_imported_and_exported(shared,
 
 
 def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
-    from kleiber.data.chat import Turn, encode_conversations, encode_prompt
-
     run, out = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1"), tmp_path / "out"
     assert main(["export", str(run), str(out)]) == 0
     _, tokenizer = loaded(out)
@@ -188,19 +179,51 @@ def test_special_tokens_that_the_source_only_implies_are_exported(config, tmp_pa
     assert exported.convert_tokens_to_ids(exported.mask_token) == 4 and len(exported) == len(vocabulary)
 
 
-def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
-    """SentencePiece adds a space before a text, so transformers turns the template into other ids than training."""
-    from kleiber.data.pretrained_tokenizer import load_pretrained
+DIALOG = [
+    Turn("system", "Be  brief"), Turn("user", " 1 + 1? "), Turn("assistant", "It is\n\n2. naïve 東京 🙂"),
+    Turn("user", "\tAnd 2 more?\n"), Turn("assistant", "4"), Turn("user", "So?"),
+]  # fmt: skip
 
-    source, out = tmp_path / "source", tmp_path / "out"
-    shutil.copytree(shared / "data" / "models" / "stories260K", source)
-    config = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "theirs"}))
+
+def chat_source(shared: Path, folder: Path, **normalizer: object) -> Path:
+    """A copy of stories260K, whose tokenizer begins every text with a space, with changes to its normalizer."""
+    shutil.copytree(shared / "data" / "models" / "stories260K", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "theirs"}))
+    file = json.loads((folder / "tokenizer.json").read_text())
+    file["normalizer"]["normalizers"][0] |= normalizer
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    return folder
+
+
+def save_chats(source: Path, out: Path):
+    """Saves tokenizer and chat template to `out`; returns the tokenizer, that of transformers, and the sentence."""
+    from transformers import AutoTokenizer
+
     tokenizer = load_pretrained(str(source))
     out.mkdir()
     save_tokenizer(tokenizer, out, 64)
-    save_chat_template(tokenizer, out)
-    assert str(out) in capsys.readouterr().err
+    sentence = save_chat_template(tokenizer, out)
+    return tokenizer, AutoTokenizer.from_pretrained(out), sentence
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_has_a_chat_template_with_the_ids_of_training(shared, tmp_path):
+    """SentencePiece adds a space before each text that training encodes, and transformers encodes one text."""
+    tokenizer, theirs, sentence = save_chats(chat_source(shared, tmp_path / "source"), tmp_path / "out")
+    rows = [{"role": turn.role, "content": turn.content} for turn in DIALOG]
+    assert (
+        theirs.apply_chat_template(rows, return_dict=False) == encode_conversations([DIALOG], tokenizer)[0].ids.tolist()
+    )
+    prompt = theirs.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
+    assert prompt == encode_prompt(DIALOG, tokenizer)
+    assert "unless" not in sentence
+    assert "theirs" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
+    out = tmp_path / "out"
+    _, _, sentence = save_chats(chat_source(shared, tmp_path / "source", prepend="a▁"), out)
+    assert f"kleiber chat {out}" in capsys.readouterr().err and "kleiber chat" in sentence
     assert not (out / "chat_template.jinja").exists() and "theirs" not in (out / "tokenizer_config.json").read_text()
 
 
@@ -240,22 +263,6 @@ def test_weights_that_are_not_finite_are_imported_only_if_asked(shared, tmp_path
     assert "model.safetensors: the weight model.norm.weight " in capsys.readouterr().err and not out.exists()
     assert main(["import", str(source), str(out), "--allow-nonfinite"]) == 0
     assert not open_model(str(out)).model.get_parameter("norm.weight").isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("kind", "auto", "use"),
-    [
-        ("GPT2LMHeadModel", "AutoModelForCausalLM", "text-generation"),
-        ("BertForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
-        ("BertModel", "AutoModel", "feature-extraction"),
-    ],
-)
-def test_a_model_card_names_the_class_to_load_and_the_task_heads_left_out(kind, auto, use):
-    model = Transformer(16, depth=1, width=32)
-    model.add_head("sst2", 2)
-    card = model_card(TrainedModel(Path("run"), model, Bytes()), kind)
-    assert f"import {auto}, AutoTokenizer" in card and f"pipeline_tag: {use}\n" in card
-    assert " sst2 |\n" in card
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A run that was interrupted continues on the inputs that it started with, and on no others. FAULTS 58, 59."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,12 +56,14 @@ def resume(launch, interrupted, capsys) -> Callable[..., str]:
 
 
 def edit(path: Path) -> None:
-    """Changes a few words in the second half of a file; its size stays."""
-    text = path.read_text()
+    """Changes a few words in the second half of a file; its size and its time stay. FAULTS 110."""
+    text, facts = path.read_text(), path.stat()
     half = len(text) // 2
     for old, new in (("song", "sung"), (" + ", " - "), ("the", "teh")):
         text = text[:half] + text[half:].replace(old, new, 9)
     path.write_text(text)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert path.stat().st_size == facts.st_size
 
 
 @pytest.mark.parametrize("kind", KINDS)

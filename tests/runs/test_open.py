@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 
+from kleiber.config.errors import ConfigError
+from kleiber.models.hf_config import wrapped_model_node
 from kleiber.runs.open import open_model
 from kleiber.runs.start_point import Checkpoint
 
@@ -72,3 +74,40 @@ def test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened(
     assert open_model(run).step == 1
     Checkpoint(str(run)).load(new_weights(DENSE))
     assert capsys.readouterr().err.count(str(damaged)) == 1
+
+
+def save_foreign(folder, kind: str, **sizes) -> None:
+    """Writes a tiny Hugging Face model with 6 tokens into a folder, as transformers would."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 6}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 1)
+    AutoModel.from_config(AutoConfig.for_model(kind, **small, **special, **sizes)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate("abcdef")}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="b").save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "longest"),
+    [
+        ("gpt2", {"n_positions": 24}, 24),
+        ("bert", {"max_position_embeddings": 24}, 24),
+        ("roberta", {"max_position_embeddings": 26}, 24),  # positions begin above the id of padding
+    ],
+)
+def test_a_foreign_model_with_few_positions_is_opened(kind, sizes, longest, tmp_path):
+    save_foreign(tmp_path, kind, **sizes)
+    assert open_model(tmp_path).model.context == longest
+    assert wrapped_model_node(tmp_path)["context"] == max(sizes.values())
+
+
+def test_a_foreign_model_that_this_machine_cannot_hold_is_refused_before_it_is_built(tmp_path):
+    run = trained_run(tmp_path / "run", DENSE)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for size in ({"depth": 10_000, "width": 2**20, "context": 256}, {"depth": 10_000, "context": 2**24}):
+        (run / "config.yaml").write_text(
+            yaml.safe_dump({**config, "model": {**DENSE, **size}, "batch": {"tokens": 2**24}})
+        )
+        with pytest.raises(ConfigError, match=r"model\.depth=10000.* GiB"):
+            open_model(run)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import PATIENCE
 from small_run import REPOSITORY
 from tables import folder
 
@@ -57,7 +58,7 @@ def test_fine_tuning_on_two_ranks_equals_one_process(launch, process, tmp_path, 
     ]  # fmt: skip
     alone = launch(*options, "trainer.devices=1", root="alone")
     pair = process(*options, "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=150)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
     scores = metrics(folder)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import PATIENCE
 from safetensors.torch import load_file
 from small_run import REPOSITORY
 from tables import folder
@@ -72,7 +73,7 @@ def test_replay_beside_the_batch_on_two_ranks_equals_one_process(launch, process
     options = [*chain_options(tmp_path), "trainer=ddp", "trainer.precision=64", "trainer.max_steps=6", "batch.micro=3"]
     alone = launch(*options, "trainer.devices=1", root="alone")
     pair = process(*options, "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=300)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     (together,) = (tmp_path / "pair").glob("*/*")
     for name, value in last_weights(alone, "second").items():

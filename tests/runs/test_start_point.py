@@ -1,5 +1,7 @@
 """Start points: which weights they load, which tasks they bring, and when two texts or tokenizers are the same."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,11 +9,14 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from small_run import REPOSITORY
+from tables import jsonl
 
 from kleiber.data.tokenizers import Bytes
+from kleiber.launch.price_estimate import Prices
 from kleiber.models.hf_twin import to_hf
 from kleiber.objectives.clm import CLM
 from kleiber.records.folder import read_config
+from kleiber.runs.huggingface import export
 from kleiber.runs.open import open_model, prepare_corpus
 from kleiber.runs.start_point import (
     HF,
@@ -166,3 +171,46 @@ def test_weights_of_a_hugging_face_folder_are_loaded(tmp_path):
     HF(str(tmp_path)).load(model)
     for name, value in source.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value)
+
+
+def test_weights_of_a_hugging_face_folder_leave_task_heads_as_they_are(tmp_path):
+    """FAULTS 127."""
+    node = DENSE | {"parametrization": {"_target_": "kleiber.nn.StandardParametrization"}}
+    source, model = new_weights(node, seed=1), new_weights(node, seed=2)
+    to_hf(source).save_pretrained(tmp_path)
+    model.add_head("rows", 3)
+    HF(str(tmp_path)).load(model)
+    assert torch.equal(model.embedding.weight, source.embedding.weight)
+    assert not model.heads["rows"].get_parameter("weight").any()
+
+
+def task_options(objective: str, folder: Path) -> list[str]:
+    """Overrides of a task whose rows are easy to tell apart, in a table in `folder`."""
+    if objective == "classify":
+        rows = [{"text": f"{('good', 'bad')[i % 2]} text {i}", "label": i % 2} for i in range(80)]
+    else:
+        rows = [{"prompt": f"say {i}", "chosen": "good", "rejected": "bad"} for i in range(80)]
+    data = {"classify": "labelled", "reward": "preference"}[objective]
+    return [f"objective={objective}", f"data={data}", f"data.path={jsonl(folder / 'rows.jsonl', rows)}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["classify", "reward"])
+def test_a_task_head_is_trained_on_a_hugging_face_folder_as_its_dry_run_plans(launch, tmp_path, objective):
+    """FAULTS 127."""
+    folder = tmp_path / "exported"
+    export(str(launch("trainer.max_steps=2", root="source")), folder)
+    run = launch("init=hf", f"init.path={folder}", *task_options(objective, tmp_path), "optimizer.lr=0.01")
+    (stage,) = json.loads((run / "summary.json").read_text())["stages"]
+    assert stage["metrics"]["val/rows/loss"] < 0.8 * stage["start_metrics"]["val/rows/loss"]
+    assert stage["metrics"]["val/rows/accuracy"] > 0.9
+    (head,) = open_model(str(run)).model.heads.values()
+    assert float(head.get_parameter("weight").detach().abs().sum()) > 0
+    prices = Prices({str(tmp_path / "planned"): read_config(run)}, tmp_path / "scratch")
+    prices.count(describing=False)
+    prices.speeds[0] = prices.measure_run(0)
+    cell = prices.cell(0)
+    assert (cell["params"], cell["tokens"]) == (stage["params"]["total"], stage["tokens"]) and cell["seconds"] > 0
+    again = launch("init=checkpoint", f"init.path={run}", *task_options(objective, tmp_path), "trainer.max_steps=1")
+    (begun,) = json.loads((again / "summary.json").read_text())["stages"]
+    assert begun["start_metrics"]["val/rows/loss"] == pytest.approx(stage["metrics"]["val/rows/loss"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import wait_for
+from processes import PATIENCE, wait_for
 from small_run import REPOSITORY, TINY, last_of_each
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -30,10 +30,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     if os.geteuid() != 0:
         pytest.skip("a SLURM of one's own needs root")
     script, where = Path(__file__).with_name("one_node.sh"), tmp_path_factory.mktemp("slurm")
-    subprocess.run([script, "up", where], check=True, timeout=60)
+    subprocess.run([script, "up", where], check=True, timeout=PATIENCE)
     monkeypatch.setenv("SLURM_CONF", str(where / "slurm.conf"))
     yield
-    subprocess.run([script, "down", where], check=True, timeout=60)
+    subprocess.run([script, "down", where], check=True, timeout=PATIENCE)
 
 
 def jobs() -> dict[str, str]:
@@ -72,7 +72,7 @@ def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm,
             told.append(subprocess.Popen(command(job)))
             wait_for(lambda cell=cell: (cell / "summary.json").exists() and status(cell) == "preempted")
             told[-1].kill()  # scancel repeats its signal until the job is as it was, and would reach the next start too
-        out, err = sweep.communicate(timeout=400)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         for one in [*told, sweep]:
             one.kill()
@@ -93,7 +93,7 @@ def test_a_sweep_that_is_ended_takes_its_jobs_with_it(slurm, process, tmp_path):
     try:
         wait_for(lambda: list((tmp_path / "slurm").glob("s/*/stages/main/checkpoints/step-????????")))
         sweep.terminate()
-        out, err = sweep.communicate(timeout=120)
+        out, err = sweep.communicate(timeout=PATIENCE)
     finally:
         sweep.kill()
     assert sweep.returncode == 75, out + err
@@ -113,7 +113,7 @@ def test_the_tasks_of_srun_are_the_ranks_of_one_run(slurm, launch, tmp_path):
     words = last_of_each([*TINY, *options, f"root={tmp_path / 'srun'}"])
     command = [sys.executable, REPOSITORY / "train.py", *words]
     ended = subprocess.run(
-        ["srun", "--ntasks=2", "--overcommit", *map(str, command)], capture_output=True, text=True, timeout=200
+        ["srun", "--ntasks=2", "--overcommit", *map(str, command)], capture_output=True, text=True, timeout=PATIENCE
     )
     assert ended.returncode == 0 and ended.stdout.count("bits/byte") == 1, ended.stdout + ended.stderr
     (folder,) = (tmp_path / "srun").glob("*/*")

@@ -63,8 +63,7 @@ BUDGETS = [
     "design.flops=2e10", "design.budgets=3", "design.head_dim=8", "batch.tokens=64",
     "design.law={E:1.0,A:100,B:100,alpha:0.4,beta:0.4}", "study.bootstrap=20",
 ]  # fmt: skip
-NO_LAW = "narrow_input no_law no_replicates not_identified not_settled suspects transient_not_tested"
-ISOFLOP = (BUDGETS, 4, NO_LAW, "A B E alpha beta", True)
+ISOFLOP = (BUDGETS, 4, "narrow_input no_replicates not_identified", "E")
 ABLATION = [
     "design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "model.width=32,48,64",
     "stages.branches=[4k,8k]", "design.lrs=[0.03]", "design.seeds=2",
@@ -82,3 +81,12 @@ TUNING = [
     "data.parts={i:{path:'{data}/instruct.jsonl'}}", "study.measure=val/i/loss", "evals.instructions.tokens=4",
 ]  # fmt: skip
 TUNED = (TUNING, 3, "claim_not_tested start_plain")
+ADAPTERS = [
+    "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
+    "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
+    "design.base={data.domain:docs,budget.tokens:10k,adapter:null}", "design.seeds=1", "design.tokens=5k",
+]  # fmt: skip
+CONTINUAL = [
+    "design.seeds=1", "design.orders=1", "eval.every_steps=10", "budget.tokens=5k",
+    "design.arms={l2sp:null,ewc:null,lwf:null,agem:null}",
+]  # fmt: skip

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import alive, rank_of, wait_for
+from processes import PATIENCE, alive, rank_of, wait_for
 from safetensors.torch import load_file
 from small_run import REPOSITORY, TINY
 from training.test_trainer_ddp import ends, rows
@@ -32,7 +32,7 @@ def assert_same(first: dict, second: dict) -> None:
 
 
 def done(run: subprocess.Popen) -> None:
-    out, err = run.communicate(timeout=150)
+    out, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, out + err
 
 
@@ -102,34 +102,31 @@ def train_several(folder: Path, runs: list[list[str]], *launcher: str) -> list[i
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
     command = [sys.executable, *launcher, str(folder / "several.py"), str(file)]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=550)
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=3 * PATIENCE)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module")
-def choices(tmp_path_factory):
-    """A folder with every run of CHOICES, trained in one process and in two ranks, which stay for all of them."""
-    folder = tmp_path_factory.mktemp("choices")
-    (folder / "other.txt").write_text(OTHER)
-    (folder / "several.py").write_text(SEVERAL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
-        patch.delenv("KLEIBER_DATA", raising=False)
-        for names in (["base", "moe"], [name for name in CHOICES if name not in ("base", "moe")]):
-            train_several(folder, [overrides(folder, name, "cpu") for name in names])
-        pair = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        graphs = train_several(folder, [overrides(folder, name, "fsdp") for name in CHOICES], *pair)
-    assert {name for name, count in zip(CHOICES, graphs, strict=True) if count} == {"compile"}
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("name", CHOICES)
-def test_two_sharded_ranks_train_what_one_process_trains(choices, name):
-    """Weights of all checkpoints, those of an average and of WiSE included, and the scores."""
-    alone, pair = (next((choices / f"{name}-{trainer}").glob("*/*")) for trainer in ("cpu", "fsdp"))
+def test_two_sharded_ranks_train_what_one_process_trains(cache_dir, tmp_path, subtests):
+    """Weights of all checkpoints, those of an average and of WiSE included, and the scores.
+
+    One test, since the processes start once for all runs.
+    """
+    (tmp_path / "other.txt").write_text(OTHER)
+    (tmp_path / "several.py").write_text(SEVERAL)
+    for names in (["base", "moe"], [name for name in CHOICES if name not in ("base", "moe")]):
+        train_several(tmp_path, [overrides(tmp_path, name, "cpu") for name in names])
+    pair = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    graphs = train_several(tmp_path, [overrides(tmp_path, name, "fsdp") for name in CHOICES], *pair)
+    assert {name for name, count in zip(CHOICES, graphs, strict=True) if count} == {"compile"}
+    for name in CHOICES:
+        with subtests.test(name):
+            assert_same_run(*(next((tmp_path / f"{name}-{trainer}").glob("*/*")) for trainer in ("cpu", "fsdp")))
+
+
+def assert_same_run(alone: Path, pair: Path) -> None:
     saved = sorted(path.relative_to(alone) for path in alone.glob("stages/*/*/step-*"))
     assert saved and saved == sorted(path.relative_to(pair) for path in pair.glob("stages/*/*/step-*"))
     for path in saved:
@@ -164,7 +161,9 @@ def test_each_rank_holds_its_share_alone(cache_dir, tmp_path):
     (tmp_path / "look.py").write_text(LOOK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "look.py"), str(tmp_path / "rank"), *TINY, "trainer=fsdp", *PAIR, "budget.steps=2"]
-    finished = subprocess.run([*command, f"root={tmp_path / 'runs'}"], cwd=REPOSITORY, capture_output=True, timeout=150)
+    finished = subprocess.run(
+        [*command, f"root={tmp_path / 'runs'}"], cwd=REPOSITORY, capture_output=True, timeout=PATIENCE
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
     assert first.keys() == second.keys() and len(first) > 10
@@ -184,12 +183,12 @@ def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
         (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
                   if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
         os.kill(pid, signal.SIGKILL)
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
     assert run.returncode in (1, 75), out + err  # 75: the other rank was asked to end between two steps, and saved
     again = process(*options, root="killed")
-    out, err = again.communicate(timeout=150)
+    out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0 and "resuming at step" in err, out + err
     assert ends(tmp_path / "killed") == ends(tmp_path / "unbroken")
 
@@ -202,7 +201,7 @@ def test_one_process_and_sharded_ranks_go_on_from_each_other(launch, process, in
     pair = process("trainer=fsdp", *PAIR, "budget.steps=30", root="pair")
     wait_for(lambda: list(tmp_path.glob("pair/*/*/stages/main/checkpoints/step-????????")))
     pair.terminate()
-    out, err = pair.communicate(timeout=100)
+    out, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 75, out + err
     (folder,) = (tmp_path / "pair").glob("*/*")
     launch(*ALONE, "budget.steps=30", f"resume={folder}", root="pair")
@@ -211,6 +210,6 @@ def test_one_process_and_sharded_ranks_go_on_from_each_other(launch, process, in
         launch(*ALONE, "budget.steps=30", root="other", code=130)
     (folder,) = (tmp_path / "other").glob("*/*")
     other = process("trainer=fsdp", *PAIR, "budget.steps=30", f"resume={folder}", root="other")
-    out, err = other.communicate(timeout=150)
+    out, err = other.communicate(timeout=PATIENCE)
     assert other.returncode == 0 and "resuming at step" in err, out + err
     assert_same(last(tmp_path / "alone"), last(tmp_path / "other"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import wait_for
+from processes import PATIENCE, wait_for
 from safetensors.torch import load_file
 from shared_ranks import fork_ranks
 from torch.distributed.checkpoint.filesystem import FileSystem
@@ -41,7 +41,7 @@ def interrupted_pair(process, tmp_path) -> Path:
     pair = process(*SHARDED, root="pair")
     wait_for(lambda: list(tmp_path.glob("pair/*/*/stages/main/checkpoints/step-????????")))
     pair.terminate()
-    out, err = pair.communicate(timeout=300)
+    out, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 75, out + err
     (folder,) = (tmp_path / "pair").glob("*/*")
     return folder
@@ -104,7 +104,7 @@ def test_four_ranks_and_one_process_go_on_from_what_two_have_saved(interrupted_p
     launch(*ALONE, *RUN, f"resume={one}", root="one")
     assert_same(last(tmp_path / "alone"), last(tmp_path / "one"))
     rest = process(*SHARDED, "trainer.devices=4", f"resume={four}", root="four")
-    out, err = rest.communicate(timeout=500)
+    out, err = rest.communicate(timeout=PATIENCE)
     assert rest.returncode == 0 and "resuming at step" in err, out + err
     final = checkpoint.latest_of(four / "stages/main/checkpoints")
     assert len(list((final.path / "weights").iterdir())) == 4

@@ -1,5 +1,6 @@
 """Ranks that divide a model give the losses, norms, scores and weights of one process, in fp64."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -64,33 +65,28 @@ CASES = MIXTURES | DENSE
 RESUMED = ("topk", "gpt")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def train_all(root: Path) -> dict[str, dict[str, Path]]:
     """Folders of runs by name: of one process (`alone`), of two ranks (`pair`), and those that went on as the other."""
-    root = tmp_path_factory.mktemp("divided")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KLEIBER_CACHE", str(root / "cache"))
-        patch.delenv("KLEIBER_DATA", raising=False)
 
-        def train(name: str, *overrides: str) -> Path:
-            assert main([*TINY, f"root={root / name}", *OPTIONS, *overrides, "trainer=cpu"]) == 0
-            return next((root / name).glob("*/*"))
+    def train(name: str, *overrides: str) -> Path:
+        assert main([*TINY, f"root={root / name}", *OPTIONS, *overrides, "trainer=cpu"]) == 0
+        return next((root / name).glob("*/*"))
 
-        rows_of_two = {"lossfree": ["batch.micro=8"]}
-        alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in CASES.items()}
-        runs = {name: ["trainer=expert", *OPTIONS, *case] for name, case in MIXTURES.items()}
-        runs |= {name: ["trainer=tensor", *OPTIONS, *case] for name, case in DENSE.items()}
-        onward = {name: killed(alone[name], root / f"onward-{name}/run") for name in RESUMED}
-        resumed = [[*runs[name], f"resume={folder}"] for name, folder in onward.items()]
-        folders, codes = train_in_ranks(root / "pair", 2, [*runs.values(), *resumed])
-        assert codes == [0] * len(codes) and folders[len(runs) :] == list(onward.values())
-        pair = dict(zip(runs, folders, strict=False))
-        four = {name: killed(pair[name], root / f"four-{name}/run") for name in RESUMED}
-        resumed = [[*runs[name], "trainer.devices=4", f"resume={folder}"] for name, folder in four.items()]
-        assert train_in_ranks(root / "four", 4, resumed) == (list(four.values()), [0] * len(four))
-        back = {name: killed(pair[name], root / f"back-{name}/run") for name in RESUMED}
-        for name, folder in back.items():
-            train(f"back-{name}", *CASES[name], f"resume={folder}")
+    rows_of_two = {"lossfree": ["batch.micro=8"]}
+    alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in CASES.items()}
+    runs = {name: ["trainer=expert", *OPTIONS, *case] for name, case in MIXTURES.items()}
+    runs |= {name: ["trainer=tensor", *OPTIONS, *case] for name, case in DENSE.items()}
+    onward = {name: killed(alone[name], root / f"onward-{name}/run") for name in RESUMED}
+    resumed = [[*runs[name], f"resume={folder}"] for name, folder in onward.items()]
+    folders, codes = train_in_ranks(root / "pair", 2, [*runs.values(), *resumed])
+    assert codes == [0] * len(codes) and folders[len(runs) :] == list(onward.values())
+    pair = dict(zip(runs, folders, strict=False))
+    four = {name: killed(pair[name], root / f"four-{name}/run") for name in RESUMED}
+    resumed = [[*runs[name], "trainer.devices=4", f"resume={folder}"] for name, folder in four.items()]
+    assert train_in_ranks(root / "four", 4, resumed) == (list(four.values()), [0] * len(four))
+    back = {name: killed(pair[name], root / f"back-{name}/run") for name in RESUMED}
+    for name, folder in back.items():
+        train(f"back-{name}", *CASES[name], f"resume={folder}")
     return {"alone": alone, "pair": pair, "onward": onward, "back": back, "four": four}
 
 
@@ -145,9 +141,25 @@ def test_ranks_that_divide_every_block_train_on_the_same_rows(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_a_divided_model_gives_the_numbers_of_one_process(trained, name):
-    alone, pair = trained["alone"][name], trained["pair"][name]
+def test_a_divided_model_gives_the_numbers_of_one_process_and_ranks_go_on_from_each_other(
+    cache_dir, tmp_path, subtests
+):
+    """One test, since the ranks start once for all runs."""
+    trained = train_all(tmp_path)
+    for name in CASES:
+        with subtests.test(name):
+            alone, pair = trained["alone"][name], trained["pair"][name]
+            assert_same_numbers(alone, pair)
+            if AVERAGED[0] in CASES[name]:
+                assert_same(last(alone, "ema"), last(pair, "ema"))
+    for way, name in itertools.product(("onward", "back", "four"), RESUMED):
+        with subtests.test(f"{name} {way}"):
+            folder = trained[way][name]
+            assert max((folder / "stages/main/checkpoints").glob("step-????????")).name == "step-00000004"
+            assert_same(last(trained["alone"][name]), last(folder))  # a lost moment would show in the next step
+
+
+def assert_same_numbers(alone: Path, pair: Path) -> None:
     expected, logged = rows(alone), rows(pair)
     assert len(expected) == len(logged) >= 4
     for row, other in zip(expected, logged, strict=True):
@@ -155,14 +167,3 @@ def test_a_divided_model_gives_the_numbers_of_one_process(trained, name):
     assert {"train/loss", "train/grad_norm", "stability/gradient/layer 1"} <= set().union(*logged)
     assert scores(pair) == pytest.approx(scores(alone), abs=1e-9)
     assert_same(last(alone), last(pair))
-    if AVERAGED[0] in CASES[name]:
-        assert_same(last(alone, "ema"), last(pair, "ema"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RESUMED)
-def test_one_two_and_four_ranks_go_on_from_each_other(trained, name):
-    """Weights and optimizer state: a moment that was lost would show in the next step."""
-    for folder in (trained[way][name] for way in ("onward", "back", "four")):
-        assert max((folder / "stages/main/checkpoints").glob("step-????????")).name == "step-00000004"
-        assert_same(last(trained["alone"][name]), last(folder))

@@ -1,10 +1,10 @@
 """Copies of a state stay as they were, with tied tensors as one; a writer runs in order and passes errors on."""
 
 import threading
-import time
 
 import pytest
 import torch
+from processes import PATIENCE, wait_for
 from torch import nn
 
 from kleiber.training import checkpoint, snapshot
@@ -62,7 +62,7 @@ def test_a_writer_runs_one_function_after_another_beside_the_caller():
     writer, order, release = Writer(), [], threading.Event()
 
     def first():
-        release.wait(5)
+        release.wait(PATIENCE)
         order.append(1)
 
     writer.start(first)
@@ -77,10 +77,7 @@ def test_a_writer_runs_one_function_after_another_beside_the_caller():
 def test_an_error_of_a_writer_is_raised_once_at_the_next_look():
     writer = Writer()
     writer.start(lambda: (_ for _ in ()).throw(OSError("no space")))  # type: ignore[arg-type]
-    for _ in range(100):
-        if writer.job is not None and writer.job.done():
-            break
-        time.sleep(0.01)
+    wait_for(lambda: writer.job is not None and writer.job.done())
     with pytest.raises(OSError, match="no space"):
         writer.check()
     writer.check()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATIENCE
 from safetensors.torch import load_file
 
 from kleiber.models.generate import generate
@@ -67,7 +68,7 @@ print("one graph each")
 
 @pytest.mark.slow
 def test_a_dense_model_is_one_graph_with_the_same_gradients():
-    done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "one graph each\n", done.stderr
 
 
@@ -167,7 +168,7 @@ def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, proc
     options = ["budget.steps=6", "trainer.max_steps=6", "batch.micro=3"]
 
     def compiled(root: str) -> tuple[Path, set[Path]]:
-        _, err = (done := process(*options, "trainer.compile=true", root=root)).communicate(timeout=240)
+        _, err = (done := process(*options, "trainer.compile=true", root=root)).communicate(timeout=PATIENCE)
         assert done.returncode == 0, err
         graphs = tmp_path / "cache" / "inductor" / "fxgraph"
         return next((tmp_path / root).glob("*/*")), {path for path in graphs.rglob("*") if path.is_file()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import alive, rank_of, wait_for
+from processes import PATIENCE, alive, rank_of, wait_for
 from shared_ranks import fork_ranks
 from small_run import REPOSITORY, TINY
 from wandb_records import read
@@ -71,7 +71,7 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, monkeypatch, capfd):
 def test_two_ranks_in_fresh_processes_give_the_numbers_of_one(launch, process, tmp_path, model):
     alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
     pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *MIRROR, root="pair")
-    out, err = pair.communicate(timeout=150)
+    out, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     assert out.count("bits/byte") == 1, "one console"
     assert "arning:" not in out + err
@@ -85,7 +85,7 @@ def test_shares_over_the_global_batch_are_those_of_all_ranks(launch, process, tm
     options = [*OPTIONS, "model=moe", "model.mlp.balance.scope=global", "model.mlp.balance.coefficient=1.0"]
     alone = rows(launch(*options, "batch.micro=8", "trainer.devices=1", root="alone"))
     pair = process(*options, "batch.micro=4", "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=150)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
     for row, other_row in zip(alone, rows(folder), strict=True):
@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(launch, process, interrupted
     with interrupted(4):
         launch(*OPTIONS, "trainer.devices=1", root="pair", code=130)
     pair = process(*OPTIONS, "trainer.devices=2", root="pair")
-    _, err = pair.communicate(timeout=150)
+    _, err = pair.communicate(timeout=PATIENCE)
     assert pair.returncode == 0 and "resuming at step" in err, err
     (folder,) = (tmp_path / "pair").glob("*/*")
     for row, other in zip(rows(alone), rows(folder), strict=True):
@@ -169,7 +169,7 @@ def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, ca
     options += ["logger=wandb", "logger.wandb.mode=offline"]
     command = [sys.executable, "train.py", "--config-dir", tmp_path / "conf", "experiment=s", "trainer.devices=2"]
     command += [*options, f"root={tmp_path / 'runs'}", "launcher.workers=2"]
-    done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 4, done.stdout + done.stderr
     monkeypatch.undo()
     cells = {yaml.safe_load(path.read_text())["seed"]: path.parent for path in tmp_path.glob("runs/s/*/config.yaml")}
@@ -211,7 +211,7 @@ def ends(root: Path) -> dict[str, str]:
 def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_path):
     """FAULTS 3, 16: the death of one rank ends the other, and the same command goes on."""
     unbroken = process(*TREE, root="unbroken")
-    out, err = unbroken.communicate(timeout=200)
+    out, err = unbroken.communicate(timeout=PATIENCE)
     assert unbroken.returncode == 0, out + err
     for rank, stage in (("1", "trunk"), ("0", "25600")):
         run = process(*TREE, root="killed")
@@ -220,15 +220,15 @@ def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_pa
             (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
                       if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == rank]  # fmt: skip
             os.kill(pid, signal.SIGKILL)
-            out, err = run.communicate(timeout=100)
+            out, err = run.communicate(timeout=PATIENCE)
         finally:
             run.kill()
-        assert run.returncode in (1, 75), out + err  # 75: the other rank was asked to end between two steps, and saved
+        assert run.returncode == 1 and f"rank {rank} was killed by SIGKILL" in err, out + err
         assert alive(tmp_path / "killed") == {}
         (summary,) = tmp_path.glob("killed/*/*/summary.json")
-        assert json.loads(summary.read_text())["status"] in ("failed", "killed")
+        assert json.loads(summary.read_text())["status"] == "failed"
     again = process(*TREE, root="killed")
-    out, err = again.communicate(timeout=200)
+    out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0 and "resuming at step" in err, out + err
     assert ends(tmp_path / "killed") == ends(tmp_path / "unbroken")
 
@@ -243,7 +243,7 @@ def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path,
     run = process("trainer=ddp", "trainer.devices=2", "budget.steps=5000", "trainer.max_steps=5000")
     wait_for(lambda: list(tmp_path.glob("runs/*/*/metrics.jsonl")))
     run.send_signal(number)
-    out, err = run.communicate(timeout=100)
+    out, err = run.communicate(timeout=PATIENCE)
     assert run.returncode == code, out + err
     (summary,) = tmp_path.glob("runs/*/*/summary.json")
     assert json.loads(summary.read_text())["status"] == status
@@ -256,13 +256,13 @@ def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path,
 def test_a_rank_that_is_stopped_is_named_and_the_run_ends_with_a_checkpoint(process, tmp_path):
     """FAULTS 88. The checkpoint is of a step that no schedule asks for: the last one that both ranks completed."""
     options = ["budget.steps=50000", "trainer.max_steps=50000", "callbacks.checkpoints.every=0", "eval.every_steps=0"]
-    run = process("trainer=ddp", "trainer.devices=2", "trainer.rank_timeout=5", *options)
+    run = process("trainer=ddp", "trainer.devices=2", "trainer.rank_timeout=20", *options)
     try:
         wait_for(lambda: list(tmp_path.glob("runs/*/*/metrics.jsonl")))
         (pid,) = [pid for pid, line in alive(tmp_path / "runs").items()
                   if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
         os.kill(pid, signal.SIGSTOP)
-        out, err = run.communicate(timeout=100)
+        out, err = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
     assert run.returncode == 1 and "rank 1 " in err and "Traceback" not in err, out + err

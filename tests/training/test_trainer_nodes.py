@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATIENCE
 from small_run import REPOSITORY, TINY, last_of_each
 
 from kleiber.training.fsdp import FSDP
@@ -77,7 +78,7 @@ def with_srun(words: list[str]) -> list[subprocess.Popen[str]]:
 
 def finish(processes: list[subprocess.Popen[str]]) -> str:
     """Waits for the processes, which must all end with 0, and returns what they printed."""
-    printed = [process.communicate(timeout=200) for process in processes]
+    printed = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), printed
     return "".join(out + err for out, err in printed)
 

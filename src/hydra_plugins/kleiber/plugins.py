@@ -179,8 +179,7 @@ class KleiberSweeper(BasicSweeper):
         return context
 
     def _kleiber_launcher(self) -> KleiberLauncher:
-        if not isinstance(self.launcher, KleiberLauncher):
-            raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        assert isinstance(self.launcher, KleiberLauncher)
         return self.launcher
 
     def _node(self, key: str) -> Json:

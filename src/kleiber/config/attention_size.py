@@ -90,6 +90,15 @@ def _mixer(model: Config, layer: int) -> tuple[str, Json]:
     return _mixer({"attention": shared | {"_target_": PATTERN[kind]} | options}, layer)
 
 
+def rotation_table(model: Config, width: int, layer: int) -> int:
+    """Returns the numbers in the tables of rotations that a layer of full or windowed attention keeps; else 0."""
+    kind, node = _mixer(model, layer)
+    positions = model.get("positions") or node.get("positions") or "rotary"
+    if kind not in ("FullAttention", "WindowAttention") or positions != "rotary":
+        return 0
+    return 2 * int(model.get("context") or 256) * _heads(model, node, width)[2]
+
+
 def attention_cache(model: Config, width: int, layer: int) -> int:
     """Returns the numbers that one layer keeps of one full context."""
     kind, node = _mixer(model, layer)

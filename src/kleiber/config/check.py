@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.division_checks import check_division
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import Parameter, Signature, runtime_signature
+from kleiber.config.hydra_keys import HYDRA_KEYS, PARTIAL, check_hydra_keys
 from kleiber.config.stage_checks import check_stage
 from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
 from kleiber.config.targets import SUPPLIED, signature
@@ -72,11 +73,13 @@ PLAIN: dict[str, object] = {
     "budget": Budget,
     "eval": EvalSettings,
     "cost": Cost,
+    "allow_data": Sequence[str] | None,
 }
+LATER_KEYS = ("cost", "allow_data")  # which the config of a run lacks that was recorded before there were these keys
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
 OPTIONAL = ("init", "retention", "privacy", "adapter", "evals", "stages", "design", "study", "experiment")
+NAMED = ("callbacks", "logger", "retention", "evals")  # groups of several nodes by name
 TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)
-SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def check(config: Config, follows: bool = False) -> None:
@@ -88,14 +91,14 @@ def check(config: Config, follows: bool = False) -> None:
         if key not in TOP_LEVEL:
             raise ConfigError(unknown_key(key, key))
     for key, kind in PLAIN.items():
-        if key == "cost" and key not in config:
-            continue  # of a run that was recorded before there was this key
+        if key in LATER_KEYS and key not in config:
+            continue
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
         check_plain(key, kind, config[key])
     _check_dry_run(config["dry_run"])
     for key in NODES:
-        if key in ("callbacks", "logger"):
+        if key in NAMED:
             _check_named(key, config.get(key))
         else:
             check_node(key, require_node(key, config.get(key)))
@@ -157,7 +160,7 @@ def require_mapping(key: str, value: object) -> Config:
 
 
 def _check_optional(key: str, value: object) -> None:
-    if "_target_" in require_mapping(key, value):
+    if key not in NAMED and "_target_" in require_mapping(key, value):
         return check_node(key, require_mapping(key, value))
     _check_named(key, value)
 
@@ -174,18 +177,20 @@ def _check_named(key: str, group: object) -> None:
             raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} Chosen: {', '.join(names)}")
 
 
-def check_node(path: str, node: Config) -> None:
+def check_node(path: str, node: Config, annotation: object = None) -> None:
     """Raises ConfigError for a node whose class is not allowed, lacks an argument, or would refuse one.
 
-    path  key of the node in the config, such as study, which the error names
+    path        key of the node in the config, such as study, which the error names
+    annotation  type of the argument that the node is the value of; None for a node that is no argument
     """
     try:
         target = signature(str(node["_target_"]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    arguments = {name: value for name, value in node.items() if name not in SPECIAL}
+    check_hydra_keys(path, node, annotation)
+    arguments = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     check_arguments(path, target, arguments)
-    if not node.get("_partial_") and "_args_" not in node:
+    if not node.get(PARTIAL):
         for name, parameter in target.parameters.items():
             if parameter.required and name not in arguments and name not in SUPPLIED:
                 raise ConfigError(f"{path}.{name} must be set: there is no default for it")
@@ -216,20 +221,23 @@ def unknown_argument(target: Signature, name: str, value: object) -> str:
 
 def _check_value(path: str, parameter: Parameter, value: object) -> None:
     """Checks a nested node by its own signature, and any other value by the type of the argument."""
-    if not _check_nodes_within(path, value):
+    if not _check_nodes_within(path, value, parameter.annotation):
         check_type(path, parameter.annotation, value)
 
 
-def _check_nodes_within(path: str, value: object) -> bool:
-    """Checks the nodes in a value, at any depth; returns whether there are any."""
+def _check_nodes_within(path: str, value: object, annotation: object) -> bool:
+    """Checks the nodes in a value, at any depth; returns whether there are any.
+
+    annotation  type of the argument that has the value, and so of the nodes in it
+    """
     if isinstance(value, Mapping):
         if "_target_" in value:
-            check_node(path, value)
+            check_node(path, value, annotation)
             return True
-        nodes = [_check_nodes_within(f"{path}.{name}", item) for name, item in value.items()]
+        nodes = [_check_nodes_within(f"{path}.{name}", item, annotation) for name, item in value.items()]
         return any(nodes)
     if isinstance(value, list):
-        nodes = [_check_nodes_within(f"{path}[{i}]", item) for i, item in enumerate(value)]
+        nodes = [_check_nodes_within(f"{path}[{i}]", item, annotation) for i, item in enumerate(value)]
         return any(nodes)
     return False
 

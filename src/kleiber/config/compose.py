@@ -25,12 +25,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
+from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins, chosen_names
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
+from kleiber.config.url_secrets import map_secrets, remember_secrets
 from kleiber.types import Json
 
 Composed = TypeVar("Composed")
-FIXED_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 def conf_dir() -> Path:
@@ -96,9 +97,11 @@ class Composer:
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""
         options = {"with_log_configuration": False, "validate_sweep_overrides": validate_sweeps}
-        return self._compose(
+        config = self._compose(
             overrides, lambda prepared: self.hydra.compose_config(self.config_name, prepared, mode, **options)
         )
+        check_hydra_plugins(config)
+        return config
 
     def is_sweep(self, overrides: list[str]) -> bool:
         """Whether one of the chosen files asks for a sweep with `hydra.mode: MULTIRUN`."""
@@ -107,6 +110,8 @@ class Composer:
 
     def multirun(self, overrides: list[str], task: Callable[[DictConfig], object]) -> None:
         """Calls `task` with the config of every cell of a sweep, through the configured sweeper and launcher."""
+
+        self.compose(overrides, RunMode.MULTIRUN)
 
         def sweep(prepared: list[str]) -> None:
             lines = [*prepared, "hydra.mode=MULTIRUN"]
@@ -146,11 +151,8 @@ class Composer:
 
     def _prepare(self, override: Override) -> str | None:
         key, line = override.key_or_group, str(override.input_line)
-        if key in FIXED_KEYS:
-            raise ConfigError(
-                f"{key} cannot be set: the config determines the folder of a run. Set root= or name= instead"
-            )
         if key.split(".")[0].split("/")[0] == "hydra":
+            check_hydra_override(override)
             return line
         if self.choices(key):
             self._check_choice(override)
@@ -236,30 +238,18 @@ def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(config, dict)
+    config = map_secrets(config, remember_secrets)  # of files, and of the environment that they name
     complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
     for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}
     return complete, model
 
 
-def chosen_names(override: Override) -> Iterator[str]:
-    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
-    if override.is_delete():
-        return
-    if override.is_sweep_override():
-        if override.is_discrete_sweep():
-            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
-        return
-    value = override.value()
-    if isinstance(value, list):
-        yield from ("null" if item is None else str(item) for item in value)
-    elif value is not None:
-        yield str(value)
-
-
 def budget_nulls(overrides: list[Override]) -> list[str]:
     """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
     names = {f"budget.{name}" for name in LIMITS}
+    for key in (o.key_or_group for o in overrides if o.key_or_group.startswith(tuple(f"{name}." for name in names))):
+        raise ConfigError(f"{key} is a key of a number: write {key.rpartition('.')[0]}=NUMBER")
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
     if len(limits) > 1:
@@ -287,14 +277,16 @@ def explain(error: Exception) -> str:
     """Returns Hydra's message without its advice to write `+key` and without the list of search paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     drop = (
-        "To append to your config",
-        "Set the environment variable",
-        "Config search path",
-        "provider=",
-        "object_type=",
-    )
+        "To append to your config", "Set the environment variable", "Config search path", "provider=", "object_type=",
+    )  # fmt: skip
     if any("No match in the defaults list" in line for line in lines):
         group = lines[0].split("'")[1]
         return f"{group} cannot be chosen with these choices (model/router, for example, needs model=moe)"
+    if lines and lines[0].startswith("Ambiguous value for argument '"):
+        key, _, value = lines[0].split("'", 1)[1].rstrip("'").lstrip("+").partition("=")
+        return (
+            f"{key}={value} has several values: add -m to train a run for each, write {key}=[{value}] for a list, or "
+            f"quote a text with commas: \"{key}='{value}'\""
+        )
     kept = [line for line in lines if not line.startswith(drop)]
     return " ".join(kept) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
@@ -69,7 +70,7 @@ def cost_of(cost: Cost, power: Power | None, device_seconds: float) -> Json:
 
 
 def add_costs(costs: Sequence[Mapping[str, object] | None]) -> Json:
-    """The sum of the entries `cost` of several stages, without what no entry has.
+    """The sum of the entries `cost` of several stages, in any order, without what no entry has.
 
     watt_hours  energy
     power       of a device, as text with its source: "10 W a device, assumed"
@@ -83,9 +84,9 @@ def add_costs(costs: Sequence[Mapping[str, object] | None]) -> Json:
     currencies = {str(cost["currency"]) for cost in entries if cost["currency"] is not None}
     total: Json = {}
     if joules:
-        total = {"watt_hours": sum(joules) / SECONDS_PER_HOUR, "power": describe_powers(powers)}
+        total = {"watt_hours": fsum(joules) / SECONDS_PER_HOUR, "power": describe_powers(powers)}
     if len(currencies) == 1:
-        total |= {"price": sum(prices), "currency": currencies.pop()}
+        total |= {"price": fsum(prices), "currency": currencies.pop()}
     return total
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 
+from kleiber.config.callback_checks import check_lightning_callbacks
 from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
 from kleiber.config.stages import check_name, quantity
 from kleiber.config.targets import argument, class_attribute
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
@@ -36,6 +37,7 @@ def check_compatibility(config: Config) -> None:
     _check_streaming(config)
     _check_loggers(config.get("logger") or {})
     _check_remote((config.get("callbacks") or {}).get("checkpoints"))
+    check_lightning_callbacks(config.get("callbacks"))
 
 
 def _check_privacy(config: Config) -> None:
@@ -95,9 +97,9 @@ def _check_loggers(loggers: Config) -> None:
 def _check_remote(checkpoints: object) -> None:
     url = checkpoints.get("remote") if isinstance(checkpoints, Mapping) else None
     try:
-        _ = url and import_module("fsspec").core.url_to_fs(url)
+        _ = url and open_file_system(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
+        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {hide_secrets(str(error))}") from None
 
 
 def _check_task_name(data: Config) -> None:

@@ -7,7 +7,6 @@ Ctrl-C (SIGINT) does the same with exit code 130; a second Ctrl-C ends the proce
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -18,7 +17,6 @@ from difflib import get_close_matches
 from enum import IntEnum, StrEnum
 from typing import ClassVar, NoReturn
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of a used-up quota
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -84,7 +82,11 @@ class Interrupted(Preempted):
     status = Status.INTERRUPTED
 
 
-class RankTimeout(RuntimeError):
+class RankLost(RuntimeError):
+    """The connection to another rank broke."""
+
+
+class RankTimeout(RankLost):
     """Another rank did not answer within trainer.rank_timeout seconds."""
 
 
@@ -140,7 +142,7 @@ def pending_signal() -> int:
 def is_handled(number: int) -> bool:
     """Whether kleiber handles a signal: not a SIGINT that is ignored (under nohup), or that another library handles."""
     handler = signal.getsignal(number)
-    return number != signal.SIGINT or handler in (signal.default_int_handler, _exit_at_once) or bool(_CtrlC.last_acts)
+    return number != signal.SIGINT or handler in (signal.default_int_handler, exit_at_once) or bool(_CtrlC.last_acts)
 
 
 @contextmanager
@@ -176,20 +178,39 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
         _CtrlC.count *= bool(_CtrlC.last_acts)
 
 
-def exit_on_interrupt() -> None:
-    """Makes Ctrl-C end this process at once with exit code 130, wherever no `on_preemption` is active.
+def exit_on_signals() -> None:
+    """Makes SIGINT, SIGTERM and SIGUSR1 end this process at once, wherever no `on_preemption` is active.
 
-    Does nothing where the process ignores SIGINT. Called where a process begins, and has nothing to save.
+    The exit code is 130 or 75. A signal that the process ignores stays ignored. Called where a process begins, before
+    it imports what takes seconds, and has nothing to save. Signals that came while the process was started under
+    `signals_held` come now.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _exit_at_once)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, exit_at_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Holds signals back from this thread, and from a process that is started within until its `exit_on_signals`.
+
+    Python would otherwise answer Ctrl-C in such a process with a traceback, before the first line of kleiber runs.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with(code: int) -> NoReturn:
-    """Ends this process with an exit code, which a late Ctrl-C does not change to death by the signal."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends this process with an exit code, which a late signal does not change."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
-def _exit_at_once(number: int, frame: object) -> None:
-    os._exit(ExitCode.INTERRUPTED)
+def exit_at_once(number: int, frame: object) -> None:
+    """Ends this process with the exit code of a signal: the handler of one that has nothing to save."""
+    os._exit(ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.PREEMPTED)

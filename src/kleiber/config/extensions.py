@@ -23,7 +23,10 @@ from typing import Any
 
 from kleiber.config.errors import ConfigError
 
-ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
+ALLOWED = ("kleiber.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
+UNDECLARED = "lightning."  # packages whose classes do not declare what they access (`kleiber.types.access`)
+TORCH_OPTIMIZERS = "torch.optim."
+OPTIMIZERS = {"SGD": "sgd", "Adam": "adamw", "AdamW": "adamw", "Muon": "muon"}  # kleiber's choice for that of PyTorch
 VARIABLE = "KLEIBER_EXTENSIONS"
 GROUP = "kleiber.extensions"  # of entry points
 
@@ -95,6 +98,13 @@ def extension_folders() -> list[Path]:
 
 def require_allowed(target: str, extra: tuple[str, ...]) -> None:
     """Raises ConfigError for a name that begins neither with one of ALLOWED nor with one of `extra`."""
+    if target.startswith(TORCH_OPTIMIZERS):
+        choice = OPTIMIZERS.get(target.rpartition(".")[2], "adamw, lion, muon or sgd")
+        raise ConfigError(
+            f"_target_ {target} is not allowed, because an optimizer also sets learning rates by width and clips "
+            f"gradients: write optimizer={choice}, or a class of yours with lr, clip and build, as "
+            f"kleiber.optimizers.SGD has, which {VARIABLE} allows"
+        )
     if not target.startswith((*ALLOWED, *extra)):
         raise ConfigError(
             f"_target_ {target} is not allowed: it must begin with {', '.join((*ALLOWED, *extra))}; if you trust the "
@@ -102,8 +112,13 @@ def require_allowed(target: str, extra: tuple[str, ...]) -> None:
         )
 
 
+def declares_access(target: str) -> bool:
+    """Whether a class declares which of its arguments read, run or write something, or can do none of it."""
+    return not target.startswith(UNDECLARED)
+
+
 def import_target(target: str, extra: tuple[str, ...]) -> Any:
-    """Imports a class, or a function of torch or lightning, by its dotted name.
+    """Imports a class, or a function of Lightning, by its dotted name.
 
     Raises ConfigError for a name that is not allowed, where it cannot be imported, and for what an allowed module only
     imports from another one.

@@ -30,8 +30,10 @@ KEYS = {
 }
 TAIL = """Flags
     -m, --multirun            sweep over comma-separated values
-    --cfg job|hydra|all       print the composed config and stop
+    --cfg job|hydra|all       print the composed config and stop; --resolve fills in ${...}, -p model prints one node
     --config-dir DIR          a folder with choices of yours, which take precedence
+    --config-name NAME        a root config of yours in that folder, in place of train
+    --version                 print the version of kleiber
     --info, --hydra-help      information about Hydra
 
 Environment

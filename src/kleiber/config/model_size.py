@@ -5,6 +5,7 @@ The formulas equal those of `models.counting`, and a test compares the two; a la
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kleiber.config.attention_size import attention_cache, attention_size
+from kleiber.config.attention_size import attention_cache, attention_size, rotation_table
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import quantity, stage_configs
 from kleiber.config.targets import argument, class_attribute
@@ -179,6 +180,21 @@ def check_memory(config: Config) -> None:
             check_fits(size_keys(stage), training_memory(stage))
 
 
+def check_model_memory(model: Config, vocab_size: int, source: str = "") -> None:
+    """Raises ConfigError for a `model` node whose weights, or tables of rotations, this machine cannot hold in fp32.
+
+    source  what the error begins with, such as the folder of the model. A model without a formula is not checked
+    """
+    try:
+        shape = size(model, vocab_size)
+        layers = range(argument(model, "depth")) if model["_target_"] == NATIVE else ()
+        tables = sum(rotation_table(model, shape.width, layer) for layer in layers)
+    except ValueError:
+        return
+    sizes = {"depth": argument(model, "depth"), "width": shape.width, "context": argument(model, "context")}
+    check_fits(source + ", ".join(f"model.{key}={value}" for key, value in sizes.items()), 4.0 * (shape.total + tables))
+
+
 def check_fits(settings: str, needed: float) -> None:
     """Raises ConfigError, which names the `settings`, where `needed` bytes are more than this machine has."""
     available = machine_memory()
@@ -237,3 +253,14 @@ def machine_memory() -> float:
 def available_cores() -> int:
     """Returns the number of CPU cores that this process may use; outside Linux, that of all cores."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def gpu_ids() -> list[str]:
+    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
+
+    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -14,9 +14,10 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.check import PLAIN, SPECIAL
+from kleiber.config.check import PLAIN
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError
+from kleiber.config.hydra_keys import HYDRA_KEYS
 from kleiber.config.layer_checks import SHARED
 from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Config
@@ -146,7 +147,7 @@ def unset_arguments(node: Config, path: str) -> Iterator[tuple[str, str, str]]:
     if "_target_" in node:
         target = str(node["_target_"])
         for name, parameter in signature(target).parameters.items():
-            if name not in node and name not in SUPPLIED and name not in SPECIAL and not parameter.required:
+            if name not in node and name not in SUPPLIED and name not in HYDRA_KEYS and not parameter.required:
                 text = flow(parameter.default) if parameter.is_literal else NOT_LITERAL
                 yield name, text, f"default of {target}"
     plain = PLAIN.get(path)

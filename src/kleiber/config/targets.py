@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Modules without torch, whose names in annotations have their real values.
-PLAIN_MODULES = ("typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.config.stages")
+PLAIN_MODULES = (
+    "typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.types.access",
+    "kleiber.config.stages",
+)  # fmt: skip
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
 # Arguments that only a run can supply; the check rejects a config that sets one of them.
 SUPPLIED = frozenset(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt64
 
-from kleiber.data.location import suffix
-from kleiber.data.read_errors import compression, explain, is_url, not_an_object, open_bytes, unique_keys
+from kleiber.config.url_secrets import open_file_system
+from kleiber.data.folders import suffix
+from kleiber.data.read_errors import DAMAGED, compression, explain, is_url, not_an_object, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
-from kleiber.data.splits import HashSplit, text_hash
+from kleiber.data.splits import HashSplit, document_hashes
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -116,9 +116,9 @@ class WrongColumn(ValueError):
     """A column is missing, or does not contain text."""
 
 
-def text_hashes(rows: Rows) -> UInt64[np.ndarray, "_"]:
-    """Returns the hash of the text of each row."""
-    return np.fromiter(map(text_hash, rows.texts()), np.uint64)
+def text_hashes(rows: Rows) -> UInt64[np.ndarray, "rows 2"]:
+    """Returns the hash and the normalized hash of the text of each row."""
+    return np.array([document_hashes([text]) for text in rows.texts()], np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,11 @@ def open_parquet(path: str) -> Iterator[ParquetFile]:
 
 
 def cut_file(path: str, columns: tuple[str, ...]) -> Iterator[Rows]:
-    """Yields the blocks of a file of JSON lines or, if its name says so, of Parquet; a text file is a block."""
-    if suffix(path) == ".txt":
-        yield TextFile(path, columns)
-    elif ".parquet" in os.path.basename(path).lower():
+    """Yields the blocks of a file of JSON lines or Parquet, if its name says so; any other file is a text, a block."""
+    if suffix(path) == ".parquet":
         yield from _cut_parquet(path, columns)
+    elif suffix(path) != ".jsonl":
+        yield TextFile(path, ("text",))
     elif compression(path):
         yield from _cut_stream(path, columns)
     else:
@@ -237,7 +237,7 @@ def _cut_stream(path: str, columns: tuple[str, ...]) -> Iterator[Rows]:
                 lines = left + whole
                 yield JsonLines(path, columns, begin, begin + len(lines), lines)
                 begin, left = begin + len(lines) + 1, rest
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError(explain(path, error)) from error
     if left:
         yield JsonLines(path, columns, begin, begin + len(left), left)
@@ -247,7 +247,5 @@ def file_size(path: str) -> int:
     """Returns the bytes of a file or URL."""
     if not is_url(path):
         return os.path.getsize(path)
-    import fsspec
-
-    system, place = fsspec.core.url_to_fs(path)
-    return system.size(place)
+    system, place = open_file_system(path)
+    return int(system.info(place)["size"])

@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.child_process import python_command, safe_environment
+from kleiber.config.errors import exit_on_signals, signals_held
 from kleiber.config.model_size import available_cores
 from kleiber.config.stages import Quantity
 from kleiber.data.sources import SPLITS, Document, Source, SourceText, limit_bytes
@@ -254,11 +256,14 @@ def read_docstrings(paths: list[str], workers: int) -> Iterator[list[str]]:
 
 
 def _start_worker(paths: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "kleiber.data.builtin"]
+    command, environment = python_command("kleiber.data.builtin"), {**safe_environment(), "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as listed:  # the worker has a copy of the open file
         listed.write("".join(f"{path}\n" for path in paths))
         listed.seek(0)
-        return subprocess.Popen(command, stdin=listed, stdout=subprocess.PIPE, text=True, encoding="ascii")
+        with signals_held():
+            return subprocess.Popen(
+                command, stdin=listed, stdout=subprocess.PIPE, env=environment, text=True, encoding="ascii"
+            )
 
 
 def main() -> None:
@@ -270,4 +275,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     main()

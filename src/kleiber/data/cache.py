@@ -25,7 +25,8 @@ from pathlib import Path
 
 import xxhash
 
-from kleiber.config.errors import NO_SPACE, ConfigError
+from kleiber.config.errors import ConfigError
+from kleiber.config.system_errors import NO_SPACE, naming
 from kleiber.records.files import cache_folder, read_json, write_text
 from kleiber.records.locks import sweep_scratch, try_lock, wait_for_lock
 from kleiber.records.progress import activity
@@ -134,7 +135,8 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
             whole = manifest | {"checksum": digest(manifest)}
             file.write(json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False).encode())
             file.flush()
-            os.fsync(file.fileno())
+            with naming(part / MANIFEST):
+                os.fsync(file.fileno())
         remove(folder)
         os.replace(part, folder)
     except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on as well
@@ -210,7 +212,7 @@ def _checksums(path: Path) -> Json:
     """Returns size and checksums of a file: SHA-256 names its content, XXH3 finds damage twenty times as fast."""
     if path.suffix == ".bin" and manifest_of(path).is_file():
         return read_json(manifest_of(path))
-    with open_to_read(path) as file:
+    with open_to_read(path) as file, naming(path):
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path), "xxh3": fast_hash(path).hexdigest()}
 

@@ -26,12 +26,17 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
 }  # fmt: skip
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
-JINJA = (  # the template as transformers reads it, after the token in front
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ '<|assistant|>\n' + message['content'] + eos_token }}{% else %}"
+JINJA = (  # the template as transformers reads it, after the token in front; MARKER and ANSWER stand for gaps
+    "{% for message in messages %}MARKER{% if message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>\n' }}ANSWER{{ message['content'] + eos_token }}{% else %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    "{% if add_generation_prompt %}PROMPT{{ '<|assistant|>\n' }}{% endif %}"
 )
+GAPS = {  # by the place of a gap, when there is one: not behind the token in front or an answer, which end with a token
+    "MARKER": "{% if not loop.first and loop.previtem['role'] != 'assistant' %}{{ ' ' }}{% endif %}",
+    "ANSWER": "{% if message['content'] %}{{ ' ' }}{% endif %}",
+    "PROMPT": "{% if messages and messages[-1]['role'] != 'assistant' %}{{ ' ' }}{% endif %}",
+}
 FORMS = (
     "messages; prompt, response; prompt, completion; instruction, input, output; instruction, instances; "
     "question, answer"
@@ -124,10 +129,18 @@ def _text(value: object, column: str) -> str:
     return value or ""
 
 
-def jinja_template(tokenizer: Tokenizer) -> str:
-    """Returns the template as transformers reads it."""
+def jinja_template(tokenizer: Tokenizer, before_markers: bool = False, before_answers: bool = False) -> str:
+    """Returns the template as transformers reads it, which encodes a conversation as one text.
+
+    before_markers  whether there is a space in front of a role marker that follows a text, and likewise
+    before_answers  in front of answers: for a tokenizer that begins every text with a space, such as SentencePiece
+    """
+    gaps = {"MARKER": before_markers, "ANSWER": before_answers, "PROMPT": before_markers}
+    template = JINJA
+    for place, has_gap in gaps.items():
+        template = template.replace(place, GAPS[place] if has_gap else "")
     before = "{{ eos_token }}" if tokenizer.begin == tokenizer.eos else tokenizer.separator_texts[0]
-    return before + JINJA
+    return before + template
 
 
 @dataclass(frozen=True)

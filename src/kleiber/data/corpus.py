@@ -18,6 +18,7 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.reading import NOTHING_READ, Reading
 from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
@@ -42,6 +43,7 @@ class TextCorpus:
     manifest               manifest of the cached files of each domain
     num_tokens, num_bytes  of the unique training text
     canaries               secrets that were planted in the training text
+    reading                what was read of the files of the data
     """
 
     name: str
@@ -55,6 +57,7 @@ class TextCorpus:
     num_tokens: int = 0
     num_bytes: int = 0
     canaries: Sequence[Canary] = ()
+    reading: Reading = NOTHING_READ
 
 
 def content_hashes(corpus: Corpus) -> dict[str, str]:
@@ -177,6 +180,7 @@ class EncodedTable:
     root: Path
     folder: Path
     manifest: Json
+    reading: Reading = NOTHING_READ
 
     @property
     def checksums(self) -> list[str]:
@@ -225,6 +229,7 @@ class EncodedTable:
             manifest={self.name: self.manifest},
             num_tokens=train.num_tokens,
             num_bytes=train.num_bytes,
+            reading=self.reading,
             **options,
         )
 

@@ -29,6 +29,7 @@ from kleiber.data.token_files import TokenRows, id_dtype, read_rows, write_rows
 from kleiber.data.word_lists import read_pairs
 from kleiber.data.word_swap import WordSwap
 from kleiber.types import Json, Seed, Share, VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ class Counterfactual:
     data: TextData
     method: Literal["augment", "substitute"] = "augment"
     share: Share | None = None
-    words: str = "gender"
+    words: DataPath = "gender"
     names: bool = True
     seed: Seed = 0
     tokenizer: str | None = None

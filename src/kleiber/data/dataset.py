@@ -8,33 +8,37 @@ from __future__ import annotations
 import io
 import logging
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kleiber.config import hub
+from kleiber.config.errors import ConfigError
 from kleiber.data.cache import SCRATCH, is_full_disk
-from kleiber.data.input_files import choose_config, split_files
-from kleiber.data.location import KINDS, Location, suffix
+from kleiber.data.folders import TABLES, suffix
+from kleiber.data.input_files import choose_config, list_files
+from kleiber.data.listing import WITHOUT, Group, Listing, only_tables, require_equal_columns, table_groups
+from kleiber.data.location import Location
 from kleiber.data.read_errors import (
+    DAMAGED,
     defect,
     explain,
     first_lines,
+    is_url,
     missing_package,
     open_bytes,
     root_cause,
-    unwanted_content,
-)  # fmt: skip
+)
 from kleiber.records.locks import scratch_folder
 from kleiber.records.progress import activity
-from kleiber.types import Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Split = TypeVar("Split")
+Check = Callable[["Dataset", str], None]
 
 log = logging.getLogger(__name__)
 
@@ -51,26 +55,50 @@ REMEDY = (
 
 
 @contextmanager
-def open_splits(location: Location, config: str | None, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
-    """Opens the splits train, validation and test of a data set, as far as it has them, and the config they belong to.
+def open_splits(
+    location: Location, config: str | None, root: Path, check: Check | None = None
+) -> Iterator[tuple[dict[str, Dataset], Json]]:
+    """Opens the splits train, validation and test of a data set, as far as it has them, and notes for the manifest.
 
-    root  folder for copies that `datasets` makes of local files; they are deleted on exit
+    root   folder for copies that `datasets` makes of local files; they are deleted on exit
+    check  raises ValueError for a table without the columns that are needed; tables of a kind that has none of them
+           are left out, if there are others
 
     Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
     """
-    with _opened(location, config, root) as (tables, config):
-        yield standard_splits(tables, location.name), config
+    with open_tables(location, config, root, check) as (tables, notes):
+        yield standard_splits(tables, location.name), notes
 
 
 @contextmanager
-def open_tables(location: Location, config: str | None, root: Path) -> Iterator[dict[str, Dataset]]:
+def open_tables(
+    location: Location, config: str | None, root: Path, check: Check | None = None
+) -> Iterator[tuple[dict[str, Dataset], Json]]:
     """Opens all splits of a data set by their own names; otherwise as `open_splits`."""
-    with _opened(location, config, root) as (tables, _):
-        yield tables
+    with named_errors(location, config):
+        listing = only_tables(list_files(location, config))
+    with loading(location, config, root) as scratch:
+        if listing.declared or location.on_hub:
+            with activity(f"loading {location.name}"):
+                tables = load_declared(location, config, scratch)
+        else:
+            require_equal_columns(listing, location.name)
+            groups = table_groups(listing)
+            loaded, unfit = _load_with_columns(location, groups, scratch, check)
+            listing = listing.without((name for group in unfit for name in group.names), f"{WITHOUT}the columns")
+            with named_errors(location, None):
+                tables = _join(loaded)
+        yield tables, notes_of(location, listing)
+
+
+def notes_of(location: Location, listing: Listing) -> Json:
+    """Returns what the manifest records of a listing; on the hub, the sizes of files are not known."""
+    return {"config": listing.config, **({} if location.on_hub else {"read": listing.to_json()})}
 
 
 @contextmanager
-def _opened(location: Location, config: str | None, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
+def loading(location: Location, config: str | None, root: Path) -> Iterator[Path]:
+    """Makes `datasets` silent, yields a folder for its copies, and names what is wrong with strings that it decodes."""
     import datasets
     from pyarrow import ArrowException
 
@@ -79,10 +107,8 @@ def _opened(location: Location, config: str | None, root: Path) -> Iterator[tupl
     datasets.logging.set_verbosity(logging.CRITICAL)  # an error that it logs is raised as well
     try:
         with scratch_folder(SCRATCH, root) as scratch:
-            with activity(f"loading {location.name}"):
-                tables, config = _load(location, config, None if location.local is None else str(scratch))
             try:
-                yield tables, config
+                yield scratch
             except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
                 raise ValueError(_explain(location, config, error, online=True)) from error
     finally:
@@ -91,24 +117,84 @@ def _opened(location: Location, config: str | None, root: Path) -> Iterator[tupl
             datasets.enable_progress_bars()
 
 
-def read_text_file(location: Location) -> Iterator[str]:
-    """Yields the text of a .txt file in pieces of a million characters, so memory does not depend on its lines.
+def load_declared(location: Location, config: str | None, scratch: Path) -> dict[str, Dataset]:
+    """Returns the tables of a data set on the hub, or of a folder with a card, by split."""
+    from datasets import load_dataset
+
+    path = location.name if location.local is None else str(location.local)
+    with named_errors(location, config):
+        folder = None if location.local is None else str(scratch)
+        return _by_name(load_dataset(path, choose_config(location, config), cache_dir=folder))
+
+
+def load_groups(location: Location, groups: Sequence[Group], scratch: Path) -> list[dict[str, Dataset]]:
+    """Returns the tables of each group of files, by split."""
+    from datasets import load_dataset
+
+    with named_errors(location, None), activity(f"loading {location.name}"):
+        return [
+            _by_name(load_dataset(g.builder, data_files=dict(g.files), cache_dir=str(scratch), **g.options))
+            for g in groups
+        ]
+
+
+def _load_with_columns(
+    location: Location, groups: Sequence[Group], scratch: Path, check: Check | None
+) -> tuple[list[dict[str, Dataset]], list[Group]]:
+    """Returns the tables of the groups that `check` accepts, and the other groups; JSON may be no table at all.
+
+    Raises the ValueError of the first group, or the first that is no JSON, if there is none that `check` accepts.
+    """
+    loaded: list[dict[str, Dataset]] = []
+    errors: list[tuple[bool, Group, ValueError]] = []
+    for group in groups:
+        is_json = all(suffix(name) == ".json" for name in group.names)
+        try:
+            (tables,) = load_groups(location, [group], scratch)
+        except ValueError as error:
+            if len(groups) == 1 or not is_json:
+                raise
+            errors.append((is_json, group, error))
+            continue
+        try:
+            if check is not None and len(groups) > 1:
+                for table in tables.values():
+                    check(table, location.name)
+            loaded.append(tables)
+        except ValueError as error:
+            errors.append((is_json, group, error))
+    if not loaded:
+        raise min(errors, key=lambda error: error[0])[2]
+    return loaded, [group for _, group, _ in errors]
+
+
+def _join(groups: Sequence[Mapping[str, Dataset]]) -> dict[str, Dataset]:
+    """Returns the rows of all groups by split; a column that a group lacks is empty in its rows."""
+    from datasets import Features, concatenate_datasets
+
+    if len(groups) == 1:
+        return dict(groups[0])
+    features: dict[str, object] = {}
+    joined: dict[str, list[Dataset]] = {}
+    for tables in groups:
+        for name, table in tables.items():
+            features = {**table.features, **features}  # builders have types of their own for equal values
+            alike = Features({column: features[column] for column in table.column_names})
+            joined.setdefault(name, []).append(table.cast(alike))
+    return {name: concatenate_datasets(tables) for name, tables in joined.items()}
+
+
+def read_text(path: str) -> Iterator[str]:
+    """Yields the text of a file or URL in pieces of a million characters, so memory does not depend on its lines.
 
     A byte order mark is dropped, and line breaks of every system become a line feed. Raises ValueError where the file
     is not text in UTF-8.
     """
-    assert location.local is not None
-    _check_content(location)
-    return read_text(str(location.local))
-
-
-def read_text(path: str) -> Iterator[str]:
-    """Yields the text of a file or URL in pieces; otherwise as `read_text_file`."""
     try:
         with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as file:
             while piece := file.read(PIECE):
                 yield piece
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (*DAMAGED, UnicodeDecodeError) as error:
         raise ValueError(explain(path, error)) from error
 
 
@@ -167,40 +253,19 @@ def table_name(location: Location, config: str | None) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "table"
 
 
-def _load(location: Location, config: str | None, scratch: str | None) -> tuple[dict[str, Dataset], str]:
-    from datasets import load_dataset
-
-    with named_errors(location, config):
-        if location.kind == "text":  # the lines are one document, so joined they are the file
-            files = {"train": str(location.local)}
-            lines = load_dataset("text", data_files=files, cache_dir=scratch, sample_by="line", keep_linebreaks=True)
-            return _by_name(lines), ""
-        if location.kind or location.matches:
-            files, _ = split_files(location, config)
-            kind = KINDS[suffix(files["train"][0])]
-            return _by_name(load_dataset(kind, data_files=files, cache_dir=scratch)), ""
-        if location.local is not None and _only_text(location):
-            return _by_name(load_dataset(str(location.local), cache_dir=scratch, sample_by="document")), ""
-        config = choose_config(location, config)
-        path = location.name if location.local is None else str(location.local)
-        return _by_name(load_dataset(path, config, cache_dir=scratch)), config or ""
-
-
 @contextmanager
 def named_errors(location: Location, config: str | None) -> Iterator[None]:
-    """Checks the files of a data set, and raises errors within the context as ValueError that names what is wrong.
+    """Raises errors within the context as ValueError that names what is wrong with the data set.
 
     Within it, Hugging Face libraries do not use the network for data on this machine.
     """
-    _check_one_kind(location)
-    _check_parquet(location)
-    _check_links(location)
-    _check_content(location)
     needs_hub = location.on_hub or location.name.startswith("hf://")
     online = not needs_hub or hub.reachable()
     with hub.offline() if not needs_hub or not online else nullcontext():
         try:
             yield
+        except ConfigError:
+            raise
         except Exception as error:  # `datasets` raises many kinds, down to a bare StopIteration
             cause = root_cause(error)
             if is_full_disk(cause):
@@ -213,67 +278,12 @@ def _by_name(splits: object) -> dict[str, Dataset]:
     return {str(name): split for name, split in splits.items()}
 
 
-def _only_text(location: Location) -> bool:
-    suffixes = {suffix for path in location.files() for suffix in path.suffixes}
-    return ".txt" in suffixes and not suffixes & (set(KINDS) - {".txt"})
-
-
-def _check_one_kind(location: Location) -> None:
-    """Raises ValueError for files of several kinds, of which `datasets` reads only the most frequent.
-
-    A folder with a README describes itself. JSON files may hold metadata, so they do not count.
-    """
-    if location.local is not None and (not location.local.is_dir() or (location.local / "README.md").is_file()):
-        return
-    paths = sorted(location.local.iterdir()) if location.local else [Path(match.path) for match in location.matches]
-    suffixes = [suffix(str(path)) for path in paths if suffix(str(path)) in set(KINDS) - {".json"}]
-    counts = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
-    if len({KINDS[suffix] for suffix in counts}) > 1:
-        listed = " and ".join(f"{count} {suffix}" for suffix, count in counts.items())
-        raise ValueError(
-            f"data.path={location.name} has {listed} files, and only one kind can be read: make a folder of each kind"
-        )
-
-
-def _check_parquet(location: Location) -> None:
-    """Raises ValueError for a file of Parquet in gzip or zstd, within which rows cannot be found."""
-    for path in location.paths():
-        name = Path(path).name
-        if suffix(name) == ".parquet" and not name.lower().endswith(".parquet"):
-            raise ValueError(
-                f"data.path={location.name} has {name}, but compressed files of Parquet are not read: decompress it"
-            )
-
-
-def _check_links(location: Location) -> None:
-    """Raises ValueError for files in a folder that is a link, which `datasets` leaves out.
-
-    A folder with a README describes itself.
-    """
-    if location.local is None or (location.local / "README.md").is_file():
-        return
-    paths = [path.relative_to(location.local) for path in location.files() if suffix(str(path)) in KINDS]
-    for folder in sorted({folder for path in paths for folder in path.parents}):
-        if folder.parts and (location.local / folder).is_symlink():
-            pattern = f"{location.name.rstrip('/')}/*{'/*' * len(folder.parts)}"
-            raise ValueError(
-                f"data.path={location.name} has the folder {folder}, which is a link, and such folders are read only "
-                f"by patterns: set data.path to a pattern such as {pattern}, or copy the folder"
-            )
-
-
-def _check_content(location: Location) -> None:
-    """Raises ValueError for a file that `datasets` would read as something else than its author meant."""
-    for path in location.files():
-        reason = unwanted_content(path)
-        if reason is not None:
-            raise ValueError(f"data.path={location.name} cannot be read: {reason}")
-
-
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
         return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
-    reasons = (*map(defect, location.files()), *(missing_package(path, cause) for path in location.paths()))
+    paths = [file.path for file in location.files if location.is_file or suffix(file.path) in (".txt", *TABLES)]
+    local = [Path(path) for path in paths if not is_url(path)]
+    reasons = (*map(defect, local), *(missing_package(path, cause) for path in paths))
     reason = next(filter(None, reasons), None) or first_lines(cause)
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     return f"{keys} cannot be read: {reason}"

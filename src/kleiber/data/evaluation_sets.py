@@ -10,6 +10,7 @@ whole.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,16 +20,20 @@ from pathlib import Path
 from kleiber.config import hub
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import cache_root
-from kleiber.data.dataset import open_tables, read_text_file, rows, table_name
+from kleiber.data.dataset import open_tables, rows, table_name
+from kleiber.data.layout import has_card
 from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
+from kleiber.data.reading import read_from
 from kleiber.data.sources import RereadableDocument, Source, SourceText
-from kleiber.data.texts import column_reader
+from kleiber.data.texts import open_texts
 from kleiber.data.token_files import ValidationWindows, token_files
 from kleiber.data.verifiable import instruction_rows
 from kleiber.types import Json, Row
 from kleiber.types.contracts import HeldOut
 from kleiber.types.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 OCCUPATIONS = "builtin/occupations"
 INSTRUCTIONS = "builtin/instructions"
@@ -84,7 +89,7 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
         sources = builtin_sources(name, tokenizer)
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
     location, config = find(name)
-    if location.kind == "text":
+    if location.is_text_file:
         return [from_source(location.stem, HeldOutText(location), tokenizer, context)]
     names = [config] if config is not None else config_names(location)
     group = location.stem.lower()
@@ -105,7 +110,7 @@ def open_training_text(name: str, tokenizer: Tokenizer, context: int) -> list[He
         ]
         return [windows(name, ValidationWindows(splits["train"], context, tokenizer)) for splits in files]
     location, config = find(name)
-    configs = [None] if location.kind == "text" else [config] if config is not None else config_names(location)
+    configs = [config] if config is not None else config_names(location)
     sources = [TrainingText(location, part, part == STREAM) for part in configs]
     return [from_source(name, source, tokenizer, context).samples() for source in sources]
 
@@ -152,7 +157,7 @@ def find(name: str) -> tuple[Location, str | None]:
         return locate(path), config
     whole, part = Path(name).expanduser(), Path(name).name
     parent = whole.parent if whole.parent.is_dir() and whole.parent != Path(".") else hub.local_copy(str(whole.parent))
-    if part and "/" in name and not whole.is_file() and parent is not None and (parent / "README.md").is_file():
+    if part and "/" in name and not whole.is_file() and parent is not None and has_card(parent):
         location = Location(str(whole.parent), parent, from_local_copy=True)
         if part in config_names(location):
             return location, part
@@ -161,7 +166,7 @@ def find(name: str) -> tuple[Location, str | None]:
 
 def config_names(location: Location) -> list[str | None]:
     """Names of the configs of a data set; [None] for a file, and where the default config is the only one."""
-    if location.kind or (location.local is not None and not (location.local / "README.md").is_file()):
+    if location.matches is not None or (location.local is not None and not location.has_card):
         return [None]
     if location.local is None and not hub.reachable():  # opening it fails with an explanation
         return [None]
@@ -177,7 +182,9 @@ def from_source(name: str, source: Source, tokenizer: Tokenizer, context: int) -
 
     @cache
     def samples() -> HeldOut:
-        splits, _ = token_files(source, tokenizer, cache_root(None))
+        splits, manifest = token_files(source, tokenizer, cache_root(None))
+        if isinstance(source, HeldOutText):
+            source.report(manifest)
         return windows(name, ValidationWindows(splits["validation"], context, tokenizer))
 
     return DataSet(name, samples)
@@ -192,7 +199,7 @@ def windows(name: str, samples: ValidationWindows) -> HeldOut:
 
 @dataclass(frozen=True)
 class HeldOutText:
-    """The text of a .txt file, or of the column `text` of the held-out split of a table, as a text source.
+    """The held-out split of files of text and of the column `text` of tables, as a text source.
 
     stream  whether the rows are pieces of one text, not documents
     """
@@ -215,17 +222,19 @@ class HeldOutText:
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents, all of them in the split `validation`."""
-        if self.location.kind == "text":
-            yield SourceText({"validation": [read_text_file(self.location)]}, {})
-            return
-        with open_tables(self.location, self.config, root) as tables:
-            read = column_reader(tables[self.split(tables)], (TEXT,), self.location.name)
-            documents = [RereadableDocument(read)] if self.stream else ([text] for text in read())
-            yield SourceText({"validation": documents}, {})
+        with open_texts(self.location, self.config, (TEXT,), root) as (splits, notes):
+            texts = splits[self.split(splits)]
+            documents = [RereadableDocument(texts.read)] if self.stream else texts.documents()
+            yield SourceText({"validation": documents}, notes)
+
+    def report(self, manifest: Json) -> None:
+        """Logs which files were read and which were left out."""
+        for line in read_from(self.location.stem, self.location, manifest, None, "document").files:
+            log.info("%s", line)
 
 
 class TrainingText(HeldOutText):
-    """The text of a .txt file, or of the training split of a table, as a text source.
+    """The training split of files of text and tables, as a text source.
 
     Its documents are in the split `validation` too, so that windows of them do not move.
     """
@@ -250,12 +259,12 @@ def _table(
     location: Location, config: str | None, name: str, group: str | None, tokenizer: Tokenizer, context: int
 ) -> DataSet:
     """One config of a data set: its rows, and the samples of its column `text`."""
-    with open_tables(location, config, cache_root(None)) as tables:
+    with open_tables(location, config, cache_root(None)) as (tables, _):
         columns = tuple(tables[held_out_split(tables)].column_names)
 
     @cache
     def table() -> Sequence[Row]:
-        with open_tables(location, config, cache_root(None)) as tables:
+        with open_tables(location, config, cache_root(None)) as (tables, _):
             return list(rows(tables[held_out_split(tables)]))
 
     text = from_source(name, HeldOutText(location, config, config == STREAM), tokenizer, context)

@@ -15,9 +15,11 @@ from kleiber.data.cache import cache_root, digest
 from kleiber.data.chat import TEMPLATE
 from kleiber.data.corpus import choose_tokenizer
 from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations, read_conversations
+from kleiber.data.reading import join_readings
 from kleiber.data.table import Table
 from kleiber.data.token_files import TokenRows
 from kleiber.types import VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
@@ -28,7 +30,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "self_instruct": {"path": "self_instruct"},
     }
 )
-PART_KEYS = ("path", "config", "prompt", "response")
+PART_KEYS = ("path", "config", "prompt", "response", "splits")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class InstructSets:
     max_bytes   at most that much text of each split of each table
     """
 
-    parts: Mapping[str, Mapping[str, str | None]] | None = None
+    parts: Mapping[str, Mapping[str, DataPath | None]] | None = None
     pack: bool = True
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
@@ -59,10 +61,12 @@ class InstructSets:
                 raise ValueError(
                     f"data.parts.{name}={dict(part)} must have path, and may have {', '.join(PART_KEYS[1:])}"
                 )
+            if part.get("splits") not in (None, "auto", "files"):
+                raise ValueError(f"data.parts.{name}.splits={part['splits']} must be auto or files")
         return {
             name: Instruct(
                 str(part["path"]), part.get("config"), name, max_bytes=self.max_bytes, prompt=part.get("prompt"),
-                response=part.get("response"),
+                response=part.get("response"), splits="files" if part.get("splits") == "files" else None,
             ).table()
             for name, part in parts.items()
         }  # fmt: skip
@@ -91,6 +95,7 @@ class InstructSets:
             num_tokens=train.num_tokens,
             num_bytes=train.num_bytes,
             num_answers=rows.num_answers,
+            reading=join_readings(table.reading for table in encoded.values()),
         )
 
 

@@ -24,6 +24,7 @@ from kleiber.data.prompts import prompts_of
 from kleiber.records.files import read_json, write_text
 from kleiber.records.judgments import Comparison, Judgment, write_judgments
 from kleiber.types import Count, Json, NonNegative, Positive, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
@@ -86,7 +87,7 @@ class Judged:
     open_model: Callable[[str], AnsweringModel]
     model: str
     utility: Utility
-    prompts: str = "tinystories"
+    prompts: DataPath = "tinystories"
     pairs: Annotated[int, Ge(2), Le(100_000)] = 1000
     judgments: Count = 200
     select: Selection = "random"
@@ -146,7 +147,7 @@ class Judged:
 
         folder, _ = cached_folder(root, "judged", identity, build)
         options = {"tokenizer": self.tokenizer, "separator": self.separator, "max_bytes": self.max_bytes}
-        return Preference(str(folder), name="judged", **options).prepare(context, cache)
+        return Preference(str(folder), name="judged", splits="files", **options).prepare(context, cache)
 
     def _settings(self) -> Json:
         """What the judgments depend on beside the answers."""

@@ -20,7 +20,8 @@ from jaxtyping import Int, Integer, Shaped
 from kleiber.data.batches import pad, sample_numbers, text_bytes
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, require_text_columns, row_batches
-from kleiber.data.table import Kind, TableData, center_and_scale, read_labels
+from kleiber.data.labels import Kind, center_and_scale, read_labels
+from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.records.arrays import read_array
 from kleiber.types import Json, Row, Seed

@@ -1,4 +1,4 @@
-"""Where a data set is: a file, a folder, the files of a pattern or URL, or a name on the hub."""
+"""Where a data set is: a file, a folder, the files of a pattern or URL, or a name on the hub; and its files."""
 
 from __future__ import annotations
 
@@ -6,69 +6,62 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from kleiber.config import hub
-from kleiber.data.read_errors import COMPRESSION, is_url
+from kleiber.config.url_secrets import hide_secrets, open_file_system
+from kleiber.config.urls import WILDCARDS, is_pattern, is_url
+from kleiber.data.contents import Content, read_contents
+from kleiber.data.folders import HIDDEN, TABLES, File, LeftOut, describe_left_out, is_table, local_file, suffix, walk
+from kleiber.data.layout import has_card
+from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 log = logging.getLogger(__name__)
-WILDCARDS = "*?["
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
-KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}  # by suffix
+Splits = Literal["auto", "files"]
 
 
-@dataclass(frozen=True)
-class Match:
-    """A file that a pattern or URL stands for; `version` changes with its content."""
-
-    path: str
-    size: int
-    version: str
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path is a URL, or has a wildcard of fsspec's `glob`."""
-    return is_url(path) or any(sign in path for sign in WILDCARDS)
-
-
-def find_files(path: str) -> tuple[Match, ...]:
-    """Returns the files of a URL or a pattern, or those in the folder that a URL names, in order, without hidden ones.
+def find_files(path: str) -> tuple[list[File], list[LeftOut]]:
+    """Returns the files of a URL or a pattern, or those in the folder that a URL names, in order, and hidden ones.
 
     Links are followed, but not those to folders that `**` or a URL would have to search. Raises ValueError where there
     are no files, and where the package for the URL is not installed.
     """
-    import fsspec
-
     try:
-        system, place = fsspec.core.url_to_fs(path)
+        system, place = open_file_system(path)
         has_wildcard = any(sign in place for sign in WILDCARDS)
         base = os.path.dirname(re.split(r"[*?[]", place)[0]) if has_wildcard else place
-        entries = {
+        facts = {
             name: system.info(name) if info.get("islink") else info
-            for name, info in (_glob(system, place) if has_wildcard else _find(system, place)).items()
-            if not any(part.startswith(".") for part in Path(os.path.relpath(name, base)).parts)
+            for name, info in sorted((_glob(system, place) if has_wildcard else _find(system, place)).items())
         }
     except ImportError as error:
-        raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
+        reason = hide_secrets(str(error))
+        raise ValueError(f"data.path={path} cannot be opened ({reason}): install that package") from None
     except FileNotFoundError:
         raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
     except Exception as error:  # each file system has its own, such as for missing credentials
-        raise ValueError(f"data.path={path} cannot be opened: {error}") from None
-    matches = [
-        Match(system.unstrip_protocol(name) if is_url(path) else name, info["size"], _version(info))
-        for name, info in sorted(entries.items())
-        if info["type"] == "file"
-    ]
-    if not matches:
+        raise ValueError(f"data.path={path} cannot be opened: {hide_secrets(str(error))}") from None
+    sizes = {name: int(info["size"]) for name, info in facts.items() if info["type"] == "file"}
+    relative = {name: os.path.basename(name) if name == base else os.path.relpath(name, base) for name in sizes}
+    hidden = [name for name in sizes if any(part.startswith(".") for part in Path(relative[name]).parts)]
+    names = [name for name in sizes if name not in hidden]
+    if not names:
         raise ValueError(f"data.path={path} must stand for files, and there are none")
-    return tuple(matches)
+    files = [
+        File(system.unstrip_protocol(name), relative[name], sizes[name], _version(facts[name]))
+        if is_url(path)
+        else local_file(Path(name), relative[name])
+        for name in names
+    ]
+    return files, [LeftOut(relative[name], HIDDEN, sizes[name]) for name in hidden]
 
 
 def _glob(system: AbstractFileSystem, pattern: str) -> dict[str, Json]:
@@ -87,34 +80,10 @@ def _find(system: AbstractFileSystem, place: str) -> dict[str, Json]:
     return cast(dict[str, Json], system.find(place, detail=True))
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yields the files in a folder, and then those in the folders that links in it name, each folder once.
-
-    Hidden files and folders are left out.
-    """
-    pending, visited = [folder], {*folder.resolve().parents}  # a link to the latter would never end
-    while pending:
-        for name, folders, files in os.walk(pending.pop(0)):
-            place = Path(name)
-            if (resolved := place.resolve()) in visited:
-                folders.clear()
-                continue
-            visited.add(resolved)
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            pending += [place / name for name in sorted(folders) if (place / name).is_symlink()]
-            yield from (place / name for name in files if not name.startswith("."))
-
-
 def _version(info: dict[str, object]) -> str:
     """Returns what tells the contents of a file apart, as far as its file system has it."""
     keys = ("ETag", "etag", "sha256", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
     return next((str(info[key]) for key in keys if info.get(key) is not None), "")
-
-
-def suffix(path: str) -> str:
-    """Returns the suffix of a file without that of its compression, such as .jsonl."""
-    suffixes = [part.lower() for part in Path(path).suffixes if part.lower() not in COMPRESSION]
-    return suffixes[-1] if suffixes else ""
 
 
 @dataclass(frozen=True)
@@ -124,63 +93,78 @@ class Location:
     name             data.path as the user wrote it
     local            a file or a folder; None for a data set on the hub, a pattern and a URL
     from_local_copy  whether $KLEIBER_DATA led to `local`
-    matches          the files that a pattern or a URL stands for
+    matches          the files that a pattern or a URL stands for, and hidden ones, which are left out
+    by_name          whether the names of files decide about splits, whatever a card says
+    sampled          whether the files are too much to be read in advance, as those of a stream
     """
 
     name: str
     local: Path | None
     from_local_copy: bool = False
-    matches: tuple[Match, ...] = ()
+    matches: tuple[list[File], list[LeftOut]] | None = None
+    by_name: bool = False
+    sampled: bool = False
 
     @property
     def on_hub(self) -> bool:
         """Whether the data set is on the hub, without a local copy."""
-        return self.local is None and not self.matches
+        return self.local is None and self.matches is None
+
+    @cached_property
+    def has_card(self) -> bool:
+        """Whether a card in the folder declares the splits, and names of files do not replace them."""
+        return self.local is not None and not self.by_name and has_card(self.local)
 
     @property
-    def kind(self) -> str:
-        """The `datasets` builder of a single file; "" for folders, patterns, URLs and the hub."""
-        if self.local is None or self.local.is_dir():
-            return ""
-        kind = KINDS.get(suffix(str(self.local)))
-        if kind is None:
-            raise ValueError(
-                f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz or .zst (.parquet without)"
-            )
-        return kind
+    def is_file(self) -> bool:
+        """Whether it is a single file on this machine."""
+        return self.local is not None and not self.local.is_dir()
+
+    @property
+    def is_text_file(self) -> bool:
+        """Whether it is a single file on this machine that is one text."""
+        return self.is_file and not is_table(str(self.local))
 
     @property
     def stem(self) -> str:
         """The last part of the name, without the suffixes of a file."""
         parts = [part for part in self.name.split("/") if part]
-        if self.matches:
+        matches = 0 if self.matches is None else len(self.matches[0])
+        if matches:
             parts = [part for part in parts if not any(sign in part for sign in WILDCARDS)] or ["text"]
-        if len(self.matches) > 1 and suffix(parts[-1]):
+        if matches > 1 and suffix(parts[-1]):
             parts = parts[:-1]
-        return parts[-1].split(".", 1)[0] if self.kind or len(self.matches) == 1 else parts[-1]
+        return parts[-1].split(".", 1)[0] if self.is_file or matches == 1 else parts[-1]
 
-    def paths(self) -> list[str]:
-        """The local files, or the files and URLs that a pattern or a URL stands for."""
-        return [match.path for match in self.matches] or [str(path) for path in self.files()]
-
-    def files(self) -> list[Path]:
-        """The local files, without hidden ones, and with those in folders that are links."""
+    @cached_property
+    def _walked(self) -> tuple[list[File], list[LeftOut]]:
         if self.local is None:
-            return [Path(match.path) for match in self.matches if not is_url(match.path)]
-        if self.local.is_file():
-            return [self.local]
-        return sorted(walk(self.local))
+            return self.matches or ([], [])
+        if self.is_file:
+            return [local_file(self.local, self.local.name)], []
+        return walk(self.local)
+
+    @property
+    def files(self) -> list[File]:
+        """The files on this machine, or those that a pattern or a URL stands for, in the order of their names."""
+        return self._walked[0]
+
+    @cached_property
+    def contents(self) -> dict[str, Content]:
+        """What each file on this machine, or behind a pattern or URL, contains, by its name."""
+        base = self.name if self.local is None else str(self.local.resolve())
+        return read_contents(base, self.files, self.sampled)
 
     def fingerprint(self) -> object:
-        """JSON-able facts that change with the content: sizes and time stamps of the files, or the hub's name."""
-        if self.matches:
-            base = os.path.commonpath([os.path.dirname(match.path) for match in self.matches])
-            return [[match.path.removeprefix(base), match.size, match.version] for match in self.matches]
-        if self.local is None:
+        """Returns JSON-able facts that change with the content: checksums of the files, or the hub's name."""
+        if self.on_hub:
             return {"hub": self.name}
-        base = self.local if self.local.is_dir() else self.local.parent
-        stats = [(str(path.relative_to(base)), path.stat()) for path in self.files()]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        return [[name, content.checksum] for name, content in self.contents.items()]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """What is never read of a folder: hidden files, links, and what is no regular file."""
+        return self._walked[1]
 
 
 def report_copy(location: Location, manifest: Json) -> None:
@@ -197,34 +181,45 @@ def report_copy(location: Location, manifest: Json) -> None:
         if any(amounts.values()):
             sizes.append(" ".join([name, *(f"{n:,} {unit}" for unit, n in amounts.items() if n is not None)]))
     if not any("bytes" in count for count in manifest["splits"].values()):
-        sizes.append(f"{sum(path.stat().st_size for path in location.files()):,} bytes in all its files")
+        sizes.append(f"{sum(file.size for file in location.files):,} bytes in all its files")
     name = f"{location.name} {manifest['config']}".strip()
     log.info("%s from %s (may be a sample of the hub's): %s", name, location.local, ", ".join(sizes))
 
 
-def locate(path: str) -> Location:
+def locate(path: str, splits: Splits | None = None, sampled: bool = False) -> Location:
     """Finds a local file or folder, the files of a pattern or URL, a local copy below $KLEIBER_DATA, or the hub itself.
 
-    Raises ValueError for a path that is none of these, for an empty file or folder, and for a name that is not UTF-8.
+    splits   `files`: splits follow the names of files; None or `auto`: they do not
+    sampled  whether the files are too much to be read in advance
+
+    Raises ValueError for a path that is none of these, for an empty file or folder, for a name that is not UTF-8, and
+    for `files` where there are no names to follow.
     """
-    local = Path(path).expanduser()
+    by_name = splits == "files"
+    local = Path(path.removeprefix("file://")).expanduser()
     if local.exists():
-        location = Location(path, local)
+        if not (local.is_file() or local.is_dir()):
+            raise ValueError(f"data.path={path} must be a regular file or a folder, not a pipe, a socket or a device")
+        location = Location(path, local, by_name=by_name, sampled=sampled)
     elif is_pattern(path):
-        location = Location(path, None, matches=find_files(path))
-    elif hub.is_name(path) and Path(path).suffix.lower() not in (*KINDS, *COMPRESSION):
+        location = Location(path, None, matches=find_files(path), by_name=by_name, sampled=sampled)
+    elif hub.is_name(path) and Path(path).suffix.lower() not in (".txt", *TABLES, *COMPRESSION):
         copy = hub.local_copy(path)
-        location = Location(path, copy, from_local_copy=copy is not None)
+        location = Location(path, copy, copy is not None, by_name=by_name, sampled=sampled)
     else:
         raise ValueError(
             f"data.path={path} must be an existing file or folder, a pattern such as texts/*.jsonl, a URL, or "
             "OWNER/NAME of a data set on the hub"
         )
-    files = location.files()
-    for file in files:
-        if SURROGATE.search(str(file)):
-            raise ValueError(f"data.path={path!r}: {str(file)!r} has a name that is not in UTF-8: rename it")
-    sizes = [match.size for match in location.matches] or [file.stat().st_size for file in files]
-    if (location.local is not None or location.matches) and sum(sizes) == 0:
-        raise ValueError(f"data.path={path} must contain text, but it is empty")
+    if by_name and (location.is_file or location.on_hub):
+        where = "a single file" if location.is_file else "a data set on the hub, which has splits of its own"
+        raise ValueError(f"data.splits=files is for folders, and data.path={path} is {where}: remove data.splits")
+    if location.on_hub:
+        return location
+    for file in location.files:
+        if SURROGATE.search(file.path):
+            raise ValueError(f"data.path={path!r}: {file.path!r} has a name that is not in UTF-8: rename it")
+    if not sum(file.size for file in location.files):
+        left_out = f"; left out are {describe_left_out(location.left_out)}" if location.left_out else ""
+        raise ValueError(f"data.path={path} must contain text, but it is empty{left_out}")
     return location

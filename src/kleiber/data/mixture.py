@@ -27,8 +27,9 @@ from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.occupations import Occupations
 from kleiber.data.order import SPAN, Order, Reading, permutation, poisson_sample
 from kleiber.data.sources import Source
-from kleiber.data.text import Text, report_copies
+from kleiber.data.text import Text, with_reading
 from kleiber.types import Share, VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 
@@ -133,7 +134,7 @@ class MixtureCorpus:
                null or `auto`: the tokens that the tokenizer puts around a text
     """
 
-    parts: Mapping[str, Share] | None = None
+    parts: Mapping[DataPath, Share] | None = None
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
@@ -177,8 +178,7 @@ class MixtureCorpus:
         sources = self.sources()
         settings = (self.tokenizer, self.vocab_size, context, cache)
         corpus = prepare("mixture", config, sources, *settings, combine=self.combine, separator=self.separator)
-        report_copies(sources, corpus)
-        return corpus
+        return with_reading(sources, corpus)
 
 
 @runtime_checkable

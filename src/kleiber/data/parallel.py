@@ -19,6 +19,9 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import IO, TypeVar, cast
 
+from kleiber.config.child_process import python_command, safe_environment
+from kleiber.config.errors import SIGNALS, signals_held
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,8 +67,10 @@ def map_in_workers(
 
 
 def _start_worker(function: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", __name__]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
+    environment = {**safe_environment(), **ENVIRONMENT}
+    command, pipe = python_command(__name__), subprocess.PIPE
+    with signals_held():
+        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
     _send(worker, function)
     return worker
 
@@ -130,10 +135,14 @@ def serve(tasks: IO[bytes], results: IO[bytes]) -> None:
 
 def main() -> None:
     """Serves until standard input ends. What the function prints goes to standard error."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent gets them too, and kills the workers
-        signal.signal(name, signal.SIG_IGN)
+    for number in SIGNALS:  # the parent gets them too, and kills the workers
+        signal.signal(number, signal.SIG_IGN)
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if "KLEIBER_EXTENSIONS" in os.environ:  # the function may be that of a package in the working folder
+        from kleiber.config.extensions import extension_packages
+
+        extension_packages()
     with contextlib.suppress(BrokenPipeError):
         serve(sys.stdin.buffer, results)
 

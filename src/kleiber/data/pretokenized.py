@@ -26,7 +26,10 @@ from jaxtyping import Int, Integer
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.corpus import TextCorpus, choose_tokenizer, parse_bytes
-from kleiber.data.location import locate
+from kleiber.data.folders import LeftOut, list_names
+from kleiber.data.listing import Listing, describe_files
+from kleiber.data.location import Location, locate
+from kleiber.data.reading import Reading
 from kleiber.data.token_files import (
     AT_ONCE,
     Shards,
@@ -42,6 +45,7 @@ from kleiber.data.token_files import (
 from kleiber.records.arrays import map_array
 from kleiber.records.files import many_open_files, read_json
 from kleiber.records.regular_files import open_to_read
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
@@ -70,10 +74,10 @@ class Tokens:
     max_bytes   at most the ids of that much text of each split; null: all
     """
 
-    path: str
+    path: DataPath
     tokenizer: str
     dtype: Dtype = "auto"
-    validation: str | None = None
+    validation: DataPath | None = None
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.01
     max_bytes: Quantity | None = None
 
@@ -83,9 +87,9 @@ class Tokens:
             raise ValueError(
                 "data.tokenizer=bpe must name the tokenizer that made the ids of data.path: bpe is trained on text"
             )
-        tokenizer = choose_tokenizer(self.tokenizer, None, [], cache_root(cache))
-        others = {} if self.validation is None else self._open("validation", self.validation, tokenizer, set())
-        files = self._open("path", self.path, tokenizer, {file.resolve() for file in others})
+        tokenizer, location = choose_tokenizer(self.tokenizer, None, [], cache_root(cache)), locate(self.path)
+        others = {} if self.validation is None else self._open("validation", locate(self.validation), tokenizer, set())
+        files = self._open("path", location, tokenizer, {file.resolve() for file in others})
         train, parts = join_files([*files.values()]), [*files.values(), *others.values()]
         if others:
             split = train, join_files([*others.values()])
@@ -95,7 +99,7 @@ class Tokens:
         limit = parse_bytes(self.max_bytes)
         limited = split if limit is None else [limit_ids(ids, limit, tokenizer) for ids in split]
         ours, held_out = (self._file(ids, tokenizer) for ids in limited)
-        name = Path(self.path).stem if Path(self.path).is_file() else locate(self.path).stem
+        name = Path(self.path).stem if location.is_file else location.stem
         windows = CheckedWindows(ours, context, name, tokenizer)
         return TextCorpus(
             name=name,
@@ -106,19 +110,35 @@ class Tokens:
             validation={name: ValidationWindows(held_out, context, tokenizer)},
             num_tokens=len(ours.ids),
             num_bytes=ours.num_bytes,
+            reading=self._reading(name, location, {*files}, dict(zip([*files, *others], sums, strict=True))),
         )
 
+    def _reading(self, name: str, location: Location, train: set[Path], sums: dict[Path, list[int | str]]) -> Reading:
+        """Returns what was read, with a warning of files of validation ids that are copies of training files."""
+        listed = [file for file in location.files if Path(file.path) in train]
+        names = {file.name for file in listed}
+        left_out = [LeftOut(f.name, "no training ids", f.size) for f in location.files if f.name not in names]
+        listing = Listing({"train": listed}, left_out=tuple(left_out))
+        trained = [total for path, total in sums.items() if path in train]
+        copies = [str(path) for path, total in sums.items() if path not in train and total in trained]
+        warning = f"{name}: data.validation={self.validation} has copies of training files: {list_names(copies)}"
+        line = f"{name}: {describe_files(location, listing.to_json() | {'tables': 0})}"
+        return Reading((line,), warnings=(warning,) if copies else ())
+
     def _open(
-        self, key: str, path: str, tokenizer: Tokenizer, held_out: set[Path]
+        self, key: str, location: Location, tokenizer: Tokenizer, held_out: set[Path]
     ) -> dict[Path, Integer[np.ndarray, "_"]]:
         """Returns the ids of each file that is not held out, in order."""
         dtype = id_dtype(tokenizer.vocab_size) if self.dtype == "auto" else np.dtype(self.dtype)
-        paths = [file for file in locate(path).files() if file.suffix in SUFFIXES and file.resolve() not in held_out]
+        places = [Path(file.path) for file in location.files]
+        paths = [place for place in places if place.suffix in SUFFIXES and place.resolve() not in held_out]
         with many_open_files():
             files = map_files(paths, dtype)
         if not files:
             others = f" and are not those of data.validation={self.validation}" if held_out else ""
-            raise ValueError(f"data.{key}={path} must be or contain files that end in {', '.join(SUFFIXES)}{others}")
+            raise ValueError(
+                f"data.{key}={location.name} must be or contain files that end in {', '.join(SUFFIXES)}{others}"
+            )
         for file, ids in files.items():
             for piece in spread(ids, COUNTED // len(files)):
                 check_ids(piece, tokenizer, str(file))

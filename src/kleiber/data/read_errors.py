@@ -8,21 +8,31 @@ have the same name.
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
 import gzip
 import importlib.util
 import io
 import json
+import lzma
 import re
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from kleiber.config.url_secrets import hide_secrets, open_file_system
+from kleiber.config.urls import is_url
+
 PACKAGES = {".lz4": "lz4", ".7z": "py7zr", ".zst": "zstandard", ".zstd": "zstandard"}  # of `datasets`, by suffix
-COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}  # by suffix
-MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}  # by the first bytes
-TEXT = (".txt", ".jsonl", ".json", ".csv")
+COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}  # by suffix
+MAGIC = {  # by the first bytes
+    re.compile(rb"\x1f\x8b"): "gzip",
+    re.compile(rb"\x28\xb5\x2f\xfd"): "zstd",
+    re.compile(rb"BZh[1-9]1AY&SY"): "bz2",
+    re.compile(rb"\xfd7zXZ\x00"): "xz",
+}
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # errors of files that are cut off or not compressed so
 BLOCK = 1 << 20
 FIRST = 8000  # bytes that decide whether a file is binary, as in git
 NO_ROWS = " corresponds to no data!"  # the end of a message of `datasets`, for a file such as a csv with only a header
@@ -30,30 +40,24 @@ DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]*"\s*:\s*)?){1000}')  # Arrow, which rea
 
 
 def compression(path: Path | str) -> str:
-    """Returns gzip or zstd where the name of a file, or the first bytes of a local one, are those of it; else ""."""
+    """Returns gzip, zstd, bz2 or xz where the name of a file, or the first bytes of a local one, tell so; else ""."""
     named = COMPRESSION.get(Path(path).suffix.lower(), "")
     if named or is_url(path):
         return named
     with open(path, "rb") as file:
-        first = file.read(4)
-    return next((name for magic, name in MAGIC.items() if first.startswith(magic)), "")
-
-
-def is_url(path: Path | str) -> bool:
-    """Whether a path is one that fsspec opens, such as s3://bucket/file."""
-    return "://" in str(path)
+        first = file.read(10)
+    return next((name for magic, name in MAGIC.items() if magic.match(first)), "")
 
 
 def open_bytes(path: Path | str) -> BinaryIO:
-    """Opens a file or a URL, decompressed where it is compressed by gzip or zstd."""
+    """Opens a file or a URL, decompressed where it is compressed."""
     kind = compression(path)
     if is_url(path):
-        import fsspec
-
-        system, place = fsspec.core.url_to_fs(str(path))
-        raw = system.open(place, "rb", compression="gzip" if kind == "gzip" else None)
+        system, place = open_file_system(str(path))
+        raw = system.open(place, "rb", compression=None if kind == "zstd" else kind or None)
     else:
-        raw = gzip.open(path) if kind == "gzip" else open(path, "rb")  # noqa: SIM115 - closed by the caller
+        openers = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+        raw = openers[kind](path) if kind in openers else open(path, "rb")  # noqa: SIM115 - closed by the caller
     if kind != "zstd":
         return raw  # pyright: ignore[reportReturnType]
     import pyarrow
@@ -76,25 +80,25 @@ def explain(path: str, error: BaseException) -> str:
 
 def first_lines(error: BaseException) -> str:
     """Returns the beginning of the message of an error."""
-    lines = str(error).strip().splitlines()
+    lines = hide_secrets(str(error)).strip().splitlines()
     return "it has no rows" if not lines or lines[0].endswith(NO_ROWS) else " ".join(lines[:2])
 
 
 def unwanted_content(path: Path) -> str | None:
     """Returns what is wrong with the first bytes of a file, where `datasets` would accept them or crash; else None."""
-    if not _is_text(path):
+    if ".parquet" in path.suffixes:
         return None
     try:
         with open_bytes(path) as file:
             first = file.read(FIRST)
-    except (OSError, EOFError, zlib.error):
+    except DAMAGED:
         return None  # `defect` explains it
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return f"{path} is in UTF-16, and must be in UTF-8: iconv -f UTF-16 -t UTF-8 converts it"
     if b"\0" in first:
         return f"{path} is binary or in UTF-16: it has a NUL byte at {first.index(0)}; text must be in UTF-8"
     if ".csv" not in path.suffixes:
-        deep = ".txt" not in path.suffixes and DEEP.search(first)
+        deep = {".json", ".jsonl"} & {*path.suffixes} and DEEP.search(first)
         return f"{path} has values that are nested too deeply" if deep else None
     header, line_break, _ = first.partition(b"\n")
     columns = next(csv.reader([header.decode("utf-8", "replace")])) if line_break and header.strip() else []
@@ -112,12 +116,10 @@ def missing_package(path: str, error: BaseException) -> str | None:
 
 
 def defect(path: Path) -> str | None:
-    """Returns what is wrong with a file, which is read to its end; None where nothing is, or its kind is not known."""
+    """Returns what is wrong with a file, which is read to its end; None where nothing is."""
     try:
         if ".parquet" in path.suffixes:
             return _parquet_defect(path)
-        if not _is_text(path):
-            return None
         with open_bytes(path) as file:
             defect = unwanted_content(path) or _encoding_defect(path, file)
         return defect or (_json_defect(path) if ".jsonl" in path.suffixes else None)
@@ -125,15 +127,10 @@ def defect(path: Path) -> str | None:
         return f"{path} is cut off: its compressed data ends too early; copy or download it again"
     except (gzip.BadGzipFile, zlib.error) as error:
         return f"{path} is not valid gzip ({error}): copy or download it again, or remove .gz from its name"
-    except OSError as error:
-        if compression(path) == "zstd":
-            return f"{path} is cut off, or no valid zstd ({error}): copy or download it again"
-        return f"{path} cannot be read: {error.strerror}"
-
-
-def _is_text(path: Path) -> bool:
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSION]
-    return bool(suffixes) and suffixes[-1] in TEXT
+    except (OSError, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            return f"{path} cannot be read: {error.strerror}"
+        return f"{path} is cut off, or no valid {compression(path)} ({error}): copy or download it again"
 
 
 def _repeated(path: Path, columns: list[str]) -> str | None:

@@ -21,6 +21,7 @@ from kleiber.data.word_lists import read_words
 from kleiber.data.word_swap import WORD, WordSwap
 from kleiber.records.arrays import read_array, write_array
 from kleiber.types import Json, Positive, VocabSize
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -48,9 +49,9 @@ class Reweighted:
     """
 
     data: TextData
-    words: str = "gender"
+    words: DataPath = "gender"
     names: bool = True
-    attributes: str | None = None
+    attributes: DataPath | None = None
     max_weight: Positive = 10.0
     tokenizer: str | None = None
     vocab_size: VocabSize | None = None

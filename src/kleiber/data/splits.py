@@ -18,11 +18,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from jaxtyping import Int, Integer, UInt64
 
 HELD_OUT_SHARE = 0.05  # of the distinct texts, for each split that a data set lacks
 GROUP_SHARE = 0.04  # of the groups of near duplicates, for validation and test each
 NO_TEXT = 2**64 - 1  # the hash of None, above all others
+SPACE = b" \t\n\r\x0b\x0c"
 SHINGLE, BANDS, ROWS = 5, 8, 3
 WORD = re.compile(r"\w+")
 PRIMES = np.array([1, 0x100000001B3, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uint64)
@@ -34,16 +36,40 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def document_hash(document: Iterable[str]) -> int:
-    """Returns the `text_hash` of a document in pieces, which are never in memory together."""
-    digest, space, has_begun = hashlib.blake2b(digest_size=8), "", False
-    for piece in document:
-        text = space + piece if has_begun else piece.lstrip()
+class StrippedHash:
+    """The `text_hash` of a text whose pieces are never in memory together."""
+
+    def __init__(self) -> None:
+        self._digest, self._space, self._has_begun = hashlib.blake2b(digest_size=8), "", False
+
+    def update(self, piece: str) -> None:
+        """Adds the next piece."""
+        text = self._space + piece if self._has_begun else piece.lstrip()
         stripped = text.rstrip()
-        digest.update(stripped.encode("utf-8", "replace"))
-        has_begun = has_begun or bool(stripped)
-        space = text[len(stripped) :]
-    return int.from_bytes(digest.digest(), "big")
+        self._digest.update(stripped.encode("utf-8", "replace"))
+        self._has_begun = self._has_begun or bool(stripped)
+        self._space = text[len(stripped) :]
+
+    def value(self) -> int:
+        """Returns the hash of the pieces so far."""
+        return int.from_bytes(self._digest.digest(), "big")
+
+
+def document_hash(document: Iterable[str]) -> int:
+    """Returns the `text_hash` of a document in pieces."""
+    exact = StrippedHash()
+    for piece in document:
+        exact.update(piece)
+    return exact.value()
+
+
+def document_hashes(document: Iterable[str]) -> tuple[int, int]:
+    """Returns the `text_hash` of a document in pieces, and a hash that does not depend on case and white space."""
+    exact, normalized = StrippedHash(), xxhash.xxh3_64()
+    for piece in document:
+        exact.update(piece)
+        normalized.update(piece.lower().encode("utf-8", "replace").translate(None, SPACE))
+    return exact.value(), normalized.intdigest()
 
 
 def split_by_hash(texts: Iterable[str | None], held_out: int) -> Int[np.ndarray, "_"] | None:

@@ -6,7 +6,6 @@ documents are in the same split, and nothing must be read to know which. Only th
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,12 @@ from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import Rows, cut_file
 from kleiber.data.cache import cache_root, digest
 from kleiber.data.corpus import TextCorpus, choose_tokenizer
-from kleiber.data.dataset import named_errors, standard_splits
-from kleiber.data.input_files import row_files
+from kleiber.data.dataset import named_errors, notes_of, standard_splits
+from kleiber.data.input_files import list_files
+from kleiber.data.listing import Listing, table_groups, with_columns
 from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
-from kleiber.data.read_errors import is_url
+from kleiber.data.reading import read_from
 from kleiber.data.sources import SourceText, limit_bytes
 from kleiber.data.splits import HashSplit
 from kleiber.data.streaming import StreamedText, StreamedWindows
@@ -31,34 +31,34 @@ from kleiber.types import Json
 
 HELD_OUT = HashSplit(("validation", "train"), (2**64 // 100,))
 SCORED_BYTES = 2_000_000  # text of each held-out split at most
-ENDS = 1 << 16  # bytes at both ends of a file that tell its content apart
 
 
 @dataclass(frozen=True)
 class StreamedFiles:
     """The first documents of some splits of a data set of files: a source of text.
 
+    notes   on the files, for the manifest
     files   by split
     splits  those that are read: train, for a tokenizer, or those that are held out
     """
 
     name: str
     location: Location
-    config: str
+    notes: Json
     columns: tuple[str, ...]
     files: Mapping[str, Sequence[str]]
     splits: tuple[str, ...]
     max_bytes: int | None
 
     def identity(self) -> Json:
-        options = {"config": self.config, "columns": self.columns, "max_bytes": self.max_bytes}
-        return {"text": self.location.fingerprint(), "first": self.splits, **options}
+        options = {"config": self.notes["config"], "columns": self.columns, "max_bytes": self.max_bytes}
+        return {"text": self.location.fingerprint(), "first": self.splits, "files": self.files, **options}
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents of each split."""
         documents = {name: limit_bytes(([text] for text in self._texts(name)), self.max_bytes) for name in self.splits}
-        yield SourceText(documents, {"config": self.config})
+        yield SourceText(documents, self.notes)
 
     def rule(self, split: str) -> HashSplit:
         """Returns what tells the documents of a split from the others in its files."""
@@ -74,6 +74,27 @@ class StreamedFiles:
 def texts_of_split(name: str, rows: Rows) -> list[str]:
     """Returns the texts among the rows that are in the split `name`."""
     return [text for text in rows.texts() if rows.split(text) == name]
+
+
+def list_streamed(location: Location, config: str | None, columns: tuple[str, ...]) -> Listing:
+    """Returns the files of the splits train, validation and test. Raises ValueError for those of other kinds."""
+    with named_errors(location, config):
+        listing = with_columns(list_files(location, config, download=False), columns, location.name)
+    if listing.declared or table_groups(listing, rows=False):
+        raise ValueError(
+            f"data.streaming=true reads JSON lines, Parquet and files of text, and data.path={location.name} has other "
+            "tables: convert them, or set data.streaming=null"
+        )
+    return replace(listing, files=standard_splits(dict(listing.files), location.name))
+
+
+def file_contents(location: Location, listing: Listing) -> dict[str, list[str]]:
+    """Returns what changes with the content of each file: a checksum, that of samples of a large file, or its URL."""
+    contents = {} if location.on_hub else location.contents
+    return {
+        split: [contents[file.name].checksum if file.name in contents else file.path for file in files]
+        for split, files in listing.files.items()
+    }
 
 
 def prepare_stream(
@@ -99,28 +120,21 @@ def prepare_stream(
     if context < 1:
         raise ValueError(f"model.context={context} must be >= 1")
     root = cache_root(cache)
-    with named_errors(location, config):
-        files, chosen = row_files(location, config, download=False) or ({}, "")
-    if not files:
-        raise ValueError(
-            f"data.streaming=true reads JSON lines, Parquet and .txt files, and data.path={location.name} has others: "
-            "convert them, or set data.streaming=null"
-        )
-    files = standard_splits(files, location.name)
+    listing = list_streamed(location, config, columns)
+    files = {split: [file.path for file in of_split] for split, of_split in listing.files.items()}
     for block in itertools.islice((block for path in files["train"] for block in cut_file(path, columns)), 1):
         block.check_columns(location.name)
-    train = StreamedFiles(name, location, chosen, columns, files, ("train",), max_bytes)
+    train = StreamedFiles(name, location, notes_of(location, listing), columns, files, ("train",), max_bytes)
     held_out = ("validation", "test") if "test" in files else ("validation",)
     limit = SCORED_BYTES if max_bytes is None else min(max_bytes, SCORED_BYTES)
     encoder = choose_tokenizer(tokenizer, vocab_size, [train], root, separator)
-    scored, _ = token_files(replace(train, splits=held_out, max_bytes=limit), encoder, root)
+    scored, manifest = token_files(replace(train, splits=held_out, max_bytes=limit), encoder, root)
     if not len(scored["validation"].ids):
         raise ValueError(
             f"data.streaming=true holds a hundredth of the documents out, and data.path={location.name} has too few: "
             "give the data set a validation split, or set data.streaming=null"
         )
-    contents = {split: [file_content(location, path) for path in paths] for split, paths in files.items()}
-    key = digest([encoder.data_hash, columns, contents, max_bytes])
+    key = digest([encoder.data_hash, columns, file_contents(location, listing), max_bytes])
     text = StreamedText(files["train"], columns, train.rule("train"), encoder, key, max_bytes)
     windows = {
         split: {name: ValidationWindows(scored[split], context, encoder)}
@@ -129,23 +143,11 @@ def prepare_stream(
     }
     return TextCorpus(
         name=name,
-        config=chosen,
+        config=listing.config,
         hash=key,
         tokenizer=encoder,
         train=StreamedWindows(text, context, buffer),
         validation=dict(windows["validation"]),
         test=dict(windows.get("test", {})),
+        reading=read_from(name, location, manifest, None, "document"),
     )
-
-
-def file_content(location: Location, path: str) -> list[object]:
-    """Returns the size of a file and what changes with its content: its ends, or the version of a file elsewhere."""
-    if is_url(path):
-        versions = {match.path: [match.size, match.version] for match in location.matches}
-        return versions.get(path, [path])
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
-        ends = hashlib.blake2b(file.read(ENDS), digest_size=16)
-        file.seek(max(0, size - ENDS))
-        ends.update(file.read(ENDS))
-    return [size, ends.hexdigest()]

@@ -1,8 +1,8 @@
-"""Text from a file (.parquet; .txt, .jsonl, .csv, also with .gz or .zst), a folder, a pattern, a URL, or the hub.
+"""Text from a file, a folder, a pattern, a URL, or the hub (see `input_files` for what is read of a folder).
 
 Splits are those of the data set. A missing split is cut from the training text: by the hash of each document, or by
-position when there is only one document. The text is neither cleaned nor normalized, except in .txt files: a byte order
-mark at their beginning is dropped, and their line breaks become line feeds.
+position when there is only one document. The text is neither cleaned nor normalized, except in files of text: a byte
+order mark at their beginning is dropped, and their line breaks become line feeds.
 """
 
 from __future__ import annotations
@@ -18,18 +18,27 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt64
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
-from kleiber.data.dataset import read_text_file
-from kleiber.data.location import Location, locate, report_copy
-from kleiber.data.sources import Document, RereadableDocument, Source, SourceText, limit_bytes
+from kleiber.data.location import Location, Splits, locate, report_copy
+from kleiber.data.overlap import Hashes, count_shared, hash_documents
+from kleiber.data.reading import Reading, join_readings, read_from
+from kleiber.data.sources import (
+    Block,
+    Document,
+    RereadableDocument,
+    Source,
+    SourceText,
+    limit_bytes,
+    text_blocks,
+)
 from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
 from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
+from kleiber.types.access import DataPath
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +49,20 @@ BUFFER = 4_000_000  # tokens whose windows are permuted in streaming
 class Text:
     """Text at `path`, in the column `text`; several columns are joined by a line break.
 
-    path       a file, a folder in hub layout, a pattern such as `texts/*.jsonl.zst`, a URL that fsspec opens, or a name
-               on the hub
-    rows       `documents`: every row is a document, between the tokens of the separator; `stream`: rows are pieces of
-               one text. The lines of a .txt file are always one text, and every file of a folder of .txt files is a
-               document.
+    path       a file, a folder, a pattern such as `texts/*.jsonl.zst`, a URL that fsspec opens, or a name on the hub
+    rows       `documents`: every row of a table is a document, between the tokens of the separator, and so is every
+               file of text; `stream`: they are pieces of one text
     max_bytes  at most that much text of each split
     separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
                null or `auto`: the tokens that the tokenizer puts around a text
     streaming  whether the text is encoded while a model trains on it (see `streaming`), instead of before
     shuffle_buffer
                tokens whose windows are permuted in streaming; None: 4M
+    splits     `files`: the names of files and folders decide about splits; None or `auto`: a dataset card or the hub's
+               names of shards do, and where there are none, all files are one split
     """
 
-    path: str
+    path: DataPath
     config: str | None = None
     text: str | list[str] = "text"
     rows: Literal["documents", "stream"] = "documents"
@@ -63,6 +72,7 @@ class Text:
     separator: str | list[str] | None = None
     streaming: bool | None = None
     shuffle_buffer: Quantity | None = None
+    splits: Splits | None = None
 
     def source(self) -> TextSource:
         """Returns the text source.
@@ -74,8 +84,12 @@ class Text:
             raise ValueError("data.streaming=true is for data=text itself, not for a data set made of it: remove it")
         if self.rows not in ("documents", "stream"):
             raise ValueError(f"data.rows={self.rows} must be documents or stream")
+        return self._source(sampled=False)
+
+    def _source(self, sampled: bool) -> TextSource:
         columns = (self.text,) if isinstance(self.text, str) else tuple(self.text)
-        return TextSource(locate(self.path), self.config, columns, self.rows == "stream", parse_bytes(self.max_bytes))
+        location, limit = locate(self.path, self.splits, sampled), parse_bytes(self.max_bytes)
+        return TextSource(location, self.config, columns, self.rows == "stream", limit)
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens.
@@ -93,13 +107,12 @@ class Text:
         corpus = prepare(
             source.name, "", [source], self.tokenizer, self.vocab_size, context, cache, separator=self.separator
         )
-        report_copies([source], corpus)
-        return replace(corpus, config=corpus.manifest[source.name]["config"])
+        return replace(with_reading([source], corpus), config=corpus.manifest[source.name]["config"])
 
     def _stream(self, context: int, cache: Path | None) -> TextCorpus:
         if self.rows != "documents":
             raise ValueError(f"data.rows={self.rows} does not work with data.streaming=true: set data.rows=documents")
-        source = replace(self, streaming=None).source()
+        source = self._source(sampled=True)
         buffer = BUFFER if self.shuffle_buffer is None else round(quantity(self.shuffle_buffer))
         return prepare_stream(
             source.name, source.location, self.config, source.columns, self.tokenizer, self.vocab_size, self.separator,
@@ -123,38 +136,55 @@ class TextSource:
 
     def identity(self) -> Json:
         options = {"config": self.config, "columns": self.columns, "stream": self.stream, "max_bytes": self.max_bytes}
-        return {"text": self.location.fingerprint(), **options}
+        return {"text": self.location.fingerprint(), "splits": self.location.by_name, **options}
+
+    def reading(self, manifest: Json) -> Reading:
+        """Returns what was read, given the manifest of the prepared text."""
+        report_copy(self.location, manifest)
+        in_splits = sum(count["documents"] + count["empty"] for count in manifest["splits"].values())
+        documents = None if self.stream else manifest.get("documents", in_splits)
+        return read_from(self.name, self.location, manifest, documents, "document")
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents of each split; a split that the data set lacks is cut from its training text."""
-        if self.location.kind == "text":
-            documents = _cut_by_position(self._read_file, ("validation", "test"))
-            yield SourceText(self._limited(documents), {"config": "", "rows": {"train": 1}})
-            return
-        with open_rows(self.location, self.config, self.columns, root) as (texts, config):
-            rows = {name: part.count for name, part in texts.items() if part.count is not None}
-            notes: Json = {"config": config, "rows": rows}
+        with open_rows(self.location, self.config, self.columns, root) as (texts, notes):
+            notes["rows"] = {name: part.count for name, part in texts.items() if part.count is not None}
             splits = {name: HashSplit((name,)) for name in texts}
-            if "validation" not in texts:
+            if "validation" in texts:
+                if not self.stream:
+                    notes["overlap"] = self._overlap(texts, root)
+            else:
                 held_out = ("validation",) if "test" in texts else ("validation", "test")
-                hashes = np.empty(0, np.uint64) if self.stream else self._hashes(texts["train"], root)
-                limits = split_limits(distinct := np.unique(hashes), len(held_out))
+                one_text = self.stream or texts["train"].count == 1
+                hashes = np.empty((0, 2), np.uint64) if one_text else self._hashes("train", texts["train"], root)
+                limits = split_limits(distinct := np.unique(hashes[:, 0]), len(held_out))
                 if len(hashes) <= 1 or limits is None:
                     documents = {name: self._documents(t, name, splits[name]) for name, t in texts.items()}
                     documents |= _cut_by_position(texts["train"].read, held_out)
+                    notes["documents"] = max(1, len(hashes))
                     yield SourceText(self._limited(documents), notes)
                     return
                 report_cut(self.name, held_out, len(hashes))
                 splits["train"] = HashSplit((*held_out, "train"), tuple(limits.tolist()))
                 notes["distinct"] = len(distinct)
+                is_held_out = hashes[:, 0] <= limits[0]
+                notes["overlap"] = count_shared(hashes[hashes[:, 0] > limits[-1]], hashes[is_held_out])
             documents = {
                 part: self._documents(t, part, splits[name]) for name, t in texts.items() for part in splits[name].names
             }
-            files = {name: t for name, t in texts.items() if isinstance(t, RowTexts)}
-            in_blocks = len(files) == len(texts) and not self.stream and self.max_bytes is None
-            blocks = (replace(block, split=splits[name]) for name, t in files.items() for block in t.blocks())
-            yield SourceText(self._limited(documents), notes, blocks if in_blocks else None)
+            rows = any(isinstance(part, RowTexts) for t in texts.values() for part in t.parts)
+            in_blocks = rows and not self.stream and self.max_bytes is None
+            yield SourceText(self._limited(documents), notes, self._blocks(texts, splits) if in_blocks else None)
+
+    def _blocks(self, texts: Mapping[str, Texts], splits: Mapping[str, HashSplit]) -> Iterator[Block]:
+        """Yields all texts in blocks; those of rows are read by the process that encodes them."""
+        for name, split in splits.items():
+            for part in texts[name].parts:
+                if isinstance(part, RowTexts):
+                    yield from (replace(block, split=split) for block in part.blocks())
+                else:
+                    yield from text_blocks({name: self._documents(part, name, split) for name in split.names})
 
     def _documents(self, texts: Texts, name: str, split: HashSplit) -> Iterable[Document]:
         """Returns the documents of the split `name` among the texts that `split` assigns."""
@@ -163,20 +193,25 @@ class TextSource:
         documents = texts.documents()
         return (each for each in documents if len(split.names) == 1 or split.of_document(each) == name)
 
-    def _hashes(self, texts: Texts, root: Path) -> UInt64[np.ndarray, "_"]:
-        """Returns the hash of each text, from the cache or computed now."""
-        identity = {"format": FORMAT, "hashes": self.identity() | {"max_bytes": None}}
-        folder, _ = cached_folder(root, f"{self.name}-hashes", identity, texts.write_hashes)
-        return np.fromfile(folder / HASHES, np.uint64)
+    def _hashes(self, split: str, texts: Texts, root: Path) -> Hashes:
+        """Returns the hashes of each text, from the cache or computed now."""
+        found = []
+        for number, part in enumerate(texts.parts):
+            identity = {"format": FORMAT, "hashes": self.identity() | {"max_bytes": None}, "part": [split, number]}
+            folder, _ = cached_folder(root, f"{self.name}-hashes", identity, part.write_hashes)
+            found.append(np.fromfile(folder / HASHES, np.uint64).reshape(-1, 2))
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def _read_file(self) -> Iterator[str]:
-        """Yields the text of a .txt file in pieces. Raises ValueError for another column than `text`."""
-        if self.columns != ("text",):
-            raise ValueError(
-                f"data.text={','.join(self.columns)}: data.path={self.location.name} is a text file, whose only column "
-                "is text; set data.text=text"
-            )
-        return read_text_file(self.location)
+    def _overlap(self, texts: Mapping[str, Texts], root: Path) -> Json:
+        """Returns how many validation documents are training documents too, among those that are read."""
+        if self.max_bytes is None:
+            hashes = {name: self._hashes(name, texts[name], root) for name in ("train", "validation")}
+        else:
+            hashes = {
+                name: hash_documents(limit_bytes(texts[name].documents(), self.max_bytes))
+                for name in ("train", "validation")
+            }
+        return count_shared(hashes["train"], hashes["validation"])
 
     def _limited(self, documents: Mapping[str, Iterable[Document]]) -> dict[str, Iterable[Document]]:
         return {name: limit_bytes(split, self.max_bytes) for name, split in documents.items()}
@@ -210,8 +245,7 @@ def _slice(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
         start += len(piece)
 
 
-def report_copies(sources: Iterable[Source], corpus: TextCorpus) -> None:
-    """Logs which sources of a corpus are local copies of the hub's data sets."""
-    for source in sources:
-        if isinstance(source, TextSource):
-            report_copy(source.location, corpus.manifest[source.name])
+def with_reading(sources: Iterable[Source], corpus: TextCorpus) -> TextCorpus:
+    """Returns the corpus with what was read of its sources, and logs which are local copies of the hub's data sets."""
+    readings = [source.reading(corpus.manifest[source.name]) for source in sources if isinstance(source, TextSource)]
+    return replace(corpus, reading=join_readings(readings))

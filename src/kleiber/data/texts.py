@@ -1,11 +1,11 @@
-"""The texts of the rows of a split, from files of JSON lines and Parquet, from .txt files, or from a table."""
+"""The texts of a split: the rows of files of JSON lines and Parquet, those of other tables, and files of text."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +15,26 @@ import numpy as np
 from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import Rows, cut_file, open_parquet, text_hashes
 from kleiber.data.cache import JOURNAL
-from kleiber.data.dataset import named_errors, open_splits, read_text, require_text_columns, standard_splits
-from kleiber.data.input_files import row_files
-from kleiber.data.location import Location, suffix
+from kleiber.data.dataset import (
+    load_declared,
+    load_groups,
+    loading,
+    named_errors,
+    notes_of,
+    read_text,
+    require_text_columns,
+    standard_splits,
+)
+from kleiber.data.folders import suffix
+from kleiber.data.input_files import list_files
+from kleiber.data.listing import table_groups, with_columns
+from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import Document, RereadableDocument
-from kleiber.data.splits import document_hash
+from kleiber.data.splits import document_hashes
 from kleiber.records.files import read_json, write_json
 from kleiber.records.progress import activity
-from kleiber.records.regular_files import DamagedFile, open_to_append
+from kleiber.records.regular_files import DamagedFile, create, open_to_append
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -33,23 +44,46 @@ HASHES = "hashes.bin"
 
 
 class Texts:
-    """The texts of the rows of a split.
+    """The texts of a split, or of a part of it.
 
-    documents  yields the text of each row, in pieces, whenever it is called; each can be read several times
-    count      number of rows; None where they must be read to be counted
+    documents  yields each text in pieces, whenever it is called; each can be read several times
+    count      number of texts; None where they must be read to be counted
     """
 
     def __init__(self, documents: Callable[[], Iterator[Document]], count: int | None) -> None:
         self.documents, self.count = documents, count
 
+    @property
+    def parts(self) -> Sequence[Texts]:
+        """The parts that are read in different ways."""
+        return [self]
+
     def read(self) -> Iterator[str]:
-        """Yields the text of all rows in pieces."""
+        """Yields all texts in pieces."""
         return itertools.chain.from_iterable(self.documents())
 
     def write_hashes(self, folder: Path) -> Json:
-        """Writes the hash of each text to a file in `folder`, the build of a folder of the cache."""
-        np.fromiter(map(document_hash, self.documents()), np.uint64).tofile(folder / HASHES)
+        """Writes the hash and the normalized hash of each text to a file in `folder`, the build of a cached folder."""
+        with create(folder / HASHES) as file:
+            for document in self.documents():
+                file.write(np.array(document_hashes(document), np.uint64).tobytes())
         return {}
+
+
+class JoinedTexts(Texts):
+    """The texts of several parts, one after another."""
+
+    def __init__(self, parts: Sequence[Texts]) -> None:
+        counts = [part.count for part in parts if part.count is not None]
+        super().__init__(
+            lambda: itertools.chain.from_iterable(part.documents() for part in parts),
+            sum(counts) if len(counts) == len(parts) else None,
+        )
+        self._parts = parts
+
+    @property
+    def parts(self) -> Sequence[Texts]:
+        return self._parts
 
 
 class RowTexts(Texts):
@@ -110,29 +144,50 @@ def _read_journal(path: Path) -> tuple[int, int]:
 @contextmanager
 def open_rows(
     location: Location, config: str | None, columns: tuple[str, ...], root: Path
-) -> Iterator[tuple[dict[str, Texts], str]]:
-    """Opens the texts of the rows of each split that a data set has, and the config that they belong to.
+) -> Iterator[tuple[dict[str, Texts], Json]]:
+    """Opens the texts of the splits train, validation and test, as far as a data set has them, and notes on its files.
 
     root  folder for tables that `datasets` makes of files that it alone can read; they are deleted on exit
     """
+    with open_texts(location, config, columns, root) as (texts, notes):
+        yield standard_splits(texts, location.name), notes
+
+
+@contextmanager
+def open_texts(
+    location: Location, config: str | None, columns: tuple[str, ...], root: Path
+) -> Iterator[tuple[dict[str, Texts], Json]]:
+    """Opens the texts of all splits of a data set, by its own names; otherwise as `open_rows`."""
     with named_errors(location, config):
-        files, chosen = row_files(location, config) or ({}, "")
-    if files:
-        splits = standard_splits(files, location.name)
-        yield {split: _open_files(paths, columns, location.name) for split, paths in splits.items()}, chosen
-        return
-    with open_splits(location, config, root) as (tables, chosen):
+        listing = with_columns(list_files(location, config), columns, location.name)
+    groups = table_groups(listing, rows=False)
+    with ExitStack() as stack:
+        if listing.declared:
+            scratch = stack.enter_context(loading(location, config, root))
+            tables = [load_declared(location, config, scratch)]
+        elif groups:
+            tables = load_groups(location, groups, stack.enter_context(loading(location, config, root)))
+        else:
+            tables = []
         texts: dict[str, Texts] = {}
-        for split, table in tables.items():
-            read = column_reader(table, columns, location.name)
-            texts[split] = Texts(lambda read=read: ([text] for text in read()), len(table))
-        yield texts, chosen
+        for split in dict.fromkeys([*listing.files, *itertools.chain.from_iterable(tables)]):
+            parts = [_table(of_group[split], columns, location) for of_group in tables if split in of_group]
+            if not listing.declared:
+                rows = listing.paths(split, texts=False, rows=True)
+                files = listing.paths(split, texts=True, rows=False)
+                parts += [RowTexts(rows, columns, location.name)] if rows else []
+                parts += [_files(files)] if files else []
+            texts[split] = parts[0] if len(parts) == 1 else JoinedTexts(parts)
+        yield texts, notes_of(location, listing)
 
 
-def _open_files(paths: Sequence[str], columns: tuple[str, ...], name: str) -> Texts:
-    """Returns the texts of the rows in files of JSON lines or Parquet, or those of .txt files, each of which is one."""
-    if suffix(paths[0]) != ".txt":
-        return RowTexts(paths, columns, name)
+def _table(table: Dataset, columns: tuple[str, ...], location: Location) -> Texts:
+    read = column_reader(table, columns, location.name)
+    return Texts(lambda: ([text] for text in read()), len(table))
+
+
+def _files(paths: Sequence[str]) -> Texts:
+    """Returns the texts of files, each of which is one."""
     return Texts(lambda: (RereadableDocument(partial(read_text, path)) for path in paths), len(paths))
 
 

@@ -27,6 +27,7 @@ from jaxtyping import Integer
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import available_cores
+from kleiber.config.system_errors import naming
 from kleiber.data.cache import BLOCK_BYTES, JOURNAL, fast_hash, manifest_of, remove
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import BATCH_CHARACTERS, SPLITS, Block, Piece
@@ -84,10 +85,8 @@ class Encoder:
 
     def _check(self, ids: Integer[np.ndarray, "_"]) -> None:
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
-                f"{self.tokenizer.vocab_size - 1}"
-            )
+            name, last = self.tokenizer.name, self.tokenizer.vocab_size - 1
+            raise ValueError(f"tokenizer {name} returned id {int(ids.max())}, and its vocabulary ends at id {last}")
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -281,8 +280,9 @@ class SplitWriter:
 
     def close_shard(self) -> None:
         """Closes the file and writes its manifest."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path(self.shard)):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         self.file.close()
         sums = {"bytes": self.size, "sha256": self.sha256.hexdigest(), "xxh3": self.xxh3.hexdigest()}
         write_json(manifest_of(self.path(self.shard)), {"tokens": self.size // self.itemsize, **sums})

@@ -18,6 +18,7 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, mean_score, proportion_score
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.types import Json, Row
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -47,7 +48,7 @@ class Choice(Evaluation):
     columns = COLUMNS
     causal = True
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None) -> None:
         self.data = data
 
     def evaluate(self, subject: Subject) -> Results:

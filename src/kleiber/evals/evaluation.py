@@ -13,6 +13,7 @@ import torch
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.order import Reading
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples
 from kleiber.types.model import Model
@@ -147,7 +148,7 @@ class Evaluation:
     default_data: ClassVar[Sequence[str]] = ()
     causal: ClassVar[bool] = False
     during: ClassVar[bool] = True
-    data: Sequence[str] | None = None
+    data: Sequence[DataPath] | None = None
 
     def accepts(self, data: DataSet) -> bool:
         """Whether the evaluation can read a data set."""

@@ -18,6 +18,7 @@ from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
 from kleiber.models.generate import generate
 from kleiber.types import Count, Row
+from kleiber.types.access import DataPath
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ class ExactMatch(Evaluation):
     causal = True
     reads = f"conversations, in a table with the columns {FORMS}"
 
-    def __init__(self, tokens: Count = 256, data: Sequence[str] | None = None) -> None:
+    def __init__(self, tokens: Count = 256, data: Sequence[DataPath] | None = None) -> None:
         self.tokens, self.data = tokens, data
 
     def accepts(self, data: DataSet) -> bool:

@@ -19,6 +19,7 @@ import torch
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate, left_padded
+from kleiber.types.access import CodePath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ class Harness(Evaluation):
     causal = True
     reads_data = False
 
-    def __init__(self, tasks: Sequence[str], task_files: str | None = None) -> None:
+    def __init__(self, tasks: Sequence[str], task_files: CodePath | None = None) -> None:
         self.tasks, self.task_files = tasks, task_files
 
     def evaluate(self, subject: Subject) -> Results:

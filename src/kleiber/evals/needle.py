@@ -16,6 +16,7 @@ from kleiber.data.recall import RecallRows
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score, proportion_score
 from kleiber.nn.loss import log_probs
 from kleiber.types import Context, Count, Json, Share
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 
@@ -48,7 +49,7 @@ class Needle(Evaluation):
         lengths: Annotated[Sequence[Context], MinLen(1)] | None = None,
         depths: Annotated[Sequence[Share], MinLen(1)] = (0.0, 0.25, 0.5, 0.75, 1.0),
         rows: Count = 128,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.lengths, self.depths, self.rows, self.data = lengths, tuple(depths), rows, data
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from kleiber.evals.evaluation import LEVEL, RESAMPLES, Evaluation, Results, Score, Scores, Subject
 from kleiber.types import Count
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
@@ -36,7 +37,7 @@ class NoiseScale(Evaluation):
 
     def __init__(
         self,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
         groups: Annotated[int, Ge(2)] = 16,
         batches: Annotated[int, Ge(2)] = 8,
         rows: Count = 2,

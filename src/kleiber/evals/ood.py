@@ -14,6 +14,7 @@ from kleiber.evals.perplexity import bytes_per_target
 from kleiber.evals.text_loss import TextLosses, resampled_score, text_losses
 from kleiber.records.progress import activity
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -31,7 +32,7 @@ class OOD(Evaluation):
 
     causal = True
 
-    def __init__(self, data: Sequence[str] | None = None, in_domain: str | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, in_domain: str | None = None) -> None:
         self.data, self.in_domain = data, in_domain
 
     def evaluate(self, subject: Subject) -> Results:

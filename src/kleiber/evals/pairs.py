@@ -19,6 +19,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.evals.likelihood import encode_pairs, log_likelihoods, pass_tokens
 from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -43,7 +44,7 @@ class Pairs(Evaluation):
     columns = (SENTENCES, (TEXT,), *COLUMNS)
 
     def __init__(
-        self, data: Sequence[str] | None = None, last_word: Sequence[str] | None = None, prefix: str = " "
+        self, data: Sequence[DataPath] | None = None, last_word: Sequence[str] | None = None, prefix: str = " "
     ) -> None:
         self.data, self.last_word, self.prefix = data, last_word, prefix
 

@@ -33,6 +33,7 @@ from kleiber.nn.loss import log_probs, target_weights
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
 from kleiber.types.model import Model, device_of
@@ -82,7 +83,7 @@ class Perplexity(Evaluation):
             it. null: windows that do not overlap, in which targets have half a context before them on average
     """
 
-    def __init__(self, data: Sequence[str] | None = None, stride: Count | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, stride: Count | None = None) -> None:
         self.data, self.stride = data, stride
 
     def check(self, model: Model) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from kleiber.config.child_process import safe_children
 from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records import archive
@@ -284,7 +285,8 @@ class LocalJobs:
         self.running = {folder: job for folder, job in self.running.items() if not job.done()}
         while self.waiting and len(self.running) < self.at_once:
             task = self.waiting.popleft()
-            self.running[task.folder] = self.executor.submit(task)
+            with safe_children():
+                self.running[task.folder] = self.executor.submit(task)
         return {*self.running, *(task.folder for task in self.waiting)}
 
     def cancel(self) -> None:

@@ -15,7 +15,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
-from kleiber.config.errors import ExitCode, exit_on_interrupt, exit_with
+from kleiber.config.errors import ExitCode
+from kleiber.config.permissions import reader_permissions
+from kleiber.config.system_errors import describe
+from kleiber.config.url_secrets import hidden_arguments, hide_secrets
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.records.terminal import print_line, print_logs
@@ -104,10 +107,9 @@ AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_o
 @app.command(cls=Command, context_settings=AS_THEY_ARE, options_metavar="[-m]")
 def train(overrides: Overrides = None) -> None:
     """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
-    exit_on_interrupt()  # importing the rest takes a second
     from kleiber.launch.main import main
 
-    exit_with(main(overrides or [], typed=True))
+    raise typer.Exit(main(overrides or [], typed=True))
 
 
 @app.command(cls=Command, context_settings={**AS_THEY_ARE, "help_option_names": ["--help"]})
@@ -142,7 +144,7 @@ def check(
     widths: Annotated[str, typer.Option(help="Widths of the models in channels, multiples of 16.")] = "64,128,256",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps before the activations are compared.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Models per width, over which activation sizes are averaged.")] = 3,
-    optimizer: Annotated[str, typer.Option(help="Optimizer of the models: adamw, muon or lion.")] = "adamw",
+    optimizer: Annotated[str, typer.Option(help="Optimizer of the models: adamw, muon, lion or sgd.")] = "adamw",
     lr: Annotated[float, typer.Option(help="Learning rate of the models.")] = 0.02,
     out: Annotated[Path | None, typer.Option(help="Folder for the figure. Default: multirun/check-mup.")] = None,
 ) -> None:
@@ -192,12 +194,17 @@ for name, command in {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     print_logs()
+    arguments = hidden_arguments(argv)
     try:
-        code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+        with reader_permissions():
+            code = app(arguments, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
-        print_line(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {hide_secrets(str(error))}", err=True)
         return ExitCode.BAD_INPUT
     except Exception as error:
+        if text := describe(error):
+            print_line(f"kleiber: {text}", err=True)
+            return ExitCode.FAILED
         show = getattr(error, "show", None)  # of a click exception, which typer imports from a private copy of click
         if show is None:
             raise

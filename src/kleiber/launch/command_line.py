@@ -6,14 +6,37 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from kleiber import __version__
 from kleiber.config.check import TOP_LEVEL
 from kleiber.config.errors import ConfigError
 
 HELP = "see `kleiber train --help`"
+# Flags of Hydra that cannot work here, and what to do in their place.
+UNSUPPORTED = {
+    "config_path": "use --config-dir to add a folder with your own config files",
+    "experimental_rerun": "`kleiber reproduce RUN` trains a recorded run again",
+    "shell_completion": "`kleiber --install-completion` completes commands, groups and choices in your shell",
+}
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Splits a command line into flags and overrides. Raises ConfigError for an unknown or unsupported flag."""
+    parser = flag_parser()
+    options = [option for action in parser._actions for option in action.option_strings]
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        refuse_dashes(argument, following, options)
+    args = parser.parse_intermixed_args(argv)
+    for flag, advice in UNSUPPORTED.items():
+        if vars(args)[flag]:
+            raise ConfigError(f"--{flag.replace('_', '-')} is not supported: {advice}")
+    for flag, is_set in {"--package (-p)": args.package, "--resolve": args.resolve}.items():
+        if is_set and not args.cfg:
+            raise ConfigError(f"{flag} belongs to --cfg: write --cfg job {' '.join(argv)}")
+    return args
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Returns Hydra's parser, whose errors are ConfigErrors, and whose `--version` prints that of kleiber."""
     from hydra._internal.utils import get_args_parser
 
     def error(message: str) -> NoReturn:
@@ -21,15 +44,10 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
     parser = get_args_parser()
     parser.error = error  # type: ignore[method-assign]
-    options = [option for action in parser._actions for option in action.option_strings]
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
-        refuse_dashes(argument, following, options)
-    args = parser.parse_intermixed_args(argv)
-    for flag in ("config_path", "experimental_rerun"):
-        if vars(args)[flag]:
-            name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} is not supported: use --config-dir to add a folder with your own config files")
-    return args
+    for action in parser._actions:
+        if isinstance(action, argparse._VersionAction):
+            action.version = f"kleiber {__version__}"
+    return parser
 
 
 def refuse_dashes(argument: str, following: str, options: Sequence[str]) -> None:
@@ -54,8 +72,23 @@ def refuse_dashes(argument: str, following: str, options: Sequence[str]) -> None
     raise ConfigError(f"{argument} is not an option: {f'write {key}={value}' if is_key else HELP}")
 
 
+def refuse_replaced_keys(argv: Sequence[str]) -> None:
+    """Raises ConfigError for a key of a command line that has no effect, since a later one replaces what it is in.
+
+    So does `model.mlp=null` after `model.mlp.hidden=8`, while a mapping would be merged. A group such as `model=moe` is
+    chosen before all keys are set.
+    """
+    lines = {argument.lstrip("+~").partition("=")[0]: argument for argument in argv if not argument.startswith("-")}
+    for number, (key, line) in enumerate(lines.items()):
+        for later, replacing in list(lines.items())[number + 1 :]:
+            merges = replacing.partition("=")[2].startswith("{")
+            if "." in later and key.startswith(f"{later}.") and not merges:
+                raise ConfigError(f"{line} has no effect, since {replacing} replaces what it is in: remove one of them")
+
+
 def refuse_repeated_keys(argv: Sequence[str]) -> None:
     """Raises ConfigError for a key or group that a command line sets to two values, of which Hydra takes the last."""
+    refuse_replaced_keys(argv)
     values: dict[str, list[str]] = {}
     for argument in argv:
         key, equals, value = argument.lstrip("+").partition("=")

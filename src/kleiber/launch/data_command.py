@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,14 +15,23 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.data.cooccurrence import Association, Contexts
+    from kleiber.data.documents import Documents
+    from kleiber.data.location import Splits
+    from kleiber.data.survey import Survey
     from kleiber.data.word_swap import WordSwap
 
 SCHEMA = "kleiber.data/1"
 FDR = 0.1
 SHOWN = 10  # words of each group in the terminal
-OPTIONS = {"path": "", "text": "--text ", "config": "--config ", "tokenizer": "--tokenizer "}  # by key of the data
+OPTIONS = {  # by key of the data
+    "path": "", "text": "--text ", "config": "--config ", "tokenizer": "--tokenizer ", "splits": "--splits "
+}  # fmt: skip
 DESCRIBED = "100M"  # bytes of text that are described without --max-bytes
 
+SplitNames = Annotated[
+    Literal["auto", "files"],
+    typer.Option(help="auto: a dataset card or the hub's shard names decide about splits; files: names of files do."),
+]
 Page = Annotated[
     Path | None,
     typer.Option(metavar="OUT.html", callback=html_path, help="Write it to this HTML file; needs --bias."),
@@ -34,6 +43,7 @@ def describe(
     bias: Annotated[bool, typer.Option("--bias", help="Report which words stand near those of two groups.")] = False,
     config: Annotated[str | None, typer.Option(help="Config of the data set. Default: its default one.")] = None,
     text: Annotated[str, typer.Option(help="Column of a table that holds the text.")] = "text",
+    splits: SplitNames = "auto",
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Prepare the tokens that data=text would train on: bytes, bpe, a hub name or a folder."),
@@ -57,7 +67,7 @@ def describe(
     from kleiber.config.stages import quantity
     from kleiber.data.cooccurrence import associations, count_contexts
     from kleiber.data.documents import open_documents
-    from kleiber.data.survey import Survey, survey_lines
+    from kleiber.data.survey import Survey
     from kleiber.data.word_lists import read_words
     from kleiber.records.files import write_json, write_text
 
@@ -69,13 +79,11 @@ def describe(
     limit = round(quantity(max_bytes or DESCRIBED))
     survey, swap = Survey(limit), word_swap(chosen)
     with options_named():
-        prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, vocab_size, max_bytes)
-        with open_documents(path, config, text, limit) as documents:
-            contexts = count_contexts(survey.watch(documents), swap, window or 10)
-    summary: Json = {"schema": SCHEMA, "path": path, **survey.to_json()}
-    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
-    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
-    lines += survey_lines(summary)
+        settings = (vocab_size, max_bytes, splits)
+        prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, *settings)
+        with open_documents(path, config, text, limit, splits) as documents:
+            contexts = count_contexts(survey.watch(documents.texts), swap, window or 10)
+    summary, lines = describe_text(path, documents, survey, contexts)
     if prepared is not None:
         summary["prepared"], lines = prepared, [*lines, *prepared_lines(prepared)]
     if bias:
@@ -88,6 +96,17 @@ def describe(
     if json is not None:
         write_json(json, summary)
     print_line("\n".join(lines))
+
+
+def describe_text(path: str, documents: Documents, survey: Survey, contexts: Contexts) -> tuple[Json, list[str]]:
+    """Returns the description of the documents at a path as JSON has it, and the lines of the terminal."""
+    from kleiber.data.survey import survey_lines
+
+    summary: Json = {"schema": SCHEMA, "path": path, "files": documents.files, **survey.to_json()}
+    summary["words"] = sum(contexts.words.values()) + sum(contexts.group_size)
+    lines = [f"{path}: {summary['documents']:,} documents, {summary['bytes']:,} bytes, {summary['words']:,} words"]
+    lines += [*documents.reading.files, *(f"warning: {text}" for text in documents.reading.warnings)]
+    return summary, [*lines, *survey_lines(summary)]
 
 
 @contextmanager
@@ -130,7 +149,13 @@ def word_swap(words: str) -> WordSwap:
 
 
 def prepare_tokens(
-    path: str, config: str | None, column: str, tokenizer: str, vocab_size: int | None, max_bytes: str | None
+    path: str,
+    config: str | None,
+    column: str,
+    tokenizer: str,
+    vocab_size: int | None,
+    max_bytes: str | None,
+    splits: Splits | None,
 ) -> Json:
     """Prepares the tokens of a text, compares all of them with their checksums, and returns their counts by split."""
     from kleiber.data.cache import whole_checks
@@ -142,14 +167,16 @@ def prepare_tokens(
         if path.startswith("builtin/") or path in NAMED:
             corpus = MixtureCorpus({path: 1.0}, tokenizer, vocab_size, max_bytes).prepare(1)
         else:
-            text = Text(path, config, column, tokenizer=tokenizer, vocab_size=vocab_size, max_bytes=max_bytes)
+            text = Text(path, config, column, "documents", tokenizer, vocab_size, max_bytes, splits=splits)
             corpus = text.prepare(1)
     (manifest,) = corpus.manifest.values()
-    return {"tokenizer": corpus.tokenizer.name, "hash": corpus.hash, "splits": manifest["splits"]}
+    facts = {"splits": manifest["splits"], "overlap": manifest.get("overlap")}
+    return {"tokenizer": corpus.tokenizer.name, "hash": corpus.hash, **facts}
 
 
 def prepared_lines(prepared: Json) -> list[str]:
     """The tokens of each split."""
+    from kleiber.data.overlap import describe_overlap
     from kleiber.data.sources import SPLITS
 
     lines = [f"prepared with the tokenizer {prepared['tokenizer']}, hash {prepared['hash']}:"]
@@ -159,7 +186,7 @@ def prepared_lines(prepared: Json) -> list[str]:
             f"  {name:<10} {counts['documents']:>12,} documents  {counts['tokens']:>15,} tokens  "
             f"{counts['bytes'] / max(1, counts['tokens']):.2f} bytes per token"
         )
-    return lines
+    return lines if prepared["overlap"] is None else [*lines, describe_overlap(prepared["overlap"])]
 
 
 def group_names(words: str) -> tuple[str, str]:

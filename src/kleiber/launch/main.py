@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,13 +15,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_interrupt, exit_with
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_signals, exit_with
+from kleiber.config.foreign import permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import reader_permissions
+from kleiber.config.url_secrets import hidden_arguments
 from kleiber.launch import process, ranks
-from kleiber.launch.command_line import parse_flags, refuse_repeated_keys
+from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
 from kleiber.records.closing_table import closing_table, next_commands
 from kleiber.records.continuation import continues_folder
@@ -32,6 +35,7 @@ from kleiber.records.locks import holder, is_locked, sweep_scratch
 from kleiber.records.summary_file import read_summary
 from kleiber.records.terminal import print_line
 from kleiber.runs.defaults import changed_defaults
+from kleiber.runs.equal_ranks import check_equal_configs
 from kleiber.runs.inherit import complete_config
 from kleiber.runs.input_changes import describe_changes
 from kleiber.types import Config, Json
@@ -43,8 +47,8 @@ def main(argv: list[str] | None = None, typed: bool = False) -> int:
     argv   None for the command line of this process
     typed  whether a person typed `argv`, so that a key that is set twice is a mistake
     """
-    with process.output_through(process.LastingStream):
-        return exit_code(sys.argv[1:] if argv is None else argv, typed or argv is None)
+    with process.output_through(process.LastingStream), reader_permissions():
+        return exit_code(hidden_arguments(argv), typed or argv is None)
 
 
 def exit_code(argv: list[str], typed: bool) -> int:
@@ -57,10 +61,10 @@ def exit_code(argv: list[str], typed: bool) -> int:
         return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
             return process.print_error(error)
-        return ExitCode.BAD_INPUT
+        return ExitCode.BAD_INPUT if isinstance(error, ConfigError) else ExitCode.FAILED
 
 
 class TrainResult(NamedTuple):
@@ -75,7 +79,7 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
 
     Returns (exit code, folder of the run or the sweep). Raises ConfigError, a ValueError, for a wrong override.
     """
-    args = parse_flags(list(argv))
+    args = parse_flags(hidden_arguments(argv))
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
         from kleiber.config.help import usage
@@ -83,7 +87,7 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
         composer.prepare([line for line in args.overrides if line.startswith("hydra.searchpath=")])
         print_line(usage(composer))
         return TrainResult(ExitCode.DONE, None)
-    if args.cfg or args.info or args.hydra_help or args.shell_completion:
+    if args.cfg or args.info or args.hydra_help:
         return TrainResult(print_by_hydra(composer, args), None)
     ranks.started_as_rank()
     sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
@@ -93,18 +97,25 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
 
 
 def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
-    """Prints the output of Hydra's flags --cfg, --info, --hydra-help and --shell-completion."""
-    composer.compose(args.overrides, validate_sweeps=False)
+    """Prints the output of Hydra's flags --cfg, --info and --hydra-help.
+
+    Raises ConfigError for a wrong --package, and for --cfg with the values of a sweep.
+    """
+    if args.cfg and args.multirun and any(line.is_sweep_override() for line in composer.parse(args.overrides)):
+        raise ConfigError("--cfg prints one config: set each key to one value; dry_run=true lists the cells of a sweep")
+    composed = composer.compose(args.overrides, validate_sweeps=bool(args.cfg))
     overrides = composer.prepare(args.overrides)
     name, hydra = composer.config_name, composer.hydra
     if args.cfg:
+        if args.package not in (None, "_global_") and OmegaConf.select(composed, args.package) is None:
+            raise ConfigError(
+                f"--package {args.package} must be a node of the config with a value, such as model or model.mlp"
+            )
         hydra.show_cfg(name, overrides, args.cfg, args.package, args.resolve)
     elif args.info:
         hydra.show_info(args.info, name, overrides)
-    elif args.hydra_help:
-        hydra.hydra_help(name, argparse.ArgumentParser(), args)
     else:
-        hydra.shell_completion(name, overrides)
+        hydra.hydra_help(None, flag_parser(), argparse.Namespace(overrides=[]))
     return ExitCode.DONE
 
 
@@ -119,6 +130,7 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
+    permit_config(composed)
     config = complete_config(composed, overrides, composer=composer)
     if ranks.rank() == 0 and (changed := changed_defaults(composed, config)):
         print_line(f"{' '.join(changed)}, the default for this model and objective", err=True)
@@ -126,6 +138,8 @@ def run_single(composer: Composer, overrides: list[str]) -> TrainResult:
         set_devices(config, overrides)
     check(config)
     check_memory(config)
+    if ranks.started_as_rank():  # each of them has composed a config
+        check_equal_configs(config)
     with continuation.config_kept_until_trained(config) if ranks.rank() == 0 else nullcontext():
         return train_checked(config, overrides, model)
 
@@ -190,7 +204,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> tuple[Path
     if config["dry_run"]:
         return where, False
     if ranks.rank() == 0 and is_locked(where):
-        raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
+        raise ConfigError(f"{where} is in use by {holder(where)}: wait for that process, or end it")
     if ranks.rank() == 0:
         continuation.warn_without_effect({where: config})
     if resume == "never" and ranks.rank() == 0:
@@ -226,12 +240,12 @@ def compose_config(overrides: Sequence[str] = ()) -> Json:
 
     Raises ConfigError, a ValueError, for wrong overrides, also for those of a sweep.
     """
-    composer = Composer("train")
-    config = complete_config(resolve_config(composer.compose(list(overrides)))[0], overrides, composer=composer)
+    composer, overrides = Composer("train"), hidden_arguments(overrides)
+    config = complete_config(resolve_config(composer.compose(overrides))[0], overrides, composer=composer)
     check(config)
     return config
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main())

@@ -5,6 +5,7 @@ Each command imports what it needs only when it is called.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from kleiber.config.permissions import permit_data
 from kleiber.records.terminal import print_line
 from kleiber.studies.fit_command import html_path
 
@@ -70,6 +72,12 @@ SamplingSeed = Annotated[int, typer.Option(help="Seed of the samples: the same s
 Generator = Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")]
 
 
+AllowedData = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="URL", help="URL, pattern or large folder that the run may read its data from."),
+]
+
+
 def generate(
     subject: Generator,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
@@ -84,10 +92,12 @@ def generate(
     retrieval: Annotated[
         str, typer.Option(help="bm25, dense: put text of the datastore in front of the prompt; knn: mix neighbors in.")
     ] = "bm25",
+    data: AllowedData = None,
     json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
 ) -> None:
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     existing(subject)
+    permit_data(data or ())
     from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.records.files import write_json
     from kleiber.runs.completion import Sampling, continue_prompt, to_json
@@ -113,9 +123,11 @@ def chat(
     top_p: TopP = 1.0,
     stop: Stop = None,
     seed: SamplingSeed = 0,
+    data: AllowedData = None,
 ) -> None:
     """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
     existing(subject)
+    permit_data(data or ())
     from kleiber.runs.completion import Chat, Sampling, chat_loop
     from kleiber.runs.open import open_model
 
@@ -145,15 +157,33 @@ def existing(subject: Path) -> Path:
     return subject
 
 
+def license_name(value: str | None) -> str | None:
+    """Returns the value of --license. Raises ValueError for what cannot be a name of a license on the hub."""
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", value):
+        raise ValueError(f"--license {value} must be the name of a license, such as apache-2.0, cc-by-4.0 or other")
+    return value
+
+
+License = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", callback=license_name, help="License of the weights, which the model card states: apache-2.0."
+    ),
+]
+
+
 def export_run(
     run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    license: License = None,
+    data: AllowedData = None,
 ) -> None:
     """Write a run as a Hugging Face folder: config, safetensors, tokenizer and a model card."""
     existing(Path(run))
+    permit_data(data or ())
     from kleiber.runs.huggingface import export
 
-    export(run, out)
+    export(run, out, license)
     print_line(f"wrote {out}; its README.md shows how to load it with transformers")
 
 
@@ -178,9 +208,12 @@ def push(
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Commit to this branch, and create it if it does not exist.")
     ] = None,
+    license: License = None,
+    data: AllowedData = None,
 ) -> None:
     """Export a run and upload it to the Hugging Face hub. The token is that of HF_TOKEN or `hf auth login`."""
     existing(Path(run))
+    permit_data(data or ())
     from kleiber.runs.hub_upload import push
 
-    print_line(f"uploaded {run}: {push(run, repository, private, revision)}")
+    print_line(f"uploaded {run}: {push(run, repository, private, revision, license)}")

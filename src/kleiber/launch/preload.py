@@ -5,12 +5,18 @@ threads would deadlock its children, and a server that had imported wandb or dat
 """
 
 import gc
+import os
+import signal
 from importlib import import_module
 
-from kleiber.nn import routers
-from kleiber.records.environment import commit, cpu_name, versions
-from kleiber.training.lightning import import_lightning
+from kleiber.config.errors import exit_at_once, exit_on_signals
 
+exit_on_signals()  # before the imports, which take seconds
+from kleiber.nn import routers  # noqa: E402
+from kleiber.records.environment import commit, cpu_name, versions  # noqa: E402
+from kleiber.training.lightning import import_lightning  # noqa: E402
+
+SERVER = os.getpid()
 MODULES = (
     *(f"kleiber.nn.routers.{module}" for module in set(routers.EXPORTS.values())),
     "rich.console",
@@ -46,5 +52,15 @@ for module in MODULES:
 # These functions cache facts that are the same for all cells, about the code and the machine.
 for fact in (commit, cpu_name, versions):
     fact()
+
+
+def end_cell(number: int, frame: object) -> None:
+    """Ends a cell that has not begun to train; the server goes on, since it reports how the cells end."""
+    if os.getpid() != SERVER:
+        exit_at_once(number, frame)
+
+
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, end_cell)
 # A child that searched these objects for garbage would copy every page of them.
 gc.freeze()

@@ -22,15 +22,14 @@ no torch.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from kleiber.config.child_process import python_command, safe_environment
 from kleiber.config.cost import cost_of, describe_costs, device_power, read_cost
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.model_size import available_cores
@@ -47,6 +46,7 @@ SCHEMA = "kleiber.plan/1"
 DRY_RUN = "dry run: nothing was trained"
 EXTRAPOLATION = 10.0  # compute of the predicted loss over the compute of the largest point
 LISTED_CELLS = 24  # largest number of cells that are listed one by one
+SHOWN_WARNINGS = 3  # of a sweep
 
 
 def print_price(runs: Mapping[Path, Config]) -> None:
@@ -64,7 +64,7 @@ def print_price(runs: Mapping[Path, Config]) -> None:
     if single:
         lines = estimate["description"]
     else:
-        lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"])]
+        lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"]), *warning_lines(estimate["warnings"])]
     print_line("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
     if isinstance(configs[0]["dry_run"], str):
         write_json(Path(configs[0]["dry_run"]), plan)
@@ -81,6 +81,14 @@ def finished_cells(runs: Mapping[Path, Config]) -> set[str]:
         for place, config in runs.items()
         if folder.status(place) == Status.FINISHED or (archived and config_hash(config) in archived)
     }
+
+
+def warning_lines(warnings: Sequence[str]) -> list[str]:
+    """Returns the first distinct warnings on the runs of a sweep, and how many more there are."""
+    distinct = [*dict.fromkeys(warnings)]
+    more = len(distinct) - SHOWN_WARNINGS
+    lines = [f"warning      {text}" for text in distinct[:SHOWN_WARNINGS]]
+    return [*lines, f"             and {more} more warnings of this kind"] if more > 0 else lines
 
 
 def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
@@ -155,7 +163,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if estimate["description"] and points == 1:  # which has parameters and compute already
         lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
-        return [*lines, f"time         not measured: {estimate['unmeasured']}"]
+        return [*lines, f"time         unknown: {estimate['unmeasured']}"]
     hours, workers = plan["seconds"] / 3600, max(1, min(plan["runs"], num_workers(configs[0])))
     duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
     if plan["runs"] == 1:
@@ -168,7 +176,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):
         lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:
-        lines.append(f"             runs that could not be measured count as similar ones: {estimate['unmeasured']}")
+        lines.append(f"             runs whose speed is unknown count as similar ones: {estimate['unmeasured']}")
     if plan["memory_bytes"]:
         lines.append(f"memory       about {plan['memory_bytes'] / 2**20:,.0f} MiB in the largest process")
     return lines
@@ -226,15 +234,15 @@ def estimate_costs(runs: Mapping[Path, Config], threads: int | None, describe: b
     describe  adds `description`, lines on the stages of a single run
 
     Returns `cells` in the order of `runs`, `memory_bytes`, `unmeasured` (why a run could not be measured, or None),
-    `start` (seconds until a process can compute), `threads` of a CPU process, and `description`. Raises ConfigError
-    when a run cannot be planned.
+    `start` (seconds until a process can compute), `threads` of a CPU process, `warnings`, and `description`. Raises
+    ConfigError when a run cannot be planned.
     """
     request = {"runs": {str(folder): dict(config) for folder, config in runs.items()}, "describe": describe}
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with activity(f"estimating the cost of {len(runs)} run{'s' if len(runs) > 1 else ''}"):
         done = subprocess.run(
-            [sys.executable, "-m", "kleiber.launch.price_estimate"], text=True,
-            input=json.dumps({**request, "asked": time.time()}), capture_output=True, env={**os.environ, **limits},
+            python_command("kleiber.launch.price_estimate"), env={**safe_environment(), **limits},
+            input=json.dumps({**request, "asked": time.time()}), capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("kleiber: ")

@@ -14,22 +14,32 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.errors import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status, exit_on_signals
+from kleiber.config.foreign import permit_config
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.config.targets import build
 from kleiber.launch import process
-from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
+from kleiber.launch.run_cost import (
+    Models,
+    StageCost,
+    UnknownSpeed,
+    count_costs,
+    measure,
+    shorten_config,
+    stage_key,
+)
+from kleiber.launch.speed import Speed, step_seconds
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.runs.banner import describe_stages
+from kleiber.runs.banner import describe_stages, reading_warnings
 from kleiber.runs.recorded_config import keep_tokenizer
 from kleiber.runs.run import plan_stages
 from kleiber.types import Config, Json
@@ -42,9 +52,11 @@ WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launch
 def answer_request(request: Json) -> Json:
     """Returns what `kleiber.launch.price.estimate_costs` returns for a request."""
     ready = time.time()
+    for config in request["runs"].values():
+        permit_config(config)
     with scratch_folder("kleiber-price-") as scratch:
         prices = Prices(request["runs"], scratch.resolve())
-        description = prices.count(request["describe"])
+        described = prices.count(request["describe"])
         prices.measure()
         return {
             "cells": [prices.cell(number) for number in range(len(prices.configs))],
@@ -52,7 +64,7 @@ def answer_request(request: Json) -> Json:
             "unmeasured": prices.unmeasured,
             "start": max(0.0, ready - request.get("asked", ready)),
             "threads": torch.get_num_threads(),
-            "description": description,
+            **described,
         }
 
 
@@ -89,12 +101,12 @@ class Prices:
             return config
         return {**config, "data": config["data"]["data"]}
 
-    def count(self, describing: bool) -> list[str]:
-        """Counts parameters, tokens and FLOPs of every run. If `describing`, returns lines on the stages of a run."""
+    def count(self, describing: bool) -> dict[str, list[str]]:
+        """Counts parameters, tokens and FLOPs of every run; returns warnings and, if `describing`, lines on a run."""
         models = Models()
         for folder, config in self.planned.items():
             self.write_placeholder(folder, config)
-        description: list[str] = []
+        described: dict[str, list[str]] = {"description": [], "warnings": []}
         counted: dict[str, list[StageCost]] = {}
         for config in self.configs:
             key = self.count_key(config)
@@ -103,9 +115,10 @@ class Prices:
                 hardware.prepare()
                 stages = plan_stages(config, hardware, None if describing else models)
                 counted[key] = count_costs(stages, hardware, models)
-                description = describe_stages(stages) if describing else []
+                described["description"] = describe_stages(stages) if describing else []
+                described["warnings"] += reading_warnings(stages)
             self.costs.append(counted[key])
-        return description
+        return described
 
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
@@ -134,7 +147,8 @@ class Prices:
     def measure(self) -> None:
         """Measures the largest run of every kind, then the smallest and a middle one, while there is time.
 
-        Of each `model_kind` a run is measured in any case, since no other run has its speed.
+        Of each `model_kind` a run is measured in any case, since no other run has its speed. Raises ConfigError for a
+        run that fails.
         """
         started = time.monotonic()
         for number in self.runs_to_measure():
@@ -143,8 +157,8 @@ class Prices:
                 continue
             try:
                 self.speeds[number] = self.measure_run(number)
-            except (ValueError, RuntimeError) as error:
-                self.unmeasured = str(error)
+            except UnknownSpeed as reason:
+                self.unmeasured = str(reason)
 
     def runs_to_measure(self) -> list[int]:
         """Returns positions in the order of measuring: the largest run of each kind, the smallest, a middle one."""
@@ -184,14 +198,14 @@ class Prices:
         return sum(cost.flops_per_step for cost in self.costs[number])
 
     def measure_run(self, number: int) -> Speed:
-        """Trains a few steps of a run in the scratch folder. Raises ValueError or RuntimeError when this fails."""
+        """Trains a few steps of a run in the scratch folder. Raises what `measure` raises."""
         config, folder = self.configs[number], self.scratch / f"measured{number}"
         self.train_start_point(config)
         short = shorten_config(config, self.costs[number], folder)
         write_config(folder, short, [])  # from which a later stage opens an earlier one
         hardware, models = build(DictConfig(short["trainer"])), Models()
         stages = plan_stages(short, hardware, models)
-        return measure(short, count_costs(stages, hardware, models), folder)
+        return measure(short, count_costs(stages, hardware, models), folder, config["trainer"].get("devices") or 1)
 
     def train_start_point(self, config: Config) -> None:
         """Trains two steps of the planned run from which `config` starts, so that its folder contains weights."""
@@ -254,21 +268,6 @@ class Prices:
         return config["model"]["_target_"], privacy, starts_from_weights(config)
 
 
-def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
-    """Returns the seconds of an optimizer step of `flops` FLOPs.
-
-    FLOP/s are interpolated over the logarithm of the FLOPs of a step.
-
-    key  of the stage (`stage_key`)
-    """
-    points: dict[float, list[float]] = {}
-    for speed in speeds:
-        for name in speed.step if key not in speed.step else (key,):
-            points.setdefault(speed.flops_per_step[name], []).append(speed.flops_per_step[name] / speed.step[name])
-    x, y = np.log([(at, np.median(values)) for at, values in sorted(points.items())]).T
-    return flops / float(np.exp(np.interp(np.log(flops), x, y)))
-
-
 def without_numbers(value: object) -> object:
     """Returns a config in which numbers, quantities such as "1M" and lists of them are replaced by None."""
     if isinstance(value, Mapping):
@@ -287,9 +286,8 @@ def without_numbers(value: object) -> object:
 
 def main() -> int:
     """Answers the request on standard input, and returns the exit code."""
-    request = json.load(sys.stdin)
     try:
-        estimate = answer_request(request)
+        estimate = answer_request(json.load(sys.stdin))
     except Exception as error:
         return process.print_error(error)
     sys.stdout.write(json.dumps(estimate))
@@ -297,4 +295,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    exit_on_signals()
     sys.exit(main())

@@ -23,14 +23,18 @@ from kleiber.config.errors import (
     ExitCode,
     Interrupted,
     Preempted,
-    RankTimeout,
+    RankLost,
     Status,
-    exit_on_interrupt,
+    exit_on_signals,
     exit_with,
     on_preemption,
     preempted_by,
 )
-from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, record_failure, redirect_rank_output
+from kleiber.config.foreign import permit_config
+from kleiber.config.system_errors import describe
+from kleiber.config.url_secrets import hide_secrets
+from kleiber.launch.rank_failures import record_failure
+from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.locks import locked
 from kleiber.records.progress import DISPLAY, activity
@@ -51,7 +55,7 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Writes the text, in the place of a live line."""
         with self.until_closed():
-            DISPLAY.write(self.stream, text)
+            DISPLAY.write(self.stream, hide_secrets(text))
         return len(text)
 
     def flush(self) -> None:
@@ -81,8 +85,12 @@ class Tee(LastingStream):
 
     def write(self, text: str) -> int:
         """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
-        self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
-        self.copy.flush()
+        try:
+            self.copy.write(CONTROL.sub("", hide_secrets(text)).replace("\r", "\n"))
+            self.copy.flush()
+        except OSError as error:  # training goes on, and fails where it cannot write what counts
+            self.copy = open(os.devnull, "w")  # noqa: SIM115
+            super().write(f"warning: log.txt ends here, because it cannot be written: {error.strerror}\n")
         return super().write(text)
 
 
@@ -129,6 +137,7 @@ def without_main_module() -> Iterator[None]:
 
 def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     """Trains a run and returns the exit code. Every rank calls it; only rank 0 locks the folder and writes to it."""
+    permit_config(config)
     writes = rank() == 0
     code, error = ExitCode.FAILED, None
     try:
@@ -152,7 +161,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _import_and_train(config, folder, overrides), None
         except Exception as error:
-            _write_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
+            _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
             return print_error(error), error
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
@@ -188,12 +197,16 @@ def _import_and_train(config: Config, folder: Path, overrides: Sequence[str]) ->
 
 
 def print_error(error: Exception) -> int:
-    """Prints an error and returns its exit code: one line and 2 if the user can correct it, else a traceback and 1."""
+    """Prints an error and returns its exit code: 2 if the user can correct it, and 1 otherwise.
+
+    It is one line, but a traceback where the program is wrong.
+    """
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
         print_line(f"kleiber: {error}", err=True)
         return ExitCode.BAD_INPUT
-    if isinstance(error, RankTimeout):
-        print_line(f"kleiber: {error}", err=True)
+    text = str(error) if isinstance(error, RankLost) else describe(error)
+    if text is not None and "HYDRA_FULL_ERROR" not in os.environ:
+        print_line(f"kleiber: {text}", err=True)
         return ExitCode.FAILED
     print_traceback(error)
     return ExitCode.BAD_INPUT if is_user_error(error) else ExitCode.FAILED
@@ -221,5 +234,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    exit_on_signals()
     exit_with(main(sys.argv[1:]))

@@ -14,15 +14,21 @@ import re
 import signal
 import subprocess
 import sys
-import time
-import traceback
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
+from kleiber.config.child_process import python_command, safe_environment
+from kleiber.config.errors import (
+    ConfigError,
+    ExitCode,
+    Status,
+    exit_on_signals,
+    on_preemption,
+    preempted_by,
+    signals_held,
+)
 from kleiber.config.model_size import available_cores
-from kleiber.records.files import read_json, write_json
+from kleiber.launch.rank_failures import FAILURES, Failure, end_of, first_failure, record_killed_ranks
 from kleiber.records.folder import status, write_final_status
 from kleiber.records.locks import scratch_folder
 from kleiber.records.regular_files import make_folder, open_to_append
@@ -31,7 +37,7 @@ from kleiber.records.terminal import print_line
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # variables that torchrun or SLURM sets in every rank
-CELL_VARIABLE, FAILURES = "KLEIBER_CELL", "KLEIBER_FAILURES"
+CELL_VARIABLE, PARENT = "KLEIBER_CELL", "KLEIBER_PARENT"
 STOP_SECONDS = 40  # that an agent may take to end its ranks
 
 
@@ -95,8 +101,8 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
     visible  value of CUDA_VISIBLE_DEVICES in these processes
     """
     with scratch_folder("kleiber-ranks-") as failures:
-        env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        env |= {CELL_VARIABLE: "1", FAILURES: str(failures)}
+        env = {name: value for name, value in safe_environment().items() if name not in NOT_INHERITED}
+        env |= {CELL_VARIABLE: "1", FAILURES: str(failures), PARENT: str(os.getpid())}
         env.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
@@ -105,29 +111,38 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             if devices == 1
             else ["kleiber.launch.ranks", str(folder), str(devices)]
         )
-        process = subprocess.Popen([sys.executable, "-m", *module], env=env)
-        with forward_signals(process, folder) as received:
+        with contextlib.ExitStack() as stack:
+            with signals_held():
+                process = subprocess.Popen(python_command(*module), env=env)
+                received = stack.enter_context(forward_signals(process, folder))
             # Ray interrupts a task without a signal of the system, which would not end a wait without a time limit.
             while (code := process.poll()) is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=1)
         if code == ExitCode.DONE:
             return code
-        code, error = first_failure(failures, devices) or (
-            code if code > 0 else ExitCode.FAILED,
-            f"exit code {code}",
-        )
+        failure = first_failure(failures, devices)
         # Ranks that had not started to train could not save, so the signal decides about the status.
-        if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED):
+        stopped = (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED)
+        if received and (failure is None or status(folder) in stopped):
             reason = preempted_by(received[0], "")
-            code, error = reason.status.exit_code, str(reason)
-    if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
-        final = Status.PREEMPTED if code == ExitCode.PREEMPTED else Status.INTERRUPTED
-        write_final_status(folder, final, error, replaceable=Status.PREEMPTED)
-    else:  # a rank that fails ends the others by SIGTERM, so rank 0 may have written the status `preempted`
-        timed_out = "rank_timeout" in error and status(folder) == Status.FAILED  # rank 0 does not know which rank
-        write_final_status(folder, Status.FAILED, error, Status.FAILED if timed_out else Status.PREEMPTED)
-    return code
+            failure = Failure(reason.status.exit_code, str(reason))
+        elif failure is None:
+            failure = Failure(code if code > 0 else ExitCode.FAILED, end_of(code), is_cause=True)
+            print_line(f"kleiber: {' '.join(module)}: {failure.error}", err=True)
+    record_end(folder, failure)
+    return failure.code
+
+
+def record_end(folder: Path, failure: Failure) -> None:
+    """Writes the final status of a run whose ranks have failed or were preempted, where rank 0 did not write it."""
+    if failure.code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+        final = Status.PREEMPTED if failure.code == ExitCode.PREEMPTED else Status.INTERRUPTED
+        write_final_status(folder, final, failure.error, (Status.PREEMPTED,))
+        return
+    # A rank that fails ends the others by SIGTERM, so rank 0 may have written the status `preempted`.
+    replaceable = (Status.PREEMPTED, Status.FAILED) if failure.is_cause else (Status.PREEMPTED,)
+    write_final_status(folder, Status.FAILED, failure.error, replaceable)
 
 
 @contextlib.contextmanager
@@ -153,47 +168,15 @@ def forward_signals(process: subprocess.Popen[bytes], folder: Path) -> Iterator[
                 process.kill()
 
 
-def first_failure(failures: Path, devices: int) -> tuple[int, str] | None:
-    """Returns exit code and error of the rank that failed first; None when no rank recorded a failure.
-
-    Prints its traceback, unless rank 0 has printed the same error. Where a rank waited for another one in vain, the
-    error names the ranks that recorded nothing.
-
-    failures  folder that `record_failure` writes to
-    devices   number of ranks
-    """
-    records = sorted((read_json(file) for file in failures.glob("*.json")), key=itemgetter("time"))
-    if not records:
-        return None
-    first = records[0]
-    silent = sorted(set(range(devices)) - {record["rank"] for record in records})
-    if silent and any(record["timeout"] for record in records):
-        error = f"rank {', '.join(map(str, silent))} did not answer within trainer.rank_timeout"
-        print_line(f"kleiber: {error}", err=True)
-        return first["code"], error
-    printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
-    if not printed and first["code"] != ExitCode.PREEMPTED:
-        print_line(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", err=True)
-    return first["code"], f"rank {first['rank']}: {first['error']}"
-
-
-def record_failure(code: int, error: BaseException | None) -> None:
-    """Writes exit code, error and traceback of this rank to a file that the parent process reads (`first_failure`).
-
-    Does nothing when kleiber did not start this process.
-    """
-    if FAILURES not in os.environ:
-        return
-    trace = "" if error is None else "".join(traceback.format_exception(error))
-    record = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
-    record["timeout"] = isinstance(error, RankTimeout)
-    write_json(Path(os.environ[FAILURES], f"{rank()}.json"), record)
-
-
 def end_with_parent(signal_number: int) -> None:
-    """Asks the kernel to send `signal_number` to this process when its parent dies. Does nothing outside Linux."""
+    """Asks the kernel to send `signal_number` to this process when its parent dies, or sends it if it has died already.
+
+    Does nothing outside Linux.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+            os.kill(os.getpid(), signal_number)
 
 
 def redirect_rank_output(folder: Path) -> None:
@@ -215,9 +198,10 @@ def run_agent(folder: str, devices: str) -> int:
     """Runs the ranks of a run and returns 1 if any of them failed. The ranks print their errors, the agent does not."""
     import logging
 
-    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process forwards Ctrl-C as SIGTERM
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
+    exit_on_signals()
+    end_with_parent(signal.SIGTERM)
+    os.environ |= {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGHUP,SIGQUIT", PARENT: str(os.getpid())}
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -225,7 +209,10 @@ def run_agent(folder: str, devices: str) -> int:
     logging.disable(logging.CRITICAL)
     try:
         run.main(["--standalone", f"--nproc-per-node={devices}", "-m", "kleiber.launch.process", folder])
-    except (ChildFailedError, SignalException):
+    except ChildFailedError as error:
+        record_killed_ranks({number: failure.exitcode for number, failure in error.failures.items()})
+        return 1
+    except SignalException:
         return 1
     return 0
 

@@ -10,26 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from kleiber.config.check import check
 from kleiber.config.errors import ConfigError, ExitCode, Status
-from kleiber.config.model_size import check_memory
-from kleiber.config.nested import map_strings
-from kleiber.launch.cell import Cell
 from kleiber.launch.local_pool import Process
-from kleiber.launch.sweep import referenced_runs
+from kleiber.launch.reproduced_cells import cell_of, in_rounds, node_with, parse_settings, weights_hashes
 from kleiber.records import folder
 from kleiber.records.catalog import Run, read_run, read_runs
 from kleiber.records.diff import Diff, diff_runs, final_metrics, first_step_line, is_of_evaluation
-from kleiber.records.files import read_json, write_json
+from kleiber.records.files import write_json
 from kleiber.records.folder import identity
-from kleiber.records.regular_files import DamagedFile, make_folder, path_inside
+from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line
-from kleiber.runs.recorded_config import with_paths_to_study
 from kleiber.types import Json
 
 LEVEL = 0.95  # share of pairs of seeds whose losses differ by less than the noise
@@ -98,25 +92,33 @@ class Reproduction:
 Noise = Mapping[str, float]  # the largest difference within noise, by metric
 
 
-def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reproduction]:
+def reproduce(
+    source: Path, out: Path | None, cells: int | None, overrides: Sequence[str] = ()
+) -> list[Reproduction]:  # fmt: skip
     """Trains the finished runs of `source` again, compares them, and writes reproduction.json to `out`.
 
-    source  a run, a folder of runs, or a runs.jsonl.gz
-    out     folder of the new runs; None for one beside the runs, whose name ends in -reproduced
-    cells   only the runs that took the least time, at most this many; None for all
+    source     a run, a folder of runs, or a runs.jsonl.gz
+    out        folder of the new runs; None for one beside the runs, whose name ends in -reproduced
+    cells      only the runs that took the least time, at most this many; None for all
+    overrides  KEY=VALUE of keys that cannot change the result
 
-    Raises ConfigError where there is no finished run, or a recorded config does not pass the check.
+    Raises ConfigError where there is no finished run, or a recorded config does not pass the check, or would do what
+    only the reader's command line can allow.
     """
+    settings = parse_settings(overrides)
     recorded = read_runs(source)
     finished = [run for run in recorded if run.finished]
     if not finished:
         raise ConfigError(f"{source} contains no finished run to reproduce")
+    for key, value in settings.items():
+        if all(node_with(run.config, key) is None for run in finished):
+            raise ConfigError(f"{key}={value}: no recorded config in {source} has this key")
     chosen = sorted(finished, key=lambda run: run.summary.get("seconds") or 0.0)[:cells]
     home = finished[0].folder.parent
     noise = seed_noise(read_runs(home) if home.is_dir() else recorded)
     out = (out or home.with_name(f"{home.name}-reproduced")).expanduser().absolute()
     rounds = in_rounds(chosen, {run.name: run for run in finished}, home)
-    planned = [[cell_of(run, home, out, rounds) for run in runs] for runs in rounds]
+    planned = [[cell_of(run, home, out, rounds, settings) for run in runs] for runs in rounds]
     for cell in (cell for cells_of_round in planned for cell in cells_of_round):
         if folder.status(cell.folder) == Status.FINISHED:
             folder.set_aside(cell.folder)
@@ -132,68 +134,6 @@ def reproduce(source: Path, out: Path | None, cells: int | None) -> list[Reprodu
     make_folder(out)  # it is removed where all runs are refused
     write_json(out / FILE, {"schema": "kleiber.reproduction/1", "source": str(source), "runs": entries})
     return results
-
-
-def in_rounds(chosen: Sequence[Run], finished: Mapping[str, Run], home: Path) -> list[list[Run]]:
-    """Returns the runs in an order in which they can be trained; those of one round do not need each other.
-
-    A run that another one starts from is trained again too if its weights are gone.
-    """
-    rounds, needed = [list(chosen)], list(chosen)
-    while needed := [base for run in needed for base in missing_bases(run, finished, home)]:
-        needed = list({run.name: run for run in needed}.values())
-        names = {run.name for run in needed}
-        rounds = [needed, *([run for run in runs if run.name not in names] for runs in rounds)]
-    return [runs for runs in rounds if runs]
-
-
-def missing_bases(run: Run, finished: Mapping[str, Run], home: Path) -> list[Run]:
-    """Returns the runs of the same folder that `run` starts from, and whose weights are gone."""
-    names = referenced_runs(with_paths_to_study(run.config, run.folder), f"{home.absolute()}/")
-    return [finished[name] for name in sorted(names) if name in finished and not weights_hashes(finished[name])]
-
-
-def cell_of(run: Run, home: Path, out: Path, rounds: Sequence[Sequence[Run]]) -> Cell:
-    """Returns the cell that trains a run again, in a folder of the same name in `out`, without loggers.
-
-    It uses as many CPU threads as the recorded run, because sums of floats depend on their number. Raises ConfigError
-    if the recorded config does not pass the check of a command line.
-    """
-    again = {base.name for runs in rounds for base in runs if not weights_hashes(base)}
-    config = map_strings(
-        with_paths_to_study(run.config, run.folder), lambda text: in_new_folder(text, home.absolute(), out, again)
-    )
-    config |= {"root": str(out.parent), "name": out.name, "resume": "auto", "dry_run": False}
-    config |= {"logger": {}, "launcher": {"_target_": "kleiber.launch.Process"}, "study": None, "design": None}
-    trainer = dict(config.get("trainer") or {})
-    if trainer.get("threads") is None and "accelerator" in trainer:
-        trainer["threads"] = (run.summary.get("machine") or {}).get("threads")
-    config["trainer"] = trainer
-    try:
-        check(config)
-        check_memory(config)
-    except ConfigError as error:
-        raise ConfigError(f"the recorded config of {run.folder}: {error}") from None
-    return Cell(out / run.name, config, run.overrides)
-
-
-def in_new_folder(text: str, home: Path, out: Path, names: set[str]) -> str:
-    """Returns a path through one of the runs `names` in `home`, moved to `out`; any other text as it is."""
-    below = text.removeprefix(f"{home}/")
-    return f"{out}/{below}" if text != below and below.split("/")[0] in names else text
-
-
-def weights_hashes(run: Run) -> dict[str, str]:
-    """Returns the sha256 of the final weights of each stage, as their checkpoints note it; none where they are gone."""
-    hashes = {}
-    for stage in run.stages:
-        if not stage.get("checkpoint"):
-            continue
-        with suppress(DamagedFile, KeyError, TypeError):
-            meta = path_inside(run.folder, stage["checkpoint"]) / "meta.json"
-            if meta.is_file() and meta.with_name("model.safetensors").is_file():
-                hashes[stage["name"]] = str(read_json(meta)["sha256"]["model.safetensors"])
-    return hashes
 
 
 def seed_noise(runs: Sequence[Run]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from kleiber.config.errors import Preempted, Status, did_you_mean
+from kleiber.config.permissions import permit_data
 from kleiber.records.terminal import print_line
 
 Folder = Annotated[Path, typer.Argument(help="Folder of runs, such as multirun/first, a run, or a runs.jsonl.gz.")]
@@ -107,15 +108,25 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the new runs. Default: beside the old one.")
     ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="URL or pattern that the runs may read; may be repeated.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]", help="Keys that cannot change the result.")
+    ] = None,
 ) -> None:
     """Train recorded runs again from their configs: are the new runs equal, within noise, or different, and where?
+
+    A recorded config does not run code, fetch, search or write elsewhere unless the command names the value: with
+    --data URL, or as KEY=VALUE, such as callbacks.checkpoints.remote=null.
 
     Exit code 0 if all are equal or within noise, 5 if one is different, 1 if one fails.
     """
     from kleiber.launch import reproduce
 
     try:
-        results = reproduce.reproduce(source, out, cells)
+        permit_data(data or ())
+        results = reproduce.reproduce(source, out, cells, overrides or ())
     except Preempted as reason:
         print_line(f"{reason.status} by {reason}; run the same command again", err=True)
         raise typer.Exit(reason.status.exit_code) from None

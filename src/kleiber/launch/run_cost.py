@@ -15,7 +15,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import ExitCode
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
+from kleiber.launch.speed import Speed
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.regular_files import open_to_add_lines, read_text
@@ -167,24 +168,6 @@ def evaluated_tokens(tree: Tree, stage: Stage) -> float:
     return tokens
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Measured speed of one run.
-
-    flops_per_step  training FLOPs of a step, by the key of the stage (`stage_key`)
-    step            seconds of a step, by the same keys
-    evaluation      seconds of an evaluated token, over seconds of a training token
-    once            seconds that a stage spends once on preparing, compiling and writing, averaged over the stages
-    memory_bytes    largest memory of the process so far
-    """
-
-    flops_per_step: Mapping[str, float]
-    step: Mapping[str, float]
-    evaluation: float
-    once: float
-    memory_bytes: int
-
-
 class CoreClock(Throughput):
     """The callback `throughput` of a measured run, and a file of the CPU and wall seconds of its steps."""
 
@@ -243,10 +226,18 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     return short | {"logger": {}, "root": str(folder.parent), "dry_run": False, "study": None, "resume": "auto"}
 
 
-def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
-    """Trains a shortened run in `folder` and returns its speed. Raises ValueError when the run does not finish.
+class UnknownSpeed(Exception):
+    """The speed of a run cannot be measured in a few steps. The message says why; the run itself may work."""
 
-    costs  of the stages of the shortened run
+
+def measure(short: Config, costs: Sequence[StageCost], folder: Path, devices: int = 1) -> Speed:
+    """Trains a shortened run in `folder` and returns its speed.
+
+    costs    of the stages of the shortened run
+    devices  of the run, on one of which it is measured
+
+    Raises ConfigError where the run fails, so that it would fail without dry_run too, and UnknownSpeed where it
+    diverges, is too short, or needs the memory of several devices.
     """
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
@@ -255,7 +246,11 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     run = read_run(folder)
     if code != ExitCode.DONE or not run.finished:
         error = run.summary.get("error") or f"exit code {code}"
-        raise ValueError(f"the run that measures the speed failed: {error}; correct this and repeat the dry run")
+        if run.summary.get("status") == Status.DIVERGED:
+            raise UnknownSpeed(f"the loss diverges at {error}")
+        if devices > 1 and any(text in error for text in ("MemoryError", "out of memory")):
+            raise UnknownSpeed("one device has too little memory to measure a run on several")
+        raise ConfigError(f"the run fails in its first steps, with dry_run or without: {error}")
     return compute_speed(short, run.stages, costs, wall, core_share(folder, short))
 
 
@@ -269,7 +264,8 @@ def compute_speed(
     wall    seconds of the whole run
     share   share of a core that it had
 
-    The first step of a stage includes allocation and compilation, so it counts towards `once`.
+    The first step of a stage includes allocation and compilation, so it counts towards `once`. Raises UnknownSpeed for
+    a stage without a second step.
     """
     timed: dict[str, float] = {}
     steps: dict[str, int] = {}
@@ -281,7 +277,7 @@ def compute_speed(
             steps[key] = steps.get(key, 0) + cost.steps - 1
             timed[key] = timed.get(key, 0.0) + (cost.steps - 1) * cost.batch_tokens / record["tokens_per_s"]
     if timed.keys() != flops.keys():
-        raise ValueError("a stage of a single step is too short to measure its speed")
+        raise UnknownSpeed("a stage of a single step is too short to measure its speed")
     step = {key: timed[key] / steps[key] for key in timed}
     trained = {cost.name: step[stage_key(config, cost.name)] / cost.batch_tokens for cost in costs}
     evaluation = sum(record["evaluation_seconds"] for record in stages)

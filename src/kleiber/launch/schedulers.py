@@ -22,11 +22,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from kleiber.config.child_process import SAFE, safe_children
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import available_cores
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, LocalJobs, Task, group_by_resources, make_task
 from kleiber.records.terminal import print_line
 from kleiber.types import Count, Json, Natural, Positive
+from kleiber.types.access import CodePath
 
 ARRAY_SIZE = 1001  # SLURM's default of MaxArraySize
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
@@ -54,7 +56,7 @@ class Submitit(Launcher):
     gpus_per_node: Natural | None = None
     mem_gb: Positive | None = None
     array_parallelism: Count = 256
-    setup: Sequence[str] = ()
+    setup: Sequence[CodePath] = ()
 
     def __post_init__(self) -> None:
         for name in ("partition", "gpus_per_node", "mem_gb", "setup"):
@@ -97,7 +99,7 @@ class Submitit(Launcher):
             for group in groups:
                 executor = submitit.SlurmExecutor(home)
                 executor.update_parameters(**self.parameters(group[0]))
-                with executor.batch():
+                with safe_children(), executor.batch():
                     submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
                 jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
                 print_line(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}")
@@ -121,7 +123,7 @@ class Submitit(Launcher):
             "gpus_per_node": gpus,
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
             "array_parallelism": self.array_parallelism,
-            "setup": list(self.setup) or None,
+            "setup": [*(f"export {name}={value}" for name, value in SAFE.items()), *self.setup],
             "additional_parameters": {"signal": f"USR1@{WARNING_SECONDS}", "requeue": True},
         }
         return {name: value for name, value in options.items() if value is not None}
@@ -220,7 +222,7 @@ class Ray(Launcher):
     cpus_per_task  CPU cores of a cell; None means one per device, or `trainer.threads` per device
     """
 
-    address: str | None = None
+    address: CodePath | None = None
     cpus_per_task: Count | None = None
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
@@ -230,7 +232,11 @@ class Ray(Launcher):
         except ImportError:
             raise ConfigError("launcher=ray needs the package ray: pip install 'kleiber[ray]'") from None
         try:
-            ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with safe_children():
+                ray.init(
+                    address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                    runtime_env={"env_vars": SAFE},
+                )  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"launcher.address={self.address}: no Ray cluster answers at this address ({error}); start one, or set "

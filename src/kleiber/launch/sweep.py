@@ -19,8 +19,11 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, listed
+from kleiber.config.foreign import check_foreign, permit_config
 from kleiber.config.model_size import check_memory
+from kleiber.config.permissions import permitted_data
 from kleiber.config.targets import build, class_attribute
+from kleiber.config.url_secrets import remember_secrets
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
@@ -74,8 +77,7 @@ class Sweep:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
         if started_as_rank():
             raise ConfigError(
-                "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
-                "the sweep without them"
+                "-m cannot be used under torchrun or srun: kleiber starts the ranks of each cell itself, leave them out"
             )
         try:
             self.composer.multirun(overrides, self)
@@ -93,8 +95,8 @@ class Sweep:
         return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
     def __call__(self, cfg: DictConfig) -> int:
-        """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
-        raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
+        """Raises NotImplementedError: Hydra wants a task function, which kleiber's launcher never calls."""
+        raise NotImplementedError("KleiberLauncher calls `run` with all cells")
 
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks all cells, runs the unfinished ones, and returns the exit codes of all, in order.
@@ -187,7 +189,9 @@ class Sweep:
         return self.composed[key]
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
+        overrides = [remember_secrets(line) for line in overrides]  # those of a design come from its file
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
+        permit_config(config)
         config = complete_config(config, overrides, self.starts, self.composer)
         check(config)
         check_memory(config)
@@ -221,26 +225,23 @@ class Sweep:
                     continue
                 if anew:
                     folder.set_aside(cell.folder)
-                folder.write_config(cell.folder, cell.config, cell.overrides)
+                folder.write_config(cell.folder, with_permissions(cell.config), cell.overrides)
                 todo.append(cell)
         if done := len(by_folder) - len(todo) - len(in_use):
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
             print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
-            names = listed(sorted(where.name for where in in_use), most=5)
-            print_line(
-                f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
-                "run the same command again when those have ended"
-            )
+            names, count = listed(sorted(where.name for where in in_use), most=5), f"{len(in_use)} of {len(by_folder)}"
+            text = f"{count} cells are in use by other processes and are not started: {names}"
+            print_line(f"{text}; run the same command again when those have ended")
         return todo, in_use
 
 
 def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
 
-    Returns the exit code of `kleiber report`.
-
-    Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
+    Returns the exit code of `kleiber report`. Also writes the node `study` of this command line to study.yaml, because
+    cells may have been trained with another.
     """
     from kleiber.studies.fit_command import make_report
 
@@ -274,13 +275,21 @@ def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: 
     print_line(f"training {len(bases)} archived runs again, because other cells start from their weights")
     for base in bases:
         check(base.config)
-        folder.write_config(base.folder, base.config, base.overrides)
+        check_foreign(base.config, base.folder.parent / archive.NAME)
+        folder.write_config(base.folder, with_permissions(base.config), base.overrides)
     launcher.run(bases)
 
 
 def retrain_config(run: Run, cell: Cell) -> Json:
     """Returns the config with which an archived run is trained again, because `cell` starts from it."""
-    return {**run.config, **{key: cell.config[key] for key in SWEEP_KEYS}, "resume": "auto"}
+    changes = {key: cell.config[key] for key in SWEEP_KEYS}
+    return {**run.config, **changes, "resume": "auto", "allow_data": cell.config.get("allow_data")}
+
+
+def with_permissions(config: Config) -> Json:
+    """Returns the config of a cell with the data that the sweep may read, which a run that it starts from may have."""
+    data = [value for value in permitted_data() if value not in (config.get("allow_data") or ())]
+    return {**config, "allow_data": [*(config.get("allow_data") or ()), *data]} if data else dict(config)
 
 
 def referenced_runs(value: object, study: str) -> set[str]:

@@ -73,9 +73,12 @@ class HFModel(Model):
             self.inner, missing = _build(auto, settings, folder, path)
         if folder is not None and not allow_nonfinite:
             check_finite(self.inner, folder)
-        longest = setting(settings, "max_position_embeddings") - first_position(self.inner)
-        if 0 < longest < context:
-            raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
+        # The longest row that the model can read, in tokens; 0 where it has no limit.
+        self.num_positions = max(0, int(setting(settings, "max_position_embeddings")) - first_position(self.inner))
+        if 0 < self.num_positions < context:
+            raise ValueError(
+                f"model.context={context} must be <= {self.num_positions}, the positions of model.path={path}"
+            )
         rows = self.embedding.weight.shape[0]
         if vocab_size != rows:
             raise ValueError(
@@ -285,14 +288,13 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
         with activity(f"loading the weights of {path}"):
             model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
     except Exception as error:  # of several types, by transformers and safetensors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model.path={path} cannot be loaded: {reason}") from None
+        raise ValueError(f"model.path={path} cannot be loaded: {str(error).partition(chr(10))[0] or error!r}") from None
     backbone = id(model.base_model)
     prefixes = tuple(f"{n}." for n, _ in model.named_modules() if n and id(model.get_submodule(n)) == backbone)
     lacking = [name for name in info["missing_keys"] if auto and name.startswith(prefixes)]
     if lacking:
-        names = ", ".join(lacking[:3])
         raise ValueError(
-            f"model.path={path} has no weights for {names}: download the model again, or set model.weights=random"
+            f"model.path={path} has no weights for {', '.join(lacking[:3])}: download the model again, "
+            "or set model.weights=random"
         )
     return model.train(), list(info["missing_keys"])

@@ -36,12 +36,14 @@ DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not 
     },
 }  # fmt: skip
 DEFAULT_CONTEXT = 256  # longest row of a wrapped model
-MOST_LAYERS, MOST_CHANNELS, MOST_IDS = 10_000, 1 << 20, 1 << 24
+MOST_LAYERS, MOST_CHANNELS, MOST_IDS, MOST_POSITIONS = 10_000, 1 << 20, 1 << 24, 1 << 24
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
 LIMITS = {  # largest values of sizes in config.json, by each name that an architecture may give them
     **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), MOST_LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "head_dim"), MOST_CHANNELS),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), MOST_CHANNELS),
     **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), MOST_CHANNELS),
+    **dict.fromkeys(POSITIONS, MOST_POSITIONS),
     **dict.fromkeys(("intermediate_size", "n_inner", "moe_intermediate_size", "vocab_size"), MOST_IDS),
 }
 FRACTIONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta")
@@ -129,8 +131,8 @@ def is_native(folder: Path) -> bool:
 
 def wrapped_model_node(folder: Path) -> Json:
     """The `model` node of kleiber for a model of any other architecture, as `model=hf model.path=FOLDER`."""
-    longest = read_config(folder).get("max_position_embeddings")
-    context = min(longest, DEFAULT_CONTEXT) if isinstance(longest, int) else DEFAULT_CONTEXT
+    config = read_config(folder)
+    context = min([DEFAULT_CONTEXT, *(config[name] for name in POSITIONS if config.get(name))])
     return {"_target_": "kleiber.models.HFModel", "path": str(folder), "weights": "pretrained", "context": context}
 
 

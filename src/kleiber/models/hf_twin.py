@@ -89,6 +89,8 @@ def from_hf(twin: PreTrainedModel, context: int | None = None) -> Transformer:
 def load_hf(model: Transformer, folder: Path, allow_nonfinite: bool = False) -> None:
     """Loads the safetensors weights of a Hugging Face folder into `model`, which was built by its `hf_model_node`.
 
+    Task heads, which such a folder does not have, keep their weights.
+
     allow_nonfinite  whether weights may be NaN or infinite
 
     Raises ValueError where names or shapes differ, and for a parametrization other than the standard one.
@@ -96,8 +98,9 @@ def load_hf(model: Transformer, folder: Path, allow_nonfinite: bool = False) -> 
     if not isinstance(model.parametrization, StandardParametrization):
         raise ValueError("weights of Hugging Face models need model/parametrization=standard, whose multipliers are 1")
     state = read_folder(folder, model.embedding.weight.dtype, allow_nonfinite).state_dict()
+    heads = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
     try:
-        model.load_state_dict(_import(state, model), strict=True)
+        model.load_state_dict(_import(state, model) | heads, strict=True)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} do not fit this model: {error}") from None
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site, heads
+from kleiber.nn.precision import without_autocast
 from kleiber.types import Count, Json, Positive, Width
 from kleiber.types.batch import Role
 from kleiber.types.model import Attention, Layer, LayerCache
@@ -84,7 +85,7 @@ class GatedDeltaNet(Attention):
         q, k, v = (part.view(batch, time, self.num_heads, -1).transpose(1, 2) for part in mixed.chunk(3, -1))
         strength, rate = self.gates(x).float().view(batch, time, 2, -1).permute(2, 0, 3, 1)
         log_decay = -self.log_rate.float().exp()[:, None] * F.softplus(rate + self.bias.float()[:, None])
-        with torch.autocast(x.device.type, enabled=False):  # the state adds up errors of all positions
+        with without_autocast(x.device):  # the state adds up errors of all positions
             y, state = delta_rule(_unit(q), _unit(k), v, log_decay, strength.sigmoid(), state, self.chunk)
         if cache is not None:
             cache.advance((tail, state), time)

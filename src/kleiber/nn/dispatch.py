@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.mlp import gated
 from kleiber.nn.mup import Site
+from kleiber.nn.precision import to_autocast
 from kleiber.nn.sharding import is_sharded
 from kleiber.types.batch import Role, Routing
 from kleiber.types.model import Layer
@@ -115,12 +116,6 @@ def exchange(
     from torch.distributed._functional_collectives import all_to_all_single_autograd
 
     return all_to_all_single_autograd(rows, received, sent, group)
-
-
-def to_autocast(x: Tensor) -> Tensor:
-    """The tensor in the precision of autocast, where that is enabled."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return x.to(torch.get_autocast_dtype(x.device.type)) if enabled else x
 
 
 def dispatch(

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kleiber.nn.precision import without_autocast
 from kleiber.nn.sharding import full_tensor, is_sharded
 from kleiber.types.batch import Role
 from kleiber.types.model import Layer
@@ -169,7 +170,7 @@ def _updated(module: nn.Module, name: str, scale: float) -> Tensor:
     """W + s B A in the precision of W also under autocast, because rounding here would change the weight itself."""
     weight, a, b = (module._parameters[name + suffix] for suffix in ("", A, B))
     assert weight is not None and a is not None and b is not None
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight.device):
         return weight + scale * (b @ a if weight.ndim == 2 else a @ b)
 
 

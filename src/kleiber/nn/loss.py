@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from kleiber.nn.precision import autocast_dtype, without_autocast
 from kleiber.types.batch import Batch
 from kleiber.types.model import Head
 
@@ -100,9 +101,7 @@ class _Chunk(NamedTuple):
 
 
 def _plan(rows: Tensor, weight: Tensor, head: Head) -> _Chunk:
-    device, dtype = rows.device.type, torch.promote_types(rows.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(rows.device) or torch.promote_types(rows.dtype, weight.dtype)
     on = torch.is_grad_enabled()
     return _Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
 
@@ -144,7 +143,7 @@ class _CrossEntropy(torch.autograd.Function):
         wants = plan.grad_hidden or plan.grad_weight
         total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         ce = torch.zeros_like(total)
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), chunk):
                 at = slice(start, start + chunk)
@@ -182,7 +181,7 @@ class _LogProbs(torch.autograd.Function):
     def forward(ctx, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, plan: _Chunk) -> Tensor:
         """log p of each target; keeps the log-normalizer of each row, from which the backward pass starts."""
         values, norms = [], []
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             matrix = weight.to(plan.dtype)
             for part, labels in zip(rows.split(chunk), targets.split(chunk), strict=True):
                 logits, _ = plan.logits(part.to(plan.dtype), matrix)
@@ -198,7 +197,7 @@ class _LogProbs(torch.autograd.Function):
         """The gradients of rows and weight, from logits that are computed again."""
         rows, weight, targets, norms = ctx.saved_tensors
         plan: _Chunk = ctx.plan
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
             for start in range(0, len(rows), ctx.chunk):
                 at = slice(start, start + ctx.chunk)

@@ -13,7 +13,7 @@ from torch import nn
 
 from kleiber.types import Depth, Positive, Width
 from kleiber.types.batch import Role
-from kleiber.types.model import Parametrization, Scale
+from kleiber.types.model import Parametrization, Scale, UpdateRule
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ class MuP:
         """Scale of a router: the multiplier of an output layer, but std > 0, because equal scores choose no experts."""
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
-    def lr_scale(self, role: Role, muon: bool = False) -> float:
-        """The factors of width and depth of a parameter; see `Muon` for the width's factor of its matrices."""
+    def lr_scale(self, role: Role, rule: UpdateRule = "adam") -> float:
+        """The factors of width and depth of a parameter; see `Muon` and `SGD` for those of other rules than Adam's."""
+        width = self.base_width / role.fan_in
+        if rule == "sgd":
+            return {"hidden": 1.0, "vector": max(1.0, 1 / width)}.get(role.kind, 1 / width)
         depth = 1.0 if role.depth is None else math.sqrt(self.base_depth / role.depth)
         if role.kind != "hidden":
             return depth
-        width = self.base_width / role.fan_in
-        return depth * (math.sqrt(width) if muon and not role.fixed_outputs else width)
+        return depth * (math.sqrt(width) if rule == "muon" and not role.fixed_outputs else width)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class StandardParametrization:
     def router(self, width: int) -> Scale:
         return Scale(self.std, 1.0)
 
-    def lr_scale(self, role: Role, muon: bool = False) -> float:
+    def lr_scale(self, role: Role, rule: UpdateRule = "adam") -> float:
         return 1.0
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kleiber.data.preference import AnswerCorpus, PairRows
+from kleiber.nn.precision import autocast_dtype
 from kleiber.nn.sharding import full_parameters
 from kleiber.records.arrays import read_arrays
 from kleiber.records.files import read_json, replaced
@@ -79,9 +80,9 @@ def fingerprint(model: Model) -> str:
     The outputs are part of it because settings such as an attention window or a logit cap change no weight.
     """
     digest = hashlib.sha256()
-    device = device_of(model).type
-    if torch.is_autocast_enabled(device):
-        digest.update(str(torch.get_autocast_dtype(device)).encode())
+    dtype = autocast_dtype(device_of(model))
+    if dtype is not None:
+        digest.update(str(dtype).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

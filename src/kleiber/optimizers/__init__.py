@@ -10,5 +10,6 @@ EXPORTS = {
     "WSD": "schedules",
     "Lion": "adamw",
     "Muon": "muon",
+    "SGD": "sgd",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

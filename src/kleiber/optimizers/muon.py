@@ -69,7 +69,7 @@ class Muon:
         kinds: dict[int, set[str]] = {0: set(), 2: set(), 3: set()}
         for name, dim in dims.items():
             kinds[dim if roles[name].kind == "hidden" and dim in (2, 3) else 0].add(name)
-        of_muon = partial(lr_scale, muon=True)
+        of_muon = partial(lr_scale, rule="muon")
         matrices, stacks, rest = (
             parameter_groups(model, roles, scale, self.lr, self.weight_decay, only=kinds[kind], decay=self.decay)
             for kind, scale in ((2, of_muon), (3, of_muon), (0, lr_scale))

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
+from kleiber.config.system_errors import naming
 from kleiber.records.files import LONGEST, parse_json, refuse_interpolations
 from kleiber.records.metrics import is_row
 from kleiber.records.regular_files import DamagedFile, open_to_append, open_to_read
@@ -54,7 +55,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         return
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
-    with open_to_append(path) as file:
+    with naming(path), open_to_append(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         file.truncate(_measure(file, path)[0])

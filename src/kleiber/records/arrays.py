@@ -29,7 +29,7 @@ def map_array(path: Path) -> np.memmap:
     """Maps the array in a .npy file. Raises DamagedFile for a header that is not one, or not that of so many bytes."""
     open_to_read(path).close()
     with named_errors(path):
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -42,6 +42,8 @@ def closing_table(folder: Path) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     table.add_row("folder", Text(str(folder)))
+    for warning in summary.get("warnings", []):
+        table.add_row("warning", Text(warning))
     print_rich(table, WIDTH)
     if summary.get("R"):
         print_rich(matrix_table(summary["R"]), WIDTH)
@@ -196,7 +198,7 @@ def command(arguments: Sequence[str]) -> str:
     elif installed.is_file():
         program = [shorten(installed)]
     else:
-        program = [shorten(Path(sys.executable)), "-m", "kleiber"]
+        program = [shorten(Path(sys.executable)), "-P", "-m", "kleiber"]
     return shlex.join([*program, *arguments])
 
 

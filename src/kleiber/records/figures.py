@@ -6,16 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.records.files import write_bytes, write_text
-from kleiber.records.regular_files import make_folder, path_inside
+from kleiber.records.regular_files import path_inside
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
-
-
-def write_page(path: Path, page: str) -> None:
-    """Writes an HTML page, and makes its folder where there is none."""
-    make_folder(path.parent)
-    write_text(path, page)
 
 
 def write_figure(chart: Chart, folder: Path, name: str) -> None:

@@ -12,12 +12,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
 from kleiber.config.targets import signature
+from kleiber.config.url_secrets import hide_secrets, map_secrets
 from kleiber.records.environment import cpu_name
 from kleiber.records.files import read_config_node, read_yaml, write_yaml
 from kleiber.records.locks import is_locked, locked, stays_locked
@@ -46,6 +47,7 @@ NOT_IDENTITY = (
     "evals",
     "eval.every_tokens",
     "cost",
+    "allow_data",
 )
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 # Entries of the folder of a run before its first step.
@@ -207,8 +209,8 @@ def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None
         for path in (folder / name for name in OUTPUTS):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 rename_aside(path, "file")
-        write_yaml(folder / "config.yaml", dict(config))
-        write_yaml(folder / "overrides.yaml", list(overrides))
+        write_yaml(folder / "config.yaml", map_secrets(dict(config), hide_secrets))
+        write_yaml(folder / "overrides.yaml", map_secrets(list(overrides), hide_secrets))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): set root= or KLEIBER_ROOT") from error
 
@@ -254,25 +256,25 @@ def discard_unstarted(folder: Path) -> None:
 
 
 def write_final_status(
-    folder: Path, final: Status, error: str, replaceable: Status | None = None, holds_lock: bool = False
+    folder: Path, final: Status, error: str, replaceable: Collection[Status] = (), holds_lock: bool = False
 ) -> None:
     """Writes the final status and error of a run whose process ended before it wrote them.
 
-    Changes nothing where the run has a final status, unless that is `replaceable`, and where another process that is
-    alive holds the lock: then the process that ended was refused, and the run is that of the other one.
+    Changes nothing where the run has a final status, unless that is among `replaceable`, and where another process that
+    is alive holds the lock: then the process that ended was refused, and the run is that of the other one.
 
     holds_lock  whether this process holds the lock of the run
     """
     if not holds_lock and stays_locked(folder):
         return
-    if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
+    if status(folder, held=False) not in (Status.MISSING, Status.KILLED, *replaceable):
         return
     if not (folder / "config.yaml").is_file():  # the folder was deleted while the run trained
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:
         summary.start(**summary_facts(folder))
-    if summary.values["status"] in (Status.RUNNING, replaceable):
+    if summary.values["status"] in (Status.RUNNING, *replaceable):
         summary.update(status=final, error=error)
 
 

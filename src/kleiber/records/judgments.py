@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +17,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from kleiber.records.files import LONGEST, load_json, write_text
+from kleiber.records.locks import wait_for_lock
 from kleiber.records.regular_files import open_to_append, read_bytes
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 Choice = Literal["left", "right", "tie", "both bad"]
@@ -71,6 +74,11 @@ class Judgment:
             "choice": self.choice, "judge": self.judge, "seconds": self.seconds, **values,
         }  # fmt: skip
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Who judged which item."""
+        return self.judge, self.comparison.item
+
     def score(self, model: str) -> float:
         """1 where this model's answer is preferred, 0 where the other one is, and 1/2 where neither is."""
         preferred = {"left": self.comparison.left_model, "right": self.comparison.right_model}.get(self.choice)
@@ -122,18 +130,51 @@ def parse_judgment(line: str) -> Judgment:
     return Judgment(Comparison(**{name: row[name] for name in names}), row["choice"], row["judge"], row["seconds"])
 
 
-def append_judgment(path: Path, judgment: Judgment) -> None:
-    """Adds a row to the file, in place of a last line that was cut."""
-    with open_to_append(path) as file:
-        file.seek(0)
-        rows = file.read()
-        last = rows[rows.rfind(b"\n") + 1 :]
-        if last.endswith(b"}"):
-            file.write(b"\n")
-        else:
-            file.truncate(len(rows) - len(last))
-        file.write(json.dumps(judgment.to_json(), ensure_ascii=False).encode() + b"\n")
-        file.flush()
+@contextmanager
+def judgments_locked(path: Path) -> Iterator[None]:
+    """Waits until no other process changes a file of judgments, or answers for it, and locks it within the context.
+
+    The lock is a file of its own, because the file of judgments is replaced where a judgment is removed.
+    """
+
+    def waiting() -> None:
+        print_line(f"waiting for another process that writes {path}", err=True)
+
+    with wait_for_lock(path.with_name(f".{path.name}.lock"), waiting):
+        yield
+
+
+def append_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
+    """Adds rows to the file, in place of a last line that was cut; none that its judge has given already.
+
+    So every comparison has one row of each judge, however many processes judge for one file.
+    """
+    with judgments_locked(path):
+        judged = {judgment.key for judgment in read_judgments(path)}
+        new = [judgment for judgment in judgments if judgment.key not in judged]
+        with open_to_append(path) as file:
+            file.seek(0)
+            rows = file.read()
+            last = rows[rows.rfind(b"\n") + 1 :]
+            if last.endswith(b"}"):
+                file.write(b"\n")
+            else:
+                file.truncate(len(rows) - len(last))
+            lines = [json.dumps(judgment.to_json(), ensure_ascii=False) + "\n" for judgment in new]
+            file.write("".join(lines).encode())
+            file.flush()
+
+
+def remove_last(path: Path, judge: str, items: Collection[int]) -> Judgment | None:
+    """Removes the last judgment of a judge on one of these items from the file, and returns it; None without any."""
+    with judgments_locked(path):
+        judgments = read_judgments(path)
+        places = [i for i, j in enumerate(judgments) if j.judge == judge and j.comparison.item in items]
+        if not places:
+            return None
+        removed = judgments.pop(places[-1])
+        write_judgments(path, judgments)
+        return removed
 
 
 def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kleiber.records.files import read_json
-from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_writing, try_lock
+from kleiber.records.locks import LOCK_FILE, LONGEST_ID, SCRATCH, WRITTEN_UNDER, is_locked, is_writing, try_lock
 from kleiber.records.regular_files import DamagedFile, file_sha256, path_inside, read_bytes, remove
 
 META = "meta.json"  # of a checkpoint, with the sha256 of its other files
@@ -46,13 +46,11 @@ def find_leftovers(folder: Path, temporary: Path) -> list[Leftover]:
     leftovers = [Leftover(path, "scratch folder", size_of(path)) for path in free_scratch(temporary)]
     for parent, folders, files in os.walk(folder):
         place = Path(parent)
-        if LOCK_FILE in files:
-            with try_lock(place / LOCK_FILE) as is_free:
-                if not is_free:  # a live process writes here
-                    folders.clear()
-                    continue
-            if is_process_id(place / LOCK_FILE):
-                leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
+        if is_locked(place):  # a live process writes here
+            folders.clear()
+            continue
+        if LOCK_FILE in files and is_process_id(place / LOCK_FILE):
+            leftovers.append(Leftover(place / LOCK_FILE, "lock", size_of(place / LOCK_FILE)))
         unfinished = [place / name for name in (*folders, *files) if is_left_over(place / name)]
         leftovers += [Leftover(path, "unfinished file", size_of(path)) for path in unfinished]
         folders[:] = sorted(name for name in folders if place / name not in unfinished)

@@ -2,7 +2,7 @@
 
 One process at a time writes to a run's folder, or prepares the same data. A lock is a file of its own that holds the id
 of the process, and ends with the process. A link or a file with other content in its place is refused, because writing
-to it would change a file that is not ours.
+to it would change a file that is not ours. The folder of a run is locked itself too, in case the file is deleted.
 
 A scratch folder contains a file that its process holds locked, so a folder whose lock is free is left over. A file or
 checkpoint that is written under the name `.NAME.part-PID` or `step-00000001.part-PID` is left over when process PID is
@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
+from kleiber.records.directory_lock import directory_holder, is_directory_locked, lock_directory
 from kleiber.records.regular_files import DamagedFile, kind_of, make_folder, open_handle, read_text, remove
 
 LOCK_FILE = ".lock"  # in a run's folder
@@ -38,13 +39,14 @@ CLOCK_SECONDS = 2.0  # by which the start of a process and the time stamp of a f
 def locked(folder: Path) -> Iterator[None]:
     """Locks the folder until the context or the process ends, and removes what killed processes were writing in it.
 
-    Raises ConfigError where another process holds the lock, or where the lock is not a file of its own.
+    Raises ConfigError where another process holds the lock, where the lock is not a file of its own, and where the file
+    system has no locks.
     """
     make_folder(folder)
     while True:
-        with _opened(folder / LOCK_FILE) as handle:
-            if not _take(handle):
-                raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
+        with lock_directory(folder) as is_free, _opened(folder / LOCK_FILE) as handle:
+            if not is_free or not _take(handle, folder / LOCK_FILE):
+                raise ConfigError(f"{folder} is in use by {holder(folder)}: wait until it ends, or stop it")
             if not _is_at(handle, folder / LOCK_FILE):  # `kleiber clean` removed the file before it was locked
                 continue
             os.truncate(handle, 0)
@@ -63,7 +65,7 @@ def wait_for_lock(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     Raises ConfigError where the lock is not a file of its own.
     """
     with _opened(path) as handle:
-        if not _take(handle, tries=1):
+        if not _take(handle, path, tries=1):
             on_wait()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -98,8 +100,11 @@ def _is_at(handle: int, path: Path) -> bool:
     return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
 
 
-def _take(handle: int, tries: int = 5) -> bool:
-    """Takes the lock if it is free. Tries several times, because `is_locked` of another process holds it briefly."""
+def _take(handle: int, path: Path, tries: int = 5) -> bool:
+    """Takes the lock if it is free. Tries several times, because `is_locked` of another process holds it briefly.
+
+    Raises ConfigError where the file system has no locks.
+    """
     for number in range(tries):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,17 +112,27 @@ def _take(handle: int, tries: int = 5) -> bool:
         except BlockingIOError:
             if number < tries - 1:
                 time.sleep(0.05)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be locked ({error.strerror}): mount this file system with locks, or set root= (or "
+                "KLEIBER_ROOT) and KLEIBER_CACHE to folders of another one"
+            ) from None
     return False
 
 
 def holder(folder: Path) -> str:
-    """Id of the process that holds the lock of the folder."""
-    with _opened(folder / LOCK_FILE) as handle:
-        return os.pread(handle, LONGEST_ID, 0).strip(b"\0\n").decode() or "unknown"
+    """The process that holds the lock of the folder, such as `process 123`."""
+    number = directory_holder(folder)
+    if not number and os.path.lexists(folder / LOCK_FILE):
+        with _opened(folder / LOCK_FILE) as handle:
+            number = os.pread(handle, LONGEST_ID, 0).strip(b"\0\n").decode()
+    return f"process {number}" if number else "another process"
 
 
 def is_locked(folder: Path) -> bool:
     """Whether a live process holds the lock of the folder."""
+    if is_directory_locked(folder):
+        return True
     try:
         handle = open_handle(folder / LOCK_FILE, os.O_RDONLY)
     except (OSError, DamagedFile):

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kleiber.config.stages import Budget, quantity
+from kleiber.data.corpus import TextCorpus
 from kleiber.optimizers.schedules import sparkline
 from kleiber.records.closing_table import command, format_number
-from kleiber.runs.plan import Plan
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.trainer import Local
+
+MOST_EPOCHS = 4  # a repeated token is worth about as much as a new one up to here (Muennighoff et al. 2023)
 
 
 def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -25,7 +28,7 @@ def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequ
     """
     stages, hardware = tree.stages, tree.hardware
     first = stages[0].plan
-    rows = [("model", describe_model(stages[0])), ("data", describe_data(stages[0]))]
+    rows = [("model", describe_model(stages[0])), ("data", describe_data(stages[0])), *reading_rows(stages)]
     if len(stages) == 1:
         rows.append(("training", describe_steps(stages[0])))
     else:
@@ -40,7 +43,7 @@ def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequ
     ranks = f"{hardware.world_size} processes, " if hardware.world_size > 1 else ""
     rows += [
         ("device", f"{ranks}{describe_device(hardware)}, micro-batches of {first.micro_batch} rows"),
-        ("time", "measured in the first steps"),
+        ("time", "unknown until the first steps are measured"),
         ("folder", str(tree.folder)),
         *(("logger", line) for line in loggers),
         ("resume", f"repeat {command(['train', *overrides])}"),
@@ -65,6 +68,42 @@ def describe_data(stage: Stage) -> str:
     tokenizer = f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens in the vocabulary"
     tokens = f"{corpus.train.num_tokens:,} training tokens" if corpus.train.random_access else "encoded while training"
     return f"{corpus.name}, {tokens}; tokenizer {tokenizer}"
+
+
+def reading_rows(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """Returns the labels and lines on the files that the stages read, on what they share, and of warnings."""
+    rows: list[tuple[str, str]] = []
+    for stage in stages:
+        corpus = stage.plan.corpus
+        if isinstance(corpus, TextCorpus):
+            rows += [("files", line) for line in corpus.reading.files]
+            rows += [("overlap", line) for line in corpus.reading.overlap]
+    rows += [("warning", line) for line in reading_warnings(stages)]
+    return [*dict.fromkeys(rows)]
+
+
+def reading_warnings(stages: Sequence[Stage]) -> list[str]:
+    """Returns what may make the results of the stages misleading: shared documents, tables left out, repetition."""
+    corpora = [stage.plan.corpus for stage in stages]
+    of_files = [line for corpus in corpora if isinstance(corpus, TextCorpus) for line in corpus.reading.warnings]
+    return [*of_files, *(line for line in map(repetition_warning, stages) if line is not None)]
+
+
+def repetition_warning(stage: Stage) -> str | None:
+    """Returns a warning where a stage reads its training data more than four times, with the key to change."""
+    plan = stage.plan
+    of_a_step = plan.rows / len(plan.corpus.train)  # to which a budget of epochs is rounded
+    if not plan.corpus.train.random_access or plan.epochs <= MOST_EPOCHS + of_a_step:
+        return None
+    epochs, tokens = format_number(plan.epochs), plan.corpus.train.num_tokens
+    limits = Budget(**stage.config.budget).limits()
+    name, value = next(iter(limits.items()), ("epochs", plan.epochs))
+    setting = f"budget.{name}={value}" if limits else "the default budget"
+    fewer = f"budget.{name}={quantity(value) * MOST_EPOCHS / plan.epochs:.4g}"
+    return (
+        f"{setting} is {epochs} epochs over the {tokens:,} training tokens of {plan.corpus.name}; repeats beyond "
+        f"{MOST_EPOCHS} add little: set {fewer}, or add data"
+    )
 
 
 def describe_steps(stage: Stage) -> str:
@@ -108,20 +147,23 @@ def describe_stages(stages: Sequence[Stage]) -> list[str]:
     if is_chain:
         lines: list[str] = []
         for stage in stages:
-            lines += [f"stage {stage.name}", *_plan_lines(stage.plan, stage.steps)]
+            lines += [f"stage {stage.name}", *_plan_lines([stage])]
         return lines + _start_lines(stages)
-    lines = _plan_lines(stages[-1].plan, sum(stage.steps for stage in stages))
+    lines = _plan_lines(stages)
     return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
 
 
-def _plan_lines(plan: Plan, steps: int) -> list[str]:
-    """Lines on a plan whose stages train `steps` optimizer steps in total."""
-    parameters, trained = plan.parameters, steps * plan.batch_tokens
+def _plan_lines(stages: Sequence[Stage]) -> list[str]:
+    """Lines on the last stage of a tree, with the FLOPs of all of them."""
+    plan = stages[-1].plan
+    parameters, trained = plan.parameters, sum(stage.steps for stage in stages) * plan.batch_tokens
     unique = f"{plan.corpus.train.num_tokens:,} unique training tokens, {plan.epochs:.2f} epochs"
+    rows = [f"{label:<12} {line}" for label, line in reading_rows(stages)]
     return [
         f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
         f"{parameters.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique if plan.corpus.train.random_access else 'encoded while training'}",
+        *rows,
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "

@@ -19,6 +19,7 @@ from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
+from kleiber.optimizers.sgd import SGD
 from kleiber.records.files import write_bytes, write_text
 from kleiber.records.progress import Activity, activity
 from kleiber.records.regular_files import make_folder
@@ -28,7 +29,7 @@ from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
 
 PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": StandardParametrization}
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion, "sgd": SGD}
 TOLERANCE = 1.2  # limit of the largest over the smallest size of an activation among all widths
 PARTS = ("attention", "mlp")
 VOCAB, CONTEXT, ROWS, HEAD_DIM = 64, 32, 16, 16

@@ -10,6 +10,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.errors import ConfigError
+from kleiber.config.foreign import Unpermitted, requests
+from kleiber.config.model_size import check_model_memory
+from kleiber.config.permissions import permit_data
 from kleiber.config.targets import build
 from kleiber.data.evaluation_sets import DataSet, open_sets
 from kleiber.data.order import Reading
@@ -38,7 +42,9 @@ def open_subject(
 
     Returns the model, the validation data of the run (built-in text for a Hugging Face folder) and that of `data`.
     """
-    overrides, names = [text for text in data if "=" in text], [text for text in data if "=" not in text]
+    overrides = [text for text in data if "=" in text.partition("://")[0]]  # the query of a URL may have one too
+    names = [text for text in data if text not in overrides]
+    permit_data(names)
     is_hf = (path / "config.json").is_file() and not (path / "config.yaml").is_file()
     if is_hf:
         if stage is not None:
@@ -48,15 +54,33 @@ def open_subject(
     else:
         place = path if stage is None else path / stage
         run = open_model(place)
-        subject = make_subject(run.model, run.corpus, run.objective, tokens, reading=reading_of(run))
-        subject = replace(subject, folder=run.folder, earlier=partial(earlier_models, place))
-        validation_sets = own_sets(run.corpus.validation)
+        subject = replace(subject_of(run, tokens, data), folder=run.folder, earlier=partial(earlier_models, place))
+        validation_sets = list(subject.validation)
         described = own_sets(corpus_for(run, overrides).validation) if overrides else []
+        recorded = {request.value for request in requests({"data": run.config["data"]})}
+        if recorded & {*names}:  # named to allow it
+            described, names = [*described, *validation_sets], [name for name in names if name not in recorded]
     named = [part for name in names for part in find_sets(name, "--data", subject.tokenizer, subject.model)]
     own_names = {part.name for part in validation_sets}
     # The run has held out other text of its own data set than an evaluation of the whole file would.
     named = [next(part for part in validation_sets if part.name == n.name) if n.name in own_names else n for n in named]
     return move_to_gpu(subject), validation_sets, [*described, *named]
+
+
+def subject_of(run: TrainedModel, tokens: int | None, data: Sequence[str]) -> Subject:
+    """Returns the model of a run as a subject with the run's own data.
+
+    Its own data is left out where the reader has not allowed to open it, but has named other `data`. Raises Unpermitted
+    where they have named none.
+    """
+    try:
+        corpus = run.corpus
+    except Unpermitted:
+        if not data:
+            raise
+        language = language_objective(Objective(), run.model, run.tokenizer)
+        return Subject(run.model, run.tokenizer, language, language, (), tokens=tokens, device=device_of(run.model))
+    return make_subject(run.model, corpus, run.objective, tokens, reading=reading_of(run))
 
 
 def reading_of(run: TrainedModel) -> Reading | None:
@@ -117,12 +141,18 @@ def native_model(path: Path) -> Transformer | None:
 
     Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
     """
-    from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_config import KINDS, hf_model_node, hf_vocab_size, read_config
     from kleiber.models.hf_pretrained import read_folder
     from kleiber.models.hf_twin import from_hf
 
     if read_config(path).get("model_type") not in KINDS:
         return None
+    try:
+        node = hf_model_node(path)
+    except ConfigError:  # `from_hf` decides what cannot be represented
+        node = None
+    if node is not None:
+        check_model_memory(node, hf_vocab_size(path), f"{path}: ")
     twin = read_folder(path)
     try:
         return from_hf(twin).eval()

@@ -16,12 +16,15 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REASONS = {401: "the token is not valid", 403: "the token may not write there", 404: "there is no such owner or branch"}
 
 
-def push(run: str, repository: str, private: bool = False, revision: str | None = None) -> str:
+def push(
+    run: str, repository: str, private: bool = False, revision: str | None = None, license: str | None = None
+) -> str:
     """Uploads the final weights of RUN or RUN/STAGE with tokenizer and model card; returns the address of the commit.
 
     repository  OWNER/NAME; it is created if it does not exist
     private     creates it as a private repository; the visibility of one that exists does not change
     revision    branch to which the files are committed, created if it does not exist; None for main
+    license     of the weights, as in `export`
 
     Raises ConfigError for a malformed name, without a token, where the hub cannot be reached, and where it refuses.
     """
@@ -38,7 +41,7 @@ def push(run: str, repository: str, private: bool = False, revision: str | None 
         raise ConfigError(f"{constants.ENDPOINT} cannot be reached{offline}, so {repository} cannot be written")
     with scratch_folder("kleiber-push-") as scratch:
         folder = scratch / "model"
-        export(run, folder)
+        export(run, folder, license, repository)
         api = HfApi()
         try:
             api.create_repo(repository, private=private or None, exist_ok=True)

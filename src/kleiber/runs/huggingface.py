@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from html import escape
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,29 +27,39 @@ from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import PreTrainedModel, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.records.environment import cpu_name, versions
+from kleiber.records.environment import cpu_name
 from kleiber.records.files import copy_file, read_json, write_json, write_text, write_yaml
 from kleiber.records.folder import TOKENIZER, config_hash
 from kleiber.records.summary import StageRecord, Summary
-from kleiber.records.terminal import print_line, printable
-from kleiber.runs.open import TrainedModel, new_model, open_model
+from kleiber.records.terminal import print_line
+from kleiber.runs.model_card import ModelCard
+from kleiber.runs.open import new_model, open_model
 from kleiber.training import checkpoint
-from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
+    from transformers import PreTrainedTokenizerBase
 
+# Conversations that tell chat templates apart, and those with empty messages and with white space at their ends.
+CHATS = [
+    [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")],
+    [
+        chat.Turn("user", "Two lines,\nnaïve 東京 🙂?"), chat.Turn("assistant", "- One\n\n- two"),
+        chat.Turn("user", "(Thanks)"), chat.Turn("assistant", "<b>Fine</b>"), chat.Turn("user", "More"),
+    ],
+]  # fmt: skip
+UNUSUAL_CHATS = [
+    [chat.Turn("user", text), chat.Turn("assistant", text), chat.Turn("user", text)] for text in ("", " a  ", "\na\n\n")
+]
 CONVERSATIONS = tuple(f"kleiber.data.{kind}" for kind in ("Instruct", "InstructSets", "Preference", "Unpaired"))
-AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
-    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
-    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
-}
 
 
-def export(run: str, out: Path) -> None:
+def export(run: str, out: Path, license: str | None = None, name: str | None = None) -> None:
     """Writes the final weights of RUN or RUN/STAGE to the folder `out`: config, safetensors, tokenizer, model card.
+
+    license  of the weights, as the model card states it, such as apache-2.0; None states none
+    name     under which transformers loads the folder; None: `out`
 
     Raises ValueError for a run without finished stages, a model that transformers cannot represent, or a folder `out`
     that is not empty.
@@ -78,9 +87,10 @@ def export(run: str, out: Path) -> None:
         home = tokenizer.folder
     if (home / GENERATION).is_file():  # of an imported folder
         write_json(out / GENERATION, read_json(home / GENERATION))
-    if str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
-        save_chat_template(tokenizer, out)
-    write_text(out / "README.md", model_card(trained, type(hf_model).__name__))
+    is_chat = str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS
+    chats = save_chat_template(tokenizer, out) if is_chat else ""
+    card = ModelCard(trained, type(hf_model).__name__, hf_model.num_parameters(), name or str(out), license, chats)
+    write_text(out / "README.md", card.text())
     if model.heads:
         print_line(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", err=True)
 
@@ -192,27 +202,43 @@ def special_tokens(tokenizer: Pretrained) -> dict[str, str]:
     return {name: token for name, token in specials.items() if tokenizer._tokenizer.token_to_id(token) is not None}
 
 
-def save_chat_template(tokenizer: Tokenizer, out: Path) -> None:
+def save_chat_template(tokenizer: Tokenizer, out: Path) -> str:
     """Writes the chat template of training to the folder `out`, in place of one that came with the tokenizer.
 
-    Writes no template, and warns, when transformers would turn it into other token ids than training did.
+    Writes no template, and warns, when transformers would turn every form of it into other token ids than training did.
+
+    Returns a sentence for the model card.
     """
     from transformers import AutoTokenizer
 
     config = read_json(out / CONFIG)
     config.pop("chat_template", None)  # older versions of transformers stored the template here
     write_text(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False))
-    write_text(out / TEMPLATE, chat.jinja_template(tokenizer))
     hf_tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
-    turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    ids = chat.encode_conversations([turns], tokenizer)[0].ids.tolist()
-    if hf_tokenizer.apply_chat_template(messages, return_dict=False) != ids:
-        (out / TEMPLATE).unlink()
-        print_line(
-            f"warning: {out} has no chat template, because transformers turns that of training into other token ids",
-            err=True,
-        )
+    for gaps in ((False, False), (False, True), (True, True)):
+        template = chat.jinja_template(tokenizer, *gaps)
+        if all(has_same_ids(hf_tokenizer, template, dialog, tokenizer) for dialog in CHATS):
+            write_text(out / TEMPLATE, template)
+            is_exact = all(has_same_ids(hf_tokenizer, template, dialog, tokenizer) for dialog in UNUSUAL_CHATS)
+            unless = "" if is_exact else ", unless a message is empty, or begins or ends with white space"
+            return f"Its chat template gives the token ids of training{unless}."
+    print_line(
+        f"warning: {out} has no chat template, because transformers turns that of training into other token ids: "
+        f"`kleiber chat {out}` encodes conversations as training did",
+        err=True,
+    )
+    return "It has no chat template, because transformers would give other token ids than training: use `kleiber chat`."
+
+
+def has_same_ids(
+    hf_tokenizer: PreTrainedTokenizerBase, template: str, dialog: chat.Conversation, tokenizer: Tokenizer
+) -> bool:
+    """Whether transformers turns a conversation, and the prompt for its next answer, into the token ids of training."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in dialog]
+    apply = partial(hf_tokenizer.apply_chat_template, messages, chat_template=template, return_dict=False)
+    whole, prompt = apply(), apply(add_generation_prompt=True)
+    expected = chat.encode_conversations([dialog], tokenizer)[0].ids.tolist()
+    return whole == expected and prompt == chat.encode_prompt(dialog, tokenizer)
 
 
 def hf_byte_tokenizer() -> tokenizers.Tokenizer:
@@ -226,72 +252,3 @@ def hf_byte_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.add_special_tokens([EOS, MASK])
     assert (tokenizer.token_to_id(EOS), tokenizer.token_to_id(MASK)) == (Bytes.eos, Bytes.mask)
     return tokenizer
-
-
-def model_card(trained: TrainedModel, architecture: str) -> str:
-    """Returns the README of an exported folder: what the model is, and where it comes from.
-
-    architecture  transformers' class name of the exported model
-    """
-    facts = card_facts(trained)
-    rows = "".join(f"| {card_cell(name)} | {card_cell(value)} |\n" for name, value in facts.items())
-    auto_class, pipeline = "AutoModel", "feature-extraction"
-    for ending, names in AUTO_CLASSES.items():
-        if architecture.endswith(ending):
-            auto_class, pipeline = names
-    libraries = [f"{name} {number}" for name, number in versions().items() if name in ("torch", "transformers")]
-    return f"""---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags: [kleiber]
----
-
-# {card_cell(trained.folder.name)}
-
-{architecture}, exported from a kleiber run; the multipliers of its parametrization are folded into the weights. The
-license of the weights depends on the license of the training data, which is not recorded here.
-
-| | |
-| --- | --- |
-{rows}
-```python
-from transformers import {auto_class}, AutoTokenizer
-model, tokenizer = (kind.from_pretrained("FOLDER") for kind in ({auto_class}, AutoTokenizer))
-```
-
-Written with {", ".join(libraries)}.
-"""
-
-
-def card_cell(value: object) -> str:
-    """Returns a recorded value as text of a card: a name could otherwise end the table, or add links or HTML."""
-    text = "unknown" if value in (None, "") else " ".join(printable(str(value)).split())
-    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", escape(text, quote=False))
-
-
-def card_facts(trained: TrainedModel) -> Json:
-    """Returns the table of a model card: facts from the run's summary by name, with the metrics of the stage."""
-    record, summary = trained.record, trained.summary
-    data, params = record.get("data") or {}, record.get("params") or {}
-    facts: Json = {
-        "run": f"{trained.folder.name}, stage {trained.stage}, step {trained.step:,}",
-        "config hash": summary.get("config_hash"),
-        "commit": f"{summary.get('commit')}{' with uncommitted changes' if summary.get('dirty') else ''}",
-        "objective": record.get("objective"),
-        "data": " ".join(str(data[key]) for key in ("name", "config") if data.get(key)),
-        "data hash": data.get("hash"),
-        "tokenizer hash": data.get("tokenizer_hash"),
-        "training tokens": _format_count(record.get("tokens")),
-        "unique tokens": _format_count(record.get("unique_tokens")),
-        "parameters": f"{_format_count(params.get('total'))}, {_format_count(params.get('active'))} active",
-        "learning rate": record.get("lr"),
-        "seed": summary.get("seed"),
-    }
-    facts |= {name: value for name, value in (record.get("metrics") or {}).items() if value is not None}
-    if trained.model.heads:
-        facts["task heads, not exported"] = ", ".join(trained.model.heads)
-    return facts
-
-
-def _format_count(value: int | None) -> str | None:
-    return None if value is None else f"{value:,}"

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ConfigError, Status, did_you_mean
+from kleiber.config.foreign import check_foreign
 from kleiber.config.provenance import is_set
 from kleiber.config.stages import is_chain, stage_config, stage_names, text_settings, trains_tokenizer
 from kleiber.config.structure import check_structure
@@ -137,6 +138,7 @@ def _recorded_config(run: Run, path: str) -> Json:
         check_structure(run.config, ("model", "data"))
     except ConfigError as error:
         raise ConfigError(f"init.path={path}: {run.folder / 'config.yaml'}: {error}") from None
+    check_foreign({"model": run.config["model"]}, run.folder / "config.yaml")
     return with_present_paths(run.config, run.folder)
 
 

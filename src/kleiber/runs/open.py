@@ -18,6 +18,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.foreign import check_foreign
+from kleiber.config.model_size import check_model_memory
+from kleiber.config.permissions import permit_data
 from kleiber.config.stages import text_settings
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
@@ -37,6 +40,9 @@ from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from kleiber.runs.answers import Answers
+
+
+DEFAULT_CONTEXT = 1024  # longest row of a Hugging Face model that has no limit
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class TrainedModel:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The data of the stage, prepared."""
-        return prepare_corpus(self.config)
+        """The data of the stage, prepared. Raises Unpermitted for data that only the reader can allow to open."""
+        return recorded_corpus(self.config, self.folder)
 
     @cached_property
     def objective(self) -> Objective:
@@ -114,11 +120,14 @@ class TrainedModel:
         return load_objective(DictConfig(self.config), self.corpus, self.folder / "stages" / str(self.stage))
 
 
-def open_model(path: str | Path) -> TrainedModel:
+def open_model(path: str | Path, data: Sequence[str] = ()) -> TrainedModel:
     """Opens RUN, RUN/STAGE or a Hugging Face folder on the CPU. RUN alone means its last finished stage.
+
+    data  URLs, patterns and large folders that the run may read its data from, from now on (see `config.foreign`)
 
     Raises ValueError when the stage does not exist, its config does not pass the check, or no checkpoint is valid.
     """
+    permit_data(data)
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return open_hf(folder)
@@ -134,11 +143,12 @@ def open_model(path: str | Path) -> TrainedModel:
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder. The model stays as transformers builds it, wrapped in `HFModel`."""
     from kleiber.models.hf import HFModel
-    from kleiber.models.hf_config import hf_tokenizer, read_config
+    from kleiber.models.hf_config import hf_tokenizer
 
     tokenizer = load_pretrained(hf_tokenizer(folder))
-    context = read_config(folder).get("max_position_embeddings", 1024)
-    return TrainedModel(folder, HFModel(tokenizer.vocab_size, str(folder), context=context).eval(), tokenizer)
+    model = HFModel(tokenizer.vocab_size, str(folder), context=1)
+    model.context = model.num_positions or DEFAULT_CONTEXT
+    return TrainedModel(folder, model.eval(), tokenizer)
 
 
 def find_stage(path: str | Path) -> tuple[Path, str]:
@@ -152,6 +162,12 @@ def find_stage(path: str | Path) -> tuple[Path, str]:
 def prepare_corpus(config: Config) -> Corpus:
     """Builds and prepares the data of a stage's config."""
     return build(DictConfig(config["data"]), open_model=open_model).prepare(config["model"]["context"])
+
+
+def recorded_corpus(config: Config, folder: Path) -> Corpus:
+    """Builds and prepares the data of a stage's config that the run in `folder` has recorded."""
+    check_foreign({"data": config["data"]}, folder / "config.yaml")
+    return prepare_corpus(config)
 
 
 def build_objective(config: DictConfig, corpus: Corpus) -> Objective:
@@ -180,14 +196,18 @@ def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     if (folder / TOKENIZER).is_dir():
         tokenizer = load_pretrained(str(folder / TOKENIZER))
     elif name is None or name == "bpe":
-        return prepare_corpus(config).tokenizer
+        return recorded_corpus(config, folder).tokenizer
     else:
         tokenizer = Bytes() if name == "bytes" else load_pretrained(name)
     return tokenizer.with_separator(data.get("separator"))
 
 
 def new_model(config: Config, vocab_size: int) -> Model:
-    """Builds the model of a config with the initial weights of a run: drawn with the seed of the config."""
+    """Builds the model of a config with the initial weights of a run: drawn with the seed of the config.
+
+    Raises ConfigError where this machine cannot hold them.
+    """
+    check_model_memory(config["model"], vocab_size)
     torch.manual_seed(config["seed"])
     return build(DictConfig(config["model"]), vocab_size=vocab_size)
 
@@ -270,8 +290,7 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
         with whole_model(model) as whole:
             whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        text = f"the run {folder} started from a model of another shape: {first_difference(error)}"
-        raise ValueError(text) from None
+        raise ValueError(f"the run {folder} started from another shape: {first_difference(error)}") from None
 
 
 def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:

@@ -16,6 +16,8 @@ from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule
+from kleiber.runs.equal_ranks import check_equal
+from kleiber.runs.inputs import data_inputs
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.memory import free_memory_bytes
@@ -102,7 +104,7 @@ def make_plan(
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
     context: int = cfg.model.context
-    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(context)
+    corpus = prepare_data(cfg, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -151,6 +153,17 @@ def make_plan(
         measurements=training_measurements(cfg.evals, model, corpus),
         privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
     )
+
+
+def prepare_data(cfg: DictConfig, world_size: int) -> Corpus:
+    """Prepares the data of a stage.
+
+    Raises ConfigError where ranks have other data, before they build models of other vocabularies together.
+    """
+    corpus: Corpus = build(cfg.data, open_model=open_model).prepare(cfg.model.context)
+    if world_size > 1:
+        check_equal(data_inputs(corpus), cfg.trainer.get("rank_timeout"))
+    return corpus
 
 
 def with_adapter(cfg: DictConfig, model: Model) -> Model:

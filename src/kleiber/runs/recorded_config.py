@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
+from kleiber.config.foreign import check_foreign
 from kleiber.config.nested import map_strings
 from kleiber.config.stages import stage_configs, text_settings
 from kleiber.records.files import copy_file, write_text
@@ -36,9 +37,9 @@ TOKENIZER_COPY = "tokenizer-copy"  # folder in that of the run, with the folder 
 def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
     """Returns the configs of the stages of a run up to the stage `last`, by name and in order.
 
-    A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check.
-    Only the nodes that opening builds are checked, so a run that was trained on GPUs or logged by another package can
-    be opened without them.
+    A branch of a tree has the config of the run. Raises ValueError when the recorded config does not pass the check, or
+    would do what only the reader's command line can allow. Only the nodes that opening builds are checked, so a run
+    that was trained on GPUs or logged by another package can be opened without them; data is when it is read.
     """
     config = read_config(folder)
     try:
@@ -46,6 +47,8 @@ def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
     except ConfigError as error:
         raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
     configs = stage_configs(with_present_paths(config, folder))
+    for stage in configs.values():
+        check_foreign({**stage, **UNUSED, "data": None}, folder / "config.yaml")
     if last not in configs:
         return {last: with_present_paths(config, folder)}
     names = list(configs)

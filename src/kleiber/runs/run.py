@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, RankLost, Status
+from kleiber.config.system_errors import describe
 from kleiber.records.continuation import continues_folder
+from kleiber.records.directory_lock import is_replaced
 from kleiber.records.environment import cpu_name
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
@@ -37,15 +39,23 @@ def train(config: Config, folder: Path, overrides: Sequence[str] = ()) -> int:
     the user can correct, such as a setting that does not fit the data, before anything is trained.
     """
     from kleiber.config.targets import build
-    from kleiber.runs.inputs import check_inputs, run_inputs
+    from kleiber.runs.equal_ranks import check_equal, check_equal_configs
+    from kleiber.runs.inputs import check_inputs, run_inputs, start_inputs
     from kleiber.runs.stage import run_tree
     from kleiber.runs.stage_tree import Tree
+    from kleiber.training.step import rank_errors
 
     hardware = build(config["trainer"])
     hardware.prepare()
-    with activity("planning the stages"):
+    with activity("planning the stages"), rank_errors():
+        timeout = config["trainer"].get("rank_timeout")
+        if hardware.world_size > 1:  # before models of other sizes are built together
+            check_equal_configs(config)
+            check_equal(start_inputs(OmegaConf.create(dict(config))), timeout)
         stages = plan_stages(config, hardware)
-    summary, inputs = Summary(folder), run_inputs(stages)
+        inputs = run_inputs(stages)
+        check_equal(inputs, timeout)
+    summary = Summary(folder)
     check_inputs(summary.values.get("inputs") or {}, inputs, folder)
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
     if is_changed(config, summary):
@@ -100,6 +110,7 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
     Raises ValueError when a stage does not fit its data or the plan.
     """
     from kleiber.config.targets import build
+    from kleiber.runs.monitors import check_monitors
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 
@@ -114,10 +125,10 @@ def plan_stages(config: Config, hardware: Local, model_of: ModelBuilder | None =
             "callbacks.checkpoints.sharded=true needs trainer=fsdp, whose ranks have shards of the weights: remove it, "
             "or set trainer=fsdp"
         )
-    if cfg.stages is None:
-        return Layout().stages(cfg, plan)
-    layout: Layout = build(cfg.stages)
-    return layout.stages(cfg, plan)
+    layout: Layout = Layout() if cfg.stages is None else build(cfg.stages)
+    stages = layout.stages(cfg, plan)
+    check_monitors(stages)
+    return stages
 
 
 class RankZeroRun:
@@ -192,7 +203,7 @@ class RankZeroRun:
             self.summary.update(status=reason.status, error=str(reason))
             print_line(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", err=True)
             return reason.status.exit_code
-        except (ConfigError, RankTimeout) as error:  # the caller prints it in one line
+        except (ConfigError, RankLost) as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
             raise
         except Exception as error:
@@ -220,12 +231,11 @@ class RankZeroRun:
 
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""
-        if not (self.folder / "config.yaml").is_file():
+        if is_replaced(self.folder) or not (self.folder / "config.yaml").is_file():
             print_line(f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", err=True)
             return ExitCode.FAILED
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            text = f"{error.strerror}; free some space in {self.folder}, then run the same command again to continue"
-            print_line(f"kleiber: {text}", err=True)
+        if text := describe(error):
+            print_line(f"kleiber: {text}, then run the same command again to continue {self.folder}", err=True)
         else:
             print_traceback(error)
         try:
@@ -258,7 +268,14 @@ class RankZeroRun:
                 loggers.append(logger)
             elif logger is not None:
                 loggers.append(mirror_logger(logger, f"logger.{key}", available["run_config"]))
+        for logger in loggers:
+            logger.warn = self.note_warning
         return loggers
+
+    def note_warning(self, text: str) -> None:
+        """Prints a warning and notes it in summary.json, which the closing table shows."""
+        print_line(f"warning: {self.folder}: {text}", err=True)
+        self.summary.update(warnings=[*self.summary.values.get("warnings", []), text])
 
     def _write_stage(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and sends it to the loggers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
@@ -24,7 +25,7 @@ from kleiber.runs.stage_record import complete_record
 from kleiber.runs.stage_retention import begin_retention, end_retention, trained_objectives
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
-from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
+from kleiber.training.callbacks.evaluate import Evaluate, LightningHooks, StopAtLoss
 from kleiber.training.callbacks.fault_tolerance import (
     Checkpoints,
     DataPosition,
@@ -33,12 +34,12 @@ from kleiber.training.callbacks.fault_tolerance import (
 )
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.energy import EnergyMeter
-from kleiber.training.lightning import Callback, end_fit, fit
+from kleiber.training.lightning import Callback, end_fit, fit, is_of_lightning, misconfigurations
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.memory import reset_peak_memory
 from kleiber.training.private_step import poisson_stream
-from kleiber.training.step import Rollback
+from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
@@ -75,7 +76,8 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
             print_line(f"stage {number} of {len(tree.stages)}: {stage.name}{start}", err=True)
         if model is None:
             model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs, tree.hardware)
-        tree.done[stage.name] = run_stage(tree, stage, model).to_json()
+        with rank_errors():
+            tree.done[stage.name] = run_stage(tree, stage, model).to_json()
         model = None
         put(tree.done[stage.name])
         if tree.hardware.rank == 0 and stage.continues:
@@ -139,25 +141,38 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
             name = stage.name if len(tree.stages) > 1 else None
+            if resumed and record.curve:
+                logger.expect_rows(start)
             logger.begin(name, start if resumed else 0, tree.axis(stage))
     micro_batch = resumed_micro_batch(cfg.batch.micro, plan.micro_batch, state if resumed else None)
     lit = build_lit(stage, model, methods, micro_batch, state)
     hardware.prepare_model(lit.model)
     target_loss = cfg.budget.get("stop_at_loss")
     trained = start
-    if start < plan.stop_step and not (target_loss is not None and start and record.reaches(target_loss, start)):
-        trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
+    if start < plan.stop_step and not has_stopped(callbacks, record, target_loss, start):
+        with misconfigurations():
+            trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         position = start + record.skipped_steps
         fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
         trained = trainer.global_step
+        if trained == start:
+            raise ConfigError("a callback of Lightning ended the training before its first step: remove or change it")
     else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
         end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
-    record.stopped_at_loss = target_loss if trained < plan.stop_step else None
+    at_loss = target_loss is not None and trained < plan.stop_step and record.reaches(target_loss, trained)
+    record.stopped_at_loss = target_loss if at_loss else None
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=trained))
     end_retention(methods, tree, stage, model, evaluate)
     record.add_scores(stage_drift(tree, stage, model, tasks))
     complete_record(record, tree, stage, model, samples, meter.power(), methods)
     return record
+
+
+def has_stopped(callbacks: Sequence[Callback], record: StageRecord, target_loss: float | None, start: int) -> bool:
+    """Whether an earlier process ended the stage at step `start`, at its target loss or for a callback of Lightning."""
+    if target_loss is not None and start and record.reaches(target_loss, start):
+        return True
+    return any(isinstance(callback, LightningHooks) and callback.stopped == start for callback in callbacks)
 
 
 def build_lit(stage: Stage, model: Model, methods: Sequence[Retention], micro_batch: int, state: Json | None) -> LitLM:
@@ -213,13 +228,24 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     clocks = [callback for callback in built if isinstance(callback, Throughput)]
     target_loss = cfg.budget.get("stop_at_loss")
     stops = [] if target_loss is None else [StopAtLoss(target_loss, evaluate)]
-    others = [callback for callback in built if callback not in clocks and callback not in writers]
+    foreign = [callback for callback in built if is_of_lightning(callback)]
+    hooks = [*foreign, LightningHooks(evaluate, foreign)] if foreign else []
+    others = [callback for callback in built if callback not in (*clocks, *writers, *foreign)]
     if isinstance(plan.corpus.train, StreamedWindows):
         others.append(DataPosition(plan.corpus.train))
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
     preempt = Preempt(writers[0] if writers else None)
-    return [*clocks, evaluate, *stops, *others, *writers, preempt, *(clock.start_callback() for clock in clocks)]
+    return [
+        *clocks,
+        evaluate,
+        *stops,
+        *hooks,
+        *others,
+        *writers,
+        preempt,
+        *(clock.start_callback() for clock in clocks),
+    ]
 
 
 def load_weights(

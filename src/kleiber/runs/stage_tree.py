@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import MinLen
 from omegaconf import DictConfig, OmegaConf
@@ -146,6 +146,8 @@ class Chain(Layout):
            budget, schedule, optimizer, batch, retention, adapter. `retention` and `adapter` of the run apply to all
            stages except the first. Where every stage has a budget, one of the run is their total
     """
+
+    keeps_nodes: ClassVar[bool] = True  # the nodes in `chain` are built stage by stage
 
     def __init__(self, chain: Mapping[str, Config]) -> None:
         if len(chain) < 2:

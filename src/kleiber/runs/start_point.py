@@ -25,9 +25,10 @@ from kleiber.nn.moe import Dropping, MoE
 from kleiber.nn.patterns import NoMixing
 from kleiber.nn.sharded_model import whole_model
 from kleiber.runs.inherit import locate_stage
-from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus
+from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, recorded_corpus
 from kleiber.runs.recorded_config import recorded_configs
 from kleiber.types import Config, Json, NonNegative, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
 from kleiber.types.model import Model
 
@@ -79,7 +80,7 @@ class HF(StartPoint):
     """
 
     path: str
-    upstream: Sequence[str] = ()
+    upstream: Sequence[DataPath] = ()
     allow_nonfinite: bool = False
 
     def load(self, model: Model) -> None:
@@ -135,7 +136,7 @@ def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
 
     Raises ValueError when the earlier stage and the new run have different tokenizers.
     """
-    stage_corpus = prepare_corpus(config)
+    stage_corpus = recorded_corpus(config, folder.parents[1])
     check_same_tokenizer(corpus, stage_corpus, "init.path")
     return corpus_tasks(stage_corpus, load_objective(DictConfig(config), stage_corpus, folder))
 
@@ -283,9 +284,8 @@ def copy_dense(moe: MoE, gate_up: Tensor, down: Tensor, noise: float, reset: flo
     """Copies the dense matrices, transposed to (in, out), into every expert; see `upcycle` for noise and reset."""
     moe.experts.gate_up.copy_(gate_up.T.expand_as(moe.experts.gate_up))
     moe.experts.down.copy_(down.T.expand_as(moe.experts.down))
-    for stack in (moe.experts.gate_up, moe.experts.down):
-        if noise:
-            stack.add_(torch.randn_like(stack) * (noise * stack[0].std()))
+    for stack in (moe.experts.gate_up, moe.experts.down) if noise else ():
+        stack.add_(torch.randn_like(stack) * (noise * stack[0].std()))
     if reset:
         for expert in range(moe.num_experts):
             reset_units(moe, expert, round(reset * moe.hidden))

@@ -12,6 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
+from kleiber.config.permissions import permit_data
+from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
 
@@ -27,8 +29,7 @@ LossColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of t
 ComputeColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of training FLOPs; same as --map C=COL")]
 LossFn = Annotated[str | None, typer.Option(help="huber, lad or squared; default: as in the law's publication")]
 Space = Annotated[
-    str | None,
-    typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication"),
+    str | None, typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication")
 ]
 Delta = Annotated[
     float | None,
@@ -61,8 +62,7 @@ Bootstrap = Annotated[
     int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
 ]
 TrustedLaw = Annotated[
-    str | None,
-    typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
+    str | None, typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it")
 ]
 ServedTokens = Annotated[
     str | None,
@@ -85,8 +85,7 @@ PredictAt = Annotated[
     list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
 ]
 Rank = Annotated[
-    bool,
-    typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
+    bool, typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit")
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
@@ -257,6 +256,9 @@ def report(
     wandb: Annotated[
         bool, typer.Option("--wandb", help="also log the report to W&B, if the runs were logged there")
     ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="URL or pattern that the study may read; may be repeated")
+    ] = None,
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
@@ -265,6 +267,7 @@ def report(
     Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
     if one is contradicted, and 3 otherwise.
     """
+    permit_data(data or ())
     raise typer.Exit(make_report(source, out, study, also or (), wandb))
 
 
@@ -276,17 +279,14 @@ def make_report(
         pages = import_page_module("report")
         findings = pages.report(source, out, study, also, mirror)
     except (ValueError, OSError) as error:
-        print_line(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {describe(error) or error}", err=True)
         return ExitCode.BAD_INPUT
     print_line("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     return pages.exit_code(findings)
 
 
 def import_page_module(name: str) -> ModuleType:
-    """Imports the module of `kleiber.studies` that writes a page.
-
-    Raises ValueError if a plotting package is not installed.
-    """
+    """Imports the module of `kleiber.studies` that writes a page. Raises ValueError without a plotting package."""
     try:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)

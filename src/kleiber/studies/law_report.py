@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kleiber.records.figures import write_page
+from kleiber.records.files import write_text
+from kleiber.records.regular_files import make_folder
 from kleiber.studies import optimum_report
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.headline import headline
@@ -82,9 +83,8 @@ def verdict_lines(entry: Row) -> list[str]:
 
 def rows_fitted(entry: Row) -> str:
     """Returns how many rows were fitted, and how many were pooled into them if the table is large."""
-    if entry.get("pooled"):
-        return f"{entry['pooled']:,} rows pooled into {entry['n']:,} cells"
-    return f"{entry['n']} rows fitted"
+    pooled = entry.get("pooled")
+    return f"{pooled:,} rows pooled into {entry['n']:,} cells" if pooled else f"{entry['n']} rows fitted"
 
 
 def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
@@ -96,8 +96,7 @@ def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
 
 def _backtest_line(test: Row, level: str) -> str:
     """Returns the printed line of one backtest: errors, coverage and the errors of the naive predictors."""
-    runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
-    covers = "no intervals"
+    runs, covers = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}", "no intervals"
     if test["coverage"] is not None:
         covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
     naive = ", ".join(f"{NAIVE_LABELS[name]} {value:.2%}" for name, value in test["naive"].items())
@@ -221,7 +220,8 @@ def write(
         notes=[f"{_rows_fitted(records)}, {excluded} excluded."], verdicts=verdicts, tables=tables_by_title,
         text="\n".join(text), methods=methods(records), details={"Runs": kept[:MOST_ROWS]},
     )  # fmt: skip
-    write_page(out, content)
+    make_folder(out.parent)
+    write_text(out, content)
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:

@@ -126,9 +126,10 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     where a file names another class.
     """
     from kleiber.config.check import check_node
+    from kleiber.config.foreign import check_foreign
     from kleiber.config.targets import build, class_attribute
 
-    nodes = {str(run.folder): run.config["study"] for run in runs if run.config.get("study")}
+    nodes = {str(run.folder / "config.yaml"): run.config["study"] for run in runs if run.config.get("study")}
     place = folder / "study.yaml"
     if name is not None:
         nodes = {f"--study {name}": load_study(name)}
@@ -140,6 +141,8 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError(f"{source}: study must have a _target_, the class of a study")
     check_node("study", node)
+    if name is None:
+        check_foreign({"study": node}, Path(source))
     target = str(node["_target_"])
     study = None if class_attribute(target, "decides") is None else build(node)  # no other class is even imported
     if not isinstance(study, Study):

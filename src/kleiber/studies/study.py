@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -220,7 +221,7 @@ def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
         "headline": findings.headline,
         "runs": counts(runs),
         "missing": missing(runs),
-        "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
+        "seconds": fsum(run.summary.get("seconds") or 0 for run in runs),
         **({"cost": costs} if costs else {}),
         "verdicts": [dict(verdict) for verdict in findings.verdicts],
         "tables": {title: [dict(row) for row in rows] for title, rows in findings.tables.items()},

@@ -32,16 +32,15 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from kleiber.config.system_errors import naming
 from kleiber.records.arrays import check_stored
 from kleiber.records.files import full_disk_error, read_json, write_text
 from kleiber.records.model_files import check_safetensors
-from kleiber.records.regular_files import DamagedFile, file_sha256, rename_aside
-from kleiber.records.terminal import warn_once
+from kleiber.records.regular_files import DamagedFile, file_sha256, make_folder, rename_aside
 from kleiber.training import shard_files
-from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged, make_folder_of_stage
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged, warn_of_damage
 from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
-from kleiber.types.ranks import rank
 
 SCHEMA = "kleiber.checkpoint/1"
 FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
@@ -60,12 +59,7 @@ def trained_names(model: nn.Module) -> frozenset[str]:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    state: Json,
-    config_hash: str,
-    names: Collection[str] | None = None,
+    folder: Path, step: int, model: nn.Module, state: Json, config_hash: str, names: Collection[str] | None = None
 ) -> Checkpoint:
     """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
@@ -120,6 +114,12 @@ def save_shards(
             sha256 = {"state.pt": file_sha256(part / "state.pt")} | {k: v for each in hashes for k, v in each.items()}
             _complete(part, final, step, config_hash, sha256, names)
         dist.barrier(mesh.get_group())
+
+
+def make_folder_of_stage(folder: Path) -> None:
+    """Makes the folder RUN/stages/STAGE/NAME of checkpoints. Raises DamagedFile where one of them is a link."""
+    place = folder.absolute()
+    make_folder(place.parents[2], *place.parts[-3:])
 
 
 @contextmanager
@@ -190,7 +190,8 @@ def _commit(part: Path, final: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -211,11 +212,19 @@ def read(path: Path) -> Checkpoint:
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
                 f"restore the file, or delete {path} to use an earlier checkpoint"
             )
-        try:  # meta.json of a stranger has the hash of any content
-            (check_safetensors if file.endswith(".safetensors") else check_stored)(path / file)
-        except DamagedFile as error:
-            raise Damaged(f"{error}; delete {path} to use an earlier checkpoint") from None
+        _check_content(path / file)
     return Checkpoint(path, meta)
+
+
+def _check_content(path: Path) -> None:
+    """Raises Damaged for a file that PyTorch or safetensors did not write, though meta.json has its hash."""
+    try:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+        else:
+            check_stored(path)
+    except DamagedFile as error:
+        raise Damaged(f"{error}; delete the checkpoint to use an older one") from None
 
 
 def read_meta(path: Path) -> Json:
@@ -272,12 +281,6 @@ def latest_of(folder: Path) -> Checkpoint:
         raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
     warn_of_damage(defects)
     return saved
-
-
-def warn_of_damage(defects: Iterable[str]) -> None:
-    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
-    for defect in defects if rank() == 0 else ():
-        warn_once(f"skipped a damaged checkpoint: {defect}")
 
 
 def weights_sha256(folder: Path) -> str:

@@ -20,12 +20,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from kleiber.config.errors import Interrupted
-from kleiber.training.step import rank_timeouts
+import torch
+
+from kleiber.config.errors import ConfigError, Interrupted
+from kleiber.training.step import rank_errors
 from kleiber.types.batch import Batch
 
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
@@ -64,7 +66,9 @@ def hidden(packages: frozenset[str]) -> Iterator[None]:
 
 import_lightning()
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: E402
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.callbacks import EarlyStopping  # noqa: E402
 from lightning.pytorch.profilers import PassThroughProfiler  # noqa: E402
 
 from kleiber.records.terminal import print_logs  # noqa: E402
@@ -137,7 +141,7 @@ def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], sta
     _set_step(trainer, start)
     device = trainer.strategy.root_device
     try:
-        with rank_timeouts():
+        with rank_errors(), misconfigurations():
             trainer.fit(module, train_dataloaders=batches)
     except SystemExit as error:
         raise Interrupted("SIGINT: no new checkpoint was written") from error  # which Lightning turned into an exit
@@ -170,6 +174,35 @@ def count_skipped_step(trainer: Trainer) -> None:
 def stop_after_this_step(trainer: Trainer) -> None:
     """Makes the step that was just taken the last one of the fit."""
     trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+
+@contextmanager
+def misconfigurations() -> Iterator[None]:
+    """Raises ConfigError for an error with which Lightning refuses a setting, such as that of one of its callbacks."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"callbacks or trainer: Lightning refuses a setting: {text}") from error
+
+
+def is_of_lightning(callback: Callback) -> bool:
+    """Whether a callback is not written for kleiber: one of Lightning, or of an extension for Lightning."""
+    return not isinstance(callback, LeanCallback)
+
+
+def end_validation(
+    trainer: Trainer, module: LightningModule, callbacks: Iterable[Callback], scores: Mapping[str, float]
+) -> None:
+    """Shows Lightning's callbacks the scores of a validation, as Lightning does at the end of its own."""
+    device = trainer.strategy.root_device
+    trainer._logger_connector._callback_metrics |= {
+        name: torch.tensor(value, device=device) for name, value in scores.items()
+    }
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback._check_on_train_epoch_end = False  # there are no epochs
+        callback.on_validation_end(trainer, module)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

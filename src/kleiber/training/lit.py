@@ -28,7 +28,7 @@ from kleiber.training.step import (
     micro_batches,
     normalize_gradients,
     out_of_memory,
-    rank_timeouts,
+    rank_errors,
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
@@ -115,7 +115,7 @@ class LitLM(LeanModule):
         step = self.global_step
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
-        with rank_timeouts():
+        with rank_errors():
             sums = self.backward_pass(batch, step, methods).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged: dict[str, Tensor] = {}

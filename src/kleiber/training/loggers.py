@@ -1,23 +1,26 @@
 """Loggers that write files into the folder of a run: metrics.jsonl, which every run has, and metrics.csv.
 
 Rows are appended to the files. A run that resumes removes the rows after its checkpoint, so that the files end up like
-those of an uninterrupted run.
+those of an uninterrupted run. A file that somebody deletes or shortens while the run trains is reported and noted in
+summary.json, because its rows are missing from then on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from kleiber.records.files import replaced
-from kleiber.records.lines import read_lines
+from kleiber.records.directory_lock import is_replaced
+from kleiber.records.files import read_lines, replaced
 from kleiber.records.metrics import METRICS_FILE, parse_row
 from kleiber.records.regular_files import create, open_to_add_lines
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
@@ -45,11 +48,20 @@ class StageAxis:
         return self.tokens_before + step * self.batch_tokens
 
 
+def print_warning(text: str) -> None:
+    """Prints a warning to stderr."""
+    print_line(f"warning: {text}", err=True)
+
+
 class StageLogger(Logger):
-    """A logger that knows the stage of the rows that it logs. Its methods do nothing until overridden."""
+    """A logger that knows the stage of the rows that it logs. Its methods do nothing until overridden.
+
+    warn  reports that rows are missing; a run also notes it in summary.json
+    """
 
     stage: str | None = None
     description: str | None = None  # what it writes and where, for the banner of the run
+    warn: Callable[[str], None] = staticmethod(print_warning)
 
     def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Called when a stage begins (`step` 0) or resumes after `step`. `stage` is None in a run of one stage.
@@ -57,6 +69,9 @@ class StageLogger(Logger):
         place  where the steps of the stage lie in the run; None: at its beginning
         """
         self.stage = stage
+
+    def expect_rows(self, step: int) -> None:
+        """Called before `begin` where a stage resumes after `step`, and has logged scores before."""
 
     def log_stage(self, entry: Json, stage: str | None) -> None:
         """Called with the entry of a finished stage in summary.json; `stage` as in `begin`."""
@@ -77,6 +92,7 @@ class JsonlLogger(StageLogger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / METRICS_FILE
+        self.written: os.stat_result | None = None  # the file after the last row
 
     @property
     def name(self) -> str:
@@ -92,15 +108,46 @@ class JsonlLogger(StageLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         stage = {} if self.stage is None else {"stage": self.stage}
+        self.append(json.dumps({**stage, "step": step, **metrics}) + "\n")
+
+    def append(self, rows: str, header: str = "") -> None:
+        """Appends rows to the file, and the header to a new one; reports rows that are missing.
+
+        Raises FileNotFoundError where the folder was deleted or moved, and another one may stand in its place.
+        """
+        if is_replaced(self.path.parent):
+            raise FileNotFoundError(f"{self.path.parent} no longer exists")
+        self.report_missing_rows()
         with open_to_add_lines(self.path) as file:
-            file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
+            file.write(rows if file.tell() else header + rows)
+            file.flush()
+            self.written = os.fstat(file.fileno())
+
+    def report_missing_rows(self) -> None:
+        """Warns where the file is no longer what the last row was appended to."""
+        if self.written is None:
+            return
+        try:
+            now = os.stat(self.path)
+        except FileNotFoundError:
+            now = None
+        if now is None or not os.path.samestat(now, self.written) or now.st_size < self.written.st_size:
+            self.warn(f"{self.path.name} was deleted or replaced while the run trained: earlier rows are missing")
+            self.written = None
+
+    def expect_rows(self, step: int) -> None:
+        """Warns where the file with the rows of earlier processes is missing."""
+        if not self.path.exists():
+            self.warn(f"{self.path.name} was missing when the run went on at step {step:,}: earlier rows are missing")
 
     def begin(self, stage: str | None, step: int, place: StageAxis | None = None) -> None:
         """Removes the rows of `stage` after `step`, all of them at step 0, and damaged rows. A kill loses no row."""
         self.stage = stage
+        self.report_missing_rows()
         if self.path.exists():
             with replaced(self.path) as part, create(part) as file:
                 file.writelines(f"{line}\n".encode() for line in self._rows_before(step))
+            self.written = os.stat(self.path)
 
     def _rows_before(self, step: int) -> Iterator[str]:
         """The lines to keep when the stage resumes after `step`."""
@@ -116,6 +163,9 @@ class CsvLogger(JsonlLogger):
         self.path = folder / "metrics.csv"
         self.description = f"csv, in {self.path}"
 
+    def expect_rows(self, step: int) -> None:
+        """Does nothing: the run may have had other loggers before."""
+
     @property
     def name(self) -> str:
         return "csv"
@@ -123,11 +173,8 @@ class CsvLogger(JsonlLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends a line for each metric, and the header to a new file."""
-        new = not self.path.exists()
-        with open_to_add_lines(self.path) as file:
-            if new:
-                file.write(f"{CSV_HEADER}\n")
-            file.writelines(f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
+        lines = (f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
+        self.append("".join(lines), f"{CSV_HEADER}\n")
 
     def _rows_before(self, step: int) -> Iterator[str]:
         rows, prefix = read_lines(self.path, parse_csv_row), prefixed(self.stage, "")

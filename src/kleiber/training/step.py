@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from kleiber.config.errors import RankTimeout
+from kleiber.config.errors import RankLost, RankTimeout
 from kleiber.nn.moe import MoE
 from kleiber.nn.sharding import scalar, split_sharded
 from kleiber.types import Json
@@ -27,7 +28,13 @@ from kleiber.types.model import Model
 from kleiber.types.ranks import all_reduce_together, world_size
 from kleiber.types.retention import Retention
 
-TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)  # in the errors of gloo and NCCL
+# In the errors of gloo, NCCL and the store at which ranks meet.
+TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)
+DISCONNECTED = re.compile(
+    "connection (closed|reset|refused|was)|broken pipe|gloo/transport|NCCL communicator was aborted|remote process|"
+    "DistNetworkError|failed to (recv|send)",
+    re.IGNORECASE,
+)
 
 
 class Diverged(RuntimeError):
@@ -85,17 +92,26 @@ def narrow(batch: Batch, width: int) -> Batch:
 
 
 @contextmanager
-def rank_timeouts() -> Iterator[None]:
-    """Raises RankTimeout where a collective operation within the context gave up waiting for another rank."""
+def rank_errors() -> Iterator[None]:
+    """Raises RankTimeout or RankLost where a collective operation within the context fails because of another rank.
+
+    The errors of gloo and NCCL name sockets and lines of C++, not what happened.
+    """
     try:
         yield
+    except RankLost:
+        raise
     except RuntimeError as error:
-        if not TIMED_OUT.search(str(error)):
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        raise RankTimeout(
-            "another rank did not answer within trainer.rank_timeout: it is stopped or hangs, or it does something "
-            "that takes longer"
-        ) from error
+        if TIMED_OUT.search(str(error)):
+            raise RankTimeout(
+                "another rank did not answer within trainer.rank_timeout: it is stopped or hangs, or it does something "
+                "that takes longer"
+            ) from error
+        if DISCONNECTED.search(str(error)):
+            raise RankLost("the connection to another rank broke: it has ended, or the network failed") from error
+        raise
 
 
 def seed_generators(seed: int) -> None:

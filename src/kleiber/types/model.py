@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role, Routing
+
+UpdateRule = Literal["adam", "muon", "sgd"]  # how the step of an optimizer depends on the gradient of a parameter
 
 
 class Scale(NamedTuple):
@@ -28,7 +30,8 @@ class Scale(NamedTuple):
 class Parametrization(Protocol):
     """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
 
-    Factors are for optimizers whose steps have entries of about the learning rate, such as Adam, unless `muon`.
+    Factors are for optimizers whose steps have entries of about the learning rate, such as Adam, unless `rule` names
+    the matrices of Muon, or SGD, for which `fan_in` of embeddings and vectors is their number of channels.
     """
 
     def embedding(self, tied: bool) -> Scale: ...
@@ -38,13 +41,13 @@ class Parametrization(Protocol):
     def residual(self, depth: int) -> float: ...
     def output(self, width: int) -> Scale: ...
     def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role, muon: bool = False) -> float: ...
+    def lr_scale(self, role: Role, rule: UpdateRule = "adam") -> float: ...
 
 
 class LearningRateScale(Protocol):
     """The learning-rate factor of a parameter by its role: `Parametrization.lr_scale`."""
 
-    def __call__(self, role: Role, muon: bool = False) -> float: ...
+    def __call__(self, role: Role, rule: UpdateRule = "adam") -> float: ...
 
 
 class Layer(nn.Module):

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from processes import PATIENCE
 
 from kleiber.evals.attribution.page import LABELS, explorer
 
@@ -30,5 +31,5 @@ def test_a_browser_colors_the_tokens(tmp_path):
     file = tmp_path / "page.html"
     file.write_text(f"<!doctype html><meta charset=utf-8>{explorer({'text': [text]})}", encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--virtual-time-budget=2000", "--dump-dom", file.as_uri()]
-    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
     assert "log p = -2.5 nats" in page and "rgba(0, 114, 178, 0.85)" in page and "&lt;b&gt;</button>" in page

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import urllib.request
 
 import pytest
+from processes import PATIENCE
 
 from kleiber.launch.cli import main
 from kleiber.launch.judge import command, comparisons
@@ -89,9 +92,9 @@ def test_what_cannot_be_judged_is_refused(models, options, message, capsys):
 def test_the_page_is_served_until_it_is_finished(models, tmp_path, monkeypatch, capsys):
     """A script in place of a judge follows the printed address."""
     session = Session(arrange(PROMPTS[:1], [("x", "y")], ("a", "b"), "plain", 0), tmp_path / "j.jsonl", "me")
-    outcome: list[bool] = []
+    outcome: list[None] = []
     addresses: list[str] = []
-    monkeypatch.setattr(command.typer, "echo", lambda text, err=False: addresses.append(text))
+    monkeypatch.setattr(command, "print_line", lambda text, err=False: addresses.append(text))
     thread = threading.Thread(target=lambda: outcome.append(command.run_page(session, 0)))
     thread.start()
     while not addresses:
@@ -100,13 +103,50 @@ def test_the_page_is_served_until_it_is_finished(models, tmp_path, monkeypatch, 
 
     def post(place: str, body: dict) -> dict:
         request = urllib.request.Request(url + place, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return json.load(urllib.request.urlopen(request, timeout=5))
+        return json.load(urllib.request.urlopen(request, timeout=PATIENCE))
 
     assert post("choose", {"item": 0, "choice": "left"})["item"] is None
     post("finish", {})
     thread.join(5)
-    assert outcome == [True] and len(read_judgments(tmp_path / "j.jsonl")) == 1
-    assert command.run_page(session, 0)  # nothing is left to judge
+    assert outcome == [None] and len(read_judgments(tmp_path / "j.jsonl")) == 1
+    command.run_page(session, 0)  # nothing is left to judge
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_stops_the_page_with_its_code_and_keeps_what_is_judged(models, monkeypatch, capsys, number, code):
+    class Signalled(Session):
+        @property
+        def finished(self):
+            os.kill(os.getpid(), number)
+            return threading.Event()
+
+        @finished.setter
+        def finished(self, value):
+            pass
+
+    monkeypatch.setattr(command, "Session", Signalled)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        assert main(["judge", *models]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_judges_in_four_processes_write_every_judgment_once(models, monkeypatch):
+    """FAULTS 113."""
+    options = ["--simulate", "words:happy", "--annotators", "6", "--noise", "0.3"]
+    children = []
+    for _ in range(4):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os._exit(main(["judge", *models, *options]))
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    together = read_judgments(command.Path("judgments.jsonl"))
+    assert len(together) == len({judgment.key for judgment in together}) == 180
+    assert main(["judge", *models, *options, "--out", "alone.jsonl"]) == 0
+    alone = read_judgments(command.Path("alone.jsonl"))
+    assert sorted(together, key=lambda j: j.key) == sorted(alone, key=lambda j: j.key)
 
 
 @pytest.mark.slow

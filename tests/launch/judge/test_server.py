@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import os
 import shutil
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from kleiber.launch.judge.server import MOST_BYTES, JudgeServer
 from kleiber.launch.judge.session import Session
@@ -31,7 +36,7 @@ def server(tmp_path) -> Iterator[JudgeServer]:
 
 
 def ask(server: JudgeServer, method: str, place: str, body: object = None, token: str | None = None, **headers: str):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=PATIENCE)
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     kind = {} if content is None else {"Content-Type": "application/json"}
     connection.request(method, f"/{server.token if token is None else token}/{place}", content, {**kind, **headers})
@@ -84,6 +89,49 @@ def test_strangers_are_refused(server, tmp_path):
     assert ask(server, "POST", "choose", choice, Origin=server.origin)[0] == 200
 
 
+def test_deep_json_and_an_endless_length_are_refused_without_a_traceback(server, tmp_path, capfd):
+    deep = b"[" * 2000 + b"]" * 2000
+    assert ask(server, "POST", "choose", deep)[0] == 400
+    assert ask(server, "POST", "choose", b'{"item":' + deep + b"}")[0] == 400
+    for digits in ("9" * 5000, "0" * 5000 + "1"):
+        assert ask(server, "POST", "choose", b"{}", **{"Content-Length": digits})[0] == 413
+    assert not (tmp_path / "j.jsonl").exists() and capfd.readouterr().err == ""
+
+
+def test_a_connection_that_the_browser_resets_is_not_reported(server, capfd):
+    ended = threading.Event()
+    close = server.shutdown_request
+    server.shutdown_request = lambda request: (close(request), ended.set())  # type: ignore[method-assign]
+    for text in (b"", f"GET /{server.token}/state HTTP/1.1\r\n".encode()):
+        ended.clear()
+        with socket.create_connection(("127.0.0.1", server.server_address[1])) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+            connection.sendall(text)
+        assert ended.wait(10)
+    assert ask(server, "GET", "state")[0] == 200 and capfd.readouterr().err == ""
+
+
+def test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated(server, tmp_path, capfd, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kleiber.launch.judge.session.append_judgments", full)
+        status, text, _ = ask(server, "POST", "choose", {"item": 0, "choice": "left"})
+        assert status == 507 and "j.jsonl" in text and json.loads(ask(server, "GET", "state")[1])["item"] == 0
+    reported = capfd.readouterr().err
+    assert reported.count("\n") == 1 and "j.jsonl" in reported
+    assert json.loads(ask(server, "POST", "choose", {"item": 0, "choice": "left"})[1])["item"] == 1
+
+
+def test_an_error_of_a_request_is_one_line(server, capfd, monkeypatch):
+    monkeypatch.setattr(server.session, "state", lambda: 1 / 0)
+    with pytest.raises((http.client.HTTPException, OSError)):
+        ask(server, "GET", "state")
+    reported = capfd.readouterr().err
+    assert reported.count("\n") == 1 and "ZeroDivisionError" in reported
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_the_keys_work_in_a_browser_and_hostile_text_is_text(server, tmp_path, monkeypatch):
@@ -102,10 +150,10 @@ def test_the_keys_work_in_a_browser_and_hostile_text_is_text(server, tmp_path, m
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=1100,760"]
     shot = tmp_path / "page.png"
     command = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([*command, "--dump-dom", server.url], capture_output=True, text=True, timeout=90).stdout
+    dom = subprocess.run([*command, "--dump-dom", server.url], capture_output=True, text=True, timeout=PATIENCE).stdout
     choices = [judgment.choice for judgment in read_judgments(tmp_path / "j.jsonl")]
     assert choices == ["right", "both bad", "left"]
     assert "3 of 3 judged by me" in dom and "<title>kleiber judge</title>" in dom
     server.session.back()
-    subprocess.run([*command, f"--screenshot={shot}", server.url], capture_output=True, timeout=90)
+    subprocess.run([*command, f"--screenshot={shot}", server.url], capture_output=True, timeout=PATIENCE)
     assert shot.stat().st_size > 5000

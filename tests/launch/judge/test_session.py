@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from kleiber.launch.judge.session import Session, StaleItem
@@ -16,14 +18,17 @@ def items(path) -> list[int]:
     return [judgment.comparison.item for judgment in read_judgments(path)]
 
 
-def test_every_choice_is_written_at_once_and_the_names_are_not_shown(tmp_path):
+def test_every_choice_is_written_at_once_and_the_names_are_not_shown(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("kleiber.launch.judge.session.time", SimpleNamespace(monotonic=lambda: now[0]))
     session = Session(pairs(), tmp_path / "j", "me")
     state = session.state()
     assert state == {"done": 0, "total": 3, "judge": "me", "item": 0, "prompt": "p0", "left": "l0", "right": "r0"}
+    now[0] = 103.5
     session.choose(0, "left")
     (judgment,) = read_judgments(tmp_path / "j")
     assert (judgment.choice, judgment.judge, judgment.comparison) == ("left", "me", pairs()[0])
-    assert judgment.seconds is not None and 0 <= judgment.seconds < 5 and session.state()["item"] == 1
+    assert judgment.seconds == 3.5 and session.state()["item"] == 1
 
 
 def test_a_new_session_goes_on_where_the_killed_one_stopped(tmp_path):

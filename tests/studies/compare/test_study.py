@@ -10,6 +10,7 @@ import pytest
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
+from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.study import Compare, read_claim
 from kleiber.studies.report import load_study
 from kleiber.studies.study import PlannedPoint
@@ -262,7 +263,7 @@ def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
     if name in ("sparsity", "routers"):
         drawn = {title: draw().to_json() for title, draw in findings.figures.items()}
         assert "sizes" in drawn if name == "sparsity" else {"by_dead", "by_max_violation"} <= drawn.keys()
-        assert all(arm in drawn["tuning"] for arm in LOSSES[name])
+        assert all(readable(arm) in drawn["tuning"] for arm in LOSSES[name])
     if name == "routers":
         assert {row["arm"] for row in findings.tables["Differences"]} == set(LOSSES[name]) - {"topk"}
 

@@ -94,3 +94,18 @@ def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="contains no runs"):
         read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [["val/docs/loss", "val/code/loss"], ["trunk/val/docs/loss", "1M/val/docs/loss"], ["val/a/loss", "2M/val/b/loss"]],
+)
+@pytest.mark.parametrize("recorded", [{}, {"loss": [None, None]}], ids=["of W&B", "of kleiber"])
+def test_runs_with_several_losses_are_refused_with_the_mapping_to_write(losses, recorded):
+    frame = pd.DataFrame(
+        {"active": [1e6, 2e6], "tokens": [1e7, 2e7], **{name: [3.0, 2.9] for name in losses}, **recorded}
+    )
+    with pytest.raises(ValueError) as refused:
+        load(frame, {"N": "active", "D": "tokens", "L": "loss"})
+    assert all(f"--map L={name}" in str(refused.value) for name in losses)
+    assert len(load(frame, {"N": "active", "D": "tokens", "L": losses[0]})) == 2

@@ -22,8 +22,8 @@ def planted(monkeypatch):
     """Changes the model after its weights have been loaded, at the start of every stage."""
 
     def plant(change) -> None:
-        def load(tree, stage, model, saved):
-            load_weights(tree, stage, model, saved)
+        def load(tree, stage, model, *rest):
+            load_weights(tree, stage, model, *rest)
             with torch.no_grad():
                 change(model)
 

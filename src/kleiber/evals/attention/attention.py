@@ -25,6 +25,7 @@ from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.loss import log_probs
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -64,7 +65,7 @@ class Attention(Evaluation):
         repeats: Count = 16,
         text_tokens: Natural = 200,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.tokens, self.period, self.repeats = tokens, period, repeats
         self.text_tokens, self.seed, self.data = text_tokens, seed, data

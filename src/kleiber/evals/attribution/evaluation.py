@@ -35,6 +35,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.likelihood import pass_tokens
 from kleiber.records.progress import Activity, activity
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Attribution(Evaluation):
         shown: Natural = 2,
         shown_tokens: Count = 32,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.methods, self.texts, self.length, self.position = methods, texts, length, position
         self.baseline, self.steps, self.replacement, self.points = baseline, steps, replacement, points

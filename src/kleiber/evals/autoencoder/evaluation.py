@@ -21,6 +21,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.streams import changed_stream, num_layers, read_streams
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Positive, Seed, Width
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Samples
 from kleiber.types.model import Model
@@ -70,7 +71,7 @@ class Autoencoder(Evaluation):
         shown: Natural = 24,
         contexts: Count = 5,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.layer, self.features, self.k, self.seed, self.data = layer, features, k, seed, data
         self.tokens, self.held_out, self.batch = round(quantity(tokens)), round(quantity(held_out)), batch

@@ -17,6 +17,7 @@ from kleiber.evals.bias.scoring import ItemScores, item_scores
 from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -54,7 +55,7 @@ class Bias(Evaluation):
 
     columns = (CROWS, STEREOSET, WINOBIAS)
 
-    def __init__(self, data: Sequence[str] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None, fdr: Annotated[float, Gt(0), Lt(1)] = 0.1) -> None:
         self.data, self.fdr = data, fdr
 
     def accepts(self, data: DataSet) -> bool:

@@ -28,6 +28,7 @@ from kleiber.evals.evaluation import LEVEL, Evaluation, Results, Score, Scores, 
 from kleiber.evals.exact_match import exact_match, numeric_questions
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
 from kleiber.types import Count, Json, Natural
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -76,7 +77,7 @@ class Calibration(Evaluation):
         coverages: Sequence[Coverage] = (0.5, 0.8),
         scaled: bool = True,
         answers: Natural = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         for coverage in coverages:
             if not 0 < coverage <= 1:

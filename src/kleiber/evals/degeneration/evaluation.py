@@ -28,6 +28,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
 from kleiber.models.generate import generate
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ class Degeneration(Evaluation):
         length: Annotated[int, Ge(LEAST_LENGTH), Le(1 << 20)] | None = None,
         shown: Natural = 4,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.samples, self.prompt_tokens, self.length = samples, prompt_tokens, length
         self.shown, self.seed, self.data = shown, seed, data

@@ -17,6 +17,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_
 from kleiber.evals.instructions.checks import follows
 from kleiber.models.generate import generate, left_padded
 from kleiber.types import Count, Json, Natural, Row
+from kleiber.types.access import DataPath
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -66,7 +67,7 @@ class Instructions(Evaluation):
     reads = "tables with the columns prompt, instruction_id_list and kwargs"
     default_data = (INSTRUCTIONS,)
 
-    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[str] | None = None) -> None:
+    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[DataPath] | None = None) -> None:
         self.tokens, self.shown, self.data = tokens, shown, data
 
     def accepts(self, data: DataSet) -> bool:

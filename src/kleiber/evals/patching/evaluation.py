@@ -17,6 +17,7 @@ from kleiber.evals.patching.pairs import PROMPTS, SENTENCES, PatchingPair, colla
 from kleiber.evals.patching.patch import Patcher, num_heads, sites
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Patching(Evaluation):
         offsets: Count = 6,
         heads: bool = True,
         prefix: str = " ",
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.pairs, self.offsets, self.heads, self.prefix, self.data = pairs, offsets, heads, prefix, data
 

@@ -20,6 +20,7 @@ from kleiber.evals.probes.probe import correct_on_held_out
 from kleiber.evals.streams import num_layers, read_streams
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json, NonNegative, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 
@@ -76,7 +77,7 @@ class Probes(Evaluation):
         training: Annotated[float, Gt(0), Lt(1)] = 0.5,
         penalty: NonNegative = 0.001,
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.features, self.label, self.texts, self.length = features, label, texts, length
         self.layers, self.training, self.penalty, self.seed, self.data = layers, training, penalty, seed, data

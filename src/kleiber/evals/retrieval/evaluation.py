@@ -29,6 +29,7 @@ from kleiber.evals.retrieval.neighbors import nearest_by_size
 from kleiber.evals.retrieval.scoring import check_key, score_rows
 from kleiber.records.leftovers import format_bytes
 from kleiber.types import Count, Json, Positive, Seed
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
@@ -85,7 +86,7 @@ class Retrieval(Evaluation):
     def __init__(
         self,
         methods: Annotated[Sequence[Method], MinLen(1)] = ("knn", "bm25"),
-        store: Sequence[str] | None = None,
+        store: Sequence[DataPath] | None = None,
         sizes: Annotated[Sequence[Quantity], MinLen(1)] = ("16K", "64K", "256K"),
         memory: Quantity = "2G",
         exclude_overlap: Count | None = 64,
@@ -102,7 +103,7 @@ class Retrieval(Evaluation):
         stride: Count | None = None,
         between: str = "\n",
         seed: Seed = 0,
-        data: Sequence[str] | None = None,
+        data: Sequence[DataPath] | None = None,
     ) -> None:
         self.methods, self.store, self.data = list(dict.fromkeys(methods)), store, data
         self.sizes, self.memory, self.exclude_overlap = read_sizes(sizes), round(quantity(memory)), exclude_overlap

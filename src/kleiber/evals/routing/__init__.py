@@ -13,6 +13,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, flatte
 from kleiber.evals.routing.analysis import coactivation, redundancy, saturation, sensitivity, specialization
 from kleiber.evals.routing.trace import moe_layers, record_routing
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 from kleiber.types.model import Model
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Routing(Evaluation):
 
     during = False
 
-    def __init__(self, data: Sequence[str] | None = None) -> None:
+    def __init__(self, data: Sequence[DataPath] | None = None) -> None:
         self.data = data
 
     def check(self, model: Model) -> None:

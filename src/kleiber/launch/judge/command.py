@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import Counter
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from kleiber.config.errors import ExitCode
+from kleiber.config.errors import Preempted, on_preemption, preempted_by
 from kleiber.launch.judge.comparisons import Settings, TemplateOption, answers_file, load_or_answer
 from kleiber.launch.judge.session import Session
 from kleiber.records.files import read_json, write_json
-from kleiber.records.judgments import CHOICES, Estimate, Judgment, agreement, append_judgment, read_judgments, win_rate
+from kleiber.records.judgments import CHOICES, Estimate, Judgment, agreement, append_judgments, read_judgments, win_rate
 from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from kleiber.data.annotators import Utility
 
 SCHEMA = "kleiber.judge/1"
+WAIT_SECONDS = 0.2  # between two looks whether a signal came
 TEMPLATES: tuple[TemplateOption, ...] = get_args(TemplateOption)
 
 
@@ -92,9 +92,11 @@ def judge(
             if value:
                 raise ValueError(f"--{option} {value} is only read by --simulate: add it, or remove --{option}")
         name = judge or os.environ.get("USER", "judge")
-        if not run_page(Session(load_or_answer(settings, out), out, name), port):
-            print_line(f"stopped; the same command goes on, with what {out} has", err=True)
-            raise typer.Exit(ExitCode.INTERRUPTED)
+        try:
+            run_page(Session(load_or_answer(settings, out), out, name), port)
+        except Preempted as reason:
+            print_line(f"stopped by {reason}; the same command goes on, with what {out} has", err=True)
+            raise typer.Exit(reason.status.exit_code) from None
     else:
         biases = {"noise": noise, "longer": longer, "first": first, "disagreement": disagreement}
         simulate_judges(settings, out, parse_utility(simulate), annotators, biases)
@@ -137,22 +139,20 @@ def simulate_judges(
     """Lets simulated judges judge all comparisons that they have not judged yet."""
     from kleiber.data.annotators import Annotator
 
-    judged = {(j.judge, j.comparison.item) for j in read_judgments(out)}
+    read_judgments(out)  # refuses another file before the models answer
     comparisons = load_or_answer(settings, out)
     for number in range(annotators):
         annotator = Annotator(taste, number=number, seed=settings.seed, **biases)
-        for judgment in map(annotator.judge, comparisons):
-            if (judgment.judge, judgment.comparison.item) not in judged:
-                append_judgment(out, judgment)
+        append_judgments(out, [annotator.judge(comparison) for comparison in comparisons])
 
 
-def run_page(session: Session, port: int) -> bool:
-    """Serves the page until the judge finishes it, or Ctrl-C; returns whether all is judged."""
+def run_page(session: Session, port: int) -> None:
+    """Serves the page until the judge finishes it. Raises Preempted for a signal, such as Ctrl-C."""
     from kleiber.launch.judge.server import JudgeServer
 
     if session.state()["item"] is None:
         print_line(f"{session.judge} has judged all {session.total} comparisons in {session.path}", err=True)
-        return True
+        return
     try:
         server = JudgeServer(session, port)
     except OSError as error:
@@ -162,12 +162,13 @@ def run_page(session: Session, port: int) -> bool:
     print_line(
         f"open {server.url} to judge {session.total} comparisons; Ctrl-C stops, and what is judged stays", err=True
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        while not session.finished.wait(1.0):
+    with on_preemption(lambda _: None) as received:
+        while not received and not session.finished.wait(WAIT_SECONDS):
             pass
     server.shutdown()
     server.server_close()
-    return session.finished.is_set()
+    if received:
+        raise preempted_by(received[0], "")
 
 
 def result(judgments: Sequence[Judgment], out: Path) -> Json:

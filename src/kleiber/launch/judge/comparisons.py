@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from kleiber.config.foreign import check_foreign
+from kleiber.config.permissions import permit_data
 from kleiber.records.files import read_json, write_json
-from kleiber.records.judgments import Comparison, Template
+from kleiber.records.judgments import Comparison, Template, judgments_locked
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ def load_or_answer(settings: Settings, out: Path) -> list[Comparison]:
 
     Raises ValueError where the file was begun with other settings, and for models and prompts that cannot be used.
     """
+    with judgments_locked(answers_file(out)):
+        return _load_or_answer(settings, out)
+
+
+def _load_or_answer(settings: Settings, out: Path) -> list[Comparison]:
     kept = answers_file(out)
     if kept.is_file():
         content = read_json(kept)
@@ -81,6 +88,7 @@ def answer(settings: Settings) -> list[Comparison]:
     from kleiber.data.chat import PLAIN, Turn
     from kleiber.runs.open import open_model
 
+    permit_data(settings.data)
     runs = [open_model(path) for path in settings.models]
     prompts, template = find_prompts(settings, runs[0])
     dialogs = [[Turn(PLAIN if template == "plain" else "user", prompt)] for prompt in prompts]
@@ -132,6 +140,7 @@ def find_prompts(settings: Settings, run: TrainedModel) -> tuple[list[str], Temp
         elif run.config and default_template(run) == "plain":
             sets = own_sets(run.corpus.validation)
         elif run.config:
+            check_foreign({"data": run.config["data"]}, run.folder / "config.yaml")
             sets = open_sets(str(run.config["data"]["path"]), run.tokenizer, run.model.context)
         else:
             sets = open_sets("builtin/docs", run.tokenizer, run.model.context)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -17,10 +18,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 
 from kleiber.launch.judge.session import Session, StaleItem
+from kleiber.records.terminal import print_line
 from kleiber.types import Json
 
 ADDRESS = "127.0.0.1"
 MOST_BYTES = 4096  # of the body of a request
+LENGTH_DIGITS = 9  # of a Content-Length: a longer one is above MOST_BYTES, or has zeros in front
 SECONDS = 30  # that a connection may be silent
 
 
@@ -53,6 +56,12 @@ class JudgeServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the page, with its token."""
         return f"{self.origin}/{self.token}/"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Prints one line where a request could not be answered; none where the browser has closed the connection."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            print_line(f"kleiber judge: a request failed: {type(error).__name__}: {error}", err=True)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,6 +127,10 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the state that is sent back shows the right one
         except (KeyError, TypeError, ValueError) as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except OSError as error:  # such as a full disk
+            reason = f"{self.server.session.path} cannot be written ({error.strerror}): make room, and choose again"
+            print_line(f"kleiber judge: {reason}", err=True)
+            raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, reason) from None
         self._state()
 
     def _body(self) -> Json:
@@ -125,14 +138,14 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
-        if int(length) > MOST_BYTES:
+        if len(length) > LENGTH_DIGITS or int(length) > MOST_BYTES:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the request has more than {MOST_BYTES} bytes")
         if self.headers.get_content_type() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the request must be application/json")
         try:
             body = json.loads(self.rfile.read(int(length)))
-        except ValueError:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the request is no JSON") from None
+        except (ValueError, RecursionError):
+            raise Refused(HTTPStatus.BAD_REQUEST, "the request is no JSON, or is nested too deeply") from None
         if not isinstance(body, dict):
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is no JSON object")
         return body

@@ -13,9 +13,9 @@ from kleiber.records.judgments import (
     Choice,
     Comparison,
     Judgment,
-    append_judgment,
+    append_judgments,
     read_judgments,
-    write_judgments,
+    remove_last,
 )
 from kleiber.types import Json
 
@@ -68,7 +68,7 @@ class Session:
                 raise ValueError(f"choice={choice!r} must be one of {', '.join(CHOICES)}")
             comparison = self._front(item)
             seconds = round(time.monotonic() - self.shown, 1)
-            append_judgment(self.path, Judgment(comparison, options[0], self.judge, seconds))
+            append_judgments(self.path, [Judgment(comparison, options[0], self.judge, seconds)])
             self.waiting.popleft()
             self.shown = time.monotonic()
 
@@ -82,12 +82,9 @@ class Session:
     def back(self) -> None:
         """Removes this judge's last judgment from the file, and shows its comparison again, if there is one."""
         with self.lock:
-            judgments = read_judgments(self.path)
-            places = [i for i, j in enumerate(judgments) if j.judge == self.judge and j.comparison.item in self.by_item]
-            if not places:
+            removed = remove_last(self.path, self.judge, self.by_item)
+            if removed is None:
                 return
-            removed = judgments.pop(places[-1])
-            write_judgments(self.path, judgments)
             self.waiting.appendleft(removed.comparison.item)
             self.shown = time.monotonic()
 

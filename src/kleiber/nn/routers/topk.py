@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.mup import Site
+from kleiber.nn.precision import without_autocast
 from kleiber.types import ChosenExperts, NumExperts
 from kleiber.types.batch import Batch, Role, Routing
 from kleiber.types.model import Layer, Router
@@ -68,7 +69,7 @@ class Logits(Layer):
         self.weight = nn.Parameter(torch.randn(num_experts, site.width) * std)
 
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens experts"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             dtype = torch.promote_types(x.dtype, torch.float32)
             return (x.to(dtype) @ self.weight.to(dtype).T) * self.multiplier
 

@@ -38,6 +38,7 @@ WANDB_PATTERNS = {
     "lr": r"optimizer\.lr",
     "loss": r"val/.+/loss",
 }
+LOSSES = re.compile(r"(?:[^/]+/)?val/.+/loss")  # of runs, those of a run of several stages by stage
 
 
 @dataclass
@@ -186,8 +187,7 @@ def load(
     for role in (*needed, "N", "D", "C", "L"):
         if role not in named and role in frame.columns:
             named[role] = role
-    if "L" not in named:
-        named["L"] = column_of(frame, "loss", "add --map L=COL with the column of the loss")
+    named["L"] = loss_column(frame, named.get("L"))
     columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
@@ -208,6 +208,21 @@ def load(
         if role in kept.columns and (role in needed or role == "C"):
             _check_positive(kept, role)
     return kept
+
+
+def loss_column(frame: pd.DataFrame, name: str | None) -> str:
+    """Returns the column of the loss: `name`, or "loss" for None.
+
+    Raises ValueError, with the mapping to write, where it is missing and runs have losses of several texts or stages.
+    """
+    if name in (None, "loss") and not ("loss" in frame.columns and len(frame["loss"].dropna())):
+        losses = [str(column) for column in frame.columns if LOSSES.fullmatch(str(column))]
+        if losses:
+            choices = " or ".join(f"--map L={column}" for column in losses)
+            raise ValueError(f"the runs have several validation losses: add {choices}")
+    return column_of(
+        frame, name or "loss", "add --map L=COL with the column of the loss" if name is None else f"--map L={name}"
+    )
 
 
 def _check_positive(table: Table, role: str) -> None:

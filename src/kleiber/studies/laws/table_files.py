@@ -94,11 +94,11 @@ def _text_bytes(column: pyarrow.ChunkedArray) -> int:
     """Returns the bytes of all texts in a column of codes."""
     from pyarrow import compute
 
-    total = 0
-    for chunk in column.chunks:
-        lengths = compute.call_function("binary_length", [chunk.dictionary]).cast("int64").take(chunk.indices)
-        total += compute.call_function("sum", [lengths]).as_py() or 0
-    return total
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    lengths = [
+        compute.call_function("binary_length", [chunk.dictionary]).cast("int64").take(chunk.indices) for chunk in chunks
+    ]
+    return sum(compute.call_function("sum", [each]).as_py() or 0 for each in lengths)
 
 
 def _lines(content: bytes) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
+from kleiber.config.errors import SIGNALS, RankLost, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.data.streaming import StreamedWindows
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.records.terminal import print_line
@@ -27,10 +27,10 @@ from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.remote import Remote
-from kleiber.training.saved_checkpoint import make_folder_of_stage
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
-from kleiber.training.step import Rollback, rank_timeouts
+from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Count, Json, Natural
+from kleiber.types.access import OutsidePath
 
 
 class Checkpoints(LeanCallback):
@@ -57,27 +57,29 @@ class Checkpoints(LeanCallback):
         keep: Count = 2,
         sharded: bool = False,
         branch_steps: Sequence[Natural] = (),
-        remote: str | None = None,
+        remote: OutsidePath | None = None,
     ) -> None:
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.sharded = sharded
         self.branch_steps = frozenset(branch_steps)
         self.remote = None if remote is None else Remote(remote, folder)
         self.writer = Writer()
+        self.complete_step = 0  # after which the callbacks before this one have their state, such as the curve
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         if self.every is None:
             self.every = max(1, min(1000, trainer.max_steps // 10))
         if trainer.is_global_zero:
-            make_folder_of_stage(self.folder)
+            checkpoint.make_folder_of_stage(self.folder)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        self.complete_step = trainer.global_step
         self.writer.check()
         if self.due(trainer):
             self.save(trainer, pl_module, wait=trainer.global_step == trainer.max_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
-        """Saves the state after the last step that all ranks completed, where a rank did not answer in the next one.
+        """Saves the state after the last step that all ranks completed, where a rank was lost in the next one.
 
         Without the other ranks, rank 0 cannot save a sharded model. Where the stage goes back to its latest planned
         checkpoint, removes those that an interruption saved since, from which a resumed run would continue.
@@ -95,10 +97,10 @@ class Checkpoints(LeanCallback):
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
-        if not isinstance(exception, RankTimeout) or not trainer.is_global_zero or needs_other_ranks(pl_module.model):
+        if not isinstance(exception, RankLost) or not trainer.is_global_zero or needs_other_ranks(pl_module.model):
             return
         step = trainer.global_step
-        if step and not (self.folder / checkpoint.name(step)).exists():
+        if step == self.complete_step > 0 and not (self.folder / checkpoint.name(step)).exists():
             self.write(trainer, pl_module)
             self.writer.wait()
             print_line(f"saved a checkpoint at step {step:,}", err=True)
@@ -251,7 +253,7 @@ class Preempt(LeanCallback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         """Ends the run where a signal was received, except after its last step."""
         step = trainer.global_step
-        with rank_timeouts():
+        with rank_errors():
             number = self._of_any_rank(trainer)
         if not number or step == trainer.max_steps:  # a finished run is not interrupted
             return

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kleiber.models.transformer import Block
 from kleiber.nn.attention import FullAttention
+from kleiber.nn.precision import without_autocast
 from kleiber.nn.sharding import is_sharded, local
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
@@ -130,7 +131,7 @@ def attention_logits(
     """
     q, k, _ = attention.project(x)
     dtype, positions = torch.promote_types(q.dtype, torch.float32), torch.arange(x.shape[1], device=x.device)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         logits = attention.logits(q[:, :, at].to(dtype), k.to(dtype), at)
     if mask is not None:
         return logits, mask[:, :, at]

@@ -1,7 +1,4 @@
-"""Commands on the folder of a study, with limits of time and memory, and what none of them may do.
-
-python tests/faults/limited.py FIRST LAST    attacks with these seeds (`hostile.py`)
-"""
+"""Commands on hostile folders, in forks with limits, and why their ends are failures."""
 
 from __future__ import annotations
 
@@ -17,8 +14,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from faults.hostile import make_hostile, make_study
 
@@ -168,6 +163,7 @@ if __name__ == "__main__":
     import tempfile
 
     first, last = int(sys.argv[1]), int(sys.argv[2])
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     with tempfile.TemporaryDirectory() as scratch:
         for text in run_attacks(Path(scratch), range(first, last)):
             print(text)
