@@ -24,7 +24,7 @@ from pathlib import Path
 from fake_run import fake_run, fake_stage
 
 HUGE = 3 * 2**30  # bytes of a file of nothing but a hole
-ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e</script><script>alert(1)</script>"
+ESCAPES = "\udcff\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e</script><script>alert(1)</script>"
 FILES = (
     "report.html", "findings.json", "laws.json", "study.yaml", "runs.jsonl.gz", "curves.html", "curves.png",
     "{run}/config.yaml", "{run}/overrides.yaml", "{run}/summary.json", "{run}/metrics.jsonl", "{run}/metrics.csv",
