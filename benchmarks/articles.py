@@ -1,4 +1,4 @@
-"""A task of 77 classes from WikiText-2: which article is a sentence from? Writes train.csv and test.csv to a folder.
+"""A task of 77 classes from WikiText-2: which article is a sentence from? Writes a table of each split to a folder.
 
 The first 14 words of sentences of at least 8 words; 130 sentences an article for training, 40 to be scored.
 
@@ -40,7 +40,7 @@ def main() -> None:
     target.mkdir(parents=True, exist_ok=True)
     for split, rows in parts.items():
         table = pd.DataFrame([rows[i] for i in generator.permutation(len(rows))], columns=["text", "label"])
-        table.to_csv(target / f"{split}.csv", index=False)
+        table.to_csv(target / f"{split}-00000-of-00001.csv", index=False)
 
 
 if __name__ == "__main__":

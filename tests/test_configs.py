@@ -158,6 +158,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.momentum": 0.5, "model.attention.pattern": ["full", "window"], "model.attention.rank": 12,
 }  # fmt: skip
 NO_EFFECT = {
+    "data.splits": "of a folder with names of splits: test_input_files.py",
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
     "model.mlp.backend": "the same numbers to 1e-5: test_dispatch.py",
     "model.mlp.router.acknowledge_leak": "refused without it: test_routers.py",

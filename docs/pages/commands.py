@@ -15,8 +15,8 @@ def page() -> str:
     group: Any = typer.main.get_command(app)
     parts = [
         "# Commands",
-        "`kleiber COMMAND --help` prints the same. `python -m kleiber` is the same program, and `python train.py` is "
-        "`kleiber train`. [Exit codes](../exit_codes.md) are those of every command.",
+        "`kleiber COMMAND --help` prints the same. `python -P -m kleiber` is the same program, and "
+        "`python train.py` is `kleiber train`. [Exit codes](../exit_codes.md) are those of every command.",
         table(["command", "what it does"], [[f"[`{n}`](#{n})", first_line(c)] for n, c in group.commands.items()]),
     ]
     return "\n\n".join([*parts, *(section(name, command) for name, command in group.commands.items())]) + "\n"

@@ -88,7 +88,8 @@ def test_the_keys_of_a_mapping_can_be_names_of_data():
 
 ALLOWED = [
     "", "model=moe", TEXT, "data=text data.path=tests/data", "data=text data.path=owner/name", "data=wikitext",
-    "data=text data.path=no_such_file.txt", "data=mixture", "data=counterfactual", "optimizer._target_=torch.optim.SGD",
+    "data=text data.path=no_such_file.txt", "data=mixture", "data=counterfactual",
+    "optimizer._target_=kleiber.optimizers.SGD",
     "init=checkpoint init.path=/some/run", "model=hf model.path=gpt2", "objective=distill objective.teacher=/some/run",
     "evals=perplexity evals.perplexity.data=[wikitext,tests/data/tiny.txt]",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from kleiber.config.compose import Composer, conf_dir
 from kleiber.config.loader import LIMIT, parse_overrides
 
+HEAD = "defaults: [_self_, {optimizer: adamw}, override hydra/launcher: kleiber, override hydra/sweeper: kleiber]\n"
 COMMANDS = (
     ["model=moe", "++seed=1"],
     ["model=moe", "++seed=2", "++model.depth=3"],
@@ -73,11 +74,11 @@ def test_another_composer_remembers_and_sees_a_file_that_has_changed(tmp_path, m
     for name in ("train.yaml", "optimizer/adamw.yaml", "model/gpt.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((conf_dir() / name).read_bytes())
-    (tmp_path / "train.yaml").write_text("defaults: [_self_, {optimizer: adamw}]\nseed: 0\n")
+    (tmp_path / "train.yaml").write_text(HEAD + "seed: 0\n")
     monkeypatch.setattr("kleiber.config.compose.conf_dir", lambda: tmp_path)
     first = Composer()
     assert first.compose([]).seed == 0 and Composer().loader.memory is first.loader.memory
-    (tmp_path / "train.yaml").write_text("defaults: [_self_, {optimizer: adamw}]\nseed: 11\n")
+    (tmp_path / "train.yaml").write_text(HEAD + "seed: 11\n")
     (tmp_path / "optimizer" / "own.yaml").write_text("lr: 7\n")
     assert Composer().compose(["optimizer=own"]).optimizer.lr == 7
     assert Composer().compose([]).seed == 11

@@ -13,10 +13,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from kleiber.config.errors import ConfigError
 from kleiber.data import contents as module
-from kleiber.data.contents import csv_columns, examine, file_checksum, fingerprint, json_columns, read_contents
-from kleiber.data.folders import local_file
+from kleiber.data.contents import csv_columns, examine, file_checksum, json_columns
+from kleiber.data.folders import File, local_file
 from kleiber.data.location import locate
+from kleiber.records.files import DamagedFile
 
 FILES = {  # content, and why it is neither text nor a table
     "a.rst": (b"text", ""),
@@ -101,19 +103,19 @@ def test_contents_are_kept_until_a_file_is_written(
         (home / name).write_text("a text")
     examined: list[str] = []
     monkeypatch.setattr(module, "examine", lambda file, sampled: examined.append(file.name) or examine(file, sampled))
-    first = fingerprint(locate(str(home)))
-    assert fingerprint(locate(str(home))) == first and examined == ["a.txt", "b.txt"] * 2, "written just now"
+    first = locate(str(home)).fingerprint()
+    assert locate(str(home)).fingerprint() == first and examined == ["a.txt", "b.txt"] * 2, "written just now"
     monkeypatch.setattr(module, "FRESH", 0)
     examined.clear()
-    assert [fingerprint(locate(str(home))) for _ in range(3)] == [first] * 3 and examined == ["a.txt", "b.txt"]
+    assert [locate(str(home)).fingerprint() for _ in range(3)] == [first] * 3 and examined == ["a.txt", "b.txt"]
     facts = (home / "a.txt").stat()
     (home / "a.txt").write_text("b text")
     os.utime(home / "a.txt", ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert fingerprint(locate(str(home))) != first and examined[2:] == ["a.txt"]
+    assert locate(str(home)).fingerprint() != first and examined[2:] == ["a.txt"]
     (kept,) = (cache / "contents").iterdir()
     for damaged in ("{", json.dumps({"schema": module.SCHEMA, "files": [1]}), "{}"):
         kept.write_text(damaged)
-        assert read_contents(locate(str(home))).keys() == {"a.txt", "b.txt"}
+        assert locate(str(home)).contents.keys() == {"a.txt", "b.txt"}
 
 
 def test_equal_content_has_equal_fingerprints_wherever_it_is(tmp_path: Path, cache: Path) -> None:
@@ -121,7 +123,7 @@ def test_equal_content_has_equal_fingerprints_wherever_it_is(tmp_path: Path, cac
         (tmp_path / home).mkdir()
         (tmp_path / home / "a.txt").write_text("a text")
         os.utime(tmp_path / home / "a.txt", (number, number))
-    assert fingerprint(locate(str(tmp_path / "one"))) == fingerprint(locate(str(tmp_path / "two")))
+    assert locate(str(tmp_path / "one")).fingerprint() == locate(str(tmp_path / "two")).fingerprint()
 
 
 def test_a_sampled_checksum_reads_pieces_of_a_large_file_and_says_so(
@@ -139,3 +141,16 @@ def test_a_sampled_checksum_reads_pieces_of_a_large_file_and_says_so(
     assert sums[0] == sums[3] != sums[1] != sums[2] != sums[0] and sums[0].startswith("10000 bytes, sampled ")
     path.write_bytes(content[:500])
     assert file_checksum(str(path), sampled=True) == file_checksum(str(path))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, cache: Path) -> None:
+    for name in ("gone.txt", "gone.jsonl", "gone.parquet"):
+        with pytest.raises(ConfigError, match=rf"{name}: No such file"):
+            examine(File(str(tmp_path / name), name, 1, ""))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "a.txt").write_text("a text")
+    cache.mkdir()
+    (cache / "contents").touch()
+    with pytest.raises(DamagedFile, match="contents is damaged: it must be a folder"):
+        _ = locate(str(home)).contents

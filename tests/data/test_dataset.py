@@ -13,6 +13,27 @@ from kleiber.config import hub
 from kleiber.data.labelled import Labelled
 from kleiber.data.text import Text
 
+CARD = """---
+dataset_info:
+  features:
+    - name: text
+      dtype: string
+    - name: label
+      dtype:
+        class_label:
+          names:
+            '0': bad
+            '1': good
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: a.jsonl
+  - split: test
+    path: b.jsonl
+---
+"""
+
 
 def test_tables_of_several_kinds_are_joined_and_those_without_the_columns_are_left_out(
     tmp_path: Path, cache: Path
@@ -46,6 +67,17 @@ def test_a_data_set_of_several_configs_names_the_key(tmp_path: Path, cache: Path
     assert Text(str(tmp_path), "second").prepare(4).config == "second"
 
 
+def test_a_card_keeps_its_splits_and_the_names_of_its_classes(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "README.md").write_text(CARD)
+    for name, count in (("a", 12), ("b", 4), ("train", 3)):
+        lines = [json.dumps({"text": f"{name} {i}", "label": i % 2}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    corpus = Labelled(str(tmp_path), name="cards").prepare(16)
+    assert corpus.label_names == ["bad", "good"] and (len(corpus.train), len(corpus.validation["cards"])) == (12, 4)
+    (line,) = corpus.reading.files
+    assert "2 files" in line and "2 in no split (README.md, train.jsonl)" in line
+
+
 def test_a_broken_line_of_json_is_named_with_its_number(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "good"}\n{"text": bad}\n')
@@ -68,7 +100,7 @@ def test_empty_and_missing_places_are_named(tmp_path: Path, cache: Path) -> None
         Text(str(tmp_path / "nothing")).prepare(8)
 
 
-def test_an_unreachable_hub_is_reported_and_not_asked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_within_seconds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])

@@ -91,7 +91,8 @@ def test_every_file_of_a_folder_is_read_whatever_its_name_and_ending(odd: Path, 
     texts = [content.decode() for name, content in ODD.items() if not name.startswith(("part", "eval", "rows"))]
     assert documents(corpus) == Counter([*texts, *ROWS])
     noted = corpus.manifest["odd"]["read"]
-    assert noted["splits"]["train"] == {"files": len(ODD), "bytes": sum(map(len, ODD.values())), "names": []}
+    total = {"files": len(ODD), "bytes": sum(map(len, ODD.values())), "texts": len(texts), "names": []}
+    assert noted["splits"]["train"] == total
     reasons = {entry["name"]: entry["reason"] for entry in noted["left_out"]}
     assert reasons == {"logo.png": "binary", "latin.txt": "not UTF-8", "empty.md": "empty"}
     (line,) = corpus.reading.files

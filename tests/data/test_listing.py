@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kleiber.data.folders import File
-from kleiber.data.listing import Listing, only_tables, require_equal_columns, table_groups, with_columns
+from kleiber.data.listing import Listing, only_tables, require_equal_columns, table_groups, with_columns, with_splits
 
 
 def listing(texts: tuple[str, ...] = (), **tables: tuple[str, ...]) -> Listing:
@@ -63,3 +63,12 @@ def test_groups_have_one_kind_and_those_of_text_only_what_must_be_converted() ->
     converted = table_groups(files, rows=False)
     assert [group.names for group in converted] == [("c.csv",), ("d.csv",), ("e.tsv",)]
     assert converted[2].options == {"sep": "\t"} and converted[2].files == {"train": ["/e.tsv"]}
+
+
+def test_splits_that_are_not_used_are_left_out() -> None:
+    files = {name: [File(f"/{name}.md", f"{name}.md", 10, "")] for name in ("train", "dev", "extra")}
+    noted = with_splits(
+        Listing(files, frozenset(["train.md", "dev.md"])).to_json(), {"train": "train", "validation": "dev"}
+    )
+    assert {name: split["texts"] for name, split in noted["splits"].items()} == {"train": 1, "validation": 1}
+    assert noted["left_out"] == [{"name": "extra", "reason": "in an unused split", "size": 10, "files": 1}]

@@ -10,7 +10,6 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from kleiber.data.contents import fingerprint
 from kleiber.data.labelled import Labelled
 from kleiber.data.location import locate
 from kleiber.data.mixture import MixtureCorpus
@@ -39,9 +38,9 @@ def test_a_url_is_read_through_fsspec_and_its_folders_are_splits_on_request(
     assert [(entry.name, entry.reason) for entry in locate("memory://parts").left_out] == [
         (".hidden/c.jsonl", "hidden")
     ]
-    before = fingerprint(locate("memory://parts"))
+    before = locate("memory://parts").fingerprint()
     memory.pipe("/parts/train/a.jsonl", b'{"text": "of tr@ining"}\n' * 9)
-    assert fingerprint(locate("memory://parts")) != before
+    assert locate("memory://parts").fingerprint() != before
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from labelled_rows import reviews, row_texts
 from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
-from kleiber.data.dataset import standard_splits
+from kleiber.data.dataset import standard_names
 from kleiber.data.labelled import Labelled, LabelledRows
 
 
@@ -33,8 +32,8 @@ def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_hel
 
 
 def test_the_validation_split_of_mnli_is_the_matched_one() -> None:
-    splits: Any = {name: name for name in ("train", "validation_matched", "validation_mismatched", "test_matched")}
-    assert standard_splits(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
+    splits = ["train", "validation_matched", "validation_mismatched", "test_matched"]
+    assert standard_names(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
 
 
 def test_part_of_a_sorted_table_still_has_all_classes(tmp_path: Path, cache: Path) -> None:

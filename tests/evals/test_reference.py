@@ -64,7 +64,7 @@ def test_each_key_has_an_effect(tmp_path, cache_dir):
 
     for split, count in (("train", 80), ("validation", 20)):
         rows = [{"text": "up down" if order(i, None) else "down up", "label": order(i, None)} for i in range(count)]
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (tmp_path / f"{split}-00000-of-00001.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     data = Labelled(path=str(tmp_path)).prepare(64)
     subject = subject_of(Nothing(), data, Classify(data))
 

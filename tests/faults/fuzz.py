@@ -35,9 +35,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import hostile
+from faults import hostile, hostile_runs
 from faults.fuzz_cases import SMALL, commands, damage, damages, tables, write_rows
-from faults.hostile import Ended
+from faults.hostile_runs import Ended
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from processes import PATIENCE
@@ -196,11 +196,11 @@ def attack_hostile(seed: int, place: Path, source: Path) -> Case:
             "eval": ["eval", run, "--evals", "perplexity"], "export": ["export", run, str(study / "exported")],
             "generate": ["generate", run, "--prompt", "a", "--tokens", "2"],
         }  # fmt: skip
-        listed = {name: partial(kleiber, words) for name, words in {**hostile.commands(study), **opened}.items()}
+        listed = {name: partial(kleiber, words) for name, words in {**hostile_runs.commands(study), **opened}.items()}
         return {**listed, "resume": lambda: main([*LONG, f"root={study.parent}", "name=s", "budget.steps=7"])}
 
     def end(study: Path, name: str) -> Ended:
-        return hostile.run_limited(work(study)[name], source / "log.txt")
+        return hostile_runs.run_limited(work(study)[name], source / "log.txt")
 
     rng = random.Random(seed)
     name = rng.choice([*sorted(work(source / "whole/s")), *(["eval", "export", "generate", "resume"] * 3)])
@@ -211,10 +211,12 @@ def attack_hostile(seed: int, place: Path, source: Path) -> Case:
     shutil.copytree(source / "whole", place, symlinks=True)
     shutil.rmtree(source / "outside", ignore_errors=True)
     what = hostile.make_hostile(place / "s", source / "outside", seed)
-    before = hostile.contents(source / "outside")
+    before = hostile_runs.contents(source / "outside")
     ended = end(place / "s", name)
-    untouched = hostile.contents(source / "outside") == before
-    reason = hostile.failure(ended, ORDINARY[name], untouched, (0, 1, 2, 3, 5) if name == "resume" else (0, 2, 3, 5))
+    untouched = hostile_runs.contents(source / "outside") == before
+    reason = hostile_runs.failure(
+        ended, ORDINARY[name], untouched, (0, 1, 2, 3, 5) if name == "resume" else (0, 2, 3, 5)
+    )
     return Case("hostile", [str(seed), name, what], ended.code, reason, ended.output, ended.seconds)
 
 

@@ -129,7 +129,7 @@ class Attack:
 
     def choose(self, root: Path) -> Hit | None:
         """The next hit of a start in this root."""
-        if not self.aims:
+        if not self.aims or (all_finished(root) and not self.unbroken.is_sweep()):
             return None
         aim = self.aims[-1]
         if aim == "start" and not has_checkpoint(root):  # there is nothing to resume from yet
@@ -142,7 +142,7 @@ class Attack:
         if aim == "copy":  # only a run that goes on fetches
             calls.setdefault("kleiber.training.remote.Remote._fetch", 1)
         if not calls or self.kind.in_processes or self.kind.entry:
-            return self.unbroken.timed_hit(aim, number, self.rng)
+            return self.unbroken.timed_hit(aim, number, self.rng, root)
         name = self.rng.choice(sorted(calls))
         return Hit(aim, number, function=name, call=self.rng.randint(1, max(1, calls[name] // 2)))
 

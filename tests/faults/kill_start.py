@@ -20,12 +20,12 @@ from faults.kill_kinds import AIMS, Kind
 from processes import alive, rank_of
 from small_run import REPOSITORY
 
-from kleiber.config.errors import exit_on_signals
+from kleiber.config.errors import exit_on_signals, signals_held
 from kleiber.records.locks import holder, is_locked
 
 LIMIT_SECONDS = 300.0  # of a start
 LEFT_SECONDS = 60.0  # in which the other processes of a killed one end
-STEPS = (4, 8, 12, 16, 20)
+STEPS, CHECKPOINT = (4, 8, 12, 16, 20), "*/*/stages/*/checkpoints/step-{:08d}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class Start:
         self.was_hit, self.victim, self.rank, self.left = False, "", "", ""
         self.began = time.monotonic()
         sys.stdout.flush()
-        self.pid = os.fork()
+        with signals_held():  # the fork begins with the handlers of a command
+            self.pid = os.fork()
+            if self.pid == 0:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                exit_on_signals()
         if self.pid == 0:
             try:
                 os._exit(self.work(command, cache))
@@ -83,7 +87,6 @@ class Start:
             os.dup2(file, number)
         if cache is not None:
             os.environ["KLEIBER_CACHE"] = cache
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.kind.entry:
             os.execv(sys.executable, [sys.executable, str(REPOSITORY / "train.py"), *command])
         sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
@@ -93,7 +96,6 @@ class Start:
         self.instrument()
         from kleiber.launch.main import main
 
-        exit_on_signals()
         code = main(command)
         if self.hit is None:
             self.count_file.write_text(json.dumps(self.calls))
@@ -157,11 +159,11 @@ class Start:
         """Waits for the time of the hit, and sends the signal, unless the command has ended."""
         assert self.hit is not None
         if self.kind.entry and self.hit.step is None:
-            self.wait_until(lambda: catches(self.pid, signal.SIGTERM))
+            self.wait_until(lambda: self.pid in alive(self.root) and catches(self.pid, signal.SIGTERM))
         elif self.hit.stage_begun:
             self.wait_until(self.has_begun)
         elif self.hit.step is not None:
-            name = f"*/*/stages/*/checkpoints/step-{self.hit.step:08d}"
+            name = CHECKPOINT.format(self.hit.step)
             self.wait_until(lambda: any(self.root.glob(name)))
         self.wait_until(lambda: False, self.hit.after_s)
         if self.has_ended():
@@ -198,8 +200,8 @@ class Start:
 
     def others(self) -> dict[int, str]:
         """Processes of the command that live, other than the first."""
-        found = {pid: line for pid, line in alive(self.root).items() if "kill_campaign" not in line}
-        return found | {pid: "holds a lock" for pid in self.lock_holders() if pid != self.pid}
+        named = {pid: line for pid, line in alive(self.root).items() if "kill_campaign" not in line}
+        return named | {pid: "holds a lock" for pid in self.lock_holders() if pid != self.pid}
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> bool:
         """Waits until the condition holds, the command has ended or the seconds are over; False for the last of it."""
@@ -214,12 +216,14 @@ class Start:
         """Whether the first process has ended."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def timed_hit(self, aim: str, number: signal.Signals, rng: random.Random) -> Hit:
-        """A hit of a later start at a random time of this unbroken one."""
+    def timed_hit(self, aim: str, number: signal.Signals, rng: random.Random, root: Path) -> Hit:
+        """A hit of a start in a root, at a random time of this unbroken one or at a checkpoint that is yet to come."""
         if aim == "early" or (self.kind.entry and rng.random() < 0.3):
             return Hit(aim, number, after_s=rng.uniform(0, self.first_s))
         if self.kind.in_processes or self.kind.entry:
             step = STEPS[-1] if aim == "late" else rng.choice(STEPS)
+            if any(root.glob(CHECKPOINT.format(step))):
+                return Hit(aim, number, after_s=rng.uniform(0, self.first_s + self.total_s))
             return Hit(aim, number, after_s=rng.uniform(0, 0.3), step=step)
         return Hit(aim, number, after_s=rng.uniform(0, self.total_s), stage_begun=True)
 

@@ -5,45 +5,13 @@ does the same for what users of other projects complain about in launching and r
 every test named here is there.
 """
 
-FAULTS = {
-    1: "SIGKILL in a step", 2: "the same in a later epoch, over micro-batches", 3: "the same in a rank",
-    4: "SIGKILL during the writing of a checkpoint", 5: "a damaged newest checkpoint", 6: "a full disk",
-    7: "a loss that is no number", 8: "a loss that leaps", 9: "SIGTERM", 10: "SIGINT", 11: "SIGUSR1",
-    12: "Ctrl-C in a sweep", 13: "a cell that fails", 14: "ranks in a sweep", 15: "numbers of ranks in a sweep",
-    16: "a rank that dies", 17: "a flag after overrides", 18: "stale rank variables", 19: "a damaged token cache",
-    20: "two processes that prepare at once", 21: "SIGKILL while preparing", 22: "no hub", 23: "no W&B server",
-    24: "no W&B key", 25: "an unknown key", 26: "an unknown key with +", 27: "an unknown choice", 28: "a wrong type",
-    29: "an unknown experiment", 30: "keys that do not fit", 31: "no GPU, but asked for", 32: "a missing column",
-    33: "empty data", 34: "a broken line of JSON", 35: "less text than a window", 36: "a token the model has not",
-    37: "windows longer than the model's", 38: "any Unicode, and a line of 200,000 characters",
-    39: "a checkpoint with code in it", 40: "a target with code in it", 41: "paths that leave the root",
-    42: "long overrides", 43: "a slash in an override", 44: "resuming with another config",
-    45: "resuming with another number of ranks", 46: "a folder that cannot be written", 47: "a W&B file that was cut",
-    48: "two runs in one folder",
-    49: "a run folder whose config runs code", 50: "the same through export, teacher, init, resume and report",
-    51: "functions of kleiber as targets", 52: "a law file that names a Python file", 53: "a script in a label",
-    54: "an environment interpolation in a config", 55: "names that leave the run", 56: "a lock that is a link",
-    57: "YAML aliases and deep nesting", 58: "text that changed under a run", 59: "foreign weights that changed",
-    60: "bit rot in a large cache", 61: "SIGKILL while rows are rewritten", 62: "SIGKILL after the last checkpoint",
-    63: "SIGKILL between the first score and the first checkpoint", 64: "a checkpoint without hashes",
-    65: "a meta.json without its keys", 66: "damaged rows", 67: "a damaged csv", 68: "an odd summary.json",
-    69: "a step folder that is a file", 70: "odd paths in the cache", 71: "broken compressed data",
-    72: "binary text, other encodings, a full cache disk", 73: "a disk that is full at a checkpoint",
-    74: "a pickle in place of a checkpoint", 75: "nan as an argument", 76: "absurd sizes", 77: "small absurdities",
-    78: "a quantity of 0", 79: "a hundred thousand rows", 80: "a line of 300 MB", 81: "impossible tables",
-    82: "an incomplete law file", 83: "an odd Hugging Face folder", 84: "a tokenizer that the regex engine refuses",
-    85: "nan among imported weights", 86: "Ctrl-C, once and twice", 87: "a run folder that vanishes",
-    88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
-    91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
-    94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
-    97: "files of a folder whose names are those of splits", 98: "a folder of text with any endings",
-    99: "validation text that was trained on",
-    107: "ranks that differ in their config, data or weights", 108: "a rank that a signal kills",
-    109: "a key without an effect", 110: "data that changed, with equal size and time",
-    111: "a lock that is deleted while its run trains",
-    112: "rows that are deleted while their run trains", 113: "judges in several processes",
-    122: "Ctrl-C and SIGTERM while a command starts", 123: "calls of the system that fail",
-}  # fmt: skip
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults.names import FAULTS
+
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
 TWICE = "data/test_cache.py::test_two_processes_build_once_and_a_killed_one_leaves_no_half"
@@ -51,6 +19,8 @@ DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_ei
 RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
+HOSTILE = "faults/test_hostile.py::test_no_folder_of_a_stranger_harms_for_a_minute_and_a_half"
+REFUSED = "config/test_foreign.py::test_a_value_is_refused_by_its_key_unless_the_reader_names_it"
 FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
 PACKAGES = "faults/test_folders.py::test_all_that_is_on_the_disk_of_twenty_folders_is_read_or_listed"
 TOLD = "runs/test_banner.py::test_what_was_read_is_told_and_shared_documents_and_repetition_are_warned_of"
@@ -64,7 +34,7 @@ TESTS: dict[int, list[str]] = {
         "runs/test_open.py::test_a_damaged_newest_checkpoint_is_named_once_and_the_one_before_is_opened",
         "runs/test_inputs.py::test_of_a_run_whose_newest_checkpoint_is_damaged_the_weights_that_are_loaded_count"],
     6: ["training/test_checkpoint.py::test_a_full_disk_raises_an_error_and_leaves_no_bad_file",
-        "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
+        "runs/test_run.py::test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before"],
     7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_with_the_step"],
     8: ["training/callbacks/test_stability.py::test_a_spike_is_printed_once_with_its_step"],
     9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
@@ -213,25 +183,89 @@ TESTS: dict[int, list[str]] = {
     99: [TOLD, "data/test_overlap.py::test_equal_documents_and_those_that_differ_in_case_and_white_space_are_counted",
          "data/test_pretokenized.py::test_other_files_are_listed_and_copies_of_training_files_are_a_warning",
          "data/test_labelled.py::test_rows_of_validation_that_were_trained_on_are_a_warning"],
-    110: ["data/test_input_files.py::test_a_change_of_equal_size_and_time_is_another_text",
-          "data/test_contents.py::test_contents_are_kept_until_a_file_is_written",
-          "data/test_streamed_corpus.py::test_other_content_is_another_corpus",
-          "runs/test_inputs.py::test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on"],
+    100: ["faults/test_working_folder.py::test_no_process_of_a_command_imports_one",
+          "faults/test_working_folder.py::test_no_process_of_a_command_on_runs_imports_one",
+          "faults/test_working_folder.py::test_workers_that_prepare_data_import_none_of_them",
+          "config/test_child_process.py::test_no_other_module_starts_python"],
+    101: [REFUSED, "faults/test_foreign_requests.py::test_reproducing_neither_runs_code_nor_writes_elsewhere",
+          "models/test_hf_config.py::test_kernels_of_the_hub_are_not_run_because_config_json_names_them"],
+    102: [REFUSED, "faults/test_foreign_requests.py::test_reproducing_neither_runs_code_nor_writes_elsewhere",
+          "faults/test_foreign_requests.py::test_a_copy_elsewhere_is_made_or_left_out_as_the_command_says",
+          "faults/test_foreign_requests.py::test_continuing_a_foreign_run_follows_the_command_alone",
+          "launch/test_sweep_archive.py::test_an_archived_base_copies_nothing_elsewhere_unless_the_sweep_does"],
+    103: ["faults/test_hostile.py::test_a_report_is_never_written_through_a_link",
+          "faults/test_hostile.py::test_a_run_never_writes_through_a_folder_that_is_a_link",
+          "training/test_checkpoint.py::test_no_checkpoint_is_written_through_a_link",
+          "records/test_files.py::test_a_link_is_replaced_by_a_file_and_named_and_its_target_stays",
+          "records/test_archive_damage.py::test_nothing_is_added_to_what_is_no_file",
+          "records/test_regular_files_use.py::test_only_the_modules_for_it_open_make_or_print", HOSTILE],
+    104: ["faults/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
+          "faults/test_hostile_pages.py::test_every_module_that_writes_a_page_has_its_test"],
+    105: ["faults/test_url_passwords.py::test_a_run_reads_with_the_secret_and_stores_none",
+          "faults/test_url_passwords.py::test_errors_do_not_show_it_whether_it_is_refused_or_the_command_is_wrong",
+          "faults/test_url_passwords.py::test_the_processes_of_a_command_read_with_it_and_store_none",
+          "config/test_url_secrets.py::test_a_secret_is_hidden_wherever_it_stands"],
+    106: [REFUSED, "faults/test_foreign_requests.py::test_no_door_fetches_the_data_of_a_foreign_config",
+          "faults/test_foreign_requests.py::test_no_door_searches_the_disk_for_it",
+          "faults/test_foreign_requests.py::test_the_reader_can_allow_it"],
     107: ["runs/test_equal_ranks.py::test_ranks_that_torchrun_starts_with_other_overrides_are_refused",
           "runs/test_equal_ranks.py::test_ranks_that_find_other_data_under_one_name_are_refused"],
     108: ["faults/test_rank_killed.py::test_a_killed_rank_is_named_with_its_signal_and_without_the_words_of_a_library",
           "launch/test_rank_failures.py::test_a_rank_that_was_killed_is_named_with_the_signal_whatever_the_others_report"],
     109: ["launch/test_command_line.py::test_a_key_whose_node_a_later_override_replaces_is_refused_with_both",
           "config/test_compose.py::test_a_key_below_a_budget_is_refused_though_another_budget_clears_it"],
+    110: ["data/test_input_files.py::test_a_change_of_equal_size_and_time_is_another_text",
+          "data/test_contents.py::test_contents_are_kept_until_a_file_is_written",
+          "data/test_streamed_corpus.py::test_other_content_is_another_corpus",
+          "runs/test_inputs.py::test_data_that_changed_is_refused_with_both_hashes_and_restored_data_goes_on"],
     111: ["faults/test_deleted_files.py::test_the_same_command_neither_trains_beside_the_run_nor_doubles_its_rows",
           "records/test_directory_lock.py::test_a_process_whose_lock_file_was_deleted_is_seen_and_named_until_it_ends"],
     112: ["faults/test_deleted_files.py::test_rows_that_are_deleted_in_mid_run_are_reported_and_the_run_is_marked",
           "faults/test_deleted_files.py::test_rows_that_are_deleted_before_a_killed_run_goes_on_are_reported"],
     113: ["launch/judge/test_command.py::test_judges_in_four_processes_write_every_judgment_once"],
+    114: ["faults/test_hostile.py::test_a_pipe_or_a_device_is_refused_at_once",
+          "records/test_regular_files.py::test_what_is_no_file_is_refused_by_name_and_not_opened",
+          "training/test_checkpoint.py::test_what_is_no_file_in_a_checkpoint_is_named_and_passed_over",
+          "faults/test_hostile.py::test_a_checkpoint_that_names_files_elsewhere_is_not_read", HOSTILE],
+    115: ["faults/test_hostile.py::test_a_file_of_3_gib_costs_at_most_300_mib",
+          "faults/test_hostile.py::test_a_bomb_costs_at_most_300_mib",
+          "records/test_archive_damage.py::test_rows_that_would_fill_the_memory_are_refused_before_they_do",
+          "records/test_model_files.py::test_a_text_of_a_model_folder_has_a_largest_size_and_is_a_file",
+          "studies/laws/test_table_files.py::test_equal_rows_are_refused_with_their_number",
+          "runs/test_chat_template.py::test_a_template_that_errs_or_grows_is_named", HOSTILE],
+    116: ["models/test_hf_config.py::test_an_impossible_number_in_config_json_is_named_at_once",
+          "runs/test_open.py::test_a_foreign_model_that_this_machine_cannot_hold_is_refused_before_it_is_built",
+          "runs/test_open.py::test_a_foreign_model_with_few_positions_is_opened"],
+    117: ["records/test_archive_damage.py::test_an_odd_row_is_refused_with_its_line",
+          "records/test_archive.py::test_an_odd_summary_is_refused_with_its_line_and_its_key", HOSTILE],
+    118: ["faults/test_hostile.py::test_names_of_any_length_are_ignored"],
+    119: [CHECKED],
+    120: ["training/test_checkpoint.py::test_weights_of_the_right_hash_and_another_content_are_named_and_passed_over",
+          "training/test_checkpoint.py::test_a_state_of_the_right_hash_and_another_content_is_named",
+          "records/test_arrays.py::test_a_file_that_is_no_array_is_named",
+          "runs/test_chat_template.py::test_a_template_that_errs_or_grows_is_named",
+          "faults/test_hostile.py::test_a_study_yaml_that_names_no_study_is_refused_by_name"],
+    121: ["launch/judge/test_server.py::test_deep_json_and_an_endless_length_are_refused_without_a_traceback",
+          "launch/judge/test_server.py::test_a_connection_that_the_browser_resets_is_not_reported",
+          "launch/judge/test_server.py::test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated"],
     122: ["faults/test_early_signals.py::test_a_signal_while_a_command_starts_ends_it_with_its_code"],
     123: ["faults/test_system_errors.py::test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been",
           "faults/test_system_errors.py::test_a_command_whose_system_calls_fail_says_so",
           "records/test_locks.py::test_a_file_system_without_locks_is_named_with_the_lock_and_the_fix"],
+    124: ["faults/test_hostile.py::test_no_escape_reaches_the_terminal",
+          "records/test_terminal.py::test_lines_warnings_tables_and_tracebacks_are_printed_without_them",
+          "runs/test_model_card.py::test_recorded_text_adds_nothing_to_a_card", HOSTILE],
+    125: ["config/test_hydra_overrides.py::test_another_launcher_or_sweeper_is_refused_with_kleibers_way",
+          "config/test_hydra_overrides.py::test_a_config_file_cannot_choose_them_either"],
+    126: ["config/test_callback_checks.py::test_a_callback_that_cannot_work_is_refused_with_its_replacement",
+          "runs/test_monitors.py::test_a_monitor_that_is_not_measured_is_refused_with_those_that_are",
+          "runs/test_monitors.py::test_early_stopping_ends_training_at_a_validation_that_is_no_better",
+          "faults/test_kill.py::test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no_further"],
+    127: ["runs/test_start_point.py::test_weights_of_a_hugging_face_folder_leave_task_heads_as_they_are",
+          "runs/test_start_point.py::test_a_task_head_is_trained_on_a_hugging_face_folder_as_its_dry_run_plans",
+          "faults/test_kill.py::test_a_killed_run_of_a_task_head_on_a_hugging_face_folder_ends_the_same"],
+    128: ["launch/test_command_line.py::test_a_flag_that_cannot_work_is_refused_with_the_right_flag",
+          "launch/test_main.py::test_flags_that_print_something_end_with_0"],
 }  # fmt: skip
 COMPLAINTS: dict[str, list[str]] = {
     "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
@@ -274,7 +308,7 @@ def page() -> str:
              "What the environment, the user, the hardware or a stranger can do, and the test that does it. The table",
              "is written by `python tests/faults/rows.py > docs/faults.md`; a test compares the two.", "",
              "| # | fault | tests in `tests/` |", "| --- | --- | --- |"]  # fmt: skip
-    for number, fault in FAULTS.items():
+    for number, fault in sorted(FAULTS.items()):
         tests = "<br>".join(f"`{name}`" for name in TESTS[number])
         lines.append(f"| {number} | {fault} | {tests} |")
     lines += ["", "## What users of other projects complain about", "", "| complaint | tests |", "| --- | --- |"]

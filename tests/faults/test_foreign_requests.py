@@ -1,12 +1,11 @@
 """FAULTS 101, 102 and 106: a stranger's config runs no code, fetches and searches nothing, and writes nowhere else."""
 
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from small_run import REPOSITORY, SHAPE, TINY
+from faults.beacon import TEXT, Beacon, serving
+from small_run import SHAPE, TINY
 
 from kleiber.launch.cli import main as kleiber
 from kleiber.launch.local_pool import Basic, Process
@@ -14,52 +13,16 @@ from kleiber.launch.main import main as train
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs, read_runs
 
-TEXT = (REPOSITORY / "tests/data/tiny.txt").read_bytes()
-
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch) -> None:
     monkeypatch.setattr(Process, "run", lambda _self, cells: Basic().run(cells))
 
 
-class Beacon(ThreadingHTTPServer):
-    """A server of one text that counts requests."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.requests: list[str] = []
-        super().__init__(("127.0.0.1", 0), Answer)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/text.txt"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Beacon
-
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(TEXT)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(TEXT)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def beacon() -> Iterator[Beacon]:
-    server = Beacon()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 DOORS = {
@@ -117,7 +80,7 @@ def test_what_opens_no_data_needs_no_permission(foreign, beacon, tmp_path):
 
 
 HARNESS = {"_target_": "kleiber.evals.Harness", "tasks": ["a"], "task_files": "tasks"}
-LIGHTNING = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "victim"}
+LIGHTNING = {"_target_": "lightning.pytorch.callbacks.DeviceStatsMonitor"}
 PERPLEXITY = {"_target_": "kleiber.evals.Perplexity", "data": ["http://127.0.0.1:9/x"]}
 REMOTE = "callbacks.checkpoints.remote"
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import hostile
+from faults import hostile, hostile_runs
 
 from kleiber.launch.cli import main
 from kleiber.records.terminal import CONTROL
@@ -48,8 +48,8 @@ def no_waiting():
 
 
 def run(study: Path, name: str, capsys) -> tuple[int, str]:
-    """Exit code and output of a command of `hostile.commands`."""
-    code = main(hostile.commands(study)[name])
+    """Exit code and output of a command of `hostile_runs.commands`."""
+    code = main(hostile_runs.commands(study)[name])
     shown = capsys.readouterr()
     return code, shown.out + shown.err
 
@@ -74,10 +74,10 @@ def test_a_pipe_or_a_device_is_refused_at_once(study, capsys, file, kind):
 def test_a_report_is_never_written_through_a_link(study, outside, capsys, monkeypatch, name, target):
     monkeypatch.setattr("kleiber.records.figures.write_figure", lambda *_: None)
     monkeypatch.setattr("kleiber.studies.report.write_figure", lambda *_: None)
-    before = hostile.contents(outside)
+    before = hostile_runs.contents(outside)
     (study / name).symlink_to(outside / target)
     code, shown = run(study, "plot" if name == "curves.html" else "report", capsys)
-    assert hostile.contents(outside) == before and name in shown
+    assert hostile_runs.contents(outside) == before and name in shown
     assert code == (2 if name == "figures" else 0), "a link in the place of a file is renamed, of a folder refused"
 
 
@@ -96,10 +96,10 @@ def test_a_run_never_writes_through_a_folder_that_is_a_link(tmp_path, outside, f
         "ranks": lambda: ranks.redirect_output(make_folder(home, "ranks") / "1.txt"),
         "tokenizer": lambda: make_folder(home, "tokenizer"),
     }
-    before = hostile.contents(outside)
+    before = hostile_runs.contents(outside)
     with pytest.raises(DamagedFile, match=folder):
         writers.get(folder, lambda: make_folder_of_stage(home / "stages/main/checkpoints"))()
-    assert hostile.contents(outside) == before
+    assert hostile_runs.contents(outside) == before
 
 
 def test_names_of_any_length_are_ignored(study, capsys):
@@ -166,7 +166,7 @@ def test_the_folder_of_a_seed_is_the_same_each_time(tmp_path, seed):
 
 @pytest.mark.slow
 def test_no_folder_of_a_stranger_harms_for_a_minute_and_a_half(tmp_path):
-    failures = hostile.run_attacks(tmp_path, range(10_000, 12_000), time.monotonic() + 90)
+    failures = hostile_runs.run_attacks(tmp_path, range(10_000, 12_000), time.monotonic() + 90)
     assert not failures, "\n".join(failures)
 
 
@@ -177,9 +177,9 @@ HOLES = {
 }  # fmt: skip
 
 
-def limited(study: Path, name: str) -> hostile.Ended:
-    """How a command of `hostile.commands` ends, in a fork."""
-    return hostile.run_limited(lambda: main(hostile.commands(study)[name]), study.parent / "log.txt")
+def limited(study: Path, name: str) -> hostile_runs.Ended:
+    """How a command of `hostile_runs.commands` ends, in a fork."""
+    return hostile_runs.run_limited(lambda: main(hostile_runs.commands(study)[name]), study.parent / "log.txt")
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
         path.touch()
         os.truncate(path, hostile.HUGE)
     ended = limited(study, name)
-    assert hostile.failure(ended, ordinary, True) == "", ended.output
+    assert hostile_runs.failure(ended, ordinary, True) == "", ended.output
     assert ended.code == ordinary.code or f"{hostile.HUGE:,}" in ended.output or "damaged" in ended.output
 
 
@@ -204,4 +204,4 @@ def test_a_bomb_costs_at_most_300_mib(tmp_path, study, bomb, seed):
     bomb(random.Random(seed), study, tmp_path)
     for name in names:
         ended = limited(study, name)
-        assert hostile.failure(ended, ordinary[name], True) == "" and ended.code == 2, ended.output
+        assert hostile_runs.failure(ended, ordinary[name], True) == "" and ended.code == 2, ended.output

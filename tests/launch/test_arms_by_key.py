@@ -30,7 +30,16 @@ def test_folders_are_compared_in_the_order_in_which_they_are_named(folders, tmp_
 
 def test_the_values_of_any_key_are_arms(folders, capsys):
     assert main(["compare", *folders, "--arm", "optimizer.lr"]) == 3  # one rate an arm: not tuned
-    assert "lr=0.01 " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "lr=0.01 " in out and "--sort loss" in out
+
+
+def test_runs_that_differ_in_rate_and_seed_alone_are_said_to(tmp_path, capsys):
+    write(tmp_path / "a", STUDY, None, 3.0)
+    write(tmp_path / "b", STUDY, None, 2.9)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    error = capsys.readouterr().err
+    assert "seed" in error and "no key" not in error
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,7 @@ def test_a_text_is_described(tmp_path, cache_dir):
         "documents": 2, "bytes": 20, "words": 6, "longest": 13,
         "duplicates": {"exact": 0, "near": 0, "near_of": 2}, "languages": {"en": 1.0},
         "samples": ["She sat", "He is a cook."],
-        "files": {
-            "splits": {"train": {"files": 1, "bytes": 46, "names": []}}, "texts": 0, "tables": 1, "left_out": []
-        },
+        "files": {"splits": {"train": {"files": 1, "bytes": 46, "texts": 0, "names": []}}, "left_out": []},
     }  # fmt: skip
     assert "--max-bytes sets" in run(file, "--max-bytes", 13)
     with pytest.raises(ValueError, match=r"--window 3 belongs to the report of --bias"):
@@ -50,7 +48,7 @@ def test_the_files_of_a_folder_are_told_as_in_the_banner_of_a_run(tmp_path, cach
     out = run(home, "--json", tmp_path / "d.json")
     assert line.replace(", 3 documents", "") in out and "mine: 3 files" in line
     files = json.loads((tmp_path / "d.json").read_text())["files"]
-    assert files["splits"]["train"]["files"] == files["texts"] == 3
+    assert files["splits"]["train"]["files"] == files["splits"]["train"]["texts"] == 3
     assert [(entry["name"], entry["reason"], entry["size"]) for entry in files["left_out"]] == [
         ("logo.png", "binary", 5), (".hidden", "hidden", 6)
     ]  # fmt: skip

@@ -22,8 +22,7 @@ class Trainer:
     """Replaces kleiber.runs.run.train: records its calls and writes the summary of a finished run."""
 
     def __init__(self):
-        self.calls = []
-        self.raises = None
+        self.calls, self.raises = [], None
 
     def __call__(self, config, folder, overrides):
         self.calls.append((config, folder, overrides))
@@ -53,9 +52,8 @@ def folders(tmp_path):
 def test_a_run_writes_its_config_and_its_log_into_one_folder(trainer, tmp_path):
     assert main(["model.depth=3", "seed=1"]) == 0
     (config, folder, overrides) = trainer.calls[0]
-    assert folder.parent == tmp_path / "root" / "runs"
+    assert folder.parent == tmp_path / "root" / "runs" and overrides == ["model.depth=3", "seed=1"]
     assert config["model"]["depth"] == 3 and "hydra" not in config
-    assert overrides == ["model.depth=3", "seed=1"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["depth"] == 3
     assert yaml.safe_load((folder / "overrides.yaml").read_text()) == overrides
     assert (folder / "log.txt").read_text().endswith("training\n")  # progress of a slow import may precede it
@@ -93,8 +91,7 @@ def test_resume_path_accepts_a_longer_budget_and_refuses_another_seed(trainer, c
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_a_wrong_value_of_resume_is_refused_also_in_a_dry_run(trainer, capsys, dry):
     assert main(["resume=always", f"dry_run={dry}"]) == 2
-    assert "resume=always" in capsys.readouterr().err
-    assert not trainer.calls
+    assert "resume=always" in capsys.readouterr().err and not trainer.calls
 
 
 def test_dry_run_trains_nothing_and_makes_no_folder(trainer, monkeypatch, tmp_path):

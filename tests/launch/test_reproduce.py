@@ -6,36 +6,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_run import fake_run
+from recorded_run import record
 from scipy import stats
 from small_run import TINY
 
-from kleiber.config.errors import ConfigError, Status
+from kleiber.config.errors import ConfigError
 from kleiber.launch import reproduce
 from kleiber.launch.cli import main
 from kleiber.launch.local_pool import Basic, Process
 from kleiber.launch.main import main as train
-from kleiber.launch.reproduce import Verdict, compare_again, in_rounds, seed_noise, weights_hashes
-from kleiber.records.catalog import Run, read_run, read_runs
+from kleiber.launch.reproduce import Verdict, compare_again, seed_noise, weights_hashes
+from kleiber.records.catalog import read_run, read_runs
 from kleiber.records.evaluations import add_scores
-from kleiber.runs.recorded_config import with_paths_to_study
 from kleiber.types.score import Score
-
-
-def record(folder, loss=2.0, *, weights=None, rows=((10, 3.0),), seed=0, init=None, status="finished", depth=2):
-    stage = {"metrics": {"val/docs/loss": loss}, "checkpoint": "stages/main/checkpoints/step-00000010"}
-    config = {
-        "seed": seed, "model": {"depth": depth}, "init": init and {"path": str(init)}, "data": {}, "name": "study",
-        "root": str(folder.parent.parent),
-    }  # fmt: skip
-    logged = [{"step": step, "train/loss": value} for step, value in rows]
-    fake_run(folder, [stage], config=config, seed=seed, rows=logged, status=status)
-    if weights:
-        place = folder / stage["checkpoint"]
-        place.mkdir(parents=True)
-        (place / "model.safetensors").write_text("")
-        (place / "meta.json").write_text(json.dumps({"sha256": {"model.safetensors": weights}}))
-    return read_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -81,35 +64,6 @@ def test_the_noise_is_that_of_two_seeds_pooled_over_configs(tmp_path):
     expected = stats.t.ppf(0.975, 2) * (2 * variance) ** 0.5
     assert seed_noise(read_runs(tmp_path)) == {"val/docs/loss": pytest.approx(expected)}
     assert seed_noise(read_runs(tmp_path)[3:4]) == {}
-
-
-def test_a_run_whose_weights_are_gone_is_trained_before_those_that_start_from_it(tmp_path):
-    base = record(tmp_path / "base")
-    middle = record(tmp_path / "middle", init=tmp_path / "base" / "main")
-    last = record(tmp_path / "last", init=tmp_path / "middle" / "main")
-    finished = {run.name: run for run in (base, middle, last)}
-
-    def names(*chosen):
-        return [[run.name for run in runs] for runs in in_rounds(chosen, finished, tmp_path)]
-
-    assert names(last) == [["base"], ["middle"], ["last"]]
-    assert names(last, middle, base) == [["base"], ["middle"], ["last"]]
-    record(tmp_path / "middle", init=tmp_path / "base" / "main", weights="m")
-    assert names(last) == [["last"]]
-
-
-@pytest.mark.parametrize("study", ["{root}/study", "multirun/study"])
-def test_paths_to_runs_of_an_archived_study_lead_to_where_the_archive_is(tmp_path, study):
-    root = tmp_path / "gone" if study.startswith("{") else Path("multirun")
-    study = study.format(root=root)
-    config = {"root": str(root), "name": "study", "data": {"path": f"{tmp_path}/text.txt"}, "init": None}
-    runs = {
-        name: Run(tmp_path / name, Status.FINISHED, {}, {"config": {**config, "init": init}, "rows": []})
-        for name, init in (("base", None), ("tuned", {"path": f"{study}/base/main"}))
-    }
-    assert [[run.name for run in each] for each in in_rounds([runs["tuned"]], runs, tmp_path)] == [["base"], ["tuned"]]
-    present = with_paths_to_study(runs["tuned"].config, tmp_path / "tuned")
-    assert present == {**config, "init": {"path": f"{tmp_path}/base/main"}}
 
 
 def test_the_worst_verdict_decides_about_the_exit_code():

@@ -101,6 +101,29 @@ def test_the_base_of_a_missing_cell_is_trained_again(trained, moved, tmp_path):
     assert [run.status for run in read_runs(moved)] == ["finished"] * 3
 
 
+def test_an_archived_base_copies_nothing_elsewhere_unless_the_sweep_does(trained, moved, tmp_path, capsys):
+    victim = f"file://{tmp_path}/victim"
+    rows = archive.read(moved / archive.NAME)
+    for row in rows:
+        row["config"]["callbacks"]["checkpoints"]["remote"] = victim
+    rewrite(moved / archive.NAME, [row for row in rows if not row["config"]["init"]])
+    assert sweep(tmp_path) == 2
+    assert f"{archive.NAME}: callbacks.checkpoints.remote={victim} " in capsys.readouterr().err and trained == []
+    assert sweep(tmp_path, f"callbacks.checkpoints.remote='{victim}'") == 0 and len(trained) == 3
+
+
+def test_cells_may_read_the_data_of_the_other_cells_of_their_sweep(trained, tmp_path):
+    """A fine-tune measures what it forgets on the data of its start point, in a process that gets its config alone."""
+    urls = ["http://host/a.txt", "http://host/b.txt"]
+    words = ["-m", "launcher=basic", "name=s", "data=text", f"data.path='{urls[0]}','{urls[1]}'", "budget.steps=1"]
+    assert main([*words, f"root={tmp_path}", "allow_data=['*.txt']"]) == 0
+    recorded = [yaml.safe_load(file.read_text()) for file in (tmp_path / "s").glob("*/config.yaml")]
+    assert [sorted(config["allow_data"]) for config in recorded] == [["*.txt", *urls]] * 2
+    assert main(["-m", "launcher=basic", "name=t", "seed=1,2", f"root={tmp_path}"]) == 0
+    recorded = [yaml.safe_load(file.read_text()) for file in (tmp_path / "t").glob("*/config.yaml")]
+    assert [config["allow_data"] for config in recorded] == [None] * 2
+
+
 def test_resume_never_trains_all_cells_again_and_replaces_their_rows(trained, moved, tmp_path):
     assert sweep(tmp_path, "resume=never") == 0
     assert len(trained) == 3 and len(archived_runs(moved / archive.NAME)) == 3

@@ -57,6 +57,7 @@ def priced(monkeypatch):
             "start": 0.0,
             "threads": 1,
             "description": [],
+            "warnings": [],
         }
 
     monkeypatch.setattr("kleiber.launch.price.estimate_costs", estimate_costs)

@@ -226,6 +226,17 @@ def test_an_impossible_number_in_config_json_is_named_at_once(key, value, tmp_pa
             read(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "text_config"])
+def test_kernels_of_the_hub_are_not_run_because_config_json_names_them(key, tmp_path):
+    value = {"_experts_implementation": {"": "evil/kernel"}} if key == "text_config" else "evil/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {key: value}))
+    for read in (hf_model_node, native_model, lambda folder: HFModel(50, str(folder), "random", context=16)):
+        with pytest.raises(ConfigError, match="_implementation=evil/kernel"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"_attn_implementation": "eager"}))
+    assert hf_model_node(tmp_path)["depth"] == 2
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -16,7 +16,7 @@ def steps(make, **options) -> list[dict[str, torch.Tensor]]:
     """The weights before and after each of three steps, the last of them at half of the learning rate."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3, bias=False))
-    optimizer = make(lr=LR, **options).build(net, ROLES, lambda role, muon=False: 0.5 if role.kind == "hidden" else 1.0)
+    optimizer = make(lr=LR, **options).build(net, ROLES, lambda role, rule=None: 0.5 if role.kind == "hidden" else 1.0)
     states = [{name: p.detach().clone() for name, p in net.named_parameters()}]
     for step in range(3):
         for p in net.parameters():

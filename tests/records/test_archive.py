@@ -2,9 +2,7 @@
 
 import gzip
 import json
-import os
 import threading
-import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -87,7 +85,7 @@ def test_damage_before_the_end_is_refused_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"# My notes\n", b"tokens,loss\n1,2\n", b"", gzip.compress(b"x" * 99)[:12] + bytes(40)]
+    "content", [b"# My notes\n", b"tokens,loss\n1,2\n", b"", gzip.compress(b"x" * 99, mtime=0)[:12] + bytes(40)]
 )
 def test_no_advice_empties_a_file(tmp_path, content):
     file = tmp_path / "notes.md"
@@ -239,57 +237,6 @@ def test_the_rows_of_a_long_run_are_bounded_and_keep_their_ends_and_kinds():
     assert condense(kept) == kept
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"run": "../escaped"},
-        {"run": "a/b"},
-        {"run": "a\nb"},
-        {"config": {"data": {"text": "${oc.env:HOME}"}}},
-        {"rows": ...},
-    ],
-)
-def test_rows_of_a_stranger_are_refused_and_named(tmp_path, change):
-    row = {key: value for key, value in {**ROW, **change}.items() if value is not ...}
-    archive.append(tmp_path / archive.NAME, [row])
-    with pytest.raises(DamagedFile, match=r"runs\.jsonl"):
-        archive.read(tmp_path / archive.NAME)
-
-
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
-    archive.append(tmp_path / archive.NAME, [ROW])
-    monkeypatch.setattr(archive, "MAX_BYTES", 10)
-    with pytest.raises(DamagedFile, match="10 bytes"):
-        archive.read(tmp_path / archive.NAME)
-
-
-ODD_ROWS = {
-    "config null": {"config": None}, "config list": {"config": [1]}, "config text": {"config": "x"},
-    "rows null": {"rows": None}, "rows of nulls": {"rows": [None]}, "rows without a step": {"rows": [{"x": 1.0}]},
-    "rows with lists": {"rows": [{"step": 1, "x": [1]}]}, "rows of an odd stage": {"rows": [{"step": 1, "stage": 3}]},
-    "run list": {"run": ["x"]}, "run null": {"run": None}, "run number": {"run": 3}, "run above": {"run": "../x"},
-    "summary null": {"summary": None}, "summary list": {"summary": []}, "large number": {"config": {"seed": 10**400}},
-    "large step": {"rows": [{"step": 10**4000}]}, "interpolation": {"config": {"x": "${oc.env:HOME}"}},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ODD_ROWS)
-def test_an_odd_row_is_refused_with_its_line(tmp_path, name):
-    file = tmp_path / archive.NAME
-    lines = [json.dumps(row) for row in (ROW, ROW, ROW | ODD_ROWS[name], ROW)]
-    file.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
-    with pytest.raises(DamagedFile, match=r"runs\.jsonl\.gz.*line 3"):
-        archive.read(file)
-
-
-@pytest.mark.parametrize("line", [b"\xff", b"[]", b"3", b"{", b"[" * 100_000, b'{"a": ' * 100_000, b""])
-def test_a_line_that_is_no_row_is_refused_with_its_number(tmp_path, line):
-    file = tmp_path / archive.NAME
-    file.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + line + b"\n"))
-    with pytest.raises(DamagedFile, match="line 2"):
-        archive.read(file)
-
-
 def test_an_odd_summary_is_refused_with_its_line_and_its_key(tmp_path):
     run = read_run(leave(tmp_path / "a" / "cell", [stage()]))
     archive.append(tmp_path / archive.NAME, archive_rows(run))
@@ -297,40 +244,3 @@ def test_an_odd_summary_is_refused_with_its_line_and_its_key(tmp_path):
     archive.append(tmp_path / archive.NAME, [{**row, "summary": {**row["summary"], "status": "\x1b[31mfinished"}}])
     with pytest.raises(DamagedFile, match=r"line 2: status"):
         archived_runs(tmp_path / archive.NAME)
-
-
-def test_rows_that_would_fill_the_memory_are_refused_before_they_do(tmp_path, monkeypatch):
-    file = tmp_path / archive.NAME
-    monkeypatch.setattr(archive, "KEPT_BYTES", 2**16)
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**24)
-    line = json.dumps(ROW).encode() + b"\n"
-    file.write_bytes(gzip.compress(line * (2**18 // len(line))))
-    assert len(archive.read(file)) == 2**18 // len(line), "read in a second pass"
-    monkeypatch.setattr(archive, "MAX_VALUES", 100)
-    with pytest.raises(DamagedFile, match=r"rows have [\d,]+ values"):
-        archive.read(file)
-    for block in (bytes(2**20), line * (2**20 // len(line))):
-        file.write_bytes(gzip.compress(block) * 20)
-        tracemalloc.start()
-        with pytest.raises(DamagedFile, match="16,777,216 bytes"):
-            archive.read(file)
-        with pytest.raises(DamagedFile, match="16,777,216 bytes"):
-            archive.append(file, [ROW])
-        assert tracemalloc.get_traced_memory()[1] < 2**23, "less than the rows"
-        tracemalloc.stop()
-    monkeypatch.setattr(archive, "MAX_ROW_BYTES", 2**20)
-    file.write_bytes(gzip.compress(line + bytes(2**22)))
-    with pytest.raises(DamagedFile, match="line 2 has more than"):
-        archive.read(file)
-
-
-@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_nothing_is_added_to_what_is_no_file(tmp_path, kind):
-    thesis, file = tmp_path / "thesis.txt", tmp_path / archive.NAME
-    thesis.write_text("my thesis")
-    {"link": lambda: file.symlink_to(thesis), "pipe": lambda: os.mkfifo(file), "folder": file.mkdir}[kind]()
-    with pytest.raises(DamagedFile, match=rf"{archive.NAME}.*{kind}"):
-        archive.append(file, [ROW])
-    with pytest.raises(ConfigError, match=archive.NAME):
-        archived_runs(file)
-    assert thesis.read_text() == "my thesis"

@@ -97,4 +97,8 @@ def test_the_next_commands_fit_the_run(tmp_path):
         ["train", "-m", "model=moe", "optimizer.lr=0.01,0.02,0.04", "name=rates"],
     ]
     (tmp_path / "samples.txt").touch()
-    assert any("generate" in line for line in next_commands(tmp_path, [])), "of a model that can generate"
+    lines = next_commands(tmp_path, [])
+    assert any("generate" in line for line in lines), "of a model that can generate"
+    assert not any(" chat " in line for line in lines)
+    fake_run(tmp_path / "tuned", [{"objective": "sft"}])
+    assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))

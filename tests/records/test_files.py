@@ -3,19 +3,16 @@
 import json
 import os
 import time
-import tracemalloc
 
 import pytest
 import yaml
 
 from kleiber.records.files import (
-    MAX_LINE_BYTES,
     MAX_VALUES,
     MAX_YAML_BYTES,
     copy_file,
     read_config_node,
     read_json,
-    read_lines,
     read_yaml,
     replaced,
     write_json,
@@ -105,7 +102,7 @@ def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a": ' + "9" * 21 + "}", '{"a": -' + "9" * 4000 + "}", '{"a": [' + "[]," * MAX_VALUES + "[]]}"],
+    ['{"a": ' + "9" * 41 + "}", '{"a": -' + "9" * 4000 + "}", '{"a": [' + "[]," * MAX_VALUES + "[]]}"],
     ids=["digits", "negative", "values"],
 )
 def test_a_json_text_of_bounded_size_takes_bounded_memory(tmp_path, text):
@@ -120,6 +117,13 @@ def test_numbers_of_64_bits_and_any_text_are_read(tmp_path):
     assert read_json(tmp_path / "a.json") == content
 
 
+def test_half_of_a_character_is_replaced_and_whole_ones_stay(tmp_path):
+    (tmp_path / "a.json").write_text('{"\\udcff a": ["\\ud83d\\ude42 \\ud83d!", "\\\\ud83d"], "b": {"c": "é\\uDE42"}}')
+    content = read_json(tmp_path / "a.json")
+    assert content == {"\ufffd a": ["🙂 \ufffd!", "\\ud83d"], "b": {"c": "é\ufffd"}}
+    write_yaml(tmp_path / "a.yaml", content)
+
+
 @pytest.mark.parametrize("text", ["a: 2001-13-45", "a: " + "9" * 5000, "a: 1e", "a: {b: " + "9" * 40 + "}"])
 def test_an_impossible_number_or_date_in_a_config_is_named(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
@@ -128,27 +132,6 @@ def test_an_impossible_number_or_date_in_a_config_is_named(tmp_path, text):
         return
     with pytest.raises(DamagedFile, match=r"config\.yaml"):
         read_config_node(tmp_path / "config.yaml")
-
-
-def lines_of(path):
-    return [text for text, _ in read_lines(path, len)]
-
-
-def test_lines_of_any_length_are_passed_over_without_filling_the_memory(tmp_path, capsys):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b"first\n" + b"x" * (MAX_LINE_BYTES + 5) + b"\nsecond\n" + b"y" * MAX_LINE_BYTES + b"\nthird\ncut")
-    assert lines_of(path) == ["first", "second", "third"]
-    assert "skipped 2 damaged lines, first line 2" in capsys.readouterr().err
-    path.write_bytes(b"first\n")
-    os.truncate(path, 2**26)
-    tracemalloc.start()
-    assert lines_of(path) == ["first"]
-    assert tracemalloc.get_traced_memory()[1] < 4 * MAX_LINE_BYTES
-    tracemalloc.stop()
-    assert lines_of(tmp_path / "nothing") == []
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DamagedFile, match="pipe"):
-        lines_of(tmp_path / "pipe")
 
 
 def test_a_link_is_replaced_by_a_file_and_named_and_its_target_stays(tmp_path, capsys):

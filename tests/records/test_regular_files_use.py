@@ -49,15 +49,12 @@ ALLOWED = {
         data/blocks.py ParquetFile
         data/prompts.py path.read_text
         data/read_errors.py open
-        data/read_errors.py gzip.open
         data/read_errors.py system.open
-        data/streamed_corpus.py open
         data/word_lists.py path.read_text
         data/word_lists.py read_text""",
     CHECKED: """
         data/cache.py os.replace
         data/text.py np.fromfile
-        data/texts.py tofile
         models/hf.py kind.from_pretrained
         models/hf_pretrained.py kind.from_pretrained
         models/hf_pretrained.py safe_open

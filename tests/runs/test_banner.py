@@ -93,4 +93,4 @@ def test_a_dry_run_tells_the_same(launch, capsys, tmp_path):
     launch("data=text", f"data.path={path}", "budget.tokens=10K", "dry_run=true")
     out = capsys.readouterr().out
     (files,), (warning,) = texts(out, "files"), texts(out, "warning")
-    assert files == "few: 1 file, 800 bytes, 3 documents (1 text)" and "budget.tokens=10K is" in warning
+    assert files == "few: 1 file, 800 bytes, 1 document (1 text)" and "budget.tokens=10K is" in warning

@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path):
 def exported(monkeypatch):
     """Exports two small files in place of a model."""
 
-    def export(run, out):
+    def export(run, out, *_):
         out.mkdir()
         (out / "README.md").write_text(f"---\ntags: [kleiber]\n---\n# {run}\n")
         (out / "model.safetensors").write_bytes(b"\0weights")

@@ -1,6 +1,8 @@
 """Whole runs in one process: the files they write, what they print, and how they end after an error."""
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from wandb_records import read
 
 import kleiber
+from kleiber.config.system_errors import ADVICE
 from kleiber.launch.main import main
 from kleiber.training import step
 
@@ -107,19 +110,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(launch, monkeypat
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
-def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before(launch, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before(launch, monkeypatch, capsys, number):
     save, calls = torch.save, []
 
     def full(*arguments, **keywords):
         calls.append(1)
         if len(calls) == 3:
-            raise OSError(28, "No space left on device")
+            raise OSError(number, os.strerror(number))
         return save(*arguments, **keywords)
 
     monkeypatch.setattr(torch, "save", full)
     folder = launch("model=gpt", "callbacks.checkpoints.every=2", code=1)
     assert summary(folder)["status"] == "failed"
-    assert "no space left" in summary(folder)["error"]
+    assert os.strerror(number).lower() in summary(folder)["error"]
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and ADVICE[number] in err and "step-00000004, is intact" in err
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 

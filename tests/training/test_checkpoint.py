@@ -1,8 +1,12 @@
 """Checkpoints: what is saved and loaded, and how damaged, partial and foreign ones are refused."""
 
+import hashlib
+import io
 import json
 import os
+import struct
 import traceback
+import zipfile
 
 import pytest
 import torch
@@ -179,6 +183,85 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         saved.load_state()
     assert "weights_only" not in "".join(traceback.format_exception(error.value))
     assert not (tmp_path / "owned").exists()
+
+
+def rewritten(folder, name, content):
+    """A checkpoint one of whose files has another content, and meta.json the hash of it."""
+    write(folder, 1)
+    path = write(folder, 2).path
+    (path / name).write_bytes(content)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["sha256"][name] = hashlib.sha256(content).hexdigest()
+    (path / "meta.json").write_text(json.dumps(meta))
+    return path
+
+
+HEADER = b'{"0.weight":{"dtype":"F32","shape":[5,4],"data_offsets":[0,80]}}'
+ODD_WEIGHTS = {
+    "empty": b"", "text": b"my thesis", "endless header": b"\xff" * 16, "no JSON": struct.pack("<Q", 3) + b"{]}",
+    "outside": struct.pack("<Q", len(HEADER)) + HEADER,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_WEIGHTS)
+def test_weights_of_the_right_hash_and_another_content_are_named_and_passed_over(tmp_path, odd):
+    rewritten(tmp_path, "model.safetensors", ODD_WEIGHTS[odd])
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1 and "step-00000002/model.safetensors" in complaints[0]
+
+
+def saved_bytes(value, compression=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    if compression != zipfile.ZIP_STORED:
+        with zipfile.ZipFile(buffer) as file:
+            entries = {name: file.read(name) for name in file.namelist()}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", compression) as file:
+            for name, content in entries.items():
+                file.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("state", [3, "x", [1, 2], {"optimizer": 3}, {"callbacks": torch.ones(2)}, {3: 4}])
+def test_a_state_of_the_right_hash_and_another_content_is_named(tmp_path, state):
+    path = rewritten(tmp_path, "state.pt", saved_bytes(state))
+    if state == {3: 4}:
+        assert checkpoint.read(path).load_state() == state
+        return
+    with pytest.raises(ConfigError, match=r"step-00000002/state\.pt is damaged"):
+        checkpoint.read(path).load_state()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 cut", saved_bytes({"a": torch.zeros(9999)}, zipfile.ZIP_DEFLATED)]
+)
+def test_a_state_that_is_compressed_or_no_zip_file_is_named_and_passed_over(tmp_path, content):
+    rewritten(tmp_path, "state.pt", content)
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1 and "step-00000002/state.pt" in complaints[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
+def test_what_is_no_file_in_a_checkpoint_is_named_and_passed_over(tmp_path, name, kind):
+    write(tmp_path, 1)
+    path = write(tmp_path, 2).path / name
+    path.unlink()
+    {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[kind]()
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1 and f"step-00000002/{name}" in complaints[0]
+
+
+@pytest.mark.parametrize("name", ["stages", "stages/main", "stages/main/checkpoints"])
+def test_no_checkpoint_is_written_through_a_link(tmp_path, name):
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "run" / name
+    elsewhere.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(OSError, match=name):
+        write(tmp_path / "run/stages/main/checkpoints")
+    assert not any(elsewhere.iterdir())
 
 
 def test_another_model_is_refused_with_the_folder_named(tmp_path):

@@ -102,7 +102,7 @@ def train_several(folder: Path, runs: list[list[str]], *launcher: str) -> list[i
     file = folder / "runs.json"
     file.write_text(json.dumps(runs))
     command = [sys.executable, *launcher, str(folder / "several.py"), str(file)]
-    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=PATIENCE)
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=3 * PATIENCE)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return json.loads(file.read_text())
 

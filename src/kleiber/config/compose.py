@@ -25,9 +25,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.extensions import extension_folders
-from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins
+from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins, chosen_names
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
+from kleiber.config.url_secrets import map_secrets, remember_secrets
 from kleiber.types import Json
 
 Composed = TypeVar("Composed")
@@ -185,7 +186,8 @@ class Composer:
             if choice not in options:
                 near = did_you_mean(choice, options)
                 if group == "data" and Path(choice).exists():
-                    near = f" A table of labeled texts is data=labelled data.path={choice}, plain text data=text."
+                    path = f"data.path={choice}"
+                    near = f" Plain text is data=text {path}, a table of labeled texts data=labelled {path}."
                 raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:
@@ -237,25 +239,11 @@ def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     assert isinstance(config, dict)
+    config = map_secrets(config, remember_secrets)  # of files, and of the environment that they name
     complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
     for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}
     return complete, model
-
-
-def chosen_names(override: Override) -> Iterator[str]:
-    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
-    if override.is_delete():
-        return
-    if override.is_sweep_override():
-        if override.is_discrete_sweep():
-            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
-        return
-    value = override.value()
-    if isinstance(value, list):
-        yield from ("null" if item is None else str(item) for item in value)
-    elif value is not None:
-        yield str(value)
 
 
 def budget_nulls(overrides: list[Override]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 
 from kleiber.config.callback_checks import check_lightning_callbacks
@@ -11,6 +10,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.layer_checks import DELTA, attention_kinds, check_layers
 from kleiber.config.stages import check_name, quantity
 from kleiber.config.targets import argument, class_attribute
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.types import Config
 
 LOGGER_PACKAGES = {"kleiber.training.TensorBoard": "tensorboard", "kleiber.training.mlflow_logger": "mlflow"}
@@ -97,9 +97,9 @@ def _check_loggers(loggers: Config) -> None:
 def _check_remote(checkpoints: object) -> None:
     url = checkpoints.get("remote") if isinstance(checkpoints, Mapping) else None
     try:
-        _ = url and import_module("fsspec").core.url_to_fs(url)
+        _ = url and open_file_system(url)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {error}") from None
+        raise ConfigError(f"callbacks.checkpoints.remote={url} cannot be opened: {hide_secrets(str(error))}") from None
 
 
 def _check_task_name(data: Config) -> None:

@@ -21,6 +21,7 @@ from kleiber.config.hydra_keys import TARGET
 from kleiber.config.permissions import Permission, is_permitted, permit, permit_data
 from kleiber.config.stages import STAGE_KEYS, is_chain, stage_configs
 from kleiber.config.targets import signature
+from kleiber.config.url_secrets import hide_secrets
 from kleiber.config.urls import is_pattern, is_url
 from kleiber.types import Config
 from kleiber.types.access import Access
@@ -98,7 +99,7 @@ def _requests(key: str, value: object, declared: Sequence[Access]) -> Iterator[R
     elif isinstance(value, str):
         for access in declared:
             if effect := effect_of(access, value):
-                yield Request(key, access, value, effect)
+                yield Request(key, access, hide_secrets(value), effect)
 
 
 def _requests_of_mapping(key: str, node: Config, declared: Sequence[Access]) -> Iterator[Request]:

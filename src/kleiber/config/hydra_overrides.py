@@ -5,6 +5,8 @@ Hydra's other launchers and sweepers would call a task function for each cell, w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -63,3 +65,18 @@ def refuse_launcher(setting: str, choice: str) -> str:
 def refuse_sweeper(setting: str) -> str:
     """Returns the error for a sweeper of Hydra."""
     return f"{setting} is not supported. To run all combinations of values, write -m KEY=A,B; to search, {SEARCH}"
+
+
+def chosen_names(override: Override) -> Iterator[str]:
+    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
+    if override.is_delete():
+        return
+    if override.is_sweep_override():
+        if override.is_discrete_sweep():
+            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
+        return
+    value = override.value()
+    if isinstance(value, list):
+        yield from ("null" if item is None else str(item) for item in value)
+    elif value is not None:
+        yield str(value)

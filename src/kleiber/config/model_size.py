@@ -5,6 +5,7 @@ The formulas equal those of `models.counting`, and a test compares the two; a la
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -252,3 +253,14 @@ def machine_memory() -> float:
 def available_cores() -> int:
     """Returns the number of CPU cores that this process may use; outside Linux, that of all cores."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def gpu_ids() -> list[str]:
+    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
+
+    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

@@ -1,4 +1,4 @@
-"""What the reader's command line permits a config that was read from disk to do. Imports no other package.
+"""What the reader's command line permits a config that was read from disk to do.
 
 A command permits what its own config has, and what --data names. The processes that it starts permit what their configs
 have, which it has written.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from kleiber.config.url_secrets import hide_secrets
 from kleiber.types.access import Access
 
 Permission = tuple[Access, str]  # what is done with a value, and the value
@@ -37,7 +38,7 @@ def permit(permissions: Iterable[Permission]) -> None:
 
 def permit_data(values: Iterable[str]) -> None:
     """Permits to read data that the reader has named: a URL, a pattern or a large folder."""
-    permit((Access.READ, value) for value in values)
+    permit((Access.READ, hide_secrets(value)) for value in values)
 
 
 def is_permitted(permission: Permission) -> bool:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt64
 
-from kleiber.data.location import suffix
+from kleiber.config.url_secrets import open_file_system
+from kleiber.data.folders import suffix
 from kleiber.data.read_errors import DAMAGED, compression, explain, is_url, not_an_object, open_bytes, unique_keys
 from kleiber.data.sources import Piece, chunks
 from kleiber.data.splits import HashSplit, document_hashes
@@ -246,7 +247,5 @@ def file_size(path: str) -> int:
     """Returns the bytes of a file or URL."""
     if not is_url(path):
         return os.path.getsize(path)
-    import fsspec
-
-    system, place = fsspec.core.url_to_fs(path)
-    return system.size(place)
+    system, place = open_file_system(path)
+    return int(system.info(place)["size"])

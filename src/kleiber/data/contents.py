@@ -21,12 +21,12 @@ from pathlib import Path
 
 import xxhash
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import available_cores
 from kleiber.config.urls import is_url
 from kleiber.data.blocks import cut_file, open_parquet
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.folders import File
-from kleiber.data.location import Location, is_table, suffix
+from kleiber.data.folders import File, is_table, suffix
 from kleiber.data.parallel import ordered_map
 from kleiber.data.read_errors import BLOCK, DAMAGED, FIRST, compression, explain, open_bytes
 from kleiber.records.files import DamagedFile, read_json, write_json
@@ -58,31 +58,27 @@ class Content:
     defect: str = ""
 
 
-def read_contents(location: Location) -> dict[str, Content]:
-    """Returns the content of each file of a data set that is on this machine or behind a pattern or URL, by name."""
-    base = location.name if location.local is None else str(location.local.resolve())
-    place = cache_root() / "contents" / f"{digest([base, os.getcwd(), location.sampled])}.json"
+def read_contents(base: str, files: Sequence[File], sampled: bool) -> dict[str, Content]:
+    """Returns what each file contains, by its name.
+
+    base     path of the data set, which names what the cache keeps
+    sampled  as in `examine`
+    """
+    place = cache_root() / "contents" / f"{digest([base, os.getcwd(), sampled])}.json"
     kept = _read_kept(place)
-    found = {file.name: content for file in location.files if (content := kept.get((file.name, version_of(file))))}
-    missing = [file for file in location.files if file.name not in found]
+    found = {file.name: content for file in files if (content := kept.get((file.name, version_of(file))))}
+    missing = [file for file in files if file.name not in found]
     if missing:
         now = time.time_ns()
-        with activity(f"examining the files of {location.name}", len(missing), "files") as work:
-            batches = ordered_map(partial(_examine, location.sampled), _batches(missing), available_cores())
+        with activity(f"examining the files of {base}", len(missing), "files") as work:
+            batches = ordered_map(partial(_examine, sampled), _batches(missing), available_cores())
             for file, content in zip(missing, work.track(itertools.chain.from_iterable(batches)), strict=True):
                 found[file.name] = content
-        stable = [file for file in location.files if now - file.changed > FRESH]
+        stable = [file for file in files if now - file.changed > FRESH]
         make_folder(cache_root(), "contents")
         entries = [[file.name, version_of(file), asdict(found[file.name])] for file in stable]
         write_json(place, {"schema": SCHEMA, "files": entries})
-    return {file.name: found[file.name] for file in location.files}
-
-
-def fingerprint(location: Location) -> object:
-    """Returns JSON-able facts that change with the content of a data set: checksums of its files, or the hub's name."""
-    if location.on_hub:
-        return {"hub": location.name}
-    return [[name, content.checksum] for name, content in read_contents(location).items()]
+    return {file.name: found[file.name] for file in files}
 
 
 def version_of(file: File) -> str:
@@ -95,12 +91,12 @@ def _read_kept(place: Path) -> dict[tuple[str, str], Content]:
     try:
         kept = read_json(place)
         entries = kept["files"] if kept["schema"] == SCHEMA else []
-        return {(name, version): _content(**facts) for name, version, facts in entries}
+        return {(name, version): _from_kept(**facts) for name, version, facts in entries}
     except (DamagedFile, KeyError, TypeError, ValueError):
         return {}
 
 
-def _content(columns: Iterable[str], **facts: str) -> Content:
+def _from_kept(columns: Iterable[str], **facts: str) -> Content:
     return Content(columns=tuple(columns), **facts)
 
 
@@ -124,7 +120,16 @@ def examine(file: File, sampled: bool = False) -> Content:
     """Returns what a file contains.
 
     sampled  whether the checksum is that of samples, and only the beginning of a text is decoded
+
+    Raises ConfigError for a file that cannot be read.
     """
+    try:
+        return _content_of(file, sampled)
+    except OSError as error:
+        raise ConfigError(f"data.path cannot be read: {file.path}: {error.strerror or error}") from error
+
+
+def _content_of(file: File, sampled: bool) -> Content:
     checksum = version_of(file) if is_url(file.path) else file_checksum(file.path, sampled)
     if not file.size:
         return Content(checksum, reason="empty")
@@ -132,6 +137,8 @@ def examine(file: File, sampled: bool = False) -> Content:
     if is_table(file.path):
         try:
             columns = table_columns(file.path)
+        except OSError:
+            raise
         except Exception as error:  # of pyarrow, json and decoders
             return Content(checksum, defect=explain(file.path, error))
         if not columns and suffix(file.path) != ".json":

@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError
 from kleiber.data.cache import SCRATCH, is_full_disk
+from kleiber.data.folders import TABLES, suffix
 from kleiber.data.input_files import choose_config, list_files
-from kleiber.data.listing import WITHOUT, Group, Listing, only_tables, require_equal_columns, table_groups
-from kleiber.data.location import TABLES, Location, suffix
+from kleiber.data.listing import WITHOUT, Group, Listing, only_tables, require_equal_columns, table_groups, with_splits
+from kleiber.data.location import Location
 from kleiber.data.read_errors import (
     DAMAGED,
     defect,
@@ -36,7 +37,6 @@ from kleiber.types import Json, Row
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Split = TypeVar("Split")
 Check = Callable[["Dataset", str], None]
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def open_splits(
     Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
     """
     with open_tables(location, config, root, check) as (tables, notes):
-        yield standard_splits(tables, location.name), notes
+        names = standard_names(tables, location.name)
+        yield {split: tables[own] for split, own in names.items()}, use_splits(notes, names)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def open_tables(
     with named_errors(location, config):
         listing = only_tables(list_files(location, config))
     with loading(location, config, root) as scratch:
-        if listing.declared or location.on_hub:
+        if location.on_hub or location.has_card:  # which may declare types of columns too
             with activity(f"loading {location.name}"):
                 tables = load_declared(location, config, scratch)
         else:
@@ -93,6 +94,11 @@ def open_tables(
 def notes_of(location: Location, listing: Listing) -> Json:
     """Returns what the manifest records of a listing; on the hub, the sizes of files are not known."""
     return {"config": listing.config, **({} if location.on_hub else {"read": listing.to_json()})}
+
+
+def use_splits(notes: Json, names: Mapping[str, str]) -> Json:
+    """Returns the notes on the splits that are used; `names` has the data set's own name of each."""
+    return {**notes, "read": with_splits(notes["read"], names)} if "read" in notes else notes
 
 
 @contextmanager
@@ -197,17 +203,21 @@ def read_text(path: str) -> Iterator[str]:
         raise ValueError(explain(path, error)) from error
 
 
-def standard_splits(tables: dict[str, Split], name: str) -> dict[str, Split]:
-    """Returns the tables or files of the splits train, validation and test. A single split of any name is train."""
-    splits = {ours: tables[name] for ours, names in SPLIT_NAMES.items() for name in names if name in tables}
-    if "train" not in splits:
-        if len(tables) != 1:
-            raise ValueError(f"data.path={name} must have a split `train`; its splits are {', '.join(tables)}")
-        splits = {"train": next(iter(tables.values()))}
-    unused = len(tables) - len(splits)
+def standard_names(names: Iterable[str], data_set: str) -> dict[str, str]:
+    """Returns the data set's own name of each of the splits train, validation and test that it has.
+
+    A single split of any name is train. Raises ValueError where there is no training split.
+    """
+    present = [*names]
+    chosen = {ours: name for ours, known in SPLIT_NAMES.items() for name in known if name in present}
+    if "train" not in chosen:
+        if len(present) != 1:
+            raise ValueError(f"data.path={data_set} must have a split `train`; its splits are {', '.join(present)}")
+        chosen = {"train": present[0]}
+    unused = len(present) - len(chosen)
     if unused:
-        log.info("%s: %d of the splits %s are not used", name, unused, ", ".join(tables))
-    return splits
+        log.info("%s: %d of the splits %s are not used", data_set, unused, ", ".join(present))
+    return chosen
 
 
 def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str | None = None) -> None:

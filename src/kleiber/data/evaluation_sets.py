@@ -18,10 +18,9 @@ from functools import cache
 from pathlib import Path
 
 from kleiber.config import hub
-from kleiber.data import contents
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import cache_root
-from kleiber.data.dataset import open_tables, rows, table_name
+from kleiber.data.dataset import open_tables, rows, table_name, use_splits
 from kleiber.data.layout import has_card
 from kleiber.data.location import Location, locate
 from kleiber.data.occupations import OccupationText, occupation_pairs
@@ -126,7 +125,7 @@ def fingerprint(name: str) -> object:
     if is_builtin(name):
         return name
     location, config = find(name)
-    return [contents.fingerprint(location), config]
+    return [location.fingerprint(), config]
 
 
 def no_text() -> HeldOut:
@@ -216,7 +215,7 @@ class HeldOutText:
         return f"{table_name(self.location, self.config)}-held-out"
 
     def identity(self) -> Json:
-        return {"held out": contents.fingerprint(self.location), "config": self.config, "stream": self.stream}
+        return {"held out": self.location.fingerprint(), "config": self.config, "stream": self.stream}
 
     def split(self, splits: Mapping[str, object]) -> str:
         """Name of the split that is read."""
@@ -226,9 +225,10 @@ class HeldOutText:
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents, all of them in the split `validation`."""
         with open_texts(self.location, self.config, (TEXT,), root) as (splits, notes):
-            texts = splits[self.split(splits)]
+            chosen = self.split(splits)
+            texts = splits[chosen]
             documents = [RereadableDocument(texts.read)] if self.stream else texts.documents()
-            yield SourceText({"validation": documents}, notes)
+            yield SourceText({"validation": documents}, use_splits(notes, {"validation": chosen}))
 
     def report(self, manifest: Json) -> None:
         """Logs which files were read and which were left out."""
@@ -247,7 +247,7 @@ class TrainingText(HeldOutText):
         return f"{table_name(self.location, self.config)}-training"
 
     def identity(self) -> Json:
-        return {"training": contents.fingerprint(self.location), "config": self.config, "stream": self.stream}
+        return {"training": self.location.fingerprint(), "config": self.config, "stream": self.stream}
 
     def split(self, splits: Mapping[str, object]) -> str:
         return TRAIN if TRAIN in splits else held_out_split(splits)

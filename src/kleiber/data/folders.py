@@ -1,4 +1,4 @@
-"""The files of a folder: those that are read, and those that are left out and why.
+"""The files of a folder: those that are read, those that are left out and why, and which are tables by their names.
 
 A folder means all of its files, in folders at any depth. Left out are hidden files and folders (whose names begin with
 a dot), links, which may lead out of the folder, and special files such as named pipes.
@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kleiber.data.read_errors import COMPRESSION
+
+TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # by suffix
 HIDDEN, LINK, SPECIAL = "hidden", "link", "special"
 SNAPSHOTS, BLOBS = "snapshots", "blobs"  # folders of the hub's cache: a snapshot consists of links to blobs
 
@@ -46,6 +49,17 @@ class LeftOut:
     reason: str
     size: int = 0
     files: int = 1
+
+
+def suffix(path: str) -> str:
+    """Returns the suffix of a file without that of its compression, such as .jsonl."""
+    suffixes = [part.lower() for part in Path(path).suffixes if part.lower() not in COMPRESSION]
+    return suffixes[-1] if suffixes else ""
+
+
+def is_table(path: str) -> bool:
+    """Whether the name of a file says that it is a table; what JSON contains may say otherwise."""
+    return suffix(path) in TABLES
 
 
 def describe_left_out(left_out: Iterable[LeftOut]) -> str:

@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
-from kleiber.data.contents import read_contents
-from kleiber.data.folders import File, LeftOut, describe_left_out
+from kleiber.data.folders import File, LeftOut, describe_left_out, is_table, suffix
 from kleiber.data.layout import named_splits, shard_splits, split_of_name
 from kleiber.data.listing import NO_SPLIT, NO_TABLE, ROWS, Listing
-from kleiber.data.location import Location, is_table, suffix
+from kleiber.data.location import Location
 from kleiber.data.read_errors import is_url, unwanted_content
 
 
@@ -50,7 +49,7 @@ def list_files(location: Location, config: str | None, download: bool = True) ->
 
 def _all_files(location: Location) -> Listing:
     """Returns the listing of a folder without a card, a pattern or a URL."""
-    contents = read_contents(location)
+    contents = location.contents
     for content in contents.values():
         if content.defect:
             raise ConfigError(f"data.path={location.name} {content.defect.removeprefix('data.path ')}")

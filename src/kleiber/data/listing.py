@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 from kleiber.config.errors import ConfigError
 from kleiber.data.contents import SAMPLED_BYTES
-from kleiber.data.folders import File, LeftOut, describe_left_out, list_names
-from kleiber.data.location import TABLES, Location, suffix
+from kleiber.data.folders import TABLES, File, LeftOut, describe_left_out, list_names, suffix
+from kleiber.data.location import Location
 from kleiber.types import Json
 
 ROWS = (".jsonl", ".parquet")  # tables whose rows are read without a copy
-NO_SPLIT, NO_TABLE, WITHOUT = "in no split", "no table", "without "  # reasons; the last one is followed by columns
+NO_SPLIT, UNUSED, NO_TABLE = "in no split", "in an unused split", "no table"  # reasons
+WITHOUT = "without "  # the same, followed by columns
 OPTIONS: dict[str, Json] = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "document"}}  # of builders, by suffix
 SHOWN = 8  # names of files of each split
 
@@ -60,21 +61,29 @@ class Listing:
 
     def to_json(self) -> Json:
         """Returns what the manifest of prepared data records."""
-        files = [file for _, file in self.all_files()]
-        texts = sum(file.name in self.texts for file in files)
-        return {
-            "splits": {
-                split: {
-                    "files": len(files),
-                    "bytes": sum(file.size for file in files),
-                    "names": [file.name for file in files] if self.named else [],
-                }
-                for split, files in self.files.items()
-            },
-            "texts": texts,
-            "tables": len(files) - texts,
-            "left_out": [asdict(entry) for entry in self.left_out],
-        }  # fmt: skip
+        splits = {
+            split: {
+                "files": len(files),
+                "bytes": sum(file.size for file in files),
+                "texts": sum(file.name in self.texts for file in files),
+                "names": [file.name for file in files] if self.named else [],
+            }
+            for split, files in self.files.items()
+        }
+        return {"splits": splits, "left_out": [asdict(entry) for entry in self.left_out]}
+
+
+def with_splits(noted: Json, names: Mapping[str, str]) -> Json:
+    """Returns what `Listing.to_json` returned, for the splits that are used.
+
+    names  the data set's own name of each of these splits
+    """
+    others = {split: facts for split, facts in noted["splits"].items() if split not in names.values()}
+    left_out = [
+        asdict(LeftOut(split, UNUSED, of_split["bytes"], of_split["files"])) for split, of_split in others.items()
+    ]
+    splits = {split: noted["splits"][own] for split, own in names.items() if own in noted["splits"]}
+    return {"splits": splits, "left_out": [*noted["left_out"], *left_out]}
 
 
 def describe_files(location: Location, noted: Json, counted: int | None = None, unit: str = "document") -> str:
@@ -82,12 +91,12 @@ def describe_files(location: Location, noted: Json, counted: int | None = None, 
 
     noted    what `Listing.to_json` returned when the data were prepared
     counted  documents or rows in all splits; None where they were not counted
+    unit     "document", "row", or "" for files that are neither texts nor tables
     """
     splits = noted["splits"]
-    count, size = (sum(split[key] for split in splits.values()) for key in ("files", "bytes"))
-    kinds = [
-        f"{noted[kind]:,} {kind if noted[kind] != 1 else kind[:-1]}" for kind in ("texts", "tables") if noted[kind]
-    ]
+    count, size, texts = (sum(split[key] for split in splits.values()) for key in ("files", "bytes", "texts"))
+    of_kind = {"text": texts, "table": count - texts}
+    kinds = [f"{number:,} {kind}{'s' * (number != 1)}" for kind, number in of_kind.items() if number and unit]
     units = "" if counted is None else f", {counted:,} {unit}{'s' * (counted != 1)}"
     line = f"{count:,} file{'s' * (count != 1)}, {size:,} bytes{units}" + (f" ({', '.join(kinds)})" if kinds else "")
     for split, of_split in splits.items():
@@ -112,6 +121,8 @@ def with_columns(listing: Listing, columns: tuple[str, ...], name: str) -> Listi
     Raises ValueError for a table without the columns where others of its kind have them, and where no table is left and
     there are no texts or the columns were chosen.
     """
+    if listing.declared:
+        return listing
     without = [file for file, present in listing.columns.items() if not {*columns} <= {*present}]
     json = frozenset(file for file in without if suffix(file) == ".json")
     kinds = {suffix(file) for file in listing.columns if file not in without}

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from kleiber.config import hub
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import WILDCARDS, is_pattern, is_url
-from kleiber.data.folders import HIDDEN, File, LeftOut, describe_left_out, local_file, walk
+from kleiber.data.contents import Content, read_contents
+from kleiber.data.folders import HIDDEN, TABLES, File, LeftOut, describe_left_out, is_table, local_file, suffix, walk
 from kleiber.data.layout import has_card
 from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of a file name that is not UTF-8
-TABLES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}  # by suffix
 Splits = Literal["auto", "files"]
 
 
@@ -33,10 +34,8 @@ def find_files(path: str) -> tuple[list[File], list[LeftOut]]:
     Links are followed, but not those to folders that `**` or a URL would have to search. Raises ValueError where there
     are no files, and where the package for the URL is not installed.
     """
-    import fsspec
-
     try:
-        system, place = fsspec.core.url_to_fs(path)
+        system, place = open_file_system(path)
         has_wildcard = any(sign in place for sign in WILDCARDS)
         base = os.path.dirname(re.split(r"[*?[]", place)[0]) if has_wildcard else place
         facts = {
@@ -44,11 +43,12 @@ def find_files(path: str) -> tuple[list[File], list[LeftOut]]:
             for name, info in sorted((_glob(system, place) if has_wildcard else _find(system, place)).items())
         }
     except ImportError as error:
-        raise ValueError(f"data.path={path} cannot be opened ({error}): install that package") from None
+        reason = hide_secrets(str(error))
+        raise ValueError(f"data.path={path} cannot be opened ({reason}): install that package") from None
     except FileNotFoundError:
         raise ValueError(f"data.path={path} is no file or folder that can be found: check the path") from None
     except Exception as error:  # each file system has its own, such as for missing credentials
-        raise ValueError(f"data.path={path} cannot be opened: {error}") from None
+        raise ValueError(f"data.path={path} cannot be opened: {hide_secrets(str(error))}") from None
     sizes = {name: int(info["size"]) for name, info in facts.items() if info["type"] == "file"}
     relative = {name: os.path.basename(name) if name == base else os.path.relpath(name, base) for name in sizes}
     hidden = [name for name in sizes if any(part.startswith(".") for part in Path(relative[name]).parts)]
@@ -84,17 +84,6 @@ def _version(info: dict[str, object]) -> str:
     """Returns what tells the contents of a file apart, as far as its file system has it."""
     keys = ("ETag", "etag", "sha256", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
     return next((str(info[key]) for key in keys if info.get(key) is not None), "")
-
-
-def suffix(path: str) -> str:
-    """Returns the suffix of a file without that of its compression, such as .jsonl."""
-    suffixes = [part.lower() for part in Path(path).suffixes if part.lower() not in COMPRESSION]
-    return suffixes[-1] if suffixes else ""
-
-
-def is_table(path: str) -> bool:
-    """Whether the name of a file says that it is a table; what JSON contains may say otherwise."""
-    return suffix(path) in TABLES
 
 
 @dataclass(frozen=True)
@@ -159,6 +148,18 @@ class Location:
     def files(self) -> list[File]:
         """The files on this machine, or those that a pattern or a URL stands for, in the order of their names."""
         return self._walked[0]
+
+    @cached_property
+    def contents(self) -> dict[str, Content]:
+        """What each file on this machine, or behind a pattern or URL, contains, by its name."""
+        base = self.name if self.local is None else str(self.local.resolve())
+        return read_contents(base, self.files, self.sampled)
+
+    def fingerprint(self) -> object:
+        """Returns JSON-able facts that change with the content: checksums of the files, or the hub's name."""
+        if self.on_hub:
+            return {"hub": self.name}
+        return [[name, content.checksum] for name, content in self.contents.items()]
 
     @property
     def left_out(self) -> list[LeftOut]:

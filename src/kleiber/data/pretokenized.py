@@ -122,7 +122,7 @@ class Tokens:
         trained = [total for path, total in sums.items() if path in train]
         copies = [str(path) for path, total in sums.items() if path not in train and total in trained]
         warning = f"{name}: data.validation={self.validation} has copies of training files: {list_names(copies)}"
-        line = f"{name}: {describe_files(location, listing.to_json() | {'tables': 0})}"
+        line = f"{name}: {describe_files(location, listing.to_json(), unit='')}"
         return Reading((line,), warnings=(warning,) if copies else ())
 
     def _open(

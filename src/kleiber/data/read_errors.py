@@ -21,6 +21,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import is_url
 
 PACKAGES = {".lz4": "lz4", ".7z": "py7zr", ".zst": "zstandard", ".zstd": "zstandard"}  # of `datasets`, by suffix
@@ -52,9 +53,7 @@ def open_bytes(path: Path | str) -> BinaryIO:
     """Opens a file or a URL, decompressed where it is compressed."""
     kind = compression(path)
     if is_url(path):
-        import fsspec
-
-        system, place = fsspec.core.url_to_fs(str(path))
+        system, place = open_file_system(str(path))
         raw = system.open(place, "rb", compression=None if kind == "zstd" else kind or None)
     else:
         openers = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -81,7 +80,7 @@ def explain(path: str, error: BaseException) -> str:
 
 def first_lines(error: BaseException) -> str:
     """Returns the beginning of the message of an error."""
-    lines = str(error).strip().splitlines()
+    lines = hide_secrets(str(error)).strip().splitlines()
     return "it has no rows" if not lines or lines[0].endswith(NO_ROWS) else " ".join(lines[:2])
 
 

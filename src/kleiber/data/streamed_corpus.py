@@ -7,7 +7,7 @@ documents are in the same split, and nothing must be read to know which. Only th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +16,9 @@ from pathlib import Path
 from kleiber.config.model_size import available_cores
 from kleiber.data.blocks import Rows, cut_file
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.contents import fingerprint, read_contents
 from kleiber.data.corpus import TextCorpus, choose_tokenizer
-from kleiber.data.dataset import named_errors, notes_of, standard_splits
+from kleiber.data.dataset import named_errors, notes_of, standard_names, use_splits
+from kleiber.data.folders import File
 from kleiber.data.input_files import list_files
 from kleiber.data.listing import Listing, table_groups, with_columns
 from kleiber.data.location import Location
@@ -53,7 +53,7 @@ class StreamedFiles:
 
     def identity(self) -> Json:
         options = {"config": self.notes["config"], "columns": self.columns, "max_bytes": self.max_bytes}
-        return {"text": fingerprint(self.location), "first": self.splits, "files": self.files, **options}
+        return {"text": self.location.fingerprint(), "first": self.splits, "files": self.files, **options}
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
@@ -78,7 +78,7 @@ def texts_of_split(name: str, rows: Rows) -> list[str]:
 
 
 def list_streamed(location: Location, config: str | None, columns: tuple[str, ...]) -> Listing:
-    """Returns the files of the splits train, validation and test. Raises ValueError for those of other kinds."""
+    """Returns the files of a data set. Raises ValueError for tables that only `datasets` can read."""
     with named_errors(location, config):
         listing = with_columns(list_files(location, config, download=False), columns, location.name)
     if listing.declared or table_groups(listing, rows=False):
@@ -86,16 +86,13 @@ def list_streamed(location: Location, config: str | None, columns: tuple[str, ..
             f"data.streaming=true reads JSON lines, Parquet and files of text, and data.path={location.name} has other "
             "tables: convert them, or set data.streaming=null"
         )
-    return replace(listing, files=standard_splits(dict(listing.files), location.name))
+    return listing
 
 
-def file_contents(location: Location, listing: Listing) -> dict[str, list[str]]:
+def file_contents(location: Location, files: Iterable[File]) -> list[str]:
     """Returns what changes with the content of each file: a checksum, that of samples of a large file, or its URL."""
-    contents = {} if location.on_hub else read_contents(location)
-    return {
-        split: [contents[file.name].checksum if file.name in contents else file.path for file in files]
-        for split, files in listing.files.items()
-    }
+    contents = {} if location.on_hub else location.contents
+    return [contents[file.name].checksum if file.name in contents else file.path for file in files]
 
 
 def prepare_stream(
@@ -122,10 +119,12 @@ def prepare_stream(
         raise ValueError(f"model.context={context} must be >= 1")
     root = cache_root(cache)
     listing = list_streamed(location, config, columns)
-    files = {split: [file.path for file in of_split] for split, of_split in listing.files.items()}
+    names = standard_names(listing.files, location.name)
+    files = {split: [file.path for file in listing.files[own]] for split, own in names.items()}
     for block in itertools.islice((block for path in files["train"] for block in cut_file(path, columns)), 1):
         block.check_columns(location.name)
-    train = StreamedFiles(name, location, notes_of(location, listing), columns, files, ("train",), max_bytes)
+    notes = use_splits(notes_of(location, listing), names)
+    train = StreamedFiles(name, location, notes, columns, files, ("train",), max_bytes)
     held_out = ("validation", "test") if "test" in files else ("validation",)
     limit = SCORED_BYTES if max_bytes is None else min(max_bytes, SCORED_BYTES)
     encoder = choose_tokenizer(tokenizer, vocab_size, [train], root, separator)
@@ -135,7 +134,8 @@ def prepare_stream(
             f"data.streaming=true holds a hundredth of the documents out, and data.path={location.name} has too few: "
             "give the data set a validation split, or set data.streaming=null"
         )
-    key = digest([encoder.data_hash, columns, file_contents(location, listing), max_bytes])
+    contents = {split: file_contents(location, listing.files[own]) for split, own in names.items()}
+    key = digest([encoder.data_hash, columns, contents, max_bytes])
     text = StreamedText(files["train"], columns, train.rule("train"), encoder, key, max_bytes)
     windows = {
         split: {name: ValidationWindows(scored[split], context, encoder)}

@@ -17,7 +17,6 @@ import numpy as np
 
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cache_root, cached_folder
-from kleiber.data.contents import fingerprint
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import open_splits, rows, table_name
 from kleiber.data.location import Location, Splits, locate, report_copy
@@ -107,7 +106,7 @@ class Table:
 
     def identity(self) -> Json:
         options = {"config": self.data.config, "meaning": self.data.identity(), "max_bytes": self.max_bytes}
-        return {"table": fingerprint(self.location), "splits": self.location.by_name, **options}
+        return {"table": self.location.fingerprint(), "splits": self.location.by_name, **options}
 
     @contextmanager
     def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], Json]]:

@@ -21,7 +21,6 @@ import numpy as np
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
-from kleiber.data.contents import fingerprint
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.location import Location, Splits, locate, report_copy
 from kleiber.data.overlap import Hashes, count_shared, hash_documents
@@ -137,12 +136,13 @@ class TextSource:
 
     def identity(self) -> Json:
         options = {"config": self.config, "columns": self.columns, "stream": self.stream, "max_bytes": self.max_bytes}
-        return {"text": fingerprint(self.location), "splits": self.location.by_name, **options}
+        return {"text": self.location.fingerprint(), "splits": self.location.by_name, **options}
 
     def reading(self, manifest: Json) -> Reading:
         """Returns what was read, given the manifest of the prepared text."""
         report_copy(self.location, manifest)
-        documents = sum(count["documents"] + count["empty"] for count in manifest["splits"].values())
+        in_splits = sum(count["documents"] + count["empty"] for count in manifest["splits"].values())
+        documents = None if self.stream else manifest.get("documents", in_splits)
         return read_from(self.name, self.location, manifest, documents, "document")
 
     @contextmanager
@@ -162,6 +162,7 @@ class TextSource:
                 if len(hashes) <= 1 or limits is None:
                     documents = {name: self._documents(t, name, splits[name]) for name, t in texts.items()}
                     documents |= _cut_by_position(texts["train"].read, held_out)
+                    notes["documents"] = max(1, len(hashes))
                     yield SourceText(self._limited(documents), notes)
                     return
                 report_cut(self.name, held_out, len(hashes))

@@ -23,11 +23,13 @@ from kleiber.data.dataset import (
     notes_of,
     read_text,
     require_text_columns,
-    standard_splits,
+    standard_names,
+    use_splits,
 )
+from kleiber.data.folders import suffix
 from kleiber.data.input_files import list_files
 from kleiber.data.listing import table_groups, with_columns
-from kleiber.data.location import Location, suffix
+from kleiber.data.location import Location
 from kleiber.data.parallel import ordered_map
 from kleiber.data.sources import Document, RereadableDocument
 from kleiber.data.splits import document_hashes
@@ -149,7 +151,8 @@ def open_rows(
     root  folder for tables that `datasets` makes of files that it alone can read; they are deleted on exit
     """
     with open_texts(location, config, columns, root) as (texts, notes):
-        yield standard_splits(texts, location.name), notes
+        names = standard_names(texts, location.name)
+        yield {split: texts[own] for split, own in names.items()}, use_splits(notes, names)
 
 
 @contextmanager

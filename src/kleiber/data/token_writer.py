@@ -85,10 +85,8 @@ class Encoder:
 
     def _check(self, ids: Integer[np.ndarray, "_"]) -> None:
         if len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
-            raise ValueError(
-                f"tokenizer {self.tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
-                f"{self.tokenizer.vocab_size - 1}"
-            )
+            name, last = self.tokenizer.name, self.tokenizer.vocab_size - 1
+            raise ValueError(f"tokenizer {name} returned id {int(ids.max())}, and its vocabulary ends at id {last}")
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAY_VARY = ("seed", "budget", "stages", "eval")  # nodes of the config in which the runs of one arm may differ
 OF_THE_LOSS = ("data.", "eval.tokens")  # what two arms must have in common for their losses to be of the same text
 BY_DESIGN = "study.arm"
+LEARNING_RATE = "optimizer.lr"
 
 
 def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
@@ -148,11 +149,16 @@ def further_differences(key: str, runs: Sequence[Run]) -> list[str]:
 def differing_keys(runs: Sequence[Run]) -> str:
     """Returns the end of an error: the keys in which runs differ, other than the tuned and the repeated ones."""
     names = [name for name in varied_keys(runs) if name.partition(".")[0] not in MAY_VARY]
-    return f"; keys that differ between the runs: {listed(names)}" if names else "; the runs differ in no key"
+    if names:
+        return f"; keys that differ between the runs: {listed(names)}"
+    repeated = [
+        name for name in (LEARNING_RATE, *MAY_VARY) if len({str(value_of(run.config, name)) for run in runs}) > 1
+    ]
+    return f"; the runs differ in {listed(repeated)} alone" if repeated else "; the runs differ in no key"
 
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:
     """Returns the keys of the config, without the learning rate, in which runs differ, a default being a value."""
     configs = [identity(run.config) for run in runs]
-    keys = {name for config in configs for name in flatten(config)} - {"optimizer.lr"}
+    keys = {name for config in configs for name in flatten(config)} - {LEARNING_RATE}
     return sorted(name for name in keys if len({str(value_of(config, name)) for config in configs}) > 1)

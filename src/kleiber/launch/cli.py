@@ -18,6 +18,7 @@ from kleiber import __version__
 from kleiber.config.errors import ExitCode
 from kleiber.config.permissions import reader_permissions
 from kleiber.config.system_errors import describe
+from kleiber.config.url_secrets import hidden_arguments, hide_secrets
 from kleiber.launch import data_command, model_commands, run_commands
 from kleiber.launch.judge.command import judge
 from kleiber.records.terminal import print_line, print_logs
@@ -193,11 +194,12 @@ for name, command in {
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     print_logs()
+    arguments = hidden_arguments(argv)
     try:
         with reader_permissions():
-            code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+            code = app(arguments, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
-        print_line(f"kleiber: {error}", err=True)
+        print_line(f"kleiber: {hide_secrets(str(error))}", err=True)
         return ExitCode.BAD_INPUT
     except Exception as error:
         if text := describe(error):

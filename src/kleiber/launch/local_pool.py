@@ -11,7 +11,6 @@ finished. A second Ctrl-C ends the cells at once. The parent process computes no
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -37,7 +36,8 @@ from kleiber.config.errors import (
     preempted_by,
     signals_held,
 )
-from kleiber.config.model_size import available_cores
+from kleiber.config.model_size import available_cores, gpu_ids
+from kleiber.config.url_secrets import VARIABLE as SECRETS
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, archive_or_discard, progress_line
 from kleiber.launch.ranks import redirect_output, run_fresh
@@ -137,7 +137,8 @@ class Pool:
             slots, self.free[cell.accelerator] = free[:count], free[count:]
             visible = ",".join(slots) if cell.accelerator == "gpu" else None
             child = self.context.Process(
-                target=run_cell, args=(cell.folder, needs_fresh_process(cell), cell.devices, visible)
+                target=run_cell,
+                args=(cell.folder, needs_fresh_process(cell), cell.devices, os.environ.get(SECRETS), visible),
             )
             with process.without_main_module(), safe_children():
                 child.start()
@@ -217,15 +218,18 @@ def needs_fresh_process(cell: Cell) -> bool:
     return cell.devices > 1 or cell.accelerator != "cpu" or (cell.threads or 1) > 1
 
 
-def run_cell(folder: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
+def run_cell(folder: Path, is_fresh: bool, devices: int, secrets: str | None, visible: str | None) -> None:
     """Runs the cell in `folder` in this child process, with its output in log.txt, and exits with its exit code.
 
     is_fresh  whether the run gets new processes; otherwise it runs in this process, with one thread
     devices   number of devices of the run, each with its own process; used only if `is_fresh`
+    secrets   value of the variable of `kleiber.config.url_secrets`, which the fork server may not have
     visible   ids of the GPUs that the run may use, separated by commas; None for a run without GPUs
     """
     threading.Thread(target=exit_after_parent, args=(is_fresh,), daemon=True).start()
     redirect_output(folder / "log.txt")
+    if secrets is not None:
+        os.environ[SECRETS] = secrets
     if is_fresh:
         os.environ.pop("OMP_NUM_THREADS", None)
         sys.exit(run_fresh(folder, devices, visible))
@@ -244,17 +248,6 @@ def exit_after_parent(is_fresh: bool) -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
-
-
-def gpu_ids() -> list[str]:
-    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
-
-    CUDA ignores the ids from the first negative one on, and numbers GPUs from 0, whatever the names of their files.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in itertools.takewhile(lambda name: not name.startswith("-"), visible.split(",")) if name]
-    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 class Basic(Launcher):

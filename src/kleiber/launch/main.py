@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,6 +23,7 @@ from kleiber.config.errors import ConfigError, ExitCode, Preempted, exit_on_sign
 from kleiber.config.foreign import permit_config
 from kleiber.config.model_size import check_memory
 from kleiber.config.permissions import reader_permissions
+from kleiber.config.url_secrets import hidden_arguments
 from kleiber.launch import process, ranks
 from kleiber.launch.command_line import flag_parser, parse_flags, refuse_repeated_keys
 from kleiber.records import continuation, folder
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None, typed: bool = False) -> int:
     typed  whether a person typed `argv`, so that a key that is set twice is a mistake
     """
     with process.output_through(process.LastingStream), reader_permissions():
-        return exit_code(sys.argv[1:] if argv is None else argv, typed or argv is None)
+        return exit_code(hidden_arguments(argv), typed or argv is None)
 
 
 def exit_code(argv: list[str], typed: bool) -> int:
@@ -79,7 +79,7 @@ def train(argv: Sequence[str] = ()) -> TrainResult:
 
     Returns (exit code, folder of the run or the sweep). Raises ConfigError, a ValueError, for a wrong override.
     """
-    args = parse_flags(list(argv))
+    args = parse_flags(hidden_arguments(argv))
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
         from kleiber.config.help import usage
@@ -240,8 +240,8 @@ def compose_config(overrides: Sequence[str] = ()) -> Json:
 
     Raises ConfigError, a ValueError, for wrong overrides, also for those of a sweep.
     """
-    composer = Composer("train")
-    config = complete_config(resolve_config(composer.compose(list(overrides)))[0], overrides, composer=composer)
+    composer, overrides = Composer("train"), hidden_arguments(overrides)
+    config = complete_config(resolve_config(composer.compose(overrides))[0], overrides, composer=composer)
     check(config)
     return config
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,6 @@ from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import (
     Models,
-    Speed,
     StageCost,
     UnknownSpeed,
     count_costs,
@@ -36,6 +35,7 @@ from kleiber.launch.run_cost import (
     shorten_config,
     stage_key,
 )
+from kleiber.launch.speed import Speed, step_seconds
 from kleiber.records.folder import status, summary_facts, write_config
 from kleiber.records.locks import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
@@ -266,21 +266,6 @@ class Prices:
         config = self.configs[number]
         privacy = (config.get("privacy") or {}).get("_target_")
         return config["model"]["_target_"], privacy, starts_from_weights(config)
-
-
-def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
-    """Returns the seconds of an optimizer step of `flops` FLOPs.
-
-    FLOP/s are interpolated over the logarithm of the FLOPs of a step.
-
-    key  of the stage (`stage_key`)
-    """
-    points: dict[float, list[float]] = {}
-    for speed in speeds:
-        for name in speed.step if key not in speed.step else (key,):
-            points.setdefault(speed.flops_per_step[name], []).append(speed.flops_per_step[name] / speed.step[name])
-    x, y = np.log([(at, np.median(values)) for at, values in sorted(points.items())]).T
-    return flops / float(np.exp(np.interp(np.log(flops), x, y)))
 
 
 def without_numbers(value: object) -> object:

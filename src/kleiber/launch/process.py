@@ -32,6 +32,7 @@ from kleiber.config.errors import (
 )
 from kleiber.config.foreign import permit_config
 from kleiber.config.system_errors import describe
+from kleiber.config.url_secrets import hide_secrets
 from kleiber.launch.rank_failures import record_failure
 from kleiber.launch.ranks import CELL_VARIABLE, end_with_parent, rank, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
@@ -54,7 +55,7 @@ class LastingStream:
     def write(self, text: str) -> int:
         """Writes the text, in the place of a live line."""
         with self.until_closed():
-            DISPLAY.write(self.stream, text)
+            DISPLAY.write(self.stream, hide_secrets(text))
         return len(text)
 
     def flush(self) -> None:
@@ -85,7 +86,7 @@ class Tee(LastingStream):
     def write(self, text: str) -> int:
         """Writes the text; in the copy it has no colors, and every state of a progress line becomes a line."""
         try:
-            self.copy.write(CONTROL.sub("", text).replace("\r", "\n"))
+            self.copy.write(CONTROL.sub("", hide_secrets(text)).replace("\r", "\n"))
             self.copy.flush()
         except OSError as error:  # training goes on, and fails where it cannot write what counts
             self.copy = open(os.devnull, "w")  # noqa: SIM115
@@ -160,7 +161,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _import_and_train(config, folder, overrides), None
         except Exception as error:
-            _write_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
+            _write_status(folder, Status.FAILED, hide_secrets(f"{type(error).__name__}: {error}"))
             return print_error(error), error
         except (Preempted, KeyboardInterrupt) as error:
             reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kleiber.config.errors import ExitCode, RankLost, RankTimeout
+from kleiber.config.url_secrets import hide_secrets, map_secrets
 from kleiber.records.files import read_json, write_json
 from kleiber.records.terminal import print_line
 
@@ -91,5 +92,5 @@ def write_record(number: int, **facts: object) -> None:
     if FAILURES not in os.environ:
         return
     defaults = {"trace": "", "killed": False, "lost": False, "timeout": False}
-    record = {"rank": number, "time": time.time(), **defaults, **facts}
+    record = map_secrets({"rank": number, "time": time.time(), **defaults, **facts}, hide_secrets)
     write_json(Path(os.environ[FAILURES], f"{number}.json"), record)

@@ -197,7 +197,7 @@ def compare(
 
     Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
     """
-    from kleiber.launch.arms_by_key import arms_by_key, claims_of_direction, further_differences
+    from kleiber.launch.arms_by_key import LEARNING_RATE, arms_by_key, claims_of_direction, further_differences
     from kleiber.records.catalog import read_runs
     from kleiber.records.completeness import incomplete_runs_named
     from kleiber.records.files import write_json
@@ -219,6 +219,11 @@ def compare(
         options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
         findings = study.compare(selected, options, arm_of)
     print_line("\n".join([findings.answer, *study.difference_lines(findings.tables["Differences"])]))
+    if arm == LEARNING_RATE:
+        print_line(
+            "note: an arm is tuned over learning rates, so an arm that is a rate never is: to choose one, see "
+            f"kleiber runs {folders[0]} --columns run,{arm},seed,loss --sort loss"
+        )
     if further:
         print_line(f"note: the arms also differ in {', '.join(further)}, which may be why")
     compared = content(findings, title_of(folders[0]), selected, level)

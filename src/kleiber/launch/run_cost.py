@@ -15,7 +15,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.config.stages import is_chain, quantity
 from kleiber.config.targets import build
+from kleiber.launch.speed import Speed
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.regular_files import open_to_add_lines, read_text
@@ -165,24 +166,6 @@ def evaluated_tokens(tree: Tree, stage: Stage) -> float:
         switches = sum(first < 2**power <= plan.stop_step for power in range(plan.stop_step.bit_length()))
         tokens += switches * watch([*tasks.current, *others])
     return tokens
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Measured speed of one run.
-
-    flops_per_step  training FLOPs of a step, by the key of the stage (`stage_key`)
-    step            seconds of a step, by the same keys
-    evaluation      seconds of an evaluated token, over seconds of a training token
-    once            seconds that a stage spends once on preparing, compiling and writing, averaged over the stages
-    memory_bytes    largest memory of the process so far
-    """
-
-    flops_per_step: Mapping[str, float]
-    step: Mapping[str, float]
-    evaluation: float
-    once: float
-    memory_bytes: int
 
 
 class CoreClock(Throughput):

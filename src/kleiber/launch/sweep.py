@@ -23,6 +23,7 @@ from kleiber.config.foreign import check_foreign, permit_config
 from kleiber.config.model_size import check_memory
 from kleiber.config.permissions import permitted_data
 from kleiber.config.targets import build
+from kleiber.config.url_secrets import remember_secrets
 from kleiber.launch.cell import Cell, Launcher, archived_by_hash, unique_cells
 from kleiber.launch.ranks import CELL_VARIABLE, started_as_rank
 from kleiber.launch.run_list import print_table
@@ -76,8 +77,7 @@ class Sweep:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL_VARIABLE}) cannot start another sweep")
         if started_as_rank():
             raise ConfigError(
-                "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
-                "the sweep without them"
+                "-m cannot be used under torchrun or srun: kleiber starts the ranks of each cell itself, leave them out"
             )
         try:
             self.composer.multirun(overrides, self)
@@ -189,6 +189,7 @@ class Sweep:
         return self.composed[key]
 
     def _compose(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
+        overrides = [remember_secrets(line) for line in overrides]  # those of a design come from its file
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
         permit_config(config)
         config = complete_config(config, overrides, self.starts, self.composer)
@@ -230,11 +231,9 @@ class Sweep:
             without_weights = f", {num_archived} of them without weights, in {archive.NAME}" if num_archived else ""
             print_line(f"{done} of {len(by_folder)} cells are finished already{without_weights}")
         if in_use:
-            names = listed(sorted(where.name for where in in_use), most=5)
-            print_line(
-                f"{len(in_use)} of {len(by_folder)} cells are in use by other processes and are not started: {names}; "
-                "run the same command again when those have ended"
-            )
+            names, count = listed(sorted(where.name for where in in_use), most=5), f"{len(in_use)} of {len(by_folder)}"
+            text = f"{count} cells are in use by other processes and are not started: {names}"
+            print_line(f"{text}; run the same command again when those have ended")
         return todo, in_use
 
 

@@ -288,14 +288,13 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
         with activity(f"loading the weights of {path}"):
             model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
     except Exception as error:  # of several types, by transformers and safetensors
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model.path={path} cannot be loaded: {reason}") from None
+        raise ValueError(f"model.path={path} cannot be loaded: {str(error).partition(chr(10))[0] or error!r}") from None
     backbone = id(model.base_model)
     prefixes = tuple(f"{n}." for n, _ in model.named_modules() if n and id(model.get_submodule(n)) == backbone)
     lacking = [name for name in info["missing_keys"] if auto and name.startswith(prefixes)]
     if lacking:
-        names = ", ".join(lacking[:3])
         raise ValueError(
-            f"model.path={path} has no weights for {names}: download the model again, or set model.weights=random"
+            f"model.path={path} has no weights for {', '.join(lacking[:3])}: download the model again, "
+            "or set model.weights=random"
         )
     return model.train(), list(info["missing_keys"])

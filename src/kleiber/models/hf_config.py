@@ -79,13 +79,26 @@ def _downloaded(name: str, key: str) -> Path:
 
 
 def read_config(folder: Path) -> Json:
-    """The content of config.json. Raises ConfigError where it is no JSON object, or a number in it is impossible."""
+    """The content of config.json.
+
+    Raises ConfigError where it is no JSON object, a number in it is impossible, or it names code on the hub.
+    """
     file = folder / "config.json"
     config = read_json(file)
     if not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{file}: model_type={config.get('model_type')!r} must be the name of an architecture")
     check_numbers(str(file), config)
+    _refuse_kernels(file, config)
     return config
+
+
+def _refuse_kernels(file: Path, node: object, key: str = "") -> None:
+    """Raises ConfigError for a setting that names a repository of kernels, whose code transformers would run."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _refuse_kernels(file, value, name if name.endswith("_implementation") else key)
+    elif key and isinstance(node, str) and "/" in node:
+        raise ConfigError(f"{file}: {key}={node} names code on the hub, which is never run: remove it from the file")
 
 
 def check_numbers(where: str, config: Config) -> None:

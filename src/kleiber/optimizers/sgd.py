@@ -29,7 +29,7 @@ class SGD:
     arXiv:2310.02244).
     """
 
-    lr: Positive = 0.5
+    lr: Positive = 1.0
     momentum: Decay = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 0.0

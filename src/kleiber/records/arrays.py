@@ -25,7 +25,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def map_array(path: Path) -> np.ndarray:
+def map_array(path: Path) -> np.memmap:
     """Maps the array in a .npy file. Raises DamagedFile for a header that is not one, or not that of so many bytes."""
     open_to_read(path).close()
     with named_errors(path):

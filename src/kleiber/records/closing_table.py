@@ -22,6 +22,7 @@ from kleiber.types.score import Score
 if TYPE_CHECKING:
     from rich.table import Table
 
+CHATS = ("sft", "dpo", "ipo", "cdpo", "kto")  # objectives that train on conversations
 WIDTH = 110  # columns of the table
 MAX_SAMPLES_BYTES = 2**24
 
@@ -162,7 +163,8 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
 
     overrides  the command line of the run
     """
-    place, lr = shorten(run), ((read_summary(run) or {}).get("stages") or [{}])[-1].get("lr") or 0.01
+    last = ((read_summary(run) or {}).get("stages") or [{}])[-1]
+    place, lr = shorten(run), last.get("lr") or 0.01
     kept = [text for text in overrides if not text.lstrip("+").startswith(("optimizer.lr=", "name="))]
     rates = ",".join(f"{lr * factor:.3g}" for factor in (0.5, 1, 2))
     hints = [
@@ -170,6 +172,8 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
         (["runs", shorten(run.parent)], "list the runs beside it"),
         (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
+    if last.get("objective") in CHATS:
+        hints.insert(0, (["chat", place], "talk to it"))
     if (run / "samples.txt").is_file():
         hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))
     return ["next", *(line for words, text in hints for line in (f"  # {text}", f"  {command(words)}"))]
@@ -183,7 +187,7 @@ def command(arguments: Sequence[str]) -> str:
     elif installed.is_file():
         program = [shorten(installed)]
     else:
-        program = [shorten(Path(sys.executable)), "-m", "kleiber"]
+        program = [shorten(Path(sys.executable)), "-P", "-m", "kleiber"]
     return shlex.join([*program, *arguments])
 
 

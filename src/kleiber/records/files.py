@@ -14,32 +14,22 @@ import os
 import resource
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import yaml
 
 from kleiber.config.system_errors import NO_SPACE
 from kleiber.records.locks import sweep_parts
-from kleiber.records.regular_files import (
-    DamagedFile,
-    create,
-    kind_of,
-    open_to_read,
-    read_text,
-    remove,
-    rename_aside,
-)
-from kleiber.records.terminal import warn_once
+from kleiber.records.regular_files import DamagedFile, create, kind_of, open_to_read, read_text, remove, rename_aside
 from kleiber.types import Json
 
 T = TypeVar("T")
-MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_LINE_BYTES = 2**28, 2**20, 2**22
+MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
 MAX_VALUES = 2**22  # in a JSON text; each takes 100 bytes of memory, or more
-MAX_DIGITS = 20  # of a whole number in JSON, with its sign: one of more than 64 bits raises an error in numpy
-PIECE = 2**20  # bytes that are read at once
+WORD_DIGITS, MAX_DIGITS = 20, 40  # of a whole number in JSON, with its sign; one of more than 64 bits fails in numpy
 PROBE_BYTES = 2**20  # written to see whether a disk is full
 WORD_BITS = 64
 LONGEST = 200  # characters of a value in an error
@@ -82,19 +72,30 @@ def load_json(text: str, max_values: int | None = MAX_VALUES) -> object:
 
     max_values  most numbers, texts, lists and objects in it; None where the caller has counted them
 
-    Raises ValueError for other text, for more values, and for a whole number of more than MAX_DIGITS digits;
+    Raises ValueError for other text, for more values, and for a whole number of more than MAX_DIGITS digits (one
+    of more than WORD_DIGITS, as transformers writes for an unlimited length, is returned as a float);
     RecursionError for deep nesting.
     """
     number = 0 if max_values is None else text.count(",") + text.count("[") + text.count("{")
     if max_values is not None and number > max_values:
         raise ValueError(f"it has {number:,} values, more than {max_values:,}")
-    return json.loads(text, parse_int=_parse_int)
+    value = json.loads(text, parse_int=_parse_int)
+    return _without_surrogates(value) if "\\ud" in text or "\\uD" in text else value
 
 
-def _parse_int(digits: str) -> int:
+def _without_surrogates(value: object) -> object:
+    """Replaces halves of characters, which JSON can have as escapes, and no file or page can."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(child) for key, child in value.items()}
+    return [_without_surrogates(child) for child in value] if isinstance(value, list) else value
+
+
+def _parse_int(digits: str) -> float:
     if len(digits) > MAX_DIGITS:  # with its sign
         raise ValueError(f"{digits[:MAX_DIGITS]}... has {len(digits):,} digits")
-    return int(digits)
+    return int(digits) if len(digits) <= WORD_DIGITS else float(digits)
 
 
 def read_yaml(path: Path) -> object:
@@ -147,50 +148,6 @@ def refuse_interpolations(value: object, path: Path, key: str = "") -> None:
         raise DamagedFile(path, f"{key}={value[:LONGEST]} {reason}")
     if isinstance(value, int) and value.bit_length() > WORD_BITS:
         raise DamagedFile(path, f"{key} is a whole number of {value.bit_length():,} bits, more than {WORD_BITS}")
-
-
-def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[tuple[str, T]]:
-    """Yields the lines of a log, without their newlines, each with what `parse` returns for it.
-
-    Leaves out lines for which `parse` raises ValueError, and those of more than MAX_LINE_BYTES, and prints how many
-    they are and which is the first. Leaves out the end of the file without a newline, which is what a killed run was
-    writing. Raises DamagedFile for anything but a file; nothing there is a log without lines.
-    """
-    damaged: list[int] = []
-    for number, line in enumerate(_whole_lines(path), start=1):
-        try:
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError("the line is too long")
-            text = line[:-1].decode("utf-8")
-            value = parse(text)
-        except (ValueError, RecursionError):
-            damaged.append(number)
-            continue
-        yield text, value
-    if damaged:
-        warn_once(f"{path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}")
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yields the lines of a file that end in a newline; of a longer line than MAX_LINE_BYTES its beginning."""
-    try:
-        file = open_to_read(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    with file:
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            if line.endswith(b"\n") or _skip_line(file):
-                yield line
-
-
-def _skip_line(file: BinaryIO) -> bool:
-    """Reads up to the end of a line; returns whether it has one, or the file ends first."""
-    while piece := file.read(PIECE):
-        end = piece.find(b"\n")
-        if end >= 0:
-            file.seek(end + 1 - len(piece), os.SEEK_CUR)
-            return True
-    return False
 
 
 class _Dumper(yaml.CSafeDumper):

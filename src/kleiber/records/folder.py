@@ -18,6 +18,7 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.nested import map_strings
 from kleiber.config.targets import signature
+from kleiber.config.url_secrets import hide_secrets, map_secrets
 from kleiber.records.environment import cpu_name
 from kleiber.records.files import read_config_node, read_yaml, write_yaml
 from kleiber.records.locks import is_locked, locked, stays_locked
@@ -208,8 +209,8 @@ def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None
         for path in (folder / name for name in OUTPUTS):
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 rename_aside(path, "file")
-        write_yaml(folder / "config.yaml", dict(config))
-        write_yaml(folder / "overrides.yaml", list(overrides))
+        write_yaml(folder / "config.yaml", map_secrets(dict(config), hide_secrets))
+        write_yaml(folder / "overrides.yaml", map_secrets(list(overrides), hide_secrets))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): set root= or KLEIBER_ROOT") from error
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.files import LONGEST, load_json, read_lines
+from kleiber.records.files import LONGEST, load_json
+from kleiber.records.lines import read_lines
 from kleiber.records.regular_files import DamagedFile
 from kleiber.types import Json, Row
 

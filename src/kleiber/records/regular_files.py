@@ -102,9 +102,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         with open_to_read(path) as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(max_bytes + 1) if size <= max_bytes else b""
-            if len(content) > max_bytes:
-                size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1) if size <= max_bytes else b""  # a buffer of max_bytes would be allocated
+            if len(content) > size:
+                content += file.read(max_bytes + 1 - len(content))
+                size = len(content)
     except FileNotFoundError:
         raise DamagedFile(path, "it does not exist") from None
     except OSError as error:
@@ -124,7 +125,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's content, in hex."""
-    with open_to_read(path) as file:
+    with open(path, "rb", opener=partial(_open, follow=True)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

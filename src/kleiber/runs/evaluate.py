@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kleiber.config.check import check_node
@@ -95,7 +96,11 @@ def run_evaluations(
     )
     subject = replace(subject, limit=limit)
     measurements = plan_measurements(evaluations, subject.model, subject.tokenizer, validation_sets, named)
-    home = (subject.folder, "evals") if subject.folder else (json.parent,) if json else None
+    make_home = None
+    if subject.folder:
+        make_home = partial(make_folder, subject.folder, "evals")
+    elif json:
+        make_home = partial(make_folder, json.parent)
     results: dict[str, Json] = {}
     for measurement in measurements:
         measured = measurement.measure(subject)
@@ -105,8 +110,8 @@ def run_evaluations(
             of_stage = find_stage_name(path, stage)
             by_data = updated_settings(subject.folder, of_stage, measurement.name, measured.scores, settings)
             save_results(subject.folder, measurement.name, measured, by_data)
-        if home is not None:
-            draw_figures(measurement, results[measurement.name], subject.folder, make_folder(*home))
+        if make_home is not None:
+            draw_figures(measurement, results[measurement.name], subject.folder, make_home())
     scores = {name: result["scores"] for name, result in results.items()}
     record = {"schema": SCHEMA, "subject": str(path), "evals": scores}
     record["seconds"] = round(time.perf_counter() - began, 3)

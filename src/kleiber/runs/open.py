@@ -20,6 +20,7 @@ from torch import Tensor
 from kleiber.config.errors import ConfigError
 from kleiber.config.foreign import check_foreign
 from kleiber.config.model_size import check_model_memory
+from kleiber.config.permissions import permit_data
 from kleiber.config.stages import text_settings
 from kleiber.config.targets import build, signature
 from kleiber.data.pretrained_tokenizer import load_pretrained
@@ -119,11 +120,14 @@ class TrainedModel:
         return load_objective(DictConfig(self.config), self.corpus, self.folder / "stages" / str(self.stage))
 
 
-def open_model(path: str | Path) -> TrainedModel:
+def open_model(path: str | Path, data: Sequence[str] = ()) -> TrainedModel:
     """Opens RUN, RUN/STAGE or a Hugging Face folder on the CPU. RUN alone means its last finished stage.
+
+    data  URLs, patterns and large folders that the run may read its data from, from now on (see `config.foreign`)
 
     Raises ValueError when the stage does not exist, its config does not pass the check, or no checkpoint is valid.
     """
+    permit_data(data)
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return open_hf(folder)
@@ -286,8 +290,7 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
         with whole_model(model) as whole:
             whole.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        text = f"the run {folder} started from a model of another shape: {first_difference(error)}"
-        raise ValueError(text) from None
+        raise ValueError(f"the run {folder} started from another shape: {first_difference(error)}") from None
 
 
 def add_saved_heads(model: Model, saved: checkpoint.Checkpoint) -> None:

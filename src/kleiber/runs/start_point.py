@@ -284,9 +284,8 @@ def copy_dense(moe: MoE, gate_up: Tensor, down: Tensor, noise: float, reset: flo
     """Copies the dense matrices, transposed to (in, out), into every expert; see `upcycle` for noise and reset."""
     moe.experts.gate_up.copy_(gate_up.T.expand_as(moe.experts.gate_up))
     moe.experts.down.copy_(down.T.expand_as(moe.experts.down))
-    for stack in (moe.experts.gate_up, moe.experts.down):
-        if noise:
-            stack.add_(torch.randn_like(stack) * (noise * stack[0].std()))
+    for stack in (moe.experts.gate_up, moe.experts.down) if noise else ():
+        stack.add_(torch.randn_like(stack) * (noise * stack[0].std()))
     if reset:
         for expert in range(moe.num_experts):
             reset_units(moe, expert, round(reset * moe.hidden))

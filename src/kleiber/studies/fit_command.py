@@ -29,8 +29,7 @@ LossColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of t
 ComputeColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of training FLOPs; same as --map C=COL")]
 LossFn = Annotated[str | None, typer.Option(help="huber, lad or squared; default: as in the law's publication")]
 Space = Annotated[
-    str | None,
-    typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication"),
+    str | None, typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication")
 ]
 Delta = Annotated[
     float | None,
@@ -63,8 +62,7 @@ Bootstrap = Annotated[
     int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
 ]
 TrustedLaw = Annotated[
-    str | None,
-    typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
+    str | None, typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it")
 ]
 ServedTokens = Annotated[
     str | None,
@@ -87,8 +85,7 @@ PredictAt = Annotated[
     list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
 ]
 Rank = Annotated[
-    bool,
-    typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
+    bool, typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit")
 ]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
@@ -302,10 +299,7 @@ def make_report(
 
 
 def import_page_module(name: str) -> ModuleType:
-    """Imports the module of `kleiber.studies` that writes a page.
-
-    Raises ValueError if a plotting package is not installed.
-    """
+    """Imports the module of `kleiber.studies` that writes a page. Raises ValueError without a plotting package."""
     try:
         for drawing in ("altair", "vl_convert"):
             import_module(drawing)

@@ -84,9 +84,8 @@ def verdict_lines(entry: Row) -> list[str]:
 
 def rows_fitted(entry: Row) -> str:
     """Returns how many rows were fitted, and how many were pooled into them if the table is large."""
-    if entry.get("pooled"):
-        return f"{entry['pooled']:,} rows pooled into {entry['n']:,} cells"
-    return f"{entry['n']} rows fitted"
+    pooled = entry.get("pooled")
+    return f"{pooled:,} rows pooled into {entry['n']:,} cells" if pooled else f"{entry['n']} rows fitted"
 
 
 def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
@@ -98,8 +97,7 @@ def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
 
 def _backtest_line(test: Row, level: str) -> str:
     """Returns the printed line of one backtest: errors, coverage and the errors of the naive predictors."""
-    runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
-    covers = "no intervals"
+    runs, covers = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}", "no intervals"
     if test["coverage"] is not None:
         covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
     naive = ", ".join(f"{NAIVE_LABELS[name]} {value:.2%}" for name, value in test["naive"].items())

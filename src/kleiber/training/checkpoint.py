@@ -37,12 +37,10 @@ from kleiber.records.arrays import check_stored
 from kleiber.records.files import full_disk_error, read_json, write_text
 from kleiber.records.model_files import check_safetensors
 from kleiber.records.regular_files import DamagedFile, file_sha256, make_folder, rename_aside
-from kleiber.records.terminal import warn_once
 from kleiber.training import shard_files
-from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged
+from kleiber.training.saved_checkpoint import STATE, WEIGHTS, Checkpoint, Damaged, warn_of_damage
 from kleiber.training.snapshot import Snapshot, copy_tensors
 from kleiber.types import Json
-from kleiber.types.ranks import rank
 
 SCHEMA = "kleiber.checkpoint/1"
 FILE = re.compile(rf"model\.safetensors|state\.pt|({WEIGHTS}|{STATE})/[\w-]+\.safetensors")  # beside meta.json
@@ -61,12 +59,7 @@ def trained_names(model: nn.Module) -> frozenset[str]:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    state: Json,
-    config_hash: str,
-    names: Collection[str] | None = None,
+    folder: Path, step: int, model: nn.Module, state: Json, config_hash: str, names: Collection[str] | None = None
 ) -> Checkpoint:
     """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
@@ -288,12 +281,6 @@ def latest_of(folder: Path) -> Checkpoint:
         raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
     warn_of_damage(defects)
     return saved
-
-
-def warn_of_damage(defects: Iterable[str]) -> None:
-    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
-    for defect in defects if rank() == 0 else ():
-        warn_once(f"skipped a damaged checkpoint: {defect}")
 
 
 def weights_sha256(folder: Path) -> str:

@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kleiber.records.directory_lock import is_replaced
-from kleiber.records.files import read_lines, replaced
+from kleiber.records.files import replaced
+from kleiber.records.lines import read_lines
 from kleiber.records.metrics import METRICS_FILE, parse_row
 from kleiber.records.regular_files import create, open_to_add_lines
 from kleiber.records.terminal import print_line

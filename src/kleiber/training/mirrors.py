@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from lightning.pytorch.loggers import Logger
 
 from kleiber.config.errors import ConfigError, ExitCode
+from kleiber.config.url_secrets import hide_secrets, reveal_secrets
 from kleiber.records.locks import wait_for_lock
 from kleiber.records.regular_files import refuse_link
 from kleiber.records.terminal import print_line
@@ -199,7 +200,7 @@ def mlflow_logger(
     from lightning.pytorch.loggers import MLFlowLogger
 
     home = folder.absolute().parents[1]
-    server = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    server = reveal_secrets(tracking_uri) if tracking_uri else os.environ.get("MLFLOW_TRACKING_URI")
     place = server or f"sqlite:///{home / 'mlflow.db'}?timeout=60"  # seconds to wait for other cells that write
     for name in ("alembic", "mlflow", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)  # it reports each table of a new database
@@ -215,9 +216,10 @@ def mlflow_logger(
     except ModuleNotFoundError:
         raise
     except Exception as error:  # of the network, of the database and of MLflow
-        raise ConfigError(f"logger.mlflow.tracking_uri={place} cannot be used: {error}") from error
+        reason = hide_secrets(f"{place} cannot be used: {error}")
+        raise ConfigError(f"logger.mlflow.tracking_uri={reason}") from error
     mirror = MLflowMirror(logger, "MLflow", run_config, axis)
-    mirror.description = f"MLflow run {number} in {place.partition('?')[0]}"
+    mirror.description = f"MLflow run {number} in {hide_secrets(place).partition('?')[0]}"
     mirror.log_config()
     return mirror
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.objectives.reference import REFERENCE
 from kleiber.records.locks import wait_for_lock
 from kleiber.records.regular_files import make_folder
@@ -51,9 +52,7 @@ class Remote:
 
     def open(self) -> tuple[AbstractFileSystem, str]:
         """Returns the file system of the copy, and the folder there."""
-        import fsspec
-
-        system, root = fsspec.core.url_to_fs(self.url)
+        system, root = open_file_system(self.url)
         system.invalidate_cache()
         return system, "/".join([root.rstrip("/"), *self.folder.absolute().parts[-PARTS:]])
 
@@ -96,14 +95,15 @@ class Remote:
             old = [name for name in complete[max(1, keep) :] if name not in needed]
             self.remove([*old, *{*self.all_names()} - {path.name, *complete}])
         except Exception as error:  # each file system has its own
-            print_line(f"warning: {path} is not copied to {self.url}: {error}", err=True)
+            print_line(f"warning: {path} is not copied to {self.url}: {hide_secrets(str(error))}", err=True)
 
     def go_back(self, step: int) -> None:
         """Removes the copies of the checkpoints after a step. Where that fails, prints why."""
         try:
             self.remove([name for name in self.names() if name > checkpoint.name(step)])
         except Exception as error:  # each file system has its own
-            print_line(f"warning: copies after step {step:,} are not removed from {self.url}: {error}", err=True)
+            reason = hide_secrets(str(error))
+            print_line(f"warning: copies after step {step:,} are not removed from {self.url}: {reason}", err=True)
 
     def remove(self, names: Collection[str]) -> None:
         """Removes the copies of these names, of which another process may have removed some already."""
@@ -210,4 +210,5 @@ def readable(remote: Remote) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each file system has its own
-        raise ConfigError(f"callbacks.checkpoints.remote={remote.url} cannot be read: {error}") from error
+        reason = hide_secrets(str(error))
+        raise ConfigError(f"callbacks.checkpoints.remote={remote.url} cannot be read: {reason}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from torch import nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.nn.sharding import is_sharded
+from kleiber.records.terminal import warn_once
 from kleiber.training import shard_files
 from kleiber.types import Json
+from kleiber.types.ranks import rank
 
 PARTS = ("optimizer", "callbacks", "retention")  # of a state
 WEIGHTS, STATE = "weights", "state"  # folders of the ranks' files
@@ -138,3 +140,9 @@ class Checkpoint:
 def first_difference(error: RuntimeError) -> str:
     """The first difference of two models, from PyTorch's error, which lists all of them."""
     return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+
+
+def warn_of_damage(defects: Iterable[str]) -> None:
+    """Prints the defects of checkpoints that were passed over: each once in a process, and only on rank 0."""
+    for defect in defects if rank() == 0 else ():
+        warn_once(f"skipped a damaged checkpoint: {defect}")

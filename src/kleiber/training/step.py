@@ -31,7 +31,7 @@ from kleiber.types.retention import Retention
 # In the errors of gloo, NCCL and the store at which ranks meet.
 TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)
 DISCONNECTED = re.compile(
-    "connection (closed|reset|refused|was)|broken pipe|gloo/transport|NCCL (communicator|error)|remote process|"
+    "connection (closed|reset|refused|was)|broken pipe|gloo/transport|NCCL communicator was aborted|remote process|"
     "DistNetworkError|failed to (recv|send)",
     re.IGNORECASE,
 )

@@ -94,7 +94,7 @@ def test_the_page_is_served_until_it_is_finished(models, tmp_path, monkeypatch, 
     session = Session(arrange(PROMPTS[:1], [("x", "y")], ("a", "b"), "plain", 0), tmp_path / "j.jsonl", "me")
     outcome: list[None] = []
     addresses: list[str] = []
-    monkeypatch.setattr(command.typer, "echo", lambda text, err=False: addresses.append(text))
+    monkeypatch.setattr(command, "print_line", lambda text, err=False: addresses.append(text))
     thread = threading.Thread(target=lambda: outcome.append(command.run_page(session, 0)))
     thread.start()
     while not addresses:

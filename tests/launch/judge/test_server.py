@@ -116,7 +116,7 @@ def test_a_full_disk_is_told_on_the_page_and_the_choice_can_be_repeated(server, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("kleiber.launch.judge.session.append_judgment", full)
+        patch.setattr("kleiber.launch.judge.session.append_judgments", full)
         status, text, _ = ask(server, "POST", "choose", {"item": 0, "choice": "left"})
         assert status == 507 and "j.jsonl" in text and json.loads(ask(server, "GET", "state")[1])["item"] == 0
     reported = capfd.readouterr().err

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
+from tables import jsonl
 
 import kleiber
 from kleiber.data.tokenizers import Bytes
@@ -16,6 +17,7 @@ from kleiber.training.callbacks.after_training import FinalScore, Latency, Posit
 from kleiber.types.model import Model
 from kleiber.types.score import Score
 
+INSTRUCT = Path(__file__).parents[2] / "data" / "instruct.jsonl"
 RECORD = StageRecord("main")
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "eval.tokens=512"]
@@ -130,6 +132,24 @@ def test_a_prompt_begins_with_the_begin_token(choice, prompt, tmp_path, monkeypa
     corpus = SimpleNamespace(tokenizer=Begun().with_separator(choice))
     Samples(tmp_path, corpus, num=2, prompt="ab").write(module(causal=True).model, [])
     assert prompts == [[prompt, prompt]]
+
+
+def test_an_answer_of_a_conversation_ends_where_the_model_ends_it(launch, monkeypatch):
+    def generate(model, ids, length, **options):
+        return torch.cat([ids, torch.tensor([[*b"Yes", Bytes.eos, *b"No"]] * len(ids))], 1)
+
+    monkeypatch.setattr("kleiber.training.callbacks.after_training.generate", generate)
+    folder = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1")
+    texts = (folder / "samples.txt").read_text().split("--- ")[1:]
+    assert len(texts) == 3
+    assert all(text.endswith("<|assistant|>\n>>>Yes\n") for text in texts)
+
+
+def test_an_objective_without_next_tokens_writes_no_samples(launch, tmp_path):
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
+    data = ["data=labelled", f"data.path={jsonl(tmp_path / 'rows.jsonl', rows)}"]
+    folder = launch("objective=classify", *data, "budget.steps=1")
+    assert not (folder / "samples.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from kleiber.config.stages import Quantity
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.sources import SourceText, limit_bytes
 from kleiber.types import Json
+from kleiber.types.access import DataPath
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Csv:
     max_bytes  at most that much text of each split
     """
 
-    path: str
+    path: DataPath
     column: str = "text"
     tokenizer: str = "bytes"
     max_bytes: Quantity | None = None

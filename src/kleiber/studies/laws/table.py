@@ -215,7 +215,7 @@ def loss_column(frame: pd.DataFrame, name: str | None) -> str:
 
     Raises ValueError, with the mapping to write, where it is missing and runs have losses of several texts or stages.
     """
-    if name in (None, "loss") and not ("loss" in frame.columns and frame["loss"].notna().any()):
+    if name in (None, "loss") and not ("loss" in frame.columns and len(frame["loss"].dropna())):
         losses = [str(column) for column in frame.columns if LOSSES.fullmatch(str(column))]
         if losses:
             choices = " or ".join(f"--map L={column}" for column in losses)

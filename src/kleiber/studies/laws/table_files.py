@@ -95,8 +95,10 @@ def _text_bytes(column: pyarrow.ChunkedArray) -> int:
     from pyarrow import compute
 
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    lengths = [compute.binary_length(chunk.dictionary).cast("int64").take(chunk.indices) for chunk in chunks]
-    return sum(compute.sum(each).as_py() or 0 for each in lengths)
+    lengths = [
+        compute.call_function("binary_length", [chunk.dictionary]).cast("int64").take(chunk.indices) for chunk in chunks
+    ]
+    return sum(compute.call_function("sum", [each]).as_py() or 0 for each in lengths)
 
 
 def _lines(content: bytes) -> Iterator[bytes]:

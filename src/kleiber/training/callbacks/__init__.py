@@ -7,7 +7,7 @@ EXPORTS = {
     "Latency": "after_training",
     "Positions": "after_training",
     "Samples": "after_training",
-    "EMA": "evaluate",
+    "EMA": "ema",
     "Checkpoints": "fault_tolerance",
     "Stability": "stability",
     "Log": "log",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -224,8 +225,10 @@ def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetCh
 class Samples(LeanCallback):
     """Writes `num` continuations of a prompt to samples.txt and to a W&B table after the last step.
 
-    length       tokens of each continuation
-    prompt       text to continue; None takes the start of a validation text
+    An objective that trains no prediction of next tokens, such as classify, has none.
+
+    length       tokens of each continuation, of which those behind the end of an answer are left out
+    prompt       text to continue; None takes the start of a validation text, or the question of a conversation
     temperature  must be positive, because all continuations would be the same at 0
     """
 
@@ -245,7 +248,7 @@ class Samples(LeanCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Generates the continuations after the last step, on rank 0; on all ranks where the model is sharded."""
-        if trainer.global_step != trainer.max_steps:
+        if trainer.global_step != trainer.max_steps or not pl_module.objective.needs_causal:
             return
         model = pl_module.model
         with joint_passes(model), activity("writing sample continuations"):
@@ -260,20 +263,29 @@ class Samples(LeanCallback):
         if not model.causal:
             return
         tokenizer = self.corpus.tokenizer
-        ids = tokenizer.encode_prompt(self.prompt) if self.prompt else self._validation_prompt()
+        question = None if self.prompt else self._validation_question(model.context)
+        ids = tokenizer.encode_prompt(self.prompt) if self.prompt else question or self._validation_prompt()
         device = device_of(model)
         prompts = torch.tensor([ids] * self.num, device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
         rows = generate(model, prompts, self.length, temperature=self.temperature, generator=generator)
         if not is_writer:
             return
-        start = tokenizer.decode(ids)
-        self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in rows.cpu()]
+        start, written = tokenizer.decode(ids), [row[len(ids) :] for row in rows.cpu().tolist()]
+        if question is not None:
+            written = [list(takewhile(lambda token: token != tokenizer.eos, row)) for row in written]
+        self.texts = [tokenizer.decode(row) for row in written]
         blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]
         write_text(self.path, "".join(blocks))
         for logger in loggers:
             if isinstance(logger, StageLogger):
                 logger.log_rows("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])
+
+    def _validation_question(self, context: int) -> list[int] | None:
+        """The ids of a validation conversation in front of its answer; None for other data or a long one."""
+        samples = next(iter(self.corpus.validation.values()))
+        question = samples.question(len(samples) // 2)
+        return None if question is None or len(question[0]) > context else question[0]
 
     def _validation_prompt(self, tokens: int = 32) -> list[int]:
         samples = next(iter(self.corpus.validation.values()))

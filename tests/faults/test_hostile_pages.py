@@ -31,7 +31,7 @@ PAGES = {
     "launch/judge/server.py": "launch/judge/test_server.py::test_the_keys_work_in_a_browser_and_hostile_text_is_text",
     "runs/coordinate_check.py": "no text of a run: names of layers of the check",
     "runs/evaluate.py": "evaluations",
-    "studies/curves.py": "charts/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
+    "studies/curves.py": "faults/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
     "studies/fitted_law.py": "fitted_law",
     "studies/law_report.py":
         "studies/test_law_report.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
