@@ -2,11 +2,13 @@
 
 import pytest
 
+from kleiber.config.errors import ConfigError
 from kleiber.studies.panel_declaration import (
     MEANS,
     captured_keys,
     filled,
     pattern_of,
+    read_function,
     read_keys,
     read_measures,
     read_tables,
@@ -45,7 +47,7 @@ def test_a_pattern_that_is_none_is_refused():
 
 
 def test_keys_of_names_of_metrics_come_last_and_a_key_needs_a_source():
-    measures = read_measures({"loss": "val/{data}/loss", "gap": {"source": "eval/{data}/{way}"}}, [])
+    measures = read_measures({"loss": "val/{data}/loss", "gap": {"source": "eval/{data}/{way}"}})
     assert captured_keys(measures) == ["data", "way"]
     keys = read_keys({"way": {"default": "alone"}, "arm": "study.arm"}, ["data", "way"])
     assert [key.name for key in keys] == ["way", "arm", "data"] and keys[1].sources == ["study.arm"]
@@ -68,7 +70,7 @@ def test_values_are_called_by_their_label_a_template_or_themselves():
 def test_what_a_measure_does_not_state_is_as_the_runs_recorded_it():
     recorded = Score(1.0, unit="nats per token", better="lower", label="loss on docs")
     loss, score = read_measures(
-        {"loss": "val/docs/loss", "score": {"source": "x/y", "better": "higher", "unit": "points"}}, []
+        {"loss": "val/docs/loss", "score": {"source": "x/y", "better": "higher", "unit": "points"}}
     )
     loss, score = loss.as_recorded(recorded), score.as_recorded(recorded)
     assert (loss.better, loss.title, score.better, score.unit) == (
@@ -77,9 +79,7 @@ def test_what_a_measure_does_not_state_is_as_the_runs_recorded_it():
 
 
 def test_a_measure_may_have_limits_and_a_reference():
-    (share,) = read_measures(
-        {"share": {"source": "x", "limits": [0, 1], "reference": {"at": 0.5, "label": "chance"}}}, []
-    )
+    (share,) = read_measures({"share": {"source": "x", "limits": [0, 1], "reference": {"at": 0.5, "label": "chance"}}})
     assert share.limits == (0.0, 1.0) and (share.reference, share.called) == (0.5, "chance")
 
 
@@ -97,11 +97,11 @@ WRONG = {
 def test_a_measure_that_is_wrong_is_refused_with_its_key(case):
     node, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
-        read_measures(node, [])
+        read_measures(node)
 
 
-def test_a_measure_of_the_class_of_the_study_has_no_source():
-    (measure,) = read_measures({"agreement": {"label": "pairs in order"}}, ["agreement"])
+def test_a_measure_that_a_function_computes_has_no_source():
+    (measure,) = read_measures({"agreement": {"label": "pairs in order"}}, sources=False)
     assert measure.sources == [] and measure.label == "pairs in order"
 
 
@@ -118,3 +118,16 @@ def test_tables_name_known_measures():
     ):
         with pytest.raises(ValueError, match=message):
             read_tables([node], "study.means", ["a"], MEANS)
+
+
+def test_a_function_of_a_table_and_runs_computes_measures_and_nothing_else_is_one(tmp_path, monkeypatch):
+    assert read_function("kleiber.studies.method_agreement").__name__ == "method_agreement"
+    (tmp_path / "my_lab.py").write_text("def shares(table, runs):\n    return table\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="KLEIBER_EXTENSIONS"):
+        read_function("my_lab.shares")
+    monkeypatch.setenv("KLEIBER_EXTENSIONS", "my_lab")
+    assert read_function("my_lab.shares").__module__ == "my_lab"
+    for name in ("kleiber.studies.Panel", "kleiber.studies.agreement", "kleiber.fit"):
+        with pytest.raises(ConfigError, match=name):
+            read_function(name)

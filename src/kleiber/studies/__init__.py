@@ -14,7 +14,6 @@ EXPORTS = {
     "Compare": "compare.study",
     "Continual": "continual",
     "DataRepeat": "joint_laws",
-    "Explain": "explain",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
     "Hyperparameters": "hyperparameters",
@@ -23,12 +22,13 @@ EXPORTS = {
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
     "Needle": "needle",
-    "OOD": "ood",
     "Panel": "panel",
-    "Retrieval": "retrieval",
     "Scaling": "scaling",
     "Search": "search",
     "Stability": "stability",
     "Transfer": "transfer",
+    "loss_lines": "ood",
+    "matched_losses": "retrieval",
+    "method_agreement": "explain",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

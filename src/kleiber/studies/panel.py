@@ -1,16 +1,15 @@
 """The study `panel`: a study that is a declaration of keys, measures, means, contrasts, claims and figures.
 
 A panel reads finished runs into a table (`panel_table`), estimates what its config names (`panel_view`), and decides
-its claims. A class derived from it may compute further measures from the table (`derives`, `derive`).
+its claims. A function that its config names may compute further measures from the table (`derive`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
-from typing import ClassVar
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
@@ -26,16 +25,17 @@ from kleiber.studies.panel_declaration import (
     Table,
     captured_keys,
     pattern_of,
+    read_function,
     read_keys,
     read_measures,
     read_tables,
     refuse_unknown,
 )
-from kleiber.studies.panel_table import HELD, STAGE, START, levels_of, read_table
+from kleiber.studies.panel_table import HELD, STAGE, START, every_stage, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import Config, Count, Natural
+from kleiber.types import Config, Count, Json, Natural
 from kleiber.types.score import Score
 
 SEED = "seed"
@@ -87,10 +87,9 @@ class Panel(IntervalStudy):
     looks      number of times that the runs will be looked at, each time with more seeds
     methods    a paragraph on methods for a paper
     arm, generation  of a cell: set by the design
-    derives    measures that a derived class computes in `derive`; in the config they have no source
+    derive     name of a function of the table and the runs, which returns the table with the rows of further measures;
+               those have no source in the config
     """
-
-    derives: ClassVar[Sequence[str]] = ()
 
     question: str = ""
     keys: Config = field(default_factory=dict)
@@ -104,6 +103,7 @@ class Panel(IntervalStudy):
     equal: str = "tokens"
     looks: Count = 1
     methods: str = ""
+    derive: str | None = None
     arm: str | None = None
     generation: Natural = 0
 
@@ -113,6 +113,8 @@ class Panel(IntervalStudy):
         refuse_unknown("study.equal", [self.equal], HELD)
         measures, keys = self.read()
         names, known = [measure.name for measure in measures], [key.name for key in keys]
+        if self.derive is not None:
+            read_function(self.derive)
         for pattern in (source for measure in measures for source in measure.sources):
             pattern_of(pattern)
         refuse_unknown("study.samples", self.samples, [SEED, *known])
@@ -135,7 +137,7 @@ class Panel(IntervalStudy):
 
     def read(self) -> tuple[list[Measure], list[Key]]:
         """Returns the measures and the keys. Raises ValueError, which names the key, for one that is invalid."""
-        measures = read_measures(self.measures, self.derives)
+        measures = read_measures(self.measures, sources=self.derive is None)
         return measures, read_keys(self.keys, captured_keys(measures))
 
     def tables(self, measures: Sequence[Measure]) -> dict[str, Table]:
@@ -150,10 +152,6 @@ class Panel(IntervalStudy):
                 )
             tables[table.title] = table
         return tables
-
-    def derive(self, table: Rows) -> Rows:
-        """Returns the table with the measures that a derived class computes from it; here the table itself."""
-        return table
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError as `refuse_twins` where planned runs have the same keys and seed."""
@@ -170,10 +168,15 @@ class Panel(IntervalStudy):
         refuse_twins(placed)
         return []
 
-    def view(self, runs: Sequence[Run]) -> View:
-        """Returns the table of the runs, and what it is read by."""
+    def view(self, runs: Sequence[Run], is_read: Callable[[Run, Json], bool] = every_stage) -> View:
+        """Returns the table of the runs, and what it is read by.
+
+        is_read  whether the table has a stage of a run
+        """
         measures, keys = self.read()
-        table = self.derive(read_table(runs, keys, measures))
+        table = read_table(runs, keys, measures, is_read)
+        if self.derive is not None:
+            table = read_function(self.derive)(table, runs)
         described = [measure.as_recorded(recorded_score(runs, table, measure.name)) for measure in measures]
         return View(
             table=table, keys=keys, measures={measure.name: measure for measure in described},

@@ -5,14 +5,21 @@ The name of a metric may be a pattern: `eval/attribution/**/deletion_gain/{metho
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from kleiber.config.errors import did_you_mean
+from hydra.utils import get_object
+
+from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.extensions import import_function
+from kleiber.config.targets import signature
+from kleiber.records.catalog import Run
 from kleiber.studies.claims import Selection
 from kleiber.studies.compare.decision import Estimate
+from kleiber.studies.compare.rows import Rows
 from kleiber.types.score import Score
 
 RESERVED = ("run", "seed", "base", "measure", "metric", "value")  # columns of the table, which no key may be called
@@ -20,6 +27,7 @@ EVERY = "*"  # in labels and values of a key: all other values
 PART = re.compile(r"(\[|\]|\{\w+(?::path)?\}|\*\*|\*)")  # what is no plain text in a pattern
 CONTRAST = ("of", "against", "than", "each")  # keys of a claim that a table of differences has
 MEANS = ("where", "noise")  # keys of a table of means
+EXAMPLE = "kleiber.studies.method_agreement"
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Measure:
     """A measure of a panel.
 
     sources    patterns of names of metrics, see `pattern_of`: the first of which a run has a metric counts; none for a
-               measure that the class of the study computes. `start:NAME` is the metric before the first step of the
+               measure that a function computes from the others. `start:NAME` is the metric before the first step of the
                last stage, `forgetting:F` and `forgetting:target` are the rise of the loss on earlier tasks by
                fine-tuning and the loss on the new one
     minus      a metric that is subtracted, whose name may contain the keys and stars of the sources; "" for none
@@ -106,6 +114,19 @@ def number_text(value: object, short: bool) -> str:
     return format_count(value) if short and value >= 1000 else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
+def read_function(name: str) -> Callable[[Rows, Sequence[Run]], Rows]:
+    """Imports the function of `study.derive`, one of kleiber's studies or of an extension.
+
+    Raises ConfigError for a name that a config may not use, and for what is no function of a table and runs.
+    """
+    if name.startswith("kleiber."):
+        signature(name)
+    function = get_object(name) if name.startswith("kleiber.") else import_function(name, f"study.derive={name}")
+    if not inspect.isfunction(function) or [*inspect.signature(function).parameters] != ["table", "runs"]:
+        raise ConfigError(f"study.derive={name} must be a function of `table` and `runs`, such as {EXAMPLE}")
+    return function
+
+
 def texts(value: object, key: str) -> list[str]:
     """Returns the texts of a text or of a list of them; empty for None. Raises ValueError, which names `key`."""
     if value is None:
@@ -174,25 +195,27 @@ def read_keys(nodes: Mapping[str, object], captured: Sequence[str]) -> list[Key]
     return [*keys, *(Key(name, title=name) for name in captured if name not in declared)]
 
 
-def read_measures(nodes: Mapping[str, object], derived: Sequence[str]) -> list[Measure]:
-    """Returns the measures of a panel's config; `derived` are those that the class of the study computes.
+def read_measures(nodes: Mapping[str, object], sources: bool = True) -> list[Measure]:
+    """Returns the measures of a panel's config.
 
-    Raises ValueError for a node without a source, or with other keys.
+    sources  whether each needs a source: a function may compute further ones
+
+    Raises ValueError for a node without a source that needs one, or with other keys.
     """
     measures = []
     for name, value in nodes.items():
         place = f"study.measures.{name}"
         node = value if isinstance(value, Mapping) else {"source": value}
         node = entries(node, place, ("source", "minus", "label", "unit", "better", "limits", "reference"))
-        sources = texts(node.get("source"), f"{place}.source")
-        if not sources and name not in derived:
+        patterns = texts(node.get("source"), f"{place}.source")
+        if sources and not patterns:
             raise ValueError(f"{place} needs a source, the name of a metric, such as val/builtin/docs/loss")
         if node.get("better", "none") not in ("lower", "higher", "none"):
             raise ValueError(f"{place}.better={node['better']} must be lower, higher or none")
         reference, called = read_reference(node.get("reference"), f"{place}.reference")
         measures.append(
             Measure(
-                name, sources, minus=str(node.get("minus") or ""), unit=str(node.get("unit") or ""),
+                name, patterns, minus=str(node.get("minus") or ""), unit=str(node.get("unit") or ""),
                 label=str(node.get("label") or ""), better=str(node.get("better") or ""),
                 limits=read_limits(node.get("limits"), f"{place}.limits"), reference=reference, called=called,
             )

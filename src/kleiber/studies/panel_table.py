@@ -6,7 +6,7 @@ Keys come from the config (`data.steps`), from the stage (`stage.params.total`),
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +28,18 @@ SAME = "same:"  # prefix of the columns of what claims hold equal
 HELD = (*QUANTITIES, RATE)  # what the claims of a panel can hold equal
 
 
-def read_table(runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Measure]) -> Rows:
+def every_stage(run: Run, stage: Json) -> bool:
+    """Returns True: a table has the last stage of every run, and all branches of a trunk."""
+    return True
+
+
+def read_table(
+    runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Measure],
+    is_read: Callable[[Run, Json], bool] = every_stage,
+) -> Rows:  # fmt: skip
     """Returns the table of a panel: the columns RESERVED, those of what claims hold equal, and one for each key.
+
+    is_read  whether the table has a stage of a run
 
     Raises ValueError where no finished run has a measure, where two runs have the same place, and where a run has
     several metrics of a measure at one place.
@@ -40,7 +50,7 @@ def read_table(runs: Sequence[Run], keys: Sequence[Key], measures: Sequence[Meas
     rows: list[Json] = []
     for run in finished:
         for stage in run.leaves:
-            place = place_of(run, stage, keys)
+            place = place_of(run, stage, keys) if is_read(run, stage) else None
             if place is not None:
                 scores = scores_of(run, stage) | forgotten.get(run.name, {})
                 rows += [{"run": run.name, **place, **row} for row in measured(scores, keys, measures)]

@@ -1,49 +1,40 @@
-"""The study `retrieval`: a panel whose hook compares nearest neighbors with other remedies at equal new-domain loss."""
+"""A measure of `study=retrieval`: nearest neighbors against other remedies at equal loss on the new domain."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pandas as pd
 
+from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.panel import Panel
 
 OLD, NEW, OLD_AT, NEW_AT, MATCHED = "old", "new", "old_at", "new_at", "matched"
 PLAIN, BASE, ALONE = "none", "base", "alone"  # arms without a remedy, and the way of a model without a datastore
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retrieval(Panel):
-    """A panel of losses on an old and a new domain, by arm and by way of retrieval.
+def matched_losses(table: Rows, runs: Sequence[Run]) -> Rows:
+    """Returns a panel's table with the losses at the weight 0 of the neighbors, and the measure `matched`.
 
-    It reads the measures `old` and `new` by `arm` and `way`, and `old_at` and `new_at` by `weight` of the neighbors, to
-    which it adds the weight 0, the model alone.
+    It reads the measures `old` and `new` by `arm` and `way`, and `old_at` and `new_at` by `weight` of the neighbors.
 
     matched  of a run of another arm: the loss on the old domain of plain fine-tuning with nearest neighbors minus that
              of the arm alone, at the weight of the neighbors at which both have the same loss on the new domain;
              between two weights on a straight line. Runs whose loss on the new domain no weight reaches are left out
     """
-
-    derives: ClassVar[Sequence[str]] = (MATCHED,)
-
-    def derive(self, table: Rows) -> Rows:
-        """Returns the table with the losses at the weight 0 and the measure `matched`."""
-        alone = table[(table["way"] == ALONE) & table["measure"].isin([OLD, NEW])]
-        zero = alone.assign(way=None, weight=0.0, measure=alone["measure"] + "_at")
-        table = pd.concat([table, zero], ignore_index=True)
-        curves = {seed: curve(part) for seed, part in table[table["arm"] == PLAIN].groupby("seed")}
-        rows = []
-        for _, part in alone[~alone["arm"].isin([PLAIN, BASE])].groupby("run", sort=False):
-            losses = part.set_index("measure")["value"]
-            reached = old_loss_at(curves.get(part["seed"].iloc[0], ()), losses.get(NEW))
-            if reached is not None and OLD in losses:
-                row = {"way": None, "measure": MATCHED, "metric": MATCHED, "value": reached - losses[OLD]}
-                rows.append({**part.iloc[0], **row})
-        return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
+    alone = table[(table["way"] == ALONE) & table["measure"].isin([OLD, NEW])]
+    zero = alone.assign(way=None, weight=0.0, measure=alone["measure"] + "_at")
+    table = pd.concat([table, zero], ignore_index=True)
+    curves = {seed: curve(part) for seed, part in table[table["arm"] == PLAIN].groupby("seed")}
+    rows = []
+    for _, part in alone[~alone["arm"].isin([PLAIN, BASE])].groupby("run", sort=False):
+        losses = part.set_index("measure")["value"]
+        reached = old_loss_at(curves.get(part["seed"].iloc[0], ()), losses.get(NEW))
+        if reached is not None and OLD in losses:
+            row = {"way": None, "measure": MATCHED, "metric": MATCHED, "value": reached - losses[OLD]}
+            rows.append({**part.iloc[0], **row})
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if rows else table
 
 
 def curve(rows: Rows) -> list[tuple[float, float]]:
