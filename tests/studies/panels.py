@@ -15,14 +15,13 @@ from small_run import REPOSITORY
 from kleiber.config.targets import build
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Result
-from kleiber.studies.panel import Panel
-from kleiber.studies.study import Findings
+from kleiber.studies.study import Findings, Study
 from kleiber.types import Json
 
 LOSS = "val/docs/loss"
 
 
-def declared(name: str, **options: Any) -> Panel:
+def declared(name: str, **options: Any) -> Study:
     """The study of conf/study/<name>.yaml, with other values of some options."""
     node = yaml.safe_load((REPOSITORY / f"conf/study/{name}.yaml").read_text())["study"]
     return build({**node, **options})

@@ -1,13 +1,13 @@
-"""The study `chain_of_thought` shows the exact match by number of digits, and what the steps gain at each of them."""
+"""The study `chain_of_thought`: a comparison with the exact match by number of digits, and what the steps gain."""
 
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.chain_of_thought import ChainOfThought, settings
 from kleiber.studies.claims import overall
 
 from .colors import colors
+from .panels import declared, row
 
 RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 CLAIM = {"arm": "steps_32", "against": "direct_32", "direction": "higher", "margin": 0.05,
@@ -44,51 +44,48 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def findings(folder):
-    return ChainOfThought(measure="val/digits2/loss", claims=[CLAIM]).analyze(read_runs(folder))
+    return declared("chain_of_thought", measure="val/digits2/loss", claims=[CLAIM]).analyze(read_runs(folder))
 
 
-def test_the_headline_has_the_longest_numbers_and_what_steps_gain_there(findings):
-    start = "Of held-out sums of numbers with 6 digits these are right: sum alone, width 32, 0% ["
-    assert findings.answer.startswith(start) and "worked steps, width 32, 60% [" in findings.answer
-    assert "At width 32 the steps gain +0.60 [" in findings.answer
+def test_every_number_of_digits_is_in_the_tables_and_the_figures(findings):
     assert overall(findings.claims) == "supported"
+    match, gain, digits = (
+        "Exact match by number of digits",
+        "Gain of worked steps by number of digits",
+        "digits of each term",
+    )
+    steps = row(findings, match, arm="worked steps, width 32", **{digits: 6})
+    assert steps["value"] == pytest.approx(0.6), "that of the rate of least loss"
+    assert row(findings, match, arm="sum alone, width 32", **{digits: 6})["lo"] == 0, "no share is below 0"
+    six, two = (row(findings, gain, **{digits: number}) for number in (6, 2))
+    assert six["value"] == pytest.approx(0.6) and two["value"] == pytest.approx(0.4)
+    assert two["lo"] <= 0.4 + 1e-9 and two["n"] == 3 and two["width"] == 32
+    drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
+    assert "worked steps, width 32" in str(drawn["digits"]) and "width 32" in str(drawn["gains"])
+    assert colors(drawn["tuning"]).keys() == {"sum alone, width 32", "worked steps, width 32"}
 
 
-def test_every_number_of_digits_is_in_the_tables_and_the_figure(findings):
-    rows = {(row["arm"], row["digits"]): row for row in findings.tables["Exact match by number of digits"]}
-    assert rows["worked steps, width 32", 6]["exact match"] == pytest.approx(0.6)
-    assert rows["sum alone, width 32", 6]["lo"] == 0  # no share is below 0
-    gains = {row["digits"]: row for row in findings.tables["Gain of worked steps by number of digits"]}
-    assert gains[6]["value"] == pytest.approx(0.6) and gains[2]["value"] == pytest.approx(0.4)
-    assert gains[2]["lo"] <= 0.4 + 1e-9 and gains[2]["n"] == 3
-    chart = str(findings.figures["digits"]().to_dict())
-    assert "digits of each term" in chart and "worked steps, width 32" in chart
-    named = {"sum alone, width 32", "worked steps, width 32"}
-    assert colors(findings.figures["tuning"]().to_dict()).keys() == named
-    gain = str(findings.figures["gains"]().to_dict())
-    assert "exact match with steps less without" in gain and "width 32" in gain
+def test_losses_of_other_answers_are_not_compared(findings):
     assert not {"Differences", "Differences by training tokens"} & findings.tables.keys()
     assert not {"differences", "arms", "sizes"} & findings.figures.keys() and "tuning" in findings.figures
 
 
-def test_one_seed_has_a_figure_of_the_matches_and_none_of_the_gains(folder):
+def test_the_noise_of_seeds_is_that_of_the_arm(findings):
+    rows = findings.tables["Exact match by number of digits"]
+    widths = {
+        each["arm"]: {round(row["hi"] - row["value"], 9) for row in rows if row["arm"] == each["arm"]} for each in rows
+    }
+    assert all(len(each) == 1 for each in widths.values())
+
+
+def test_one_seed_has_no_intervals(folder):
     first = [run for run in read_runs(folder) if run.config["seed"] == 0]
-    found = ChainOfThought(measure="val/digits2/loss", claims=[CLAIM]).analyze(first)
-    assert "gains" not in found.figures and "worked steps" in str(found.figures["digits"]().to_dict())
-
-
-def test_two_arms_of_one_width_and_kind_of_answer_are_refused(folder):
-    configs = [run.config for run in read_runs(folder)]
-    assert settings(configs) == {"direct_32": (False, 32), "steps_32": (True, 32)}
-    derived = [{**config, "model": {"depth": 2, "width": None, "aspect": 16}} for config in configs]
-    assert settings(derived) == settings(configs)
-    with pytest.raises(ValueError, match="deeper"):
-        settings([*configs, {**configs[0], "study": {"arm": "deeper"}}])
+    found = declared("chain_of_thought", measure="val/digits2/loss", claims=[CLAIM]).analyze(first)
+    assert overall(found.claims) == "not tested" and "worked steps" in str(found.figures["digits"]().to_dict())
 
 
 def test_runs_without_exact_match_are_refused(tmp_path):
     write(tmp_path, scored=False)
-    with pytest.raises(ValueError, match="evals=exact_match and data=arithmetic"):
-        ChainOfThought(measure="val/digits2/loss", claims=[{**CLAIM, "measure": "val/digits6/loss"}]).analyze(
-            read_runs(tmp_path)
-        )
+    study = declared("chain_of_thought", measure="val/digits2/loss", claims=[{**CLAIM, "measure": "val/digits6/loss"}])
+    with pytest.raises(ValueError, match="eval/exact_match"):
+        study.analyze(read_runs(tmp_path))

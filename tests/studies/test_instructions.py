@@ -5,9 +5,10 @@ from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import overall
-from kleiber.studies.instructions import Instructions, chart, is_shown
+from kleiber.studies.compare.study import Compare
 
 from .colors import colors
+from .panels import declared, row
 
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 LIFT, OLD = "eval/instructions/builtin/instructions/lift", "val/tinystories/loss"
@@ -18,6 +19,7 @@ BEFORE = {
 AFTER = {"plain": {OLD: 2.0, LIFT: 0.08}, "replay": {OLD: 1.6, LIFT: 0.02}}
 CLAIMS = [{"arm": "replay", "against": "plain", "direction": "lower", "margin": 0.05, "measure": OLD}]
 START = {"against": {"moment": "start"}}
+SCORES, LIFT_LABEL = "Scores before and after tuning", "lift: followed, less by answers to other prompts"
 ABOUT = [
     {"arm": "plain", **START, "direction": "lower", "margin": 0.05},
     {"arm": "plain", **START, "direction": "higher", "margin": 0.02, "measure": LIFT},
@@ -26,7 +28,7 @@ ABOUT = [
 
 
 def analyzed(folder, about=ABOUT):
-    return Instructions(measure="val/alpaca/loss", claims=[*about, *CLAIMS]).analyze(read_runs(folder))
+    return declared("instructions", claims=[*about, *CLAIMS]).analyze(read_runs(folder))
 
 
 def write_runs(folder, before_of=lambda arm: BEFORE, tasks=("alpaca", "dolly")):
@@ -80,7 +82,7 @@ def test_an_undecided_claim_about_the_start_tells_how_many_seeds_would_decide_it
 
 def test_the_measure_loss_is_that_of_the_task_before_tuning(tmp_path):
     write_runs(tmp_path, tasks=("alpaca",))
-    (result,) = Instructions(claims=[{"arm": "plain", **START}]).analyze(read_runs(tmp_path)).claims
+    (result,) = Compare(claims=[{"arm": "plain", **START}]).analyze(read_runs(tmp_path)).claims
     assert result.decision == "supported" and result.estimate.value == pytest.approx(-1.0)
 
 
@@ -104,48 +106,26 @@ def test_claims_about_the_start_wait_for_all_runs_and_name_arms_that_there_are(f
         analyzed(folder, [{"arm": "plian", **START, "direction": "lower", "margin": 0.05}])
 
 
-def test_scores_before_and_after_are_in_one_table_and_figure(findings):
-    rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
-    assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
-    assert rows["loss on tinystories (nats per token)", "replay"] == pytest.approx(1.6)
-    assert not any("keywords" in measure for measure, _ in rows)
+def test_scores_before_and_after_are_in_the_tables_and_figures(findings):
+    losses = "Losses before and after tuning"
+    before = row(findings, losses, data="TinyStories", arm="replay", moment="before tuning")
+    after = row(findings, losses, data="TinyStories", arm="replay", moment="")
+    assert before["value"] == 1.5 and after["value"] == pytest.approx(1.6)
+    assert {each["measure"] for each in findings.tables[SCORES]} == {LIFT_LABEL}, "of all instructions together"
     assert "sizes" not in findings.figures, "arms of one base differ by adapters alone"
-    scores, arms = (colors(findings.figures[name]().to_dict()) for name in ("scores", "arms"))
-    assert scores.keys() - arms.keys() == {"before tuning"} and arms.items() <= scores.items()
-
-
-def test_the_figure_of_scores_calls_arms_by_their_labels():
-    models = ("lora, before tuning", "before tuning", "lora")
-    rows = [
-        {"measure": "loss on mbpp (nats per token)", "model": name, "value": 2.0, "lo": 1, "hi": 3} for name in models
-    ]
-    drawn = chart(rows, {"lora": "LoRA"}).to_dict()
-    assert colors(drawn).keys() == {"LoRA, before tuning", "before tuning", "LoRA"}
-    assert drawn["concat"][0]["title"] == "loss on MBPP (nats per token)"
+    drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
+    assert colors(drawn["scores"]) == colors(drawn["losses"]) and "plain, before tuning" in str(drawn["losses"])
 
 
 def test_arms_that_start_from_different_weights_are_compared_with_their_own_start(tmp_path):
     findings = analyzed(write_runs(tmp_path, lambda arm: {**BEFORE, LIFT: {"plain": 0.05, "replay": -0.04}[arm]}))
     changes = [result.estimate.value for result in findings.claims]
     assert changes[1:3] == pytest.approx([0.08 - 0.05, 0.02 + 0.04])
-    rows = {(row["measure"], row["model"]): row["value"] for row in findings.tables["Scores before and after tuning"]}
-    lift = "lift: followed, less by answers to other prompts"
-    assert rows[lift, "plain, before tuning"] == pytest.approx(0.05)
-    assert rows[lift, "replay, before tuning"] == pytest.approx(-0.04)
-    assert rows["loss on tinystories (nats per token)", "before tuning"] == 1.5
-    findings.figures["scores"]()
-
-
-@pytest.mark.parametrize(
-    ("measure", "shown"),
-    [(LIFT, True), (OLD, True), ("eval/instructions/builtin/instructions/keywords/lift", False), ("loss", False),
-     ("eval/instructions/builtin/instructions/words", False), ("val/alpaca/bits_per_byte", False)],
-)  # fmt: skip
-def test_measures_of_the_figure(measure, shown):
-    assert is_shown(measure) == shown
+    for arm, lift in (("plain", 0.05), ("replay", -0.04)):
+        assert row(findings, SCORES, arm=arm, moment="before tuning")["value"] == pytest.approx(lift)
 
 
 @pytest.mark.parametrize("other", [{"better": "yes"}, {"equal": "money"}, {"against": 3}])
 def test_a_claim_with_another_key_is_refused(other):
     with pytest.raises(ValueError, match=r"study\.claims\[0\]"):
-        Instructions(claims=[{"arm": "plain", **START, **other}])
+        Compare(claims=[{"arm": "plain", **START, **other}])

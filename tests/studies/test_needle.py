@@ -1,13 +1,13 @@
-"""The study `needle` shows each arm's accuracy in every cell, at its best rate, and decides the claims."""
+"""The study `needle`: a comparison whose panel shows each arm's accuracy in every cell, at its best rate."""
 
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import overall
-from kleiber.studies.needle import Needle
 
 from .colors import colors
+from .panels import declared, row
 
 LENGTHS, DEPTHS, RATES = (32, 96), (0.0, 1.0), (0.0025, 0.005, 0.01, 0.02, 0.04)
 PREFIX = "eval/needle/recall"
@@ -44,49 +44,33 @@ def write(folder, arm: str, pairs: int = 16, scored: bool = True) -> None:
 def findings(tmp_path):
     for arm in ACCURACY:
         write(tmp_path, arm)
-    return Needle(measure=f"{PREFIX}/loss", claims=[CLAIM]).analyze(read_runs(tmp_path))
+    return declared("needle", claims=[CLAIM]).analyze(read_runs(tmp_path))
 
 
-def test_the_headline_has_the_accuracy_at_the_longest_haystack(findings):
-    start = "In haystacks of 96 tokens the needle is recalled by full attention 100% ["
-    assert findings.answer.startswith(start) and "LSTM 50% [" in findings.answer
-    assert overall(findings.claims) == "supported"
+def test_claims_are_those_of_the_comparison_and_the_answer_begins_with_the_recall(tmp_path):
+    for arm in (*ACCURACY, "lstm_4"):
+        write(tmp_path, arm)
+    findings = declared("needle", claims=[CLAIM]).analyze(read_runs(tmp_path))
+    assert overall(findings.claims) == "supported" and findings.claims[0].claim.of == {"arm": "full"}
+    assert "full attention 100% [" in findings.answer and "among 16 pairs" in findings.answer
 
 
-def test_every_cell_is_in_the_tables_and_figures(findings):
+def test_every_cell_is_in_the_tables_and_figures_at_the_best_rate(findings):
     cells = findings.tables["Accuracy by length and depth"]
-    assert {(row["arm"], row["length"], row["depth"]) for row in cells} == {
-        (arm, length, depth) for arm in ("full attention", "LSTM") for length in LENGTHS for depth in DEPTHS
-    }
-    by_length = {(row["arm"], row["length"]): row for row in findings.tables["Accuracy by length of the haystack"]}
-    lstm = by_length["LSTM", 96]
-    assert lstm["accuracy"] == pytest.approx(0.5) and lstm["lo"] < 0.5 < lstm["hi"] and lstm["seeds"] == 3
-    heat, lines = (findings.figures[name]().to_dict() for name in ("needle", "needle_lengths"))
-    assert heat["facet"]["sort"] == ["full attention", "LSTM"] and "12.5%" in heat["title"]["subtitle"]
-    assert [*colors(lines).values()] == [*colors(findings.figures["arms"]().to_dict()).values()]
-    assert colors(lines).keys() == colors(findings.figures["tuning"]().to_dict()).keys() == {"full attention", "LSTM"}
-    assert "haystack (tokens)" in str(lines) and "tuning" in findings.figures
+    names = ("full attention, 16 pairs", "LSTM, 16 pairs")
+    places = {(each["arm"], each["haystack (tokens)"], each["depth of the needle"]) for each in cells}
+    assert places == {(name, length, depth) for name in names for length in LENGTHS for depth in DEPTHS}
+    lengths = "Accuracy by length of the haystack"
+    lstm = row(findings, lengths, arm="LSTM, 16 pairs", **{"haystack (tokens)": 96})
+    assert lstm["value"] == pytest.approx(0.5) and lstm["lo"] < 0.5 < lstm["hi"] and lstm["n"] == 3
+    drawn = {name: draw().to_dict() for name, draw in findings.figures.items()}
+    assert drawn["needle"]["facet"]["sort"] == [*names] and "12.5%" in drawn["needle"]["title"]["subtitle"]
+    assert [*colors(drawn["needle_lengths"]).values()] == [*colors(drawn["arms"]).values()]
+    assert colors(drawn["needle_lengths"]).keys() == colors(drawn["tuning"]).keys() == {*names}
 
 
 def test_runs_without_needles_are_refused(tmp_path):
     for arm in ACCURACY:
         write(tmp_path, arm, scored=False)
-    with pytest.raises(ValueError, match="evals=needle"):
-        Needle(measure="loss", claims=[{"arm": "full", "against": "lstm"}]).analyze(read_runs(tmp_path))
-
-
-def test_arms_are_named_by_their_pairs_where_these_differ(tmp_path):
-    for arm, pairs in (("full", 16), ("lstm", 16), ("lstm_4", 4)):
-        write(tmp_path, arm, pairs)
-    findings = Needle(measure=f"{PREFIX}/loss", claims=[CLAIM]).analyze(read_runs(tmp_path))
-    panels = findings.figures["needle"]().to_dict()["facet"]["sort"]
-    assert panels == ["full attention, 16 pairs", "LSTM, 16 pairs", "LSTM, 4 pairs"]
-
-
-def test_arms_of_one_model_have_their_own_names(tmp_path):
-    for arm in ("full_2", "full_8", "lstm"):
-        write(tmp_path, arm)
-    claims = [{**CLAIM, "arm": "full_2"}]
-    findings = Needle(measure=f"{PREFIX}/loss", claims=claims).analyze(read_runs(tmp_path))
-    rows = findings.tables["Accuracy by length of the haystack"]
-    assert {row["arm"] for row in rows} == {"full_2", "full_8", "LSTM"}
+    with pytest.raises(ValueError, match="eval/needle"):
+        declared("needle", measure="loss", claims=[{"arm": "full", "against": "lstm"}]).analyze(read_runs(tmp_path))

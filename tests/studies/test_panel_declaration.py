@@ -109,7 +109,7 @@ def test_tables_name_known_measures():
     (table,) = read_tables(
         [{"title": "Means", "by": "arm", "noise": "pooled", "joint": True}], "study.means", ["a"], MEANS
     )
-    assert (table.measures, table.by, table.pooled, table.joint) == (["a"], ["arm"], True, True)
+    assert (table.measures, table.by, table.pooled, table.joint) == (["a"], ["arm"], [], True)
     for node, message in (
         ({"by": ["arm"]}, r"study\.means\[0\] needs a title"),
         ({"title": "x", "measures": "b"}, r"study\.means\[0\]\.measures: b"),

@@ -189,18 +189,28 @@ class Panel(IntervalStudy):
         view = self.view(runs)
         waiting = not_ready(runs, self.looks, lambda run: arm_name(run) or "")
         results = decide_together(view.questions(self.claims, waiting), self.level, self.looks)
+        tables, charts = self.shown(view)
+        return Findings(
+            question=self.question,
+            answer=answer_text(view.answer(self.answer), results, view.sentence),
+            claims=results,
+            caveats=view.caveats(results),
+            tables=tables,
+            figures=charts,
+            methods=self.methods.strip(),
+        )
+
+    def shown(self, view: View) -> tuple[dict[str, list[Json]], Figures]:
+        """Returns the tables by title, as reports show them, and functions that draw the figures."""
         tables = {title: view.rows_of(table) for title, table in view.tables.items()}
         charts: Figures = {
             str(node["name"]): partial(panel_figures.draw, node, view, tables)
             for node in self.figures
             if panel_figures.is_shown(node, view, tables)
         }
-        return Findings(
-            question=self.question,
-            answer=answer_text(view.answer(self.answer), results, view.sentence),
-            claims=results,
-            caveats=view.caveats(results),
-            tables={title: [view.published(row) for row in rows] for title, rows in tables.items() if rows},
-            figures=charts,
-            methods=self.methods.strip(),
-        )
+        return {title: [view.published(row) for row in rows] for title, rows in tables.items() if rows}, charts
+
+    def labels_of(self, source: str) -> dict[str, str]:
+        """Returns what people call the values of the key with a source; empty without such a key."""
+        _, keys = self.read()
+        return next((dict(key.labels) for key in keys if source in key.sources), {})

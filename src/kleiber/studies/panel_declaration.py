@@ -310,7 +310,8 @@ class Table:
     by        keys whose combinations of levels have a row each
     where     values of further keys
     contrast  of, against, than and each of a claim, for a table of differences
-    pooled    whether the intervals pool the noise of seeds over all cells of the table
+    pooled    keys: the intervals pool the noise of seeds over all cells with the same values of these, over all cells
+              of the table where it is empty; None: each cell has its own noise
     joint     whether the intervals of a measure hold together over all of its rows (Bonferroni)
     """
 
@@ -320,7 +321,7 @@ class Table:
     by: Sequence[str] = ()
     where: Selection = field(default_factory=dict)
     contrast: Selection = field(default_factory=dict)
-    pooled: bool = False
+    pooled: Sequence[str] | None = None
     joint: bool = False
 
 
@@ -339,12 +340,15 @@ def read_tables(
             raise ValueError(f"{place} needs a title")
         chosen = texts(entry.get("measures"), f"{place}.measures") or [*measures]
         refuse_unknown(f"{place}.measures", chosen, measures)
-        if entry.get("noise", "own") not in ("own", "pooled"):
-            raise ValueError(f"{place}.noise={entry['noise']} must be own or pooled")
+        noise, by = entry.get("noise", "own"), texts(entry.get("by"), f"{place}.by")
+        if isinstance(noise, str) and noise not in ("own", "pooled"):
+            raise ValueError(f"{place}.noise={noise} must be own, pooled, or a list of the keys of its rows")
+        pooled = {"own": None, "pooled": []}[noise] if isinstance(noise, str) else texts(noise, f"{place}.noise")
+        refuse_unknown(f"{place}.noise", pooled or [], by)
         tables.append(
             Table(
-                title=str(entry["title"]), measures=chosen, place=place, by=texts(entry.get("by"), f"{place}.by"),
-                where=mapping(entry.get("where"), f"{place}.where"), pooled=entry.get("noise") == "pooled",
+                title=str(entry["title"]), measures=chosen, place=place, by=by,
+                where=mapping(entry.get("where"), f"{place}.where"), pooled=pooled,
                 joint=bool(entry.get("joint")), contrast={name: entry[name] for name in CONTRAST if name in entry},
             )
         )  # fmt: skip

@@ -205,7 +205,7 @@ class View:
             return joint.rows_of(replace(table, joint=False))
         if table.contrast:
             rows = [*self.contrasts(table)]
-        elif table.pooled:
+        elif table.pooled is not None:
             rows = [row for name in table.measures for row in self.pooled_means(self.measures[name], table)]
         else:
             rows = [*self.means(table)]
@@ -219,15 +219,16 @@ class View:
             yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
 
     def pooled_means(self, measure: Measure, table: Table) -> Iterator[Json]:
-        """Yields the means of a measure, whose intervals pool the noise of seeds over all cells of the table."""
+        """Yields the means of a measure, whose intervals pool the noise of seeds over cells of the table."""
         (claim,) = expand({"of": table.where, "measure": measure.name}, self.levels)
         part = self.rows(measure.name, claim.of)
         if part.empty:
             return
         samples = list(dict.fromkeys([*table.by, *self.samples]))
         part = part.groupby(samples, as_index=False, sort=False).agg({"value": "mean", "run": "first"})
-        cells: Rows = seed_means(part, table.by, "value", self.level)
-        means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for _, row in cells.iterrows()}
+        groups: list[Rows] = [rows for _, rows in part.groupby([*table.pooled])] if table.pooled else [part]
+        cells = [row for rows in groups for _, row in seed_means(rows, table.by, "value", self.level).iterrows()]
+        means = {tuple(row[key] for key in table.by): mean_of(row, measure.unit) for row in cells}
         for cell in self.cells(table):
             mean = means.get(tuple(cell.values()))
             yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}

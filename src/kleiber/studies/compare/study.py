@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
+from typing import TYPE_CHECKING
 
+from kleiber.config.errors import did_you_mean
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
@@ -21,6 +23,7 @@ from kleiber.studies.compare.arms import (
     ArmOf,
     arm_name,
     arms_in_order,
+    near,
     not_ready,
     planned_arms,
     read_ladders,
@@ -49,7 +52,16 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import Config, Count, Row
+from kleiber.types import Config, Count, Json, Row
+
+if TYPE_CHECKING:
+    from kleiber.studies.panel import Panel
+
+TABLES = (
+    "Claims", "Differences", "Differences by training tokens", "Trends of differences",
+    "Effective parameter multiplier", "Arms", "Speed and memory",
+)  # fmt: skip
+FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ class Compare(IntervalStudy):
              A study that is looked at more often decides nothing
     sizes    arms of one kind of model at several sizes: the report tells at which size their measure would be that
              of the arm of the first claim, at training tokens that all of them have
+    panel    tables, figures and numbers of the answer that a panel declares, of each arm at its best learning rate; its
+             claims are those of the study. Labels of its key with the source study.arm are those of the arms
+    hidden   tables and figures that are left out, such as those of losses that do not compare between arms
     """
 
     arm: str | None = None
@@ -78,8 +93,16 @@ class Compare(IntervalStudy):
     keys: Mapping[str, str] = field(default_factory=dict)
     looks: Count = 1
     sizes: Sequence[str] = field(default_factory=tuple)
+    panel: Panel | None = None
+    hidden: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
+        for name in self.hidden:
+            if name not in (*TABLES, *FIGURES):
+                hint = did_you_mean(name, [*TABLES, *FIGURES])
+                raise ValueError(f"study.hidden: {name} must be one of {', '.join((*TABLES, *FIGURES))}.{hint}")
+        if self.panel is not None and self.panel.claims:
+            raise ValueError("study.panel.claims must be empty: write the claims into study.claims")
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
         if self.keys and not self.claims:
@@ -112,8 +135,9 @@ class Compare(IntervalStudy):
         return read_ladders(runs, self.measure, arm_of, higher_is_better=self.direction(runs) == "higher")
 
     def labels(self, runs: Sequence[Run], arm_of: ArmOf = arm_name) -> dict[str, str]:
-        """What figures call each arm, as `arm_labels`."""
-        return arm_labels(runs, arm_of)
+        """What figures call each arm: as the panel says it, else as `arm_labels`."""
+        declared = {} if self.panel is None else self.panel.labels_of("study.arm")
+        return {arm: declared.get(arm, text) for arm, text in arm_labels(runs, arm_of).items()}
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError for arms of equal configs, fewer than two arms, and a claim about an arm without runs.
@@ -204,7 +228,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         "Speed and memory": cost_table(facts, pairs),
     }
     drawn = differences_drawn(claims, pairs, ladders, measure, each)
-    return Findings(
+    charts = figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named))
+    findings = Findings(
         answer=" ".join(
             [
                 *(result.sentence() for result in results),
@@ -213,11 +238,39 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         ),
         claims=results,
         caveats=[*warnings, *arms_without_latency(facts)],
-        tables={title: rows for title, rows in tables.items() if rows},
-        figures=figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named)),
+        tables={title: rows for title, rows in tables.items() if rows and title not in study.hidden},
+        figures={name: draw for name, draw in charts.items() if name not in study.hidden},
         methods=METHODS.format(level=f"{level:.0%}", claims=len(questions), looks=study.looks)
         + further_methods(tables),
         measure=measure,
+    )
+    return (
+        findings if study.panel is None else with_panel(findings, replace(study.panel, level=level), runs, arms, named)
+    )
+
+
+def with_panel(
+    findings: Findings, panel: Panel, runs: Sequence[Run], arms: Mapping[str, Arm], arm_of: ArmOf
+) -> Findings:
+    """Returns the findings with the answer, tables, figures and methods of a panel before their own.
+
+    arms  the panel has the runs of each at its best learning rate and its training tokens
+    """
+
+    def is_of_arm(run: Run, stage: Json) -> bool:
+        """Whether a stage is that of an arm at its best rate."""
+        arm, row = arms.get(str(arm_of(run))), run.stage_row(stage)
+        return arm is not None and row["lr"] == arm.best_lr and near(row["tokens"], arm.facts["tokens"])
+
+    view = panel.view(runs, is_of_arm)
+    tables, charts = panel.shown(view)
+    return replace(
+        findings,
+        question=panel.question,
+        answer=" ".join(filter(None, [view.answer(panel.answer), findings.answer])),
+        tables={**tables, **findings.tables},
+        figures={**charts, **findings.figures},
+        methods=" ".join(filter(None, [panel.methods.strip(), findings.methods])),
     )
 
 

@@ -6,16 +6,13 @@ Of arms that fine-tune, `matched_table` and `settings_table`.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-
-import pandas as pd
 
 from kleiber.studies.compare.arms import Arm, measured
 from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
-from kleiber.studies.compare.rows import Rows, label
+from kleiber.studies.compare.rows import label
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 
@@ -206,21 +203,3 @@ def settings_table(record: Json) -> list[Json]:
 
 def rounded(value: float | None, scale: float) -> float | None:
     return None if value is None else round(value * scale, 1)
-
-
-def cell_scores(arms: Mapping[str, Arm], pattern: re.Pattern[str], place: Callable[[re.Match[str]], Row]) -> Rows:
-    """A row for each arm at its best rate, seed and measure whose name matches the pattern.
-
-    place  the columns of a row that follow from the match; the others are arm, seed, run and accuracy
-    """
-    matches = [
-        (name, pattern.fullmatch(measure), by_seed)
-        for name, arm in arms.items()
-        for measure, by_seed in arm.measures_at_best.items()
-    ]
-    return pd.DataFrame([
-        {"arm": name, "seed": seed, "run": f"{name}-{seed}", **place(match), "accuracy": value}
-        for name, match, by_seed in matches
-        if match is not None
-        for seed, value in by_seed.items()
-    ])  # fmt: skip
