@@ -3,11 +3,14 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.stability import Stability, sensitivities
+from kleiber.studies.stability import measures_of
+
+from .panels import declared, draw_all, row, rows
 
 RATES = (0.01, 0.1, 1.0)
 UNIFORM = math.log(256)
@@ -43,34 +46,36 @@ def runs(tmp_path):
 
 
 def test_the_sensitivity_is_the_mean_excess_loss_and_divergence_counts_as_uniform_predictions(runs):
-    findings = Stability().analyze(runs)
-    rows = {(row["arm"], row["width"]): row for row in findings.tables["Learning-rate sensitivity"]}
-    assert [*rows] == [*LOSSES]
-    for place, losses in LOSSES.items():
-        assert rows[place]["value"] == pytest.approx(expected(losses), abs=0.08)  # seeds shift what is not capped
-        assert rows[place]["n"] == 3 and rows[place]["best lr"] == 0.01
-    assert rows["plain", 32]["diverged or uniform"] == 3 and rows["qk_norm", 64]["diverged or uniform"] == 0
+    findings = declared("stability").analyze(runs)
+    for (arm, width), losses in LOSSES.items():
+        place = {"arm": {"plain": "plain", "qk_norm": "QK-norm"}[arm], "width": width}
+        values = {each["measure"]: each for each in rows(findings, "Learning-rate sensitivity", **place)}
+        sensitivity = values["learning-rate sensitivity"]
+        assert sensitivity["value"] == pytest.approx(expected(losses), abs=0.08)  # seeds shift what is not capped
+        assert sensitivity["n"] == 3 and values["best learning rate"]["value"] == 0.01
+        lost = {("plain", 32): 1 / 3, ("plain", 64): 1 / 3}.get((arm, width), 0)
+        assert values["runs no better than uniform predictions"]["value"] == pytest.approx(lost)
 
 
-def test_arms_are_compared_with_the_first_at_their_width_and_widths_with_the_narrowest(runs):
-    differences = Stability().analyze(runs).tables["Difference in sensitivity"]
-    pairs = [(row["arm"], row["width"], row["against"], row["against width"]) for row in differences]
-    assert pairs == [("plain", 64, "plain", 32), ("qk_norm", 32, "plain", 32), ("qk_norm", 64, "plain", 64)]
-    assert differences[1]["value"] < 0 and differences[1]["hi"] < 0
-    headline = Stability().analyze(runs).answer
-    assert "sensitivity of QK-norm at width 64 less that of plain at width 64 is -" in headline
+def test_arms_are_compared_with_the_plain_one_at_their_width_and_widths_with_the_narrowest(runs):
+    findings = declared("stability").analyze(runs)
+    differences = findings.tables["Difference in sensitivity"]
+    assert [(each["arm"], each["width"]) for each in differences] == [("QK-norm", 32), ("QK-norm", 64)]
+    assert all(each["hi"] < 0 for each in differences)
+    wider = row(findings, "Sensitivity at the largest width minus that at the smallest", arm="QK-norm")
+    assert wider["value"] == pytest.approx(expected(LOSSES["qk_norm", 64]) - expected(LOSSES["qk_norm", 32]), abs=0.01)
 
 
 def test_attention_logits_are_the_largest_logged_also_of_runs_that_diverged(runs):
-    table = Stability().analyze(runs).tables["Largest attention logit by learning rate"]
-    row = next(row for row in table if (row["arm"], row["width"]) == ("plain", "32"))
-    assert [row[f"lr {lr:g}"] for lr in RATES] == pytest.approx([9 * lr for lr in RATES])
+    table = rows(declared("stability").analyze(runs), "Largest attention logit by learning rate", arm="plain", width=32)
+    assert [each["learning rate"] for each in table] == [*RATES]
+    assert [each["value"] for each in table] == pytest.approx([9 * rate for rate in RATES])
 
 
 def test_an_arm_with_other_rates_is_refused(runs):
     part = [run for run in runs if not run.name.startswith("qk_norm64-0.1")]
     with pytest.raises(ValueError, match="qk_norm, width 64, has other rates"):
-        Stability().analyze(part)
+        declared("stability").analyze(part)
 
 
 def test_a_reference_whose_runs_all_diverged_is_replaced_by_no_other_arm(runs):
@@ -78,20 +83,23 @@ def test_a_reference_whose_runs_all_diverged_is_replaced_by_no_other_arm(runs):
         replace(run, status="diverged", summary={**run.summary, "stages": []}) if "plain64" in run.name else run
         for run in runs
     ]
-    findings = Stability().analyze(lost)
-    pairs = [(row["arm"], row["width"], row["against"]) for row in findings.tables["Difference in sensitivity"]]
-    assert pairs == [("qk_norm", 32, "plain")]
-    (verdict,) = (entry for entry in findings.caveats if entry["code"] == "no_loss")
-    assert "plain at width 64" in verdict["text"] and "9 of 9" in verdict["text"]
-    assert findings.answer.startswith(verdict["text"])
+    findings = declared("stability").analyze(lost)
+    (difference,) = findings.tables["Difference in sensitivity"]
+    assert (difference["arm"], difference["width"]) == ("QK-norm", 32)
+    assert not rows(findings, "Learning-rate sensitivity", arm="plain", width=64)
 
 
 def test_seeds_are_kept_apart():
-    by_seed = sensitivities({0.01: {0: 2.0, 1: 2.2}, 0.1: {0: 2.4, 1: 2.2}, 1.0: {0: 5.0, 1: 3.2}})
+    losses = {(0.01, 0): 2.0, (0.01, 1): 2.2, (0.1, 0): 2.4, (0.1, 1): 2.2, (1.0, 0): 5.0, (1.0, 1): 3.2}
+    table = [{"arm": "a", "width": 32, "rate": rate, "seed": seed, "value": loss}
+             for (rate, seed), loss in losses.items()]  # fmt: skip
+    by_seed = {each.get("seed"): each["value"] for each in measures_of(pd.DataFrame(table), 9.0)
+               if each["measure"] == "sensitivity"}  # fmt: skip
     assert by_seed == pytest.approx({0: (0.4 + 3.0) / 3, 1: 1.0 / 3})
 
 
 def test_the_figures_have_a_panel_for_each_width(runs):
-    for chart in Stability().analyze(runs).figures.values():
-        text = str(chart().to_dict())  # type: ignore[attr-defined]
+    charts = draw_all(declared("stability").analyze(runs))
+    assert [*charts] == ["loss", "logits"]
+    for text in map(str, charts.values()):
         assert "width 32" in text and "width 64" in text and "learning rate" in text and "QK-norm" in text

@@ -7,25 +7,23 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Ablation": "ablation",
-    "Accounting": "scaling",
     "Baselines": "baselines",
     "ClmVsMlm": "clm_vs_mlm",
     "Compare": "compare.study",
     "Continual": "continual",
-    "DataRepeat": "joint_laws",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
     "Hyperparameters": "hyperparameters",
-    "IsoFLOP": "scaling",
-    "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
     "Panel": "panel",
     "Scaling": "scaling",
     "Search": "search",
-    "Stability": "stability",
     "Transfer": "transfer",
+    "expert_gains": "joint_laws",
     "loss_lines": "ood",
     "matched_losses": "retrieval",
     "method_agreement": "explain",
+    "rate_sensitivity": "stability",
+    "repetition_excess": "joint_laws",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

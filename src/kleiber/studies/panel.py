@@ -17,6 +17,7 @@ from kleiber.studies.claims import Claim, Levels, Selection, chosen_levels, deci
 from kleiber.studies.compare.arms import arm_name, not_ready, planned_arms
 from kleiber.studies.compare.places import refuse_twins
 from kleiber.studies.compare.rows import Rows
+from kleiber.studies.law_report import lines
 from kleiber.studies.panel_declaration import (
     CONTRAST,
     MEANS,
@@ -31,6 +32,7 @@ from kleiber.studies.panel_declaration import (
     read_tables,
     refuse_unknown,
 )
+from kleiber.studies.panel_law import read_law
 from kleiber.studies.panel_table import HELD, STAGE, START, every_stage, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
@@ -87,8 +89,9 @@ class Panel(IntervalStudy):
     looks      number of times that the runs will be looked at, each time with more seeds
     methods    a paragraph on methods for a paper
     arm, generation  of a cell: set by the design
-    derive     name of a function of the table and the runs, which returns the table with the rows of further measures;
-               those have no source in the config
+    law        a law that is fitted to a measure, with keys as its inputs, see `panel_law.PanelLaw`
+    derive     name of a function of the table and the runs, which returns the table with the rows of further measures
+               and columns of further keys; those have no source in the config
     """
 
     question: str = ""
@@ -103,6 +106,7 @@ class Panel(IntervalStudy):
     equal: str = "tokens"
     looks: Count = 1
     methods: str = ""
+    law: Config | None = None
     derive: str | None = None
     arm: str | None = None
     generation: Natural = 0
@@ -118,6 +122,7 @@ class Panel(IntervalStudy):
         for pattern in (source for measure in measures for source in measure.sources):
             pattern_of(pattern)
         refuse_unknown("study.samples", self.samples, [SEED, *known])
+        read_law(self.law, names, known)
         tables, first = self.tables(measures), {"measure": names[0]}
         levels: Levels = {name: [0] for name in known}  # stand for those that the runs will have
         stated = [(f"study.claims[{at}]", node) for at, node in enumerate(self.claims)]
@@ -138,7 +143,7 @@ class Panel(IntervalStudy):
     def read(self) -> tuple[list[Measure], list[Key]]:
         """Returns the measures and the keys. Raises ValueError, which names the key, for one that is invalid."""
         measures = read_measures(self.measures, sources=self.derive is None)
-        return measures, read_keys(self.keys, captured_keys(measures))
+        return measures, read_keys(self.keys, captured_keys(measures), sources=self.derive is None)
 
     def tables(self, measures: Sequence[Measure]) -> dict[str, Table]:
         """Returns the declared tables by title. Raises ValueError, which names the key, for one that is invalid."""
@@ -176,7 +181,8 @@ class Panel(IntervalStudy):
         measures, keys = self.read()
         table = read_table(runs, keys, measures, is_read)
         if self.derive is not None:
-            table = read_function(self.derive)(table, runs)
+            table = read_function(self.derive)(table, runs).fillna({"base": ""})
+            table = table.assign(metric=table["metric"].fillna(table["measure"]))
         described = [measure.as_recorded(recorded_score(runs, table, measure.name)) for measure in measures]
         return View(
             table=table, keys=keys, measures={measure.name: measure for measure in described},
@@ -190,13 +196,18 @@ class Panel(IntervalStudy):
         waiting = not_ready(runs, self.looks, lambda run: arm_name(run) or "")
         results = decide_together(view.questions(self.claims, waiting), self.level, self.looks)
         tables, charts = self.shown(view)
+        stated = read_law(self.law, [*view.measures], [key.name for key in view.keys])
+        law, verdicts = (None, []) if stated is None else stated.fit(view.table, self.level)
         return Findings(
             question=self.question,
             answer=answer_text(view.answer(self.answer), results, view.sentence),
             claims=results,
+            verdicts=verdicts,
             caveats=view.caveats(results),
             tables=tables,
             figures=charts,
+            law=law,
+            text=() if law is None else lines(law),
             methods=self.methods.strip(),
         )
 

@@ -165,8 +165,10 @@ def refuse_unknown(place: str, names: Sequence[str], known: Sequence[str]) -> No
         raise ValueError(f"{place}: {unknown[0]} must be one of {', '.join(known)}.{did_you_mean(unknown[0], known)}")
 
 
-def read_keys(nodes: Mapping[str, object], captured: Sequence[str]) -> list[Key]:
+def read_keys(nodes: Mapping[str, object], captured: Sequence[str], sources: bool = True) -> list[Key]:
     """Returns the keys of a panel's config; those that only the names of metrics contain come last.
+
+    sources  whether each that is not captured needs a source: a function may set further ones
 
     Raises ValueError for a node that is neither a text nor has the keys of `Key`, or that no metric's name contains.
     """
@@ -179,15 +181,15 @@ def read_keys(nodes: Mapping[str, object], captured: Sequence[str]) -> list[Key]
         node = entries(node, place, ("source", "values", "default", "labels", "title"))
         labels = node.get("labels")
         labels = {EVERY: labels} if isinstance(labels, str) else mapping(labels, f"{place}.labels")
-        sources = texts(node.get("source"), f"{place}.source")
-        if not sources and name not in captured:
+        places = texts(node.get("source"), f"{place}.source")
+        if sources and not places and name not in captured:
             raise ValueError(
                 f"{place} needs a source, such as study.arm or stage.params.total, or a measure whose name contains "
                 f"{{{name}}}"
             )
         keys.append(
             Key(
-                str(name), sources, mapping(node.get("values"), f"{place}.values"), node.get("default"),
+                str(name), places, mapping(node.get("values"), f"{place}.values"), node.get("default"),
                 {value: str(text) for value, text in labels.items()}, str(node.get("title") or name),
             )
         )  # fmt: skip

@@ -1,14 +1,14 @@
 """The studies `scaling`, `isoflop` and `accounting`: fit a scaling law to models of several sizes and token counts.
 
-They make the same fits, backtests and verdicts, and differ in the headline: the accuracy of the law's predictions
-(`scaling`), the compute-optimal size at each budget (`isoflop`), or how the allocation exponent depends on the counting
-of parameters and compute (`accounting`). Only finished runs are analyzed.
+They make the same fits, backtests, tables and verdicts, and differ in what they answer: how accurate the law's
+predictions are (`scaling`), the compute-optimal size at each budget (`isoflop`), or how the allocation exponent depends
+on the counting of parameters and compute (`accounting`). Only finished runs are analyzed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +46,9 @@ class Scaling(Study):
     bootstrap   number of bootstrap resamples
     predict     points at which to predict the loss, such as {N: 1e6, D: 3e7}
     exclude     "suspects" excludes rows that look diverged or badly tuned from the fit, "none" only lists them
+    answers     what the first lines of the report are about: "errors" of the predictions, the "optimum" of parabolas in
+                log N at each compute budget (approach 2), or the range of the allocation exponent over "conventions" of
+                counting parameters and compute (Porian et al. 2024, arXiv:2406.19146), of which none is recommended
     """
 
     law: str = "chinchilla"
@@ -54,6 +57,7 @@ class Scaling(Study):
     bootstrap: Natural = 1000
     predict: Sequence[dict[str, Positive]] = field(default_factory=tuple)
     exclude: str = "none"
+    answers: str = "errors"
 
     def __post_init__(self) -> None:
         if set(find(self.law).inputs) != {"N", "D"}:
@@ -62,6 +66,8 @@ class Scaling(Study):
             raise ValueError(f"study.size={self.size} must be one of {', '.join(SIZES)}")
         if self.exclude not in CHOICES:
             raise ValueError(f"study.exclude={self.exclude} must be one of {', '.join(CHOICES)}")
+        if self.answers not in ANSWERS:
+            raise ValueError(f"study.answers={self.answers} must be one of {', '.join(ANSWERS)}")
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError if the points with at least `min_tokens` do not determine the law."""
@@ -79,11 +85,12 @@ class Scaling(Study):
         law = without_nonfinite(self.law_of(runs))
         rows = finished_rows(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
+            **({"Optimum by budget": optima(law)} if self.answers == "optimum" else {}),
             "Held-out errors": held_out_errors(law), "Allocation exponent by counting convention": conventions(law),
             "Sensitivity to the smallest D": min_token_fits(law), "Sensitivity to suspects": suspects_table(law),
         }  # fmt: skip
         return Findings(
-            headline(law),
+            ANSWERS[self.answers](law),
             verdicts=law["verdicts"],
             tables=tables,
             figures=figures(rows, law),
@@ -130,61 +137,47 @@ class Scaling(Study):
         )
 
 
-@dataclass(frozen=True)
-class IsoFLOP(Scaling):
-    """Fits a parabola in log N at each compute budget, and the exponent of their minima (approach 2).
+def parabolas(law: Row) -> Row | None:
+    """Returns the entry of approach 2 in a law; None where fewer than three budgets have a minimum."""
+    return next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
 
-    There is no exponent from fewer than three minima, and no extrapolation beyond the budgets if the fitted law is
-    refused. The options are those of `Scaling`; min_tokens is 1, so that budgets with short training count as well.
-    """
 
-    min_tokens: Quantity = 1
+def optima(law: Row) -> list[Json]:
+    """Returns a table of the compute-optimal size at each budget, from parabolas in log N."""
+    fitted = parabolas(law)
+    points = [] if fitted is None else fitted["points"]
+    return [{"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")} for point in points]
 
-    def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Returns the findings of `Scaling` with the exponent of approach 2 as the headline."""
-        findings = super().analyze(runs)
-        law = findings.law
-        assert law is not None
-        parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
-        if parabolas is None:
-            head = (
-                "No allocation exponent: fewer than three budgets have a minimum between their smallest and largest "
-                "size."
-            )
-            return replace(findings, answer=head, tables={"Optimum by budget": [], **findings.tables})
-        rows = [
-            {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
-            for point in parabolas["points"]
-        ]
-        head = (
-            f"The compute-optimal size grows as N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} interval "
-            f"{format_interval(parabolas['lo'], parabolas['hi'], '.3f')}, from parabolas at {len(rows)} compute budgets"
+
+def optimum_answer(law: Row) -> str:
+    """Returns the exponent of the optima, no further than the budgets if the fitted law is refused."""
+    fitted = parabolas(law)
+    if fitted is None:
+        return (
+            "No allocation exponent: fewer than three budgets have a minimum between their smallest and largest size."
         )
-        tables = {"Optimum by budget": rows, **findings.tables}
-        return replace(findings, answer=within_budgets(head, law), tables=tables)
+    head = (
+        f"The compute-optimal size grows as N_opt ~ C^{fitted['a']:.3f}, {law['level']:.0%} interval "
+        f"{format_interval(fitted['lo'], fitted['hi'], '.3f')}, from parabolas at {len(optima(law))} compute budgets"
+    )
+    return within_budgets(head, law)
 
 
-@dataclass(frozen=True)
-class Accounting(Scaling):
-    """Fits the allocation exponent under each convention of counting parameters and compute; recommends none of them.
+def conventions_answer(law: Row) -> str:
+    """Returns the range of the allocation exponent over conventions of counting parameters and compute."""
+    rows = [row for row in law["accounting"] if row["approach"].startswith("3")]
+    if not rows:
+        return "Counting conventions not compared: there is only one, or no exponent."
+    low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
+    head = (
+        "Depending on how parameters and compute are counted, the allocation exponent ranges from "
+        f"{low['a']:.3f} {format_interval(low['lo'], low['hi'], '.3f')} ({low['convention']}) to {high['a']:.3f} "
+        f"{format_interval(high['lo'], high['hi'], '.3f')} ({high['convention']})"
+    )
+    return within_budgets(head, law)
 
-    The options are those of `Scaling`. Source: Porian et al. 2024, arXiv:2406.19146
-    """
 
-    def analyze(self, runs: Sequence[Run]) -> Findings:
-        """Returns the findings of `Scaling` with the range of the exponent over conventions as the headline."""
-        findings = super().analyze(runs)
-        assert findings.law is not None
-        rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
-        if not rows:
-            return replace(findings, answer="Counting conventions not compared: there is only one, or no exponent.")
-        low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
-        head = (
-            "Depending on how parameters and compute are counted, the allocation exponent ranges from "
-            f"{low['a']:.3f} {format_interval(low['lo'], low['hi'], '.3f')} ({low['convention']}) to {high['a']:.3f} "
-            f"{format_interval(high['lo'], high['hi'], '.3f')} ({high['convention']})"
-        )
-        return replace(findings, answer=within_budgets(head, findings.law))
+ANSWERS = {"errors": headline, "optimum": optimum_answer, "conventions": conventions_answer}
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
