@@ -13,5 +13,13 @@ SHAPE = ["model.width=32", "model.num_heads=2", "model.depth=1", "budget.steps=2
 
 
 def last_of_each(overrides: Iterable[str]) -> list[str]:
-    """The overrides without earlier values of a key, which the command line of a process may set only once."""
-    return list({override.partition("=")[0]: override for override in overrides}.values())
+    """The overrides without those that later ones replace, which the command line of a process may not have.
+
+    A later `a=...` replaces earlier values of `a` and of what is below it.
+    """
+    kept: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        kept = {other: kept[other] for other in kept if other != key and not other.startswith(f"{key}.")}
+        kept[key] = override
+    return list(kept.values())

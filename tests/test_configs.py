@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from choices import CHOICES, CONF, LEARNT, METHODS, NEEDS, ROUTERS, STARTS, TABLES, split
+from choices import CHOICES, CONF, LEARNT, METHODS, NEEDS, ROUTERS, TABLES, split
 from omegaconf import OmegaConf
 from small_run import TINY
 
@@ -15,52 +15,55 @@ from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
 from kleiber.records.folder import NOT_IDENTITY, config_hash
 
-ELSEWHERE = {
-    "logger/mlflow": "needs MLflow: tests/training/test_mirrors.py",
-    "trainer/gpu": "needs a GPU",
-    "trainer/fsdp": "shards over two ranks: tests/training/test_fsdp.py",
-    "trainer/expert": "divides experts over two ranks: tests/training/test_parallel.py",
-    "trainer/tensor": "divides blocks over two ranks: tests/training/test_parallel.py",
-    "trainer/smoke": "is in every run here",
+TESTS = Path(__file__).parent
+SMOKED = "studies/test_study_smoke.py"
+ELSEWHERE = {  # test files that train with a choice, or prepare its data, in place of the tests here
+    "logger/mlflow": "training/test_mirrors.py",
+    "trainer/gpu": "gpu/test_gpu.py",
+    "trainer/fsdp": "training/test_fsdp.py",
+    "trainer/expert": "training/test_parallel.py",
+    "trainer/tensor": "training/test_parallel.py",
+    "trainer/smoke": "small_run.py",  # in every run here
+    "stages/chain": "runs/test_stage.py",
+    "stages/docs_then_code": "test_readme.py",
+    "init/checkpoint": "runs/test_start_point.py",
+    "init/hf": "runs/test_start_point.py",
+    "init/upcycle": "runs/test_stage.py",
+    "objective/distill": "objectives/test_clm_distill.py",
+    "design/ladder": SMOKED,
+    "design/isoflop": "launch/test_sweep_designs.py",
+    "design/grid": "launch/test_sweep_designs.py",
+    "design/search": "studies/test_search.py",
+    "design/arms": "studies/designs/test_grid.py",
+    "design/methods": "studies/designs/test_grid_methods.py",
+    "design/generations": "studies/designs/test_generations.py",
+    "design/pretraining": "studies/designs/test_pretraining.py",
 }
-ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "grid")}
-ANSWERING = ("chain_of_thought", "instructions")
-PLANNED = ["isoflop", "accounting", "clm_vs_mlm", "collaboration", "context", "data_repeat", "explain", *ANSWERING]
-PLANNED += [
-    "memorization",
-    "moe_law",
-    "panel",
-    "needle",
-    "ood",
-    "retrieval",
-    "search",
-    "stability",
-    "ablation",
-    "hyperparameters",
-]
-CLAIMS = ("moe_gain", "routers", "sparsity", "upcycling")
-ELSEWHERE |= {f"study/{name}": "plans a sweep; tests/studies read its runs" for name in (*PLANNED, *CLAIMS)}
+ELSEWHERE |= {f"design/{name}_sequence": "studies/designs/test_sequences.py" for name in ("builtin", "domain", "topic")}
+ELSEWHERE |= {f"study/{path.stem}": SMOKED for path in CONF.glob("study/[!_]*.yaml")}
+ELSEWHERE |= {f"experiment/{path.stem}": "test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
+ELSEWHERE |= {f"retention/{name}": f"retention/test_{name}.py" for name in METHODS}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
-ELSEWHERE |= {f"data/{p.stem}": "tests/data prepare it" for p in CONF.glob("data/*.yaml") if p.stem not in TABLED}
-ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
-ELSEWHERE |= dict.fromkeys(("stages/chain", "stages/docs_then_code"), "tests/test_chain.py runs chains")
+OF_DATA = dict.fromkeys(("tinystories", "wikitext"), "test_texts")
+OF_DATA |= {"tokens": "test_token_files", "deduplicated": "test_duplicates"}
 ELSEWHERE |= {
-    "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
-    "study/scaling": "launch/test_sweep.py starts it",
-    "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
-    "design/pretraining": "plans a sweep: tests/studies/test_transfer.py",
-    "design/arms": "tests/studies/designs/test_grid.py",
-    "objective/distill": "needs a teacher: tests/objectives/test_distill.py",
+    f"data/{path.stem}": f"data/{OF_DATA.get(path.stem, f'test_{path.stem}')}.py"
+    for path in CONF.glob("data/*.yaml")
+    if path.stem not in TABLED
 }
-ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-RETAINING = ["adapters", "baselines", "bias", "collapse", "continual", "forgetting", "forgetting_law"]
-ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in (*RETAINING, "moe_forgetting", "transfer")}
-ELSEWHERE |= {f"experiment/{path.stem}": "tests/test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: tests/studies/designs" for name in ("methods", "generations", "search")}
-ELSEWHERE |= {f"design/{n}_sequence": "tests/studies/test_sequences.py" for n in ("builtin", "domain", "topic")}
-TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
-ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
-ELSEWHERE |= {f"evals/{path.stem}": "tests/evals asks its keys for effects" for path in CONF.glob("evals/*.yaml")}
+ELSEWHERE |= {f"data/{path.parent.name}/{path.stem}": "data/test_labelled.py" for path in CONF.glob("data/*/*.yaml")}
+ELSEWHERE |= {
+    f"evals/{name}": f"evals/{name}/test_evaluation.py"
+    if (TESTS / "evals" / name).is_dir()
+    else f"evals/test_{name}.py"
+    for name in (path.stem for path in CONF.glob("evals/*.yaml"))
+}
+ELSEWHERE |= {
+    "data/repeat": "studies/designs/test_generations.py",
+    "evals/attention": "evals/attention/test_attention.py",
+    "evals/memorization": "evals/memorization/test_memorization.py",
+    "evals/routing": "training/callbacks/test_evaluations.py",
+}
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -97,7 +100,10 @@ def overrides(choice: str) -> list[str]:
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": ("data",), "experiment": ("data",), "docs_then_code": ("data",), "study": ("callbacks.samples",)}
     names = ("forgetting", "forgetting_law", "moe_forgetting", "adapters", "moe_gain", "needle", "memorization")
-    gone |= dict.fromkeys((*names, *ANSWERING, "collaboration", "equalized", "retrieval"), (*gone["study"], "data"))
+    gone |= dict.fromkeys(
+        (*names, "chain_of_thought", "instructions", "collaboration", "equalized", "retrieval"),
+        (*gone["study"], "data"),
+    )
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
     return [*plain, *NEEDS.get(choice, []), f"{group}={name}"]
@@ -111,6 +117,11 @@ def alone(choice: str) -> dict:
 @cache
 def twin_hash(choice: str) -> str:
     return config_hash(compose(*NEEDS.get(choice, []), "=".join(split(choice))))
+
+
+def test_every_choice_without_a_test_here_has_one_elsewhere():
+    assert {choice: file for choice, file in ELSEWHERE.items() if not (TESTS / file).is_file()} == {}
+    assert {*ELSEWHERE} <= {*CHOICES}
 
 
 def test_every_choice_composes_and_passes_the_check():

@@ -128,7 +128,7 @@ def test_no_escape_reaches_the_terminal(study, capsys, place):
     (study / "runs.jsonl.gz").unlink()
     folder = min(path.parent for path in study.glob("*/config.yaml"))
     summary = json.loads((folder / "summary.json").read_text())
-    text = hostile.ESCAPES
+    text = hostile.ESCAPES[1:] if place == "config" else hostile.ESCAPES  # YAML refuses halves of characters
     changes = {
         "name": {"name": text}, "status": {"status": text}, "error": {"status": "failed", "error": text},
         "override": {"overrides": [text]}, "stage": {"stages": [{**summary["stages"][0], "name": text}]},

@@ -87,7 +87,7 @@ def test_the_matrix_has_a_column_per_task_and_names_a_shared_metric_once():
 
 
 def test_the_next_commands_fit_the_run(tmp_path):
-    fake_run(tmp_path, [{"lr": 0.02}])
+    fake_run(tmp_path, [{"lr": 0.02}], config={"objective": {"_target_": "kleiber.objectives.CLM"}})
     lines = next_commands(tmp_path, ["model=moe", "optimizer.lr=1"])
     commands = list(filter(None, (shlex.split(line, comments=True) for line in lines[1:])))
     names = {"plot", "runs", "train"}
@@ -100,5 +100,6 @@ def test_the_next_commands_fit_the_run(tmp_path):
     lines = next_commands(tmp_path, [])
     assert any("generate" in line for line in lines), "of a model that can generate"
     assert not any(" chat " in line for line in lines)
-    fake_run(tmp_path / "tuned", [{"objective": "sft"}])
+    tuned = {"objective": {"_target_": "kleiber.objectives.SFT"}}
+    fake_run(tmp_path / "tuned", [{"objective": "sft"}], config=tuned)
     assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))

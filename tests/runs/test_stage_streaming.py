@@ -27,7 +27,8 @@ def streamed(tmp_path):
     documents += ["x" * 255] * (left // 256) + ["x" * (left % 256)]
     for split, rows in (("train", documents), ("validation", documents[:20])):
         (home / f"{split}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return [f"data.path={home}", *OFTEN, "data.streaming=true", f"data.shuffle_buffer={TOKENS - 64}"]
+    streaming = ["data.streaming=true", f"data.shuffle_buffer={TOKENS - 64}"]
+    return [f"data.path={home}", "data.splits=files", *OFTEN, *streaming]
 
 
 def stage(folder):

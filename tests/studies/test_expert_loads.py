@@ -6,6 +6,7 @@ import pytest
 
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies import expert_loads
+from kleiber.studies.claims import decide_together
 from kleiber.studies.compare.rows import DENSE, FROZEN, MIXTURE, label
 from kleiber.studies.forgetting import Forgetting
 
@@ -35,8 +36,9 @@ def test_shifts_of_a_task_with_a_slash_in_its_name_are_read():
 
 def test_only_earlier_texts_count_when_the_router_is_judged(record):
     """The load of the new text moves by .5 in both arms; that of the earlier text by .2 less with a frozen router."""
-    (verdict,) = expert_loads.frozen_load(record["rows"], 0.9)
-    assert verdict["value"] == pytest.approx(0.2) and verdict["holds"] is True
-    assert expert_loads.frozen_load(record["rows"][record["rows"]["method"] != FROZEN], 0.9) == []
+    (result,) = decide_together(expert_loads.frozen_load(record["rows"]), 0.9)
+    assert result.estimate is not None and result.estimate.value == pytest.approx(-0.2)
+    assert result.decision == "supported" and result.claim.direction == "lower"
+    assert expert_loads.frozen_load(record["rows"][record["rows"]["method"] != FROZEN]) == []
     distances = {("load_shift", "docs", 0): 0.1, ("load_shift", "code", 0): 0.9, ("load_gap_before", "docs", 0): 0.2}
     assert expert_loads.earlier_shift(distances) == pytest.approx(0.1)

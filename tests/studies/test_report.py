@@ -19,11 +19,11 @@ from .ladders import noisy, small_loss, write_tree
 WIDTHS = {32: 25_000, 64: 100_000, 128: 400_000, 256: 1_600_000}
 
 
-def write_run(folder, seed, num_params, status="finished", bootstrap=20):
+def write_run(folder, seed, num_params, status="finished"):
     """What a trunk with four branches leaves, its losses from a known law with .2 % noise."""
     tokens = 1e6 * 2.0 ** np.arange(4)
     losses = noisy(small_loss(num_params, tokens), [seed, num_params], 0.002)
-    study = {"_target_": "kleiber.studies.Scaling", "bootstrap": bootstrap}
+    study = {"_target_": "kleiber.studies.Scaling", "bootstrap": 20}
     by_tokens = dict(zip(tokens.tolist(), losses.tolist(), strict=True))
     write_tree(folder, seed, num_params, 6.0 * num_params, by_tokens, status, study)
 
@@ -142,7 +142,7 @@ def test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page():
 @pytest.mark.slow
 def test_a_study_of_200_sizes_is_drawn(tmp_path):
     for number, num_params in enumerate(np.geomspace(2e4, 2e6, 200).astype(int).tolist()):
-        write_run(tmp_path / "wide" / f"size{number}", 0, num_params, bootstrap=0)
+        write_run(tmp_path / "wide" / f"size{number}", 0, num_params)
     assert main(["report", str(tmp_path / "wide"), "--out", str(tmp_path / "page.html")]) in (0, 3)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert all(f'<div id="{name}">' in page for name in ("ladder", "frontier", "residuals")) and "size199" in page

@@ -35,7 +35,7 @@ from kleiber.types import Json
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "kleiber.cache/2"
+SCHEMA = "kleiber.cache/3"
 MANIFEST = "manifest.json"
 FORMAT = 2  # part of every identity: raise it when the meaning of a token file changes
 BLOCK_BYTES = 1 << 20  # read at once to check a file

@@ -137,9 +137,9 @@ def _content_of(file: File, sampled: bool) -> Content:
     if is_table(file.path):
         try:
             columns = table_columns(file.path)
-        except OSError:
-            raise
         except Exception as error:  # of pyarrow, json and decoders
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             return Content(checksum, defect=explain(file.path, error))
         if not columns and suffix(file.path) != ".json":
             return Content(checksum, reason="no rows")

@@ -127,6 +127,7 @@ class SFT(CLM):
 
     likelihood = False
     default_epochs = 3.0
+    trains_answers = True
 
     def __init__(self, corpus: Corpus, z_loss: NonNegative = 0.0) -> None:
         if not isinstance(corpus, InstructCorpus):

@@ -51,6 +51,7 @@ class DPO(Objective):
                training
     """
 
+    trains_answers = True
     metric = "accuracy"
     metrics: ClassVar[Metrics] = {
         "loss": Metric("loss", "lower", "nats per pair"),

@@ -44,6 +44,7 @@ class KTO(Objective):
                             answers) in [1, 4/3]
     """
 
+    trains_answers = True
     metric = "auc"
     metrics: ClassVar[Metrics] = {
         "loss": Metric("loss", "lower", "per answer"),

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.cost import describe_costs
+from kleiber.config.stages import stage_config
+from kleiber.config.targets import class_attribute
 from kleiber.records.catalog import stage_scores
+from kleiber.records.folder import read_config
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
 from kleiber.records.terminal import print_rich
@@ -22,7 +25,6 @@ from kleiber.types.score import Score
 if TYPE_CHECKING:
     from rich.table import Table
 
-CHATS = ("sft", "dpo", "ipo", "cdpo", "kto")  # objectives that train on conversations
 WIDTH = 110  # columns of the table
 MAX_SAMPLES_BYTES = 2**24
 
@@ -172,7 +174,8 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
         (["runs", shorten(run.parent)], "list the runs beside it"),
         (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
-    if last.get("objective") in CHATS:
+    objective = stage_config(read_config(run), str(last.get("name")))["objective"]
+    if class_attribute(str(objective["_target_"]), "trains_answers"):
         hints.insert(0, (["chat", place], "talk to it"))
     if (run / "samples.txt").is_file():
         hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))

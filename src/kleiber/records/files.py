@@ -207,7 +207,9 @@ def replaced(path: Path, shared: bool = False) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename = str(path)
         remove(part)
         raise
 

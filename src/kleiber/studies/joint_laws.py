@@ -26,11 +26,11 @@ def expert_gains(table: Rows, runs: Sequence[Run]) -> Rows:
     gain       of a run with X > 1: the loss at X = 1 minus its own, at the same size, tokens and seed
     """
     expansions = {run.name: expansion(run.config["model"]) for run in runs}
-    table = table.assign(expansion=[expansions[name] for name in table["run"]], size=None)
+    table = table.assign(expansion=[expansions[name] for name in table["run"]])
     losses = table[table["measure"] == LOSS]
     is_base = losses["expansion"] == 1.0
     if not is_base.any():
-        return table
+        return table.assign(size=table["active"])
     active = losses["active"].to_numpy(dtype=float)
     sizes = np.sort(losses.loc[is_base, "active"].astype(float).unique())
     nearest = sizes[np.abs(np.log(active[:, None] / sizes[None])).argmin(1)]
@@ -38,7 +38,7 @@ def expert_gains(table: Rows, runs: Sequence[Run]) -> Rows:
     kept = losses.assign(size=nearest)[equal]
     gains = beside_base(kept, kept["expansion"] == 1.0, ["size", "tokens", "seed"])
     gains = gains.assign(measure=GAIN, metric=GAIN, value=gains["base_loss"] - gains["value"])
-    return pd.concat([table, gains.drop(columns="base_loss")], ignore_index=True)
+    return pd.concat([table.assign(size=None), gains.drop(columns="base_loss")], ignore_index=True)
 
 
 def repetition_excess(table: Rows, runs: Sequence[Run]) -> Rows:

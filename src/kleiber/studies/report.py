@@ -145,7 +145,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if name is None:
         check_foreign({"study": node}, Path(source))
     target = str(node["_target_"])
-    study = build(node) if class_attribute(target, "is_study") else None  # no other class is even imported
+    study = None if class_attribute(target, "is_study") is None else build(node)  # no other class is even imported
     if not isinstance(study, Study):
         raise ConfigError(f"{source}: study._target_={target} must be the class of a study")
     return study

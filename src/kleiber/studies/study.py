@@ -89,7 +89,7 @@ class Study:
     seeds      number of seeds; replaces that of the design
     """
 
-    is_study: ClassVar[bool] = True  # read from the source, before a class that a file names is imported
+    is_study: ClassVar[bool] = True  # read from the source: a config that names another class does not import it
     level: ClassVar[float | None] = None
 
     max_cells: Count | None = None

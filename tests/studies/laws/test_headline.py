@@ -1,6 +1,6 @@
 """The headline of a law: its error beyond the cut, what is not identified, or why it is refused."""
 
-from kleiber.studies.laws.answer import extrapolation, headline, refusal, what_identifies, within_budgets
+from kleiber.studies.laws.headline import extrapolation, headline, refusal, what_identifies, within_budgets
 
 from .. import ladders
 
