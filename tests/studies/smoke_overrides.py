@@ -76,15 +76,15 @@ SUMS = (
     ["design.arms={direct_64:null,steps_64:null,direct_32:{optimizer.lr:[0.01]}}", "design.lrs=[0.01]",
      "design.seeds=2", "data.digits=[2,4]", "data.held_out=8", "data.problems=500",
      "study.claims=[{arm:steps_32,against:direct_32}]"],
-    4, "claim_not_tested",
+    4, "",
 )  # fmt: skip
 TUNING = [
     "design.start=null", "design.base={objective:clm,budget.tokens:10k}", "design.lrs=[0.01]", "design.seeds=1",
-    "design.arms={replay:null,lora:{optimizer.lr:[0.01]}}", "study.claims=[{arm:lora,against:plain}]",
-    "study.against_start=[{arm:plain}]", "model.width=32", "model.num_heads=2", "data.tokenizer=bytes",
+    "design.arms={replay:null,lora:{optimizer.lr:[0.01]}}", "data.tokenizer=bytes",
+    "study.claims=[{arm:lora,against:plain},{arm:plain,against:{moment:start}}]", "model.width=32", "model.num_heads=2",
     "data.parts={i:{path:'{data}/instruct.jsonl'}}", "study.measure=val/i/loss", "evals.instructions.tokens=4",
 ]  # fmt: skip
-TUNED = (TUNING, 3, "claim_not_tested start_plain")
+TUNED = (TUNING, 3, "")
 ADAPTERS = [
     "design.arms={full:{adapter:null,optimizer.lr:[0.02]},rank1:null,rank16:null,rank64:null,"
     "rank4:{adapter:lora,adapter.rank:4,optimizer.lr:[0.1]}}",
