@@ -51,7 +51,7 @@ def test_points_that_do_not_determine_a_law_say_so(tmp_path):
 @pytest.mark.parametrize(
     "law",
     [{"name": "joint_moe", "inputs": {"N": "active"}}, {**MIXTURE, "bootstrap": -1}, {**MIXTURE, "measure": "losses"},
-     {**MIXTURE, "inputs": {"N": "active", "D": "tokens", "X": "experts"}}],
+     {**MIXTURE, "inputs": {"N": "active", "D": "tokens", "X": "loads"}}],
 )  # fmt: skip
 def test_a_law_that_is_wrong_is_refused_with_its_key(law):
     with pytest.raises(ValueError, match=r"study\.law"):
