@@ -150,7 +150,7 @@ STUDIES = {
         "claim_not_tested trend",
         decision="not tested",
     ),
-    "moe_law": Expected(["model.mlp.num_experts=2,4", "design.widths=[32]", "stages.branches=[4k,8k]"], 2, "no_law"),
+    "moe_law": Expected(["model.mlp.num_experts=2,4,8", "design.widths=[32]", "stages.branches=[4k,8k]"], 3, "no_law"),
     "hyperparameters": Expected(SWEPT, 8, "few_groups few_runs no_backtest not_identified", "a b c d e"),
     "mup_transfer": Expected(
         ["design.widths=[32,64]", "optimizer.lr=0.001,0.01,0.3", "design.seeds=1", "study.around=1"], 12, "edge"
