@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.lines import Marks, arm_color, lines
-from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span
+from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span, with_title
 
 BINS = 30
 
@@ -31,6 +31,8 @@ def distribution(rows: Rows, order: Sequence[str], x_title: str, title: str, sub
             tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
         )  # fmt: skip
         panels.append(marks.properties(title=str(heading), width=WIDTH, height=30 * len(names)))
+    if len(panels) == 1:
+        return with_title(panels[0], title, 30 * len(names), subtitle)
     return in_rows(panels, title, subtitle, columns=1)
 
 

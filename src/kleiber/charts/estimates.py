@@ -8,8 +8,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.lines import arm_color, reference_line
-from kleiber.charts.theme import WIDTH, Chart, in_rows, kind_color, over, span
+from kleiber.charts.lines import arm_color
+from kleiber.charts.theme import WIDTH, Chart, in_rows, kind_color, over, reference_line, span
 
 BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
     "": ("circle", ""),

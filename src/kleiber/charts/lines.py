@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 
 import altair as alt
 import numpy as np
-import pandas as pd
 
 from kleiber.charts.theme import (
-    GRAY,
     HEIGHT,
     LABEL_GAP,
     Chart,
@@ -22,6 +20,7 @@ from kleiber.charts.theme import (
     in_rows,
     kind_color,
     over,
+    reference_line,
     separate_labels,
     span,
     with_title,
@@ -125,20 +124,9 @@ class Marks:
         return base.mark_point(size=self.points, opacity=1, strokeWidth=1.4).encode(fill=fill, **encoding)
 
 
-def reference_line(axis: Chart, value: float, **style: object) -> Chart:
-    """Returns a dashed line across the panel at a value of an axis."""
-    dashes = {"strokeDash": [4, 4], "color": GRAY, **style}
-    rule = alt.Chart(pd.DataFrame({"reference": [value]})).mark_rule(**dashes)
-    return rule.encode(**{"x" if isinstance(axis, alt.X) else "y": over(axis, "reference")})
-
-
-def draw(tables: Sequence[Marks], x: Chart, y: Chart, color: Chart = None, reference: float | None = None) -> Chart:
-    """Returns one panel without a title, with the tables behind each other.
-
-    reference  a value of the vertical axis, at which there is a dashed line
-    """
-    dashed = [] if reference is None else [reference_line(y, reference)]
-    return alt.layer(*dashed, *(layer for marks in tables for layer in marks.layers(x, y, color)))
+def draw(tables: Sequence[Marks], x: Chart, y: Chart, color: Chart = None, behind: Sequence[Chart] = ()) -> Chart:
+    """Returns one panel without a title, each table in front of the one before and of the layers `behind`."""
+    return alt.layer(*behind, *(layer for marks in tables for layer in marks.layers(x, y, color)))
 
 
 def end_names(rows: Rows, series: str, x: str, value: str = "value", spread: float = 0.0) -> Marks:
@@ -181,10 +169,10 @@ def lines(
         at = float(first[reference].iloc[0]) if isinstance(reference, str) and len(first) else reference
         at = None if isinstance(at, str) or at is None or np.isnan(at) else at
         axis = y
-        if panel and y.scale is alt.Undefined:
+        if panel and y["scale"] is alt.Undefined:
             axis = y.copy(deep=False)
             axis["scale"] = scale_over(part if own_scales else tables, log, at)
-        return draw(part, x, axis, color, at)
+        return draw(part, x, axis, color, [] if at is None else [reference_line(axis, at)])
 
     if not panel:
         return with_title(panel_of(tables), title, height, subtitle)
@@ -235,6 +223,6 @@ def seed_lines(
     def panel(arms: Sequence[str]) -> Chart:
         """The panel of some of the arms."""
         part, color = replace(marks, rows=rows[rows["series"].isin(arms)]), arm_color(order, arms, len(drawn) <= MOST)
-        return draw([part], x, y, color, reference)
+        return draw([part], x, y, color, [reference_line(y, 0.0)] if zero else [])
 
     return small_multiples(panel, drawn, title, subtitle)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.lines import Marks, draw, reference_line
-from kleiber.charts.theme import HEIGHT, Chart, Rows, with_title
+from kleiber.charts.lines import Marks, draw
+from kleiber.charts.theme import HEIGHT, Chart, Rows, reference_line, with_title
 
 NEAR = 0.045  # share of the height by which names side by side are moved apart
 
@@ -34,7 +33,7 @@ def scatter(
         for axis, at in zip((x, y), references, strict=True)
         if at is not None and np.isfinite(at)
     ]
-    return with_title(alt.layer(*dashed, draw(shown, x, y, color)), title, height, subtitle)
+    return with_title(draw(shown, x, y, color, dashed), title, height, subtitle)
 
 
 def point_names(places: Rows, name: str, x: str, y: str) -> Marks:

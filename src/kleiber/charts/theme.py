@@ -92,6 +92,13 @@ def over(axis: Chart, column: str) -> Chart:
     return other
 
 
+def reference_line(axis: Chart, value: float, **style: object) -> Chart:
+    """Returns a dashed line across the panel at a value of an axis."""
+    dashes = {"strokeDash": [4, 4], "color": GRAY, **style}
+    rule = alt.Chart(pd.DataFrame({"reference": [value]})).mark_rule(**dashes)
+    return rule.encode(**{"x" if isinstance(axis, alt.X) else "y": over(axis, "reference")})
+
+
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
     """Returns the ticks of a logarithmic axis from `low` to `high`.
 
