@@ -6,7 +6,7 @@ Arms have the same color in every figure of a page, the first is the reference a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import altair as alt
@@ -152,7 +152,7 @@ def scale_over(tables: Sequence[Marks], log: bool = False, reference: float | No
 def lines(
     tables: Sequence[Marks], x: Chart, y: Chart, title: str, *, color: Chart = None, subtitle: str = "",
     reference: float | str | None = None, panel: str = "", columns: int = 2, height: int = HEIGHT,
-    size: dict[str, int] = SMALL, log: bool = False, own_scales: bool = False,
+    size: dict[str, int] = SMALL, log: bool = False, own_scales: bool = False, units: Mapping[str, str] | None = None,
 ) -> Chart:  # fmt: skip
     """Returns a figure of tables over one horizontal axis, in one panel or in one for each value of a column.
 
@@ -161,16 +161,15 @@ def lines(
     panel       column of the first table; tables without it are in every panel
     log         whether the vertical scale of panels is logarithmic
     own_scales  whether each panel has a vertical scale of its own
+    units       titles of the vertical axes of panels, where they differ
     """
 
-    def panel_of(part: Sequence[Marks]) -> Chart:
+    def panel_of(part: Sequence[Marks], axis: Chart = y) -> Chart:
         """One panel, with a scale over its tables or over all of them."""
         first = part[0].rows
         at = float(first[reference].iloc[0]) if isinstance(reference, str) and len(first) else reference
         at = None if isinstance(at, str) or at is None or np.isnan(at) else at
-        axis = y
         if panel and y["scale"] is alt.Undefined:
-            axis = y.copy(deep=False)
             axis["scale"] = scale_over(part if own_scales else tables, log, at)
         return draw(part, x, axis, color, [] if at is None else [reference_line(axis, at)])
 
@@ -182,7 +181,9 @@ def lines(
             replace(marks, rows=marks.rows[marks.rows[panel] == name]) if panel in marks.rows else marks
             for marks in tables
         ]
-        panels.append(panel_of(parts).properties(title=str(name), **size))
+        axis = y.copy(deep=False)
+        axis["title"] = (units or {}).get(name, y["title"])
+        panels.append(panel_of(parts, axis).properties(title=str(name), **size))
     return in_rows(panels, title, subtitle, columns)
 
 
