@@ -118,8 +118,8 @@ class Marks:
         if self.shape is not None:
             encoding["shape"] = self.shape
         if not self.hollow:
-            style = {"size": self.points, "opacity": self.opacity, **(self.point_style or {})}
-            return base.mark_point(filled=True, **style).encode(**encoding)
+            style = {"filled": True, "size": self.points, "opacity": self.opacity, **(self.point_style or {})}
+            return base.mark_point(**style).encode(**encoding)
         fill = alt.condition(f"datum.{self.hollow}", alt.value("white"), hue)
         return base.mark_point(size=self.points, opacity=1, strokeWidth=1.4).encode(fill=fill, **encoding)
 
