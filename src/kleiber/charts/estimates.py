@@ -77,9 +77,8 @@ def estimates(
         )
         layers = [mark.encode(x=x, tooltip=hints)]
         if np.isfinite(part["other"]).any():
-            layers.append(
-                base.mark_point(**{"opacity": 1, **other}).encode(x=over(x, "other"), color=alt.value(other["color"]))
-            )
+            second = base.mark_point(**{"opacity": 1, **other})
+            layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
         if np.isfinite(part["lo"]).any():
             layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
         if np.isfinite(part["reference"].to_numpy(dtype=float)).any():

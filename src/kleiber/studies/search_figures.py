@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ["trial", "finalist", "above the axis"]
+COLORS = ["trial", "", "finalist", *[""] * 5, "above the axis"]  # black, orange, gray
 
 
 def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate], level: float) -> Figures:
@@ -69,12 +70,7 @@ def loss_by_key(trials: Trials) -> Chart:
     length, losses = next(iter(trials.searched.items()))
     finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
     limit = float(np.quantile(list(finite.values()), 0.9))
-    color, panels = (
-        kind_color(
-            KINDS, legend=alt.Legend(title=None), order=["trial", "finalist", "", "", "", "", "", "", "above the axis"]
-        ),
-        [],
-    )
+    color, panels = kind_color(KINDS, legend=alt.Legend(title=None), order=COLORS), []
     for key in next(iter(trials.values.values())):
         rows = pd.DataFrame([
             {"at": trials.values[name][key], "value": min(loss, limit), "trial": name,
