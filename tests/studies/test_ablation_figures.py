@@ -7,7 +7,6 @@ import pytest
 from kleiber.studies.ablation import Change
 from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows
 from kleiber.studies.ablation_ladder import Scale, ladder_of, predict
-from kleiber.studies.compare.decision import Decision
 
 
 def change(name, gap):
@@ -19,7 +18,7 @@ def change(name, gap):
     diverged = Scale(160, 1e6, 1e17, plain, {}, (0.02, 0.02), (), {name: [0, 1, 2]})
     ladder = ladder_of(scales[:3])
     predictions = {times: predict(ladder, times, 0.9) for times in (1.0, 10.0)}
-    return Change(name, scales[:3], [scales[3], diverged], ladder, predictions, Decision.NOT_TESTED)
+    return Change(name, scales[:3], [scales[3], diverged], ladder, predictions)
 
 
 def test_a_scale_without_a_gap_has_no_row():

@@ -120,7 +120,7 @@ class Marks:
         if not self.hollow:
             style = {"filled": True, "size": self.points, "opacity": self.opacity, **(self.point_style or {})}
             return base.mark_point(**style).encode(**encoding)
-        fill = alt.condition(f"datum.{self.hollow}", alt.value("white"), hue)
+        fill = alt.condition(f"datum.{self.hollow}", alt.value("white"), hue or alt.value("black"))
         return base.mark_point(size=self.points, opacity=1, strokeWidth=1.4).encode(fill=fill, **encoding)
 
 
@@ -134,6 +134,7 @@ def end_names(rows: Rows, series: str, x: str, value: str = "value", spread: flo
 
     spread  height of the vertical axis in its unit; 0: that of the values
     """
+    rows = rows.reset_index(drop=True)
     ends = rows.loc[rows.groupby(series, sort=False)[x].idxmax()]
     gap = LABEL_GAP * (spread or float(np.ptp(rows[value])))
     return Marks(rows=ends.assign(height=separate_labels(ends[value].to_numpy(), gap)), value="height", name=series)

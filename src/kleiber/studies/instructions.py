@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+import pandas as pd
+
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import START as BEFORE
 from kleiber.studies.compare.arms import Arm
@@ -103,13 +105,28 @@ def chart(rows: Sequence[Json], labels: Mapping[str, str]) -> object:
 
     labels  what each arm is called
     """
-    from kleiber.charts.estimates import estimates
+    import altair as alt
+
+    from kleiber.charts.theme import apply_theme, kind_color
 
     named = {**labels, **{f"{arm}, {START}": f"{label}, {START}" for arm, label in labels.items()}, START: START}
-    table = [
-        {**row, "series": named[row["model"]], "panel": " ".join(map(readable, str(row["measure"]).split()))}
-        for row in rows
-    ]
-    models = list(dict.fromkeys(row["series"] for row in table))
+    table = pd.DataFrame([{**row, "model": named[row["model"]]} for row in rows])
+    models = list(dict.fromkeys(table["model"]))
     arms_first = sorted(models, key=lambda model: model.endswith(START))  # with the colors of the page
-    return estimates(table, arms_first, "", "Losses and instruction following before and after tuning")
+    color = kind_color(models, "model", order=arms_first)
+    panels = []
+    for measure, part in table.groupby("measure", sort=False):
+        base = alt.Chart(part).encode(y=alt.Y("model:N", sort=models, title=None), color=color)
+        low, value = (
+            alt.X(f"{name}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, labelOverlap=True))
+            for name in ("lo", "value")
+        )
+        layers = alt.layer(
+            base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q"),
+            base.mark_point(filled=True, size=60, opacity=1).encode(
+                x=value, tooltip=["model", alt.Tooltip("value:Q", format=".4f")]
+            ),
+        )
+        panels.append(layers.properties(title=" ".join(map(readable, str(measure).split())), width=240, height=80))
+    title = alt.TitleParams("Losses and instruction following before and after tuning", anchor="start")
+    return apply_theme(alt.concat(*panels, columns=2).properties(title=title))
