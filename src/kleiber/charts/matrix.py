@@ -58,7 +58,9 @@ def heat_map(
     across, down = (max(2, rows[axis.shorthand.partition(":")[0]].nunique()) for axis in (x, y))
     low, high = domain or (float(rows["value"].min()), float(rows["value"].max()))
     fill = scale or alt.Scale(scheme=PALETTE, domain=[low, high], clamp=True)
-    words = {"title": legend} if isinstance(legend, str) else {"title": legend.title, "legend": legend}
+    words: dict[str, Chart] = (
+        {"title": legend} if isinstance(legend, str) else {"title": legend.title, "legend": legend}
+    )
     text = alt.Text("value:Q", format=style) if style and scale is None and across <= WRITTEN else None
     ink = alt.condition(f"datum.value > {low + 0.6 * (high - low)}", alt.value("black"), alt.value("white"))
     hints = tips or [axis.shorthand for axis in (x, y)] + [alt.Tooltip("value:Q", format=".4f")]

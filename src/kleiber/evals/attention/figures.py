@@ -10,7 +10,7 @@ import pandas as pd
 
 from kleiber.charts.lines import Marks, lines
 from kleiber.charts.matrix import heat_map
-from kleiber.charts.theme import kind_color, loss_axis
+from kleiber.charts.theme import Rows, kind_color, loss_axis
 from kleiber.types import Json
 
 TEXT = "held-out text"
@@ -61,7 +61,7 @@ def head_rows(heads: Json, metric: str) -> pd.DataFrame:
     )
 
 
-def metric_map(rows: pd.DataFrame, shown: Shown) -> alt.TopLevelMixin:
+def metric_map(rows: Rows, shown: Shown) -> alt.TopLevelMixin:
     """Values of one metric by head and layer, one panel for each data set, with common colors."""
     top = 1.0 if shown.is_share else float(rows["value"].max()) or 1.0
     x = alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))

@@ -57,7 +57,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         "hollow points were not fitted",
     )
     color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
-    return lines(tables, x, loss_axis(), heading, color=color, subtitle=note if shown["early"].any() else "")
+    return lines(tables, x, loss_axis(), heading, color=color, subtitle=note if shown["early"].to_numpy().any() else "")
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:

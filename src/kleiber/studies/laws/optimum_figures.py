@@ -40,7 +40,7 @@ def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[st
 def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Chart:
     """Excess loss vs one hyperparameter, with the others as in the best run: a panel for each size, a line for each
     number of tokens."""
-    groups, others = record["optima"], [other for other in form.axes if other != axis]
+    groups, others = sorted(record["optima"], key=lambda row: row["N"]), [other for other in form.axes if other != axis]
     swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
     close = swept["excess"].to_numpy() <= 100 * SHOWN
     left_out = int(swept["runs"].to_numpy()[~close].sum())
@@ -48,9 +48,8 @@ def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Char
     tokens = list(dict.fromkeys(format_count(number) for number in sorted({row["D"] for row in groups})))
     widths = alt.Scale(domain=tokens, range=np.linspace(2.4, 1.2, len(tokens)).tolist())  # lines may coincide
     tips = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    runs = swept[close].sort_values("size", key=lambda names: names.map({_size(row["N"]): row["N"] for row in groups}))
     width = alt.StrokeWidth("tokens:N", scale=widths, legend=None)
-    tables = [Marks(rows=runs, value="excess", line=1.8, width=width, detail="group", points=32, tips=tips)]
+    tables = [Marks(rows=swept[close], value="excess", line=1.8, width=width, detail="group", points=32, tips=tips)]
     if len(best):
         vertex = {"shape": "triangle-up", "yOffset": -4}
         tables.append(Marks(rows=best, value="excess", points=80, point_style=vertex, tips=tips[:3]))
