@@ -20,14 +20,15 @@ def distribution(rows: Rows, order: Sequence[str], x_title: str, title: str, sub
     rows  series, value, seed; hollow, whether the point is; panel
     """
     shown = rows.assign(**{name: value for name, value in {"hollow": False, "panel": ""}.items() if name not in rows})
-    color = arm_color(order, order, legend=False)
+    color: Chart = arm_color(order, order, legend=False)
+    fill: Chart = alt.condition("datum.hollow", alt.value("white"), color)
     panels = []
     for heading, part in shown.groupby("panel", sort=False):
         names = [name for name in order if name in set(part["series"])]
         marks = alt.Chart(part).mark_point(size=46, strokeWidth=1.6, opacity=0.9).encode(
             x=alt.X("value:Q", title=x_title, scale=span(part["value"])),
             y=alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=260)),
-            color=color, fill=alt.condition("datum.hollow", alt.value("white"), color),
+            color=color, fill=fill,
             tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
         )  # fmt: skip
         panels.append(marks.properties(title=str(heading), width=WIDTH, height=30 * len(names)))

@@ -72,7 +72,7 @@ def estimates(
         fill = alt.condition("datum.hollow", alt.value("white"), color)
         mark = (
             dots.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
-            if part["hollow"].any()
+            if part["hollow"].to_numpy().any()
             else dots.mark_point(filled=True, size=60 if dodge else 50, opacity=1)
         )
         layers = [mark.encode(x=x, tooltip=hints)]
