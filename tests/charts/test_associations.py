@@ -11,4 +11,4 @@ def test_the_strongest_words_of_both_groups_are_shown():
     spec = association_chart(rows, ("he", "she"), 0.1).to_dict()
     drawn = next(part for part in spec["datasets"].values() if len(part) > 1)
     assert len(drawn) == MOST and [drawn[0]["term"], drawn[-1]["term"]] == ["w0", "w99"]
-    assert [row["associated"] for row in drawn[:12]] == [True] * 11 + [False]
+    assert [row["hollow"] for row in drawn[:12]] == [False] * 11 + [True]

@@ -20,7 +20,7 @@ def page_of(text: str) -> str:
     chart = line_chart(means, "D", text, "arm", text, value=text, subtitle=text)
     rows = [{text: text, "number": 12_000.0}]
     return render_page(
-        text, {"figure": chart}, headline=text, notes=[text, text], verdicts=[{"level": "warn", "text": text}],
+        text, {"figure": chart}, answer=text, notes=[text, text], verdicts=[{"level": "warn", "text": text}],
         tables={text: rows, "empty": []}, text=text, methods=text, details={text: rows},
     )  # fmt: skip
 

@@ -12,16 +12,16 @@ def test_accuracy_and_margin_have_a_figure_where_they_were_measured():
     both = {"blimp/x": {"accuracy": SCORE, "margin_per_byte": SCORE, "chance": CHANCE}, "lambada": {"accuracy": SCORE}}
     charts = figures(both)
     assert set(charts) == {"accuracy", "margin"}
-    (rows,) = [data for data in charts["margin"].to_dict()["datasets"].values() if "data" in data[0]]
-    assert [row["data"] for row in rows] == ["blimp/x"]
+    (rows,) = [data for data in charts["margin"].to_dict()["datasets"].values() if "name" in data[0]]
+    assert [row["name"] for row in rows] == ["blimp/x"]
     assert set(figures({"lambada": {"accuracy": SCORE}})) == {"accuracy"} and figures({}) == {}
 
 
 def test_gaps_are_sorted():
     scores = {"b": {"gap": SCORE}, "a": {"gap": {**SCORE, "value": 0.1}}, "own": {"bits_per_byte": SCORE}}
     (chart,) = gap_chart(scores).values()
-    (rows,) = [data for data in chart.to_dict()["datasets"].values() if "data" in data[0]]
-    assert [row["data"] for row in rows] == ["a", "b"] and gap_chart({"own": {}}) == {}
+    (rows,) = [data for data in chart.to_dict()["datasets"].values() if "name" in data[0]]
+    assert [row["name"] for row in rows] == ["a", "b"] and gap_chart({"own": {}}) == {}
 
 
 def test_positions_have_a_line_for_each_data_set():

@@ -108,7 +108,7 @@ def test_a_scatter_has_points_of_runs_a_fitted_line_and_a_path(runs):
         {**scatter, "name": "both", "runs": True, "path": path},
     )
     fitted = [row for row in datasets(figures["fit"]) if "run" not in row and "share" in row and "loss" in row]
-    slope = {round(row["share"] / row["loss"], 9) for row in fitted if "name" not in row and "form" not in row}
+    slope = {round(row["share"] / row["loss"], 9) for row in fitted if "height" not in row and "form" not in row}
     assert slope == {0.25}, "share is a quarter of loss in every run"
     assert len([row for row in datasets(figures["means"]) if "form" in row]) == 9
     assert len([row for row in datasets(figures["both"]) if row.get("run")]) == 18

@@ -18,8 +18,8 @@ def test_every_trial_and_finalist_is_drawn(tmp_path):
     assert "after 100,000 tokens" in charts["tuning_curve"]["title"]["text"]
     drawn = [pd.DataFrame(rows) for rows in charts["keys"]["datasets"].values()]
     assert len(drawn) == 3 and all(len(rows) == 8 for rows in drawn)
-    (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "search" in rows[0]]
-    assert {row["trial"] for row in means} == {row["trial"] for row in found.tables["Finalists on held-out seeds"]}
+    (means,) = [rows for rows in charts["finalists"]["datasets"].values() if "other" in rows[0]]
+    assert {row["name"] for row in means} == {row["trial"] for row in found.tables["Finalists on held-out seeds"]}
 
 
 def test_trials_that_depend_on_each_other_have_a_curve_without_a_band(tmp_path):
@@ -28,7 +28,8 @@ def test_trials_that_depend_on_each_other_have_a_curve_without_a_band(tmp_path):
     curve = found.tables["Tuning curve"]
     assert {(row["lo"], row["hi"]) for row in curve} == {(None, None)}
     assert curve[-1]["mean"] == min(row["loss at 100,000 tokens"] for row in found.tables["Trials"])
-    assert len(found.figures["tuning_curve"]().to_dict()["layer"]) == 1
+    layers = found.figures["tuning_curve"]().to_dict()["layer"]
+    assert [layer["mark"]["type"] for layer in layers] == ["line", "point"]
 
 
 def test_a_search_whose_trials_all_diverged_has_no_figures(tmp_path):

@@ -19,12 +19,14 @@ from numpy.typing import ArrayLike
 alt.data_transformers.disable_max_rows()  # a figure of many sizes is drawn, not refused at 5,000 rows
 
 Chart = Any  # an altair chart or encoding channel; their classes share no base with the methods used here
+Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 WIDTH, HEIGHT = 440, 320
 PALETTE: Final = "viridis"
 # The first seven are distinct for color-blind readers (Okabe and Ito 2008), the first five also in gray.
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#7F7F7F", "#7B4173",
          "#31A354", "#B2182B"]  # fmt: skip
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
+GRAY = "#888"  # of references
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -65,6 +67,36 @@ def count_axis(name: str, title: str, data: ArrayLike) -> Chart:
     span = max(float(np.ptp(values)), 1.0)
     scale = alt.Scale(domain=[float(values[0]) - 0.05 * span, float(values[-1]) + 0.45 * span], nice=False)
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=values.tolist(), format="~g"))
+
+
+def values_axis(name: str, title: str, values: Rows, style: str = ".3~s") -> alt.X:
+    """Returns a logarithmic axis with a tick at every value that occurs, in the notation of the format `style`."""
+    ticks = sorted(set(map(float, values)))
+    scale = alt.Scale(type="log", domain=[ticks[0] / 1.2, ticks[-1] * 1.2], nice=False)
+    style_of = {"format": style, "grid": False, "labelOverlap": "greedy", "labelSeparation": 4}
+    return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, **style_of))
+
+
+def span(values: Sequence[float] | np.ndarray) -> alt.Scale:
+    """Returns a scale over the finite values, with a little room on both sides."""
+    finite = np.asarray(values, dtype=float)[np.isfinite(np.asarray(values, dtype=float))]
+    low, high = float(finite.min()), float(finite.max())
+    room = 0.05 * max(high - low, 0.01 * abs(high), 1e-3)
+    return alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
+
+
+def over(axis: Chart, column: str) -> Chart:
+    """Returns the same axis for another column; `column` may be an aggregate such as mean(value)."""
+    other = axis.copy(deep=False)
+    other["shorthand"] = f"{column}:Q"
+    return other
+
+
+def reference_line(axis: Chart, value: float, **style: object) -> Chart:
+    """Returns a dashed line across the panel at a value of an axis."""
+    dashes = {"strokeDash": [4, 4], "color": GRAY, **style}
+    rule = alt.Chart(pd.DataFrame({"reference": [value]})).mark_rule(**dashes)
+    return rule.encode(**{"x" if isinstance(axis, alt.X) else "y": over(axis, "reference")})
 
 
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
@@ -157,6 +189,12 @@ def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "
     """Returns a chart with a title, in the standard size and theme."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
     return apply_theme(chart.properties(width=WIDTH, height=height, title=heading))
+
+
+def in_rows(panels: Sequence[Chart], title: str, subtitle: str = "", columns: int = 2) -> Chart:
+    """Returns panels in rows under one title."""
+    heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
+    return apply_theme(alt.concat(*panels, columns=columns).properties(title=heading))
 
 
 def with_group(chart: Chart, group: str) -> Chart:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kleiber.studies.ablation_ladder import UNIT, Ladder, predict
 from kleiber.studies.compare.decision import mean_estimate
+from kleiber.studies.compare.labels import readable
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -35,57 +36,46 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts.theme import log_axis, with_title
-    from kleiber.studies.compare.labels import readable
+    from kleiber.charts.lines import Marks, lines
+    from kleiber.charts.theme import kind_color, log_axis
 
-    rows = [{**row, **_percent(row)} for row in scale_rows(change, level)]
+    rows = pd.DataFrame([{**row, **_percent(row)} for row in scale_rows(change, level)])
     largest = float(ladder.compute.max())
-    last = max(largest * max(change.predictions), max(row["compute"] for row in rows))
-    at = np.geomspace(ladder.compute.min(), last, 60)
-    predicted = [(C, predict(ladder, C / largest, level)) for C in at.tolist()]
-    band = pd.DataFrame([{"compute": C, **_percent(asdict(gap) | {"gap": gap.value})} for C, gap in predicted])
-    x = log_axis("compute", "training compute (FLOPs)", at)
-    y, low = (alt.Y(f"{name}:Q", title=f"loss relative to {readable(plain)} (%)") for name in ("gap", "lo"))
-    colors = alt.Scale(domain=["yes", "held out"], range=["#0072B2", "#D55E00"])
-    color = alt.Color("fitted:N", scale=colors, legend=alt.Legend(title="in the fit") if change.held_out else None)
-    base, line = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=color), alt.Chart(band).encode(x=x)
-    zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(y=y)
-    inside = line.transform_filter(f"datum.compute <= {largest}").mark_line(color="black", strokeWidth=2).encode(y=y)
-    layers = [
-        zero, line.mark_area(opacity=0.2, color="#444").encode(y=low, y2="hi:Q"),
-        line.mark_line(color="black", strokeDash=[5, 4]).encode(y=y), inside,
-        base.mark_rule().encode(y=low, y2="hi:Q"), base.mark_point(filled=True, size=50, opacity=1).encode(y=y),
-    ]  # fmt: skip
-    subtitle = f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted"
-    return with_title(alt.layer(*layers), f"Gap of {readable(change.name)} vs training compute", subtitle=subtitle)
+    at = np.geomspace(ladder.compute.min(), max(largest * max(change.predictions), rows["compute"].max()), 60)
+    predicted = [asdict(predict(ladder, C / largest, level)) for C in at.tolist()]
+    band = pd.DataFrame([_percent({**gap, "gap": gap["value"]}) for gap in predicted])
+    band = band.assign(compute=at, beyond=at > largest)
+    legend = alt.Legend(title="in the fit") if change.held_out else None
+    tables = [
+        Marks(rows=band, value="gap", line=2.0, dashed="beyond", band=0.15, color="black"),
+        Marks(rows=rows, value="gap", bars=1.0, points=50),
+    ]
+    y = alt.Y("gap:Q", title=f"loss relative to {readable(plain)} (%)")
+    return lines(
+        tables, log_axis("compute", "training compute (FLOPs)", at), y, reference=0.0,
+        title=f"Gap of {readable(change.name)} vs training compute",
+        color=kind_color(["yes", "held out"], "fitted", legend, ["", "yes", "held out"]),
+        subtitle=f"points: scales, {level:.0%} intervals over seeds; line and band: fitted, dashed where predicted",
+    )  # fmt: skip
 
 
 def arms_figure(changes: Sequence[Change], target: float, level: float) -> object:
     """The gap of each changed arm at the largest fitted scale and predicted at the target, with intervals."""
-    import altair as alt
-    import pandas as pd
-
-    from kleiber.charts.theme import kind_color, with_title
+    from kleiber.charts.estimates import estimates
     from kleiber.studies.compare.chart_forms import interval_note
-    from kleiber.studies.compare.labels import readable
 
     places = {1.0: "largest fitted run, by the line", target: f"{target:g} times its compute"}
-    rows = [
-        {"arm": readable(change.name), "at": place, **_percent(asdict(gap) | {"gap": gap.value})}
-        for change in changes
-        for times, place in places.items()
-        for gap in [change.predictions[times]]
-    ]
-    order = [row["arm"] for row in sorted(rows, key=lambda row: row["gap"]) if row["at"] == places[1.0]]
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        y=alt.Y("arm:N", title=None, sort=order), yOffset=alt.YOffset("at:N", sort=list(places.values())),
-        color=kind_color(list(places.values()), "at", alt.Legend(title=None)),
-    )  # fmt: skip
-    x, low = (alt.X(f"{name}:Q", title="loss relative to the plain arm (%)") for name in ("gap", "lo"))
-    zero = alt.Chart(pd.DataFrame({"gap": [0.0]})).mark_rule(color="#888").encode(x=x)
-    layers = [zero, base.mark_rule().encode(x=low, x2="hi:Q"), base.mark_point(filled=True, size=50).encode(x=x)]
+    rows = []
+    for change in sorted(changes, key=lambda change: change.predictions[1.0].value):
+        for times, place in places.items():
+            gap = asdict(change.predictions[times])
+            percents = _percent({**gap, "gap": gap["value"]})
+            rows.append({"name": readable(change.name), "series": place, **percents, "value": percents["gap"]})
     title = "Gap of each change, at the largest fitted run and predicted"
-    return with_title(alt.layer(*layers), title, 60 + 40 * len(changes), interval_note(level, rows))
+    return estimates(
+        rows, [*places.values()], "loss relative to the plain arm (%)", title, zero=True, dodge=True, step=40,
+        subtitle=interval_note(level, rows),
+    )  # fmt: skip
 
 
 def _percent(row: Row) -> Row:

@@ -19,6 +19,6 @@ def test_each_measured_metric_has_a_figure():
     assert list(charts) == ["max_logit", "sink", "induction", "logit_lens"]
     specs = {name: chart.to_dict() for name, chart in charts.items()}
     color = specs["sink"]["spec"]["layer"][0]["encoding"]["color"]
-    assert color["scale"]["domain"] == [0, 1.0] and specs["sink"]["title"]["text"].endswith("by layer and head")
+    assert color["scale"]["domain"] == [0, 1.0] and specs["sink"]["title"].endswith("by layer and head")
     assert "'embedding'" in str(specs["logit_lens"])
     assert list(figures({"details": {"heads": HEADS, "lens": {}}})) == ["max_logit", "sink", "induction"]

@@ -25,7 +25,7 @@ def test_a_figure_for_each_data_set_with_a_panel_for_each_metric():
     assert list(charts) == ["degeneration_builtin_docs", "degeneration_code"]
     chart = charts["degeneration_builtin_docs"].to_dict()
     assert len(chart["concat"]) == len(TITLES) and "builtin/docs" in chart["title"]["text"]
-    titles = [panel["title"] for panel in chart["concat"]]
+    titles = [panel["title"]["text"] for panel in chart["concat"]]
     assert "longest repeated span (words)" in titles and not any("_" in title for title in titles)
     assert list(Degeneration().figures(results("docs"), None)) == ["degeneration_docs"]
 

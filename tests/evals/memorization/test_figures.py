@@ -19,5 +19,5 @@ def test_there_is_a_chart_of_canaries_and_a_chart_of_each_data_set() -> None:
     assert "repetitions in the training text" in exposure and "1.44" in exposure
     (rows,) = losses["datasets"].values()
     for kind in ("training samples", "held-out samples"):
-        assert abs(sum(row["share"] for row in rows if row["kind"] == kind) - 1) < 1e-9
+        assert abs(sum(row["value"] for row in rows if row["kind"] == kind) - 1) < 1e-9
     assert list(Memorization().figures({"scores": {}, "details": {"samples": LOSSES}}, None)) == ["losses"]

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
+from kleiber.charts.scatter import point_names
 from kleiber.charts.theme import KINDS
 from kleiber.studies.compare import figures
 from kleiber.studies.compare.arms import Arm
@@ -25,7 +25,7 @@ def drawn(chart, column):
 def test_tuning_draws_every_finite_run_and_the_others_only_the_best_rate():
     assert drawn(figures.tuning(ARMS, "loss"), "value") == {2.3, 2.4, 2.5, 2.6, 3.0, 3.1, 4.0}
     chart = figures.side_by_side(ARMS, "loss")
-    assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "tuned") == {True, False}
+    assert drawn(chart, "value") == {2.3, 2.4, 3.0, 3.1} and drawn(chart, "hollow") == {True, False}
 
 
 def titles(chart):
@@ -59,7 +59,9 @@ def test_differences_have_the_names_of_both_arms_and_of_what_is_equal():
     names = drawn(chart, "name")
     assert len(names) == 2 and all("changed - plain" in name for name in names)
     assert "with 98.3% intervals" in str(chart.to_dict()["title"])
-    assert "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5}
+    assert (
+        "accuracy (docs)" in chart.to_json() and drawn(chart, "value") == {-0.5} and drawn(chart, "reference") == {0.0}
+    )
     two = figures.differences({"loss (code), nats": gaps[:1], "accuracy (docs)": gaps}, list(ARMS), 0.9).to_dict()
     headings = [panel["title"]["text"].removeprefix("difference in ") for panel in two["concat"]]
     assert headings == ["loss (code), nats", "accuracy (docs)"]
@@ -72,13 +74,13 @@ def test_differences_over_tokens_are_drawn_where_there_are_any():
         for tokens, clock in ((1e6, 0.3), (2e6, None))
     ]  # fmt: skip
     chart = figures.over_tokens(rows, list(ARMS), "loss")
-    assert drawn(chart, "value") == {-0.1, 0.0, 0.3} and len(drawn(chart, "panel")) == 2
-    color = chart.to_dict()["concat"][0]["layer"][0]["encoding"]["color"]["scale"]
+    assert drawn(chart, "value") == {-0.1, 0.3} and len(drawn(chart, "panel")) == 2
+    color = chart.to_dict()["concat"][0]["layer"][1]["encoding"]["color"]["scale"]
     assert color["range"] == [KINDS[list(ARMS).index("changed")]], "the color of the arm in the other figures"
     order = ["plain", "first", "second", "third"]
     pairs = [("plain", "third"), ("plain", "first"), ("second", "plain"), ("second", "first")]
     several = [{**row, "arm": arm, "against": against} for row in rows for arm, against in pairs]
-    color = figures.over_tokens(several, order, "loss").to_dict()["concat"][0]["layer"][0]["encoding"]["color"]["scale"]
+    color = figures.over_tokens(several, order, "loss").to_dict()["concat"][0]["layer"][1]["encoding"]["color"]["scale"]
     expected = {"plain - third": 3, "plain - first": 1, "second - plain": 2, "second - first": 4}
     assert dict(zip(color["domain"], color["range"], strict=True)) == {
         name: KINDS[place] for name, place in expected.items()
@@ -104,13 +106,10 @@ def test_an_axis_that_begins_near_zero_has_no_negative_ticks():
 
 def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
     places = pd.DataFrame({"x": [1.0, 1.1, 9.0], "y": [2.0, 2.001, 2.002], "series": ["a", "b", "c"]})
-    chart = figures.named(
-        pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "series": ["d"]})]),
-        alt.X("x:Q"),
-        alt.Scale(zero=False),
+    names = point_names(
+        pd.concat([places, pd.DataFrame({"x": [5.0], "y": [3.0], "series": ["d"]})]), "series", "x", "y"
     )
-    heights = dict(zip(chart.data["series"], chart.data["at"], strict=True))
+    heights = dict(zip(names.rows["series"], names.rows["at"], strict=True))
     room = 0.045 * (3.0 - 2.0)
     assert heights["a"] == 2.0 and heights["c"] == 2.002 and heights["d"] == 3.0
     assert np.isclose(heights["b"], heights["a"] + room)
-    assert chart.to_dict()["encoding"]["text"]["field"] == "series"

@@ -18,18 +18,13 @@ def test_figures_show_the_groups_and_the_law():
     charts = law.figures()
     assert list(charts) == ["loss-lr", "loss-batch", "lr-N", "lr-D", "batch-D"]
     losses = charts["loss-lr"]().to_dict()
-    rows = rows_of(charts["loss-lr"](), "excess")
+    rows = pd.DataFrame([row for part in losses["datasets"].values() for row in part])
     assert rows["group"].nunique() == len(rows[["size", "tokens"]].drop_duplicates()) == 6, "a color in a panel each"
-    assert losses["facet"]["sort"] == ["N = 10M", "N = 30M", "N = 100M"]
-    assert losses["spec"]["layer"][0]["encoding"]["color"]["scale"]["domain"] == [
-        "100M",
-        "300M",
-        "800M",
-        "1B",
-        "2.4B",
-        "8B",
-    ]
-    assert rows["fitted"].sum() == 6 and not rows.loc[rows["fitted"], "excess"].any()
+    assert [panel["title"] for panel in losses["concat"]] == ["N = 10M", "N = 30M", "N = 100M"]
+    tokens = ["100M", "300M", "800M", "1B", "2.4B", "8B"]
+    assert losses["concat"][0]["layer"][0]["encoding"]["color"]["scale"]["domain"] == tokens
+    optima = rows[rows["runs"].isna()]
+    assert len(optima) == 6 and not optima["excess"].any()
     line, held = rows_of(charts["lr-N"](), "beyond"), float(np.exp(np.log(np.outer([1e7, 3e7, 1e8], [10, 80])).mean()))
     np.testing.assert_allclose(line["value"], [planted_rate(N, held) for N in line["at"]], rtol=1e-3)
     assert list(figures(law.record, law.form, None)) == ["lr-N", "lr-D", "batch-D"]

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, apply_theme, kind_color, loss_axis, with_title
+from kleiber.charts.lines import Marks, lines
+from kleiber.charts.matrix import heat_map
+from kleiber.charts.theme import Rows, kind_color, loss_axis
 from kleiber.types import Json
 
+TEXT = "held-out text"
 CELL = (38, 26)  # pixels of a head, wide and high
-WRITTEN_HEADS = 16  # most heads of a layer whose values are written into their cells
 
 
 class Shown(NamedTuple):
@@ -41,7 +43,7 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
     for metric in METRICS:
         rows = head_rows(details["heads"], metric)
         if len(rows):
-            charts[metric] = heat_map(rows, METRICS[metric])
+            charts[metric] = metric_map(rows, METRICS[metric])
     if details["lens"]:
         charts["logit_lens"] = lens_chart(details["lens"])
     return charts
@@ -59,25 +61,16 @@ def head_rows(heads: Json, metric: str) -> pd.DataFrame:
     )
 
 
-def heat_map(rows: pd.DataFrame, shown: Shown) -> alt.TopLevelMixin:
+def metric_map(rows: Rows, shown: Shown) -> alt.TopLevelMixin:
     """Values of one metric by head and layer, one panel for each data set, with common colors."""
-    values: list[float] = rows["value"].tolist()
-    top = 1.0 if shown.is_share else max(values)
+    top = 1.0 if shown.is_share else float(rows["value"].max()) or 1.0
     x = alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
     y = alt.Y("layer:O", title="layer", sort="descending", axis=alt.Axis(domain=False, ticks=False))
-    scale = alt.Scale(scheme=PALETTE, domain=[0, top or 1.0])
-    tips = ["data:N", "layer:O", "head:O", alt.Tooltip("value:Q", format=".4f")]
-    base = alt.Chart(rows).encode(x=x, y=y)
-    layers = [base.mark_rect().encode(color=alt.Color("value:Q", title=shown.label, scale=scale), tooltip=tips)]
-    heads, depth = len(set(rows["head"])), len(set(rows["layer"]))
-    if heads <= WRITTEN_HEADS:
-        ink = alt.condition(f"datum.value > {0.6 * (top or 1.0)}", alt.value("black"), alt.value("white"))
-        digits = ".2f" if top < 10 else ".0f"
-        layers.append(base.mark_text(fontSize=10).encode(text=alt.Text("value:Q", format=digits), color=ink))
-    panel = alt.layer(*layers).properties(width=max(2, heads) * CELL[0], height=max(2, depth) * CELL[1])
-    facets = panel.facet(facet=alt.Facet("data:N", title=None, sort=list(dict.fromkeys(rows["data"]))), columns=3)
-    title = alt.TitleParams(f"{shown.title}, by layer and head")
-    return apply_theme(facets.properties(title=title))
+    return heat_map(
+        rows, x, y, shown.label, f"{shown.title}, by layer and head", domain=(0, top), cell=CELL, panel="data",
+        style=".2f" if top < 10 else ".0f",
+        tips=["data:N", "layer:O", "head:O", alt.Tooltip("value:Q", format=".4f")],
+    )  # fmt: skip
 
 
 def lens_chart(lens: Json) -> alt.TopLevelMixin:
@@ -94,10 +87,8 @@ def lens_chart(lens: Json) -> alt.TopLevelMixin:
     names = "".join(f"datum.value == {layer} ? '{layer}' : " for layer in range(1, depth + 1))
     axis = alt.Axis(values=list(range(depth + 1)), labelExpr=f"datum.value == 0 ? 'embedding' : {names}''", grid=False)
     x = alt.X("layer:Q", title="blocks before the output layer", axis=axis, scale=alt.Scale(nice=False, padding=12))
-    base = alt.Chart(rows).encode(x=x, y=loss_axis("loss", "next-token loss (nats per token)", log=False))
     color = kind_color(kinds, legend=alt.Legend(orient="bottom") if len(kinds) > 1 else None)
     tips = ["kind:N", "layer:Q", alt.Tooltip("loss:Q", format=".4f")]
-    points = base.mark_point(filled=True, size=56, opacity=1).encode(color=color, tooltip=tips)
-    chart = alt.layer(base.mark_line(strokeWidth=1.6).encode(color=color), points)
-    data = kinds[0] if len(kinds) == 1 else "held-out text"
-    return with_title(chart, f"Logit lens: loss if the model stopped after a layer, {data}")
+    table, data = Marks(rows=rows, value="loss", line=1.6, points=56, tips=tips), kinds[0] if len(kinds) == 1 else TEXT
+    y, title = loss_axis("loss", "next-token loss (nats per token)", log=False), "Logit lens: loss if the model stopped"
+    return lines([table], x, y, f"{title} after a layer, {data}", color=color)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import altair as alt
-import pandas as pd
 
-from kleiber.charts.theme import apply_theme
+from kleiber.charts.estimates import estimates
 from kleiber.types import Json
 
 KINDS = {
@@ -34,27 +33,14 @@ for (const root of document.querySelectorAll(".features")) {
 
 def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
     """The loss of the model with each kind of stream, for each data set."""
-    rows = pd.DataFrame(
-        [
-            {"data": data, "stream": label, **scores[kind]}
-            for data, scores in results["scores"].items()
-            for kind, label in KINDS.items()
-        ]
-    )
-    y = alt.Y("stream:N", title=None, sort=list(KINDS.values()), axis=alt.Axis(labelLimit=240))
-    x = alt.X("value:Q", title="loss (nats per target token)", scale=alt.Scale(zero=False, padding=12))
-    base = alt.Chart().encode(y=y)
-    tips = [alt.Tooltip(f"{key}:Q", format=".4f") for key in ("value", "lo", "hi")]
-    layers = [
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("lo:Q", title=""), x2="hi:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(x=x, tooltip=tips),
+    rows = [
+        {**scores[kind], "panel": data, "series": label}
+        for data, scores in results["scores"].items()
+        for kind, label in KINDS.items()
     ]
-    panel = (
-        alt.layer(*layers, data=rows).properties(width=360, height=90).facet(alt.Facet("data:N", title=None), columns=2)
-    )
-    layer = results["details"]["layer"]
-    title = alt.TitleParams(f"Loss by what replaces the residual stream at layer {layer}", subtitle="90 % over rows")
-    return {"autoencoder": apply_theme(panel.properties(title=title))}
+    title = f"Loss by what replaces the residual stream at layer {results['details']['layer']}"
+    axis, note = "loss (nats per target token)", "90% intervals over rows"
+    return {"autoencoder": estimates(rows, list(KINDS.values()), axis, title, subtitle=note, own_scales=False)}
 
 
 def features_page(details: Json) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from html import escape
 
 import altair as alt
-import pandas as pd
 
-from kleiber.charts.theme import KINDS, with_title
+from kleiber.charts.associations import DIFFERS, by_difference
+from kleiber.charts.estimates import estimates
 from kleiber.types import Json
 from kleiber.types.score import format_interval
 
@@ -28,29 +28,15 @@ def score_chart(name: str, groups: list[Json], whole: Json, fdr: float) -> alt.T
     """The stereotype score of each group and of all items, with intervals, and a line at .5."""
     rows: list[Json] = [{"bias_type": ALL, "p": None, "q": None, **whole, "biased": False}, *groups]
     rows = [{**row, "label": f"{row['bias_type']} ({row['n']:,})"} for row in rows]
-    scale = alt.Scale(domain=[0.0, 1.0])
-    title = "stereotype score (share of items, 90 % interval)"
-    labels = [row["label"] for row in rows]
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        y=alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=260))
-    )
-    color = alt.condition("datum.biased", alt.value(KINDS[2]), alt.value(KINDS[1]))
-    fill = alt.condition("datum.biased", alt.value(KINDS[2]), alt.value("white"))
-    tips = ["bias_type:N", *(alt.Tooltip(f"{key}:Q", format=".3f") for key in ("value", "lo", "hi", "p", "q"))]
-    layers = [
-        alt.Chart(pd.DataFrame({"x": [0.5]})).mark_rule(color="#888", strokeDash=[4, 3]).encode(x="x:Q"),
-        base.mark_rule(strokeWidth=1.8).encode(x=alt.X("lo:Q", title=title, scale=scale), x2="hi:Q", color=color),
-        base.mark_point(size=64, opacity=1, strokeWidth=1.8).encode(
-            x=alt.X("value:Q", title=title, scale=scale), color=color, fill=fill, tooltip=tips
-        ),
-    ]
-    subtitle = (
-        f"dashed: no preference; filled: differs from .5 at a false discovery rate of {fdr:.0%}; in brackets: items"
-    )
+    rows = [{**row, **by_difference(row["biased"]), "name": row["label"], "reference": 0.5} for row in rows]
+    note = f"dashed: no preference; filled: differs from 0.5 at a false discovery rate of {fdr:.0%}; in brackets: items"
     if any(group["q"] is None for group in groups):
-        subtitle += "; last rows: subsets, which are not tested"
-    heading = f"Stereotype score by group: {name}"
-    return with_title(alt.layer(*layers), heading, 40 + 24 * len(rows), subtitle)
+        note += "; last rows: subsets, which are not tested"
+    return estimates(
+        rows, DIFFERS, "stereotype score (share of items, 90% interval)", f"Stereotype score by group: {name}", step=24,
+        domain=(0, 1), subtitle=note, format=".3f",
+        tips=[alt.Tooltip(f"{key}:Q", format=".3f") for key in ("p", "q")],
+    )  # fmt: skip
 
 
 def groups_html(results: Json) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import altair as alt
-import pandas as pd
 
-from kleiber.charts.theme import KINDS as COLORS
-from kleiber.charts.theme import apply_theme
+from kleiber.charts.estimates import estimates
 from kleiber.evals.degeneration.texts import KINDS, MARKED
 from kleiber.types import Json
 
@@ -34,35 +32,21 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
 
 def measures(name: str, scores: Mapping[str, Mapping[str, float | None]], unit: str) -> alt.TopLevelMixin:
     """Each metric of greedy decoding, sampling and human text, with intervals and a line at the human value."""
-    labels, colors = [LABELS[kind] for kind in KINDS], [COLORS[2], COLORS[1], COLORS[0]]
-    color = alt.Color("kind:N", scale=alt.Scale(domain=labels, range=colors), legend=None)
-    panels = []
-    for metric, title in TITLES.items():
-        rows = pd.DataFrame(
-            [{"kind": LABELS[kind], **scores[f"{kind}/{metric}"]} for kind in KINDS if f"{kind}/{metric}" in scores]
-        )
-        if rows.empty:
-            continue
-        base = alt.Chart(rows).encode(y=alt.Y("kind:N", sort=labels, title=None))
-        x, low = (
-            alt.X(f"{key}:Q", title=None, axis=alt.Axis(tickCount=4, labelOverlap=True)) for key in ("value", "lo")
-        )
-        human = alt.Chart(rows[rows["kind"] == LABELS["human"]])
-        layers = [
-            human.mark_rule(color="#bbb", strokeDash=[4, 3]).encode(x=x),
-            base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q", color=color),
-            base.mark_point(filled=True, size=60, opacity=1).encode(
-                x=x, color=color, tooltip=["kind", *(alt.Tooltip(key, format=".4g") for key in ("value", "lo", "hi"))]
-            ),
-        ]
-        panels.append(alt.layer(*layers).properties(title=title.format(unit=unit), width=210, height=66))
-    title = alt.TitleParams(
-        f"Repetition and diversity of generated text: {name}",
-        subtitle="n-grams of "
-        + ("words" if unit == "word" else "tokens")
-        + "; bars: 90 % intervals over samples; dashed: human text of the same number and length",
-    )
-    return apply_theme(alt.concat(*panels, columns=3).properties(title=title))
+    labels = [LABELS[kind] for kind in reversed(KINDS)]  # human text is black
+    rows = [
+        {
+            **scores[f"{kind}/{metric}"], "series": LABELS[kind], "panel": title.format(unit=unit),
+            "reference": scores.get(f"human/{metric}", {}).get("value"),
+        }
+        for metric, title in TITLES.items()
+        for kind in KINDS
+        if f"{kind}/{metric}" in scores
+    ]  # fmt: skip
+    note = f"n-grams of {'words' if unit == 'word' else 'tokens'}; bars: 90% intervals over samples; dashed: human text"
+    return estimates(
+        rows, labels, "", f"Repetition and diversity of generated text: {name}", columns=3, width=210, format=".4g",
+        subtitle=f"{note} of the same number and length",
+    )  # fmt: skip
 
 
 def samples_html(details: Json) -> str:

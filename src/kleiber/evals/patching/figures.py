@@ -8,14 +8,13 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, apply_theme
+from kleiber.charts.matrix import heat_map
 from kleiber.types import Json
 
 STREAM = re.compile(r"stream/layer(\d+)/(?:offset(\d+)|(end))")
 PART = re.compile(r"(?:head/layer(\d+)/head(\d+)|(attention|mlp)/layer(\d+))")
 END = "at the end"
 CELL = (58, 26)
-WRITTEN = 16  # most cells of a row whose values are written into them
 
 
 def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
@@ -26,14 +25,14 @@ def figures(results: Json) -> Mapping[str, alt.TopLevelMixin]:
         positions = stream_rows(scores)
         if not positions:  # no pair to patch
             continue
-        charts[f"positions_{name}"] = heat_map(
+        charts[f"positions_{name}"] = restored_map(
             positions,
             "tokens behind the first difference",
             f"Share of the prediction restored by the stream, {data}",
         )
         parts = part_rows(scores)
         if parts:
-            charts[f"heads_{name}"] = heat_map(
+            charts[f"heads_{name}"] = restored_map(
                 parts, "patched at all positions", f"Share of the prediction restored by heads and layers, {data}"
             )
     return charts
@@ -61,7 +60,7 @@ def part_rows(scores: Json) -> list[Json]:
     return rows
 
 
-def heat_map(rows: list[Json], axis: str, title: str) -> alt.TopLevelMixin:
+def restored_map(rows: list[Json], axis: str, title: str) -> alt.TopLevelMixin:
     """The restored share by layer, the first one at the bottom, and column."""
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     layers.sort(key=lambda layer: 0 if layer == "embedding" else int(layer.split()[1]))
@@ -69,12 +68,5 @@ def heat_map(rows: list[Json], axis: str, title: str) -> alt.TopLevelMixin:
     columns.sort(key=lambda column: (not column.startswith("head"), not column.isdigit(), len(column), column))
     x = alt.X("column:N", title=axis, sort=columns, axis=alt.Axis(labelAngle=0, domain=False, ticks=False))
     y = alt.Y("layer:N", title=None, sort=layers[::-1], axis=alt.Axis(domain=False, ticks=False))
-    scale = alt.Scale(scheme=PALETTE, domain=[0, 1], clamp=True)
     tips = ["layer:N", "column:N", *(alt.Tooltip(f"{key}:Q", format=".3f") for key in ("value", "lo", "hi")), "n:Q"]
-    base = alt.Chart(pd.DataFrame(rows)).encode(x=x, y=y)
-    marks = [base.mark_rect().encode(color=alt.Color("value:Q", title="restored", scale=scale), tooltip=tips)]
-    if len(columns) <= WRITTEN:
-        ink = alt.condition("datum.value > 0.6", alt.value("black"), alt.value("white"))
-        marks.append(base.mark_text(fontSize=10).encode(text=alt.Text("value:Q", format=".2f"), color=ink))
-    chart = alt.layer(*marks).properties(width=CELL[0] * len(columns), height=CELL[1] * len(layers), title=title)
-    return apply_theme(chart)
+    return heat_map(pd.DataFrame(rows), x, y, "restored", title, domain=(0, 1), cell=CELL, tips=tips)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import apply_theme, kind_color
+from kleiber.charts.lines import Marks, lines
+from kleiber.charts.theme import kind_color
 from kleiber.types import Json
 
 KINDS = {"accuracy": "probe", "control": "control task"}
@@ -31,21 +32,10 @@ def chart(data: str, scores: Json) -> alt.TopLevelMixin:
             rows.append({**names, "majority": majority, **score})
     x = alt.X("layer:O", title="layer (0 is the embedding)", axis=alt.Axis(labelAngle=0))
     y = alt.Y("value:Q", title="held-out accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
-    color = kind_color([*KINDS.values()], legend=alt.Legend(orient="bottom"))
-    base = alt.Chart().encode(x=x, color=color)
     tips = ["kind:N", *(alt.Tooltip(f"{key}:Q", format=".3f") for key in ("value", "lo", "hi"))]
-    layers = [
-        alt.Chart().mark_rule(color="#999", strokeDash=[4, 3]).encode(y=alt.Y("mean(majority):Q", title="")),
-        base.mark_line(strokeWidth=1.6).encode(y=y),
-        base.mark_rule(strokeWidth=1.6).encode(y=alt.Y("lo:Q", title=""), y2="hi:Q"),
-        base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips),
-    ]
-    panels = (
-        alt.layer(*layers, data=pd.DataFrame(rows))
-        .properties(width=240, height=220)
-        .facet(alt.Facet("feature:N", title=None), columns=3)
-    )
-    title = alt.TitleParams(
-        f"Accuracy of linear probes vs layer, {data}", subtitle="dashed: the most frequent class; 90 % over texts"
-    )
-    return apply_theme(panels.properties(title=title))
+    table = Marks(rows=pd.DataFrame(rows), line=1.6, bars=1.0, points=50, tips=tips)
+    return lines(
+        [table], x, y, f"Accuracy of linear probes vs layer, {data}", reference="majority", panel="feature", columns=3,
+        color=kind_color([*KINDS.values()], legend=alt.Legend(orient="bottom")), size={"width": 240, "height": 220},
+        subtitle="dashed: the most frequent class; 90% intervals over texts",
+    )  # fmt: skip

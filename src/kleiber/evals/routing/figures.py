@@ -8,10 +8,14 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, WIDTH, apply_theme, kind_color, log_axis, with_title
+from kleiber.charts.lines import Marks, draw, end_names, lines
+from kleiber.charts.matrix import heat_map
+from kleiber.charts.theme import WIDTH, in_rows, kind_color, log_axis, reference_line, size_color
 from kleiber.records.metrics import read_rows, rows_with
 from kleiber.records.summary_file import read_summary
-from kleiber.types import Json, Row
+from kleiber.types import Json
+
+LAYER = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
 
 
 def figures(record: Json, folder: Path | None) -> dict[str, alt.TopLevelMixin]:
@@ -36,22 +40,18 @@ def figures(record: Json, folder: Path | None) -> dict[str, alt.TopLevelMixin]:
     return charts
 
 
-def heat_map(rows: pd.DataFrame, value: str, title: str, legend: str, scale: alt.Scale) -> alt.TopLevelMixin:
+def expert_map(rows: pd.DataFrame, title: str, legend: str, scale: alt.Scale | None = None) -> alt.TopLevelMixin:
     """A heat map of the column `value` over experts and layers, with the colors of `scale`."""
-    chart = alt.Chart(rows).mark_rect().encode(
-        x=alt.X("expert:O", title="expert", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("layer:O", title="layer"),
-        color=alt.Color(f"{value}:Q", title=legend, scale=scale),
-        tooltip=["layer:O", "expert:O", alt.Tooltip(f"{value}:Q", format=".4f")],
-    )  # fmt: skip
-    return with_title(chart, title, height=40 + 30 * len(set(rows["layer"])))
+    x = alt.X("expert:O", title="expert", axis=alt.Axis(labelAngle=0))
+    size = (WIDTH, 40 + 30 * len(set(rows["layer"])))
+    return heat_map(rows, x, alt.Y("layer:O", title="layer"), legend, title, scale=scale, style="", size=size)
 
 
-def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
-    """A table with a row for each layer and expert, and its value in the column `name`."""
+def cells(by_layer: Mapping[int, Sequence[float]], factor: float = 1.0) -> pd.DataFrame:
+    """A table with a row for each layer and expert, and its value times a factor."""
     return pd.DataFrame(
         [
-            {"layer": int(layer), "expert": expert, name: value}
+            {"layer": int(layer), "expert": expert, "value": factor * value}
             for layer, values in by_layer.items()
             for expert, value in enumerate(values or ())
         ]
@@ -60,94 +60,70 @@ def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
 
 def load(record: Json) -> alt.TopLevelMixin:
     """Heat map of the load of each expert relative to a uniform load, by layer."""
-    rows = cells(record["load"], "share")
-    rows["relative"] = rows["share"] * record["num_experts"]
-    scale = alt.Scale(scheme="blueorange", domainMid=1.0)
-    return heat_map(rows, "relative", "Load of the experts on held-out text", "load / uniform load", scale)
+    rows, scale = cells(record["load"], record["num_experts"]), alt.Scale(scheme="blueorange", domainMid=1.0)
+    return expert_map(rows, "Load of the experts on held-out text", "load / uniform load", scale)
 
 
 def removal(record: Json) -> alt.TopLevelMixin:
     """Change of the loss when an expert is removed, by layer."""
-    rows = cells(record["redundancy"]["removal"], "nats")
-    scale = alt.Scale(scheme=PALETTE)
-    return heat_map(rows, "nats", "Increase of the loss when an expert is removed", "nats per token", scale)
+    rows = cells(record["redundancy"]["removal"])
+    return expert_map(rows, "Increase of the loss when an expert is removed", "nats per token")
 
 
 def specialization(record: Json) -> alt.TopLevelMixin:
     """Mutual information of expert and domain or token, by layer."""
-    special = record["specialization"]
-    rows = pd.DataFrame(
-        [
-            {"layer": int(layer), "by": label, "share": value}
-            for label, name in (("domain", "domain"), ("input token", "token"), ("next token", "next_token"))
-            for layer, value in special[name].items()
-            if value is not None
-        ]
-    )
-    chart = alt.Chart(rows).mark_line(point=True)
-    return with_title(
-        chart.encode(
-            x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("share:Q", title="mutual information / entropy"),
-            color=alt.Color("by:N", title="information about"),
-            tooltip=["layer:O", "by:N", alt.Tooltip("share:Q", format=".4f")],
-        ),
-        "Specialization of experts by layer",
-    )
+    rows = pd.DataFrame([
+        {"layer": int(layer), "kind": label, "value": value}
+        for label, name in (("domain", "domain"), ("input token", "token"), ("next token", "next_token"))
+        for layer, value in record["specialization"][name].items()
+        if value is not None
+    ])  # fmt: skip
+    color = kind_color(list(dict.fromkeys(rows["kind"])), legend=alt.Legend(title="information about"))
+    tips = ["layer:O", "kind:N", alt.Tooltip("value:Q", format=".4f")]
+    y, table = alt.Y("value:Q", title="mutual information / entropy"), Marks(rows=rows, line=2, points=30, tips=tips)
+    return lines([table], LAYER, y, "Specialization of experts by layer", color=color)
 
 
 def similarity(record: Json) -> alt.TopLevelMixin:
     """Mean cosine similarity of the outputs of two experts, by layer."""
-    rows = pd.DataFrame([{"layer": int(i), "cosine": v} for i, v in record["redundancy"]["alike"].items()])
-    chart = alt.Chart(rows).mark_bar(color="#456")
-    x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
-    y = alt.Y("cosine:Q", title="mean cosine similarity of two experts")
-    return with_title(chart.encode(x=x, y=y), "Similarity of expert outputs by layer", height=200)
+    rows = pd.DataFrame([{"layer": int(i), "value": v} for i, v in record["redundancy"]["alike"].items()])
+    y, table = alt.Y("value:Q", title="mean cosine similarity of two experts"), Marks(rows=rows, line=1, points=60)
+    return lines([table], LAYER, y, "Similarity of expert outputs by layer", height=200, reference=0.0)
 
 
 def sensitivity(record: Json) -> alt.TopLevelMixin:
     """Share of tokens with other experts (top) and increase of the loss (bottom) vs noise; dashed lines: rounding."""
     kinds = {"free": "free routing", "frozen": "fixed experts"}
     draws = [(float(eps), draw) for eps, entry in record["sensitivity"]["noise"].items() for draw in entry["draws"]]
-    flips = pd.DataFrame([{"eps": eps, "flips": draw["flips"]} for eps, draw in draws])
-    nats = pd.DataFrame([{"eps": e, "kind": kinds[key], "nats": d[key]} for e, d in draws for key in kinds])
+    flips = pd.DataFrame([{"eps": eps, "value": draw["flips"]} for eps, draw in draws])
+    nats = pd.DataFrame([{"eps": eps, "kind": kinds[key], "value": draw[key]} for eps, draw in draws for key in kinds])
     x = log_axis("eps", "relative noise in the router weights", flips["eps"], room=2.4)
-    share = alt.Axis(format=".1%", tickCount=5)
-    above = alt.Chart(flips).encode(x=x, y=alt.Y("flips:Q", title="tokens with other experts", axis=share))
-    top = above.mark_point(filled=True, size=30) + above.mark_line().encode(y="mean(flips):Q")
-    color = kind_color(list(kinds.values()))
-    title = "increase of the loss (nats per token)"
-    below = alt.Chart(nats).encode(x=x, color=color, y=alt.Y("nats:Q", title=title, axis=alt.Axis(tickCount=5)))
-    ends = alt.Chart(nats[nats["eps"] == nats["eps"].max()]).encode(x=x, color=color, y="mean(nats):Q", text="kind:N")
-    low = below.mark_point(filled=True, size=30) + below.mark_line().encode(y="mean(nats):Q")
-    low += ends.mark_text(align="left", dx=8, fontSize=11)
-    top += rounding_lines(record["sensitivity"]["rounding"])
-    panels = (top.properties(width=WIDTH, height=150), low.properties(width=WIDTH, height=200))
-    return apply_theme(alt.vconcat(*panels, title="Routing changes and loss vs noise in the router weights"))
-
-
-def rounding_lines(rounding: Row) -> alt.LayerChart | alt.FacetChart:
-    """A labeled dashed line at the share of changed choices, for each format that the weights are rounded to."""
-    lines = pd.DataFrame([{"kind": kind, "flips": entry["flips"]} for kind, entry in rounding.items()])
-    base = alt.Chart(lines).encode(y="flips:Q")
-    names = base.mark_text(align="left", dx=4, dy=-6, fontSize=10).encode(x=alt.value(4), text="kind:N")
-    return base.mark_rule(strokeDash=[4, 3], color="#777") + names
+    share = alt.Y("value:Q", title="tokens with other experts", axis=alt.Axis(format=".1%", tickCount=5))
+    loss = alt.Y("value:Q", title="increase of the loss (nats per token)", axis=alt.Axis(tickCount=5))
+    means = nats.groupby(["kind", "eps"], as_index=False)["value"].mean()
+    formats = {kind: entry["flips"] for kind, entry in record["sensitivity"]["rounding"].items()}
+    rounding = [reference_line(share, level) for level in formats.values()]
+    named = [{"eps": flips["eps"].min(), "kind": kind, "value": level} for kind, level in formats.items()]
+    marks = {"mean": True, "line": 2.0, "points": 30}
+    names = [Marks(rows=pd.DataFrame(named), name="kind", color="black")] if named else []
+    top = draw([Marks(rows=flips, **marks), *names], x, share, behind=rounding)
+    low = draw([Marks(rows=nats, **marks), end_names(means, "kind", "eps")], x, loss, kind_color(list(kinds.values())))
+    panels = [top.properties(width=WIDTH, height=150), low.properties(width=WIDTH, height=200)]
+    return in_rows(panels, "Routing changes and loss vs noise in the router weights", columns=1)
 
 
 def saturation(record: Json) -> alt.TopLevelMixin:
     """Share of routing choices equal to those of the last checkpoint, by step and layer."""
     settled = record["settled"]
-    rows = pd.DataFrame(
-        [
-            {"step": step, "layer": layer, "overlap": value}
-            for layer, values in settled["saturation"].items()
-            for step, value in zip(settled["steps"], values, strict=True)
-        ]
-    )
-    chart = alt.Chart(rows).mark_line(point=True)
-    y = alt.Y("overlap:Q", title="routing choices equal to the last checkpoint's", scale=alt.Scale(domain=[0, 1]))
-    x = alt.X("step:Q", title="optimizer step")
-    return with_title(chart.encode(x=x, y=y, color="layer:O"), "Router saturation by step")
+    rows = pd.DataFrame([
+        {"step": step, "layer": f"layer {layer}", "value": value}
+        for layer, values in settled["saturation"].items()
+        for step, value in zip(settled["steps"], values, strict=True)
+    ])  # fmt: skip
+    y = alt.Y("value:Q", title="routing choices equal to the last checkpoint's", scale=alt.Scale(domain=[0, 1]))
+    color = size_color(list(dict.fromkeys(rows["layer"])), alt.Legend(), "layer", "layer")
+    table, x = Marks(rows=rows, line=2, points=30), alt.X("step:Q", title="optimizer step")
+    return lines([table], x, y, "Router saturation by step", color=color)
 
 
 def logged_loads(folder: Path) -> pd.DataFrame:
@@ -173,10 +149,9 @@ def logged_loads(folder: Path) -> pd.DataFrame:
 
 def load_over_time(rows: pd.DataFrame) -> alt.TopLevelMixin:
     """Load of each expert by optimizer step, a panel for each layer."""
-    lines = alt.Chart(rows).mark_line(strokeWidth=1).encode(
-        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=6)),
-        y=alt.Y("share:Q", title="share of the load", axis=alt.Axis(tickCount=5, format=".0%")),
-        color=alt.Color("expert:O", scale=alt.Scale(scheme="tableau20")),
-    )  # fmt: skip
-    panels = lines.properties(width=WIDTH, height=110).facet(row=alt.Row("layer:O", title="layer"))
-    return apply_theme(panels.properties(title="Load of each expert by optimizer step"))
+    x, tableau = alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=6)), alt.Scale(scheme="tableau20")
+    y = alt.Y("value:Q", title="share of the load", axis=alt.Axis(tickCount=5, format=".0%"))
+    shown = rows.assign(value=rows["share"], panel=[f"layer {layer}" for layer in rows["layer"]])
+    table, color = Marks(rows=shown, line=1), alt.Color("expert:O", scale=tableau)
+    title, size = "Load of each expert by optimizer step", {"width": WIDTH, "height": 110}
+    return lines([table], x, y, title, color=color, panel="panel", columns=1, size=size)

@@ -1,29 +1,26 @@
-"""The figures of studies, drawn with the forms of `chart_forms`: of arms, and of arms that fine-tune common bases."""
+"""The figures of studies of arms, and of arms that fine-tune common bases, drawn with the forms of charts/."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, WIDTH, Chart, format_count, heading, log_axis, with_title
-from kleiber.studies.compare.chart_forms import (
-    FORGETTING,
-    GRAY,
-    TARGET,
-    arm_color,
-    estimates,
-    in_rows,
-    lines,
-    matrix,
-    values_axis,
-)
+from kleiber.charts.distribution import distribution
+from kleiber.charts.estimates import estimates
+from kleiber.charts.lines import Marks, arm_color, lines, seed_lines
+from kleiber.charts.matrix import matrix
+from kleiber.charts.scatter import point_names
+from kleiber.charts.scatter import scatter as points
+from kleiber.charts.theme import PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
+from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
 from kleiber.studies.compare.labels import readable
-from kleiber.studies.compare.rows import Rows, label
+from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
 from kleiber.types import Json, Row
@@ -51,13 +48,14 @@ def tuning(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | No
     measure  label of the axis
     panels   the panel of each arm, of arms whose measures do not compare between panels
     """
-    rows = pd.DataFrame(losses_of(arms))
+    rows = in_own_panels(pd.DataFrame(losses_of(arms)), panels)
     x = values_axis("lr", "learning rate", rows["lr"], "~g")
-    title, order = f"{heading(measure)} vs learning rate", [*arms]
-    if panels is None:
-        return lines(rows, x, measure, order, title)
-    rows = rows.assign(panel=[panels[name] for name in rows["series"]])
-    return lines(rows, x, measure, order, title, own_scales=True)
+    return seed_lines(rows, x, measure, [*arms], f"{heading(measure)} vs learning rate", own_scales=True)
+
+
+def in_own_panels(rows: Rows, panels: Mapping[str, str] | None) -> Rows:
+    """The rows with the panel of their arm in the column `panel`, if there are panels."""
+    return rows if panels is None else rows.assign(panel=rows["series"].map(panels))
 
 
 def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str] | None = None) -> Chart:
@@ -65,30 +63,14 @@ def side_by_side(arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str
 
     panels  as in `tuning`
     """
-    rows = pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr])
-    rows, order = rows.assign(tuned=[not arms[name].untuned_because for name in rows["series"]]), [*arms]
-
-    def draw(part: Rows) -> Chart:
-        """The panel of some of the arms."""
-        base = alt.Chart(part).encode(
-            x=alt.X("value:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
-            y=alt.Y("series:N", sort=order, title=None),
-            color=arm_color(order, order, legend=False),
-            tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
-        )
-        filled = base.transform_filter("datum.tuned").mark_point(size=46, filled=True, opacity=1)
-        return base.mark_point(size=46, strokeWidth=1.6) + filled
-
-    hollow = "hollow points: the arm is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
+    rows = in_own_panels(
+        pd.DataFrame([row for row in losses_of(arms) if row["lr"] == arms[row["series"]].best_lr]), panels
+    )
+    rows = rows.assign(hollow=[bool(arms[name].untuned_because) for name in rows["series"]])
+    note = "hollow points: the arm is not tuned" if any(arm.untuned_because for arm in arms.values()) else ""
     several = any(len(arm.values_by_rate) > 1 for arm in arms.values())
     title = f"{heading(measure)} by arm{', each at its best learning rate' * several}"
-    if panels is None:
-        return with_title(draw(rows), title, height=30 * len(arms), subtitle=hollow)
-    charts = [
-        draw(part).properties(title=str(name), width=WIDTH, height=30 * part["series"].nunique())
-        for name, part in rows.groupby([panels[name] for name in rows["series"]], sort=False)
-    ]
-    return in_rows(charts, title, hollow, columns=1)
+    return distribution(rows, [*arms], measure, title, note)
 
 
 def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: float) -> Chart:
@@ -146,7 +128,7 @@ def over_tokens(rows: Sequence[Row], order: Sequence[str], measure: str) -> Char
     pairs = {arm: list(part.unique()) for arm, part in frame.groupby("arm")["series"]}
     colors = [pairs.get(arm, [arm])[0] for arm in order]
     colors += [series for arm in order for series in pairs.get(arm, [])[1:]]
-    return lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
+    return seed_lines(frame.drop(columns="arm"), x, f"difference in {measure}", colors, title, zero=True)
 
 
 def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tuple[str, str]) -> Chart:
@@ -155,30 +137,18 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     order  the arms
     x, y   a column and its label
     """
-    frame = pd.DataFrame([{"series": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
+    frame = pd.DataFrame([{"series": row["arm"], "x": row[x[0]], "value": row[y[0]]} for row in rows])
     places = frame["x"].to_numpy(dtype=float)
     scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
     if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
         scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
     across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(labelOverlap=True, labelSeparation=6))
-    dots = alt.Chart(frame).mark_point(filled=True, size=46, opacity=1)
-    color = arm_color(order, order, legend=False)
-    up = alt.Scale(zero=False, padding=12)
-    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=up), color=color)
-    return with_title(dots + named(frame, across, up), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
-
-
-def named(places: pd.DataFrame, x: alt.X, up: alt.Scale, near: float = 0.045) -> alt.Chart:
-    """The name of the arm at each place; names that would overlap are moved up by a share `near` of the height."""
-    places = places.sort_values("y").reset_index(drop=True)
-    xs, ys = np.array(places["x"], dtype=float), np.array(places["y"], dtype=float)
-    room, wide = near * max(float(np.ptp(ys)), 1e-12), 0.25 * np.ptp(xs)
-    heights: list[float] = []
-    for at, value in zip(xs, ys, strict=True):
-        beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
-        heights.append(max([value, *beside]))
-    text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
-    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=up), text="series:N")
+    up, color = (
+        alt.Y("value:Q", title=y[1], scale=alt.Scale(zero=False, padding=12)),
+        arm_color(order, order, legend=False),
+    )
+    tables = [Marks(rows=frame, points=46), replace(point_names(frame, "series", "x", "value"), color="black")]
+    return points(tables, across, up, f"{heading(y[1])} vs {x[1].partition(' (')[0]}", color=color)
 
 
 CHOSEN = (
@@ -193,7 +163,7 @@ def over(rows: Rows, x: str, y: str, order: Sequence[str], subtitle: str = "") -
     shown = rows[["method", "seed", x]].assign(value=rows[y].astype(float), series=rows["method"].map(label))
     across = log_axis(x, AXES[x], rows[x].to_numpy(dtype=float))
     title = f"{heading(AXES[y])} vs {AXES[x]}"
-    return lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
+    return seed_lines(shown, across, AXES[y], [label(arm) for arm in order], title, subtitle=subtitle)
 
 
 def task_losses(rows: Rows, chosen: Rows, order: Sequence[str], texts: Mapping[str, str]) -> Chart:
@@ -237,7 +207,7 @@ def score_matrix(cells: Rows, title: str) -> Chart:
 
 def first_task(rows: Rows, order: Sequence[str], unit: str, title: str) -> Chart:
     """The score of the first task of each sequence vs the stage, a point for each order and seed."""
-    return lines(rows, alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0)), unit, order, title)
+    return seed_lines(rows, alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0)), unit, order, title)
 
 
 def named_cells(record: Json) -> Rows:
@@ -258,6 +228,9 @@ def fitted(record: Json, rows: Rows) -> np.ndarray:
     return curve(law, record["main"], **{name: rows[name].to_numpy(dtype=float) for name in law.inputs})
 
 
+TIPS = ["series:N", "D:Q", "p:Q", "n:Q", alt.Tooltip("F:Q", format=".4f")]
+
+
 def replay(rows: Rows, record: Json) -> Chart:
     """F vs the replayed share where the new text is longest, the law as lines; the dashed line is what is tolerated."""
     longest = rows[rows["beside"] == rows["beside"].max()]
@@ -269,32 +242,26 @@ def replay(rows: Rows, record: Json) -> Chart:
         line = pd.DataFrame([part.iloc[0]] * len(shares)).assign(p=shares, D=new, series=name)
         parts.append(line.assign(F=fitted(record, line)))
     x = alt.X("p:Q", title="replayed share of the tokens", axis=alt.Axis(format="%"))
-    y, color = alt.Y("F:Q", title=FORGETTING), series_color(rows)
-    tips = ["series:N", "p:Q", "n:Q", alt.Tooltip("F:Q", format=".4f")]
-    points = alt.Chart(longest).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tips)
-    curves = alt.Chart(pd.concat(parts)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
-    tolerate = record["critical"]["tolerate"]
-    rule = alt.Chart(pd.DataFrame({"F": [tolerate]})).mark_rule(strokeDash=[5, 4], color=GRAY).encode(y=y)
-    subtitle = f"lines: the fitted law; dashed: {tolerate:g} nats, which are tolerated"
-    return with_title(curves + points + rule, "Forgetting vs replayed share, longest fine-tuning", subtitle=subtitle)
+    tolerate, y = record["critical"]["tolerate"], alt.Y("F:Q", title=FORGETTING)
+    tables = [Marks(rows=pd.concat(parts), value="F", line=1.5), Marks(rows=longest, value="F", points=46, tips=TIPS)]
+    return lines(
+        tables, x, y, "Forgetting vs replayed share, longest fine-tuning", color=series_color(rows), reference=tolerate,
+        subtitle=f"lines: the fitted law; dashed: {tolerate:g} nats, which are tolerated",
+    )  # fmt: skip
 
 
 def tokens(rows: Rows) -> Chart:
     """F vs the tokens of new text, without replay."""
     plain = rows[rows["p"] == 0]
-    x, color = values_axis("D", "tokens of new text", plain["D"].round(-3), ".3~s"), series_color(rows)
-    tips = ["series:N", "D:Q", alt.Tooltip("F:Q", format=".4f")]
-    base = alt.Chart(plain).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tips)
-    return with_title(base.mark_line(point=True), "Forgetting vs new tokens, no replay")
+    x, y = values_axis("D", "tokens of new text", plain["D"].round(-3), ".3~s"), alt.Y("F:Q", title=FORGETTING)
+    table = Marks(rows=plain, value="F", line=2, points=30, tips=TIPS)
+    return lines([table], x, y, "Forgetting vs new tokens, no replay", color=series_color(rows))
 
 
 def observed(rows: Rows, record: Json) -> Chart:
     """Every cell of the grid vs the law; the dashed line is equality."""
     shown = rows.assign(law=fitted(record, rows))
-    ends = [float(shown[["F", "law"]].min().min()), float(shown[["F", "law"]].max().max())]
     color = alt.Color("p:Q", title="replayed", scale=alt.Scale(scheme=PALETTE), legend=alt.Legend(format="%"))
     x, y = alt.X("law:Q", title="F of the law (nats)"), alt.Y("F:Q", title="F observed (nats)")
-    tips = ["series:N", "D:Q", "p:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("law:Q", format=".4f")]
-    points = alt.Chart(shown).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tips)
-    equal = alt.Chart(pd.DataFrame({"law": ends, "F": ends})).mark_line(color=GRAY, strokeDash=[5, 4])
-    return with_title(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting", subtitle="dashed: equality")
+    table, title = Marks(rows=shown, value="F", points=46, tips=TIPS), "Observed vs fitted forgetting"
+    return points([table], x, y, title, color=color, subtitle="dashed: equality", equality=True)

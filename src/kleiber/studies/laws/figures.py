@@ -10,8 +10,19 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import theme
-from kleiber.charts.theme import Chart, count_tip, format_count, kind_color, log_axis, loss_axis, size_color, with_title
+from kleiber.charts.estimates import estimates
+from kleiber.charts.lines import Marks, end_names, lines
+from kleiber.charts.scatter import scatter
+from kleiber.charts.theme import (
+    Chart,
+    count_tip,
+    format_count,
+    kind_color,
+    log_axis,
+    loss_axis,
+    size_color,
+    tick_text,
+)
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import decades_outside, fitted_values, widen_interval
@@ -19,38 +30,34 @@ from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Row
 
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
-TIP = ["run:N", "stage:N", "seed:O", "size:N"]
+WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
+TIP = ["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("loss:Q", format=".4f")]
+LAW = {"color": "black", "line": 2.0, "band": 0.15}  # how the law itself is drawn
+
+
+def with_sizes(rows: pd.DataFrame, record: Row) -> pd.DataFrame:
+    """Returns the rows with the label of their size, and whether they lie below the fitted range of tokens."""
+    early = rows["D"] < 0.999 * record["domain"]["D"][0]
+    return rows.assign(size=[format_count(n) for n in rows["N"]], early=early).sort_values("N", kind="stable")
 
 
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
-    least = record["domain"]["D"][0]
-    shown = rows.assign(fitted=rows["D"] >= 0.999 * least, size=[format_count(n) for n in rows["N"]])
-    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
+    shown = with_sizes(rows, record)
     tokens = np.geomspace(rows["D"].min(), rows["D"].max(), 60)
-    lines = pd.concat(
-        pd.DataFrame({"D": tokens, "loss": curve(law, record, N=np.full(60, n), D=tokens), "size": format_count(n)})
-        for n in sorted(rows["N"].unique())
-    ).assign(before=lambda lines: lines["D"] < 0.999 * least)
-    color = size_color(sizes)
-    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
-    y = loss_axis()
-    line = alt.Chart(lines).encode(x=x, y=y, color=color)
-    base = line.transform_filter("!datum.before").mark_line(strokeWidth=1.7)
-    early = line.transform_filter("datum.before").mark_line(strokeWidth=1, strokeDash=[2, 3], opacity=0.7)
-    points = (
-        alt.Chart(shown)
-        .mark_point(size=42, strokeWidth=1.4, opacity=1)
-        .encode(
-            x=x, y=y, color=color,
-            fill=alt.condition("datum.fitted", size_color(sizes), alt.value("white")),
-            tooltip=[*TIP, count_tip("D"), alt.Tooltip("loss:Q", format=".4f")],
-        )
-    )  # fmt: skip
-    ends = lines[lines["D"] == tokens[-1]]
-    names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=x, y=y, text="size:N", color=color)
-    open_points = "hollow points were not fitted" if not all(shown["fitted"]) else ""
-    return with_title(early + base + points + names, "Validation loss vs training tokens", subtitle=open_points)
+    grid = pd.DataFrame([{"N": n, "D": D} for n in sorted(rows["N"].unique()) for D in tokens])
+    curves = with_sizes(grid, record).assign(loss=curve(law, record, N=grid["N"].to_numpy(), D=grid["D"].to_numpy()))
+    tables = [
+        Marks(rows=curves, value="loss", line=1.7, dashed="early"),
+        Marks(rows=shown, value="loss", points=42, hollow="early", tips=[*TIP, count_tip("D")]),
+        end_names(curves, "size", "D", "loss"),
+    ]
+    x, note = (
+        log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5),
+        "hollow points were not fitted",
+    )
+    color, heading = size_color(list(dict.fromkeys(curves["size"]))), "Validation loss vs training tokens"
+    return lines(tables, x, loss_axis(), heading, color=color, subtitle=note if shown["early"].to_numpy().any() else "")
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
@@ -58,29 +65,21 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
 
     It shows the runs, the law's curve for each size, and the minimum of the law over sizes with its interval.
     """
-    rows = rows.assign(C=6 * rows["N"] * rows["D"])  # the convention of the allocation
-    rows = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
-    budgets = np.geomspace(rows["C"].min(), BEYOND * rows["C"].max(), 60)
-    best = optimum(law, record, budgets)
-    best["beyond"] = best["C"] > rows["C"].max()
-    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
-    x, y = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis()
-    color = size_color(sizes, alt.Legend())
-    layers = []
-    if "lo" in best:
-        band = alt.Chart(best).mark_area(opacity=0.22, color="#444")
-        layers.append(band.encode(x=x, y=loss_axis("lo"), y2="hi:Q"))
-    lines = size_curves(rows, law, record)
-    layers.append(alt.Chart(lines).mark_line(strokeWidth=1, opacity=0.75).encode(x=x, y=y, color=color))
-    meets = best["beyond"] | best["beyond"].shift(-1, fill_value=True)  # the dashes begin where the line ends
-    for part, dash in ((best[~best["beyond"]], [1, 0]), (best[meets], [5, 4])):
-        layers.append(alt.Chart(part).mark_line(color="black", strokeWidth=2, strokeDash=dash).encode(x=x, y=y))
-    named = rows.assign(size=[format_count(n) for n in rows["N"]])
-    points = alt.Chart(named).mark_point(filled=True, size=40, opacity=0.95)
-    tip = [*TIP, count_tip("C", "6 N D"), alt.Tooltip("loss:Q", format=".4f")]
-    layers.append(points.encode(x=x, y=y, color=color, tooltip=tip))
+    shown = with_sizes(rows.assign(C=6 * rows["N"] * rows["D"]), record)  # the convention of the allocation
+    shown = pd.DataFrame(shown[~shown["early"]])
+    budgets = np.geomspace(shown["C"].min(), BEYOND * shown["C"].max(), 60)
+    best = optimum(law, record, budgets).assign(beyond=budgets > shown["C"].max())
+    tables = [
+        Marks(rows=size_curves(shown, law, record), value="loss", line=1.0),
+        Marks(rows=best, value="loss", dashed="beyond", **LAW),
+        Marks(rows=shown, value="loss", points=40, tips=[*TIP, count_tip("C", "6 N D")]),
+    ]
+    x, color = (
+        log_axis("C", "training compute 6 N D (FLOPs)", budgets),
+        size_color(list(dict.fromkeys(shown["size"])), alt.Legend()),
+    )
     subtitle = f"black: the law's lowest loss over sizes, {percent(record['level'])} interval; dashed: extrapolated"
-    return with_title(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
+    return lines(tables, x, loss_axis(), "Validation loss vs training compute", color=color, subtitle=subtitle)
 
 
 def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
@@ -96,80 +95,67 @@ def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
 
 def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Residuals of single runs in percent of the loss vs compute; a pattern means that the law does not fit."""
-    fitted = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
-    predicted = curve(law, record, N=np.array(fitted["N"]), D=np.array(fitted["D"]))
-    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
-    shown = fitted.assign(
-        percent=100 * np.log(np.array(fitted["loss"]) / predicted), size=[format_count(n) for n in fitted["N"]]
+    shown = with_sizes(rows, record)
+    sizes, shown = list(dict.fromkeys(shown["size"])), pd.DataFrame(shown[~shown["early"]])
+    predicted = curve(law, record, N=np.array(shown["N"]), D=np.array(shown["D"]))
+    shown = shown.assign(percent=100 * np.log(np.array(shown["loss"]) / predicted))
+    tips = [*TIP, alt.Tooltip("percent:Q", format="+.2f")]
+    table = Marks(rows=shown, value="percent", line=0.8, style={"opacity": 0.5}, detail="run", points=46, tips=tips)
+    x, y = (
+        log_axis("C", "training compute C (FLOPs)", shown["C"]),
+        alt.Y("percent:Q", title="observed minus predicted loss (%)"),
     )
-    x, y = log_axis("C", "training compute C (FLOPs)", np.array(fitted["C"])), "observed minus predicted loss (%)"
-    base = alt.Chart(shown).encode(x=x, y=alt.Y("percent:Q", title=y), color=size_color(sizes, alt.Legend()))
-    points = base.mark_point(filled=True, size=46).encode(tooltip=[*TIP, alt.Tooltip("percent:Q", format="+.2f")])
-    trunks = base.mark_line(strokeWidth=0.8, opacity=0.5).encode(detail="run:N")
-    zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    subtitle = "a line joins the branches of one trunk, which share noise; color: parameters N"
-    return with_title(zero + trunks + points, "Residuals vs training compute", subtitle=subtitle)
+    subtitle, color = (
+        "a line joins the branches of one trunk, which share noise; color: parameters N",
+        size_color(sizes, alt.Legend()),
+    )
+    return lines([table], x, y, "Residuals vs training compute", color=color, reference=0.0, subtitle=subtitle)
 
 
 def exponents(record: Row) -> Chart:
     """The allocation exponent a of N_opt ~ C^a, by approach and counting convention."""
-    rows = pd.DataFrame(record["accounting"] or [{"convention": "", **exponent} for exponent in record["approaches"]])
     kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
-    rows = rows[rows["approach"].isin(kinds)]
-    scale = alt.Scale(zero=False, padding=14)
-    x, low = (
-        alt.X(f"{name}:Q", title="allocation exponent a, N_opt ~ C^a", scale=scale, axis=alt.Axis(tickCount=6))
-        for name in ("a", "lo")
-    )
-    names = list(dict.fromkeys(rows["convention"]))
-    y = alt.Y("convention:N", title=None, sort=names, axis=alt.Axis(labelLimit=240))
-    color, shape = approach_marks(kinds)
-    base = alt.Chart(rows).encode(y=y, yOffset=alt.YOffset("approach:N", sort=kinds), color=color)
-    bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
-    tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("a", "lo", "hi")]
-    dots = base.mark_point(filled=True, size=64, opacity=1).encode(x=x, shape=shape, tooltip=["approach:N", *tips])
+    rows = [
+        {"name": "", **exponent, "series": exponent["approach"], "value": exponent["a"]}
+        for exponent in record["accounting"] or record["approaches"]
+        if exponent["approach"] in kinds
+    ]
+    rows = [{**row, "name": row.get("convention", "")} for row in rows]
     counting = ", by counting convention for N and C" if record["accounting"] else ""
-    subtitle = f"{percent(record['level'])} intervals{counting}"
-    title = "Compute-optimal allocation exponent"
-    return with_title(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
+    color, shape = approach_marks(kinds, "series")
+    return estimates(
+        rows, kinds, "allocation exponent a, N_opt ~ C^a", "Compute-optimal allocation exponent",
+        subtitle=f"{percent(record['level'])} intervals{counting}", dodge=True, color=color, shape=shape, format=".3f",
+        step=max(26 * len(kinds), 80 // len({row["name"] for row in rows})),
+    )  # fmt: skip
 
 
 def allocation(record: Row) -> Chart:
     """Compute-optimal parameters vs compute: the law with its interval, and the points of the other approaches."""
-    rows = pd.DataFrame(record["allocation"])
+    columns = ["approach", "C", "N", "lo", "hi"]
+    rows = pd.DataFrame(record["allocation"], columns=None if record["allocation"] else ["C", "N", "N_lo", "N_hi"])
+    rows = rows.assign(beyond=rows["C"] > 1.001 * record["domain"]["C"][1])
     marks = pd.DataFrame(
-        [
-            {"approach": exponent["approach"], **point}
-            for exponent in record["approaches"]
-            for point in exponent["points"]
-        ]
+        [{"approach": entry["approach"], **point} for entry in record["approaches"] for point in entry["points"]],
+        columns=pd.Index(columns),
     )
-    every = [*rows["C"], *(marks["C"] if len(marks) else ())] if len(rows) else list(marks["C"])
-    x, layers = log_axis("C", "training compute C (FLOPs)", every), []
-    held = [
-        *(rows["N_lo"] if len(rows) else ()),
-        *(rows["N_hi"] if len(rows) else ()),
-        *(value for name in ("N", "lo", "hi") if name in marks for value in marks[name].dropna()),
+    sizes = [
+        frame[name].dropna() for frame in (rows, marks) for name in ("N", "N_lo", "N_hi", "lo", "hi") if name in frame
     ]
-    at, low = (log_axis(name, "compute-optimal parameters N", held, kind=alt.Y) for name in ("N", "N_lo"))
-    if len(rows):
-        base, beyond = alt.Chart(rows).encode(x=x), rows["C"] > 1.001 * record["domain"]["C"][1]
-        layers.append(base.mark_area(opacity=0.22, color="#444").encode(y=low, y2="N_hi:Q"))
-        for part, dash in ((rows[~beyond], [1, 0]), (rows[beyond | beyond.shift(-1, fill_value=False)], [5, 4])):
-            layers.append(alt.Chart(part).mark_line(color="black", strokeWidth=2, strokeDash=dash).encode(x=x, y=at))
-    if len(marks):
-        kinds = sorted(marks["approach"].unique())
-        color, shape = approach_marks(kinds)
-        points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
-        tip = ["approach:N", count_tip("C"), count_tip("N")]
-        bars = alt.Chart(marks).mark_rule(opacity=0.35)
-        layers.append(bars.encode(x=x, y=lower_end_axis(marks, held), y2="hi:Q", color=color))
-        layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
+    x = log_axis("C", "training compute C (FLOPs)", [*rows["C"], *marks["C"]])
+    y = log_axis("N", "compute-optimal parameters N", pd.concat(sizes).to_numpy(dtype=float), kind=alt.Y)
+    color, shape = approach_marks(sorted(marks["approach"].unique()))
+    tips = ["approach:N", count_tip("C"), count_tip("N")]
+    tables = [
+        Marks(rows=rows, value="N", ends=("N_lo", "N_hi"), dashed="beyond", **LAW),
+        Marks(rows=marks, value="N", bars=0.35, points=60, color=color, shape=shape, tips=tips),
+    ]
     subtitle = f"line and band: the fitted law (C = 6 N D), {percent(record['level'])} interval"
-    return with_title(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
+    drawn = [table for table in tables if len(table.rows)]
+    return lines(drawn, x, y, "Compute-optimal model size vs training compute", subtitle=subtitle)
 
 
-def approach_marks(names: list[str]) -> tuple[alt.Color, alt.Shape]:
+def approach_marks(names: list[str], column: str = "approach") -> tuple[alt.Color, alt.Shape]:
     """Returns the colors and shapes of approaches to the allocation, by the number that their names begin with.
 
     The parametric approach, 3, is black as the fitted law is.
@@ -177,34 +163,28 @@ def approach_marks(names: list[str]) -> tuple[alt.Color, alt.Shape]:
     order = [next((name for name in names if name[0] == number), number) for number in "312"]
     shapes = [("circle", "square", "triangle-up")[order.index(name)] for name in names]
     scale = alt.Scale(domain=list(names), range=shapes)
-    shape = alt.Shape("approach:N", title=None, sort=list(names), scale=scale)
-    return kind_color(names, "approach", alt.Legend(), order), shape
-
-
-def lower_end_axis(marks: pd.DataFrame, held: list[float]) -> Chart:
-    """Returns the axis of the intervals' lower ends, or of the points if they have no interval."""
-    return log_axis("lo" if "lo" in marks else "N", "compute-optimal parameters N", held, kind=alt.Y)
+    shape = alt.Shape(f"{column}:N", title=None, sort=list(names), scale=scale)
+    return kind_color(names, column, alt.Legend(), order), shape
 
 
 def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
-    rows = [
-        {"cut": theme.tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
+    rows = pd.DataFrame([
+        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
-    ]
-    who = list(dict.fromkeys(row["who"] for row in rows))  # the law first, in black
-    base = alt.Chart(pd.DataFrame(rows)).encode(
-        x=alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("error:Q", title="mean absolute error above the cut (%)", scale=alt.Scale(zero=True)),
-        color=kind_color(who, "who", alt.Legend()),
+    ])  # fmt: skip
+    who = list(dict.fromkeys(rows["who"]))  # the law first, in black
+    shape, tips = (
+        alt.Shape("who:N", title=None, scale=alt.Scale(domain=who)),
+        ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")],
     )
-    tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
-    shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
-    dots = base.mark_point(filled=True, size=80, opacity=1).encode(shape=shape, tooltip=tip)
-    subtitle = "fitted to the runs below the cut, tested on those above"
-    return with_title(base.mark_line(opacity=0.4) + dots, "Backtests", height=220, subtitle=subtitle)
+    table = Marks(rows=rows, value="error", line=1.6, style={"opacity": 0.4}, points=80, shape=shape, tips=tips)
+    x = alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0))
+    y = alt.Y("error:Q", title="mean absolute error above the cut (%)", scale=alt.Scale(zero=True))
+    subtitle, color = "fitted to the runs below the cut, tested on those above", kind_color(who, "who", alt.Legend())
+    return lines([table], x, y, "Backtests", color=color, height=220, subtitle=subtitle)
 
 
 def profile(record: Row, name: str = "E") -> Chart:
@@ -212,20 +192,19 @@ def profile(record: Row, name: str = "E") -> Chart:
 
     If the curve stays below the threshold, the parameter is not identified.
     """
-    profiled = record["profiles"][name]
+    profiled, level = record["profiles"][name], percent(record["level"])
     top = 4 * profiled["threshold"]
     pairs = zip(profiled["values"], profiled["statistic"], strict=True)
     shown = [(value, statistic) for value, statistic in pairs if statistic is not None and statistic <= top]
     rows = pd.DataFrame(shown, columns=pd.Index(["value", "statistic"]))
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
-    title = f"F statistic (dashed: {percent(record['level'])} limit)"
-    y = alt.Y("statistic:Q", title=title, scale=alt.Scale(domain=[0, top], clamp=True))
-    line = alt.Chart(rows).mark_line(color="black", point={"color": "black"}, clip=True).encode(x=x, y=y)
-    limit = alt.Chart(pd.DataFrame({"y": [profiled["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
+    y = alt.Y("statistic:Q", title=f"F statistic (dashed: {level} limit)", scale=alt.Scale(domain=[0, top], clamp=True))
     reason = record["params"][name].get("reason")
-    reason = reason or f"{percent(record['level'])} interval: values at which the curve is below the dashed line"
-    return with_title(line + limit.encode(y="y:Q"), f"Profile likelihood of {name}", height=220, subtitle=reason)
+    reason = reason or f"{level} interval: values at which the curve is below the dashed line"
+    table = Marks(rows=rows, value="statistic", line=2, points=30, color="black")
+    heading = f"Profile likelihood of {name}"
+    return lines([table], x, y, heading, reference=profiled["threshold"], height=220, subtitle=reason)
 
 
 def curve(law: Law, record: Row, **inputs: np.ndarray) -> np.ndarray:
@@ -254,13 +233,9 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
-
-
 def fitted(rows: pd.DataFrame, form: Law) -> Chart:
     """Observed vs predicted target of each row; exact predictions lie on the diagonal."""
     values = rows[["observed", "predicted"]].to_numpy(dtype=float)
-    ends = pd.DataFrame({"predicted": [values.min(), values.max()], "observed": [values.min(), values.max()]})
     if values.min() > 0 and values.max() / values.min() > WIDE:
         x = log_axis("predicted", "predicted by the law", values)
         y = log_axis("observed", "observed", values, kind=alt.Y)
@@ -268,8 +243,7 @@ def fitted(rows: pd.DataFrame, form: Law) -> Chart:
         style = {"scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
         x = alt.X("predicted:Q", title="predicted by the law", **style)
         y = alt.Y("observed:Q", title="observed", **style)
-    line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
-    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted")
+    return scatter([row_points(rows, form, "observed")], x, y, "Observed vs predicted", equality=True)
 
 
 def percent_residuals(rows: pd.DataFrame, form: Law) -> Chart:
@@ -280,18 +254,15 @@ def percent_residuals(rows: pd.DataFrame, form: Law) -> Chart:
     at = np.array(rows[along], dtype=float)
     x = log_axis(along, title, at) if at.min() > 0 else alt.X(f"{along}:Q", title=title)
     y = alt.Y("percent:Q", title="observed minus predicted (%)")
-    zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    return with_title(zero + row_points(shown, form, x, y), "Residuals")
+    return scatter([row_points(shown, form, "percent")], x, y, "Residuals", references=(None, 0.0))
 
 
-def row_points(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
-    """Draws a point for each row, colored by the first input of the law if it varies; the tooltip shows the row."""
+def row_points(rows: pd.DataFrame, form: Law, value: str) -> Marks:
+    """Returns a point for each row, colored by the first input of the law if it varies; the tooltip shows the row."""
     first = form.inputs[0]
-    tip = ["row:N", *(alt.Tooltip(f"{n}:Q", format=".4~s") for n in form.inputs), "observed:Q", "predicted:Q"]
-    chart = alt.Chart(rows).mark_point(filled=True, size=46, opacity=0.85)
-    span = np.array(rows[first], dtype=float)
-    if span.min() <= 0 or span.max() / span.min() < 1.01:
-        return chart.encode(x=x, y=y, tooltip=tip)
-    legend = alt.Legend(title=first, format=".2~s")
-    color = alt.Color(f"{first}:Q", scale=alt.Scale(type="log", scheme="viridis"), legend=legend)
-    return chart.encode(x=x, y=y, color=color, tooltip=tip)
+    tips = ["row:N", *(alt.Tooltip(f"{n}:Q", format=".4~s") for n in form.inputs), "observed:Q", "predicted:Q"]
+    span, color = np.array(rows[first], dtype=float), None
+    if span.min() > 0 and span.max() / span.min() >= 1.01:
+        scale, legend = alt.Scale(type="log", scheme="viridis"), alt.Legend(title=first, format=".2~s")
+        color = alt.Color(f"{first}:Q", scale=scale, legend=legend)
+    return Marks(rows=rows, value=value, points=46, opacity=0.85, color=color, tips=tips)

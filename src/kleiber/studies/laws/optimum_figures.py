@@ -9,7 +9,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import Chart, apply_theme, count_tip, format_count, log_axis, size_color, with_title
+from kleiber.charts.lines import Marks, lines
+from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, size_color
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.optima import INSIDE
@@ -39,34 +40,26 @@ def figures(record: Row, form: HyperparameterLaw, rows: Table | None) -> dict[st
 def losses(record: Row, form: HyperparameterLaw, rows: Table, axis: str) -> Chart:
     """Excess loss vs one hyperparameter, with the others as in the best run: a panel for each size, a line for each
     number of tokens."""
-    groups, others = record["optima"], [other for other in form.axes if other != axis]
+    groups, others = sorted(record["optima"], key=lambda row: row["N"]), [other for other in form.axes if other != axis]
     swept = pd.concat([_sweep(row, rows, axis, others) for row in groups], ignore_index=True)
     close = swept["excess"].to_numpy() <= 100 * SHOWN
     left_out = int(swept["runs"].to_numpy()[~close].sum())
     best = pd.DataFrame([{**_names(row), "value": row[axis], "excess": 0.0} for row in groups if row[axis] is not None])
-    shown = pd.concat([swept[close].assign(fitted=False), best.assign(fitted=True)], ignore_index=True)
     tokens = list(dict.fromkeys(format_count(number) for number in sorted({row["D"] for row in groups})))
     widths = alt.Scale(domain=tokens, range=np.linspace(2.4, 1.2, len(tokens)).tolist())  # lines may coincide
-    sizes = [_size(number) for number in sorted({row["N"] for row in groups})]
-    base = alt.Chart().encode(
-        x=log_axis("value", LABELS[axis], swept["value"][close]),
-        y=alt.Y("excess:Q", title="loss above the best run (%)", scale=alt.Scale(domain=[0, 100 * SHOWN])),
-        color=size_color(tokens, alt.Legend(), "training tokens D", "tokens"),
-    )
-    tip = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
-    runs, optima = base.transform_filter("!datum.fitted"), base.transform_filter("datum.fitted")
-    layers = [
-        runs.mark_line().encode(detail="group:N", strokeWidth=alt.StrokeWidth("tokens:N", scale=widths, legend=None)),
-        runs.mark_point(filled=True, size=32, opacity=1).encode(tooltip=tip),
-        optima.mark_point(shape="triangle-up", size=80, filled=True, yOffset=-4).encode(tooltip=tip[:3]),
-    ]
-    facet = alt.Facet("size:N", title=None, sort=[*dict.fromkeys(sizes)])
-    panels = alt.layer(*layers, data=shown).properties(width=250, height=170).facet(facet=facet, columns=2)
+    tips = ["size:N", "tokens:N", alt.Tooltip("value:Q", format=".3g"), alt.Tooltip("excess:Q", format=".2f")]
+    width = alt.StrokeWidth("tokens:N", scale=widths, legend=None)
+    tables = [Marks(rows=swept[close], value="excess", line=1.8, width=width, detail="group", points=32, tips=tips)]
+    if len(best):
+        vertex = {"shape": "triangle-up", "yOffset": -4}
+        tables.append(Marks(rows=best, value="excess", points=80, point_style=vertex, tips=tips[:3]))
     held = f"; {' and '.join(LABELS[other].partition(' (')[0] for other in others)} of the best run" if others else ""
     subtitle = f"a line for each number of tokens{held}" + "; triangles: fitted optima" * bool(len(best))
-    subtitle += f"; {left_out} runs above {100 * SHOWN:g} % not shown" * bool(left_out)
-    title = alt.TitleParams(f"Excess loss vs {LABELS[axis].partition(' (')[0]}", subtitle=subtitle)
-    return apply_theme(panels.properties(title=title))
+    subtitle += f"; {left_out} runs above {100 * SHOWN:g}% not shown" * bool(left_out)
+    x, scale = log_axis("value", LABELS[axis], swept["value"][close]), alt.Scale(domain=[0, 100 * SHOWN])
+    y, heading = alt.Y("excess:Q", title="loss above the best run (%)", scale=scale), LABELS[axis].partition(" (")[0]
+    color = size_color(tokens, alt.Legend(), "training tokens D", "tokens")
+    return lines(tables, x, y, f"Excess loss vs {heading}", color=color, panel="size", subtitle=subtitle)
 
 
 def _sweep(row: Row, rows: Table, axis: str, others: Sequence[str]) -> pd.DataFrame:
@@ -103,29 +96,22 @@ def optima(record: Row, form: HyperparameterLaw, axis: str, along: str) -> Chart
     moved /= form.optimum(axis, inputs, values)[0]
     marks = pd.DataFrame({"at": inputs[along], "N": kept["N"], "D": kept["D"], "value": kept[axis] * moved})
     marks = marks.assign(lo=kept[f"{axis}_lo"] * moved, hi=kept[f"{axis}_hi"] * moved)
-    marks = marks.assign(size=[format_count(size) for size in kept["N"]])
     at = np.geomspace(inputs[along].min() / BEYOND, inputs[along].max() * BEYOND, 60)
     line = _curve(form, axis, {along: at, **_constant(held, 60)}, values, draws, record["level"])
     line = line.assign(at=at, beyond=(at < inputs[along].min()) | (at > inputs[along].max()))
-    x = log_axis("at", INPUTS[along], at)
-    ends = [*marks["lo"], *marks["hi"], *line["value"]]
-    y, low = (log_axis(name, f"optimal {LABELS[axis]}", ends, kind=alt.Y) for name in ("value", "lo"))
-    layers = []
-    if "lo" in line:
-        layers.append(alt.Chart(line).mark_area(opacity=0.2, color="#444", clip=True).encode(x=x, y=low, y2="hi:Q"))
-    base = alt.Chart(line).encode(x=x, y=y)
-    layers.append(base.mark_line(color="black", strokeWidth=1.4, strokeDash=[5, 4]))
-    layers.append(base.transform_filter("!datum.beyond").mark_line(color="black", strokeWidth=2))
+    marks = marks.assign(size=[format_count(size) for size in kept["N"]])
     color = size_color([format_count(size) for size in sorted(kept["N"].unique())], alt.Legend())
-    points = alt.Chart(marks).encode(x=x, color=color)
-    layers.append(points.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"))
-    tip = [count_tip("N"), count_tip("D"), alt.Tooltip("value:Q", format=".3g")]
-    layers.append(points.mark_point(filled=True, size=56, opacity=1).encode(y=y, tooltip=tip))
+    tips = [count_tip("N"), count_tip("D"), alt.Tooltip("value:Q", format=".3g")]
+    tables = [
+        Marks(rows=line, line=2.0, dashed="beyond", band=0.15, color="black"),
+        Marks(rows=marks, bars=1.0, points=56, tips=tips),
+    ]
+    x, name = log_axis("at", INPUTS[along], at), LABELS[axis]
+    y = log_axis("value", f"optimal {name}", [*marks["lo"], *marks["hi"], *line["value"]], kind=alt.Y)
     where = "".join(f", at {name} = {format_count(value)}" for name, value in held.items())
     subtitle = f"line and band: the law with its {percent(record['level'])} interval; dashed: extrapolated"
-    return with_title(
-        alt.layer(*layers), f"Optimal {LABELS[axis].partition(' (')[0]} vs {INPUTS[along]}{where}", subtitle=subtitle
-    )
+    heading = f"Optimal {name.partition(' (')[0]} vs {INPUTS[along]}{where}"
+    return lines(tables, x, y, heading, color=color, subtitle=subtitle)
 
 
 def _constant(values: dict[str, float], count: int) -> dict[str, Array]:

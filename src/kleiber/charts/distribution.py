@@ -1,0 +1,51 @@
+"""Distributions: single runs beside each other, and histograms of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from kleiber.charts.lines import Marks, arm_color, lines
+from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span, with_title
+
+BINS = 30
+
+
+def distribution(rows: Rows, order: Sequence[str], x_title: str, title: str, subtitle: str = "") -> Chart:
+    """The values of all runs, a line of points for each series and a panel for each `panel` with a scale of its own.
+
+    rows  series, value, seed; hollow, whether the point is; panel
+    """
+    shown = rows.assign(**{name: value for name, value in {"hollow": False, "panel": ""}.items() if name not in rows})
+    color: Chart = arm_color(order, order, legend=False)
+    fill: Chart = alt.condition("datum.hollow", alt.value("white"), color)
+    panels = []
+    for heading, part in shown.groupby("panel", sort=False):
+        names = [name for name in order if name in set(part["series"])]
+        marks = alt.Chart(part).mark_point(size=46, strokeWidth=1.6, opacity=0.9).encode(
+            x=alt.X("value:Q", title=x_title, scale=span(part["value"])),
+            y=alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=260)),
+            color=color, fill=fill,
+            tooltip=["series:N", "seed:O", alt.Tooltip("value:Q", format=".4f")],
+        )  # fmt: skip
+        panels.append(marks.properties(title=str(heading), width=WIDTH, height=30 * len(names)))
+    if len(panels) == 1:
+        return with_title(panels[0], title, 30 * len(names), subtitle)
+    return in_rows(panels, title, subtitle, columns=1)
+
+
+def histogram(samples: Mapping[str, Sequence[float]], x_title: str, y_title: str, title: str) -> Chart:
+    """The shares of the values of each sample in common bins, as a line with steps."""
+    edges = np.histogram_bin_edges(np.concatenate([*samples.values()]), BINS)
+    rows = pd.DataFrame([
+        {"kind": name, "lower": float(lower), "upper": float(upper), "value": float(share)}
+        for name, values in samples.items()
+        for lower, upper, share in zip(edges, edges[1:], np.histogram(values, edges)[0] / len(values), strict=False)
+    ])  # fmt: skip
+    x = alt.X("lower:Q", title=x_title, scale=alt.Scale(zero=False, nice=False))
+    color = kind_color([*samples], legend=alt.Legend(orient="top", title=None))
+    marks = Marks(rows=rows, line=1.8, style={"interpolate": "step-after"})
+    return lines([marks], x, alt.Y("value:Q", title=y_title), title, color=color, height=240)

@@ -1,0 +1,230 @@
+"""Lines and points over a horizontal axis: what is drawn of each table, and figures of one panel or of several.
+
+A table has a row for each point: the column of the horizontal axis, `value`, and if there are intervals `lo` and `hi`.
+Arms have the same color in every figure of a page, the first is the reference and black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import altair as alt
+import numpy as np
+
+from kleiber.charts.theme import (
+    HEIGHT,
+    LABEL_GAP,
+    Chart,
+    Rows,
+    in_rows,
+    kind_color,
+    over,
+    reference_line,
+    separate_labels,
+    span,
+    with_title,
+)
+
+MOST = 6  # arms in one panel
+SMALL = {"width": 250, "height": 170}  # of a panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """A table of a figure, and what is drawn of it: intervals as a band or as bars, a line, points, and names.
+
+    value    column of the vertical axis
+    ends     columns of the ends of the intervals
+    band     opacity of the band
+    bars     opacity of the bars
+    line     width of the line; 0: none
+    mean     whether the line passes through the means of rows at one place
+    dashed   a column: the line is dashed in rows in which it is true
+    dash     the encoding of the dashes by a column, or the dashes of the whole line
+    points   area of the points; 0: none
+    opacity  of the points
+    hollow   a column: points of rows in which it is true are hollow
+    name     a column whose texts stand to the right of the points
+    color    the encoding, or one color; None: that of the figure
+    detail   a column that separates lines of one color
+    tips     columns of the tooltip, or their encodings
+    width    the encoding of the width of lines by a column
+    style    further properties of the line; point_style of the points
+    """
+
+    rows: Rows
+    value: str = "value"
+    ends: tuple[str, str] = ("lo", "hi")
+    band: float = 0.0
+    bars: float = 0.0
+    line: float = 0.0
+    mean: bool = False
+    dashed: str = ""
+    dash: Chart = None
+    points: float = 0.0
+    opacity: float = 1.0
+    hollow: str = ""
+    shape: Chart = None
+    name: str = ""
+    color: Chart = None
+    detail: str = ""
+    order: str = ""
+    tips: Sequence[Chart] = ()
+    width: Chart = None
+    style: Chart = None
+    point_style: Chart = None
+
+    def layers(self, x: Chart, y: Chart, color: Chart) -> list[Chart]:
+        """Returns the layers over two axes, those in front last."""
+        hue = color if self.color is None else alt.value(self.color) if isinstance(self.color, str) else self.color
+        channels = {"x": x, "color": hue, "detail": f"{self.detail}:N" if self.detail else None}
+        base = alt.Chart(self.rows).encode(**{name: channel for name, channel in channels.items() if channel})
+        height, (lo, hi), drawn = over(y, self.value), self.ends, list[Chart]()
+        if lo in self.rows and np.isfinite(self.rows[lo].to_numpy(dtype=float)).any():
+            if self.band:
+                drawn.append(
+                    base.mark_area(opacity=self.band, strokeWidth=0, clip=True).encode(y=over(y, lo), y2=f"{hi}:Q")
+                )
+            if self.bars:
+                drawn.append(base.mark_rule(opacity=self.bars, strokeWidth=1.4).encode(y=over(y, lo), y2=f"{hi}:Q"))
+        drawn += self._lines(base, over(y, f"mean({self.value})") if self.mean else height)
+        if self.points:
+            drawn.append(self._points(base, height, hue))
+        if self.name:
+            drawn.append(base.mark_text(align="left", dx=9, fontSize=11).encode(y=height, text=f"{self.name}:N"))
+        return drawn
+
+    def _lines(self, base: Chart, y: Chart) -> list[Chart]:
+        if not self.line:
+            return []
+        style, encoding = {"strokeWidth": self.line, "clip": True, **(self.style or {})}, {"y": y}
+        if isinstance(self.dash, alt.StrokeDash):
+            encoding["strokeDash"] = self.dash
+        elif self.dash:
+            style["strokeDash"] = self.dash
+        if self.order:
+            encoding["order"] = f"{self.order}:Q"
+        if self.width is not None:
+            encoding["strokeWidth"] = self.width
+        whole = base.mark_line(**style).encode(**encoding)
+        if not self.dashed:
+            return [whole]
+        dotted = base.mark_line(**{**style, "strokeWidth": 0.7 * self.line, "strokeDash": [5, 4]}).encode(**encoding)
+        return [dotted, whole.transform_filter(f"!datum.{self.dashed}")]
+
+    def _points(self, base: Chart, y: Chart, hue: Chart) -> Chart:
+        encoding = {"y": y, "tooltip": [*self.tips]}
+        if self.shape is not None:
+            encoding["shape"] = self.shape
+        if not self.hollow:
+            style = {"filled": True, "size": self.points, "opacity": self.opacity, **(self.point_style or {})}
+            return base.mark_point(**style).encode(**encoding)
+        fill = alt.condition(f"datum.{self.hollow}", alt.value("white"), hue or alt.value("black"))
+        return base.mark_point(size=self.points, opacity=1, strokeWidth=1.4).encode(fill=fill, **encoding)
+
+
+def draw(tables: Sequence[Marks], x: Chart, y: Chart, color: Chart = None, behind: Sequence[Chart] = ()) -> Chart:
+    """Returns one panel without a title, each table in front of the one before and of the layers `behind`."""
+    return alt.layer(*behind, *(layer for marks in tables for layer in marks.layers(x, y, color)))
+
+
+def end_names(rows: Rows, series: str, x: str, value: str = "value", spread: float = 0.0) -> Marks:
+    """Returns the names of lines at their ends, moved apart where they would overlap.
+
+    spread  height of the vertical axis in its unit; 0: that of the values
+    """
+    rows = rows.reset_index(drop=True)
+    ends = rows.loc[rows.groupby(series, sort=False)[x].idxmax()]
+    gap = LABEL_GAP * (spread or float(np.ptp(rows[value])))
+    return Marks(rows=ends.assign(height=separate_labels(ends[value].to_numpy(), gap)), value="height", name=series)
+
+
+def scale_over(tables: Sequence[Marks], log: bool = False, reference: float | None = None) -> alt.Scale:
+    """Returns a vertical scale that has all values and intervals of the tables."""
+    columns = [marks.rows[name] for marks in tables for name in {marks.value, *marks.ends} if name in marks.rows]
+    values = np.concatenate([np.asarray(column, dtype=float) for column in columns])
+    values = np.append(values[np.isfinite(values)], [] if reference is None else [reference])
+    if not log:
+        return span(values)
+    return alt.Scale(type="log", padding=10, domain=[float(values.min()), float(values.max())])
+
+
+def lines(
+    tables: Sequence[Marks], x: Chart, y: Chart, title: str, *, color: Chart = None, subtitle: str = "",
+    reference: float | str | None = None, panel: str = "", columns: int = 2, height: int = HEIGHT,
+    size: dict[str, int] = SMALL, log: bool = False, own_scales: bool = False, units: Mapping[str, str] | None = None,
+) -> Chart:  # fmt: skip
+    """Returns a figure of tables over one horizontal axis, in one panel or in one for each value of a column.
+
+    x, y        axes; panels have one vertical scale over all values, unless `y` has a scale
+    reference   a value at which there is a dashed line, or the column that has it in the first row of the first table
+    panel       column of the first table; tables without it are in every panel
+    log         whether the vertical scale of panels is logarithmic
+    own_scales  whether each panel has a vertical scale of its own
+    units       titles of the vertical axes of panels, where they differ
+    """
+
+    def panel_of(part: Sequence[Marks], axis: Chart = y) -> Chart:
+        """One panel, with a scale over its tables or over all of them."""
+        first = part[0].rows
+        at = float(first[reference].iloc[0]) if isinstance(reference, str) and len(first) else reference
+        at = None if isinstance(at, str) or at is None or np.isnan(at) else at
+        if panel and y["scale"] is alt.Undefined:
+            axis["scale"] = scale_over(part if own_scales else tables, log, at)
+        return draw(part, x, axis, color, [] if at is None else [reference_line(axis, at)])
+
+    if not panel:
+        return with_title(panel_of(tables), title, height, subtitle)
+    panels = []
+    for name in dict.fromkeys(tables[0].rows[panel]):
+        parts = [
+            replace(marks, rows=marks.rows[marks.rows[panel] == name]) if panel in marks.rows else marks
+            for marks in tables
+        ]
+        axis = y.copy(deep=False)
+        axis["title"] = (units or {}).get(name, y["title"])
+        panels.append(panel_of(parts, axis).properties(title=str(name), **size))
+    return in_rows(panels, title, subtitle, columns)
+
+
+def arm_color(order: Sequence[str], shown: Sequence[str], legend: bool = True) -> alt.Color:
+    """Returns the colors of the arms `shown`, each as it is among all; of all without a legend, which panels share."""
+    return kind_color(shown if legend else order, "series", alt.Legend() if legend else None, order)
+
+
+def small_multiples(panel: Callable[[Sequence[str]], Chart], order: Sequence[str], title: str, subtitle: str) -> Chart:
+    """Returns one chart of all arms, or a panel for each arm with the reference beside it."""
+    if len(order) <= MOST:
+        return with_title(panel(order), title, subtitle=subtitle)
+    panels = [panel([order[0], name]).properties(title=name, width=210, height=150) for name in order[1:]]
+    return in_rows(panels, title, f"{order[0]} in black; {subtitle}" if subtitle else f"{order[0]} in black", 3)
+
+
+def seed_lines(
+    rows: Rows, x: alt.X, y_title: str, order: Sequence[str], title: str, log: bool = False, zero: bool = False,
+    own_scales: bool = False, subtitle: str = "",
+) -> Chart:  # fmt: skip
+    """A line over the means of seeds for each arm, with a small point for each seed.
+
+    rows        columns series, value, that of `x`; lo and hi, ends of bars; panel, a panel for each value
+    log         whether the vertical axis is logarithmic
+    zero        draws a dashed line at 0
+    own_scales  whether each panel has a vertical scale of its own; otherwise all have one
+    """
+    drawn = [name for name in order if name in set(rows["series"])]
+    marks, reference = Marks(rows=rows, line=1.5, mean=True, points=16, bars=0.6), 0.0 if zero else None
+    y = alt.Y("value:Q", title=y_title, axis=alt.Axis(tickCount=6))
+    if "panel" in rows:
+        return lines(
+            [marks], x, y, title, color=arm_color(order, drawn), subtitle=subtitle, reference=reference, panel="panel",
+            log=log, own_scales=own_scales,
+        )  # fmt: skip
+    y["scale"] = scale_over([marks], log, reference)
+
+    def panel(arms: Sequence[str]) -> Chart:
+        """The panel of some of the arms."""
+        part, color = replace(marks, rows=rows[rows["series"].isin(arms)]), arm_color(order, arms, len(drawn) <= MOST)
+        return draw([part], x, y, color, [reference_line(y, 0.0)] if zero else [])
+
+    return small_multiples(panel, drawn, title, subtitle)
