@@ -1,12 +1,13 @@
 """Which slots the cells of a sweep get, tested with fake processes that end at once."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from fake_run import write_summary
 
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, Preempted
 from kleiber.launch import local_pool
 from kleiber.launch.local_pool import Pool
 from kleiber.launch.price import num_workers
@@ -99,3 +100,15 @@ def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, st
     pool.run()
     assert (pool.progress.done, pool.progress.total) == (len(cells), len(cells))
     assert [arguments[1] for arguments in started] == [False, True, True]
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_signal_may_end_a_process_before_it_can_tell_its_number(cell, started, tmp_path, monkeypatch, signalled):
+    def killed(_process):
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise EOFError
+
+    monkeypatch.setattr(EndedProcess, "start", killed)
+    with pytest.raises(Preempted if signalled else EOFError):
+        Pool([cell(tmp_path)], None, 0, None).run()

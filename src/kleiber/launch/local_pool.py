@@ -140,13 +140,25 @@ class Pool:
                 target=run_cell,
                 args=(cell.folder, needs_fresh_process(cell), cell.devices, os.environ.get(SECRETS), visible),
             )
-            with process.without_main_module(), safe_children():
-                child.start()
+            try:
+                with process.without_main_module(), safe_children():
+                    child.start()
+            except EOFError:  # it ended before it could tell its number
+                if not self._signal_comes():
+                    raise
+                break
             self.running[child.sentinel] = Job(cell, child, time.monotonic(), slots, attempt)
             if self.signals:  # that came while the child started
                 send_signal(child, signal.SIGTERM)
         if self._stopped():
             self.pending.clear()
+
+    def _signal_comes(self) -> bool:
+        """Whether a signal has come, or does within a second: one to all processes may reach a child first."""
+        deadline = time.monotonic() + 1.0
+        while not self.signals and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return bool(self.signals)
 
     def _stopped(self) -> bool:
         """Whether no further cell may start."""
