@@ -113,7 +113,7 @@ def test_long_rows_and_packed_documents_are_refused():
 
 @pytest.mark.slow
 def test_a_run_trains_is_opened_and_continued_and_what_needs_a_transformer_is_refused(launch, tmp_path, capsys):
-    from kleiber.__main__ import main as kleiber
+    from kleiber.launch.cli import main as kleiber
 
     folder = launch("model=lstm", "model.width=16", "trainer.max_steps=2")
     assert kleiber(["generate", str(folder), "--prompt", "The", "--tokens", "3"]) == 0

@@ -16,7 +16,8 @@ from kleiber.config.errors import ConfigError, Status, did_you_mean, listed
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.diff import as_number
-from kleiber.records.terminal import print_rich, printable
+from kleiber.records.regular_files import DamagedFile
+from kleiber.records.terminal import print_rich, printable, warn_once
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def config_columns(run: Run) -> Json:
     """Returns the numbers and texts of a run's config by dotted key; other values, such as null, as JSON text."""
     try:
         values = flatten(run.config)
-    except ConfigError:  # a run without a readable config is listed all the same
+    except ConfigError as error:  # a run without a readable config is listed all the same
+        if isinstance(error, DamagedFile):
+            warn_once(str(error))
         return {}
     return {key: value if type(value) in (int, float, str) else json.dumps(value) for key, value in values.items()}
 
