@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.claims import Claim, Question, decide_together, expand, overall, read_claims
-from kleiber.studies.compare.decision import Decision, estimate_around, interval, level_of_each
+from kleiber.studies.decision import Decision, estimate_around, interval, level_of_each
 from kleiber.studies.statements import statement
 
 LEVELS = {"arm": ["plain", "a", "b"], "size": [10, 40, 20]}

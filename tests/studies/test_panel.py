@@ -7,7 +7,7 @@ import pytest
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.decision import level_of_each
+from kleiber.studies.decision import level_of_each
 from kleiber.studies.panel import Panel
 from kleiber.studies.panel_declaration import Key, Measure
 from kleiber.studies.panel_table import RESERVED, SAME

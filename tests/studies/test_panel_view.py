@@ -5,7 +5,7 @@ import math
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare.decision import mean_estimate
+from kleiber.studies.decision import mean_estimate
 from kleiber.studies.panel import Panel
 
 from .panels import LOSS, plant, row, rows

@@ -30,8 +30,8 @@ from kleiber.studies.ablation_ladder import (
 )
 from kleiber.studies.claims import Claim, Question, Result, decide_together
 from kleiber.studies.compare.arms import arm_name, planned_arms
-from kleiber.studies.compare.decision import Decision, Estimate, as_row
 from kleiber.studies.compare.places import refuse_planned_twins
+from kleiber.studies.decision import Decision, Estimate, as_row
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kleiber.studies.ablation_ladder import UNIT, Ladder, predict
-from kleiber.studies.compare.decision import mean_estimate
 from kleiber.studies.compare.labels import readable
+from kleiber.studies.decision import mean_estimate
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

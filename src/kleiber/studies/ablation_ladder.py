@@ -18,8 +18,8 @@ from kleiber.config.errors import Status
 from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import arm_name, uneven_grids
-from kleiber.studies.compare.decision import Estimate, mean_estimate
 from kleiber.studies.compare.places import SAME_TOKENS, Place, refuse_twins
+from kleiber.studies.decision import Estimate, mean_estimate
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import round_down
 from kleiber.types import Config, Json

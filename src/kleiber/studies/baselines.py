@@ -14,13 +14,13 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.decision import as_row, from_row, paired_difference
 from kleiber.studies.compare.labels import LOSS, arm_from_text, axis_label, readable
 from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
 from kleiber.studies.compare.tables import at_common_budget
+from kleiber.studies.decision import as_row, from_row, paired_difference
 from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 from kleiber.studies.transfer_tables import ALL_TASKS, main_metric

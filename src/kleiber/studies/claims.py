@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kleiber.studies.compare.decision import (
+from kleiber.studies.decision import (
     QUANTITIES,
     Criterion,
     Decision,

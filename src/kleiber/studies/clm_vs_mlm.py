@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import not_ready
-from kleiber.studies.compare.decision import Estimate, as_row, estimate_around
 from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import Rows, seed_means
+from kleiber.studies.decision import Estimate, as_row, estimate_around
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise

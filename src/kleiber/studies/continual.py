@@ -18,9 +18,9 @@ from kleiber.records.catalog import Run
 from kleiber.studies.claims import RATE, Claim, Question, decide_together
 from kleiber.studies.compare.arms import not_ready, untuned
 from kleiber.studies.compare.contrast import format_level
-from kleiber.studies.compare.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, label
+from kleiber.studies.decision import Estimate, as_row, mean_estimate
 from kleiber.studies.sequence_metrics import (
     CELL,
     LABELS,

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import RATE, Claim, Question
-from kleiber.studies.compare.decision import as_row, mean_estimate
 from kleiber.studies.compare.rows import CELL, FROZEN, MIXTURE, Rows, label, mean
+from kleiber.studies.decision import as_row, mean_estimate
 from kleiber.types import Json
 
 KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",

@@ -283,7 +283,7 @@ def make_report(
 
     laws  whether a law that is refused or not identified counts, as in `kleiber report`; otherwise claims alone do
     """
-    from kleiber.studies.compare.decision import Decision
+    from kleiber.studies.decision import Decision
     from kleiber.studies.study import exit_code
 
     try:

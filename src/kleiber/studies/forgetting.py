@@ -20,7 +20,6 @@ from kleiber.studies.claims import TARGET, Claim, Question, Result, decide_toget
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import not_ready, untuned
 from kleiber.studies.compare.contrast import NATS, POOLED
-from kleiber.studies.compare.decision import Estimate, as_row, estimate_around
 from kleiber.studies.compare.frontier import (
     EQUAL,
     EqualTarget,
@@ -32,6 +31,7 @@ from kleiber.studies.compare.labels import text_labels
 from kleiber.studies.compare.noise import Noise, on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
+from kleiber.studies.decision import Estimate, as_row, estimate_around
 from kleiber.studies.statements import statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row

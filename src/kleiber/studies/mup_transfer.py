@@ -21,8 +21,8 @@ from kleiber.config.model_size import width_of
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import Arm, not_ready, read_ladders
-from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.labels import LOSS, VALIDATION_LOSS
+from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.studies.laws.uncertainty import percent, student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import nan
+from typing import TYPE_CHECKING
 
 from kleiber.records.catalog import Run, score_of
 from kleiber.studies import panel_figures
@@ -40,6 +41,9 @@ from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Config, Count, Json, Natural
 from kleiber.types.score import Score
 
+if TYPE_CHECKING:
+    from kleiber.charts.theme import Chart
+
 SEED = "seed"
 
 
@@ -69,6 +73,12 @@ def recorded_score(runs: Sequence[Run], table: Rows, measure: str) -> Score:
     metrics = table.loc[table["measure"] == measure, "metric"].unique().tolist()
     score = score_of(runs, metrics[0].removeprefix(START)) if metrics else Score(nan)
     return score if len(metrics) == 1 else replace(score, label=measure.replace("_", " "))
+
+
+def _draw(node: Config, view: View, tables: panel_figures.Tables) -> Chart:
+    from kleiber.studies.panel_charts import draw  # late, for the libraries of charts
+
+    return draw(node, view, tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +225,7 @@ class Panel(IntervalStudy):
         """Returns the tables by title, as reports show them, and functions that draw the figures."""
         tables = {title: view.rows_of(table) for title, table in view.tables.items()}
         charts: Figures = {
-            str(node["name"]): partial(panel_figures.draw, node, view, tables)
+            str(node["name"]): partial(_draw, node, view, tables)
             for node in self.figures
             if panel_figures.is_shown(node, view, tables)
         }

@@ -214,3 +214,8 @@ DRAW = {
     "estimates": draw_estimates, "lines": draw_lines, "scatter": draw_scatter, "matrix": draw_matrix,
     "distribution": draw_distribution,
 }  # fmt: skip
+
+
+def draw(node: Node, view: View, tables: Tables) -> Chart:
+    """Returns the chart of a figure."""
+    return DRAW[str(node["form"])](node, view, selected(node, view, tables), tables)

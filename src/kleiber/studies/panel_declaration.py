@@ -18,8 +18,8 @@ from kleiber.config.extensions import import_function
 from kleiber.config.targets import signature
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Selection
-from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.compare.rows import Rows
+from kleiber.studies.decision import Estimate
 from kleiber.types.score import Score
 
 RESERVED = ("run", "seed", "base", "measure", "metric", "value")  # columns of the table, which no key may be called

@@ -13,7 +13,6 @@ A line at 0 is drawn for tables of differences, and a line at the reference of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,9 +23,6 @@ from kleiber.studies.panel_declaration import Table, entries, mapping, refuse_un
 from kleiber.studies.panel_table import REFERENCE
 from kleiber.studies.panel_view import View
 from kleiber.types import Row
-
-if TYPE_CHECKING:
-    from kleiber.charts.theme import Chart
 
 Node = Mapping[str, object]
 Tables = Mapping[str, Sequence[Row]]  # rows with the names of keys and measures, by title
@@ -95,13 +91,6 @@ def wide(rows: Rows, keys: Sequence[str], x: str, y: str) -> Rows:
     part = rows[rows["measure"].isin([x, y])]
     table = part.pivot_table(index=[*keys], columns="measure", values="value", sort=False).reset_index()
     return table.dropna(subset=[x, y]) if {x, y} <= {*table.columns} else table[:0].assign(**{x: [], y: []})
-
-
-def draw(node: Node, view: View, tables: Tables) -> Chart:
-    """Returns the chart of a figure."""
-    from kleiber.studies.panel_charts import DRAW
-
-    return DRAW[str(node["form"])](node, view, selected(node, view, tables), tables)
 
 
 def selected(node: Node, view: View, tables: Tables) -> Rows:

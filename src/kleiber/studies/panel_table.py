@@ -16,9 +16,9 @@ from kleiber.records.catalog import Run
 from kleiber.records.diff import as_number
 from kleiber.studies.claims import RATE
 from kleiber.studies.compare.costs import memory_bytes
-from kleiber.studies.compare.decision import QUANTITIES
 from kleiber.studies.compare.places import refuse_twin_rows
 from kleiber.studies.compare.rows import Rows, is_fine_tuned, outcomes
+from kleiber.studies.decision import QUANTITIES
 from kleiber.studies.panel_declaration import EVERY, RESERVED, Key, Measure, filled, keys_in, pattern_of
 from kleiber.types import Config, Json
 

@@ -20,8 +20,8 @@ from kleiber.studies.claims import (
     read_claims,
 )
 from kleiber.studies.compare.arms import LRS
-from kleiber.studies.compare.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
+from kleiber.studies.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import SAME, same_origin
 from kleiber.studies.statements import decided, read_answer, statement

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Estimate, estimate_around
+from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.studies.designs.search import TPE, read_space
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.search_regret import format_total, halving_regret, known_regret, regret_text, selection_regret

@@ -13,8 +13,8 @@ import pandas as pd
 from kleiber.charts.estimates import estimates
 from kleiber.charts.lines import Marks, draw, lines
 from kleiber.charts.theme import Chart, in_rows, kind_color, log_axis
-from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.compare.labels import VALIDATION_LOSS
+from kleiber.studies.decision import Estimate
 from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.study import Figures
 from kleiber.types import Row

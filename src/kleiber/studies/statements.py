@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from string import Formatter
 
 from kleiber.studies.claims import EQUAL, Claim, Levels, Result, Selection, expand
-from kleiber.studies.compare.decision import Decision, Estimate
+from kleiber.studies.decision import Decision, Estimate
 from kleiber.types import Row
 
 Label = Callable[[str, object], str]  # what people call a value of a key

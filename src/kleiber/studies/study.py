@@ -22,7 +22,7 @@ from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.studies.claims import Result, overall
-from kleiber.studies.compare.decision import Decision
+from kleiber.studies.decision import Decision
 from kleiber.studies.laws.headline import not_identified
 from kleiber.types import Config, Count, Json, NonNegative, Row
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import as_row, interval, paired_difference
 from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.rows import SCRATCH, Rows
+from kleiber.studies.decision import as_row, interval, paired_difference
 from kleiber.types import Json, Row
 
 ALL_TASKS = "all tasks"  # in place of a task: the mean of the scores over the tasks

@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.studies.claims import decide_together
 from kleiber.studies.compare.contrast import format_level, questions_on_forgetting
-from kleiber.studies.compare.decision import estimate_around
+from kleiber.studies.decision import estimate_around
 
 
 def test_a_level_without_replicates_has_no_interval():

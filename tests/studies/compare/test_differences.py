@@ -6,8 +6,8 @@ import pytest
 
 from kleiber.studies.claims import Claim, decide_together
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.differences import interpolate, pair, question
+from kleiber.studies.decision import Decision
 
 
 def ladder(name, budgets, speed=1.0, per_token=6.0, scale=2.0, power=-0.3, wrong="", **facts):

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.claims import RATE, Claim, Question
-from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.noise import Noise, pooled, within_seeds
 from kleiber.studies.compare.rows import PLAIN, Rows
+from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.types import Row
 from kleiber.types.score import format_interval
 

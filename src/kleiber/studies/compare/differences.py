@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from kleiber.studies.claims import Claim, Question, Result, Selection
 from kleiber.studies.compare.arms import START, Arm, measured, uneven
-from kleiber.studies.compare.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
 from kleiber.studies.compare.labels import LOSS, axis_label
+from kleiber.studies.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
 from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score

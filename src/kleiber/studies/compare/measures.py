@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from kleiber.records import catalog
 from kleiber.records.metrics import rows_with
-from kleiber.studies.compare.decision import Criterion
+from kleiber.studies.decision import Criterion
 from kleiber.types import Config, Row
 from kleiber.types.score import Metric, Score
 

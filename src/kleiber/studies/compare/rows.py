@@ -18,8 +18,8 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.labels import readable
+from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
 

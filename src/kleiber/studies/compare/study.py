@@ -29,7 +29,6 @@ from kleiber.studies.compare.arms import (
     read_ladders,
 )
 from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS, arms_without_latency, cost_table
-from kleiber.studies.compare.decision import QUANTITIES, from_row
 from kleiber.studies.compare.differences import (
     Ladders,
     arm_named,
@@ -51,6 +50,7 @@ from kleiber.studies.compare.tables import (
     tokens_table,
     trends,
 )
+from kleiber.studies.decision import QUANTITIES, from_row
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
 from kleiber.types import Config, Count, Json, Row
 

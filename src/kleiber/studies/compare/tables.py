@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from kleiber.studies.compare.arms import Arm, measured
-from kleiber.studies.compare.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
 from kleiber.studies.compare.rows import label
+from kleiber.studies.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.compare.decision import (
+from kleiber.studies.decision import (
     Criterion,
     Decision,
     Estimate,
