@@ -20,7 +20,7 @@ import numpy as np
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import Arm, arm_from_rows
-from kleiber.studies.compare.decision import Criterion, Decision, level_of_each, paired_difference
+from kleiber.studies.decision import Criterion, Decision, level_of_each, paired_difference
 
 LRS = 0.01 * 2.0 ** np.arange(-2, 3)
 SEED_SD, RUN_SD = 0.01, 0.005  # nats: what all runs of a seed share, and what a run has of its own
