@@ -40,18 +40,38 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
+from processes import PATIENCE
 from small_run import REPOSITORY, TINY, last_of_each
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+ALONE = "KLEIBER_TEST_ALONE"  # set in a process that runs a single test
 CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "types", "test_configs.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Checks shapes in the tests of where tensors flow and of every choice; whole runs elsewhere take a third less."""
     jaxtyping.config.update("jaxtyping_disable", item.path.relative_to(Path(__file__).parent).parts[0] not in CHECKED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test with the marker `forks` in a process without threads.
+
+    A fork of a process that has drawn a figure, or read a hub, can wait for ever for a lock that a thread held, because
+    no thread is in the fork.
+    """
+    if pyfuncitem.get_closest_marker("forks") is None or ALONE in os.environ:
+        return None
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "slow or not slow"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, pyfuncitem.nodeid],
+        cwd=REPOSITORY, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, timeout=4 * PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 def pytest_collection_finish() -> None:

@@ -106,7 +106,13 @@ KINDS = {
     "positions": Kind(["callbacks=positions", "callbacks.positions.tokens=1024"]),
     "evaluations": Kind(["evals=[perplexity]", "eval.every_tokens=2560"]),
     "streaming": Kind(
-        ["data.path={text}", "data.streaming=true", "data.shuffle_buffer=2000", "data.max_bytes=null"],
+        [
+            "data.path={text}",
+            "data.splits=files",
+            "data.streaming=true",
+            "data.shuffle_buffer=2000",
+            "data.max_bytes=null",
+        ],
         constants=SMALL_BLOCKS,
     ),
     "preparation": Kind(

@@ -34,8 +34,11 @@ def outside(tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_waiting():
-    """Fails a test that waits for a pipe, or reads a device without an end."""
+def no_waiting(request):
+    """Fails a test that waits for a pipe, or reads a device without an end; forks have a limit of their own."""
+    if request.node.get_closest_marker("forks") is not None:
+        yield
+        return
 
     def fail(*_: object) -> None:
         raise TimeoutError("a pipe or a device was opened")
@@ -165,6 +168,7 @@ def test_the_folder_of_a_seed_is_the_same_each_time(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_no_folder_of_a_stranger_harms_for_a_minute_and_a_half(tmp_path):
     failures = hostile_runs.run_attacks(tmp_path, range(10_000, 12_000), time.monotonic() + 90)
     assert not failures, "\n".join(failures)
@@ -183,6 +187,7 @@ def limited(study: Path, name: str) -> hostile_runs.Ended:
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("name", HOLES)
 def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
     ordinary = limited(study, name)
@@ -196,6 +201,7 @@ def test_a_file_of_3_gib_costs_at_most_300_mib(study, name):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("bomb", [hostile.archive_bomb, hostile.table_bomb])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_bomb_costs_at_most_300_mib(tmp_path, study, bomb, seed):

@@ -12,6 +12,7 @@ SAMPLE = {name: 3 for name, kind in KINDS.items() if not kind.in_processes} | {"
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("kind", SAMPLE)
 def test_killed_runs_of_each_kind_end_as_the_unbroken_one(tmp_path, cache_dir, kind):
     (result,) = campaign(tmp_path, kills=SAMPLE[kind], kinds=[kind])

@@ -89,6 +89,7 @@ def assert_named(code: int, printed: str, number: int, home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 def test_a_run_whose_system_calls_fail_says_so_and_goes_on_as_if_nothing_had_been(
@@ -119,6 +120,7 @@ COMMANDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_whose_system_calls_fail_says_so(tmp_path, once, cache_dir, command):
     run = once(*RUN)
