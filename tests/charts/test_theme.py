@@ -22,9 +22,11 @@ from kleiber.charts.theme import (
     separate_labels,
     sequential_colors,
     size_color,
+    span,
     svg_to_png,
     tick_text,
     to_svg,
+    values_axis,
     with_group,
     with_title,
 )
@@ -142,3 +144,12 @@ def test_the_files_of_a_figure_are_those_of_altair(tmp_path):
 def test_an_axis_over_less_than_one_tick_has_its_ends_as_ticks():
     assert log_axis("x", "", [0.012, 0.03]).to_dict()["axis"]["values"] == [0.012, 0.03]
     assert log_axis("x", "", [0.03]).to_dict()["axis"]["values"] == [0.03]
+
+
+def test_axes_hold_their_values_with_room_on_both_sides():
+    low, high = span([1.0, 3.0]).domain
+    assert low == pytest.approx(0.9) and high == pytest.approx(3.1)
+    low, high = span([2.0, 2.0]).domain
+    assert low < 2.0 < high
+    axis = values_axis("share", "share", [1.0, 0.01, 1.0], "~%").to_dict()
+    assert axis["axis"]["values"] == [0.01, 1.0]

@@ -8,8 +8,7 @@ from small_run import REPOSITORY
 
 from kleiber.config.compose import Composer
 from kleiber.config.errors import ExitCode, Status
-from kleiber.config.targets import SUPPLIED, class_attribute
-from kleiber.records.files import read_yaml
+from kleiber.config.targets import SUPPLIED
 
 PAGES = reference.pages(REPOSITORY)
 
@@ -28,13 +27,6 @@ def test_the_table_of_evaluations_has_each_of_them():
     assert [choice for choice in Composer("train").choices("evals") if f"`{choice}`" not in table] == []
 
 
-def test_the_page_of_exit_codes_names_the_studies_that_decide_claims():
-    page = (REPOSITORY / "docs/exit_codes.md").read_text()
-    files = {path.stem: read_yaml(path) for path in (REPOSITORY / "conf/study").glob("[!_]*.yaml")}
-    deciding = {name for name, node in files.items() if class_attribute(node["study"]["_target_"], "decides")}
-    assert set(re.findall("`([a-z_]+)`", page)) & files.keys() == deciding
-
-
 def test_the_page_about_sweeps_of_wandb_shows_the_file():
     page = (REPOSITORY / "docs/guides/wandb_sweep.md").read_text()
     _, _, listing = (REPOSITORY / "examples/wandb_sweep.yaml").read_text().partition("name: ")
@@ -51,7 +43,7 @@ def test_choices_that_change_a_run_are_named_on_a_page():
     composer, unnamed = Composer("train"), []
     for group in ("adapter", "callbacks", "objective", "optimizer", "schedule"):
         unnamed += [f"{group}={name}" for name in composer.choices(group) if not named(group, name, pages)]
-    assert unnamed == ["callbacks=default"]
+    assert {*unnamed} <= {"callbacks=default"}
 
 
 def named(group, name, pages):

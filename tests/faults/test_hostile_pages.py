@@ -13,7 +13,7 @@ pytest.importorskip("altair")
 
 import kleiber
 from kleiber.launch.cli import main
-from kleiber.types import Json
+from kleiber.types.score import Score
 
 SOURCES = Path(kleiber.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -106,7 +106,7 @@ def words(text: str) -> str:
 def evaluations(text: str, tmp_path: Path) -> str:
     from kleiber.runs.evaluate import write_report
 
-    score: Json = {"value": 1.0, "lo": 0.5, "hi": 1.5, "n": 9}
+    score = Score(1.0, 0.5, 1.5, n=9, unit=text, better="lower", label=text).to_json()
     record = {"subject": text, "evals": {text: {text: {text: score}}}}
     write_report(tmp_path / "page.html", [], {}, record, None)
     return (tmp_path / "page.html").read_text()

@@ -42,15 +42,9 @@ def estimates(
     sort    the lines from top to bottom, by default as in the rows
     color, shape  encodings of the series, by default colors by their place in `order`
     """
-    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan}
-    shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
-    shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
-    for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
-        shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
+    shown = _table(rows, zero)
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
-    if shape is None:
-        scale = alt.Scale(domain=kinds, range=[BOUNDS[name][0] for name in kinds])
-        shape = alt.Shape("bound:N", scale=scale, legend=None) if kinds[1:] or "" not in kinds else None
+    shape = _shape_of_bounds(kinds) if shape is None else shape
     color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
     numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []
@@ -62,12 +56,8 @@ def estimates(
         y = alt.Y("name:N", title=None, sort=sort or names, axis=alt.Axis(labelLimit=340))
         base = alt.Chart(part).encode(y=y, color=color)
         base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
-        hints = [
-            "name:N",
-            "series:N",
-            *(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")),
-            *tips,
-        ]
+        figures = [alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")]
+        hints = ["name:N", "series:N", *figures, *tips]
         dots = base if shape is None else base.encode(shape=shape)
         fill = alt.condition("datum.hollow", alt.value("white"), color)
         mark = (
@@ -87,3 +77,19 @@ def estimates(
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
     notes = "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds))))
     return in_rows(panels, title, notes, columns)
+
+
+def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
+    """Returns the rows with all columns; of a bound, the open end of the interval is the value."""
+    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan}
+    shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
+    shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
+    for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
+        shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
+    return shown
+
+
+def _shape_of_bounds(kinds: Sequence[str]) -> Chart:
+    """Returns the encoding of bounds as shapes; None where there are none."""
+    scale = alt.Scale(domain=kinds, range=[BOUNDS[name][0] for name in kinds])
+    return alt.Shape("bound:N", scale=scale, legend=None) if kinds[1:] or "" not in kinds else None

@@ -169,19 +169,24 @@ class Panel(IntervalStudy):
         return tables
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError as `refuse_twins` where planned runs have the same keys and seed."""
-        _, keys = self.read()
-        placed = []
+        """Warns of a law that the points cannot determine.
+
+        Raises ValueError as `refuse_twins` where planned runs have the same keys and seed.
+        """
+        measures, keys = self.read()
+        placed, places = [], []
         for point in points:
             unknown = {source: point.folder.name for key in keys for source in key.sources if source.startswith(STAGE)}
             planned = {f"{STAGE}params.total": point.N, f"{STAGE}params.active": point.N, f"{STAGE}tokens": point.D}
             levels = levels_of(point.config, unknown | planned, keys)
+            places.append(dict(levels))
             if None not in levels.values():
                 levels[SEED] = point.config[SEED]
                 place = ", ".join(f"{name} {value}" for name, value in levels.items())
                 placed.append((place, point.folder.name, point.config))
         refuse_twins(placed)
-        return []
+        law = read_law(self.law, [measure.name for measure in measures], [key.name for key in keys])
+        return [] if law is None else law.plan_warnings(places)
 
     def view(self, runs: Sequence[Run], is_read: Callable[[Run, Json], bool] = every_stage) -> View:
         """Returns the table of the runs, and what it is read by.

@@ -17,6 +17,7 @@ from kleiber.types import Json, Row
 
 SPARE = 3  # rows that a law needs beyond its parameters
 FLOPS = f"{SAME}flops"
+ALIKE = 1.2  # largest ratio of the values of an input that do not tell its exponent, such as sizes up to a router's
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class PanelLaw:
     inputs: Mapping[str, str]
     measure: str
     bootstrap: int
+
+    def plan_warnings(self, places: Sequence[Mapping[str, object]]) -> list[str]:
+        """Returns a warning where planned runs have one value of an input; keys that only runs tell are not checked.
+
+        places  values of the keys at each planned point
+        """
+        fixed = []
+        for name, key in self.inputs.items():
+            values = [float(value) for place in places if isinstance(value := place.get(key), (int, float))]
+            if places and len(values) == len(places) and max(values) <= ALIKE * min(values):
+                fixed.append(f"{name} ({key})")
+        return [f"the law {self.name} cannot be fitted: all runs have one {' and '.join(fixed)}"] if fixed else []
 
     def fit(self, table: Rows, level: float) -> tuple[Json | None, list[Json]]:
         """Returns the content of laws.json and verdicts; None, and why, where the rows do not determine the law."""

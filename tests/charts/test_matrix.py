@@ -1,0 +1,30 @@
+"""Matrices: colors for the worse, written values."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from chart_marks import marks
+
+pytest.importorskip("altair")
+import altair as alt
+
+from kleiber.charts.matrix import heat_map, matrix
+
+
+def test_for_the_worse_is_red_whichever_way_scores_go():
+    cells = pd.DataFrame({"task": ["a"], "arm": ["b"], "value": [1.0], "change": [0.5]})
+    axes = alt.X("task:N"), alt.Y("arm:N")
+    reversed_scale = [
+        marks(matrix(cells, *axes, "change", "R", worse=worse).to_dict(), "rect")[0]["encoding"]["color"]
+        for worse in (True, False)
+    ]
+    assert [color["condition"]["scale"]["reverse"] for color in reversed_scale] == [True, False]
+
+
+def test_values_of_few_columns_are_written_into_cells():
+    axes = alt.X("head:O"), alt.Y("layer:O")
+    for heads, texts in ((4, 1), (40, 0)):
+        rows = pd.DataFrame({"head": range(heads), "layer": 0, "value": np.linspace(0, 1, heads), "data": "docs"})
+        chart = heat_map(rows, *axes, "share", "T", domain=(0, 1), panel="data").to_dict()
+        assert len(marks(chart, "text")) == texts and chart["facet"]["sort"] == ["docs"]
+        assert marks(chart, "rect")[0]["encoding"]["color"]["scale"]["domain"] == [0, 1]
