@@ -79,11 +79,11 @@ def check_foreign(config: Config, source: Path, named: Sequence[str] = ()) -> No
 
 def requests(config: Config) -> list[Request]:
     """Returns the values of a config, or of some keys of it, that need permission. A chain has those of its stages."""
-    found = list(_requests("", {key: value for key, value in config.items() if key != "stages"}, ()))
+    asked = list(_requests("", {key: value for key, value in config.items() if key != "stages"}, ()))
     for name, stage in (stage_configs(config) if is_chain(config) else {}).items():
         nodes = {key: stage[key] for key in STAGE_KEYS if stage.get(key) != config.get(key)}
-        found += _requests(f"stages.chain.{name}", nodes, ())
-    return found
+        asked += _requests(f"stages.chain.{name}", nodes, ())
+    return asked
 
 
 def _requests(key: str, value: object, declared: Sequence[Access]) -> Iterator[Request]:

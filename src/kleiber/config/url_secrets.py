@@ -174,7 +174,7 @@ def _shown_user(scheme: str, user: str) -> str:
 def _is_secret(name: str, names: list[str]) -> bool:
     """Whether a parameter of a query is, or belongs to, a password, token or signature; `names` are all of them."""
     lower = name.lower()
-    words = {word.lower() for word in WORDS.findall(name)}
+    words = {part.lower() for part in WORDS.findall(name)}
     if words & SECRET_WORDS or lower.endswith(SECRET_ENDS) or lower.startswith(SIGNED):
         return True
     return "sig" in names and lower in SIGNED_WITH_SIG

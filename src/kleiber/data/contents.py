@@ -66,19 +66,19 @@ def read_contents(base: str, files: Sequence[File], sampled: bool) -> dict[str, 
     """
     place = cache_root() / "contents" / f"{digest([base, os.getcwd(), sampled])}.json"
     kept = _read_kept(place)
-    found = {file.name: content for file in files if (content := kept.get((file.name, version_of(file))))}
-    missing = [file for file in files if file.name not in found]
+    contents = {file.name: content for file in files if (content := kept.get((file.name, version_of(file))))}
+    missing = [file for file in files if file.name not in contents]
     if missing:
         now = time.time_ns()
         with activity(f"examining the files of {base}", len(missing), "files") as work:
             batches = ordered_map(partial(_examine, sampled), _batches(missing), available_cores())
             for file, content in zip(missing, work.track(itertools.chain.from_iterable(batches)), strict=True):
-                found[file.name] = content
+                contents[file.name] = content
         stable = [file for file in files if now - file.changed > FRESH]
         make_folder(cache_root(), "contents")
-        entries = [[file.name, version_of(file), asdict(found[file.name])] for file in stable]
+        entries = [[file.name, version_of(file), asdict(contents[file.name])] for file in stable]
         write_json(place, {"schema": SCHEMA, "files": entries})
-    return {file.name: found[file.name] for file in files}
+    return {file.name: contents[file.name] for file in files}
 
 
 def version_of(file: File) -> str:

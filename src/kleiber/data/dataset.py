@@ -67,7 +67,7 @@ def open_splits(
     """
     with open_tables(location, config, root, check) as (tables, notes):
         names = standard_names(tables, location.name)
-        yield {split: tables[own] for split, own in names.items()}, use_splits(notes, names)
+        yield {split: tables[theirs] for split, theirs in names.items()}, use_splits(notes, names)
 
 
 @contextmanager
@@ -209,7 +209,7 @@ def standard_names(names: Iterable[str], data_set: str) -> dict[str, str]:
     A single split of any name is train. Raises ValueError where there is no training split.
     """
     present = [*names]
-    chosen = {ours: name for ours, known in SPLIT_NAMES.items() for name in known if name in present}
+    chosen = {ours: name for ours, names_of_split in SPLIT_NAMES.items() for name in names_of_split if name in present}
     if "train" not in chosen:
         if len(present) != 1:
             raise ValueError(f"data.path={data_set} must have a split `train`; its splits are {', '.join(present)}")

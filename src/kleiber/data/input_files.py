@@ -123,8 +123,8 @@ def _declared_files(location: Location, config: str | None, download: bool) -> L
         builder = load_dataset_builder(path, config)
     except ValueError as error:
         raise _config_error(location, config, path) or error from error
-    options, found = vars(builder.config), builder.config.data_files
-    paths = {str(split): [str(file) for file in files] for split, files in (found or {}).items()}
+    options, data_files = vars(builder.config), builder.config.data_files
+    paths = {str(split): [str(file) for file in files] for split, files in (data_files or {}).items()}
     kinds = {suffix(path) for files in paths.values() for path in files}
     altered = any(options.get(option) is not None for option in ("field", "filters"))
     declared = altered or not (kinds and (kinds <= {*ROWS} or kinds == {".txt"}))

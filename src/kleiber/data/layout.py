@@ -56,9 +56,9 @@ def split_of_name(name: str) -> str | None:
     name  relative to the folder of the data set, such as data/test/part-1.jsonl
     """
     for part in PurePosixPath(name.lower()).parts:
-        for word in re.split(r"[^a-z]+", part):
-            if word in SPLIT_OF:
-                return SPLIT_OF[word]
+        for name_part in re.split(r"[^a-z]+", part):
+            if name_part in SPLIT_OF:
+                return SPLIT_OF[name_part]
     return None
 
 

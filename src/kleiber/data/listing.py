@@ -82,7 +82,7 @@ def with_splits(noted: Json, names: Mapping[str, str]) -> Json:
     left_out = [
         asdict(LeftOut(split, UNUSED, of_split["bytes"], of_split["files"])) for split, of_split in others.items()
     ]
-    splits = {split: noted["splits"][own] for split, own in names.items() if own in noted["splits"]}
+    splits = {split: noted["splits"][theirs] for split, theirs in names.items() if theirs in noted["splits"]}
     return {"splits": splits, "left_out": [*noted["left_out"], *left_out]}
 
 

@@ -133,6 +133,7 @@ class Pretrained(Tokenizer):
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
+        """Returns the ids of each text; halves of characters are encoded as U+FFFD."""
         with self._named_panics():
             try:
                 encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)

@@ -120,7 +120,7 @@ def prepare_stream(
     root = cache_root(cache)
     listing = list_streamed(location, config, columns)
     names = standard_names(listing.files, location.name)
-    files = {split: [file.path for file in listing.files[own]] for split, own in names.items()}
+    files = {split: [file.path for file in listing.files[theirs]] for split, theirs in names.items()}
     for block in itertools.islice((block for path in files["train"] for block in cut_file(path, columns)), 1):
         block.check_columns(location.name)
     notes = use_splits(notes_of(location, listing), names)
@@ -134,7 +134,7 @@ def prepare_stream(
             f"data.streaming=true holds a hundredth of the documents out, and data.path={location.name} has too few: "
             "give the data set a validation split, or set data.streaming=null"
         )
-    contents = {split: file_contents(location, listing.files[own]) for split, own in names.items()}
+    contents = {split: file_contents(location, listing.files[theirs]) for split, theirs in names.items()}
     key = digest([encoder.data_hash, columns, contents, max_bytes])
     text = StreamedText(files["train"], columns, train.rule("train"), encoder, key, max_bytes)
     windows = {

@@ -195,12 +195,12 @@ class TextSource:
 
     def _hashes(self, split: str, texts: Texts, root: Path) -> Hashes:
         """Returns the hashes of each text, from the cache or computed now."""
-        found = []
+        hashes = []
         for number, part in enumerate(texts.parts):
             identity = {"format": FORMAT, "hashes": self.identity() | {"max_bytes": None}, "part": [split, number]}
             folder, _ = cached_folder(root, f"{self.name}-hashes", identity, part.write_hashes)
-            found.append(np.fromfile(folder / HASHES, np.uint64).reshape(-1, 2))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            hashes.append(np.fromfile(folder / HASHES, np.uint64).reshape(-1, 2))
+        return hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
 
     def _overlap(self, texts: Mapping[str, Texts], root: Path) -> Json:
         """Returns how many validation documents are training documents too, among those that are read."""

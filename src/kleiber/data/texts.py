@@ -152,7 +152,7 @@ def open_rows(
     """
     with open_texts(location, config, columns, root) as (texts, notes):
         names = standard_names(texts, location.name)
-        yield {split: texts[own] for split, own in names.items()}, use_splits(notes, names)
+        yield {split: texts[theirs] for split, theirs in names.items()}, use_splits(notes, names)
 
 
 @contextmanager

@@ -86,9 +86,9 @@ def finished_cells(runs: Mapping[Path, Config]) -> set[str]:
 def warning_lines(warnings: Sequence[str]) -> list[str]:
     """Returns the first distinct warnings on the runs of a sweep, and how many more there are."""
     distinct = [*dict.fromkeys(warnings)]
-    more = len(distinct) - SHOWN_WARNINGS
+    num_hidden = len(distinct) - SHOWN_WARNINGS
     lines = [f"warning      {text}" for text in distinct[:SHOWN_WARNINGS]]
-    return [*lines, f"             and {more} more warnings of this kind"] if more > 0 else lines
+    return [*lines, f"             and {num_hidden} more warnings of this kind"] if num_hidden > 0 else lines
 
 
 def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:

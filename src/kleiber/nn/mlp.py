@@ -108,6 +108,7 @@ class RMSNorm(Layer):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        """Returns x over its root mean square along the last axis, times the gain."""
         gain = self.weight.to(x.dtype)
         on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_cpu and x.dtype in (torch.float32, torch.float64):  # elsewhere PyTorch has one kernel for it

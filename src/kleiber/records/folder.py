@@ -124,6 +124,7 @@ def with_hashes_for_paths(config: Config, home: str) -> Json:
     """
 
     def replace(text: str) -> str:
+        """Returns a path into the study with the hash of its run in place of the name; other text as it is."""
         if not text.startswith(home):
             return text
         run, *rest = text.removeprefix(home).split(os.sep)

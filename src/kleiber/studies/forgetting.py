@@ -224,8 +224,8 @@ def sentence(claim: Claim) -> str:
 def difference_row(result: Result) -> Json:
     """Returns the row of the table of differences between two arms."""
     arm, against = arms_of(result.claim)
-    what = f"{MEASURES[result.claim.measure]}, {'equal target loss' if result.claim.equal else 'best rates'}"
-    names = {"arm": label(arm), "against": label(against), "difference in": what, "is": bound_of(result)}
+    quantity = f"{MEASURES[result.claim.measure]}, {'equal target loss' if result.claim.equal else 'best rates'}"
+    names = {"arm": label(arm), "against": label(against), "difference in": quantity, "is": bound_of(result)}
     return {**names, **as_row(result.estimate)}
 
 

@@ -126,18 +126,18 @@ class Panel(IntervalStudy):
             raise ValueError("study.measures={} must name at least one measure, such as {loss: val/builtin/docs/loss}")
         refuse_unknown("study.equal", [self.equal], HELD)
         measures, keys = self.read()
-        names, known = [measure.name for measure in measures], [key.name for key in keys]
+        names, key_names = [measure.name for measure in measures], [key.name for key in keys]
         if self.derive is not None:
             read_function(self.derive)
         for pattern in (source for measure in measures for source in measure.sources):
             pattern_of(pattern)
-        refuse_unknown("study.samples", self.samples, [SEED, *known])
-        read_law(self.law, names, known)
+        refuse_unknown("study.samples", self.samples, [SEED, *key_names])
+        read_law(self.law, names, key_names)
         tables, first = self.tables(measures), {"measure": names[0]}
-        levels: Levels = {name: [0] for name in known}  # stand for those that the runs will have
+        levels: Levels = {name: [0] for name in key_names}  # stand for those that the runs will have
         stated = [(f"study.claims[{at}]", node) for at, node in enumerate(self.claims)]
         for table in tables.values():
-            refuse_unknown(f"{table.place}.by", table.by, known)
+            refuse_unknown(f"{table.place}.by", table.by, key_names)
             stated.append((table.place, {"of": {}, **(table.contrast or {"of": table.where})}))
         claims = [(place, claim) for place, node in stated for claim in claims_at(place, {**first, **node}, levels)]
         for name, number in read_answer(self.answer, first, levels)[1].items():
@@ -146,9 +146,9 @@ class Panel(IntervalStudy):
             refuse_unknown(f"{place}.measure", [claim.measure], names)
             refuse_unknown(f"{place}.equal", [claim.equal or self.equal], HELD)
             for side in (side for _, side in claim.sides):
-                refuse_unknown(place, [*side], known)
+                refuse_unknown(place, [*side], key_names)
                 refuse_selection(place, side, levels)
-        panel_figures.check(self.figures, tables, names, known)
+        panel_figures.check(self.figures, tables, names, key_names)
 
     def read(self) -> tuple[list[Measure], list[Key]]:
         """Returns the measures and the keys. Raises ValueError, which names the key, for one that is invalid."""

@@ -158,11 +158,12 @@ def entries(value: object, key: str, allowed: Sequence[str]) -> dict[str, object
     return node
 
 
-def refuse_unknown(place: str, names: Sequence[str], known: Sequence[str]) -> None:
+def refuse_unknown(place: str, names: Sequence[str], allowed: Sequence[str]) -> None:
     """Raises ValueError, which names the key, for a name that is none of the known ones."""
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in allowed]
     if unknown:
-        raise ValueError(f"{place}: {unknown[0]} must be one of {', '.join(known)}.{did_you_mean(unknown[0], known)}")
+        near = did_you_mean(unknown[0], allowed)
+        raise ValueError(f"{place}: {unknown[0]} must be one of {', '.join(allowed)}.{near}")
 
 
 def read_keys(nodes: Mapping[str, object], captured: Sequence[str], sources: bool = True) -> list[Key]:

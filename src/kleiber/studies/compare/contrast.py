@@ -91,11 +91,11 @@ def replay_is_monotone(rows: Rows, noise: Noise) -> list[Question]:
     """F falls with each step of the replayed share, at each learning rate: a claim for each step."""
     asked = []
     for lr, table in by_rate(rows, "F").items():
-        for less, more in pairwise(sorted(table)):
-            of, against = {"replayed": more, "lr": lr}, {"replayed": less}
-            text = f"F is lower with a replayed share of {more:g} than with {less:g}, at learning rate {lr:g}"
+        for less, larger in pairwise(sorted(table)):
+            of, against = {"replayed": larger, "lr": lr}, {"replayed": less}
+            text = f"F is lower with a replayed share of {larger:g} than with {less:g}, at learning rate {lr:g}"
             asked.append(
-                contrast(table, more, less, noise, Claim(of=of, against=against, measure="F", equal=RATE), text)
+                contrast(table, larger, less, noise, Claim(of=of, against=against, measure="F", equal=RATE), text)
             )
     return [entry for entry in asked if entry is not None]
 

@@ -174,8 +174,8 @@ def _place_verdicts(fits: Sequence[Optimum], form: HyperparameterLaw) -> list[Ve
     for place, reason in REASONS.items():
         names = [f"N = {fit.group.N:.3g}, D = {fit.group.D:.3g}" for fit in fits if fit.place == place]
         if names:
-            more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
-            many = f"{len(names)} of {len(fits)} groups are left out ({'; '.join([*names[:NAMED], *more])})"
+            unnamed = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+            many = f"{len(names)} of {len(fits)} groups are left out ({'; '.join([*names[:NAMED], *unnamed])})"
             out.append(Verdict(place if place != FEW else "few_runs", "warn", f"{many}: {reason}"))
     return out
 

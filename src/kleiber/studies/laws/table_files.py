@@ -109,9 +109,9 @@ def _lines(content: bytes) -> Iterator[bytes]:
 def check_size(path: Path, columns: int, cells: int, size: int = 0) -> None:
     """Raises DamagedFile for a table that is too large."""
     limits = (columns, MAX_COLUMNS, "columns"), (cells, MAX_CELLS, "cells"), (size, MAX_BYTES, "bytes")
-    for number, most, what in limits:
+    for number, most, unit in limits:
         if number > most:
-            raise DamagedFile(path, f"the table has {number:,} {what}, more than {most:,}")
+            raise DamagedFile(path, f"the table has {number:,} {unit}, more than {most:,}")
 
 
 def check_names(path: Path, names: pd.Index) -> None:
