@@ -65,6 +65,7 @@ def with_present_paths(config: Config, folder: Path) -> Json:
     tokenizer = text_settings(config["data"]).get("tokenizer")
 
     def present(text: str) -> str:
+        """Returns a path of the config as it is now; other text as it is."""
         path = Path(text)
         if path.is_absolute() and not _exists(path):
             path = _moved(path, home) or path

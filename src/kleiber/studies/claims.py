@@ -155,6 +155,7 @@ def with_levels(claim: Claim, levels: Levels) -> Claim:
     """Returns the claim with the values that `smallest` and `largest` stand for."""
 
     def value_of(key: str, value: object) -> object:
+        """Returns the value of a key that `smallest` or `largest` stands for; others as they are."""
         if value not in EXTREMES:
             return value
         numbers = [number for number in levels.get(key, ()) if isinstance(number, int | float)]

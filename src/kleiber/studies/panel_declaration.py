@@ -159,7 +159,7 @@ def entries(value: object, key: str, allowed: Sequence[str]) -> dict[str, object
 
 
 def refuse_unknown(place: str, names: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raises ValueError, which names the key, for a name that is none of the known ones."""
+    """Raises ValueError, which names the key, for a name that is not allowed."""
     unknown = [name for name in names if name not in allowed]
     if unknown:
         near = did_you_mean(unknown[0], allowed)

@@ -82,6 +82,7 @@ class Evaluate(LeanCallback):
         }
 
     def load_state_dict(self, state_dict: Json) -> None:
+        """Goes on from a checkpoint: with its latest scores and its curve."""
         record = self.record
         record.scores = {key: Score.from_json(values) for key, values in state_dict["latest"].items()}
         record.start_metrics, record.curve = state_dict["start"], state_dict["curve"]
