@@ -58,7 +58,7 @@ SEARCHED = [
     "design.controls=2", "design.trials=4", "design.tokens=[4k,8k]", "design.finalists=2", "design.seeds=2",
     "study.tolerance=9",
 ]  # fmt: skip
-SEARCH = (SEARCHED, 12, "halving optimism tuned")
+SEARCH = (SEARCHED, 12, "")
 UPCYCLING = (
     "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
     "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
