@@ -124,7 +124,7 @@ STUDIES = {
             "design.seeds=1",
         ],
         10,
-        "ill_conditioned no_backtest not_identified power_below_1",
+        "ill_conditioned no_backtest not_identified",
         "A B alpha beta c gamma",
         decision="not tested",
     ),
