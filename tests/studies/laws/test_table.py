@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from fake_run import fake_run
 
+from kleiber.studies.laws import table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.table import load, read
 
@@ -109,3 +110,10 @@ def test_runs_with_several_losses_are_refused_with_the_mapping_to_write(losses, 
         load(frame, {"N": "active", "D": "tokens", "L": "loss"})
     assert all(f"--map L={name}" in str(refused.value) for name in losses)
     assert len(load(frame, {"N": "active", "D": "tokens", "L": losses[0]})) == 2
+
+
+def test_a_column_of_categories_is_read_as_its_numbers_or_refused_with_its_row():
+    frame = pd.DataFrame({"N": pd.Categorical(["20", "5", None, "20"])})
+    assert np.array_equal(table._numbers(frame, "N"), [20.0, 5.0, np.nan, 20.0], equal_nan=True)
+    with pytest.raises(ValueError, match="'b' in row 1 is not a number"):
+        table._numbers(pd.DataFrame({"N": pd.Categorical(["1", "b"])}), "N")

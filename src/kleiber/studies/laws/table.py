@@ -240,7 +240,11 @@ def _check_positive(table: Table, role: str) -> None:
 def _numbers(frame: pd.DataFrame, name: str) -> Array:
     column = pd.Series(frame[name])
     if not pd.api.types.is_numeric_dtype(column):
-        read = pd.Series(pd.to_numeric(column, errors="coerce"))
+        if isinstance(column.dtype, pd.CategoricalDtype):  # each text once: equal rows of a long one fill the memory
+            values = pd.Series(pd.to_numeric(pd.Series(column.cat.categories), errors="coerce"))
+            read = values.reindex(column.cat.codes).set_axis(column.index)
+        else:
+            read = pd.Series(pd.to_numeric(column, errors="coerce"))
         bad = (read.isna() & column.notna()).to_numpy(dtype=bool)
         if bad.any():
             row = int(np.argmax(bad))
