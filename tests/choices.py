@@ -2,12 +2,10 @@
 
 from small_run import REPOSITORY
 
-CONF = REPOSITORY / "conf"
-CHOICES = [
-    str(path.relative_to(CONF).with_suffix(""))
-    for path in sorted(CONF.rglob("*.yaml"))
-    if path.name != "train.yaml" and not path.name.startswith("_")
-]
+from kleiber.config.compose import config_files
+
+FILES = config_files()
+CHOICES = [place for place in sorted(FILES) if not FILES[place].name.startswith("_")]
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
@@ -30,7 +28,7 @@ NEEDS |= {"data/tokens": ["data.path=IDS", "data.tokenizer=bytes"], "study/expla
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 NEEDS |= {"trainer/expert": ["model=moe"]}
-METHODS = [path.stem for path in CONF.glob("retention/*.yaml")]
+METHODS = [place.removeprefix("retention/") for place in CHOICES if place.startswith("retention/")]
 OTHER_TEXT = (
     f"{{data:{{path:{REPOSITORY / 'tests/data/labelled.jsonl'}}}}}"  # methods against forgetting need an earlier task
 )

@@ -14,19 +14,14 @@ import jaxtyping
 
 # Where tensors flow; the launcher's types are pydantic's business.
 FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training/step.py", "types")
-PACKAGE = Path(__file__).parents[1] / "src" / "kleiber"
+SOURCE = Path(__file__).parents[1] / "src"
 
 
 def modules_with_shapes() -> list[str]:
     """Returns the modules whose annotations have shapes: to check the types of all others takes seconds of imports."""
-    files = [
-        file
-        for flow in FLOWS
-        for file in ([PACKAGE / flow] if flow.endswith(".py") else (PACKAGE / flow).rglob("*.py"))
-    ]
-    names = [
-        file.relative_to(PACKAGE.parent).with_suffix("").parts for file in files if "jaxtyping" in file.read_text()
-    ]
+    folders = [*(SOURCE / "kleiber" / flow for flow in FLOWS), SOURCE / "kleiber_topics"]
+    files = [file for folder in folders for file in ([folder] if folder.suffix else folder.rglob("*.py"))]
+    names = [file.relative_to(SOURCE).with_suffix("").parts for file in files if "jaxtyping" in file.read_text()]
     return [".".join(name) for name in names]
 
 
@@ -48,7 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for 
 
 
 ALONE = "KLEIBER_TEST_ALONE"  # set in a process that runs a single test
-CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "types", "test_configs.py")
+CHECKED = ("adapters", "data", "evals", "models", "nn", "objectives", "retention", "topics", "types", "test_configs.py")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

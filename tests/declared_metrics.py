@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
-from kleiber import evals, objectives
+from yaml import safe_load
+
+from kleiber import objectives
+from kleiber.config.compose import find_choice
 from kleiber.config.labels import data_label
 from kleiber.evals import drift
 from kleiber.evals.contamination import CONTAMINATION
@@ -20,8 +24,11 @@ EPSILON = Score(0.0, better="lower", label="privacy loss ε")
 
 def evaluation_class(name: str) -> type[Evaluation]:
     """The class of a choice of the config group evals. Raises KeyError for another name."""
-    by_name = {each.lower(): each for each in evals.EXPORTS}
-    return getattr(evals, by_name[name.replace("_", "")])
+    file = find_choice("evals", name)
+    if file is None:
+        raise KeyError(name)
+    package, _, of = safe_load(file.read_text(encoding="utf-8"))["_target_"].rpartition(".")
+    return getattr(import_module(package), of)
 
 
 def objective_metrics(name: str) -> Metrics:

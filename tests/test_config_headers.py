@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from small_run import REPOSITORY
 from yaml import safe_load
 
-from kleiber.config.compose import Composer
+from kleiber.config.compose import Composer, config_files
 from kleiber.config.errors import ConfigError
 
-CONF = REPOSITORY / "conf"
-FILES = sorted(CONF.rglob("*.yaml"))
+PLACES = config_files()
+FILES = [*PLACES.values()]
+GROUPS = {file: place.split("/")[0] for place, file in PLACES.items()}
 LABELS = {"study": ("Paper", "Command", "Cost", "Expected"), "experiment": ("Command", "Cost", "Expected")}
 BASES = [path for path in FILES if path.name.startswith("_")]
 VARIANT = re.compile(r"Variant of (\w+) \(([\w/]+)=(\w+)\)")
@@ -39,13 +39,13 @@ def class_name(path: Path) -> str:
 def test_every_file_says_what_it_is_and_when_to_use_it():
     wrong = {}
     for path in FILES:
-        lines, group = header(path), path.relative_to(CONF).parts[0]
+        lines, group = header(path), GROUPS[path]
         labels = () if path in BASES else LABELS.get(group, ())
         missing = [label for label in ("Use it", *labels) if not any(line.startswith(f"{label} ") for line in lines)]
         if not lines or lines[0].startswith("Use it"):
             missing.insert(0, "what it is")
         if missing:
-            wrong[str(path.relative_to(CONF))] = missing
+            wrong[str(path)] = missing
     assert wrong == {}
 
 
@@ -53,7 +53,8 @@ def test_the_command_of_a_study_or_an_experiment_takes_that_choice():
     wrong = [
         str(path)
         for group in LABELS
-        for path in (CONF / group).glob("[!_]*.yaml")
+        for path in FILES
+        if GROUPS[path] == group and path not in BASES
         if not re.search(rf"\b{group}={path.stem}\b", " ".join(header(path)))
     ]
     assert wrong == []
@@ -62,7 +63,7 @@ def test_the_command_of_a_study_or_an_experiment_takes_that_choice():
 def test_all_but_one_choice_of_a_class_say_that_they_are_variants_of_it():
     owners: dict[tuple[str, str], list[str]] = {}
     for path in FILES:
-        group = path.relative_to(CONF).parts[0]
+        group = GROUPS[path]
         if (name := class_name(path)) and not VARIANT.search(" ".join(header(path))):
             owners.setdefault((group, name), []).append(path.stem)
     assert {key: names for key, names in owners.items() if len(names) > 1} == {}
@@ -72,9 +73,9 @@ def test_a_variant_names_a_choice_and_its_class():
     wrong = []
     for path in FILES:
         for name, group, choice in VARIANT.findall(" ".join(header(path))):
-            text = CONF / group / f"{choice}.yaml"
-            if not text.is_file() or not re.search(rf"_target_: .*\.{name}$", text.read_text(), re.MULTILINE):
-                wrong.append(str(path.relative_to(CONF)))
+            text = PLACES.get(f"{group}/{choice}")
+            if text is None or not re.search(rf"_target_: .*\.{name}$", text.read_text(), re.MULTILINE):
+                wrong.append(str(path))
     assert wrong == []
 
 

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from choices import CHOICES, CONF, LEARNT, METHODS, NEEDS, ROUTERS, TABLES, split
+from choices import CHOICES, FILES, LEARNT, METHODS, NEEDS, ROUTERS, TABLES, split
 from omegaconf import OmegaConf
 from small_run import TINY
 
@@ -36,34 +36,32 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/search": "studies/test_search.py",
     "design/arms": "studies/designs/test_grid.py",
     "design/methods": "studies/designs/test_grid_methods.py",
-    "design/generations": "studies/designs/test_generations.py",
     "design/pretraining": "studies/designs/test_pretraining.py",
 }
 ELSEWHERE |= {f"design/{name}_sequence": "studies/designs/test_sequences.py" for name in ("builtin", "domain", "topic")}
-ELSEWHERE |= {f"study/{path.stem}": SMOKED for path in CONF.glob("study/[!_]*.yaml")}
-ELSEWHERE |= {f"experiment/{path.stem}": "test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
+ELSEWHERE |= {place: SMOKED for place in CHOICES if place.startswith("study/")}
+ELSEWHERE |= {place: "test_experiments.py" for place in CHOICES if place.startswith("experiment/")}
 ELSEWHERE |= {f"retention/{name}": f"retention/test_{name}.py" for name in METHODS}
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
 OF_DATA = dict.fromkeys(("tinystories", "wikitext"), "test_texts")
 OF_DATA |= {"tokens": "test_token_files", "deduplicated": "test_duplicates"}
 ELSEWHERE |= {
-    f"data/{path.stem}": f"data/{OF_DATA.get(path.stem, f'test_{path.stem}')}.py"
-    for path in CONF.glob("data/*.yaml")
-    if path.stem not in TABLED
+    f"data/{name}": "data/test_labelled.py" if "/" in name else f"data/{OF_DATA.get(name, f'test_{name}')}.py"
+    for name in (place.removeprefix("data/") for place in CHOICES if place.startswith("data/"))
+    if name not in TABLED
 }
-ELSEWHERE |= {f"data/{path.parent.name}/{path.stem}": "data/test_labelled.py" for path in CONF.glob("data/*/*.yaml")}
+ELSEWHERE |= {place: f"evals/test_{FILES[place].stem}.py" for place in CHOICES if place.startswith("evals/")}
 ELSEWHERE |= {
-    f"evals/{name}": f"evals/{name}/test_evaluation.py"
-    if (TESTS / "evals" / name).is_dir()
-    else f"evals/test_{name}.py"
-    for name in (path.stem for path in CONF.glob("evals/*.yaml"))
-}
-ELSEWHERE |= {
-    "data/repeat": "studies/designs/test_generations.py",
-    "evals/attention": "evals/attention/test_attention.py",
-    "evals/memorization": "evals/memorization/test_memorization.py",
+    "data/repeat": "data/test_mixture.py",
     "evals/routing": "training/callbacks/test_evaluations.py",
 }
+# A choice of a topic is tested beside the topic: in the file of its module, or of a package of the topic.
+for place, file in FILES.items():
+    if "kleiber_topics" in file.parts and not place.startswith("study/"):
+        folder, name = TESTS / "topics" / file.parts[file.parts.index("kleiber_topics") + 1], f"test_{file.stem}.py"
+        places = [folder / name, folder / file.stem / name, folder / file.stem / "test_evaluation.py"]
+        tested = next((path for path in places if path.is_file()), folder / "test_evaluation.py")
+        ELSEWHERE[place] = str(tested.relative_to(TESTS))
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
     **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
@@ -296,8 +294,8 @@ def test_every_leaf_has_another_value_or_a_reason_for_none():
 
 def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
-    lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
+    lines = [line.split() for path in FILES.values() for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}
     elsewhere = "data. training. runs. studies. launch. adapters. models.HFModel retention. evals. objectives.Distill "
-    elsewhere = tuple(f"kleiber.{name}" for name in (elsewhere + "objectives.Equalized optimizers.DPSGD").split())
+    elsewhere = (*(f"kleiber.{name}" for name in (elsewhere + "optimizers.DPSGD").split()), "kleiber_topics.")
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

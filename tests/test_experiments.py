@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from small_run import REPOSITORY
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.compose import Composer, list_choices, resolve_config
 from kleiber.launch.main import main
 
 CONF = REPOSITORY / "conf"
@@ -26,7 +26,7 @@ SMALL = {  # small local text in place of what lies on the hub
     "gsm8k": [f"data.path={TABLES}/instruct.jsonl", "data.config=null", "data.vocab_size=300"],
     "sft_lora": [f"stages.chain.sft.data.path={TABLES}/instruct.jsonl", "data.max_bytes=20000"],
 }
-STUDIES = sorted(path.stem for path in (CONF / "study").glob("[!_]*.yaml"))
+STUDIES = list_choices("study")
 FAST = {"scaling", "forgetting", "transfer"}  # a ladder, fine-tunes, and stages with data of their own
 
 

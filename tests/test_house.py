@@ -7,15 +7,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from small_run import REPOSITORY
 from yaml import safe_load
 
 import kleiber
+from kleiber.config.compose import config_files, list_choices
+from kleiber.types import typed_names
 
-PACKAGE, TESTS, CONF = Path(kleiber.__file__).parent, REPOSITORY / "tests", REPOSITORY / "conf"
+PACKAGE, TESTS = Path(kleiber.__file__).parent, REPOSITORY / "tests"
+TOPICS = PACKAGE.parent / "kleiber_topics"
+# By the folder of their tests: of kleiber as its packages, of topics as folders of `tests/topics`.
 MODULES = {
-    path.relative_to(PACKAGE).with_suffix("")
-    for path in PACKAGE.rglob("*.py")
+    base / path.relative_to(package).with_suffix("")
+    for package, base in ((PACKAGE, Path()), (TOPICS, Path("topics")))
+    for path in package.rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py")
 }
 # Tests of no module of ours: of the documentation, of faults, of a cluster, of a GPU, and (files beside this one) of
@@ -40,7 +46,9 @@ def test_every_test_file_is_named_after_a_module_or_a_declared_study():
         if room == Path():
             names |= WHOLE_PROJECT
         if room == Path("studies"):  # studies that are declared have a config in place of a module
-            names |= {file.stem for file in (CONF / "study").glob("[!_]*.yaml")}
+            names |= {*list_choices("study")}
+        if room.parent == Path("topics"):
+            names |= {f"study_{file.stem}" for file in (TOPICS / room.name / "conf/study").glob("*.yaml")}
         if room.parts[:1] and room.parts[0] in NO_ROOMS:
             continue
         if not any(name == module or name.startswith(f"{module}_") for module in names):
@@ -63,8 +71,9 @@ def too_long(root: Path) -> list[str]:
     return offenders
 
 
-def test_files_and_functions_of_the_package_are_short():
-    assert too_long(PACKAGE) == []
+@pytest.mark.parametrize("package", [PACKAGE, TOPICS])
+def test_files_and_functions_of_the_packages_are_short(package):
+    assert too_long(package) == []
 
 
 def test_files_and_functions_of_the_tests_are_short():
@@ -73,7 +82,11 @@ def test_files_and_functions_of_the_tests_are_short():
 
 def test_every_exported_name_resolves():
     broken = []
-    packages = [m.name for m in pkgutil.walk_packages([str(PACKAGE)], "kleiber.") if m.ispkg]
+    found = [
+        *pkgutil.walk_packages([str(PACKAGE)], "kleiber."),
+        *pkgutil.walk_packages([str(TOPICS)], "kleiber_topics."),
+    ]
+    packages = [m.name for m in found if m.ispkg]
     for package in map(importlib.import_module, ["kleiber", *packages]):
         for name, module in getattr(package, "EXPORTS", {}).items():
             if not hasattr(importlib.import_module(f"{package.__name__}.{module}"), name):
@@ -81,6 +94,37 @@ def test_every_exported_name_resolves():
             elif not hasattr(package, name):
                 broken.append(f"{package.__name__}.{name} by its package")
     assert broken == []
+
+
+def imports_of_topics() -> Iterator[tuple[str, str, str]]:
+    """What topics import of kleiber: the file, and the package or module with the name."""
+    for path in sorted(TOPICS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "kleiber":
+                for alias in node.names:
+                    yield str(path.relative_to(TOPICS)), str(node.module), alias.name
+            elif isinstance(node, ast.Import):
+                yield from ((str(path), name.name, "") for name in node.names if name.name.split(".")[0] == "kleiber")
+
+
+def test_topics_import_only_what_packages_of_kleiber_offer():
+    strays = [
+        f"{file}: {module}.{name}"
+        for file, module, name in imports_of_topics()
+        if name not in getattr(importlib.import_module(module), "__all__", ())
+    ]
+    assert strays == []
+
+
+def test_what_packages_offer_is_imported_by_a_topic():
+    """A name that no topic needs any more leaves the list that a reader has to learn."""
+    imported = {(module, name) for _, module, name in imports_of_topics()}
+    idle = []
+    for module in {module for module, _ in imported}:
+        package = importlib.import_module(module)
+        offered = typed_names(module, str(package.__file__)).keys() - getattr(package, "EXPORTS", {}).keys()
+        idle += [f"{module}.{name}" for name in offered if (module, name) not in imported]
+    assert idle == []
 
 
 def targets(node: object) -> Iterator[str]:
@@ -97,22 +141,24 @@ def targets(node: object) -> Iterator[str]:
 
 def test_every_target_of_a_config_is_exported_by_its_package():
     strays = []
-    for path in sorted(CONF.rglob("*.yaml")):
+    for place, path in config_files().items():
         for target in targets(safe_load(path.read_text(encoding="utf-8"))):
             package, _, name = target.rpartition(".")
             module = importlib.import_module(package)
-            names = module.EXPORTS if package.split(".")[0] == "kleiber" else vars(module)
+            names = module.EXPORTS if package.startswith("kleiber") else vars(module)
             if name not in names:
-                strays.append(f"{path.relative_to(CONF)}: {target}")
+                strays.append(f"{place}: {target}")
     assert strays == []
 
 
 def test_every_path_in_the_documentation_exists():
-    rooms = {path.name for path in PACKAGE.iterdir()}
+    rooms, choices = {path.name for path in PACKAGE.iterdir()}, {f"{place}.yaml" for place in config_files()}
     missing = []
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")):
         for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.[a-z_.]+)?)`", page.read_text(encoding="utf-8")):
-            places = [REPOSITORY / path, CONF / path]
+            if path in choices:
+                continue
+            places = [REPOSITORY / path, REPOSITORY / "conf" / path, REPOSITORY / "src" / path]
             if path.split("/")[0] in rooms:
                 places.append(PACKAGE / path)
             if not any(place.exists() for place in places):

@@ -7,8 +7,8 @@ pytest.importorskip("altair")
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.lines import Marks
 from kleiber.charts.scatter import scatter
+from kleiber.charts.series import Marks
 
 LAW = pd.DataFrame({"x": [1, 2, 3], "value": [3.0, 2.0, 1.5], "lo": 1.0, "hi": 4.0})
 Y = alt.Y("value:Q", title="loss")

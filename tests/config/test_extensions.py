@@ -148,7 +148,7 @@ def conf(lab, tmp_path):
 
 
 def test_the_folder_of_a_package_adds_choices_and_replaces_none_of_kleiber(conf):
-    assert extension_folders() == [conf] and find_choice("schedule", "saw_tooth") == conf / "schedule/saw_tooth.yaml"
+    assert extension_folders()[0] == conf and find_choice("schedule", "saw_tooth") == conf / "schedule/saw_tooth.yaml"
     composer = Composer()
     assert {"saw_tooth", "wsd", "cosine"} <= set(composer.choices("schedule"))
     assert composer.compose(["schedule=saw_tooth"]).schedule.decay == 0.5
@@ -185,9 +185,10 @@ def test_an_installed_package_with_an_entry_point_is_allowed_but_not_in_the_work
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "work"), "", *sys.path, str(tmp_path / "site")])
     monkeypatch.chdir(tmp_path / "work")
-    assert extension_packages() == ("site_lab",)
+    own = ("kleiber_topics",)
+    assert extension_packages() == (*own, "site_lab")
     monkeypatch.chdir(tmp_path)
-    assert extension_packages() == ("work_lab", "site_lab")
+    assert extension_packages() == ("work_lab", *own, "site_lab")
 
 
 def test_what_is_no_name_of_a_package_is_refused_by_its_value(monkeypatch):

@@ -30,5 +30,5 @@ def test_a_long_file_of_text_is_one_document(tmp_path, cache_dir):
 
 def test_built_in_documents_need_no_data(cache_dir):
     assert len(read("builtin/occupations", max_bytes=2000)) > 10
-    with pytest.raises(ValueError, match="builtin/x must be builtin/docs, builtin/code or builtin/occupations"):
+    with pytest.raises(ValueError, match="builtin/x must be builtin/docs, builtin/code"):
         read("builtin/x")

@@ -11,7 +11,7 @@ from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
 from kleiber.data.instruct import Conversations, Instruct, PackedConversations
-from kleiber.data.instruct_sets import InstructSets
+from kleiber_topics.instructions.instruct_sets import InstructSets
 
 
 def sums(count: int = 30) -> list[dict]:

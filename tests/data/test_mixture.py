@@ -12,11 +12,11 @@ import torch
 from kleiber.data.batches import ConcatSamples, stream
 from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, SpreadSamples, block_counts, parts_read
 from kleiber.data.order import Reading
-from kleiber.data.recall import Recall
 from kleiber.data.text import Text
 from kleiber.data.token_files import TokenFile, TrainWindows
 from kleiber.training.private_step import poisson_stream
 from kleiber.types.contracts import Samples
+from kleiber_topics.recall.recall import Recall
 
 
 def parts() -> list[Samples]:

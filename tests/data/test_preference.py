@@ -157,7 +157,7 @@ def test_a_pair_without_an_answer_is_left_out_and_a_row_that_cannot_be_read_is_n
 
 
 def test_judgments_are_pairs_as_they_are_and_ties_are_left_out(tmp_path, cache):
-    from kleiber.records.judgments import Comparison, Judgment, write_judgments
+    from kleiber_topics.judging.judgments import Comparison, Judgment, write_judgments
 
     rows = [
         Judgment(Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain"), choice, "me")

@@ -98,7 +98,7 @@ def test_invalid_and_missing_labels_are_refused(tmp_path: Path, cache: Path) -> 
 
 
 def test_judgments_are_two_answers_each_and_both_bad_ones_are_undesirable(tmp_path, cache):
-    from kleiber.records.judgments import Comparison, Judgment, write_judgments
+    from kleiber_topics.judging.judgments import Comparison, Judgment, write_judgments
 
     pairs = [Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain") for i in range(80)]
     choices = ["left", "right", "tie", "both bad"] * 20

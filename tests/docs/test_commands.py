@@ -15,7 +15,8 @@ from small_run import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = [path for path in sorted(DOCS.rglob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
+WRITTEN = [*sorted(DOCS.rglob("*.md")), *sorted((REPOSITORY / "src/kleiber_topics").glob("*/README.md"))]
+PAGES = [path for path in WRITTEN if BLOCK.search(path.read_text(encoding="utf-8"))]
 EXPECTED = re.compile(r"^(?P<command>(?:kleiber|python) [^\n]*?)\s*# exit (?P<code>\d+)$", re.MULTILINE)
 PROLOGUE = """
 set -eu
@@ -68,9 +69,9 @@ def run(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_the_commands_of_a_page_work(path, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp() / path.relative_to(DOCS).with_suffix("")
+    folder = tmp_path_factory.getbasetemp() / path.relative_to(REPOSITORY).with_suffix("")
     folder.mkdir(parents=True)
     (folder / "multirun").mkdir()
     for name in ("golden", "results"):  # what a reader of the repository has

@@ -8,6 +8,8 @@ from recorded_numbers import quoted, read, unrecorded, unrecorded_intervals
 from small_run import REPOSITORY
 from yaml import safe_load
 
+from kleiber.config.compose import config_files
+
 STUDIES = {study.name: study for study in studies(REPOSITORY)}
 PAGES = [path for path in (REPOSITORY / "docs/results").glob("*.md") if path.name != "index.md"]
 PAGES.append(REPOSITORY / "docs/speed.md")
@@ -17,7 +19,7 @@ NO_RESULT = {"1.5", ".1", "3.11"}  # of the README: the budget of `make train`, 
 
 def records(study: Study) -> list[object]:
     """What a discussion may quote: its own records, those of the studies that it names, and its config."""
-    config = safe_load((REPOSITORY / f"conf/study/{study.kind}.yaml").read_text())
+    config = safe_load(config_files()[f"study/{study.kind}"].read_text())
     return [config, *(record for name in (study.name, *study.records) for record in read(STUDIES[name].folder))]
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import reference, results
+from pages import reference, results, topics
 from small_run import REPOSITORY
 from yaml import safe_load
 
@@ -13,9 +13,10 @@ DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
 WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
-GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY)}
-SITE = {**WRITTEN, **GENERATED}
+GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topics.pages(REPOSITORY)}
+SITE = {page: topics.relink(text, page) for page, text in {**WRITTEN, **GENERATED}.items()}
 SITE["results/index.md"] += results.overview(REPOSITORY)
+SITE["topics/index.md"] += topics.overview(REPOSITORY)
 IN_REPOSITORY = [REPOSITORY / "README.md", *REPOSITORY.glob("multirun/*/discussion.md")]
 IN_REPOSITORY += sorted(REPOSITORY.glob("multirun/results/*/discussion.md"))
 
@@ -65,6 +66,8 @@ def test_every_page_is_in_the_navigation_once():
         return [path for value in values for path in (paths(value) if isinstance(value, list) else [value])]
 
     config = safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
-    named = paths([*config["nav"], *results.navigation(REPOSITORY), *reference.navigation()])
+    named = paths(
+        [*config["nav"], *results.navigation(REPOSITORY), *reference.navigation(), *topics.navigation(REPOSITORY)]
+    )
     notebooks = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.ipynb")}
     assert len(named) == len(set(named)) and {*named} == {*SITE} | notebooks

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from pages import reference, signatures
+from pages import reference, signatures, topics
 from small_run import REPOSITORY
 
 from kleiber.config.compose import Composer
@@ -39,7 +39,8 @@ def test_the_page_about_extensions_names_all_values_that_a_run_supplies():
 
 
 def test_choices_that_change_a_run_are_named_on_a_page():
-    pages = " ".join(path.read_text() for path in (REPOSITORY / "docs").rglob("*.md"))
+    written = [*(REPOSITORY / "docs").rglob("*.md"), *topics.readmes(REPOSITORY).values()]
+    pages = " ".join(path.read_text() for path in written)
     composer, unnamed = Composer("train"), []
     for group in ("adapter", "callbacks", "objective", "optimizer", "schedule"):
         unnamed += [f"{group}={name}" for name in composer.choices(group) if not named(group, name, pages)]

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.attribution.predictions import ExplainedPredictions, token_predictions
 from kleiber.evals.evaluation import Subject
 from kleiber.models.lstm import LSTM
 from kleiber.models.transformer import Transformer
@@ -18,6 +17,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch, Output
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
+from kleiber_topics.interpretability.attribution.predictions import ExplainedPredictions, token_predictions
 
 TIME, VOCAB = 9, 32
 

@@ -16,7 +16,7 @@ from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.evaluation import proportion_score
-from kleiber.evals.exact_match import ExactMatch, best_constant, exact_match, final_number, numeric_questions
+from kleiber.evals.exact_match import ExactMatch, best_constant, final_number, match_answers, numeric_questions
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
 from kleiber.types.batch import Batch
@@ -52,11 +52,11 @@ def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
             SFT(corpus)(net, Batch(ids, weights=weights)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
-    found = exact_match(net, tokenizer, prompts, answers, max_new_tokens=12)
+    found = match_answers(net, tokenizer, prompts, answers, max_new_tokens=12)
     assert found.texts[:2] == answers[:2]
     assert found.correct == [True, True, False]
     with pytest.raises(ValueError, match="of 1 answers 1 contain none"):
-        exact_match(net, tokenizer, prompts[:1], ["no"])
+        match_answers(net, tokenizer, prompts[:1], ["no"])
 
 
 def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.harness import score_tasks
 from kleiber.launch.cli import main
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kleiber.evals.item_figures import figures, gap_chart, position_chart
+from kleiber.evals.item_figures import gap_chart, position_chart, score_figures
 
 SCORE = {"value": 0.6, "lo": 0.5, "hi": 0.7, "n": 10}
 CHANCE = {"value": 0.5, "lo": None, "hi": None, "n": 10}
@@ -10,11 +10,11 @@ CHANCE = {"value": 0.5, "lo": None, "hi": None, "n": 10}
 
 def test_accuracy_and_margin_have_a_figure_where_they_were_measured():
     both = {"blimp/x": {"accuracy": SCORE, "margin_per_byte": SCORE, "chance": CHANCE}, "lambada": {"accuracy": SCORE}}
-    charts = figures(both)
+    charts = score_figures(both)
     assert set(charts) == {"accuracy", "margin"}
     (rows,) = [data for data in charts["margin"].to_dict()["datasets"].values() if "name" in data[0]]
     assert [row["name"] for row in rows] == ["blimp/x"]
-    assert set(figures({"lambada": {"accuracy": SCORE}})) == {"accuracy"} and figures({}) == {}
+    assert set(score_figures({"lambada": {"accuracy": SCORE}})) == {"accuracy"} and score_figures({}) == {}
 
 
 def test_gaps_are_sorted():

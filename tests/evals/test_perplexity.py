@@ -10,7 +10,6 @@ from evals.routing.moe_text import moe_subject
 from evals.subjects import values
 from retention.toys import NEW, OLD, Language, learned
 
-from kleiber.data.recall import Recall
 from kleiber.evals.perplexity import (
     Perplexity,
     Runtime,
@@ -25,6 +24,7 @@ from kleiber.evals.perplexity import (
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.contracts import Objective, Task
+from kleiber_topics.recall.recall import Recall
 
 CPU = torch.device("cpu")
 

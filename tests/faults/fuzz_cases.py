@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
-from small_run import REPOSITORY, TINY
+from small_run import TINY
+
+from kleiber.config.compose import list_choices
 
 SMALL = ["model.width=32", "model.num_heads=2", "model.depth=1", "model.context=32", "budget.steps=1"]
 GROUPS = (
@@ -66,7 +68,7 @@ def write_rows(home: Path) -> None:
 @cache
 def choices() -> dict[str, list[str]]:
     """The names of the choices of each group."""
-    return {group: sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml")) for group in GROUPS}
+    return {group: [name for name in list_choices(group) if "/" not in name] for group in GROUPS}
 
 
 @cache

@@ -20,15 +20,16 @@ TESTS = Path(__file__).parents[1]
 # By the module that writes a page or a part of one: what shows that a hostile text in it is only a text.
 PAGES = {
     "charts/page.py": "charts/test_page.py::test_hostile_text_adds_no_element_and_no_attribute_to_a_page",
-    "evals/attention/colored_text.py": "colored_text",
-    "evals/attribution/page.py": "attribution",
-    "evals/autoencoder/report.py": "autoencoder",
-    "evals/bias/page.py": "bias",
-    "evals/degeneration/page.py": "degeneration",
-    "evals/instructions/evaluation.py": "instructions",
-    "evals/retrieval/figures.py": "retrieval",
-    "launch/data_command.py": "words",
-    "launch/judge/server.py": "launch/judge/test_server.py::test_the_keys_work_in_a_browser_and_hostile_text_is_text",
+    "kleiber_topics/interpretability/attention/colored_text.py": "colored_text",
+    "kleiber_topics/interpretability/attribution/page.py": "attribution",
+    "kleiber_topics/interpretability/autoencoder/report.py": "autoencoder",
+    "kleiber_topics/bias/page.py": "bias",
+    "kleiber_topics/collapse/page.py": "degeneration",
+    "kleiber_topics/instructions/evaluation.py": "instructions",
+    "kleiber_topics/retrieval/figures.py": "retrieval",
+    "kleiber_topics/bias/audit.py": "words",
+    "kleiber_topics/judging/server.py":
+        "topics/judging/test_server.py::test_the_keys_work_in_a_browser_and_hostile_text_is_text",
     "runs/coordinate_check.py": "no text of a run: names of layers of the check",
     "runs/evaluate.py": "evaluations",
     "studies/curves.py": "faults/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
@@ -42,7 +43,7 @@ PAGES = {
 
 
 def attribution(text: str) -> str:
-    from kleiber.evals.attribution.page import LABELS, explorer
+    from kleiber_topics.interpretability.attribution.page import LABELS, explorer
 
     targets = [{"at": 1, "name": text, "log_prob": -1.0}, {"at": None, "name": text, "log_prob": -1.0}]
     methods = {name: [[0.1, 0.2], [0.3, -0.1]] for name in LABELS}
@@ -50,42 +51,42 @@ def attribution(text: str) -> str:
 
 
 def colored_text(text: str) -> str:
-    from kleiber.evals.attention.colored_text import colored_pages
+    from kleiber_topics.interpretability.attention.colored_text import colored_pages
 
     lens = {"tokens": [text], "probability": [[0.5], [0.5]], "best": [[text], [text]], "loss": [1.0, 1.0]}
     return colored_pages({text: lens})
 
 
 def autoencoder(text: str) -> str:
-    from kleiber.evals.autoencoder.report import features_page
+    from kleiber_topics.interpretability.autoencoder.report import features_page
 
     contexts = [{"tokens": [text, text], "at": 1, "value": 0.5}]
     return features_page({"features": {text: [{"feature": 3, "density": 0.1, "contexts": contexts}]}})
 
 
 def bias(text: str) -> str:
-    from kleiber.evals.bias.page import groups_html
+    from kleiber_topics.bias.page import groups_html
 
     group = {"bias_type": text, "n": 9, "value": 0.5, "lo": 0.4, "hi": 0.6, "p": 0.1, "q": 0.1, "biased": True}
     return groups_html({"details": {"fdr": 0.1, "groups": {text: [group]}}})
 
 
 def degeneration(text: str) -> str:
-    from kleiber.evals.degeneration.page import samples_html
+    from kleiber_topics.collapse.page import samples_html
 
     samples = [{"prompt": text, "pieces": [[text, False], [text, True]]}]
     return samples_html({"samples": {text: {"greedy": samples}}})
 
 
 def instructions(text: str) -> str:
-    from kleiber.evals.instructions.evaluation import YES, Instructions
+    from kleiber_topics.instructions.evaluation import YES, Instructions
 
     rows = [{"prompt": text, "answer": text, "follows": follows} for follows in YES]
     return Instructions.page(SimpleNamespace(), {"details": {text: rows}})
 
 
 def retrieval(text: str) -> str:
-    from kleiber.evals.retrieval.figures import LABELS, page
+    from kleiber_topics.retrieval.figures import LABELS, page
 
     example = dict.fromkeys(("retrieved", "before", "target"), text)
     return page({"examples": {text: [{"method": next(iter(LABELS)), "nats": 1.0, "nats_with": 0.5, **example}]}})
@@ -98,9 +99,9 @@ def fitted_law(text: str) -> str:
 
 
 def words(text: str) -> str:
-    from kleiber.launch.data_command import bias_page
+    from kleiber_topics.bias.audit import BiasAudit
 
-    return bias_page(text, [text, text], [], (text, text))
+    return BiasAudit().page(text, text)
 
 
 def evaluations(text: str, tmp_path: Path) -> str:

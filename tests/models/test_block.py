@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.models.hf_twin import to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kleiber.adapters.freeze import Freeze, parts
 from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, training_flops
-from kleiber.models.generate import generate, left_padded
+from kleiber.models.generation import generate, left_padded
 from kleiber.models.hf import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy

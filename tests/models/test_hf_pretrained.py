@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from kleiber.adapters.lora import LoRA
 from kleiber.config.errors import ConfigError
-from kleiber.models.generate import left_padded
+from kleiber.models.generation import left_padded
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node
 from kleiber.models.hf_pretrained import check_finite, read_folder

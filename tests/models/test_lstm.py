@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kleiber.models.counting import count_parameters, training_flops
-from kleiber.models.generate import generate, left_padded
+from kleiber.models.generation import generate, left_padded
 from kleiber.models.lstm import LSTM
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mup import StandardParametrization

@@ -39,20 +39,22 @@ ALLOWED = {
         training/memory.py read_text
         launch/process.py open""",
     PACKAGE: """
+        config/extensions.py file.read_text
         config/labels.py file.read_text
         config/targets.py file.read_text
         data/builtin.py tokenize.open
-        launch/judge/server.py read_text
+        kleiber_topics/judging/server.py read_text
         studies/designs/pretraining.py OmegaConf.load
         studies/designs/sequences.py OmegaConf.load
-        studies/report.py OmegaConf.load""",
+        studies/report.py OmegaConf.load
+        types/__init__.py read_text""",
     READER: """
         data/blocks.py ParquetFile
         data/prompts.py path.read_text
         data/read_errors.py open
         data/read_errors.py system.open
-        data/word_lists.py path.read_text
-        data/word_lists.py read_text""",
+        kleiber_topics/bias/word_lists.py path.read_text
+        kleiber_topics/bias/word_lists.py read_text""",
     CHECKED: """
         data/cache.py os.replace
         data/text.py np.fromfile

@@ -8,7 +8,7 @@ import torch
 
 from kleiber.data.chat import Turn, encode_prompt
 from kleiber.data.tokenizers import Bytes
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import read_json
 from kleiber.runs import completion

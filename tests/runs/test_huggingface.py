@@ -1,15 +1,18 @@
 """An exported run has the same ids and logits in transformers, and runs can start from an imported folder."""
 
 import json
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from exported_model import loaded
 
-from kleiber import data
+from kleiber.config.compose import config_files
+from kleiber.config.targets import class_attribute
 from kleiber.data.chat import Turn, encode_conversations, encode_prompt
 from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
@@ -17,7 +20,7 @@ from kleiber.launch.cli import main
 from kleiber.models.hf import HFModel
 from kleiber.records.folder import read_config
 from kleiber.runs import huggingface
-from kleiber.runs.huggingface import CONVERSATIONS, export, import_hf, save_chat_template, save_tokenizer
+from kleiber.runs.huggingface import export, import_hf, save_chat_template, save_tokenizer
 from kleiber.runs.open import TrainedModel, open_model
 from kleiber.types.batch import Batch
 
@@ -130,8 +133,14 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
 
 
 def test_all_data_in_the_chat_template_is_exported_with_it():
-    templated = [k for k, m in data.EXPORTS.items() if "TEMPLATE" in vars(import_module(f"kleiber.data.{m}"))]
-    assert sorted(CONVERSATIONS) == sorted(f"kleiber.data.{kind}" for kind in templated)
+    files = [file for place, file in config_files().items() if re.fullmatch(r"data/[a-z]\w*", place)]
+    wrong = []
+    for target in {yaml.safe_load(file.read_text())["_target_"] for file in files}:
+        package, _, name = target.rpartition(".")
+        module = getattr(import_module(package), name).__module__
+        if ("TEMPLATE" in vars(import_module(module))) != bool(class_attribute(target, "conversational")):
+            wrong.append(target)
+    assert wrong == []
 
 
 def test_a_wrapped_model_with_random_weights_is_exported_with_the_end_of_text_of_its_tokenizer(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Panels for tests: the declared studies of conf/study, planted runs, and claims by what they are about."""
+"""Panels for tests: declared studies, planted runs, and claims by what they are about."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 from fake_run import fake_run
-from small_run import REPOSITORY
 
+from kleiber.config.compose import config_files
 from kleiber.config.targets import build
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Result
@@ -22,8 +22,8 @@ LOSS = "val/docs/loss"
 
 
 def declared(name: str, **options: Any) -> Study:
-    """The study of conf/study/<name>.yaml, with other values of some options."""
-    node = yaml.safe_load((REPOSITORY / f"conf/study/{name}.yaml").read_text())["study"]
+    """A declared study by its name, with other values of some options."""
+    node = yaml.safe_load(config_files()[f"study/{name}"].read_text())["study"]
     return build({**node, **options})
 
 

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 from small_run import REPOSITORY
 
+from kleiber.config.compose import list_choices
 from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
@@ -221,7 +222,7 @@ def trained_base(root):
 
 
 def test_every_study_has_its_line():
-    assert set(STUDIES) == {path.stem for path in (REPOSITORY / "conf/study").glob("[!_]*.yaml")}
+    assert set(STUDIES) == {*list_choices("study")}
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import DPO
-from kleiber.objectives.equalized import Equalized
 from kleiber.objectives.kto import KTO
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.training.private_step import check_private, noise_generator, poisson_stream, private_gradients
@@ -28,6 +27,7 @@ from kleiber.training.step import accumulate
 from kleiber.types.batch import Batch, Penalty
 from kleiber.types.model import Model
 from kleiber.types.retention import Retention
+from kleiber_topics.bias.equalized import Equalized
 
 NOTHING = PrivateSteps(noise=0.0, clip=1e9, delta=1e-5, rate=0.5, samples=12)
 

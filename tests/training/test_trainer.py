@@ -13,7 +13,7 @@ import torch
 from processes import PATIENCE
 from safetensors.torch import load_file
 
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM

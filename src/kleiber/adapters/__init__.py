@@ -7,4 +7,4 @@ EXPORTS = {
     "DoRA": "lora",
     "LoRA": "lora",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.lines import Marks, arm_color, lines
+from kleiber.charts.series import Marks, arm_color, lines
 from kleiber.charts.theme import WIDTH, Chart, Rows, in_rows, kind_color, span, with_title
 
 BINS = 30

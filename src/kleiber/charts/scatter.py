@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.lines import Marks, draw
+from kleiber.charts.series import Marks, draw
 from kleiber.charts.theme import HEIGHT, Chart, Rows, reference_line, with_title
 
 NEAR = 0.045  # share of the height by which names side by side are moved apart

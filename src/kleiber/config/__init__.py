@@ -1,1 +1,15 @@
 """Configs: composing one from a command line, checking it, and building objects from it. Imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from kleiber.types import lazy_exports
+
+if TYPE_CHECKING:
+    from kleiber.config.errors import Preempted, Status, on_preemption, preempted_by
+    from kleiber.config.foreign import check_foreign
+    from kleiber.config.hub import local_copy
+    from kleiber.config.model_size import vocabulary_of, width_of
+    from kleiber.config.permissions import permit_data
+    from kleiber.config.stages import Quantity, quantity
+
+__all__, __getattr__ = lazy_exports(__name__, {}, __file__)

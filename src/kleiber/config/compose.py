@@ -49,6 +49,15 @@ def find_choice(group: str, name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def config_files() -> dict[str, Path]:
+    """Returns the files below the config groups by their place, such as data/canaries: kleiber's first."""
+    files: dict[str, Path] = {}
+    for folder in (conf_dir(), *extension_folders()):
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            files.setdefault(str(file.relative_to(folder).with_suffix("")), file)
+    return files
+
+
 def list_choices(group: str) -> list[str]:
     """Returns the choices of a group that `find_choice` finds; files such as study/_small are none."""
     roots = [folder / group for folder in (conf_dir(), *extension_folders())]

@@ -8,6 +8,7 @@ it is also looked up in the working folder, after all other places.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import importlib.util
@@ -79,9 +80,12 @@ def extension_prefixes() -> tuple[str, ...]:
     return tuple(f"{name}." for name in extension_packages())
 
 
-def extension_folders() -> list[Path]:
-    """Returns the folders `conf/` of the allowed packages. Raises ConfigError for a package that cannot be found."""
-    folders = []
+def package_folders() -> list[tuple[str, Path]]:
+    """Returns the dotted name and the folder of each allowed package and of each package in it.
+
+    Raises ConfigError for a package that cannot be found.
+    """
+    found = []
     for name in extension_packages():
         try:
             spec = importlib.util.find_spec(name)
@@ -92,8 +96,55 @@ def extension_folders() -> list[Path]:
                 f"extension {name}: there is no package {name}, neither installed nor in {os.getcwd()}: install it, "
                 f"run the command in the folder that contains it, or correct {VARIABLE}"
             )
-        folders += [Path(place, "conf") for place in spec.submodule_search_locations or ()]
-    return [folder for folder in folders if folder.is_dir()]
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            inner = sorted(file.parent for file in folder.glob("*/__init__.py"))
+            found += [(name, folder), *((f"{name}.{sub.name}", sub) for sub in inner)]
+    return found
+
+
+def extension_folders() -> list[Path]:
+    """Returns the folders `conf/` of the allowed packages and of the packages in them.
+
+    Raises ConfigError for a package that cannot be found.
+    """
+    return [folder / "conf" for _, folder in package_folders() if (folder / "conf").is_dir()]
+
+
+def offers(kind: str) -> dict[str, str]:
+    """Returns what the allowed packages, and the packages in them, offer of a kind: dotted names by key.
+
+    kind  COMMANDS of `kleiber`, NAMED data, AUDITS of `kleiber data` or LOOKUPS of `kleiber generate`: the assignment
+          in the `__init__.py` of a package that lists them, as COMMANDS = {"judge": "command.judge"}
+
+    Nothing is imported. Raises ConfigError for a package that cannot be found.
+    """
+    return {
+        key: f"{package}.{name}"
+        for package, folder in package_folders()
+        for key, name in _assigned(folder / "__init__.py", kind).items()
+    }
+
+
+@cache
+def _assigned(file: Path, name: str) -> dict[str, str]:
+    """Returns the literal that a file assigns to a name; an empty one where it assigns none."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else ():
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def import_offer(kind: str, key: str, place: str) -> Any:
+    """Imports what a package offers under a key, see `offers`.
+
+    place  of the name, which an error begins with
+
+    Raises ConfigError where no allowed package offers it.
+    """
+    names = offers(kind)
+    if key not in names:
+        raise ConfigError(f"{place} must be offered by an extension: install one, or set {VARIABLE} to its package")
+    return _import(names[key], place)
 
 
 def require_allowed(target: str, extra: tuple[str, ...]) -> None:
@@ -157,12 +208,12 @@ def _import(name: str, key: str) -> object:
     """Imports a name of a module. Raises ConfigError, which begins with `key`, where that fails."""
     module, _, attribute = name.rpartition(".")
     try:
-        return vars(importlib.import_module(module))[attribute]
+        return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ConfigError(
             f"{key} cannot be imported ({error}): check the spelling, or install the package that defines it"
         ) from None
-    except KeyError:
+    except AttributeError:
         raise ConfigError(f"{key} cannot be imported: {module} has no {attribute}; check the spelling") from None
 
 

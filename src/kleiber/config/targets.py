@@ -1,8 +1,9 @@
 """The classes that a config names as `_target_`: their signatures, and the objects that are built from config nodes.
 
-Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
-Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets
-of other packages are imported, if `kleiber.config.extensions` allows their names.
+Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch;
+so are those of an extension whose package lists them in EXPORTS, as kleiber's packages do. Functions, classes,
+dataclasses, inheritance and aliases are understood; every other type counts as an object. Other targets are imported,
+if `kleiber.config.extensions` allows their names.
 
 A config contains what a user sets. Values that only the run has, such as the size of the vocabulary, are `SUPPLIED`:
 `build` passes them by name to every target whose signature has an argument of that name.
@@ -20,8 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.extensions import Parameter, Signature, extension_prefixes, import_target, runtime_signature
-from kleiber.types import Config
+from kleiber.config.extensions import (
+    Parameter,
+    Signature,
+    extension_prefixes,
+    import_target,
+    package_folders,
+    runtime_signature,
+)
+from kleiber.types import Config, typed_names
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,9 +71,16 @@ def signature(target: str) -> Signature:
     return _signature(target, extension_prefixes())
 
 
+def is_read_from_source(target: str) -> bool:
+    """Whether a target, whose package is allowed, belongs to a package with EXPORTS and need not be imported."""
+    return target.startswith("kleiber.") or (
+        target.startswith(extension_prefixes()) and bool(exports(target.rpartition(".")[0]))
+    )
+
+
 @cache
 def _signature(target: str, extra: tuple[str, ...]) -> Signature:
-    if not target.startswith("kleiber."):
+    if not is_read_from_source(target):
         return runtime_signature(import_target(target, extra), target.rpartition(".")[2])
     where, node = _find_export(target)
     if isinstance(node, ast.FunctionDef):
@@ -76,10 +91,19 @@ def _signature(target: str, extra: tuple[str, ...]) -> Signature:
 
 @cache
 def _module(name: str) -> ast.Module | None:
-    path = PACKAGE.parent.joinpath(*name.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return ast.parse(file.read_text())
+    file = _file(name)
+    return ast.parse(file.read_text()) if file else None
+
+
+def _file(name: str) -> Path | None:
+    """The file of a module or package of kleiber or of an extension; None where there is none."""
+    packages = [("kleiber", PACKAGE)] if name.startswith("kleiber.") or name == "kleiber" else package_folders()
+    for package, folder in packages:
+        if name == package or name.startswith(f"{package}."):
+            path = folder.joinpath(*name.removeprefix(package).split(".")[1:])
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if file.is_file():
+                    return file
     return None
 
 
@@ -106,7 +130,7 @@ def class_attribute(target: str, name: str) -> Any:
     Returns None where neither the class nor a base class sets the attribute to a literal. Raises ConfigError for a name
     that is not exported or not allowed.
     """
-    if not target.startswith("kleiber."):
+    if not is_read_from_source(target):
         return inspect.getattr_static(import_target(target, extension_prefixes()), name, None)
     return _attribute_in_source(target, name)
 
@@ -131,7 +155,10 @@ def _attribute(module: str, node: ast.AST | None, name: str) -> object:
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """Returns the exported names of one of kleiber's packages, each with the module of the package that defines it."""
+    """Returns the names that a config may have as targets of a package, each with the module that defines it.
+
+    It is empty for a package that does not list them in EXPORTS.
+    """
     tree = _module(package)
     for node in tree.body if tree else ():
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "EXPORTS":
@@ -150,10 +177,27 @@ def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    name_of_module = str(node.module)
-                    is_read = name_of_module.startswith("kleiber.") and name_of_module not in PLAIN_MODULES
-                    return _definition(name_of_module, alias.name) if is_read else (name_of_module, None)
+                    return _imported(str(node.module), alias.name)
     return module, None
+
+
+def _imported(module: str, name: str) -> tuple[str, ast.AST | None]:
+    """Where a name that is imported from a module is defined, as `_definition` returns it."""
+    if not module.startswith(("kleiber.", *extension_prefixes())):
+        return module, None
+    offered = _offered(module).get(name)
+    if offered is not None:
+        return _imported(f"{module}.{offered}", name)
+    return (module, None) if module in PLAIN_MODULES else _definition(module, name)
+
+
+@cache
+def _offered(module: str) -> dict[str, str]:
+    """The names that a package offers from its modules."""
+    file = _file(module)
+    if file is None or file.name != "__init__.py":
+        return {}
+    return {**exports(module), **typed_names(module, str(file))}
 
 
 def _of_class(module: str, node: ast.ClassDef) -> Signature:
@@ -227,7 +271,7 @@ class AnnotationNames(dict[str, object]):
     def __missing__(self, name: str) -> object:
         where, node = _definition(self.module, name)
         if where in PLAIN_MODULES:
-            return vars(importlib.import_module(where))[name]
+            return getattr(importlib.import_module(where), name)
         return _type(where, node) if isinstance(node, ast.expr) else Object
 
 

@@ -1,30 +1,42 @@
 """Data sets: sources of text and labels, tokenizers, token files, samples and their batches. Imports no model."""
 
+from typing import TYPE_CHECKING
+
 from kleiber.types import lazy_exports
 
+if TYPE_CHECKING:
+    from kleiber.data.batches import ConcatSamples, HeldOutRows, pad, sample_numbers
+    from kleiber.data.builtin import Builtin
+    from kleiber.data.cache import FORMAT, cache_root, cached_folder, digest
+    from kleiber.data.chat import PLAIN, TEMPLATE, Conversation, Turn, encode_prompt
+    from kleiber.data.corpus import TextCorpus, choose_tokenizer, concatenate, parse_bytes, prepare
+    from kleiber.data.duplicates import Ids, document_starts, rewrite, training_file, without_duplicates
+    from kleiber.data.evaluation_sets import TEXT, DataSet, fingerprint, open_sets, open_training_text
+    from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations, read_conversations
+    from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, TextData
+    from kleiber.data.named import NamedData
+    from kleiber.data.order import Permutation, permutation, splitmix64
+    from kleiber.data.preference import Preference, PreferenceCorpus
+    from kleiber.data.prompts import Template, prompts_of, read_prompts
+    from kleiber.data.reading import join_readings
+    from kleiber.data.sources import Document, Source, SourceText, limit_bytes
+    from kleiber.data.survey import Audit
+    from kleiber.data.table import Table
+    from kleiber.data.text import Text
+    from kleiber.data.token_files import TokenFile, TokenRows, TrainWindows, id_dtype, read_rows, write_rows
+    from kleiber.data.tokenizers import Bytes
+
 EXPORTS = {
-    "Arithmetic": "arithmetic",
-    "Variety": "annotators",
-    "WordShare": "annotators",
-    "Canaries": "canaries",
     "Deduplicated": "duplicates",
     "Unknown": "corpus",
-    "Counterfactual": "counterfactual",
-    "Generated": "generated",
     "Instruct": "instruct",
-    "InstructSets": "instruct_sets",
-    "Judged": "judged",
     "Labelled": "labelled",
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",
-    "Occupations": "occupations",
     "Preference": "preference",
     "Builtin": "builtin",
-    "Recall": "recall",
-    "Reweighted": "reweighted",
     "Text": "text",
     "Tokens": "pretokenized",
-    "Trigger": "trigger",
     "Unpaired": "unpaired",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

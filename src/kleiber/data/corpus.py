@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Integer
@@ -27,9 +27,6 @@ from kleiber.types import Json
 from kleiber.types.contracts import Corpus, HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from kleiber.data.canaries import Canary
-
 log = logging.getLogger(__name__)
 
 DEFAULT_VOCABULARY = 4096  # entries of a trained tokenizer
@@ -42,7 +39,6 @@ class TextCorpus:
     validation, test       held-out samples by domain
     manifest               manifest of the cached files of each domain
     num_tokens, num_bytes  of the unique training text
-    canaries               secrets that were planted in the training text
     reading                what was read of the files of the data
     """
 
@@ -56,7 +52,6 @@ class TextCorpus:
     manifest: Json = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
-    canaries: Sequence[Canary] = ()
     reading: Reading = NOTHING_READ
 
 

@@ -10,7 +10,7 @@ from kleiber.data.builtin import Builtin
 from kleiber.data.cache import cache_root
 from kleiber.data.listing import all_left_out
 from kleiber.data.location import Splits, locate
-from kleiber.data.occupations import OccupationText
+from kleiber.data.named import find_named, names
 from kleiber.data.reading import NOTHING_READ, Reading, read_from
 from kleiber.data.sources import Document, limit_bytes
 from kleiber.data.texts import open_rows
@@ -55,13 +55,13 @@ def open_documents(
     if splits == "files" and (path.startswith("builtin/") or path in NAMED):
         raise ValueError(f"data.splits=files is for folders, and {path} has splits of its own: remove data.splits")
     if path.startswith("builtin/"):
-        domain = path.removeprefix("builtin/")
-        if domain not in ("docs", "code", "occupations"):
-            raise ValueError(f"{path} must be builtin/docs, builtin/code or builtin/occupations")
-        if domain == "occupations":
-            source = OccupationText(0.5, 10_000, 0, max_bytes)
+        named = find_named(path)
+        if named is not None:
+            source = named.text(max_bytes)
+        elif path in ("builtin/docs", "builtin/code"):
+            source = Builtin("docs" if path == "builtin/docs" else "code", max_bytes=max_bytes).sources()[0]
         else:
-            source = Builtin("docs" if domain == "docs" else "code", max_bytes=max_bytes).sources()[0]
+            raise ValueError(f"{path} must be {', '.join(('builtin/docs', 'builtin/code', *names()))}")
         with source.open_text(root) as text:
             yield Documents("".join(document) for document in text.documents["train"])
         return

@@ -1,10 +1,9 @@
 """Held-out data sets of evaluations: text and tables by name or path, encoded with the tokenizer of any model.
 
-A name is builtin/docs, builtin/code, builtin/occupations (pairs of texts about people at work, for `evals=bias`),
-builtin/instructions (prompts for `evals=instructions`), wikitext, tinystories, or a file, a folder or a name on the
-hub, as in data.path=...; NAME/CONFIG is one config of a data set. A data set with several configs and none named has a
-part for each. The held-out split is the validation split, else the test split; a data set with a single split is read
-whole.
+A name is builtin/docs, builtin/code, one that an extension offers (`named`), wikitext, tinystories, or a file, a folder
+or a name on the hub, as in data.path=...; NAME/CONFIG is one config of a data set. A data set with several configs and
+none named has a part for each. The held-out split is the validation split, else the test split; a data set with a
+single split is read whole.
 `open_training_text` reads the training split instead.
 """
 
@@ -23,20 +22,17 @@ from kleiber.data.cache import cache_root
 from kleiber.data.dataset import open_tables, rows, table_name, use_splits
 from kleiber.data.layout import has_card
 from kleiber.data.location import Location, locate
-from kleiber.data.occupations import OccupationText, occupation_pairs
+from kleiber.data.named import NamedData, find_named, names
 from kleiber.data.reading import read_from
 from kleiber.data.sources import RereadableDocument, Source, SourceText
 from kleiber.data.texts import open_texts
 from kleiber.data.token_files import ValidationWindows, token_files
-from kleiber.data.verifiable import instruction_rows
 from kleiber.types import Json, Row
 from kleiber.types.contracts import HeldOut
 from kleiber.types.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-OCCUPATIONS = "builtin/occupations"
-INSTRUCTIONS = "builtin/instructions"
 TEXT = "text"  # the column that is read as text
 TRAIN = "train"
 STREAM = "wikitext-2-v1"  # the config whose rows are pieces of one text
@@ -80,13 +76,9 @@ def open_sets(name: str, tokenizer: Tokenizer, context: int) -> list[DataSet]:
 
     Raises ValueError for a name that is nothing of this kind, and for data that cannot be read.
     """
-    if name == OCCUPATIONS:
-        pairs = occupation_pairs()
-        text = from_source(name, builtin_sources(name, tokenizer)[name], tokenizer, context)
-        return [DataSet(name, text.samples, tuple(pairs[0]), lambda: pairs)]
-    if name == INSTRUCTIONS:
-        requests = instruction_rows()
-        return [DataSet(name, no_text, tuple(requests[0]), lambda: requests)]
+    named = find_named(name)
+    if named is not None:
+        return [_named_set(named, tokenizer, context)]
     if is_builtin(name):
         sources = builtin_sources(name, tokenizer)
         return [from_source(name, source, tokenizer, context) for name, source in sources.items()]
@@ -128,22 +120,18 @@ def fingerprint(name: str) -> object:
     return [location.fingerprint(), config]
 
 
-def no_text() -> HeldOut:
-    """The samples of prompts. Raises ValueError, since there are none."""
-    raise ValueError(f"{INSTRUCTIONS} has prompts, and no text to score: use it with evals=instructions")
-
-
 def is_builtin(name: str) -> bool:
     return name == "builtin" or name.startswith("builtin/")
 
 
 def builtin_sources(name: str, tokenizer: Tokenizer) -> dict[str, Source]:
     """The built-in text of a name, or of both domains for `builtin`, by name. Raises ValueError for another name."""
-    if name == OCCUPATIONS:
-        return {name: OccupationText(0.5, 1000, 0)}
+    named = find_named(name)
+    if named is not None:
+        return {name: named.evaluated_text()}
     domains: dict[str, Domain] = {"builtin/docs": "docs", "builtin/code": "code"}
     if name != "builtin" and name not in domains:
-        raise ValueError(f"data.path={name} must be {', '.join(domains)}, {OCCUPATIONS} or {INSTRUCTIONS}")
+        raise ValueError(f"data.path={name} must be {', '.join((*domains, *names()))}")
     kind = "bytes" if tokenizer.name == "bytes" else "other"
     chosen: dict[str, Domain] = domains if name == "builtin" else {name: domains[name]}
     return {part: Builtin(domain, kind).sources()[0] for part, domain in chosen.items()}
@@ -190,6 +178,17 @@ def from_source(name: str, source: Source, tokenizer: Tokenizer, context: int) -
         return windows(name, ValidationWindows(splits["validation"], context, tokenizer))
 
     return DataSet(name, samples)
+
+
+def _named_set(named: NamedData, tokenizer: Tokenizer, context: int) -> DataSet:
+    """The rows and the text of data that an extension offers."""
+
+    @cache
+    def samples() -> HeldOut:
+        return from_source(named.name, named.evaluated_text(), tokenizer, context).samples()
+
+    table = named.rows()
+    return DataSet(named.name, samples, tuple(table[0]) if table else (), (lambda: table) if table else None)
 
 
 def windows(name: str, samples: ValidationWindows) -> HeldOut:

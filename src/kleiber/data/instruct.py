@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Instruct(TableData):
     pack              true: as many samples to a row as fit; false: one sample to a row, with padding
     max_bytes         at most that much text of each split
     """
+
+    conversational: ClassVar[bool] = True  # its texts stand in the chat template, which an export then has too
 
     prompt: str | None = None
     response: str | None = None

@@ -23,8 +23,8 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, SamplesWithOrder, order_of
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import digest
-from kleiber.data.corpus import TextCorpus, prepare
-from kleiber.data.occupations import Occupations
+from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
+from kleiber.data.named import find_named, names
 from kleiber.data.order import SPAN, Order, Reading, permutation, poisson_sample
 from kleiber.data.sources import Source
 from kleiber.data.text import Text, with_reading
@@ -127,7 +127,8 @@ class MixtureCorpus:
     """A mixture of texts by fractions of tokens.
 
     parts      fraction of each part by name: builtin/docs, builtin/code, builtin/occupations (without bias), wikitext,
-               tinystories, or any data.path; null: 0.9 of builtin/docs and 0.1 of builtin/code
+               tinystories, another one that an extension offers, or any data.path; null: 0.9 of builtin/docs and 0.1 of
+               builtin/code
     tokenizer  of all parts; bpe is trained on all of them
     max_bytes  at most that much text of each part
     separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
@@ -156,10 +157,11 @@ class MixtureCorpus:
         if part in (f"builtin/{domain}" for domain in get_args(Domain) if domain != "all"):
             domain: Domain = "docs" if part == "builtin/docs" else "code"
             return Builtin(domain, self.tokenizer, None, self.max_bytes).sources()[0]
-        if part == "builtin/occupations":
-            return Occupations(skew=0.5, max_bytes=self.max_bytes).sources()[0]
+        named = find_named(part)
+        if named is not None:
+            return named.text(parse_bytes(self.max_bytes))
         if part == "builtin" or part.startswith("builtin/"):
-            raise ValueError(f"data.parts: {part} must be builtin/docs, builtin/code or builtin/occupations")
+            raise ValueError(f"data.parts: {part} must be {', '.join(('builtin/docs', 'builtin/code', *names()))}")
         if part == "wikitext":
             return Text("Salesforce/wikitext", "wikitext-2-v1", rows="stream", max_bytes=self.max_bytes).source()
         path = "roneneldan/TinyStories" if part == "tinystories" else part

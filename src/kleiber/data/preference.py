@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -179,6 +179,8 @@ class Preference(AnswerTable):
 
     max_bytes  at most that much text of each split
     """
+
+    conversational: ClassVar[bool] = True  # its texts stand in the chat template, which an export then has too
 
     def identity(self) -> list[object]:
         return ["preference", TEMPLATE, "labels", "by prompt", "first turn", MARKS]

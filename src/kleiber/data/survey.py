@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,7 +12,27 @@ from kleiber.types import Json
 
 FIRST = 5000  # documents among which near duplicates are looked for, and whose languages are identified
 BEGINNING = 1000  # characters of a document from which its language is identified
+WORD = re.compile(r"[^\W\d_]+")
 SAMPLES, SHOWN = 3, 300  # documents that are shown, and characters of each
+
+
+class Audit:
+    """What else `kleiber data` says of a text. This one says nothing; extensions offer others under AUDITS."""
+
+    def add(self, text: str) -> None:
+        """Reads a document."""
+
+    def summary(self) -> Json:
+        """What the JSON file of the command has besides."""
+        return {}
+
+    def lines(self) -> list[str]:
+        """What the terminal shows besides."""
+        return []
+
+    def page(self, path: str, first: str) -> str:
+        """An HTML page about the text at `path`, of which `first` is the first line in the terminal."""
+        raise NotImplementedError
 
 
 class Survey:
@@ -19,13 +40,14 @@ class Survey:
 
     limit      bytes after which the documents were cut off; None where all of them pass
     num_bytes  of all documents
+    words      of all documents
     longest    bytes of the longest document
     repeated   documents that are equal to an earlier one
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
-        self.documents, self.num_bytes, self.longest, self.repeated = 0, 0, 0, 0
+        self.documents, self.num_bytes, self.words, self.longest, self.repeated = 0, 0, 0, 0, 0
         self._hashes: set[int] = set()
         self._first: list[str] = []
         self._samples: list[tuple[int, str]] = []  # those of the lowest hashes
@@ -35,6 +57,7 @@ class Survey:
         for text in documents:
             size, number = len(text.encode("utf-8", "replace")), text_hash(text)
             self.documents, self.num_bytes = self.documents + 1, self.num_bytes + size
+            self.words += sum(1 for _ in WORD.finditer(text))
             self.longest = max(self.longest, size)
             self.repeated += number in self._hashes
             if number not in self._hashes:
@@ -66,6 +89,7 @@ class Survey:
         return {
             "documents": self.documents,
             "bytes": self.num_bytes,
+            "words": self.words,
             "cut_off": self.limit is not None and self.num_bytes >= self.limit,
             "longest": self.longest,
             "duplicates": {"exact": self.repeated, "near": self.near_duplicates(), "near_of": len(self._first)},

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -44,6 +44,8 @@ class Unpaired(AnswerTable):
 
     max_bytes  at most that much text of each split
     """
+
+    conversational: ClassVar[bool] = True  # its texts stand in the chat template, which an export then has too
 
     def identity(self) -> list[object]:
         return ["unpaired", TEMPLATE, "by prompt", "of another prompt", MARKS]

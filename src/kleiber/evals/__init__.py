@@ -1,31 +1,50 @@
 """Evaluations: each measures one property of a model on held-out data, and does not train it."""
 
+from typing import TYPE_CHECKING
+
 from kleiber.types import lazy_exports
 
+if TYPE_CHECKING:
+    from kleiber.evals.choice import COLUMNS, score_questions
+    from kleiber.evals.evaluation import (
+        CHUNK,
+        LEVEL,
+        RESAMPLES,
+        Evaluation,
+        Results,
+        Subject,
+        mean_score,
+        proportion_score,
+        ratio_score,
+    )
+    from kleiber.evals.exact_match import match_answers, numeric_questions
+    from kleiber.evals.item_figures import score_figures
+    from kleiber.evals.likelihood import (
+        LOGITS,
+        Ids,
+        Pair,
+        cut_by_length,
+        encode_pairs,
+        log_likelihoods,
+        pass_tokens,
+        target_scores,
+    )
+    from kleiber.evals.measure import own_sets
+    from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
+    from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
+    from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score, training_parts
+
 EXPORTS = {
-    "Attention": "attention.attention",
-    "Attribution": "attribution.evaluation",
-    "Autoencoder": "autoencoder.evaluation",
-    "Bias": "bias.evaluation",
-    "Calibration": "calibration.evaluation",
     "Choice": "choice",
-    "Degeneration": "degeneration.evaluation",
     "ExactMatch": "exact_match",
     "Harness": "harness",
-    "Instructions": "instructions.evaluation",
     "Latency": "latency",
-    "Memorization": "memorization.memorization",
-    "Needle": "needle",
     "NoiseScale": "noise_scale",
     "OOD": "ood",
     "Pairs": "pairs",
-    "Patching": "patching.evaluation",
     "Perplexity": "perplexity",
     "Preference": "preference",
-    "Probes": "probes.evaluation",
     "Reference": "reference",
-    "Retrieval": "retrieval.evaluation",
     "Routing": "routing",
-    "WinRate": "win_rate",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

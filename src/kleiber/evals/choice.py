@@ -64,9 +64,9 @@ class Choice(Evaluation):
         return Results(score_groups(subject.data, lambda data: choice_values(subject, data)))
 
     def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
-        from kleiber.evals.item_figures import figures
+        from kleiber.evals.item_figures import score_figures
 
-        return figures(results["scores"])
+        return score_figures(results["scores"])
 
 
 Values = dict[str, Float[np.ndarray, "rows"]]  # a value of each item, by the metric that is their mean

@@ -16,7 +16,7 @@ from kleiber.data.order import Reading
 from kleiber.types import Json
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Objective, Samples
+from kleiber.types.contracts import Corpus, HeldOut, Objective, Samples
 from kleiber.types.model import Model
 from kleiber.types.score import Metrics, Score, Scores
 from kleiber.types.tokenizer import Tokenizer
@@ -24,7 +24,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
-    from kleiber.data.canaries import Canary
 
 LEVEL = 0.9  # of every interval
 RESAMPLES = 2000
@@ -50,7 +49,7 @@ class Subject:
     data       held-out data sets, those that the evaluation accepts
     validation held-out data of the run; empty for a Hugging Face model
     train      training samples of the run; None for a Hugging Face model
-    canaries   secrets that were planted in the training text of the run
+    corpus     prepared data of the run; None where the model has none
     tokens     number of target tokens to score per data set; None leaves the number to the evaluation
     limit      number of rows to score per table; None for all of them
     rows       samples per forward pass
@@ -74,7 +73,7 @@ class Subject:
     device: torch.device | str = "cpu"
     folder: Path | None = None
     earlier: Callable[[], Iterable[tuple[int, Model]]] = tuple
-    canaries: Sequence[Canary] = ()
+    corpus: Corpus | None = None
     reading: Reading | None = None
 
     def after(self, steps: int) -> Subject:

@@ -17,7 +17,7 @@ import torch
 from kleiber.data.chat import FORMS, encode_prompt, has_conversations, parse_row
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.types import Count, Row
 from kleiber.types.access import DataPath
 from kleiber.types.contracts import Samples
@@ -76,7 +76,7 @@ class ExactMatch(Evaluation):
         numbers: dict[str, list[Decimal | None]] = {}
         for domain in subject.domains:
             prompts, answers = numeric_questions(subject, subject[domain], subject.tokens)
-            match = exact_match(subject.model, subject.tokenizer, prompts, answers, self.tokens)
+            match = match_answers(subject.model, subject.tokenizer, prompts, answers, self.tokens)
             correct[domain], numbers[domain] = match.correct, [final_number(answer) for answer in answers]
         if len(correct) > 1:
             correct["all"] = [right for each in correct.values() for right in each]
@@ -145,7 +145,7 @@ def final_number(text: str) -> Decimal | None:
     return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
 
 
-def exact_match(
+def match_answers(
     model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],

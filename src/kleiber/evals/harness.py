@@ -18,7 +18,7 @@ from typing import Protocol, TypedDict, runtime_checkable
 import torch
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
-from kleiber.models.generate import generate, left_padded
+from kleiber.models.generation import generate, left_padded
 from kleiber.types.access import CodePath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import Marks, lines
+from kleiber.charts.intervals import estimates
+from kleiber.charts.series import Marks, lines
 from kleiber.charts.theme import kind_color, log_axis, loss_axis
 from kleiber.types import Json
 
@@ -24,7 +24,7 @@ FORMS = {  # axis and title of the figure of each metric
 }
 
 
-def figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelMixin]:
+def score_figures(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, alt.TopLevelMixin]:
     """Charts by name, from the scores of data sets as RUN/evals/<name>.json has them; without those of no numbers."""
     return {
         name: by_data_set(scores, metric)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.models.generate import left_padded
+from kleiber.models.generation import left_padded
 from kleiber.records.progress import Activity, activity
 from kleiber.types.batch import Batch
 from kleiber.types.model import DecodingCache, Head, Model, device_of

@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from kleiber.config.labels import data_label
 from kleiber.config.targets import build
-from kleiber.data.corpus import TextCorpus
 from kleiber.data.evaluation_sets import DataSet, open_sets
 from kleiber.data.order import Reading
 from kleiber.evals.contamination import CONTAMINATION, Contamination
@@ -205,7 +204,7 @@ def make_subject(
         tokens,
         rows=rows,
         device=device,
-        canaries=corpus.canaries if isinstance(corpus, TextCorpus) else (),
+        corpus=corpus,
         reading=reading,
     )
 

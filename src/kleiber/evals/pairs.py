@@ -114,9 +114,9 @@ class Pairs(Evaluation):
         }
 
     def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
-        from kleiber.evals.item_figures import figures
+        from kleiber.evals.item_figures import score_figures
 
-        return figures(results["scores"])
+        return score_figures(results["scores"])
 
 
 def last_word_values(subject: Subject, data: DataSet) -> Values:

@@ -9,4 +9,4 @@ EXPORTS = {
     "Ray": "schedulers",
     "Submitit": "schedulers",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -16,11 +16,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from kleiber import __version__
 from kleiber.config.errors import ExitCode
+from kleiber.config.extensions import import_offer, offers
 from kleiber.config.permissions import reader_permissions
 from kleiber.config.system_errors import describe
 from kleiber.config.url_secrets import hidden_arguments, hide_secrets
 from kleiber.launch import data_command, model_commands, run_commands
-from kleiber.launch.judge.command import judge
 from kleiber.records.terminal import print_line, print_logs
 from kleiber.studies import fit_command
 
@@ -74,10 +74,11 @@ def complete_override(context: typer.Context, incomplete: str) -> list[str]:
 
     Bash gives the text in front of `=` and the `=` as words of their own, other shells give `model=mo` as one word.
     """
-    from kleiber.config.compose import conf_dir
+    from kleiber.config.compose import config_files
 
     words: list[str] = context.params.get("overrides") or []
-    folders = {path.parent.relative_to(conf_dir()) for path in conf_dir().glob("*/**/*.yaml")}
+    files = config_files()
+    folders = {Path(place).parent for place in files}
     groups = sorted(str(folder) for folder in folders if len(folder.parts) == 1 or folder.parts[0] == "model")
     group, value, before = "", incomplete, ""
     if words[1:] and words[-1] == "=":
@@ -89,8 +90,8 @@ def complete_override(context: typer.Context, incomplete: str) -> list[str]:
         group = words[-1]
     if group not in groups:
         return [f"{name}=" for name in groups if name.startswith(incomplete) and not group]
-    folder = conf_dir() / group
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("[!_]*.yaml"))]
+    names = sorted(place.removeprefix(f"{group}/") for place in files if place.startswith(f"{group}/"))
+    names = [name for name in names if not name.rpartition("/")[2].startswith("_")]
     choices = [name for name in names if group != "model" or "/" not in name]
     return [before + choice for choice in choices if choice.startswith(value)]
 
@@ -183,12 +184,19 @@ for name, command in {
     "eval": model_commands.evaluate,
     "generate": model_commands.generate,
     "chat": model_commands.chat,
-    "judge": judge,
     "export": model_commands.export_run,
     "push": model_commands.push,
     "import": model_commands.import_folder,
 }.items():
     app.command(name, cls=Command)(command)
+
+
+def add_offered_commands() -> None:
+    """Adds the commands that extensions offer under COMMANDS, which import what they need when they are called."""
+    present = {command.name for command in app.registered_commands}
+    for name in offers("COMMANDS"):
+        if name not in present:
+            app.command(name, cls=Command)(import_offer("COMMANDS", name, f"kleiber {name}"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = hidden_arguments(argv)
     try:
         with reader_permissions():
+            add_offered_commands()
             code = app(arguments, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
         print_line(f"kleiber: {hide_secrets(str(error))}", err=True)

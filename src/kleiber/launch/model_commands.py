@@ -98,13 +98,12 @@ def generate(
     """Continue a prompt with a run or a Hugging Face model, and print both."""
     existing(subject)
     permit_data(data or ())
-    from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.records.files import write_json
-    from kleiber.runs.completion import Sampling, continue_prompt, to_json
+    from kleiber.runs.completion import Sampling, continue_prompt, open_lookup, to_json
     from kleiber.runs.open import open_model
 
     sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
-    lookup = Lookup(datastore, retrieval) if datastore else None
+    lookup = open_lookup(datastore or (), retrieval)
     continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
     print_line(prompt, end="")
     begin = time.perf_counter()

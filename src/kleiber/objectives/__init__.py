@@ -1,13 +1,18 @@
 """Objectives: from a batch and a model to a loss, as sums over target tokens."""
 
+from typing import TYPE_CHECKING
+
 from kleiber.types import lazy_exports
+
+if TYPE_CHECKING:
+    from kleiber.objectives.clm import CLM, next_token_inputs
+    from kleiber.objectives.dpo import answer_log_probs
 
 EXPORTS = {
     "Classify": "classify",
     "CLM": "clm",
     "SFT": "clm",
     "Distill": "clm",
-    "Equalized": "equalized",
     "CDPO": "dpo",
     "DPO": "dpo",
     "IPO": "dpo",
@@ -15,4 +20,5 @@ EXPORTS = {
     "MLM": "mlm",
     "Reward": "reward",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -12,4 +12,4 @@ EXPORTS = {
     "Muon": "muon",
     "SGD": "sgd",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

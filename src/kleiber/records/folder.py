@@ -52,6 +52,7 @@ NOT_IDENTITY = (
 OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 # Entries of the folder of a run before its first step.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
+OURS = ("kleiber.", "kleiber_topics.")  # packages whose defaults are those of this version
 READABLE = 60
 FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
@@ -108,7 +109,7 @@ def _without_nulls(value: object) -> object:
 def _defaults(node: Config) -> Json:
     """The defaults of the class that a node builds; "unknown" for each key where the class is not known."""
     target = str(node.get("_target_", ""))
-    if not target.startswith("kleiber."):
+    if not target.startswith(OURS):
         return dict.fromkeys(node, "unknown") if target else {}
     try:
         return {name: parameter.default for name, parameter in signature(target).parameters.items()}

@@ -10,4 +10,4 @@ EXPORTS = {
     "Replay": "replay",
     "WiSE": "wise",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kleiber.config.stages import quantity
 from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.data.order import splitmix64
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.nn.sharding import full_parameters, inner_product
 from kleiber.types import Json
 from kleiber.types.batch import Batch

@@ -15,6 +15,8 @@ from kleiber.types import lazy_exports
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kleiber.runs.open import TrainedModel, open_model
+
 EXPORTS = {
     "Chain": "stage_tree",
     "TrunkAndCooldowns": "stage_tree",
@@ -23,7 +25,7 @@ EXPORTS = {
     "Scratch": "start_point",
     "Upcycle": "start_point",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
 
 
 class RunsPackage(ModuleType):

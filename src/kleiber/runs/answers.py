@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from kleiber.data.chat import Conversation, encode_conversations, encode_prompt
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
-from kleiber.models.generate import generate, left_padded
+from kleiber.models.generation import generate, left_padded
 from kleiber.records.progress import activity
 from kleiber.types.model import Model, device_of
 from kleiber.types.tokenizer import Tokenizer

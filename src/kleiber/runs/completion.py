@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kleiber.config.extensions import import_offer
 from kleiber.data.chat import Conversation, Turn, encode_prompt
-from kleiber.models.generate import Adjust, generate, stream
+from kleiber.models.generation import Adjust, generate, stream
 from kleiber.records.files import read_json
 from kleiber.records.progress import activity
 from kleiber.runs.chat_template import render
 from kleiber.types import Json, Natural, NonNegative, Positive, Seed
+from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from kleiber.evals.retrieval.lookup import Lookup
     from kleiber.runs.open import TrainedModel
 
 SCHEMA = "kleiber.generate/1"
@@ -107,19 +109,29 @@ def certain_length(text: str, stop: Sequence[str]) -> int:
     return length
 
 
+class Lookup(Protocol):
+    """Text that a model looks things up in while it generates; extensions offer methods under LOOKUPS."""
+
+    def augment(self, model: Model, tokenizer: Tokenizer, ids: list[int]) -> tuple[list[int], Adjust | None]:
+        """The ids of a prompt as the model is given them, and what changes the logits of each token (see `stream`)."""
+        ...
+
+
+def open_lookup(store: Sequence[str], method: str) -> Lookup | None:
+    """Returns the lookup in text by name or path; None where no text is named. Raises ValueError for another method."""
+    return import_offer("LOOKUPS", method, f"retrieval={method}")(store, method) if store else None
+
+
 def continue_prompt(run: TrainedModel, prompt: str, sampling: Sampling, lookup: Lookup | None = None) -> Continuation:
     """Returns the continuation of a prompt, which the tokenizer's begin token precedes where documents have one.
 
     lookup  a datastore whose text stands in front of the prompt, or whose neighbors are mixed into the predictions
     """
     ids = run.tokenizer.encode_prompt(prompt) or [run.tokenizer.begin]
-    if lookup is None:
-        return Continuation(run, ids, sampling)
-    from kleiber.evals.retrieval.lookup import neighbor_mixture, with_retrieved_text
-
-    if lookup.method == "knn":
-        return Continuation(run, ids, sampling, neighbor_mixture(run.model, run.tokenizer, lookup))
-    return Continuation(run, with_retrieved_text(run.model, run.tokenizer, ids, lookup), sampling)
+    adjust = None
+    if lookup is not None:
+        ids, adjust = lookup.augment(run.model, run.tokenizer, ids)
+    return Continuation(run, ids, sampling, adjust)
 
 
 def to_json(subject: Path, prompt: str, continuation: Continuation, seconds: float) -> Json:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE, starts_from_weights
-from kleiber.config.targets import argument
+from kleiber.config.targets import argument, class_attribute
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import GENERATION, TEMPLATE, Pretrained, copy_files, load_pretrained
 from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes
@@ -52,7 +52,6 @@ CHATS = [
 UNUSUAL_CHATS = [
     [chat.Turn("user", text), chat.Turn("assistant", text), chat.Turn("user", text)] for text in ("", " a  ", "\na\n\n")
 ]
-CONVERSATIONS = tuple(f"kleiber.data.{kind}" for kind in ("Instruct", "InstructSets", "Preference", "Unpaired"))
 
 
 def export(run: str, out: Path, license: str | None = None, name: str | None = None) -> None:
@@ -87,7 +86,8 @@ def export(run: str, out: Path, license: str | None = None, name: str | None = N
         home = tokenizer.folder
     if (home / GENERATION).is_file():  # of an imported folder
         write_json(out / GENERATION, read_json(home / GENERATION))
-    is_chat = str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS
+    data = str((trained.config.get("data") or {}).get("_target_") or "")
+    is_chat = bool(data) and bool(class_attribute(data, "conversational"))
     chats = save_chat_template(tokenizer, out) if is_chat else ""
     card = ModelCard(trained, type(hf_model).__name__, hf_model.num_parameters(), name or str(out), license, chats)
     write_text(out / "README.md", card.text())

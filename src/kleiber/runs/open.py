@@ -90,11 +90,10 @@ class TrainedModel:
 
         Raises ValueError for a model that is not causal, and for text that cannot be read.
         """
-        from kleiber.evals.retrieval.lookup import Lookup
-        from kleiber.runs.completion import Sampling, continue_prompt
+        from kleiber.runs.completion import Sampling, continue_prompt, open_lookup
 
         sampling = Sampling(tokens, float(temperature), float(top_p), tuple(stop), seed)
-        return "".join(continue_prompt(self, prompt, sampling, Lookup(datastore, retrieval) if datastore else None))
+        return "".join(continue_prompt(self, prompt, sampling, open_lookup(datastore, retrieval)))
 
     def write(self, rows: int, tokens: int, temperature: float, seed: int) -> Int[Tensor, "rows tokens"]:
         """Returns text that the model writes; see `kleiber.runs.completion.write_streams`."""

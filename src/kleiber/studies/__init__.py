@@ -3,7 +3,13 @@
 No module of this package imports torch.
 """
 
+from typing import TYPE_CHECKING
+
 from kleiber.types import lazy_exports
+
+if TYPE_CHECKING:
+    from kleiber.studies.compare.arms import arm_name
+    from kleiber.studies.compare.rows import Rows
 
 EXPORTS = {
     "Ablation": "ablation",
@@ -21,9 +27,7 @@ EXPORTS = {
     "Transfer": "transfer",
     "expert_gains": "joint_laws",
     "loss_lines": "ood",
-    "matched_losses": "retrieval",
-    "method_agreement": "explain",
-    "rate_sensitivity": "stability",
     "repetition_excess": "joint_laws",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -36,7 +36,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts.lines import Marks, lines
+    from kleiber.charts.series import Marks, lines
     from kleiber.charts.theme import kind_color, log_axis
 
     rows = pd.DataFrame([{**row, **_percent(row)} for row in scale_rows(change, level)])
@@ -61,7 +61,7 @@ def gap_figure(change: Change, ladder: Ladder, plain: str, level: float) -> obje
 
 def arms_figure(changes: Sequence[Change], target: float, level: float) -> object:
     """The gap of each changed arm at the largest fitted scale and predicted at the target, with intervals."""
-    from kleiber.charts.estimates import estimates
+    from kleiber.charts.intervals import estimates
     from kleiber.studies.compare.chart_forms import interval_note
 
     places = {1.0: "largest fitted run, by the line", target: f"{target:g} times its compute"}

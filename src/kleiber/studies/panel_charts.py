@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.distribution import distribution
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import Marks, arm_color, end_names, lines, scale_over
+from kleiber.charts.intervals import estimates
 from kleiber.charts.matrix import matrix
 from kleiber.charts.scatter import scatter
+from kleiber.charts.series import Marks, arm_color, end_names, lines, scale_over
 from kleiber.charts.theme import HEIGHT, Chart, Rows, count_axis, kind_color, log_axis, span
 from kleiber.studies.panel_declaration import mapping, texts
 from kleiber.studies.panel_figures import (

@@ -27,7 +27,7 @@ EVERY = "*"  # in labels and values of a key: all other values
 PART = re.compile(r"(\[|\]|\{\w+(?::path)?\}|\*\*|\*)")  # what is no plain text in a pattern
 CONTRAST = ("of", "against", "than", "each")  # keys of a claim that a table of differences has
 MEANS = ("where", "noise")  # keys of a table of means
-EXAMPLE = "kleiber.studies.method_agreement"
+EXAMPLE = "kleiber.studies.loss_lines"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import Marks, draw, lines
+from kleiber.charts.intervals import estimates
+from kleiber.charts.series import Marks, draw, lines
 from kleiber.charts.theme import Chart, in_rows, kind_color, log_axis
 from kleiber.studies.compare.labels import VALIDATION_LOSS
 from kleiber.studies.decision import Estimate

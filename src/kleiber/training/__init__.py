@@ -13,4 +13,4 @@ EXPORTS = {
     "Local": "trainer",
     "TensorParallel": "parallel",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -6,11 +6,21 @@ no torch, because configs, records and studies read it.
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
+
+if TYPE_CHECKING:
+    from kleiber.types.access import DataPath
+    from kleiber.types.batch import Batch, Loss
+    from kleiber.types.contracts import Corpus, HeldOut, Objective, Planted, Samples
+    from kleiber.types.model import Head, Model, device_of, hash_weights
+    from kleiber.types.score import Metric, Metrics, Score, Scores, format_interval, variants
+    from kleiber.types.tokenizer import Tokenizer
 
 Json = dict[str, Any]  # an object read from JSON, or written to it
 Config = Mapping[str, Any]  # a resolved config, or a node of one, as plain data
@@ -34,18 +44,32 @@ SharedExperts = Annotated[int, Ge(0), Le(2**16)]
 VocabSize = Annotated[int, Ge(1), Le(2**31)]
 
 
-def lazy_exports(package: str, exports: Mapping[str, str]) -> Callable[[str], object]:
-    """Returns the `__getattr__` of a package (PEP 562), which imports an exported class when it is first used.
+def lazy_exports(package: str, exports: Mapping[str, str], file: str) -> tuple[list[str], Callable[[str], object]]:
+    """Returns `__all__` and `__getattr__` of a package (PEP 562), which imports a name when it is first used.
 
-    A config names such a class as `kleiber.retention.EWC`, whichever module of the package defines it.
+    What the file of the package imports from its modules `if TYPE_CHECKING` is for other packages, so that type
+    checkers and the running program read the same list. Only names in `exports` may stand in a config as `_target_`,
+    such as `kleiber.retention.EWC`, whichever module of the package defines it.
 
     package  name of the package
-    exports  the module that defines each exported name, relative to the package
+    exports  the module that defines each name, relative to the package
     """
+    modules = {**exports, **typed_names(package, file)}
 
     def attribute(name: str) -> object:
-        if name not in exports:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{exports[name]}"), name)
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
-    return attribute
+    return [*modules], attribute
+
+
+def typed_names(package: str, file: str) -> dict[str, str]:
+    """Returns the names that the file of a package imports from its modules `if TYPE_CHECKING`, with their modules."""
+    blocks = [node.body for node in ast.parse(Path(file).read_text()).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module).removeprefix(f"{package}.") for node in imports for alias in node.names}
+
+
+_names, __getattr__ = lazy_exports(__name__, {}, __file__)
+__all__ = sorted(name for name in globals() if name[0] != "_") + _names

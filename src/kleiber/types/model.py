@@ -5,6 +5,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -298,3 +299,12 @@ def _role(module: nn.Module, name: str) -> Role:
         return Role("hidden", module.in_features) if name == "weight" else Role("vector", 1)
     assert isinstance(module, nn.Embedding), f"{type(module).__name__}.{name} has no role: make its class a Layer"
     return Role("embedding", 1)
+
+
+def hash_weights(model: Model) -> str:
+    """A hash of the names and values of all weights."""
+    state = hashlib.sha256()
+    for name, values in model.state_dict().items():
+        state.update(name.encode())
+        state.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()[:16]

@@ -8,8 +8,8 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.lines import Marks, draw, end_names, lines
 from kleiber.charts.matrix import heat_map
+from kleiber.charts.series import Marks, draw, end_names, lines
 from kleiber.charts.theme import WIDTH, in_rows, kind_color, log_axis, reference_line, size_color
 from kleiber.records.metrics import read_rows, rows_with
 from kleiber.records.summary_file import read_summary

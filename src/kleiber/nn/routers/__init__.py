@@ -14,4 +14,4 @@ EXPORTS = {
     "Random": "hash",
     "ExpertChoice": "expert_choice",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -9,10 +9,10 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import MOST, Marks, arm_color, draw, small_multiples
-from kleiber.charts.lines import seed_lines as lines
+from kleiber.charts.intervals import estimates
 from kleiber.charts.matrix import matrix
+from kleiber.charts.series import MOST, Marks, arm_color, draw, small_multiples
+from kleiber.charts.series import seed_lines as lines
 from kleiber.charts.theme import GRAY, Rows, in_rows, reference_line, span, values_axis
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.uncertainty import percent

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.distribution import distribution
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import Marks, arm_color, lines, seed_lines
+from kleiber.charts.intervals import estimates
 from kleiber.charts.matrix import matrix
 from kleiber.charts.scatter import point_names
 from kleiber.charts.scatter import scatter as points
+from kleiber.charts.series import Marks, arm_color, lines, seed_lines
 from kleiber.charts.theme import PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
 from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
 from kleiber.studies.compare.labels import readable

@@ -1,11 +1,25 @@
 """Experimental designs: each lists the runs of a sweep, as overrides."""
 
+from typing import TYPE_CHECKING
+
 from kleiber.types import lazy_exports
+
+if TYPE_CHECKING:
+    from kleiber.studies.designs.design import (
+        Cell,
+        Level,
+        RunSource,
+        Values,
+        combine,
+        finished_base,
+        from_checkpoint,
+        parse_lines,
+    )
+    from kleiber.studies.designs.grid import kept_arms
 
 EXPORTS = {
     "Arms": "grid",
     "Cases": "grid",
-    "Generations": "generations",
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Methods": "grid",
@@ -13,4 +27,4 @@ EXPORTS = {
     "Search": "search",
     "Sequences": "sequences",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

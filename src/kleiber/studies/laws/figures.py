@@ -10,9 +10,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.estimates import estimates
-from kleiber.charts.lines import Marks, end_names, lines
+from kleiber.charts.intervals import estimates
 from kleiber.charts.scatter import scatter
+from kleiber.charts.series import Marks, end_names, lines
 from kleiber.charts.theme import (
     Chart,
     count_tip,

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.lines import Marks, lines
+from kleiber.charts.series import Marks, lines
 from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, size_color
 from kleiber.studies.laws.hyperparameters import POWERS, HyperparameterLaw
 from kleiber.studies.laws.law import Array

@@ -15,4 +15,4 @@ EXPORTS = {
     "RoutingHealth": "log",
     "Throughput": "log",
 }
-__getattr__ = lazy_exports(__name__, EXPORTS)
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

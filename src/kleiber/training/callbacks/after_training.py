@@ -20,7 +20,7 @@ from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import METRICS, latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
-from kleiber.models.generate import generate
+from kleiber.models.generation import generate
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.files import write_text

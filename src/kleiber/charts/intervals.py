@@ -1,0 +1,95 @@
+"""Estimates with their intervals, one below the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from kleiber.charts.series import arm_color
+from kleiber.charts.theme import WIDTH, Chart, in_rows, kind_color, over, reference_line, span
+
+BOUNDS = {  # shape of an estimate that is a bound, and how a subtitle explains it
+    "": ("circle", ""),
+    "at most": ("triangle-left", "arrow to the left: at most"),
+    "at least": ("triangle-right", "arrow to the right: at least"),
+    "not bounded by": ("cross", "cross: a difference of two upper bounds, which bounds nothing"),
+}
+OTHER = {"shape": "diamond", "filled": False, "size": 60, "color": "#0072B2"}  # of the second value of a line
+
+
+def estimates(
+    rows: Sequence[Mapping[str, object]], order: Sequence[str], x_title: str, title: str, zero: bool = False,
+    subtitle: str = "", *, domain: Sequence[float] | None = None, dodge: bool = False,
+    other: Mapping[str, object] = OTHER, columns: int = 2, width: int = 230,
+    tips: Sequence[Chart] = (), format: str = ".4f", step: int = 20, own_scales: bool = True, sort: Sequence[str] = (),
+    color: Chart = None, shape: Chart = None,
+) -> Chart:  # fmt: skip
+    """Dots with their intervals, where they have any: a panel for each `panel` of the rows.
+
+    rows    series (an arm), value, lo, hi; name, the label of the line if not the arm; panel; bound, a key of BOUNDS:
+            of a bound, a triangle points to the side that is open, and only the other side of the interval is drawn;
+            reference, a value at which the panel has a dashed line; hollow, whether the dot is; other, a second value
+    order   all series of the page, for their colors
+    zero    draws a dashed line at 0
+    domain  of the horizontal axis, by default over the values of each panel
+    dodge   whether series of one line have places of their own, and a legend
+    other   how the second values are drawn
+    format  of numbers in tooltips
+    step    height of a line
+    sort    the lines from top to bottom, by default as in the rows
+    color, shape  encodings of the series, by default colors by their place in `order`
+    """
+    shown = _table(rows, zero)
+    kinds = [name for name in BOUNDS if name in set(shown["bound"])]
+    shape = _shape_of_bounds(kinds) if shape is None else shape
+    color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
+    numbers = ["value", "lo", "hi", "reference", "other"]
+    panels = []
+    for heading, part in shown.groupby("panel", sort=False):
+        names = list(dict.fromkeys(part["name"]))
+        scale = span((part if own_scales else shown)[numbers].to_numpy(dtype=float).ravel())
+        axis = alt.Axis(tickCount=4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6, labelOverlap=True)
+        x = alt.X("value:Q", title=x_title, scale=alt.Scale(domain=domain) if domain else scale, axis=axis)
+        y = alt.Y("name:N", title=None, sort=sort or names, axis=alt.Axis(labelLimit=340))
+        base = alt.Chart(part).encode(y=y, color=color)
+        base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
+        figures = [alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")]
+        hints = ["name:N", "series:N", *figures, *tips]
+        dots = base if shape is None else base.encode(shape=shape)
+        fill = alt.condition("datum.hollow", alt.value("white"), color)
+        mark = (
+            dots.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
+            if part["hollow"].to_numpy().any()
+            else dots.mark_point(filled=True, size=60 if dodge else 50, opacity=1)
+        )
+        layers = [mark.encode(x=x, tooltip=hints)]
+        if np.isfinite(part["other"]).any():
+            second = base.mark_point(**{"opacity": 1, **other})
+            layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
+        if np.isfinite(part["lo"]).any():
+            layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=over(x, "lo"), x2="hi:Q"))
+        if np.isfinite(part["reference"].to_numpy(dtype=float)).any():
+            layers.insert(0, reference_line(x, float(part["reference"].iloc[0])))
+        size = {"width": WIDTH if len(set(shown["panel"])) == 1 else width, "height": step * len(names) + 10}
+        panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
+    notes = "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds))))
+    return in_rows(panels, title, notes, columns)
+
+
+def _table(rows: Sequence[Mapping[str, object]], zero: bool) -> pd.DataFrame:
+    """Returns the rows with all columns; of a bound, the open end of the interval is the value."""
+    common = {"panel": "", "bound": "", "reference": 0.0 if zero else np.nan, "hollow": False, "other": np.nan}
+    shown = pd.DataFrame([{**common, "name": row["series"], **row} for row in rows])
+    shown = shown.replace([np.inf, -np.inf], np.nan).astype({"lo": float, "hi": float, "other": float})
+    for end, closed in (("lo", ("", "at least")), ("hi", ("", "at most"))):
+        shown[end] = shown[end].where(shown["bound"].isin(closed) | shown[end].isna(), shown["value"])
+    return shown
+
+
+def _shape_of_bounds(kinds: Sequence[str]) -> Chart:
+    """Returns the encoding of bounds as shapes; None where there are none."""
+    scale = alt.Scale(domain=kinds, range=[BOUNDS[name][0] for name in kinds])
+    return alt.Shape("bound:N", scale=scale, legend=None) if kinds[1:] or "" not in kinds else None

@@ -1,1 +1,0 @@
-"""Whether a model follows instructions that a rule can verify."""

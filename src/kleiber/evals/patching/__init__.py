@@ -1,1 +1,0 @@
-"""Activation patching: which layer, position and head carries what one text tells the model and another does not."""

@@ -1,1 +1,0 @@
-"""Retrieval at evaluation: next tokens from nearest neighbors (kNN-LM), and text in front of the prompt."""

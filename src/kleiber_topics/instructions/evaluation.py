@@ -1,0 +1,183 @@
+"""Instruction following: the share of verifiable instructions that answers follow, beside that of unasked answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from jaxtyping import Bool
+
+from kleiber.data import DataSet, Turn, encode_prompt
+from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score
+from kleiber.models import generate, left_padded
+from kleiber.types import Count, DataPath, Json, Metric, Metrics, Natural, Row, Scores, variants
+from kleiber_topics.instructions.checks import follows
+from kleiber_topics.instructions.verifiable import NAME
+
+if TYPE_CHECKING:
+    from altair import TopLevelMixin
+
+ROWS = 64  # prompts answered at once
+YES = {True: "yes", False: "no"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt with the names and arguments of its instructions."""
+
+    prompt: str
+    names: tuple[str, ...]
+    arguments: tuple[Json, ...]
+
+    @property
+    def kind(self) -> str:
+        """What its first instruction is about, such as keywords or length_constraints."""
+        return self.names[0].partition(":")[0]
+
+    def is_followed(self, text: str) -> bool:
+        """Whether a text follows all instructions."""
+        return all(follows(text, name, options) for name, options in zip(self.names, self.arguments, strict=True))
+
+
+FOLLOWED = {  # also of each kind of instruction
+    "accuracy": Metric("share of instructions followed", "higher"),
+    "unasked": Metric("share followed by answers to other prompts", "lower"),
+    "lift": Metric("share followed less that of answers to other prompts", "higher"),
+}
+
+
+class Instructions(Evaluation):
+    """How many instructions that a rule can verify the greedy answers of a model follow (IFEval, arXiv:2311.07911).
+
+    Many answers follow an instruction by chance: a short answer has no commas. So the same rule is also applied to the
+    answers to all prompts of the table with other instructions.
+
+    accuracy  share of prompts whose answer follows all instructions of the prompt ("strict" in IFEval)
+    unasked   share of the answers to other prompts, without these instructions, that follow them too
+    lift      accuracy less unasked: above 0 only where the answers depend on the instructions
+    words     mean number of words of an answer
+
+    accuracy, unasked and lift are also given for each kind of instruction, as `keywords/lift`. Intervals are of the
+    bootstrap over prompts. Prompts are encoded as a user's turn, in the template of data=instruct.
+
+    tokens  most tokens of an answer
+    shown   answers on the page, with whether they follow the instruction
+    data    names or paths of tables; null: those of the command, or the built-in prompts
+    """
+
+    causal = True
+    metrics: ClassVar[Metrics] = {
+        **FOLLOWED,
+        **variants(FOLLOWED, "{kind}/*", "*, {kind},"),
+        "words": Metric("length of answers", "none", "words"),
+    }
+    reads = "tables with the columns prompt, instruction_id_list and kwargs"
+    default_data = (NAME,)
+
+    def __init__(self, tokens: Count = 64, shown: Natural = 22, data: Sequence[DataPath] | None = None) -> None:
+        self.tokens, self.shown, self.data = tokens, shown, data
+
+    def accepts(self, data: DataSet) -> bool:
+        """Whether the data is such a table. Its contamination is not measured, since it has no answers."""
+        return {"prompt", "instruction_id_list", "kwargs"} <= set(data.columns)
+
+    def evaluate(self, subject: Subject) -> Results:
+        """Scores of each table. Raises ValueError for an instruction without a check, and for a single instruction."""
+        scores: dict[str, Scores] = {}
+        details: Json = {}
+        for data in subject.data:
+            requests = [read_request(row) for row in data.rows(subject.limit)]
+            texts = answer(subject, requests, self.tokens)
+            passed = np.array([[request.is_followed(text) for text in texts] for request in requests])
+            scores[data.name] = following(requests, passed)
+            scores[data.name]["words"] = mean_score([float(len(text.split())) for text in texts])
+            rows = zip(requests, texts, passed.diagonal().tolist(), strict=True)
+            details[data.name] = [
+                {"prompt": request.prompt, "answer": text, "follows": right}
+                for request, text, right in list(rows)[: self.shown]
+            ]
+        return Results(scores, details)
+
+    def figures(self, results: Json, folder: Path | None) -> Mapping[str, TopLevelMixin]:
+        """Accuracy by kind of instruction, with that of answers to other prompts in gray."""
+        from kleiber.evals import score_figures
+
+        return score_figures(by_kind(results["scores"]))
+
+    def page(self, results: Json) -> str:
+        """A table of the first answers, with whether they follow the instruction."""
+        cells = [
+            "".join(f"<td>{escape(text)}</td>" for text in (row["prompt"], row["answer"], YES[row["follows"]]))
+            for rows in results["details"].values()
+            for row in rows
+        ]
+        head = "<tr><th>prompt</th><th>answer</th><th>followed</th></tr>"
+        return f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>" if cells else ""
+
+
+def read_request(row: Row) -> Request:
+    """The request of a row. Raises ValueError where it has no instructions, or not as many entries of arguments."""
+    names, arguments = list(row["instruction_id_list"]), list(row["kwargs"])
+    if not names or len(names) != len(arguments):
+        raise ValueError(
+            f"instruction_id_list={names} must have an instruction, and kwargs as many entries, not {len(arguments)}"
+        )
+    return Request(str(row["prompt"]), tuple(map(str, names)), tuple(dict(options or {}) for options in arguments))
+
+
+def answer(subject: Subject, requests: Sequence[Request], tokens: int) -> list[str]:
+    """Greedy answers to the prompts, up to the end of text, of at most that many tokens."""
+    tokenizer, eos = subject.tokenizer, subject.tokenizer.eos
+    prompts = [encode_prompt([Turn("user", request.prompt)], tokenizer) for request in requests]
+    texts: list[str] = []
+    for start in range(0, len(prompts), ROWS):
+        rows, real = left_padded(prompts[start : start + ROWS])
+        written = generate(
+            subject.model, rows.to(subject.device), tokens, temperature=0.0, eos=eos,
+            real=None if bool(real.all()) else real.to(subject.device),
+        )[:, rows.shape[1] :].tolist()  # fmt: skip
+        texts += [tokenizer.decode(row[: row.index(eos)] if eos in row else row) for row in written]
+    return texts
+
+
+def following(requests: Sequence[Request], passed: Bool[np.ndarray, "requests answers"]) -> Scores:
+    """Accuracy, unasked and lift, over all requests and by kind.
+
+    passed  whether the answer to each request (columns) follows the instructions of each request (rows)
+
+    Raises ValueError where all requests have the same instructions, so that no answer is unasked.
+    """
+    others = np.array([[not {*a.names} & {*b.names} for b in requests] for a in requests])
+    if not others.any(axis=1).all():
+        raise ValueError(
+            "instruction_id_list: every prompt needs another prompt without its instructions, whose answer shows how "
+            "often they are followed by chance"
+        )
+    asked = passed.diagonal().astype(np.float64)
+    unasked = (passed & others).sum(axis=1) / others.sum(axis=1)
+    values = {
+        "accuracy": (proportion_score, asked), "unasked": (proportion_score, unasked),
+        "lift": (mean_score, asked - unasked),
+    }  # fmt: skip
+    kinds = np.array([request.kind for request in requests])
+    scores = {metric: score(value) for metric, (score, value) in values.items()}
+    for kind in dict.fromkeys(kinds.tolist()):
+        scores |= {f"{kind}/{metric}": score(value[kinds == kind]) for metric, (score, value) in values.items()}
+    return scores
+
+
+def by_kind(scores: Mapping[str, Mapping[str, Json]]) -> dict[str, dict[str, Json]]:
+    """The scores as those of data sets, one for each kind of instruction; `unasked` is chance."""
+    tables: dict[str, dict[str, Json]] = {}
+    names = {"accuracy": "accuracy", "unasked": "chance"}
+    for data, of_data in scores.items():
+        for path, score in of_data.items():
+            kind, _, metric = path.rpartition("/")
+            label = kind.replace("_", " ") or "all instructions"
+            if metric in names:
+                tables.setdefault(label if len(scores) == 1 else f"{data}: {label}", {})[names[metric]] = score
+    return tables

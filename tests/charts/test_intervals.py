@@ -1,0 +1,55 @@
+"""Estimates with intervals: dots, bounds, second values, places of series."""
+
+import pytest
+from chart_marks import marks
+
+pytest.importorskip("altair")
+
+from kleiber.charts.intervals import BOUNDS, estimates
+from kleiber.charts.theme import KINDS
+
+
+def test_an_estimate_without_an_interval_has_a_dot_alone():
+    rows = [
+        {"series": "a", "value": 0.1, "lo": None, "hi": None},
+        {"series": "b", "value": 0.2, "lo": None, "hi": None},
+    ]
+    alone = estimates(rows, ["a", "b"], "nats", "Differences").to_dict()
+    assert len(marks(alone, "point")) == 1 and not marks(alone, "rule")
+    both = estimates([*rows, {"series": "a", "value": 1.0, "lo": 0.5, "hi": 1.5}], ["a", "b"], "nats", "x").to_dict()
+    assert len(marks(both, "rule")) == 1
+    panels = [{**row, "panel": row["series"]} for row in rows]
+    assert len(estimates(panels, ["a", "b"], "nats", "x").to_dict()["concat"]) == 2
+
+
+def test_a_bound_is_drawn_as_one_with_the_closed_side_of_its_interval():
+    rows = [
+        {"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "bound": bound}
+        for name, bound in zip("abcd", BOUNDS, strict=True)
+    ]
+    chart = estimates(rows, "abcd", "nats", "Differences").to_dict()
+    drawn = {row["bound"]: row for table in chart["datasets"].values() for row in table}
+    ends = {name: (row["lo"], row["hi"]) for name, row in drawn.items()}
+    assert ends == {"": (0.5, 1.5), "at most": (1.0, 1.5), "at least": (0.5, 1.0), "not bounded by": (1.0, 1.0)}
+    shape = marks(chart, "point")[0]["encoding"]["shape"]["scale"]
+    assert dict(zip(shape["domain"], shape["range"], strict=True)) == {
+        "": "circle", "at most": "triangle-left", "at least": "triangle-right", "not bounded by": "cross",
+    }  # fmt: skip
+    assert all(text in chart["title"]["subtitle"] for text in ("at most", "at least", "bounds nothing"))
+    alone = estimates([{**rows[1], "lo": None, "hi": None}], "b", "nats", "Differences").to_dict()
+    assert not marks(alone, "rule")
+
+
+def test_a_second_value_and_a_hollow_dot_are_drawn():
+    rows = [{"series": name, "value": 1.0, "lo": 0.5, "hi": 1.5, "hollow": name == "b", "other": 0.8} for name in "ab"]
+    chart = estimates(rows, ["a", "b"], "loss", "Finalists").to_dict()
+    dots, second = marks(chart, "point")
+    assert "fill" in dots["encoding"] and second["mark"]["shape"] == "diamond"
+    assert second["encoding"]["x"]["field"] == "other"
+
+
+def test_series_of_one_line_have_places_and_a_legend():
+    rows = [{"series": name, "name": "6ND", "value": 0.5, "lo": 0.4, "hi": 0.6} for name in ("law", "isoflop")]
+    point = marks(estimates(rows, ["law", "isoflop"], "a", "Exponent", dodge=True).to_dict(), "point")[0]["encoding"]
+    assert point["yOffset"]["sort"] == ["law", "isoflop"] and point["color"]["scale"]["range"] == KINDS[:2]
+    assert "legend" not in point["color"] or point["color"]["legend"] is not None
