@@ -11,8 +11,9 @@ from typing import get_type_hints
 import yaml
 
 from kleiber.config.check import BatchSize, EvalSettings
+from kleiber.config.compose import config_files
 from kleiber.config.stages import Budget
-from pages import commands
+from pages import commands, offered
 from pages.headers import read_header
 from pages.signatures import arguments, descriptions, entries_of, literal, range_of, type_name
 from pages.tables import cell, folded, table
@@ -40,14 +41,16 @@ TOP_LEVEL = {
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of the reference pages by their path in the site."""
     conf = repository / "conf"
-    return {"reference/keys.md": top_level_page(conf), "reference/commands.md": commands.page()} | {
-        f"reference/{group}.md": group_page(conf, group) for group in GROUPS
+    made = {"reference/keys.md": top_level_page(conf), "reference/commands.md": commands.page()}
+    return {**made, "reference/offered.md": offered.page()} | {
+        f"reference/{group}.md": group_page(group) for group in GROUPS
     }
 
 
 def navigation() -> list[dict[str, str]]:
     """Returns the entries of the navigation below the reference."""
-    return [{"Keys of every run": "reference/keys.md"}, *({group: f"reference/{group}.md"} for group in GROUPS)]
+    groups = [{group: f"reference/{group}.md"} for group in GROUPS]
+    return [{"Keys of every run": "reference/keys.md"}, *groups, {"What extensions import": "reference/offered.md"}]
 
 
 def top_level_page(conf: Path) -> str:
@@ -72,18 +75,23 @@ def code(value: object) -> str:
     return f"`{literal(value)}`"
 
 
-def group_page(conf: Path, group: str) -> str:
+def group_page(group: str) -> str:
     """Returns the page of a group: every choice with its header and its keys."""
-    folders = [conf / group, *(path for path in sorted((conf / group).iterdir()) if path.is_dir())]
+    files = {place: path for place, path in config_files().items() if place.split("/")[0] == group}
     parts = [f"# {group}"]
-    for folder in folders:
-        choices = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("_"))
-        name = str(folder.relative_to(conf))
-        if folder != conf / group:
+    for name in sorted({place.rpartition("/")[0] for place in files}):
+        choices = [files[place] for place in sorted(files) if place.rpartition("/")[0] == name]
+        choices = [path for path in choices if not path.name.startswith("_")]
+        if name != group:
             parts.append(f"## {name} {{#{name.replace('/', '-')}}}")
         parts.append(index(name, choices, group))
-        parts += [choice_section(conf, path, folder != conf / group) for path in choices]
+        parts += [choice_section(path, name != group) for path in choices]
     return "\n\n".join(parts) + "\n"
+
+
+def place_of(path: Path) -> Path:
+    """Returns the place of a config file within its folder conf/."""
+    return Path(*path.parts[len(path.parts) - path.parts[::-1].index("conf") :])
 
 
 def index(name: str, choices: list[Path], group: str) -> str:
@@ -108,18 +116,18 @@ def anchor(folder: str, choice: str) -> str:
     return "-".join([*folder.split("/")[1:], choice])
 
 
-def choice_section(conf: Path, path: Path, nested: bool) -> str:
+def choice_section(path: Path, nested: bool) -> str:
     """Returns the section of a choice: header, labels, keys."""
-    folder = str(path.parent.relative_to(conf))
+    folder = str(place_of(path).parent)
     header = read_header(path)
     level = "###" if nested else "##"
     parts = [f"{level} `{override_of(folder, path.stem)}` {{#{anchor(folder, path.stem)}}}", header.summary, header.use]
     parts += [f"**{label}**: {text}" for label, text in header.labels.items() if label not in ("Command", "Labels")]
     if command := header.labels.get("Command"):
         parts.append(f"```text\n{command}\n```")
-    if base := base_of(conf, path):
+    if base := base_of(path):
         parts.append(f"Its other keys are those of [`{base[0]}`]({base[1]}).")
-    if rows := key_rows(conf, path, only_own=bool(base)):
+    if rows := key_rows(path, only_own=bool(base)):
         parts.append(table(COLUMNS, rows))
     if path.parent.name in ("study", "experiment"):
         parts.append(folded("What it sets", f"```yaml\n{body(path)}\n```"))
@@ -133,26 +141,26 @@ def body(path: Path) -> str:
     return "\n".join(lines[first:])
 
 
-def base_of(conf: Path, path: Path) -> tuple[str, str] | None:
+def base_of(path: Path) -> tuple[str, str] | None:
     """Returns the choice whose keys a variant shares, as an override and as a link to its section."""
     header = read_header(path)
     if match := VARIANT.search(f"{header.summary} {header.use}"):
         group, choice = match.groups()
-        page = "" if group.split("/")[0] == path.relative_to(conf).parts[0] else f"{group.split('/')[0]}.md"
+        page = "" if group.split("/")[0] == place_of(path).parts[0] else f"{group.split('/')[0]}.md"
         return f"{group}={choice}", f"{page}#{anchor(group, choice)}"
     for entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", []):
         if isinstance(entry, str) and not entry.startswith("_") and (path.parent / f"{entry}.yaml").is_file():
-            folder = str(path.parent.relative_to(conf))
+            folder = str(place_of(path).parent)
             return override_of(folder, entry), f"#{anchor(folder, entry)}"
     return None
 
 
-def key_rows(conf: Path, path: Path, only_own: bool) -> list[list[str]]:
+def key_rows(path: Path, only_own: bool) -> list[list[str]]:
     """Returns a row for every key of a choice: those of its file, and the other arguments of the classes it names.
 
     only_own  leave out what the file does not contain, because another choice has the same keys
     """
-    group, *rest = path.relative_to(conf).parts[:-1]
+    group, *rest = place_of(path).parts[:-1]
     prefix = ".".join([group, *rest]) if group == "model" else group
     if package := PACKAGE_LINE.search(path.read_text(encoding="utf-8")):
         prefix = package.group(1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from kleiber.config.compose import config_files
 from kleiber.records.catalog import counts, read_runs
 from pages.headers import Header, read_header
 from pages.tables import FOLDED_ROWS, cell, folded, records_table, table
@@ -189,7 +190,7 @@ def overview(repository: Path) -> str:
 
 def page(study: Study, repository: Path) -> str:
     """Returns the Markdown of a study's page."""
-    header = read_header(repository / f"conf/study/{study.kind}.yaml")
+    header = read_header(config_files()[f"study/{study.kind}"])
     shown = set(re.findall(r"!\[[^]]*\]\(([^)]+)\)", study.discussion))
     others = [path for path in study.figures if str(path.relative_to(study.folder)) not in shown]
     parts = [
