@@ -22,7 +22,6 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "trainer/gpu": "gpu/test_gpu.py",
     "trainer/fsdp": "training/test_fsdp.py",
     "trainer/expert": "training/test_parallel.py",
-    "trainer/tensor": "training/test_parallel.py",
     "trainer/smoke": "small_run.py",  # in every run here
     "stages/chain": "runs/test_stage.py",
     "stages/docs_then_code": "test_readme.py",

@@ -112,8 +112,7 @@ def _check_task_name(data: Config) -> None:
 
 def _check_batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
-    shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
-    devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
+    devices = argument(config["trainer"], "devices") or 1
     if context is None:
         return
     if tokens % context:

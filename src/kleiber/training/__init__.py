@@ -11,6 +11,5 @@ EXPORTS = {
     "ExpertParallel": "parallel",
     "FSDP": "fsdp",
     "Local": "trainer",
-    "TensorParallel": "parallel",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
