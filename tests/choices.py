@@ -11,7 +11,7 @@ CHOICES = [
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
-NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {f"model/attention/{name}": ["model.depth=2"] for name in ("pattern", "hybrid")}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 STARTS = ("checkpoint", "hf", "upcycle")

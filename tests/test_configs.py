@@ -212,7 +212,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "moe": ["model=moe"],
     "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
     **{name: ["model=moe", f"model/router={name}"] for name in ROUTERS if name not in ("topk", "switch")},
-    "dropping": ["model=moe", "model/mlp=dropping"],
+    "capacity": ["model=moe", "model.mlp.capacity_factor=1.25"],
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],

@@ -167,7 +167,7 @@ OUTSIDE = [
     ("launch.Submitit", "timeout_min", 1),
     ("nn.SwiGLU", "hidden", 0),
     ("nn.WindowAttention", "window", 0),
-    ("nn.dropping_moe", "capacity_factor", 0.0),
+    ("nn.interleaved_moe", "capacity_factor", 0.0),
     ("nn.interleaved_moe", "num_experts", 1),
     ("nn.interleaved_moe", "num_shared", -1),
     ("nn.load_balance_loss", "coefficient", -0.1),

@@ -36,9 +36,9 @@ MIXTURES = {
         "batch.micro=4",
     ],
     "expert_choice": [*MOE, "model/router=expert_choice", "model.mlp.router.acknowledge_leak=true", "optimizer=lion"],
-    "dropping": [
+    "capacity": [
         *MOE,
-        "model/mlp=dropping",
+        "model.mlp.capacity_factor=1.25",
         "model.mlp.every=2",
         "trainer.checkpoint_activations=true",
         "adapter=freeze",
