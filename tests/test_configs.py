@@ -77,7 +77,7 @@ SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
 SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
 SLOW += [f"model/attention/{name}" for name in ("pattern", "latent", "delta")]
-SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "callbacks/latency", "privacy/dp_sgd"]
+SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "privacy/dp_sgd"]
 
 
 @cache
@@ -216,8 +216,8 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
-    "positions": ["callbacks=positions", "model/mlp=relu2", "model/attention=delta"],
-    "latency": ["callbacks=latency", "model/attention=pattern", "model.attention.window.window=4"],
+    "delta": ["model/mlp=relu2", "model/attention=delta"],
+    "pattern": ["model/attention=pattern", "model.attention.window.window=4"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion", "model/attention=latent"],

@@ -193,7 +193,7 @@ OUTSIDE = [
     ("studies.Forgetting", "level", 1.0),
     ("studies.designs.Pretraining", "shares", [0.0]),
     ("training.callbacks.EMA", "decay", 1.0),
-    ("training.callbacks.Latency", "batches", [0]),
+    ("evals.Latency", "batches", [0]),
     ("training.callbacks.RoutingHealth", "entropy", 2.0),
     ("training.callbacks.Stability", "norms", 1.0),
     ("training.callbacks.Stability", "window", 5),

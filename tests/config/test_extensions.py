@@ -90,7 +90,7 @@ CONTRADICTIONS = {
 }
 CONSISTENT = [
     f"{MOE}Wide model.mlp.capacity_factor=1.25", f"{STREAM} +retention.mine._target_=some_lab.Near",
-    "objective._target_=some_lab.Scaled callbacks=positions model.future=1",
+    "objective._target_=some_lab.Scaled model.future=1",
 ]  # fmt: skip
 
 

@@ -155,17 +155,6 @@ def _check_next_token(config: Config) -> None:
             f"objective={name} predicts the next token, which a model with model.causal=false can read: "
             "set objective=mlm or model=gpt"
         )
-    nodes = list((config["callbacks"] or {}).values())
-    for kind in ("Positions", "Latency"):
-        if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
-            raise ConfigError(
-                f"callbacks={kind.lower()} needs a causal model, and model.causal=false: remove one of them"
-            )
-    if not needs_causal and any(_is(node, "Positions") for node in nodes):
-        raise ConfigError(
-            f"callbacks=positions scores the prediction of next tokens, which objective={name} does not train: remove "
-            "it, or set objective=clm"
-        )
 
 
 def _check_future(config: Config) -> None:
