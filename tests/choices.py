@@ -22,7 +22,7 @@ TABLES = {
     for name in ("labelled", "instruct", "preference", "unpaired")
 }
 LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
-LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
+LEARNT |= dict.fromkeys(("reward", "dpo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}

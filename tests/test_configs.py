@@ -72,10 +72,10 @@ DEFAULTS = ("optimizer/adamw", "schedule/wsd", "callbacks/default", "data/text",
 LAUNCHERS = ("launcher/basic", "launcher/process", "launcher/ray", "launcher/submitit")
 SAME |= dict.fromkeys((*DEFAULTS, *LAUNCHERS), "model/gpt")
 SAME |= {f"data/{data}": f"objective/{name}" for name, data in LEARNT.items() if data != "preference"}
-SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
+SAME |= {"data/preference": "objective/dpo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto", "equalized")]
+SLOW += [f"objective/{name}" for name in ("dpo", "reward", "kto", "equalized")]
 SLOW += [f"model/attention/{name}" for name in ("pattern", "latent", "delta")]
 SLOW += ["adapter/dora", "trainer/ddp", "init/scratch", "privacy/dp_sgd"]
 
@@ -224,6 +224,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "sgd": ["optimizer=sgd", "optimizer.lr=0.005"],
     "lstm": ["model=lstm"],
     **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
+    "ipo": ["objective=dpo", "objective.loss=ipo", "objective.noise=0.1", *TABLES["preference"]],
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }
 
