@@ -37,8 +37,8 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "design/methods": "studies/designs/test_grid_methods.py",
     "design/generations": "studies/designs/test_generations.py",
     "design/pretraining": "studies/designs/test_pretraining.py",
+    "design/sequence": "studies/designs/test_sequences.py",
 }
-ELSEWHERE |= {f"design/{name}_sequence": "studies/designs/test_sequences.py" for name in ("builtin", "domain", "topic")}
 ELSEWHERE |= {f"study/{path.stem}": SMOKED for path in CONF.glob("study/[!_]*.yaml")}
 ELSEWHERE |= {f"experiment/{path.stem}": "test_experiments.py" for path in CONF.glob("experiment/*.yaml")}
 ELSEWHERE |= {f"retention/{name}": f"retention/test_{name}.py" for name in METHODS}
@@ -160,7 +160,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "data.config": "default", "seed": 1, "data.separator": "none", "trainer.precision": 64, "trainer.max_steps": 2,
     "trainer.compile": True, "trainer.accelerator": "gpu", "budget.epochs": 2,
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
-    "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
+    "objective.pooling": "last", "objective.loss": "sigmoid", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.attention.query_rank": 12,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
