@@ -9,7 +9,7 @@ CHOICES = [place for place in sorted(FILES) if not FILES[place].name.startswith(
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
-NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {f"model/attention/{name}": ["model.depth=2"] for name in ("pattern", "hybrid")}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 STARTS = ("checkpoint", "hf", "upcycle")
@@ -20,7 +20,7 @@ TABLES = {
     for name in ("labelled", "instruct", "preference", "unpaired")
 }
 LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
-LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
+LEARNT |= dict.fromkeys(("reward", "dpo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}

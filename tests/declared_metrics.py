@@ -14,7 +14,6 @@ from kleiber.config.labels import data_label
 from kleiber.evals import drift
 from kleiber.evals.contamination import CONTAMINATION
 from kleiber.evals.evaluation import Evaluation
-from kleiber.evals.latency import METRICS as LATENCY
 from kleiber.evals.perplexity import BITS_PER_BYTE
 from kleiber.training.callbacks.stability import METRICS as STABILITY
 from kleiber.types.score import Metrics, Score, described, find_metric
@@ -61,20 +60,16 @@ def declared(
     elif kind in ("val", "val_ema", "wise"):
         alpha, _, rest = rest.partition("/") if kind == "wise" else ("", "", rest)
         weights = "" if kind == "val" else f", {data_label(f'{kind}/{alpha}' if alpha else kind)}"
-        metrics = {**objective_metrics(objective), "position/{end}": drift.METRICS["kl"]}
+        metrics = objective_metrics(objective)
         data, metric = split_key(rest, metrics)
-        if metric.startswith("position/"):
-            label = f"loss up to position {metric.partition('/')[2]} on {labels(data)}"
-            score = Score(0.0, unit="nats per token", better="lower", label=label)
-        else:
-            score = described(score, metrics, metric, f"on {labels(data)}{weights}")
+        score = described(score, metrics, metric, f"on {labels(data)}{weights}")
     elif kind == "drift" and rest != "weights":
         data, metric = split_key(rest, drift.METRICS)
         score = described(score, drift.METRICS, metric, f"on {data_label(data)}")
     elif key == "privacy/epsilon":
         score = EPSILON
     else:
-        groups: Mapping[str, Metrics] = {"drift": drift.METRICS, "latency": LATENCY, "stability": STABILITY}
+        groups: Mapping[str, Metrics] = {"drift": drift.METRICS, "stability": STABILITY}
         if find_metric(groups.get(kind, {}), rest) is None:
             raise KeyError(key)
         score = described(score, groups[kind], rest)

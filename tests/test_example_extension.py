@@ -99,7 +99,7 @@ def test_without_smoothing_the_loss_is_that_of_clm_also_with_experts_and_marked_
 
 def test_values_that_do_not_fit_the_classes_of_the_example_are_refused(mylab):
     streamed = ["retention=sparse", "data=text", "data.path=README.md", "data.streaming=true"]
-    for words in (streamed, ["model=moe", "model/router=tempered", "model/mlp=dropping"]):
+    for words in (streamed, ["model=moe", "model/router=tempered", "model.mlp.capacity_factor=1.25"]):
         check_compatibility(resolve_config(Composer().compose(words))[0])
     for words in (["objective=smoothed", "model=bert"], ["objective=smoothed", "model.future=1"]):
         with pytest.raises(ConfigError, match="objective=smoothed"):

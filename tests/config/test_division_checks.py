@@ -15,14 +15,6 @@ REFUSED = [
     ("trainer=expert model=moe trainer.compile=true", ["trainer.compile=true", "trainer=expert"]),
     ("trainer=expert model=moe stages=docs_then_code retention=[ewc]", ["retention=ewc", "trainer=expert"]),
     ("trainer=expert model=moe adapter=lora", ["adapter=lora", "trainer=expert"]),
-    ("trainer=tensor model=moe", ["model.mlp=kleiber.nn.interleaved_moe", "trainer=expert"]),
-    ("trainer=tensor model=lstm", ["model=kleiber.models.LSTM", "trainer=ddp"]),
-    ("trainer=tensor model/attention=latent", ["model.attention=kleiber.nn.LatentAttention"]),
-    ("trainer=tensor model.positions=alibi", ["model.positions=alibi"]),
-    ("trainer=tensor model.num_heads=4 model.num_kv_heads=1", ["model.num_kv_heads=1", "trainer.devices=2"]),
-    ("trainer=tensor trainer.devices=4", ["model.num_heads=2", "trainer.devices=4"]),
-    ("trainer=tensor model.mlp.hidden=129", ["model.mlp.hidden=129", "trainer.devices=2"]),
-    ("trainer=tensor optimizer=muon", ["optimizer=muon", "trainer=tensor"]),
 ]
 
 
@@ -42,7 +34,6 @@ def test_the_error_names_what_does_not_work_with_the_trainer(overrides, values):
     [
         "trainer=expert model=moe trainer.devices=4 model.mlp.num_experts=6 model.mlp.granularity=2",
         "trainer=expert model=moe optimizer=muon callbacks=[default,ema] adapter=freeze",
-        "trainer=tensor model.num_heads=4 trainer.devices=4 model/mlp=gelu model/attention=window batch.tokens=256",
     ],
 )
 def test_what_can_be_divided_passes(overrides):

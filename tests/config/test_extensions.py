@@ -83,14 +83,14 @@ MOE, STREAM = (
 CONTRADICTIONS = {
     "objective._target_=some_lab.Scaled model=bert": ("objective=scaled", "model.causal=false"),
     f"{MOE}Wide model.mlp.k=1": ("router Wide", "model.mlp.k=1"),
-    f"{MOE}ByHash model/mlp=dropping": ("ByHash", "model/mlp=dropping"),
+    f"{MOE}ByHash model.mlp.capacity_factor=1.25": ("ByHash", "model.mlp.capacity_factor=1.25"),
     f"{MOE}Warmer": ("model.mlp.router._target_=some_lab.Warmer", "kleiber.types.model.Router"),
     f"{STREAM} +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "data.streaming=true"),
     "privacy=dp_sgd +retention.l2sp._target_=some_lab.Fisher": ("retention=[l2sp]", "privacy=dp_sgd"),
 }
 CONSISTENT = [
-    f"{MOE}Wide model/mlp=dropping", f"{STREAM} +retention.mine._target_=some_lab.Near",
-    "objective._target_=some_lab.Scaled callbacks=positions model.future=1",
+    f"{MOE}Wide model.mlp.capacity_factor=1.25", f"{STREAM} +retention.mine._target_=some_lab.Near",
+    "objective._target_=some_lab.Scaled model.future=1",
 ]  # fmt: skip
 
 

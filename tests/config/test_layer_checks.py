@@ -26,7 +26,7 @@ IMPOSSIBLE = {
     "model=moe model/router=lossfree model.mlp.k=1": "model.mlp.k=1 leaves the router LossFree",
     "model=moe model.mlp.every=3": "model.mlp.every=3",
     "model=moe model.mlp.dense_first=2": "model.mlp.dense_first=2",
-    "model=moe model/mlp=dropping model/router=hash": "model/mlp=moe",
+    "model=moe model.mlp.capacity_factor=1.25 model/router=hash": "model.mlp.capacity_factor=1.25",
     "model=moe model/router=group_limited model.mlp.router.groups=3": "model.mlp.router.groups=3",
     "model=moe model/router=group_limited model.mlp.router.limit=1 model.mlp.k=4": "model.mlp.router.limit=1",
 }

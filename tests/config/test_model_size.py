@@ -33,7 +33,7 @@ CHOICES = [
     ["model=moe", "model.depth=3", "model.mlp.dense_first=1", "model.mlp.granularity=2"],
     ["model=moe", "model.mlp.hidden=48", "model.mlp.granularity=3", "model.mlp.num_shared=2"],
     *(["model=moe", f"model/router={router}"] for router in ("hash", "random", "noisy")),
-    ["model=moe", "model/mlp=dropping"], ["model.qk_norm=false"],
+    ["model=moe", "model.mlp.capacity_factor=1.25"], ["model.qk_norm=false"],
     ["model=bert", "objective=mlm", "model/attention=window"], ["model=lstm"],
     ["model=lstm", "model.depth=3", "model.width=40", "model.hidden=24", "model.tied=false"],
 ]  # fmt: skip

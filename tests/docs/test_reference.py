@@ -62,7 +62,7 @@ def named(group, name, pages):
         ("model", "| `model.depth` | int | >= 1 | `2` | blocks |"),
         (
             "objective",
-            "| `objective.noise` | float | >= 0, &lt; 0.5 | `0.1` | probability that",
+            "| `objective.noise` | float | >= 0, &lt; 0.5 | `0.0` | probability that",
         ),
         (
             "data",

@@ -17,10 +17,10 @@ from kleiber.evals.perplexity import (
     bits_per_byte,
     bytes_per_target,
     held_out_loss,
-    loss_by_position,
     score_task,
     score_tasks,
 )
+from kleiber.evals.text_loss import text_losses
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.contracts import Objective, Task
@@ -87,10 +87,15 @@ def test_ranks_divide_samples_unless_there_are_fewer_samples_than_ranks():
     assert Runtime(1, len(OLD) + 1).share(OLD) == (0, 1)
 
 
+def by_position(model, batches):
+    losses = text_losses(model, CLM(), batches, CPU)
+    return losses.by_position.tolist(), losses.counts.tolist()
+
+
 def test_positions_add_up_to_the_mean_loss(model):
     corpus = Recall().prepare(64)
     batches = [corpus.validation["recall"].gather(np.arange(i, i + 4)) for i in (0, 4)]
-    losses, counts = loss_by_position(model, batches, CPU)
+    losses, counts = by_position(model, batches)
     whole = [CLM()(model, batch) for batch in batches]
     assert sum(losses) == pytest.approx(sum(float(loss.metrics["ce"]) for loss in whole), rel=1e-5)
     assert sum(counts) == sum(float(loss.tokens) for loss in whole) and counts[0] == 0
@@ -99,7 +104,7 @@ def test_positions_add_up_to_the_mean_loss(model):
 def test_each_position_has_the_loss_of_that_target(model):
     batch = Recall().prepare(64).train.gather(np.arange(3))
     batch.weights = None
-    losses, _ = loss_by_position(model, [batch], CPU)
+    losses, _ = by_position(model, [batch])
     logits = model.head(model(batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)).hidden)
     each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none").sum(0)
     assert losses == pytest.approx(each.tolist(), rel=1e-4)
@@ -108,7 +113,7 @@ def test_each_position_has_the_loss_of_that_target(model):
 def test_padding_and_the_first_token_of_a_segment_have_no_position(model):
     batch = Recall().prepare(64).train.gather(np.arange(3))
     batch.weights, batch.real = None, torch.arange(65) < torch.tensor([[65], [40], [10]])
-    losses, counts = loss_by_position(model, [batch], CPU)
+    losses, counts = by_position(model, [batch])
     assert sum(counts) == 64 + 39 + 9 and counts[9:39] == [2.0] * 30
     assert sum(losses) == pytest.approx(CLM()(model, batch).total.item(), rel=1e-5)
 
@@ -117,8 +122,18 @@ def test_a_wider_batch_adds_positions(model):
     batch = Recall().prepare(64).train.gather(np.arange(3))
     batch.weights = None
     narrow = batch.map(lambda t: t[:, :33] if t.dim() == 2 else t)
-    losses, counts = loss_by_position(model, [narrow, batch], CPU)
+    losses, counts = by_position(model, [narrow, batch])
     assert len(losses) == 64 and counts == [6.0] * 32 + [3.0] * 32
+
+
+def test_positions_are_scores_where_they_are_asked_for():
+    subject = moe_subject()
+    plain, results = (Perplexity(positions=flag).evaluate(subject) for flag in (False, True))
+    assert results.details == plain.details
+    for name, scores in results.scores.items():
+        expected = {f"position/{end}": loss for end, loss in results.details["positions"][name].items()}
+        added = {key: score.value for key, score in scores.items() if key not in plain.scores[name]}
+        assert added == expected and len(expected) > 2
 
 
 def test_bins_double_and_have_the_name_of_their_last_position():

@@ -102,9 +102,7 @@ KINDS = {
         ["model=hf", "model.path=llama", "model.weights=random", f"model.config={SHAPE}", "model.context=32"],
         without=("model.width", "model.depth"),
     ),
-    "latency": Kind(["model=moe", "callbacks=latency", "callbacks.latency.batches=[1]", "callbacks.latency.repeats=1"]),
-    "positions": Kind(["callbacks=positions", "callbacks.positions.tokens=1024"]),
-    "evaluations": Kind(["evals=[perplexity]", "eval.every_tokens=2560"]),
+    "evaluations": Kind(["evals=[perplexity]", "evals.perplexity.positions=true", "eval.every_tokens=2560"]),
     "streaming": Kind(
         [
             "data.path={text}",
@@ -130,7 +128,6 @@ KINDS = {
     "ddp": ranks("ddp"),
     "fsdp": ranks("fsdp"),
     "fsdp shards": ranks("fsdp", "callbacks.checkpoints.sharded=true"),
-    "tensor": ranks("tensor"),
     "expert": ranks("expert", "model=moe", "model.mlp.num_experts=4"),
     "sweep": Kind(["-m", "name=s", "seed=1,2", "launcher.workers=2"], PROCESSES, in_processes=True),
     "study": Kind(
@@ -140,7 +137,7 @@ KINDS = {
         without=("callbacks.samples",),
     ),
 }
-TIMES = ("speed/", "latency/")
+TIMES = ("speed/",)
 TIMED = ("started", "seconds", "device_seconds", "evaluation_seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
 NOT_COMPARED = (*TIMED, "cost", "run_id", "overrides", "commit", "dirty")
 

@@ -73,13 +73,6 @@ def test_a_run_is_shortened_to_a_rank_and_the_more_steps_the_cheaper_they_are(tm
     assert CONFIG["trainer"]["devices"] == 2, "the config itself does not change"
 
 
-@pytest.mark.parametrize(("rows", "measured"), [(1, 1), (4, 2), (7, 3)])
-def test_of_rows_that_devices_share_a_rank_is_measured_on_whole_ones(tmp_path, rows, measured):
-    config = CONFIG | {"model": {"context": 64}, "batch": {"tokens": rows * 64}}
-    config["trainer"] = {"_target_": "kleiber.training.TensorParallel", "devices": 2}
-    assert shorten_config(config, [stage_cost()], tmp_path / "short")["batch"]["tokens"] == measured * 64
-
-
 def test_the_share_of_a_core_is_cpu_time_over_wall_time(tmp_path):
     assert torch.get_num_threads() == 1
     (tmp_path / CORE_FILE).write_text("1.0 2.0\n2.0 4.0\n")

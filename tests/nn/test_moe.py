@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from kleiber.config.model_size import gated_hidden
 from kleiber.nn.mlp import SwiGLU, expert_hidden
-from kleiber.nn.moe import Dropping, Global, MoE, PerSequence, dropping_moe, interleaved_moe
+from kleiber.nn.moe import Global, MoE, PerSequence, interleaved_moe
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.expert_choice import ExpertChoice
 from kleiber.nn.routers.hash import Hash
@@ -120,7 +120,8 @@ def test_a_mixture_after_the_first_dense_layers():
     factory = partial(interleaved_moe, every=2, dense_first=2)
     kinds = [type(factory(Site(16, depth=5, layer=layer))) for layer in range(5)]
     assert kinds == [SwiGLU, SwiGLU, SwiGLU, MoE, SwiGLU]
-    assert type(dropping_moe(SITE)) is Dropping and type(dropping_moe(Site(16, 2), every=2)) is SwiGLU
+    mixture = interleaved_moe(Site(16, context=32), capacity_factor=0.5)
+    assert isinstance(mixture, MoE) and mixture.capacity == 4
 
 
 @pytest.mark.parametrize("num_shared", [0, 1])
@@ -135,7 +136,7 @@ def test_granularity_keeps_parameters_and_active_flops(num_shared):
 
 
 def test_capacity_serves_who_comes_first_in_each_sequence_and_counts_the_rest():
-    moe = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5)
+    moe = MoE(Site(16, context=8), 4, 2, capacity_factor=0.5)
     assert moe.capacity == 2
     x = torch.randn(2, 8, 16)
     routing = moe.router(x.flatten(0, 1))
@@ -156,14 +157,14 @@ def test_capacity_serves_who_comes_first_in_each_sequence_and_counts_the_rest():
 
 
 def test_a_drop_depends_on_no_later_token_and_no_other_sequence():
-    moe, x = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(2, 8, 16)
+    moe, x = MoE(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(2, 8, 16)
     other = x.clone()
     other[0, 5:], other[1] = torch.randn(3, 16), torch.randn(8, 16)
     torch.testing.assert_close(moe(x)[0][0, :5], moe(other)[0][0, :5])
 
 
 def test_in_evaluation_nothing_is_dropped_and_padding_takes_no_place():
-    moe, x = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(1, 8, 16)
+    moe, x = MoE(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(1, 8, 16)
     plain = MoE(Site(16, context=8), 4, 2)
     plain.load_state_dict(moe.state_dict())
     moe.eval()
@@ -220,7 +221,7 @@ def test_bad_sizes_are_refused_and_a_coefficient_of_zero_is_warned_about():
     with pytest.raises(ValueError, match="dense_first=2"):
         interleaved_moe(Site(16, depth=3), every=2, dense_first=2)
     with pytest.raises(ValueError, match="ExpertChoice"):
-        Dropping(Site(16, causal=False), router=ExpertChoice)
+        MoE(Site(16, causal=False), router=ExpertChoice, capacity_factor=1.25)
     with pytest.warns(UserWarning, match="coefficient=0"):
         MoE(SITE, balance=PerSequence(0.0))
 

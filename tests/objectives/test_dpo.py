@@ -25,7 +25,7 @@ from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.hash import Random
 from kleiber.objectives import dpo
-from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, wins
+from kleiber.objectives.dpo import DPO, answer_log_probs, wins
 from kleiber.objectives.reference import fingerprint
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
@@ -56,9 +56,9 @@ def by_hand(net, side: Batch) -> torch.Tensor:
     return torch.stack(sums)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", [DPO, CDPO])
-def test_it_begins_at_ln_2(corpus, tmp_path, kind) -> None:
-    objective, net = kind(corpus), model()
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_it_begins_at_ln_2(corpus, tmp_path, noise) -> None:
+    objective, net = DPO(corpus, noise=noise), model()
     objective.begin(net, corpus, tmp_path / "stage")
     for samples in (corpus.train, corpus.validation["t"]):
         loss = objective(net, samples.gather(np.arange(len(samples))))
@@ -66,9 +66,9 @@ def test_it_begins_at_ln_2(corpus, tmp_path, kind) -> None:
         assert loss.tokens == len(samples)
 
 
-@pytest.mark.parametrize("kind", [DPO, CDPO, IPO])
-def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, kind) -> None:
-    objective, old, net = kind(corpus, beta=0.3), model(0), model(1)
+@pytest.mark.parametrize(("loss_name", "noise"), [("sigmoid", 0.0), ("sigmoid", 0.1), ("ipo", 0.0), ("ipo", 0.2)])
+def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, loss_name, noise) -> None:
+    objective, old, net = DPO(corpus, beta=0.3, loss=loss_name, noise=noise), model(0), model(1)
     objective.begin(old, corpus, tmp_path / "stage")
     batch = corpus.train.gather(np.arange(6))
     loss = objective(net, batch)
@@ -82,12 +82,12 @@ def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, kin
         ratios.append(by_hand(twin, side) - before)
         lengths.append(side.weights.sum(1))
     d = ratios[0] - ratios[1]
-    if kind is DPO:
-        wanted = -torch.log(1 / (1 + torch.exp(-0.3 * d)))
-    elif kind is CDPO:
-        wanted = -0.9 * F.logsigmoid(0.3 * d) - 0.1 * F.logsigmoid(-0.3 * d)
+    means = ratios[0] / lengths[0] - ratios[1] / lengths[1]
+    if loss_name == "sigmoid":
+        right, wrong = -F.logsigmoid(0.3 * d), -F.logsigmoid(-0.3 * d)
     else:
-        wanted = (ratios[0] / lengths[0] - ratios[1] / lengths[1] - 1 / 0.6) ** 2
+        right, wrong = (means - 1 / 0.6) ** 2, (means + 1 / 0.6) ** 2
+    wanted = (1 - noise) * right + noise * wrong
     wanted.sum().backward()
     assert torch.allclose(loss.total, wanted.sum(), rtol=1e-5)
     assert loss.metrics["margin"].item() == pytest.approx(0.3 * d.sum().item(), abs=1e-4)
@@ -143,10 +143,16 @@ def test_losses_equal_those_of_trl() -> None:
     lengths = torch.tensor([[5.0, 5.0], [3.0, 3.0], [5.0, 5.0]], dtype=torch.float64)
     toy = PreferenceCorpus("toy", "", "", Bytes(), Samples(), {})
     for objective, wanted in (
-        (DPO(toy, 0.1), 0.713717184), (DPO(toy, 0.5), 1.057383040), (CDPO(toy, 0.1, 0.1), 0.712752989),
-        (IPO(toy, 0.1), 26.586803100),
+        (DPO(toy, 0.1), 0.713717184), (DPO(toy, 0.5), 1.057383040), (DPO(toy, 0.1, noise=0.1), 0.712752989),
+        (DPO(toy, 0.1, loss="ipo"), 26.586803100),
     ):  # fmt: skip
         assert objective.preference(ratios, lengths).mean().item() == pytest.approx(wanted, abs=1e-7)
+
+
+def test_a_squared_loss_is_not_in_nats() -> None:
+    toy = PreferenceCorpus("toy", "", "", Bytes(), Samples(), {})
+    units = [DPO(toy, loss=name).metrics["loss"].unit for name in ("sigmoid", "ipo")]
+    assert units == ["nats per pair", "per pair"]
 
 
 def test_any_split_into_micro_batches_gives_the_same_sum(corpus, tmp_path) -> None:

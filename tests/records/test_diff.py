@@ -24,7 +24,7 @@ def write(folder, *, loss=2.6, rows=ROWS, seed=0, threads=None, **summary):
         "trainer": {"threads": threads, "precision": 32},
         "name": folder.name,
     }
-    stage = {"metrics": {"val/docs/loss": loss, "latency/prefill": loss}}
+    stage = {"metrics": {"val/docs/loss": loss, "eval/latency/random/prefill": loss}}
     summary = {"inputs": {"data/docs": "aa"}, "versions": {"torch": "2.10"}, "commit": "abc", "dirty": False, **summary}
     return fake_run(folder, [stage], config=config, rows=rows, seed=seed, **summary)
 

@@ -31,7 +31,8 @@ DAMAGED_JSON = {
 DAMAGED_YAML = {
     "aliases": ALIASES.encode(), "deep": b"[" * 10_000 + b"]" * 10_000, "nul": b"a: 1\n" + b"\0" * 100,
     "utf8": b"a: \xff", "code": b"a: !!python/object/apply:os.system ['true']", "cut": b"a: [1, 2",
-    "huge": b"a: " + b"x" * MAX_YAML_BYTES,
+    "huge": b"a: " + b"x" * MAX_YAML_BYTES, "tag": b"a: !!binary eA==", "documents": b"a: 1\n---\na: 2\n",
+    "list as a key": b"? [1]\n: 2\n", "merge": b"<<: {a: 1}",
 }  # fmt: skip
 
 
@@ -85,6 +86,29 @@ def test_a_value_that_occurs_twice_is_written_twice(tmp_path):
     write_yaml(tmp_path / "a.yaml", {"first": shared, "second": shared})
     assert read_yaml(tmp_path / "a.yaml") == {"first": shared, "second": shared}
     assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == {"first": shared, "second": shared}
+
+
+PLAIN = [
+    "1", "-0x1f", "1_000", "0o7", "017", "1.5", "1e3", "1.0e+3", ".inf", ".nan", "yes", "Off", "~", "null", "",
+    "2026-11-30", "=", "[]",
+]  # fmt: skip
+TEXTS = [
+    *(f"a: {value}" for value in PLAIN), *(f"a: '{value}'" for value in PLAIN), "", "# nothing", "5", "a: b: c",
+    "- 1\n- a: [x, 'y']\n  b: |\n    two\n    lines\n", "a: 1\nb:\n- c:\n  - d\n  e: {}\na: 2",
+    "1: x\n2.5: y\ntrue: z\n~: w",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_values_are_those_of_the_reference_loader(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    try:
+        expected = yaml.safe_load(text)
+    except yaml.YAMLError:
+        with pytest.raises(DamagedFile, match=r"a\.yaml"):
+            read_yaml(tmp_path / "a.yaml")
+    else:
+        assert repr(read_yaml(tmp_path / "a.yaml")) == repr(expected)  # types too, and nan
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -65,7 +65,6 @@ ALLOWED = {
         records/arrays.py np.load
         records/arrays.py np.save
         records/arrays.py zipfile.ZipFile
-        records/config_index.py sqlite3.connect
         records/files.py os.replace
         records/locks.py tempfile.mkdtemp
         runs/completion.py AutoTokenizer.from_pretrained

@@ -56,7 +56,7 @@ def test_the_default_rate_depends_on_width_start_adapter_and_objective(completed
         ([*imported, "adapter=lora"], 5.5e-3),
         ([*imported, "adapter=dora"], 5.5e-3),
         ([*imported, "adapter=freeze"], 5.5e-4),
-        ([*imported, "objective=ipo", "data=preference", "data.path=x"], 5.5e-5),
+        ([*imported, "objective=dpo", "objective.loss=ipo", "data=preference", "data.path=x"], 5.5e-5),
         ([*imported, "adapter=lora", "objective=kto", "data=unpaired", "data.path=x"], 5.5e-4),
         ([*imported, "objective=reward", "data=preference", "data.path=x"], 5.5e-4),
         (["objective=dpo", "data=preference", "data.path=x"], 2e-3),

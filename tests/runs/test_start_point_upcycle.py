@@ -8,7 +8,7 @@ import torch
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU
-from kleiber.nn.moe import dropping_moe, interleaved_moe
+from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.patterns import layer_pattern
 from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
@@ -30,9 +30,9 @@ def dense() -> Transformer:
     return model
 
 
-def mixture(factory=interleaved_moe, **options) -> Transformer:
+def mixture(**options) -> Transformer:
     torch.manual_seed(1)
-    return Transformer(50, **SIZES, mlp=partial(factory, **{"num_experts": 4, "hidden": HIDDEN} | options))
+    return Transformer(50, **SIZES, mlp=partial(interleaved_moe, **{"num_experts": 4, "hidden": HIDDEN} | options))
 
 
 def logits(model: Transformer) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_noise_and_reset_tell_experts_apart_and_change_the_function_a_little(opt
     [
         (partial(mixture, router=Switch), "topk"), (partial(mixture, router=Sinkhorn), "topk"),
         (partial(mixture, num_shared=1), "num_shared=0"), (partial(mixture, hidden=48), "hidden=96"),
-        (partial(mixture, dropping_moe), "dropping"), (partial(mixture, granularity=2), "granularity=1"),
+        (partial(mixture, capacity_factor=1.25), "capacity_factor"), (partial(mixture, granularity=2), "granularity=1"),
         (dense, "model=moe"),
     ],
 )  # fmt: skip

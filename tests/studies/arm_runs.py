@@ -4,6 +4,8 @@ import math
 
 from fake_run import fake_run
 
+from kleiber.studies.compare.costs import LATENCY
+
 LRS = [0.005, 0.01, 0.02, 0.04, 0.08]
 
 
@@ -43,10 +45,10 @@ def write(
 
 
 def served(rate: float) -> dict[str, float]:
-    """What callbacks=latency tells of a model that decodes at this rate: eight rows at once take no longer than one."""
+    """The scores of evals=[latency] of a model that decodes at this rate; eight rows take no longer than one."""
     row = {"prefill_tokens_per_s": 10 * rate, "decode_tokens_per_s": rate, "decode_p50_ms": 1e3 / rate,
            "decode_p95_ms": 2e3 / rate, "memory_bytes": 4e6}  # fmt: skip
     eight = {**row, "prefill_tokens_per_s": 20 * rate, "decode_tokens_per_s": 8 * rate, "memory_bytes": 5e6}
     return {
-        f"latency/{name}/{rows}": value for rows, by_code in ((1, row), (8, eight)) for name, value in by_code.items()
+        f"{LATENCY}{name}/{rows}": value for rows, by_code in ((1, row), (8, eight)) for name, value in by_code.items()
     }

@@ -21,7 +21,7 @@ def runs(tmp_path_factory):
             for seed in range(2):
                 loss = 2.0 + slope * np.log2(context / 32) + 0.001 * seed
                 metrics = {"val/builtin/docs/loss": loss, "val/recall/loss": loss - 1.0}
-                metrics |= {f"val/builtin/docs/position/{at}": loss + 1 / at for at in (32, context)}
+                metrics |= {f"eval/perplexity/builtin/docs/position/{at}": loss + 1 / at for at in (32, context)}
                 model = {"context": context, "attention": {"_target_": f"kleiber.nn.{kind}"}}
                 plant(folder, f"{kind}{context}", metrics, seed, model=model)
     return read_runs(folder)

@@ -95,7 +95,7 @@ STUDIES = {
         decision="not tested",
     ),
     "context": Expected(
-        ["model.context=32,64", "data=recall", "batch.tokens=256", "callbacks.positions.tokens=2048", "model.width=32"],
+        ["model.context=32,64", "data=recall", "batch.tokens=256", "eval.tokens=2048", "model.width=32"],
         6,
         "",
     ),

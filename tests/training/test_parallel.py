@@ -1,4 +1,4 @@
-"""Ranks that divide a model give the losses, norms, scores and weights of one process, in fp64."""
+"""Ranks that divide experts give the losses, norms, scores and weights of one process, in fp64."""
 
 import itertools
 import json
@@ -11,14 +11,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from shared_ranks import train_in_ranks
 from small_run import TINY
-from torch.distributed.tensor import Shard, init_device_mesh
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from training.test_fsdp import assert_same
 from training.test_trainer_ddp import rows as all_rows
 
 from kleiber.launch.main import main
-from kleiber.training.parallel import ExpertParallel, ExpertStrategy, TensorParallel, TensorStrategy, divide
+from kleiber.training.parallel import ExpertParallel, ExpertStrategy, divide
 
 OPTIONS = [
     "trainer.precision=64", "model.depth=2", "model.context=64", "data.max_bytes=20000", "budget.steps=4",
@@ -37,32 +36,16 @@ MIXTURES = {
         "batch.micro=4",
     ],
     "expert_choice": [*MOE, "model/router=expert_choice", "model.mlp.router.acknowledge_leak=true", "optimizer=lion"],
-    "dropping": [
+    "capacity": [
         *MOE,
-        "model/mlp=dropping",
+        "model.mlp.capacity_factor=1.25",
         "model.mlp.every=2",
         "trainer.checkpoint_activations=true",
         "adapter=freeze",
         "adapter.freeze=[experts]",
     ],
 }
-
-DENSE = {
-    "gpt": [*AVERAGED, "model.num_heads=4", "optimizer.weight_decay=0.1"],
-    "options": [
-        "model.dropout=0.2", "model/mlp=relu2", "model/attention=window", "model.attention.window=9",
-        "model.attention.value_residual=true", "optimizer=lion", "trainer.checkpoint_activations=true",
-    ],
-    "masked": [
-        "model=bert", "objective=mlm", "model/mlp=gelu", "model.tied=false", "adapter=freeze",
-        "adapter.freeze=[attention]",
-    ],
-    "future": [
-        "model.num_heads=4", "model.num_kv_heads=2", "model.future=1", "model.positions=learned", "model.norm=sandwich",
-    ],
-}  # fmt: skip
-CASES = MIXTURES | DENSE
-RESUMED = ("topk", "gpt")
+RESUMED = ("topk",)
 
 
 def train_all(root: Path) -> dict[str, dict[str, Path]]:
@@ -73,9 +56,8 @@ def train_all(root: Path) -> dict[str, dict[str, Path]]:
         return next((root / name).glob("*/*"))
 
     rows_of_two = {"lossfree": ["batch.micro=8"]}
-    alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in CASES.items()}
+    alone = {name: train(name, *case, *rows_of_two.get(name, ())) for name, case in MIXTURES.items()}
     runs = {name: ["trainer=expert", *OPTIONS, *case] for name, case in MIXTURES.items()}
-    runs |= {name: ["trainer=tensor", *OPTIONS, *case] for name, case in DENSE.items()}
     onward = {name: killed(alone[name], root / f"onward-{name}/run") for name in RESUMED}
     resumed = [[*runs[name], f"resume={folder}"] for name, folder in onward.items()]
     folders, codes = train_in_ranks(root / "pair", 2, [*runs.values(), *resumed])
@@ -86,7 +68,7 @@ def train_all(root: Path) -> dict[str, dict[str, Path]]:
     assert train_in_ranks(root / "four", 4, resumed) == (list(four.values()), [0] * len(four))
     back = {name: killed(pair[name], root / f"back-{name}/run") for name in RESUMED}
     for name, folder in back.items():
-        train(f"back-{name}", *CASES[name], f"resume={folder}")
+        train(f"back-{name}", *MIXTURES[name], f"resume={folder}")
     return {"alone": alone, "pair": pair, "onward": onward, "back": back, "four": four}
 
 
@@ -114,30 +96,20 @@ def last(folder: Path, name: str = "checkpoints") -> dict:
     return load_file(max(folder.glob(f"stages/main/{name}/step-????????")) / "model.safetensors")
 
 
-@pytest.mark.parametrize(("placement", "rows"), [(Shard(0), [4, 5]), (_StridedShard(0, split_factor=2), [2, 6])])
-def test_a_rank_keeps_its_own_share_and_no_memory_of_the_others(placement, rows):
-    """Of two fused matrices of four rows each, the third of four ranks has the third row of both."""
+def test_a_rank_keeps_its_own_share_and_no_memory_of_the_others():
     dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
     try:
         whole, mesh = torch.nn.Parameter(torch.randn(8, 3)), init_device_mesh("cpu", (4,))
-        share = divide(whole, mesh, placement)
-        assert share.shape == whole.shape and torch.equal(share.to_local(), whole[rows])
+        share = divide(whole, mesh)
+        assert share.shape == whole.shape and torch.equal(share.to_local(), whole[4:6])
         assert share.to_local().untyped_storage().nbytes() == 2 * 3 * 4
     finally:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("trainer", "strategy"), [(ExpertParallel, ExpertStrategy), (TensorParallel, TensorStrategy)])
-def test_one_device_has_the_whole_model_and_no_other_rank(trainer, strategy):
-    assert trainer(devices=1).strategy() == "auto"
-    assert isinstance(trainer(devices=2).strategy(), strategy)
-
-
-def test_ranks_that_divide_every_block_train_on_the_same_rows(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    ours, theirs = TensorParallel(devices=2), ExpertParallel(devices=2)
-    assert ours.data_share == (0, 1) and theirs.data_share == (ours.rank, ours.world_size) == (1, 2)
+def test_one_device_has_the_whole_model_and_no_other_rank():
+    assert ExpertParallel(devices=1).strategy() == "auto"
+    assert isinstance(ExpertParallel(devices=2).strategy(), ExpertStrategy)
 
 
 @pytest.mark.slow
@@ -146,11 +118,11 @@ def test_a_divided_model_gives_the_numbers_of_one_process_and_ranks_go_on_from_e
 ):
     """One test, since the ranks start once for all runs."""
     trained = train_all(tmp_path)
-    for name in CASES:
+    for name in MIXTURES:
         with subtests.test(name):
             alone, pair = trained["alone"][name], trained["pair"][name]
             assert_same_numbers(alone, pair)
-            if AVERAGED[0] in CASES[name]:
+            if AVERAGED[0] in MIXTURES[name]:
                 assert_same(last(alone, "ema"), last(pair, "ema"))
     for way, name in itertools.product(("onward", "back", "four"), RESUMED):
         with subtests.test(f"{name} {way}"):

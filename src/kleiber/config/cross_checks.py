@@ -112,8 +112,7 @@ def _check_task_name(data: Config) -> None:
 
 def _check_batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
-    shares_rows = config["trainer"]["_target_"] == "kleiber.training.TensorParallel"
-    devices = 1 if shares_rows else argument(config["trainer"], "devices") or 1
+    devices = argument(config["trainer"], "devices") or 1
     if context is None:
         return
     if tokens % context:
@@ -155,17 +154,6 @@ def _check_next_token(config: Config) -> None:
         raise ConfigError(
             f"objective={name} predicts the next token, which a model with model.causal=false can read: "
             "set objective=mlm or model=gpt"
-        )
-    nodes = list((config["callbacks"] or {}).values())
-    for kind in ("Positions", "Latency"):
-        if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
-            raise ConfigError(
-                f"callbacks={kind.lower()} needs a causal model, and model.causal=false: remove one of them"
-            )
-    if not needs_causal and any(_is(node, "Positions") for node in nodes):
-        raise ConfigError(
-            f"callbacks=positions scores the prediction of next tokens, which objective={name} does not train: remove "
-            "it, or set objective=clm"
         )
 
 

@@ -15,7 +15,7 @@ from kleiber.types import Config, Json
 
 FULL, WINDOW = "kleiber.nn.FullAttention", "kleiber.nn.WindowAttention"
 LATENT, DELTA, NONE = "kleiber.nn.LatentAttention", "kleiber.nn.GatedDeltaNet", "kleiber.nn.NoMixing"
-MOE, DROPPING = "kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe"
+MOE = "kleiber.nn.interleaved_moe"
 SHARED = ("num_heads", "num_kv_heads", "qk_norm", "rope_theta", "positions")  # keys of model and of model.attention
 REFUSED = {  # options that a kind of attention does not have, and why
     LATENT: (("num_kv_heads", "qk_norm", "value_residual"), "latent has one normalized latent vector for all heads"),
@@ -184,7 +184,7 @@ def _check_experts(model: Config) -> None:
     router = mlp.get("router")
     if isinstance(router, Mapping) and "acknowledge_leak" in signature(str(router["_target_"])).parameters:
         _check_leak(model, router)
-    if mlp["_target_"] in (MOE, DROPPING):
+    if mlp["_target_"] == MOE:
         _check_router(mlp, router if isinstance(router, Mapping) else {"_target_": "kleiber.nn.routers.TopK"})
         _check_sparse_layers(mlp, argument(model, "depth"))
 
@@ -210,10 +210,11 @@ def _check_router(mlp: Config, router: Config) -> None:
             f"model.mlp.k=1 leaves the router {name} without a gradient, since its weight is always 1: set "
             "model/router=switch, or model.mlp.k=2"
         )
-    if mlp["_target_"] == DROPPING and not by_logits:
+    capacity = argument(mlp, "capacity_factor")
+    if capacity is not None and not by_logits:
         raise ConfigError(
-            f"model/mlp=dropping needs a learned router in which tokens choose experts, and {name} is not one: set "
-            "model/mlp=moe"
+            f"model.mlp.capacity_factor={capacity:g} needs a learned router in which tokens choose experts, and {name} "
+            "is not one: remove it, or set model/router=topk"
         )
     if target == "kleiber.nn.routers.GroupLimited":
         check_groups(argument(router, "groups"), argument(router, "limit"), experts, k)

@@ -19,8 +19,8 @@ from kleiber.config.stages import quantity, stage_configs
 from kleiber.config.targets import argument, class_attribute
 from kleiber.types import Config
 
-EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
-MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", *EXPERTS)
+MOE = "kleiber.nn.interleaved_moe"
+MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.ReLU2", MOE)
 NATIVE = "kleiber.models.Transformer"
 RECURRENT = "kleiber.models.LSTM"
 WRAPPED = "kleiber.models.HFModel"
@@ -153,8 +153,8 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
         count = 2 * width * int(node.get("hidden") or 4 * width)
         return count, count, count
     is_dense = layer < int(node.get("dense_first") or 0) or (layer + 1) % int(node.get("every") or 1)
-    if kind not in EXPERTS or is_dense:
-        hidden = int(node.get("hidden") or gated) if kind not in EXPERTS else gated
+    if kind != MOE or is_dense:
+        hidden = int(node.get("hidden") or gated) if kind != MOE else gated
         return 3 * width * hidden, 3 * width * hidden, 3 * width * hidden
     parts = int(node.get("granularity") or 1)
     defaults = (("num_experts", 8), ("k", 2), ("num_shared", 0))

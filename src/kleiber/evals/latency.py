@@ -41,7 +41,6 @@ class Latency(Evaluation):
     metrics = METRICS
     data_labels: ClassVar[Mapping[str, str]] = {"random": "random tokens"}
     reads_data = False
-    during = False
 
     def __init__(self, batches: Annotated[Sequence[Count], MinLen(1)] = (1, 8, 64)) -> None:
         self.batches = batches

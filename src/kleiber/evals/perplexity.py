@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from kleiber.config.labels import data_label
 from kleiber.data.batches import evaluation_batches
@@ -30,7 +29,6 @@ from kleiber.evals.text_loss import (
     text_losses,
     training_parts,
 )
-from kleiber.nn.loss import log_probs, target_weights
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.records.progress import activity
 from kleiber.types import Count, Json
@@ -86,16 +84,20 @@ class Perplexity(Evaluation):
     data    names or paths of data sets; null: those of the command or of the run
     stride  distance of overlapping windows in tokens; every target has at least model.context - stride tokens before
             it. null: windows that do not overlap, in which targets have half a context before them on average
+    positions  whether the loss by position is among the scores, and not only in the figure
     """
 
     metrics: ClassVar[Metrics] = {
         "loss": Metric("loss", "lower", "nats per token"),
         **BITS_PER_BYTE,
         "gap": Metric("training loss less validation loss", "none", "nats per token"),
+        "position/{end}": Metric("loss up to position {end}", "lower", "nats per token"),
     }
 
-    def __init__(self, data: Sequence[DataPath] | None = None, stride: Count | None = None) -> None:
-        self.data, self.stride = data, stride
+    def __init__(
+        self, data: Sequence[DataPath] | None = None, stride: Count | None = None, positions: bool = False
+    ) -> None:
+        self.data, self.stride, self.positions = data, stride, positions
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a stride that the model cannot have."""
@@ -116,8 +118,10 @@ class Perplexity(Evaluation):
         bits_per_byte  where it has a meaning
         gap            loss on as many tokens of the training text that the run has read less the validation loss: far
                        below 0 where the model knows it by heart; of the data of a run alone, without `stride`
+        position/<t>   with `positions`: of the targets beyond position t/2 up to t, for next-token prediction without
+                       `stride`
 
-        The details have the loss by position (see `bin_by_position`) for next-token prediction without `stride`.
+        The details have the loss by position (see `bin_by_position`) in any case.
         """
         scores: dict[str, Scores] = {}
         positions: dict[str, dict[int, float]] = {}
@@ -134,6 +138,9 @@ class Perplexity(Evaluation):
                 scores[domain]["gap"] = training_gap(subject, parts[domain], objective, losses, f"training of {domain}")
             if self.stride is None and len(losses.counts):
                 positions[domain] = bin_by_position(losses.by_position.tolist(), losses.counts.tolist())
+            if self.positions:
+                by_position = positions.get(domain, {})
+                scores[domain] |= {f"position/{end}": Score(loss) for end, loss in by_position.items()}
         return Results(scores, {"positions": positions})
 
     def _losses(self, subject: Subject, domain: str, held_out: HeldOut, objective: Objective) -> TextLosses:
@@ -240,31 +247,6 @@ def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime:
     if size is not None:
         scores["bits_per_byte"] = Score(bits_per_byte(loss, size), n=targets)
     return scores | {name: Score(value, n=len(held_out)) for name, value in scorer.compute().items()}
-
-
-@torch.no_grad()
-def loss_by_position(model: Model, batches: Iterable[Batch], device: torch.device) -> tuple[list[float], list[float]]:
-    """Sums over all batches of -log p(x_t | x_<t) in nats, and of weights, by position t = 1, 2, ...
-
-    A target at position t has t tokens before it in its row.
-    """
-    was_training = model.training
-    model.eval()
-    losses, counts = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
-    try:
-        for batch in batches:
-            batch = batch.to(device)
-            inputs = batch.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)
-            batch_losses = -log_probs(model(inputs).hidden, model.head, batch.tokens[:, 1:]).double().cpu()
-            weights = target_weights(batch)
-            weights = torch.ones_like(batch_losses) if weights is None else weights.double().cpu()
-            new_positions = max(0, batch_losses.shape[1] - len(losses))
-            losses, counts = (F.pad(sums, (0, new_positions)) for sums in (losses, counts))
-            losses += (batch_losses * weights).sum(0)
-            counts += weights.sum(0)
-    finally:
-        model.train(was_training)
-    return losses.tolist(), counts.tolist()
 
 
 def bin_by_position(losses: list[float], counts: list[float]) -> dict[int, float]:

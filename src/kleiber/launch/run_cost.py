@@ -214,11 +214,9 @@ def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> 
     short["trainer"]["max_steps"] = min(steps, short["trainer"].get("max_steps") or steps)
     devices = short["trainer"].get("devices", 1)
     if devices > 1:
-        shares_rows = short["trainer"]["_target_"] == "kleiber.training.TensorParallel"
-        unit = devices * short["model"]["context"] if shares_rows else 1  # devices that share rows need not divide them
         local = {key: value for key, value in short["trainer"].items() if key in Local.__dataclass_fields__}
         short["trainer"] = {**local, "_target_": "kleiber.training.Local", "devices": 1}
-        short["batch"]["tokens"] = max(1, round(quantity(short["batch"]["tokens"])) // unit) * unit // devices
+        short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED_TOKENS if tokens is None else min(EVALUATED_TOKENS, round(quantity(tokens)))
     short["callbacks"] |= {"progress": None, "throughput": {"_target_": "kleiber.launch.CoreClock"}}

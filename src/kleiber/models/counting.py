@@ -114,7 +114,7 @@ def executed_flops(model: Model, time: int, recomputed: bool = False, read: Coll
     recomputed  blocks are computed again in the backward pass (trainer.checkpoint_activations)
 
     Rows are assumed to hold one document without padding, and experts to drop no token. Packed documents and padding
-    need a mask, with which the device computes all pairs; tokens that `model/mlp=dropping` drops are not computed.
+    need a mask, with which the device computes all pairs. Tokens that exceed an expert's capacity are not computed.
     """
     if isinstance(model, HFModel):
         return training_flops(model, time, read) + recomputed * model.forward_flops(time, read)

@@ -18,7 +18,6 @@ EXPORTS = {
     "GELU": "mlp",
     "ReLU2": "mlp",
     "SwiGLU": "mlp",
-    "dropping_moe": "moe",
     "interleaved_moe": "moe",
     "load_balance_loss": "moe",
     "MuP": "mup",

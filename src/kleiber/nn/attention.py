@@ -147,8 +147,7 @@ class FullAttention(Attention):
         """
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_dim)
-        ranks = (self.num_heads + 2 * self.num_kv_heads) // qkv.shape[2]  # that the heads are divided over
-        q, k, v = qkv.split([heads // ranks for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)], 2)
+        q, k, v = qkv.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:

@@ -112,6 +112,8 @@ class MoE(MLP):
     granularity  parts that each expert is cut into, at equal FLOPs and parameters (Krajewski et al. 2024,
                  arXiv:2402.07871)
     backend      grouped, loop or dense: see `kleiber.nn.dispatch`
+    capacity_factor  in training, an expert takes at most ceil(capacity_factor k context / experts) tokens of each
+                 sequence (`admit`); null: all tokens
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class MoE(MLP):
         z: NonNegative = 1e-3,
         granularity: ChosenExperts = 1,
         backend: Backend = "grouped",
+        capacity_factor: Positive | None = None,
     ) -> None:
         super().__init__()
         self.hidden = expert_sizes(site.width, k, num_shared, granularity, hidden)
@@ -136,6 +139,14 @@ class MoE(MLP):
                 "model.mlp.balance.coefficient=0 turns the balance loss off: some experts may stop receiving tokens",
                 stacklevel=2,
             )
+        self.capacity: int | None = None
+        if capacity_factor is not None:
+            if not isinstance(self.router, TokenChoice):
+                raise ValueError(
+                    f"model.mlp.capacity_factor={capacity_factor:g} needs a learned router in which tokens choose "
+                    f"experts, and {type(self.router).__name__} is not one: remove it"
+                )
+            self.capacity = -int(-capacity_factor * self.k * site.context // self.num_experts)
         self.experts = Experts(site, self.num_experts, self.hidden, self.k, backend)
         self.shared = SwiGLU(site, num_shared * granularity * self.hidden) if num_shared else None
 
@@ -155,8 +166,23 @@ class MoE(MLP):
         return y, self._aux(routing, served, x.shape[:2], real)
 
     def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
-        """The routing with `kept` False for dropped assignments. Here none are; see `Dropping`."""
-        return routing
+        """The routing with `kept` False for the assignments beyond the capacity of an expert; all in evaluation.
+
+        Tokens are served in the order of the text, so that a drop depends neither on later tokens nor on other
+        sequences. A token that is dropped by all its experts only passes through the residual stream. In evaluation no
+        token is dropped, because a model that generates token by token does not know the earlier assignments. Switch
+        (Fedus et al. 2021, arXiv:2101.03961, section 2.2) counts over a device's whole batch instead.
+        """
+        if self.capacity is None or not self.training:
+            return routing
+        assert routing.kept is None, "routers in which experts choose tokens limit their capacity themselves"
+        chosen = routing.experts.view(shape[0], -1)
+        requests = torch.zeros(*chosen.shape, self.num_experts, dtype=torch.int32, device=chosen.device)
+        requests.scatter_(2, chosen.unsqueeze(-1), 1)
+        if real is not None:
+            requests *= real.repeat_interleave(routing.experts.shape[1], 1).unsqueeze(-1)
+        place = requests.cumsum(1).gather(2, chosen.unsqueeze(-1)).squeeze(-1)
+        return replace(routing, kept=(place <= self.capacity).view_as(routing.experts))
 
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
         self.router.rebalance(load)
@@ -181,51 +207,6 @@ class MoE(MLP):
         return aux
 
 
-class Dropping(MoE):
-    """A mixture whose experts take at most ceil(capacity_factor k context / experts) tokens of each sequence.
-
-    Tokens are served in the order of the text, so that a drop depends neither on later tokens nor on other sequences. A
-    token that is dropped by all its experts only passes through the residual stream. In evaluation no token is dropped,
-    because a model that generates token by token does not know the earlier assignments. Switch (Fedus et al. 2021,
-    arXiv:2101.03961, section 2.2) counts over a device's whole batch instead.
-    """
-
-    def __init__(
-        self,
-        site: Site,
-        num_experts: NumExperts = 8,
-        k: ChosenExperts = 2,
-        num_shared: SharedExperts = 0,
-        hidden: Width | None = None,
-        router: Callable[..., Router] = TopK,
-        balance: Balance = PerSequence(),
-        z: NonNegative = 1e-3,
-        granularity: ChosenExperts = 1,
-        backend: Backend = "grouped",
-        capacity_factor: Positive = 1.25,
-    ) -> None:
-        super().__init__(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
-        if not isinstance(self.router, TokenChoice):
-            raise ValueError(
-                f"model/mlp=dropping needs a learned router in which tokens choose experts, and "
-                f"{type(self.router).__name__} is not one: use model/mlp=moe"
-            )
-        self.capacity = -int(-capacity_factor * self.k * site.context // self.num_experts)
-
-    def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
-        """The routing with `kept` False for the assignments beyond the capacity of an expert; all in evaluation."""
-        if not self.training:
-            return routing
-        assert routing.kept is None, "routers in which experts choose tokens limit their capacity themselves"
-        chosen = routing.experts.view(shape[0], -1)
-        requests = torch.zeros(*chosen.shape, self.num_experts, dtype=torch.int32, device=chosen.device)
-        requests.scatter_(2, chosen.unsqueeze(-1), 1)
-        if real is not None:
-            requests *= real.repeat_interleave(routing.experts.shape[1], 1).unsqueeze(-1)
-        place = requests.cumsum(1).gather(2, chosen.unsqueeze(-1)).squeeze(-1)
-        return replace(routing, kept=(place <= self.capacity).view_as(routing.experts))
-
-
 def sum_real(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""]:
     """The sum of the values of real tokens."""
     return values.sum() if real is None else (values * real.flatten()).sum()
@@ -244,6 +225,7 @@ def interleaved_moe(
     granularity: ChosenExperts = 1,
     backend: Backend = "grouped",
     dense_first: Natural = 0,
+    capacity_factor: Positive | None = None,
 ) -> MoE | SwiGLU:
     """Builds the MLP of one layer: a mixture of experts in layers every, 2 every, ... counted from 1, else SwiGLU.
 
@@ -255,28 +237,7 @@ def interleaved_moe(
     """
     if is_dense(site, every, dense_first):
         return SwiGLU(site)
-    return MoE(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
-
-
-def dropping_moe(
-    site: Site,
-    num_experts: NumExperts = 8,
-    k: ChosenExperts = 2,
-    num_shared: SharedExperts = 0,
-    every: Depth = 1,
-    hidden: Width | None = None,
-    router: Callable[..., Router] = TopK,
-    balance: Balance = PerSequence(),
-    z: NonNegative = 1e-3,
-    granularity: ChosenExperts = 1,
-    backend: Backend = "grouped",
-    dense_first: Natural = 0,
-    capacity_factor: Positive = 1.25,
-) -> MoE | SwiGLU:
-    """As `interleaved_moe`, with experts that drop tokens beyond their capacity."""
-    if is_dense(site, every, dense_first):
-        return SwiGLU(site)
-    return Dropping(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend, capacity_factor)
+    return MoE(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend, capacity_factor)
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:

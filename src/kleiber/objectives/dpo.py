@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from types import MappingProxyType
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -40,39 +41,53 @@ ROWS = 16  # pairs that the reference scores at once
 
 
 class DPO(Objective):
-    """-log sigmoid(beta d), d = log pi(c)/ref(c) - log pi(r)/ref(r) for answers c preferred to r, summed over pairs.
+    """A loss of d = log pi(c)/ref(c) - log pi(r)/ref(r) for answers c preferred to r, summed over pairs.
 
-    Every pair has weight 1. Log-probabilities are sums over the answer's tokens, the end of text included. The loss
-    begins at ln 2. Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
+    Every pair has weight 1. Log-probabilities are sums over the answer's tokens, the end of text included.
 
     beta       strength of the pull towards the reference
     reference  "start": every pair is scored before training. "adapter_off": the model without its low-rank updates
                scores the training pairs at each step, which costs a forward pass; held-out pairs are scored before
                training
+    loss       "sigmoid": -log sigmoid(beta d), which begins at ln 2 (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
+               "ipo": (d - 1 / (2 beta))^2, which pulls d to a finite margin (Azar et al. 2023, arXiv:2310.12036,
+               eq. 17). There log-ratios are sums over an answer's tokens, and here their means, as in other libraries,
+               so that the loss does not grow with the length of answers
+    noise      probability that a preference is wrong: (1 - noise) loss(d) + noise loss(-d), whose minimum is at a
+               finite margin (conservative DPO: Mitchell 2023, "A note on DPO with noisy preferences")
     """
 
     trains_answers = True
     metric = "accuracy"
-    metrics: ClassVar[Metrics] = {
-        "loss": Metric("loss", "lower", "nats per pair"),
-        "accuracy": Metric("accuracy of preferences", "higher"),
-        "reward_accuracy": Metric("reward accuracy", "higher"),
-        "longer_accuracy": Metric("accuracy of choosing the longer answer", "none"),
-        "margin": Metric("reward margin", "higher"),
-    }
+    metrics: Metrics = MappingProxyType(
+        {
+            "loss": Metric("loss", "lower", "nats per pair"),
+            "accuracy": Metric("accuracy of preferences", "higher"),
+            "reward_accuracy": Metric("reward accuracy", "higher"),
+            "longer_accuracy": Metric("accuracy of choosing the longer answer", "none"),
+            "margin": Metric("reward margin", "higher"),
+        }
+    )
     learning_rate_factor = 0.1
     default_epochs = 3.0
     compares_answers = True
     needs_causal = True
 
     def __init__(
-        self, corpus: Corpus, beta: Positive = 0.1, reference: Literal["start", "adapter_off"] = "start"
+        self,
+        corpus: Corpus,
+        beta: Positive = 0.1,
+        reference: Literal["start", "adapter_off"] = "start",
+        loss: Literal["sigmoid", "ipo"] = "sigmoid",
+        noise: Annotated[float, Ge(0), Lt(0.5)] = 0.0,
     ) -> None:
         if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
                 f"objective=dpo needs pairs of answers, and data={corpus.name} has none: set data=preference"
             )
-        self.beta, self.adapter_off = beta, reference == "adapter_off"
+        self.beta, self.adapter_off, self.loss, self.noise = beta, reference == "adapter_off", loss, noise
+        if loss == "ipo":
+            self.metrics = {**self.metrics, "loss": Metric("loss", "lower", "per pair")}
         self._steps, self._checked = 0, False
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
@@ -81,6 +96,14 @@ class DPO(Objective):
         ratios   log pi/ref of the chosen and of the rejected answer, in nats
         lengths  of both answers, in tokens
         """
+        loss = self._loss(ratios, lengths)
+        return (1 - self.noise) * loss + self.noise * self._loss(-ratios, lengths) if self.noise else loss
+
+    def _loss(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        """`preference` without noise."""
+        if self.loss == "ipo":
+            means = ratios / lengths
+            return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
         return -F.logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1]))
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
@@ -157,41 +180,6 @@ class DPO(Objective):
                 PATIENCE,
                 float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
             )
-
-
-class CDPO(DPO):
-    """DPO where a preference is wrong with probability `noise`: (1 - noise) loss(d) + noise loss(-d).
-
-    The minimum of the loss is at a finite margin. Mitchell 2023, "A note on DPO with noisy preferences".
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        beta: Positive = 0.1,
-        noise: Annotated[float, Ge(0), Lt(0.5)] = 0.1,
-        reference: Literal["start", "adapter_off"] = "start",
-    ) -> None:
-        super().__init__(corpus, beta, reference)
-        self.noise = noise
-
-    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
-        loss, swapped_loss = super().preference(ratios, lengths), super().preference(-ratios, lengths)
-        return (1 - self.noise) * loss + self.noise * swapped_loss
-
-
-class IPO(DPO):
-    """(d - 1 / (2 beta))^2, which pulls the margin d to 1 / (2 beta). Azar et al. 2023, arXiv:2310.12036, eq. 17.
-
-    Differs in that log-ratios are means over an answer's tokens, as in other libraries; in the equation they are sums.
-    So the loss does not grow with the length of answers.
-    """
-
-    metrics: ClassVar[Metrics] = {**DPO.metrics, "loss": Metric("loss", "lower", "per pair")}
-
-    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
-        means = ratios / lengths
-        return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
 
 
 class PreferenceScorer(Scorer):

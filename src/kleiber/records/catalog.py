@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict, get_origin, get_type_hints
@@ -20,7 +20,6 @@ from kleiber.config.cost import add_costs
 from kleiber.config.errors import Status, listed
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs, may_replace
-from kleiber.records.config_index import ConfigIndex
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status_of
 from kleiber.records.metrics import LoggedRows, condense
 from kleiber.records.summary_file import check_summary, summary_or_warning
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)  # archived; interrupted runs can still be resumed
 SET_ASIDE = re.compile(r".*-[0-9a-f]{8}\.\d+")  # folder of an earlier run that resume=never has replaced
-MANY = 100  # runs in a folder from which on an index of their configs is kept
+PART = 100  # runs that are archived at once
 TRAINED_HERE = "bpe/"  # prefix of the hash of a tokenizer that was trained for the run
 
 
@@ -76,14 +75,12 @@ class Run:
 
     folder    of the run; of an archived run, the folder beside the archive in which it was trained
     archived  `config` and `rows` of a run that is in runs.jsonl.gz or only planned; None: they are read from the folder
-    index     reads the config of one of many runs; None: it is read from the folder
     """
 
     folder: Path
     status: Status
     summary: Json
     archived: Config | None = None
-    index: ConfigIndex | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -103,9 +100,7 @@ class Run:
     @cached_property
     def config(self) -> Json:
         """The composed config. Raises ConfigError for a folder without one."""
-        if self.archived is not None:
-            return self.archived["config"]
-        return read_config(self.folder) if self.index is None else self.index.read(self.folder)
+        return read_config(self.folder) if self.archived is None else self.archived["config"]
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -240,8 +235,7 @@ def read_runs(place: Path) -> list[Run]:
     if not place.is_dir():
         raise FileNotFoundError(f"{place} does not exist: name a run, or a folder that contains runs")
     homes, archives = find_records(place)
-    index = ConfigIndex(place) if len(homes) > MANY else None
-    runs = {home: read_run(home, index) for home in homes}
+    runs = {home: read_run(home) for home in homes}
     places = {run.identity: home for home, run in runs.items()}
     for file in archives:
         for run in archived_runs(file):
@@ -266,10 +260,10 @@ def find_records(place: Path) -> tuple[list[Path], list[Path]]:
     return homes, archives
 
 
-def read_run(folder: Path, index: ConfigIndex | None = None) -> Run:
+def read_run(folder: Path) -> Run:
     """The run in a folder. A damaged summary.json is read as one that is missing, with a warning."""
     summary = summary_or_warning(folder)
-    return Run(folder, status_of(summary, folder), summary, index=index)
+    return Run(folder, status_of(summary, folder), summary)
 
 
 def find_run(folder: Path) -> Run | None:
@@ -318,8 +312,8 @@ def archive_runs(study: Path) -> None:
     archived = archived_runs(study / archive.NAME)
     by_name, by_id = {run.name: run for run in archived}, {run.identity: run for run in archived}
     folders = [path.parent for path in sorted(study.glob("*/config.yaml")) if not SET_ASIDE.fullmatch(path.parent.name)]
-    for begin in range(0, len(folders), MANY):  # an append reads the whole file, and all rows would fill the memory
-        runs = [read_run(folder) for folder in folders[begin : begin + MANY]]
+    for begin in range(0, len(folders), PART):  # an append reads the whole file, and all rows would fill the memory
+        runs = [read_run(folder) for folder in folders[begin : begin + PART]]
         archived_versions = [by_name.get(run.name) or by_id.get(run.identity) for run in runs]
         changed = [run for run, old in zip(runs, archived_versions, strict=True) if may_replace(old, run)]
         _append(study / archive.NAME, changed)

@@ -18,7 +18,7 @@ from kleiber.records.metrics import read_rows
 from kleiber.types import Config, Json, Row
 
 Pair = tuple[object, object]  # the values of the first and of the second run; None where a run has none
-MEASURED = ("speed/", "latency/")  # beginnings of the names of measured times
+MEASURED = ("speed/", "eval/latency/")  # beginnings of the names of measured times
 EVALUATION = "eval/"  # beginning of the names of scores of evaluations
 NO_VALUE = "-"
 

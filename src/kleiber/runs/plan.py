@@ -123,13 +123,13 @@ def make_plan(
     parameters = count_parameters(model)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
-    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.data_share[1])
+    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, sides), objective.outputs)
     steps = Budget(**cfg.budget).num_steps(
         batch_tokens=step_tokens(corpus.train, rows), active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
     )  # fmt: skip
-    share, node = -(-rows // hardware.data_share[1]), cfg.get("privacy")
+    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
     micro = 0 if model_of else choose_micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,

@@ -154,7 +154,7 @@ def train_stage(tree: Tree, stage: Stage, model: Model, rollbacks: list[Json], l
         with misconfigurations():
             trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         position = start + record.skipped_steps
-        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, hardware.data_share), start)
+        fit(trainer, lit, Batches(samples, plan, cfg.seed, position, (hardware.rank, hardware.world_size)), start)
         trained = trainer.global_step
         if trained == start:
             raise ConfigError("a callback of Lightning ended the training before its first step: remove or change it")

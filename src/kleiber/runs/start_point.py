@@ -21,7 +21,7 @@ from kleiber.config.stages import text_settings
 from kleiber.config.targets import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import Dropping, MoE
+from kleiber.nn.moe import MoE
 from kleiber.nn.patterns import NoMixing
 from kleiber.nn.sharded_model import whole_model
 from kleiber.runs.inherit import locate_stage
@@ -243,9 +243,9 @@ def check_experts(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
         )
     if moe.shared is not None:
         raise ValueError("init=upcycle: shared experts would change the dense output: set model.mlp.num_shared=0")
-    if isinstance(moe, Dropping):
+    if moe.capacity is not None:
         raise ValueError(
-            "init=upcycle: model/mlp=dropping drops tokens that the dense model computes: use model/mlp=moe"
+            "init=upcycle: model.mlp.capacity_factor drops tokens that the dense model computes: remove it"
         )
 
 

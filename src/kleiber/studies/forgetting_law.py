@@ -26,7 +26,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.prediction import decades_outside
-from kleiber.studies.laws.uncertainty import interval
+from kleiber.studies.laws.uncertainty import interval_ends
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint, fine_tunes
 from kleiber.types import Json, Natural, Positive
 from kleiber.types.score import format_interval
@@ -142,9 +142,7 @@ class ForgettingLaw(IntervalStudy):
         best = np.array([[entry["value"] for entry in main["params"].values()]])
         draws, untold = (np.array(main.get(name, ())).reshape(-1, best.shape[1]) for name in ("draws", "untold"))
         answer["value"] = float(critical_fraction(law, inputs, best, self.tolerate)[0])
-        if len(draws):
-            lo, hi = interval(critical_fraction(law, inputs, draws, self.tolerate), self.level)
-            answer |= {"lo": float(lo), "hi": float(hi)}
+        answer |= interval_ends(critical_fraction(law, inputs, draws, self.tolerate), self.level)
         # The check uses F, since a share of 0 does not depend on the parameters.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
         away = "the runs do not determine F at this point, since they do not vary N, D and M independently"

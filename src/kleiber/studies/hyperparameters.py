@@ -22,7 +22,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import without_nonfinite
-from kleiber.studies.laws.uncertainty import interval
+from kleiber.studies.laws.uncertainty import interval_ends
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Json, Natural, Positive, Row
 from kleiber.types.score import format_interval
@@ -111,11 +111,9 @@ class Hyperparameters(IntervalStudy):
         draws = law.named(np.array(fitted["draws"])) if fitted["draws"] else {}
         out: list[Json] = []
         for D in sorted(kept["D"].unique().tolist()):
-            row: Json = {"N": N, "D": D, "critical batch": float(critical_batch(values, D)[0]), "lo": None, "hi": None}
-            if draws:
-                lo, hi = interval(critical_batch(draws, D), self.level)
-                row |= {"lo": float(lo), "hi": float(hi)}
-            out.append({**row, "points": len(kept), "residual rms": fitted["residual_rms"]})
+            row: Json = {"N": N, "D": D, "critical batch": float(critical_batch(values, D)[0])}
+            ends = interval_ends(critical_batch(draws, D) if draws else np.zeros(0), self.level)
+            out.append({**row, **ends, "points": len(kept), "residual rms": fitted["residual_rms"]})
         return out, verdicts
 
 

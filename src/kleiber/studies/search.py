@@ -23,7 +23,7 @@ from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.studies.designs.search import TPE, read_space
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.search_regret import format_total, halving_regret, known_regret, regret_text, selection_regret
-from kleiber.studies.search_trials import Trials, last_loss, read_trials
+from kleiber.studies.search_trials import Trials, as_numbers, last_loss, read_trials
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.studies.tuning_curves import curve, running_best
 from kleiber.types import Json, Positive, Row
@@ -49,9 +49,8 @@ class Search(IntervalStudy):
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Finds the best trial. Raises ValueError without finished trials."""
         trials = read_trials(runs)
-        first = next(iter(trials.searched.values()))
         dependent = any((run.config.get("design") or {}).get("sampler") == TPE for run in runs)
-        losses = list(first.values())
+        losses = list(trials.first.values())
         tuning = running_best(losses) if dependent else curve(losses, self.level)
         means = self.means(trials)
         best = min(means, key=lambda name: means[name].value) if means else None
@@ -107,7 +106,7 @@ class Search(IntervalStudy):
 
         tuning  expected best loss by number of independent trials; None for trials that depend on each other
         """
-        count = len(next(iter(trials.searched.values())))
+        count = len(trials.first)
         if best is None or count < FEWEST:
             return None
         half, whole = (None, None) if tuning is None else (tuning[n - 1]["mean"] for n in (count // 2, count))
@@ -128,7 +127,7 @@ class Search(IntervalStudy):
         if best is None or regret is None:
             text = "no trial has finished with all held-out seeds, so the search decides nothing"
             if best is not None:
-                count = len(next(iter(trials.searched.values())))
+                count = len(trials.first)
                 text = f"the regret of {best} cannot be estimated from {count} trials: it takes {FEWEST} different ones"
             return [{"code": "not_tested", "text": text}]
         text = f"the expected regret of {best} is {format_total(regret)} nats per token: "
@@ -145,7 +144,7 @@ class Search(IntervalStudy):
     def _headline(
         self, trials: Trials, best: str | None, means: Mapping[str, Estimate], regret: Mapping[str, float] | None
     ) -> str:
-        count = len(next(iter(trials.searched.values())))
+        count = len(trials.first)
         if best is None:
             return f"{count} trials were searched, and none has finished with all held-out seeds."
         values = ", ".join(f"{key} = {value}" for key, value in trials.values[best].items())
@@ -244,7 +243,7 @@ def importances(trials: Trials) -> list[Json]:
 
     The share is adjusted for the number of coefficients, and that of a key without an effect is near 0.
     """
-    losses = next(iter(trials.searched.values()))
+    losses = trials.first
     ranks = pd.Series(list(losses.values())).rank().to_numpy(dtype=float)
     rows = []
     for key in next(iter(trials.values.values())):
@@ -262,12 +261,11 @@ def importances(trials: Trials) -> list[Json]:
 
 def columns_of_key(values: Sequence[str]) -> np.ndarray:
     """Returns 1, x and x^2 of the values of a key, x the logarithm of positive ones; of texts, a column for each."""
-    try:
-        x = np.array([float(value) for value in values])
-    except ValueError:
+    numbers = as_numbers(values)
+    if numbers is None:
         names = sorted(set(values))
         return np.array([[float(value == name) for name in names] for value in values])
-    x = np.log(x) if (x > 0).all() else x
+    x = np.log(numbers) if min(numbers) > 0 else np.array(numbers)
     return np.column_stack([np.ones(len(x)), x, x**2])[:, : min(3, len(np.unique(x)))]
 
 

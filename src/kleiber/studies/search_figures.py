@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
@@ -16,12 +15,9 @@ from kleiber.charts.theme import Chart, in_rows, kind_color, log_axis
 from kleiber.studies.compare.labels import VALIDATION_LOSS
 from kleiber.studies.decision import Estimate
 from kleiber.studies.laws.uncertainty import percent
+from kleiber.studies.search_trials import Trials, as_numbers, last_loss
 from kleiber.studies.study import Figures
 from kleiber.types import Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.search_trials import Trials
-
 
 KINDS = ["trial", "finalist", "above the axis"]
 COLORS = ["trial", "", "finalist", *[""] * 5, "above the axis"]  # black, orange, gray
@@ -29,7 +25,7 @@ COLORS = ["trial", "", "finalist", *[""] * 5, "above the axis"]  # black, orange
 
 def figures(trials: Trials, tuning: Sequence[Row], means: Mapping[str, Estimate], level: float) -> Figures:
     """Returns functions that draw the figures, by name; none where every trial diverged."""
-    if not any(map(math.isfinite, next(iter(trials.searched.values())).values())):
+    if not any(map(math.isfinite, trials.first.values())):
         return {}
     charts: Figures = {
         "tuning_curve": lambda: tuning_curve(tuning, level, next(iter(trials.searched))),
@@ -91,18 +87,8 @@ def loss_by_key(trials: Trials) -> Chart:
     return in_rows(panels, f"Validation loss vs each key, after {length:,.0f} tokens", "a point for each trial")
 
 
-def as_numbers(values: Sequence[str]) -> list[float] | None:
-    """Returns the values of a key as numbers; None if one is none."""
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        return None
-
-
 def finalists(trials: Trials, means: Mapping[str, Estimate], level: float) -> Chart:
     """The mean loss of each finalist over held-out seeds with its interval, and its loss with the search's seed."""
-    from kleiber.studies.search_trials import last_loss
-
     rows = [
         {
             "series": "mean",

@@ -29,6 +29,11 @@ class Trials:
     held_out: Mapping[str, Mapping[int, float]]
 
     @property
+    def first(self) -> Mapping[str, float]:
+        """The losses of all trials at the first number of tokens."""
+        return next(iter(self.searched.values()))
+
+    @property
     def finalists(self) -> dict[str, dict[int, float]]:
         """The held-out losses of the trials that have all held-out seeds of the search and diverged with none."""
         seeds = sorted({seed for losses in self.held_out.values() for seed in losses})
@@ -89,6 +94,14 @@ def values_of(lines: Mapping[str, Mapping[str, str]], keys: Collection[str]) -> 
     ordered = dict.fromkeys(key for by_key in lines.values() for key in by_key if key in keys)
     varied = [key for key in ordered if len({by_key.get(key) for by_key in lines.values()}) > 1]
     return {name: {key: by_key.get(key, "") for key in varied} for name, by_key in lines.items()}
+
+
+def as_numbers(values: Sequence[str]) -> list[float] | None:
+    """Returns the values of a key as numbers; None if one is none."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
 
 
 def last_loss(trials: Trials, name: str) -> float | None:

@@ -11,6 +11,5 @@ EXPORTS = {
     "ExpertParallel": "parallel",
     "FSDP": "fsdp",
     "Local": "trainer",
-    "TensorParallel": "parallel",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -20,7 +20,6 @@ from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.records.terminal import print_line
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.parallel import TensorStrategy
 from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
@@ -160,10 +159,8 @@ class LitLM(LeanModule):
         strategy = self.trainer.strategy
         no_sync = strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext
         while True:
-            # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones. Ranks
-            # that train on the same rows draw the same ones too.
-            rank = 0 if isinstance(strategy, TensorStrategy) else self.global_rank
-            seed_generators(hash((self.seed, step, rank)) % 2**63)
+            # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones.
+            seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
                 noise = noise_generator(self.seed, step, device_of(self.model))

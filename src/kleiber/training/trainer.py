@@ -103,11 +103,6 @@ class Local:
     def rank(self) -> int:
         return int(os.environ.get("RANK", "0"))
 
-    @property
-    def data_share(self) -> tuple[int, int]:
-        """The number of this rank's part of a batch, and that of all parts."""
-        return self.rank, self.world_size
-
     def prepare(self) -> None:
         """Applies the settings of the process: threads, memory, TF32 for matrix products on GPUs, log messages."""
         silence(rank_zero=self.rank == 0)

@@ -119,7 +119,7 @@ class Objective:
 
     likelihood: bool = False
     metric: str = "loss"
-    metrics: ClassVar[Metrics] = MappingProxyType({"loss": Metric("loss", "lower", "nats per token")})
+    metrics: Metrics = MappingProxyType({"loss": Metric("loss", "lower", "nats per token")})
     learning_rate_factor: ClassVar[float] = 1.0
     default_epochs: ClassVar[float | None] = None
     fine_tuning: ClassVar[Mapping[str, float] | None] = None

@@ -21,6 +21,7 @@ from kleiber.studies.compare.arms import (
     read_ladders,
     uneven,
 )
+from kleiber.studies.compare.costs import LATENCY
 
 from ..arm_runs import LRS, TOKENS, write
 
@@ -153,9 +154,9 @@ def test_the_fastest_run_tells_the_time_for_other_work_only_slows(tmp_path):
         path.write_text(json.dumps(content))
     arm = ladders_of(tmp_path)["a"][0]
     assert arm.facts["speed"] == 1e4 and arm.facts["train_s"] == 200.0
-    assert arm.facts["latency/decode_tokens_per_s/1"] == 100.0 and arm.facts["latency/decode_p50_ms/1"] == 10.0
+    assert arm.facts[f"{LATENCY}decode_tokens_per_s/1"] == 100.0 and arm.facts[f"{LATENCY}decode_p50_ms/1"] == 10.0
     row = arm.row()
-    assert row["decode tokens/s"] == 100.0 and not any(name.startswith("latency/") for name in row)
+    assert row["decode tokens/s"] == 100.0 and not any(name.startswith(LATENCY) for name in row)
 
 
 def test_a_diverged_run_has_the_worst_value_of_any_measure():

@@ -1,11 +1,17 @@
 """Costs stand beside each other with their ratios, and those of an arm follow from its best run."""
 
-from kleiber.studies.compare.costs import arms_without_latency, cost_table, costs_of_leaf, facts_of_arm
+from kleiber.studies.compare.costs import LATENCY, arms_without_latency, cost_table, costs_of_leaf, facts_of_arm
 from kleiber.studies.compare.measures import Measures
 
+DECODE = f"{LATENCY}decode_tokens_per_s"
 FACTS = {
-    "moe": {"speed": 5e3, "memory": 9e5, "latency/decode_tokens_per_s/1": 300.0, "latency/decode_tokens_per_s/8": 2e3},
-    "dense": {"speed": 1e4, "memory": 4e5, "latency/decode_tokens_per_s/1": 400.0},
+    "moe": {
+        "speed": 5e3,
+        "memory": 9e5,
+        f"{LATENCY}decode_tokens_per_s/1": 300.0,
+        f"{LATENCY}decode_tokens_per_s/8": 2e3,
+    },
+    "dense": {"speed": 1e4, "memory": 4e5, f"{LATENCY}decode_tokens_per_s/1": 400.0},
     "old": {"speed": 1e4},
 }
 

@@ -90,7 +90,7 @@ def add(stage, measure, value):
 
 
 @pytest.mark.parametrize(
-    ("measure", "claims"), [("val/docs/position/64", ()), ("mine", [{"arm": "changed", "against": "base"}])]
+    ("measure", "claims"), [("eval/perplexity/docs/position/64", ()), ("mine", [{"arm": "changed", "against": "base"}])]
 )
 def test_arms_are_tuned_in_the_direction_of_the_measure(tmp_path, measure, claims):
     """By what the runs recorded of it, or of claims, whose default direction is lower."""

@@ -77,16 +77,21 @@ def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
     assert complete_config(plain, []) == plain, "without a start point nothing is taken over"
 
 
+TOPICS = "{trec:{data:topic/trec,objective:classify},imdb:{data:topic/imdb,objective:classify},code:{data.domain:code}}"
+
+
 @pytest.mark.parametrize(
-    ("name", "count", "named"),
-    [("builtin", 28, "28 runs"), ("domain", 2 * (6 + 2 * 6), None), ("topic", 2 * (4 + 2 * 6), None)],
+    ("lines", "names", "count"),
+    [
+        ([], ["docs", "code"], 28),
+        (["~design.tasks", f"+design.tasks={TOPICS}"], ["trec", "imdb", "code"], 2 * (3 + 2 * 6)),
+    ],
 )
-def test_the_shipped_sequences_have_the_size_they_tell(name, count, named):
-    lines = ["study=continual", "root=r", f"design={name}_sequence"]
-    node = dict(resolve_config(Composer("train").compose(lines))[0]["design"])
+def test_the_shipped_sequence_has_the_size_it_tells_and_other_tasks_replace_its_own(lines, names, count):
+    node = dict(resolve_config(Composer("train").compose(["study=continual", "root=r", *lines]))[0]["design"])
+    assert list(node["tasks"]) == names
     assert node.pop("_target_").endswith("Sequences") and len(Sequences(**node).cells()) == count
-    if named:
-        assert named in (conf_dir() / "study/continual.yaml").read_text()
+    assert "28 runs" in (conf_dir() / "study/continual.yaml").read_text()
 
 
 def test_text_is_quoted_as_hydra_reads_it():

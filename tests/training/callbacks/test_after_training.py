@@ -1,4 +1,4 @@
-"""Latency, losses by position and samples after the last step, without an effect on training."""
+"""Latency and samples after the last step, without an effect on training."""
 
 import json
 from pathlib import Path
@@ -12,16 +12,13 @@ from tables import jsonl
 
 import kleiber
 from kleiber.data.tokenizers import Bytes
-from kleiber.records.summary import StageRecord
-from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions, Samples
+from kleiber.training.callbacks.after_training import Samples
 from kleiber.types.model import Model
-from kleiber.types.score import Score
 
 INSTRUCT = Path(__file__).parents[2] / "data" / "instruct.jsonl"
-RECORD = StageRecord("main")
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "eval.tokens=512"]
-FEW = ["callbacks=latency", "callbacks.latency.batches=[1,3]", "callbacks.latency.repeats=1"]
+FEW = ["evals=[latency]", "evals.latency.batches=[1,3]"]
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 HF = ["model=hf", "model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]
 
@@ -42,7 +39,7 @@ def apart(metrics: dict) -> tuple[dict, dict]:
     """The latency among the metrics, and the others."""
     kinds: tuple[dict, dict] = {}, {}
     for name, value in metrics.items():
-        kinds[not name.startswith("latency/")][name] = value
+        kinds[not name.startswith("eval/latency/random/")][name] = value
     return kinds
 
 
@@ -62,12 +59,12 @@ def test_branches_log_their_latency_and_train_bit_identically(launch, model):
     stages, without = summary(timed)["stages"], summary(plain)["stages"]
     for stage, other in zip(stages, without, strict=True):
         latencies, scores = apart(stage["metrics"])
-        asked = {f"latency/{name}/{rows}" for name in NAMES for rows in (1, 3)}
+        asked = {f"eval/latency/random/{name}/{rows}" for name in NAMES for rows in (1, 3)}
         assert set(latencies) == (asked if stage["parent"] else set()), "a trunk is not what is served"
         assert all(value > 0 for value in latencies.values())
-        assert scores == other["metrics"] and stage["curve"] == other["curve"]
+        assert scores == other["metrics"] and [apart(row)[1] for row in stage["curve"]] == other["curve"]
     logged = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
-    assert sum("latency/memory_bytes/3" in row for row in logged) == 2
+    assert sum("eval/latency/random/memory_bytes/3" in row for row in logged) == 2
 
 
 @pytest.mark.slow
@@ -88,33 +85,12 @@ def test_an_adapted_stage_is_measured_where_nothing_follows_it(launch):
     assert_same_weights(plain, timed)
 
 
-class Drawing(FinalScore):
-    """A score that draws random numbers."""
-
-    def score(self, trainer, pl_module):
-        return {"drawn": Score(float(torch.rand(())))}
-
-
-def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(global_step=step, max_steps=5, is_global_zero=first, loggers=[])
-
-
 def module(**attributes) -> SimpleNamespace:
     model = Model()
     model.weight = torch.nn.Parameter(torch.zeros(1))
     for name, value in attributes.items():
         setattr(model, name, value)
     return SimpleNamespace(model=model, device=torch.device("cpu"))
-
-
-def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_number():
-    trained, before = module(), torch.get_rng_state()
-    for at, scored in ((trainer(step=4), False), (trainer(first=False), False), (trainer(), True)):
-        record = StageRecord("main", scores={"val/docs/loss": Score(2.0)})
-        Drawing(record).on_train_batch_end(at, trained)
-        assert ("drawn" in record.metrics) == scored
-        assert record.metrics["val/docs/loss"] == 2.0
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("choice", "prompt"), [(None, [97, 98]), ("bos", [257, 97, 98])])
@@ -150,18 +126,3 @@ def test_an_objective_without_next_tokens_writes_no_samples(launch, tmp_path):
     data = ["data=labelled", f"data.path={jsonl(tmp_path / 'rows.jsonl', rows)}"]
     folder = launch("objective=classify", *data, "budget.steps=1")
     assert not (folder / "samples.txt").exists()
-
-
-@pytest.mark.parametrize(
-    "callback", [Latency(RECORD), Positions(RECORD, SimpleNamespace())], ids=["latency", "positions"]
-)  # type: ignore[arg-type]
-def test_a_model_that_sees_the_next_token_is_refused_before_training(callback):
-    name = type(callback).__name__.lower()
-    with pytest.raises(ValueError, match=rf"callbacks\.{name}=null"):
-        callback.on_fit_start(None, module(causal=False, context=64))
-    callback.on_fit_start(None, module(causal=True, context=64))
-
-
-def test_what_cannot_be_measured_is_refused_before_training():
-    with pytest.raises(ValueError, match=r"model\.context=3"):
-        Latency(RECORD).on_fit_start(None, module(causal=True, context=3))  # type: ignore[arg-type]

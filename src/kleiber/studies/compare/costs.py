@@ -14,12 +14,12 @@ from kleiber.config.model_size import cached_values
 from kleiber.studies.compare.measures import Measures
 from kleiber.types import Config, Json, Row
 
-LATENCY = "latency/"  # prefix of the metrics of callbacks=latency: latency/<quantity>/<rows at once>
+LATENCY = "eval/latency/random/"  # prefix of the metrics of evals=[latency]; <quantity>/<rows at once> follow
 AT_ONE = {  # columns of the table of arms
-    "prefill tokens/s": "latency/prefill_tokens_per_s/1",
-    "decode tokens/s": "latency/decode_tokens_per_s/1",
-    "decode p50 (ms)": "latency/decode_p50_ms/1",
-    "decode p95 (ms)": "latency/decode_p95_ms/1",
+    "prefill tokens/s": f"{LATENCY}prefill_tokens_per_s/1",
+    "decode tokens/s": f"{LATENCY}decode_tokens_per_s/1",
+    "decode p50 (ms)": f"{LATENCY}decode_p50_ms/1",
+    "decode p95 (ms)": f"{LATENCY}decode_p95_ms/1",
 }
 # Facts that are equal in the runs of an arm.
 MEDIANS = ("active", "core", "params", "tokens", "flops", "memory", "watts", "hourly")
@@ -30,7 +30,7 @@ BY_BATCH = {
     "bytes while decoding": "memory_bytes",
 }
 LATENCY_METHODS = (
-    " Latency (callbacks=latency) was taken of every branch after its last step, in the process that trained it: "
+    " Latency (evals=[latency]) was taken of every branch after its last step, in the process that trained it: "
     "greedy decoding of random tokens with a key-value cache, by the weights that were trained, not compiled; prompts "
     "of half the context (at most 128 tokens), as many new tokens (at most 64), 1, 8 and 64 rows at once. Prefill is "
     "the median of three rounds after one that warms up, decode the tokens over the time of all its steps, p50 and p95 "

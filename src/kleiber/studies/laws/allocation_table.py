@@ -20,7 +20,7 @@ from kleiber.studies.laws.allocation import Exponent, Vertex, envelope, regress,
 from kleiber.studies.laws.fit import depends, fit
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.uncertainty import Draws, interval
+from kleiber.studies.laws.uncertainty import Draws, interval, interval_ends
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 from kleiber.studies.laws.verdicts import Verdict
 from kleiber.types import Json
@@ -156,8 +156,7 @@ def _points_with_intervals(
     bars = []
     for point in points:
         spread = np.exp([slope * np.log(point.compute) + intercept for slope, intercept in lines])
-        lo, hi = interval(spread, level)
-        bars.append({"C": point.compute, "N": float(np.exp(point.log_n)), "lo": float(lo), "hi": float(hi)})
+        bars.append({"C": point.compute, "N": float(np.exp(point.log_n)), **interval_ends(spread, level)})
     return bars
 
 

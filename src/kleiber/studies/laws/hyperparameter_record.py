@@ -93,7 +93,8 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
     ]
     tests = backtests(form, inside, options)
     judged += backtest_verdicts(tests)
-    residuals = joint.residuals if joint else _surface_residuals(inside)
+    residuals = joint.residuals if joint else np.array([fit.noise**0.5 for fit in inside])
+    exponents = form.exponents.values()
     record: Json = {
         "schema": "kleiber.law/1", "law": form.name, "formula": form.formula, "source": form.source,
         "n": int(sum(fit.group.count[fit.used].sum() for fit in inside)), "excluded": table.excluded, "suspects": [],
@@ -101,7 +102,7 @@ def analyze(table: Table, form: HyperparameterLaw, options: Options) -> tuple[Hy
                       "sigma": None},
         "params": params, "derived": derived,
         "cov": [] if draws is None else np.cov(form.coordinates(draws).T).tolist(),
-        "cov_of": [] if draws is None else [name if name in form.exponents else f"log {name}" for name in form.params],
+        "cov_of": [] if draws is None else [name if name in exponents else f"log {name}" for name in form.params],
         "level": options.level, "residual_rms": float(np.sqrt(np.mean(residuals**2))) if len(residuals) else 0.0,
         "bootstrap": {"method": method, "draws": len(draws)} if draws is not None else None,
         "domain": {name: [float(end(table.columns[name])) for end in (np.min, np.max)] for name in ("N", "D", "C")},
@@ -134,23 +135,17 @@ def _estimates(
         reason = "" if law.determined else "the groups with an optimum inside their grid do not determine it"
         if not reason and not determined:
             reason = "the law of another hyperparameter is not determined by these groups"
-        if not reason and name in form.exponents and lo is not None and hi is not None and hi - lo > WIDEST:
+        if not reason and name in form.exponents.values() and lo is not None and hi is not None and hi - lo > WIDEST:
             reason = f"its interval {format_interval(lo, hi, '.2f')} is wider than {WIDEST:g}"
         entry: Json = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
         params[name] = entry | ({"method": method} if method else {})
-    named = {f"{axis}_{name}": params[exponent] for axis in form.axes for name, exponent in POWERS[axis][1].items()}
-    return params, {name: dict(entry) for name, entry in named.items()}
+    return params, {name: dict(params[exponent]) for name, exponent in form.exponents.items()}
 
 
 def joint_estimates(form: HyperparameterLaw, joint: JointFit) -> dict[str, Json]:
     """Returns value and interval of each exponent by the joint fit, under its derived name."""
-    names = list(form.params)
-    return {
-        f"{axis}_{name}": {"value": float(joint.values[j]), "lo": float(joint.lo[j]), "hi": float(joint.hi[j])}
-        for axis in form.axes
-        for name, exponent in POWERS[axis][1].items()
-        for j in [names.index(exponent)]
-    }
+    values, lo, hi = (dict(zip(form.params, ends.tolist(), strict=True)) for ends in (joint.values, joint.lo, joint.hi))
+    return {name: {"value": values[e], "lo": lo[e], "hi": hi[e]} for name, e in form.exponents.items()}
 
 
 def _optimum_row(fit: Optimum, form: HyperparameterLaw, level: float) -> Json:
@@ -197,10 +192,6 @@ def _identified(laws: Sequence[PowerLaw], inside: Sequence[Optimum]) -> list[Ver
     return out
 
 
-def _surface_residuals(inside: Sequence[Optimum]) -> Array:
-    return np.array([fit.noise**0.5 for fit in inside])
-
-
 def _disagreements(derived: Mapping[str, Row], joint: Mapping[str, Row]) -> list[Verdict]:
     """Returns a warning for each exponent whose intervals by the two estimates do not overlap."""
     return [
@@ -223,10 +214,8 @@ def _window_verdict(form: HyperparameterLaw, fits: Sequence[Optimum], derived: M
     laws = fit_laws(form.axes, wider) if wider else []
     if not laws or not all(law.determined for law in laws):
         return []
-    names = list(form.params)
-    values = values_of(laws, [law.theta for law in laws])
-    exponents = {name: values[names.index(exponent)] for axis in form.axes
-                 for name, exponent in ((f"{axis}_{i}", e) for i, e in POWERS[axis][1].items())}  # fmt: skip
+    values = dict(zip(form.params, values_of(laws, [law.theta for law in laws]), strict=True))
+    exponents = {name: values[exponent] for name, exponent in form.exponents.items()}
     moved = [name for name, value in exponents.items() if not derived[name]["lo"] <= value <= derived[name]["hi"]]
     text = ", ".join(f"{name} = {value:.3f}" for name, value in exponents.items())
     text = f"with surfaces over runs within {widened} of the least loss, in place of {used}: {text}"

@@ -40,13 +40,13 @@ class HyperparameterLaw(Law):
         return of_axes([axis for axis, (scale, _) in POWERS.items() if scale in names])
 
     @property
-    def exponents(self) -> list[str]:
-        """Names of the parameters that are exponents; the others are scales."""
-        return [name for axis in self.axes for name in POWERS[axis][1].values()]
+    def exponents(self) -> dict[str, str]:
+        """Names of the parameters that are exponents, such as a, by their derived names, such as lr_N."""
+        return {f"{axis}_{name}": exponent for axis in self.axes for name, exponent in POWERS[axis][1].items()}
 
     def coordinates(self, draws: Array) -> Array:
         """Returns draws of the parameters (draws, params) with the logarithms of the scales."""
-        scales = np.array([name not in self.exponents for name in self.params])
+        scales = np.array([name not in self.exponents.values() for name in self.params])
         return np.where(scales, np.log(np.where(scales, draws, 1.0)), draws)
 
     def optimum(self, axis: str, inputs: Mapping[str, Array], values: Array) -> Array:

@@ -20,7 +20,7 @@ from kleiber.studies.laws.prediction import (
     decades_outside,
     fitted_values,
 )
-from kleiber.studies.laws.uncertainty import interval, percent
+from kleiber.studies.laws.uncertainty import interval, interval_ends, percent
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
 
@@ -88,18 +88,12 @@ def _optimum(
     form: HyperparameterLaw, axis: str, inputs: Mapping[str, Array], values: Array, draws: Array, record: Row
 ) -> Json:
     """Returns value, interval and band of one hyperparameter; None for the ends without refits."""
-    value: Json = {"value": float(form.optimum(axis, inputs, values)[0, 0]), "lo": None, "hi": None}
+    drawn = form.optimum(axis, inputs, draws)[:, 0]
+    value: Json = {"value": float(form.optimum(axis, inputs, values)[0, 0]), **interval_ends(drawn, record["level"])}
     if not len(draws):
         return value
-    drawn = form.optimum(axis, inputs, draws)[:, 0]
-    lo, hi = interval(drawn, record["level"])
     run_lo, run_hi = band(drawn, record["scatter"][axis], record["level"])
-    return value | {
-        "lo": float(lo),
-        "hi": float(hi),
-        "run_lo": min(run_lo, float(lo)),
-        "run_hi": max(run_hi, float(hi)),
-    }
+    return value | {"run_lo": min(run_lo, value["lo"]), "run_hi": max(run_hi, value["hi"])}
 
 
 def _excess(
@@ -119,11 +113,7 @@ def _excess(
         away = np.log(np.array(chosen)) - np.log(best)
         return np.expm1(np.einsum("di,ij,dj->d", away, curvature, away))
 
-    answer: Json = {"value": float(cost(values)[0]), "lo": None, "hi": None}
-    if len(draws):
-        lo, hi = interval(cost(draws), record["level"])
-        answer |= {"lo": float(lo), "hi": float(hi)}
-    return answer
+    return {"value": float(cost(values)[0]), **interval_ends(cost(draws), record["level"])}
 
 
 def compare_group(

@@ -79,6 +79,12 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
     return np.asarray(lo), np.asarray(hi)
 
 
+def interval_ends(draws: Array, level: float) -> dict[str, float | None]:
+    """The ends `lo` and `hi` of the interval of the draws (draws,) of a quantity; None without draws."""
+    lo, hi = map(float, interval(draws, level)) if len(draws) else (None, None)
+    return {"lo": lo, "hi": hi}
+
+
 def student_quantile(df: int, level: float) -> float:
     """The quantile t with P(|T| <= t) = level for `df` degrees of freedom of Student's t; nan for df = 0."""
     return float(stdtrit(df, 0.5 + level / 2))

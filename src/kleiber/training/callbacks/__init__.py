@@ -4,8 +4,6 @@ from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Classes": "after_training",
-    "Latency": "after_training",
-    "Positions": "after_training",
     "Samples": "after_training",
     "EMA": "ema",
     "Checkpoints": "fault_tolerance",

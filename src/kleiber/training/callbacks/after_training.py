@@ -1,4 +1,4 @@
-"""Callbacks that run once, after the last step of a stage: latency, loss by position, classes, and text samples.
+"""Callbacks that run once, after the last step of a stage: scores of classes, and text samples.
 
 They do not change the training or its random numbers.
 """
@@ -13,137 +13,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le
 
-from kleiber.config.labels import data_label
-from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import evaluation_batches
-from kleiber.evals.latency import METRICS, latency, lengths
-from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generation import generate
 from kleiber.nn.sharding import full_parameters, joint_passes, waits_for_ranks
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.files import write_text
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder, path_inside
-from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
-from kleiber.types import Count, Natural, Positive, Seed
+from kleiber.types import Count, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
 from kleiber.types.model import Model, device_of
-from kleiber.types.score import Score, Scores, described, values_of
 
 if TYPE_CHECKING:
     from altair import FacetChart, LayerChart
-
-
-class FinalScore(LeanCallback):
-    """Adds `score` of the trained model, after the last step, to the stage's metrics and to the loggers.
-
-    Only rank 0 scores, with all weights, and it restores the random state. Scores are those of predicting the next
-    token, so a model that is not causal raises ValueError.
-
-    record  receives the scores
-    """
-
-    def __init__(self, record: StageRecord) -> None:
-        self.record = record
-
-    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
-        """Scores by key; {} leaves the stage out. The model is left in the same state and mode."""
-        raise NotImplementedError
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Raises ValueError for a model that is not causal, before any step."""
-        if not pl_module.model.causal:
-            name = type(self).__name__.lower()
-            raise ValueError(
-                f"callbacks.{name} needs a causal model, and this one reads later tokens: set callbacks.{name}=null"
-            )
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
-        """Scores the model after the last step."""
-        if trainer.global_step != trainer.max_steps:
-            return
-        with full_parameters(pl_module.model):
-            if trainer.is_global_zero:
-                self.add_scores(trainer, pl_module)
-
-    def add_scores(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Computes the scores of `score`, writes them to the record of the stage and to all loggers."""
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), activity(f"measuring {type(self).__name__.lower()}"):
-            scores = self.score(trainer, pl_module)
-        if not scores:
-            return
-        self.record.add_scores(scores)
-        for logger in trainer.loggers:
-            logger.log_metrics(values_of(scores), trainer.global_step)
-
-
-class Latency(FinalScore):
-    """Logs the latency and throughput of decoding, as `kleiber eval RUN --evals latency` measures them.
-
-    The names are latency/<name>/<batch>, with prefill_tokens_per_s, decode_tokens_per_s, decode_p50_ms, decode_p95_ms
-    and memory_bytes.
-
-    batches  batch sizes in rows; each is measured separately
-    repeats  rounds of each measurement, after a warm-up round
-
-    Stages that other stages continue are not measured. Weights have the precision of training (fp32 for bf16, where
-    only matrix products are rounded), and an adapter is not merged. The peak memory includes that of training. Other
-    processes on the machine make the measurements slower.
-    """
-
-    def __init__(
-        self,
-        record: StageRecord,
-        branch_steps: Sequence[Natural] = (),
-        batches: Annotated[Sequence[Count], MinLen(1)] = (1, 8, 64),
-        repeats: Count = 3,
-    ) -> None:
-        super().__init__(record)
-        self.batches, self.repeats, self.is_leaf = batches, repeats, not branch_steps
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        super().on_fit_start(trainer, pl_module)
-        lengths(pl_module.model)  # refuses a context that is too short before training
-
-    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
-        """The measurements by key; {} for a stage that other stages continue."""
-        if not self.is_leaf:
-            return {}
-        prompt, new = lengths(pl_module.model)
-        measured = latency(pl_module.model, self.batches, prompt, new, self.repeats)
-        return {f"latency/{name}": described(Score(value), METRICS, name) for name, value in measured.items()}
-
-
-class Positions(FinalScore):
-    """Logs val/<domain>/position/<t>: the mean loss (nats per target) of targets beyond position t/2 up to t.
-
-    tokens  number of targets scored per domain, the first ones; None for all
-    rows    samples per forward pass
-    """
-
-    def __init__(self, record: StageRecord, corpus: Corpus, tokens: Quantity | None = "512K", rows: Count = 16) -> None:
-        super().__init__(record)
-        self.corpus, self.rows = corpus, rows
-        self.tokens = None if tokens is None else round(quantity(tokens))
-
-    def score(self, trainer: Trainer, pl_module: LitLM) -> Scores:
-        """The mean loss by domain and range of positions."""
-        losses: Scores = {}
-        for domain, samples in self.corpus.validation.items():
-            batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
-            with trainer.precision_plugin.val_step_context():
-                sums = loss_by_position(pl_module.model, batches, pl_module.device)
-            for end, value in bin_by_position(*sums).items():
-                label = f"loss up to position {end} on {samples.label or data_label(domain)}"
-                score = Score(value, unit="nats per token", better="lower", label=label)
-                losses[f"val/{domain}/position/{end}"] = score
-        return losses
 
 
 MOST_CLASSES = 50  # classes that a figure can show
