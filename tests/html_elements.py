@@ -1,5 +1,6 @@
 """Reads the elements of an HTML page, to test that hostile text adds none."""
 
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 HOSTILE = "<!--<script></script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&\u2028{{ 7*7 }}"
@@ -40,3 +41,13 @@ def _collect(page: str) -> _Collector:
     collector.feed(page)
     collector.close()
     return collector
+
+
+def adds_no_element(page: Callable[[str], str]) -> bool:
+    """Whether a page with a hostile text has the elements of one with a harmless text, which it shows.
+
+    Attributes such as a tip have the text, so only the names of elements are compared.
+    """
+    harmless, hostile = page("harmless"), page(HOSTILE)
+    kinds = [[name for name, _ in elements(each)] for each in (harmless, hostile)]
+    return "harmless" in harmless and kinds[0] != [] and kinds[0] == kinds[1]

@@ -63,7 +63,7 @@ REFUSED = [
     ("stages=chain stages.chain={a:{},b:{}} stages._recursive_=true", ["stages._recursive_=True", "false"]),
     ("hydra.run.dir=../x", ["hydra.run.dir", "root="]),
     ("'a b'", []),
-    ("stages=chain stages.chain={a:{data:{_target_:kleiber_topics.recall.Recall}},b:text}", ["stages.chain.b=text"]),
+    ("stages=chain stages.chain={a:{data:{_target_:kleiber.data.Builtin}},b:text}", ["stages.chain.b=text"]),
     ("stages=chain stages.chain={../../../escaped:{},b:{}}", ["stages.chain", "'../../../escaped'"]),
     ("stages=chain stages.chain={a:{},b:{data:{name:../b}}} data=labelled data.path=x", ["data.name", "'../b'"]),
     ("data=labelled data.path=x data.name=a/../../b", ["data.name", "'a/../../b'"]),

@@ -11,7 +11,6 @@ from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
 from kleiber.data.instruct import Conversations, Instruct, PackedConversations
-from kleiber_topics.instructions.instruct_sets import InstructSets
 
 
 def sums(count: int = 30) -> list[dict]:
@@ -63,11 +62,10 @@ def test_conversations_that_do_not_fit_are_cut_or_left_out_and_counted(tmp_path:
         Instruct(folder(tmp_path / "t", train=table, validation=sums(5))).prepare(8)
 
 
-@pytest.mark.parametrize("sets", [False, True])
-def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, sets: bool) -> None:
+def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path) -> None:
     """In a table without splits: otherwise held-out answers would be to questions that were trained on."""
     path = jsonl(tmp_path / "several.jsonl", [{"prompt": f"say {i // 5}", "response": f"yes {i}"} for i in range(100)])
-    corpus = (InstructSets({"a": {"path": path}}, pack=False) if sets else Instruct(path, pack=False)).prepare(64)
+    corpus = Instruct(path, pack=False).prepare(64)
     (held_out,) = corpus.validation.values()
     prompts = [{bytes(part.question(i)[0][1:]) for i in range(len(part))} for part in (corpus.train, held_out)]
     assert (len(corpus.train), len(prompts[0] | prompts[1])) == (95, 20) and not prompts[0] & prompts[1]

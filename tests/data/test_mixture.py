@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from kleiber.data.batches import ConcatSamples, stream
-from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, SpreadSamples, block_counts, parts_read
+from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, block_counts, parts_read
 from kleiber.data.order import Reading
 from kleiber.data.text import Text
 from kleiber.data.token_files import TokenFile, TrainWindows
 from kleiber.training.private_step import poisson_stream
 from kleiber.types.contracts import Samples
-from kleiber_topics.recall.recall import Recall
 
 
 def parts() -> list[Samples]:
@@ -109,17 +108,3 @@ def test_repeated_text_has_other_masks_in_every_epoch(tmp_path):
     train = Repeated(Text(str(text)), unique=320).prepare(64, tmp_path).train
     first, again = (train.gather(np.array([2, 3]), epoch) for epoch in (0, 1))
     assert (first.tokens == again.tokens).all() and not set(first.samples.tolist()) & set(again.samples.tolist())
-
-
-def test_a_repeated_subset_is_spread_over_the_data_set_and_validation_is_whole():
-    whole = Recall(rows=100)
-    corpus = Repeated(whole, unique=10 * 64).prepare(64)
-    assert len(corpus.train) == 10 and corpus.train.num_tokens == 640
-    assert corpus.hash != whole.prepare(64).hash
-    assert len(corpus.validation["recall"]) == len(whole.prepare(64).validation["recall"])
-    first, again = (corpus.train.gather(np.array([7]), epoch) for epoch in (0, 3))
-    assert (first.tokens == whole.prepare(64).train.gather(np.array([70])).tokens).all()
-    assert isinstance(corpus.train, SpreadSamples) and Repeated(whole).prepare(64).hash == whole.prepare(64).hash
-    assert (again.tokens == first.tokens).all(), "every epoch has the same windows"
-    with pytest.raises(ValueError, match=r"data.unique=1M"):
-        Repeated(whole, unique="1M").prepare(64)

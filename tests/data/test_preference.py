@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -154,22 +153,3 @@ def test_a_pair_without_an_answer_is_left_out_and_a_row_that_cannot_be_read_is_n
     broken = folder(tmp_path / "broken", train=[*good, {**good[0], "rejected": "b"}], validation=good)
     with pytest.raises(ValueError, match=r"broken, train row 4: .*'b'"):
         Preference(broken).prepare(64)
-
-
-def test_judgments_are_pairs_as_they_are_and_ties_are_left_out(tmp_path, cache):
-    from kleiber_topics.judging.judgments import Comparison, Judgment, write_judgments
-
-    rows = [
-        Judgment(Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain"), choice, "me")
-        for i, choice in enumerate([*["left", "right"] * 10, "tie", "both bad"])
-    ]
-    write_judgments(tmp_path / "j.jsonl", rows)
-    corpus = Preference(str(tmp_path / "j.jsonl")).prepare(32)
-    assert len(corpus.train) + len(corpus.validation["j"]) == 20
-    batch = corpus.train.gather(np.array([0]))
-    chosen, rejected = (bytes(i for i in b.tokens[0].tolist() if i < 256).decode() for b in (batch, batch.counterpart))
-    number = int(re.search(r"\d+", chosen)[0])
-    assert (chosen, rejected) == (
-        (f"p{number} l{number}", f"p{number} r{number}") if number % 2 == 0 else
-        (f"p{number} r{number}", f"p{number} l{number}")
-    )  # fmt: skip

@@ -95,25 +95,3 @@ def test_invalid_and_missing_labels_are_refused(tmp_path: Path, cache: Path) -> 
     table = [{"prompt": "p", "completion": "c"}] * 4
     with pytest.raises(ValueError, match="column label"):
         prepared(tmp_path, table)
-
-
-def test_judgments_are_two_answers_each_and_both_bad_ones_are_undesirable(tmp_path, cache):
-    from kleiber_topics.judging.judgments import Comparison, Judgment, write_judgments
-
-    pairs = [Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain") for i in range(80)]
-    choices = ["left", "right", "tie", "both bad"] * 20
-    write_judgments(tmp_path / "j.jsonl", [Judgment(p, c, "me") for p, c in zip(pairs, choices, strict=True)])
-    corpus = Unpaired(str(tmp_path / "j.jsonl"), tokenizer="bytes").prepare(32)
-    samples = [corpus.train, corpus.rows()["validation"]]
-    batches = [part.gather(np.arange(len(part))) for part in samples]
-    texts = {
-        bytes(i for i in row.tolist() if i < 256).decode(): float(label)
-        for batch in batches
-        for row, label in zip(batch.tokens, batch.labels, strict=True)
-    }
-    wanted = {"left": (1, 0), "right": (0, 1), "both bad": (0, 0)}
-    expected = {}
-    for pair, choice in zip(pairs, choices, strict=True):
-        if choice in wanted:
-            expected |= {pair.prompt + pair.left: wanted[choice][0], pair.prompt + pair.right: wanted[choice][1]}
-    assert texts == expected

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,6 @@ from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch, Output
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
-from kleiber_topics.interpretability.attribution.predictions import ExplainedPredictions, token_predictions
 
 TIME, VOCAB = 9, 32
 
@@ -36,14 +34,6 @@ class Sums(Model):
     def forward(self, batch: Batch, caches: None = None) -> Output:
         summed = self.embedding(batch.tokens).cumsum(1)
         return Output(torch.cat([summed[..., :1], torch.full_like(summed[..., 1:], 0.0)], -1))
-
-
-def predictions(model: Model, rows: int = 4, causal: bool = True) -> ExplainedPredictions:
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (rows, TIME + 1)))
-    targets = torch.full((rows,), TIME if causal else TIME - 3)
-    if isinstance(model, Sums):
-        tokens[:, -1] = 0
-    return token_predictions(model, Bytes(), Batch(tokens), targets)
 
 
 def tiny(kind: str) -> Model:

@@ -23,8 +23,8 @@ from kleiber.evals.perplexity import (
 from kleiber.evals.text_loss import text_losses
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
+from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Task
-from kleiber_topics.recall.recall import Recall
 
 CPU = torch.device("cpu")
 
@@ -87,14 +87,21 @@ def test_ranks_divide_samples_unless_there_are_fewer_samples_than_ranks():
     assert Runtime(1, len(OLD) + 1).share(OLD) == (0, 1)
 
 
+def weighted(rows, seed=0):
+    """Rows of which some tokens are targets, and none of the first two."""
+    random = np.random.default_rng(seed)
+    weights = torch.from_numpy((random.random((rows, 65)) < 0.3).astype(np.float32))
+    weights[:, :2] = 0
+    return Batch(torch.from_numpy(random.integers(0, 256, (rows, 65))), weights=weights)
+
+
 def by_position(model, batches):
     losses = text_losses(model, CLM(), batches, CPU)
     return losses.by_position.tolist(), losses.counts.tolist()
 
 
 def test_positions_add_up_to_the_mean_loss(model):
-    corpus = Recall().prepare(64)
-    batches = [corpus.validation["recall"].gather(np.arange(i, i + 4)) for i in (0, 4)]
+    batches = [weighted(4, seed) for seed in (0, 1)]
     losses, counts = by_position(model, batches)
     whole = [CLM()(model, batch) for batch in batches]
     assert sum(losses) == pytest.approx(sum(float(loss.metrics["ce"]) for loss in whole), rel=1e-5)
@@ -102,7 +109,7 @@ def test_positions_add_up_to_the_mean_loss(model):
 
 
 def test_each_position_has_the_loss_of_that_target(model):
-    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch = weighted(3)
     batch.weights = None
     losses, _ = by_position(model, [batch])
     logits = model.head(model(batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)).hidden)
@@ -111,7 +118,7 @@ def test_each_position_has_the_loss_of_that_target(model):
 
 
 def test_padding_and_the_first_token_of_a_segment_have_no_position(model):
-    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch = weighted(3)
     batch.weights, batch.real = None, torch.arange(65) < torch.tensor([[65], [40], [10]])
     losses, counts = by_position(model, [batch])
     assert sum(counts) == 64 + 39 + 9 and counts[9:39] == [2.0] * 30
@@ -119,7 +126,7 @@ def test_padding_and_the_first_token_of_a_segment_have_no_position(model):
 
 
 def test_a_wider_batch_adds_positions(model):
-    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch = weighted(3)
     batch.weights = None
     narrow = batch.map(lambda t: t[:, :33] if t.dim() == 2 else t)
     losses, counts = by_position(model, [narrow, batch])

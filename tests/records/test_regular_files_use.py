@@ -115,8 +115,14 @@ def calls(source: str) -> Counter[str]:
     return +found
 
 
+def is_absent_topic(place: str) -> bool:
+    """Whether a module belongs to a topic that has been taken out."""
+    return place.startswith("kleiber_topics/") and not (SOURCES / place).parent.is_dir()
+
+
 def test_only_the_modules_for_it_open_make_or_print():
-    expected = {tuple(line.split()) for lines in ALLOWED.values() for line in lines.strip().splitlines()}
+    listed = {tuple(line.split()) for lines in ALLOWED.values() for line in lines.strip().splitlines()}
+    expected = {(place, call) for place, call in listed if not is_absent_topic(place)}
     present = {
         (place, call)
         for path in SOURCES.rglob("*.py")

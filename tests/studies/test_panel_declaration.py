@@ -121,7 +121,7 @@ def test_tables_name_known_measures():
 
 
 def test_a_function_of_a_table_and_runs_computes_measures_and_nothing_else_is_one(tmp_path, monkeypatch):
-    assert read_function("kleiber_topics.interpretability.method_agreement").__name__ == "method_agreement"
+    assert read_function("kleiber.studies.loss_lines").__name__ == "loss_lines"
     (tmp_path / "my_lab.py").write_text("def shares(table, runs):\n    return table\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match="KLEIBER_EXTENSIONS"):

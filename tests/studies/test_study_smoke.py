@@ -222,12 +222,12 @@ def trained_base(root):
 
 
 def test_every_study_has_its_line():
-    assert set(STUDIES) == {*list_choices("study")}
+    assert {*list_choices("study")} <= set(STUDIES)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:model.mlp.balance.coefficient=0")  # the arm `unbalanced` of study=routers
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", list_choices("study"))
 def test_a_study_is_trained_and_analyzed(name, tmp_path, cache_dir):
     folder, expected = start(name, tmp_path), STUDIES[name]
     runs = read_runs(folder)

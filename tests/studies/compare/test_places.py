@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kleiber.config.compose import list_choices
 from kleiber.config.errors import Status
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import read_ladders
@@ -80,7 +81,9 @@ def test_a_plan_of_an_arm_from_two_bases_of_a_seed_is_refused_as_its_runs_would_
         Compare().check_plan([*points, other])
 
 
-@pytest.mark.parametrize("name", ["bias", "collapse", "explain", "memorization", "retrieval"])
+@pytest.mark.parametrize(
+    "name", sorted({"bias", "collapse", "explain", "memorization", "retrieval"} & {*list_choices("study")})
+)
 def test_a_second_learning_rate_is_refused_in_the_plan_of_a_study_that_chooses_none(name):
     init = {"path": "base", "_target_": "kleiber.runs.Checkpoint"}
     points = [

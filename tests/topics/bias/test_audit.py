@@ -1,7 +1,7 @@
 """The audit of a text: its numbers are those of the associations, and a list that cannot be read is refused."""
 
 import pytest
-from html_elements import elements
+from html_elements import adds_no_element, elements
 
 from kleiber_topics.bias.audit import FDR, BiasAudit
 
@@ -46,3 +46,11 @@ def test_only_the_words_of_a_list_are_reported(tmp_path):
     assert [row.term for row in audit.rows()] == ["code"]
     with pytest.raises(ValueError, match="--words=nothing"):
         BiasAudit("nothing")
+
+
+def audit_page(text: str) -> str:
+    return BiasAudit().page(text, text)
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(audit_page)

@@ -132,3 +132,7 @@ def test_an_interrupted_run_resumes_bit_identically(method, tmp_path, cache_dir,
         for place in ("whole", "again")
     ]
     assert weights[0] == weights[1]
+
+
+def test_pairs_of_any_documents_couple_the_samples():
+    assert Equalized.couples_samples, "which differentially private training refuses"

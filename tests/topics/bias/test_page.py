@@ -1,6 +1,7 @@
 """The figure marks biased groups, and texts of a data set are escaped."""
 
 import numpy as np
+from html_elements import adds_no_element
 
 from kleiber.types import Json
 from kleiber_topics.bias.evaluation import score_items
@@ -41,3 +42,12 @@ def test_the_table_escapes_names_and_has_both_values():
     html = groups_html(results("<script>", "race"))
     assert "<script>" not in html and "&lt;script&gt;" in html
     assert "<td>1.9e-06</td><td>3.8e-06</td><td>yes</td>" in html
+
+
+def groups(text: str) -> str:
+    group = {"bias_type": text, "n": 9, "value": 0.5, "lo": 0.4, "hi": 0.6, "p": 0.1, "q": 0.1, "biased": True}
+    return groups_html({"details": {"fdr": 0.1, "groups": {text: [group]}}})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(groups)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from html_elements import adds_no_element
 
 from kleiber_topics.collapse.evaluation import Degeneration
 from kleiber_topics.collapse.page import TITLES, figures, sample_html, samples_html
@@ -45,3 +46,12 @@ def test_repeats_are_marked_and_every_text_is_escaped():
     assert html.count("<h3>") == 1, "kinds without samples have no heading"
     assert Degeneration().page(results("docs")) == samples_html(results("docs")["details"])
     assert "<mark" not in sample_html("x", [("y", False)])
+
+
+def sample_page(text: str) -> str:
+    samples = [{"prompt": text, "pieces": [[text, False], [text, True]]}]
+    return samples_html({"samples": {text: {"greedy": samples}}})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(sample_page)

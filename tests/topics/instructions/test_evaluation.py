@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from evals.subjects import subject_on_tables, table, values
+from html_elements import adds_no_element
 
 from kleiber.data.evaluation_sets import open_sets
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals.measure import explain_refusal, plan_measurements
 from kleiber.models.transformer import Transformer
 from kleiber_topics.instructions import evaluation as module
-from kleiber_topics.instructions.evaluation import Instructions
+from kleiber_topics.instructions.evaluation import YES, Instructions
 
 ROWS = [
     {"prompt": f"{topic} {sentence}", "instruction_id_list": [name], "kwargs": [options]}
@@ -111,3 +113,12 @@ def test_rows_that_cannot_be_read_are_refused(subject, monkeypatch):
     other = subject_on_tables(subject.model, u=[{"text": "a"}]).data[0]
     assert not Instructions().accepts(other)
     assert "prompt, instruction_id_list and kwargs" in explain_refusal("instructions", Instructions(), other)
+
+
+def answer_page(text: str) -> str:
+    rows = [{"prompt": text, "answer": text, "follows": follows} for follows in YES]
+    return Instructions.page(SimpleNamespace(), {"details": {text: rows}})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(answer_page)

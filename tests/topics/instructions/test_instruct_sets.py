@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import folder
+from tables import folder, jsonl
 
 from kleiber.data.instruct import Conversations, PackedConversations
 from kleiber_topics.instructions.instruct_sets import InstructSets
@@ -50,3 +50,12 @@ def test_the_shared_sets_are_read(shared: Path, cache: Path, monkeypatch) -> Non
     monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
     corpus = InstructSets(max_bytes=40_000).prepare(512)
     assert [*corpus.validation] == ["alpaca", "dolly", "self_instruct"] and corpus.num_answers > 10_000
+
+
+def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path) -> None:
+    """In a table without splits: otherwise held-out answers would be to questions that were trained on."""
+    path = jsonl(tmp_path / "several.jsonl", [{"prompt": f"say {i // 5}", "response": f"yes {i}"} for i in range(100)])
+    corpus = InstructSets({"a": {"path": path}}, pack=False).prepare(64)
+    (held_out,) = corpus.validation.values()
+    prompts = [{bytes(part.question(i)[0][1:]) for i in range(len(part))} for part in (corpus.train, held_out)]
+    assert (len(corpus.train), len(prompts[0] | prompts[1])) == (95, 20) and not prompts[0] & prompts[1]

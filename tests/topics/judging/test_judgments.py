@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
+from kleiber.data.preference import Preference
+from kleiber.data.unpaired import Unpaired
 from kleiber_topics.judging.judgments import (
     Comparison,
     Judgment,
@@ -127,3 +130,40 @@ def test_a_row_that_is_no_judgment_is_refused_by_its_line(tmp_path):
     path.write_text(path.read_text().replace('"left"', '"up"', 1) + "\n{}\n")
     with pytest.raises(ValueError, match=r"line 1 is no judgment of kleiber judge: choice='up' must be one of left"):
         read_judgments(path)
+
+
+def test_judgments_are_pairs_as_they_are_and_ties_are_left_out(tmp_path, cache):
+    rows = [
+        Judgment(Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain"), choice, "me")
+        for i, choice in enumerate([*["left", "right"] * 10, "tie", "both bad"])
+    ]
+    write_judgments(tmp_path / "j.jsonl", rows)
+    corpus = Preference(str(tmp_path / "j.jsonl")).prepare(32)
+    assert len(corpus.train) + len(corpus.validation["j"]) == 20
+    batch = corpus.train.gather(np.array([0]))
+    chosen, rejected = (bytes(i for i in b.tokens[0].tolist() if i < 256).decode() for b in (batch, batch.counterpart))
+    number = int(re.search(r"\d+", chosen)[0])
+    assert (chosen, rejected) == (
+        (f"p{number} l{number}", f"p{number} r{number}") if number % 2 == 0 else
+        (f"p{number} r{number}", f"p{number} l{number}")
+    )  # fmt: skip
+
+
+def test_judgments_are_two_answers_each_and_both_bad_ones_are_undesirable(tmp_path, cache):
+    pairs = [Comparison(i, f"p{i}", f" l{i}", f" r{i}", "a", "b", "plain") for i in range(80)]
+    choices = ["left", "right", "tie", "both bad"] * 20
+    write_judgments(tmp_path / "j.jsonl", [Judgment(p, c, "me") for p, c in zip(pairs, choices, strict=True)])
+    corpus = Unpaired(str(tmp_path / "j.jsonl"), tokenizer="bytes").prepare(32)
+    samples = [corpus.train, corpus.rows()["validation"]]
+    batches = [part.gather(np.arange(len(part))) for part in samples]
+    texts = {
+        bytes(i for i in row.tolist() if i < 256).decode(): float(label)
+        for batch in batches
+        for row, label in zip(batch.tokens, batch.labels, strict=True)
+    }
+    wanted = {"left": (1, 0), "right": (0, 1), "both bad": (0, 0)}
+    expected = {}
+    for pair, choice in zip(pairs, choices, strict=True):
+        if choice in wanted:
+            expected |= {pair.prompt + pair.left: wanted[choice][0], pair.prompt + pair.right: wanted[choice][1]}
+    assert texts == expected

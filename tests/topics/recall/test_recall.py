@@ -6,6 +6,7 @@ import pytest
 from kleiber.config.check import check_arguments
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import signature
+from kleiber.data.mixture import Repeated, SpreadSamples
 from kleiber_topics.recall.recall import FIRST_FILLER, FIRST_VALUE, Recall
 
 
@@ -131,3 +132,17 @@ def test_values_of_their_own_must_fit_the_vocabulary():
 def test_numbers_of_keys_and_values_out_of_range_are_refused(key, value):
     with pytest.raises(ConfigError, match=f"data.{key}={value}"):
         check_arguments("data", signature("kleiber_topics.recall.Recall"), {key: value})
+
+
+def test_a_repeated_subset_is_spread_over_the_data_set_and_validation_is_whole():
+    whole = Recall(rows=100)
+    corpus = Repeated(whole, unique=10 * 64).prepare(64)
+    assert len(corpus.train) == 10 and corpus.train.num_tokens == 640
+    assert corpus.hash != whole.prepare(64).hash
+    assert len(corpus.validation["recall"]) == len(whole.prepare(64).validation["recall"])
+    first, again = (corpus.train.gather(np.array([7]), epoch) for epoch in (0, 3))
+    assert (first.tokens == whole.prepare(64).train.gather(np.array([70])).tokens).all()
+    assert isinstance(corpus.train, SpreadSamples) and Repeated(whole).prepare(64).hash == whole.prepare(64).hash
+    assert (again.tokens == first.tokens).all(), "every epoch has the same windows"
+    with pytest.raises(ValueError, match=r"data.unique=1M"):
+        Repeated(whole, unique="1M").prepare(64)

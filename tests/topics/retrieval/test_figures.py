@@ -1,11 +1,12 @@
 """The figure of each data set, and escaped text on the page."""
 
+from html_elements import adds_no_element
 from topics.retrieval.stores import Copier, on_rows
 from topics.retrieval.test_evaluation import FACTS, QUESTIONS, SMALL
 
 from kleiber.evals.measure import to_json
 from kleiber_topics.retrieval.evaluation import Retrieval
-from kleiber_topics.retrieval.figures import changes, page
+from kleiber_topics.retrieval.figures import LABELS, changes, page
 
 
 def test_the_figures_and_the_page_show_what_was_retrieved():
@@ -30,3 +31,12 @@ def test_a_line_for_each_method_over_the_sizes_of_the_store():
 
 def test_no_page_without_retrieved_text():
     assert page({"examples": {"text": []}}) == ""
+
+
+def example_page(text: str) -> str:
+    example = dict.fromkeys(("retrieved", "before", "target"), text)
+    return page({"examples": {text: [{"method": next(iter(LABELS)), "nats": 1.0, "nats_with": 0.5, **example}]}})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(example_page)

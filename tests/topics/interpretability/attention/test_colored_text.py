@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from html_elements import adds_no_element
 
 from kleiber_topics.interpretability.attention.colored_text import colored_pages, colored_text, deciding_layer, span
 
@@ -44,3 +45,12 @@ def test_line_breaks_are_shown_and_kept():
 
 def test_no_text_no_page():
     assert colored_pages({}) == colored_pages({"docs": {**LENS, "tokens": []}}) == ""
+
+
+def lens_page(text: str) -> str:
+    lens = {"tokens": [text], "probability": [[0.5], [0.5]], "best": [[text], [text]], "loss": [1.0, 1.0]}
+    return colored_pages({text: lens})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(lens_page)

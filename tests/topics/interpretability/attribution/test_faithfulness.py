@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from evals.small_models import TIME, Sums, predictions
+from evals.small_models import TIME, Sums
+from topics.interpretability.attribution.explained import predictions
 
 from kleiber.records.progress import Activity
 from kleiber_topics.interpretability.attribution.faithfulness import (

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from evals.small_models import TIME, VOCAB, Sums, predictions, tiny
+from evals.small_models import TIME, VOCAB, Sums, tiny
+from topics.interpretability.attribution.explained import predictions
 from torch import Tensor
 
 from kleiber.data.tokenizers import Bytes

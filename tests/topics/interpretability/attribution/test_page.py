@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from html_elements import adds_no_element
 from processes import PATIENCE
 
 from kleiber_topics.interpretability.attribution.page import LABELS, explorer
@@ -33,3 +34,13 @@ def test_a_browser_colors_the_tokens(tmp_path):
     command = ["chromium", "--headless", "--no-sandbox", "--virtual-time-budget=2000", "--dump-dom", file.as_uri()]
     page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
     assert "log p = -2.5 nats" in page and "rgba(0, 114, 178, 0.85)" in page and "&lt;b&gt;</button>" in page
+
+
+def explained_page(text: str) -> str:
+    targets = [{"at": 1, "name": text, "log_prob": -1.0}, {"at": None, "name": text, "log_prob": -1.0}]
+    methods = {name: [[0.1, 0.2], [0.3, -0.1]] for name in LABELS}
+    return explorer({text: [{"tokens": [text, text], "targets": targets, "methods": methods}]})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(explained_page)

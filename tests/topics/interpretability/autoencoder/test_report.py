@@ -1,5 +1,7 @@
 """The page of features escapes texts and can be searched, and the figure has every loss."""
 
+from html_elements import adds_no_element
+
 from kleiber_topics.interpretability.autoencoder.report import features_page, figures
 
 
@@ -16,3 +18,12 @@ def test_the_figure_is_drawn():
     value = {"value": 1.0, "lo": 0.9, "hi": 1.1, "n": 3}
     scores = {"text": dict.fromkeys(("loss", "loss_reconstructed", "loss_zero"), value)}
     assert set(figures({"scores": scores, "details": {"layer": 1}})) == {"autoencoder"}
+
+
+def features(text: str) -> str:
+    contexts = [{"tokens": [text, text], "at": 1, "value": 0.5}]
+    return features_page({"features": {text: [{"feature": 3, "density": 0.1, "contexts": contexts}]}})
+
+
+def test_a_hostile_text_adds_no_element():
+    assert adds_no_element(features)
