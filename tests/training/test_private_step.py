@@ -131,6 +131,7 @@ def test_the_gradient_of_a_pair_of_answers_is_its_own() -> None:
     pairs = replace(answers(1), counterpart=answers(2), reference=torch.full((5, 2), -9.0, dtype=torch.float64))
     net, objective = model(), DPO.__new__(DPO)
     objective.beta, objective.adapter_off, objective._steps, objective._checked = 0.1, False, 0, False
+    objective.loss, objective.noise = "sigmoid", 0.0
     check_private(net, objective, windows())
     sums = accumulate(net, objective, [pairs], torch.Tensor.backward)
     expected = [p.grad.clone() / sums.values["tokens"] * len(pairs) for p in net.parameters()]  # type: ignore[union-attr]
