@@ -26,7 +26,7 @@ def test_the_vertex_of_a_parabola_is_found(at, sign):
         (RATES[1:], parabola(0.01, rates=RATES[1:]), str(LEAST_RATES)),
         (RATES, parabola(0.2), "no vertex"),
         (RATES, parabola(0.01, curvature=-0.01), "no vertex"),
-        (RATES, np.where(RATES == RATES[-1], np.inf, 0.0)[:, None] + parabola(0.01), "diverged"),
+        (RATES, np.where(RATES[-1] == RATES, np.inf, 0.0)[:, None] + parabola(0.01), "diverged"),
     ],
 )
 def test_the_best_cell_is_used_where_a_parabola_is_no_answer(rates, table, why):

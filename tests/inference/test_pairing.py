@@ -11,7 +11,7 @@ from kleiber.inference.pairing import PAYS, pays, seed_effect
 
 def test_the_f_of_the_seed_is_that_of_randomized_blocks():
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(4, 3)) + [0.0, 1.0, 2.0]
+    table = rng.normal(size=(4, 3)) + np.arange(3)
     rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     between, within = 4 * ((table.mean(0) - table.mean()) ** 2).sum() / 2, (rest**2).sum() / 6
     assert seed_effect(table) == (pytest.approx(between / within), pytest.approx(f.sf(between / within, 2, 6)))

@@ -133,7 +133,7 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
     (decided,) = {(row["lo"], row["hi"]) for row in found.tables["Claims"]}
     chart = found.figures["differences"]().to_dict()
     drawn = [row for table in chart["datasets"].values() for row in table if row.get("name", "").endswith("tokens")]
-    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "95% intervals" in str(chart["title"])
+    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "90% intervals" in str(chart["title"])
 
 
 def test_claims_share_the_error_rate_and_the_worst_of_them_is_told(tmp_path):
