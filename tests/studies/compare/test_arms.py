@@ -108,7 +108,10 @@ def test_every_measure_is_read_at_the_rate_at_which_the_arm_is_best(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0)
     arm = read_ladders(with_accuracy(tmp_path), "loss")["a"][1]
-    tilted = {**arm.values_by_rate, 0.01: {seed: loss - 0.04 for seed, loss in arm.values_by_rate[0.01].items()}}
+    tilted = {
+        lr: {seed: loss + 0.02 * math.log2(lr / 0.02) for seed, loss in by_seed.items()}
+        for lr, by_seed in arm.values_by_rate.items()
+    }
     arm = replace(arm, values_by_rate=tilted)
     shift = arm.optimum.value - arm.mean
     assert arm.optimum.fitted and shift < -1e-4
