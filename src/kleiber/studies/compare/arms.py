@@ -78,14 +78,15 @@ class Arm:
         table = [[self.values_by_rate[lr][seed] for seed in seeds] for lr in complete]
         return at_best_rate(complete, table, self.higher_is_better)
 
-    def values(self, measure: str) -> Mapping[int, float]:
+    def values(self, measure: str, vertex: bool = False) -> Mapping[int, float]:
         """A measure at the best learning rate, by seed.
 
-        That by which the arm was tuned has the mean of `optimum`, and the differences between seeds of the best cell.
+        vertex  whether that by which the arm was tuned has the mean of `optimum`; the differences between seeds are
+                those of the best cell
         """
         if measure != self.measure:
             return self.measures_at_best.get(measure, {})
-        if not self.optimum.fitted:
+        if not vertex:
             return self.best_values
         shift = self.optimum.value - self.mean
         return {seed: value + shift for seed, value in self.best_values.items()}

@@ -97,12 +97,21 @@ class Differences:
         return rows
 
 
-def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
+def at_vertex(arms: Sequence[Arm]) -> bool:
+    """Whether all arms have a vertex of a parabola; they are compared at their best cells otherwise.
+
+    The best cell of a grid is up to half a step off the optimum, so a vertex against a cell would win by that alone.
+    """
+    return all(arm.optimum.fitted for arm in arms)
+
+
+def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: bool = True) -> Pair:
     """Returns a measure of two arms at an equal quantity: at the largest at which they can be compared.
 
     Two budgets that are equal within TOLERANCE are preferred to an interpolation that is no further than that.
 
-    equal  a key of QUANTITIES
+    equal   a key of QUANTITIES
+    vertex  whether arms are compared at the vertices of parabolas where all have one
     """
     fact, label = QUANTITIES[equal]
     names = f"{ours[0].name} and {theirs[0].name}"
@@ -117,17 +126,25 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
         interpolated = interpolate(others, fact, arm.facts[fact], measure) if arm.facts[fact] > reached else None
         if interpolated is not None:
             values, used = interpolated
-            sides = (arm.values(measure), values) if others is theirs else (values, arm.values(measure))
+            if vertex and at_vertex((arm, *used)):
+                values = between_budgets(used, fact, arm.facts[fact], measure, vertex=True)
+            own = arm.values(measure, vertex and at_vertex((arm, *used)))
+            sides = (own, values) if others is theirs else (values, own)
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
     if meeting:
-        a, b = meeting
-        return Pair(a.values(measure), b.values(measure), a.facts[fact] / b.facts[fact], arms=(a, b))
+        return met_pair(*meeting, measure, meeting[0].facts[fact] / meeting[1].facts[fact], vertex)
     a, b = (max(ladder, key=lambda arm: arm.facts["tokens"]) for ladder in (ours, theirs))
     ratio = a.facts[fact] / b.facts[fact]
     why = f"{names} differ in {label} by a factor of {ratio:.2f}"
     if equal in GROWING:
         why += ", and no budget of one lies between two of the other"
     return Pair({}, {}, ratio, arms=(a, b), why=why)
+
+
+def met_pair(ours: Arm, theirs: Arm, measure: str, ratio: float, vertex: bool = True) -> Pair:
+    """Returns a measure of two arms at one budget each; see `pair`."""
+    vertex = vertex and at_vertex((ours, theirs))
+    return Pair(ours.values(measure, vertex), theirs.values(measure, vertex), ratio, arms=(ours, theirs))
 
 
 def same(a: Arm, b: Arm, fact: str) -> bool:
@@ -147,11 +164,19 @@ def interpolate(
     above = [arm for arm in ladder if arm.facts[fact] >= at]
     if not below or not above:
         return None
-    low, high = below[-1], above[0]
+    used = below[-1], above[0]
+    return between_budgets(used, fact, at, measure), used
+
+
+def between_budgets(
+    budgets: tuple[Arm, Arm], fact: str, at: float, measure: str, vertex: bool = False
+) -> Mapping[int, float]:
+    """Returns a measure by seed at the quantity `at` between two budgets of an arm."""
+    low, high = budgets
     begin, end = math.log(low.facts[fact]), math.log(high.facts[fact])
     share = (math.log(at) - begin) / (end - begin) if end > begin else 0.0
-    lows, highs = low.values(measure), high.values(measure)
-    return {seed: between(lows[seed], highs[seed], share) for seed in lows.keys() & highs.keys()}, (low, high)
+    lows, highs = low.values(measure, vertex), high.values(measure, vertex)
+    return {seed: between(lows[seed], highs[seed], share) for seed in lows.keys() & highs.keys()}
 
 
 def between(low: float, high: float, share: float) -> float:
@@ -176,6 +201,8 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
         return Question(**fields, values=[], problem=problem, tuned=False)
     tuned_by = next(iter(ladders.values()))[0].measure
     sides = [side_values(claim, ladders)] if claim.against is None else contrasted(claim, ladders)
+    if not at_vertex([arm for each in sides for arm in each.arms]) and len(sides) > 1:
+        sides = contrasted(claim, ladders, vertex=False)
     gaps = [
         {seed: each.ours[seed] - each.theirs[seed] for seed in each.ours.keys() & each.theirs.keys()} for each in sides
     ]
@@ -209,11 +236,7 @@ def groups_of(ladders: Ladders, measure: str, arms: Sequence[Arm]) -> dict[Hasha
 
 def point_of(arms: Sequence[Arm]) -> str:
     """Returns how the measure of these arms at their best rates is estimated."""
-    by_cell = dict.fromkeys(arm.name for arm in arms if not arm.optimum.fitted)
-    if not by_cell:
-        return "vertex of a parabola in log rate"
-    fitted = any(arm.optimum.fitted for arm in arms)
-    return "best cell" if not fitted else f"vertex of a parabola in log rate, best cell of {' and '.join(by_cell)}"
+    return "vertex of a parabola in log rate" if at_vertex(arms) else "best rate"
 
 
 def arm_named(side: Selection) -> str:
@@ -226,14 +249,14 @@ def name_with_keys(arm: str, values: Selection) -> str:
     return ", ".join([arm, *(f"{key}={values[key]}" for key in sorted(values))])
 
 
-def contrasted(claim: Claim, ladders: Ladders) -> list[Pair]:
+def contrasted(claim: Claim, ladders: Ladders, vertex: bool = True) -> list[Pair]:
     """Returns the pairs of arms whose differences a claim is about: one, and with `than` another one."""
     sides = [side for _, side in claim.sides]
     equal = claim.equal or "tokens"
     return [
         change(ladders[arm_named(ours)], claim.measure)
         if theirs.get(MOMENT) == BEFORE
-        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure)
+        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure, vertex)
         for ours, theirs in zip(sides[::2], sides[1::2], strict=True)
     ]
 
@@ -241,7 +264,7 @@ def contrasted(claim: Claim, ladders: Ladders) -> list[Pair]:
 def side_values(claim: Claim, ladders: Ladders) -> Pair:
     """Returns the measure of the arm of a claim about a level, at its largest number of tokens."""
     arm = ladders[arm_named(claim.of)][-1]
-    values = arm.values(claim.measure)
+    values = arm.values(claim.measure, arm.optimum.fitted)
     return Pair(values, dict.fromkeys(values, 0.0), arms=(arm,))
 
 

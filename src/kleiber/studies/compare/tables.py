@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from kleiber.studies.compare.arms import Arm, measured
-from kleiber.studies.compare.differences import Differences, Ladder, Ladders, Pair, pair, same
+from kleiber.studies.compare.differences import Differences, Ladder, Ladders, met_pair, pair, same
 from kleiber.studies.compare.rows import label
 from kleiber.studies.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.types import Json, Row
@@ -36,7 +36,7 @@ def tokens_table(pairs: Pairs, differences: Differences) -> list[Json]:
         for a, b in shared if len(shared) > 1 else ():
             times = [each.facts.get("train_s", math.nan) for each in (a, b)]
             row = {"arm": arm, "against": against, "active": b.facts.get("active"), "tokens": a.facts["tokens"]}
-            sides = Pair(a.values(measure), b.values(measure), times[0] / times[1], arms=(a, b))
+            sides = met_pair(a, b, measure, times[0] / times[1])
             row |= differences.row((arm, against), sides)
             clock = differences.row((arm, against), pair([a], ladders[against], "seconds", measure))
             at_equal_time = {f"{key} at equal time": clock[key] for key in ("value", "lo", "hi")}
