@@ -279,14 +279,13 @@ def with_panel(
 METHODS = (
     "Every arm was trained at every one of its learning rates with every seed; runs with the same seed see the same "
     "samples in the same order. Arms enter at the vertices of parabolas in the logarithm of the rate, through the "
-    "means of all rates, or all of them at the rate of best mean where a parabola does not fit one of them or has no vertex "
-    "between the rates; the standard error is that of one rate. An arm counts as tuned with at "
-    "least five rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as "
-    "many rates with the same spacing. {variance} Intervals of the claims together have a confidence of {level} over "
-    "{claims} claims and {looks} looks and are drawn in the figure of differences; those of the tables below have it "
-    "each. Where arms do not meet in what is held equal, the "
-    "loss of one is interpolated between two of its budgets, on logarithmic scales. Inference memory is that of the "
-    "weights and of the keys and values of one context, in fp32."
+    "means of all rates, or all of them at the rate of best mean where a parabola does not fit one of them or has no "
+    "vertex between the rates; the standard error is that of one rate. An arm counts as tuned with at least five "
+    "rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as many rates"
+    " with the same spacing. {variance} Intervals of the claims together have a confidence of {level} over {claims} "
+    "claims and {looks} looks and are drawn in the figure of differences; those of the tables below have it each. "
+    "Where arms do not meet in what is held equal, the loss of one is interpolated between two of its budgets, on "
+    "logarithmic scales. Inference memory is that of the weights and of the keys and values of one context, in fp32."
 )
 
 VARIANCE = {
