@@ -112,6 +112,23 @@ def test_the_entry_of_a_claim_has_the_fields_of_the_schema():
     assert (entry["of"], entry["against"], entry["than"]) == ({"arm": "a"}, {"arm": "plain"}, None)
 
 
+def test_claims_about_one_measure_share_their_variance_unless_it_is_separate():
+    rng = np.random.default_rng(0)
+    asked = [
+        Question(claim=Claim(of={"arm": name}, against={"arm": "plain"}), text=name, values=rng.normal(size=3).tolist())
+        for name in "abcdefgh"
+    ]
+    shared, own = (decide_together(asked, 0.9, variance=variance) for variance in ("moderated", "separate"))
+    widths = [np.median([each.estimate.hi - each.estimate.value for each in results]) for results in (shared, own)]
+    assert widths[0] < 0.7 * widths[1]
+    prior = shared[0].to_json()["prior"]
+    assert prior["cells"] == 8 and prior["sd"] > 0 and all(each.to_json()["prior"] == prior for each in shared)
+    assert shared[0].to_json()["method"] == "moderated t over seeds, paired"
+    assert own[0].to_json()["prior"] is None and own[0].to_json()["method"] == "Student's t over seeds, paired"
+    assert [each.estimate.value for each in shared] == [each.estimate.value for each in own]
+    assert own[0].level == pytest.approx(1 - 0.1 / 8) and shared[0].level < own[0].level
+
+
 def test_a_statement_names_what_differs_and_what_is_equal():
     claim = Claim(of={"arm": "a", "size": 1}, against={"arm": "p"}, equal="flops", direction="not_higher", margin=0.02)
     text = statement(claim, "loss", "nats", lambda key, value: f"{key}:{value}")

@@ -126,7 +126,7 @@ def is_paired(contrasts: Sequence[Contrast], groups: Groups, paired: bool) -> bo
     A level, which is no difference, is paired with nothing: its samples are those of its one group.
     """
     names = {name for contrast in contrasts for name in contrast.weights}
-    if paired or not all(groups.get(name) for name in names):
+    if paired or not all(any(len(cell) > 1 for cell in groups.get(name, ())) for name in names):
         return True
     return contrasts[0].is_difference and pays(seed_table([groups[name] for name in groups]))
 
@@ -150,8 +150,8 @@ def paired_spreads(contrasts: Sequence[Contrast]) -> list[Spread]:
     counts = np.array([len(contrast.values) for contrast in contrasts])
     errors = np.sqrt(shrunk * sizes / counts)
     return [
-        Spread(float(error), float(each), informative(prior), True, len(contrasts), float(each / (count - 1)))
-        for error, each, count in zip(errors, moderated, counts, strict=True)
+        Spread(error, each, informative(prior), True, len(contrasts), added_df(each, prior, count))
+        for error, each, count in zip(errors.tolist(), moderated.tolist(), counts.tolist(), strict=True)
     ]
 
 
@@ -179,7 +179,12 @@ def of_groups(
     total = sum(part for part, _ in parts)
     least = min(each for _, each in parts)
     df = least if math.isinf(prior.df) or total == 0 else total**2 / sum(part**2 / each for part, each in parts)
-    return Spread(math.sqrt(total), df, informative(prior), False, cells, df / max(count - 1, 1))
+    return Spread(math.sqrt(total), df, informative(prior), False, cells, added_df(df, prior, count))
+
+
+def added_df(df: float, prior: Prior, count: int) -> float:
+    """Returns the degrees of freedom that a further sample of every group adds; those of a finite prior stay."""
+    return df / (count - 1) if math.isinf(prior.df) else max(1.0, (df - prior.df) / (count - 1))
 
 
 def informative(prior: Prior) -> Prior | None:

@@ -327,6 +327,6 @@ METHODS_TEXT = (
     "it is the same for all. Each method stands at its setting of best mean ACC, chosen on the same runs, which "
     "favors methods with more settings. Student's "
     "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
-    "are within order and seed; the level of those of the claims holds for all claims of the study together "
-    "(Bonferroni)."
+    "are within order and seed; those of the claims hold together, with variances that are shrunk to each other (Smyth "
+    "2004)."
 )
