@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 
+from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.records.catalog import read_runs
 from kleiber.studies.claims import Claim, Result, decide_together
 from kleiber.studies.compare.arms import Arm, arm_from_rows
@@ -152,6 +153,27 @@ def measured(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
         yield row | {"share": looked_at(looks, shift, arms, studies // 4, seed), "studies": studies // 4}
 
 
+def contrasts(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
+    """Yields how often some interval of differences from a first group misses it, without rates to tune.
+
+    The variance of the last group is `ratio` times that of the others. Paired differences have their own variances.
+    """
+    for paired, groups, seeds, ratio in product((False, True), ARMS, SEEDS, (1, 4)):
+        rng, wrong = np.random.default_rng(seed), 0
+        scale = np.sqrt([1.0] * (groups - 1) + [ratio])[:, None]
+        for _ in range(studies):
+            table = scale * rng.normal(size=(groups, seeds))
+            asked = [Contrast({0: -1.0, at: 1.0}, (row - table[0]).tolist()) for at, row in enumerate(table) if at]
+            cells: dict[Hashable, list[Cell]] = {at: [dict(enumerate(row))] for at, row in enumerate(table.tolist())}
+            family = estimate_family(asked, cells, 0.9, paired=paired)
+            widths = [each.half_width(level) for each, level in zip(family.spreads, family.levels, strict=True)]
+            wrong += any(abs(np.mean(each.values)) > half for each, half in zip(asked, widths, strict=True))
+        yield {
+            "kind": "contrasts", "paired": paired, "groups": groups, "seeds": seeds, "ratio": ratio,
+            "share": wrong / studies,
+        }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000)
@@ -159,7 +181,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = []
-    for row in measured(options.studies, options.seed):
+    every = [measured(options.studies, options.seed), contrasts(options.studies, options.seed)]
+    for row in chain.from_iterable(every):
         rows.append(row)
         if options.out:
             record = {"studies": options.studies, "seed": options.seed, "level": 0.9, "rows": rows}
