@@ -1,146 +1,193 @@
-"""How often two equal arms are told apart, and how often a true difference is found, in simulated studies.
+"""How often equal arms are told apart, and how often a true difference is found, in simulated studies.
 
-A study has two arms, each at five learning rates with paired seeds, decided as `study=compare` does: each arm at its
-rate of best mean, Student's interval of the paired difference. After every look an undecided study gets more seeds, up
-to the planned number of looks. The noise of a run is normal or has heavy tails (Student's t with 3 degrees of freedom).
-With --runs, the losses are those of real runs of one config at several learning rates: each study draws two arms of
-other seeds from them, so that every winner is a false one.
+A study has a plain arm and one to six others, each at five learning rates with the same seeds, and claims that each of
+the others is better, decided as `study=compare` does. Winners among equal arms are false ones. Settings:
 
-    python benchmarks/false_winners.py [--studies 2000] [--seed 0]
-    python benchmarks/false_winners.py --runs benchmarks/results/equal_arms.jsonl.gz --studies 1000
+    arms    2, 4, 7, and 3 or 5 seeds
+    noise   equal: normal; unequal: the last arm has four times the variance; unequal_plain: the plain arm has; heavy:
+            Student's t with 3 degrees of freedom; seeds: runs of a seed share two standard deviations of a run
+    curves  same: equal optima; half: the plain arm's optimum is half a step of the grid from the others'; flat: the
+            last arm has the same loss at every rate; slope: the losses of a recorded sweep, no parabola
+
+A run's noise has the standard deviation 1, and curves the median curvature of the recorded sweeps in this unit. Power
+is the share of studies that find the one arm of six that is better by so many standard deviations. The real arms are
+drawn from 200 runs of one config, 40 seeds at five rates: other seeds for each arm.
+
+    python benchmarks/false_winners.py [--studies 2000] [--seed 0] [--out benchmarks/results/false_winners.json]
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import product
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 
+from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.records.catalog import read_runs
+from kleiber.studies.claims import Claim, Result, decide_together
 from kleiber.studies.compare.arms import Arm, arm_from_rows
-from kleiber.studies.decision import Criterion, Decision, level_of_each, paired_difference
+from kleiber.studies.compare.differences import question
+from kleiber.studies.decision import Decision
 
-LRS = 0.01 * 2.0 ** np.arange(-2, 3)
-SEED_SD, RUN_SD = 0.01, 0.005  # nats: what all runs of a seed share, and what a run has of its own
+STEPS = np.arange(-2, 3)  # of the learning rate, in factors of two
+CURVATURE = 1.55  # standard deviations of a run for one step squared: the median of 16 tuned arms of recorded sweeps
+SWEEP = np.array([3.826, 3.678, 3.596, 3.593, 3.634]) / 0.013  # baseline of six_questions, in standard deviations
+ARMS, SEEDS = (2, 4, 7), (3, 5)
+SETTINGS = [
+    *product(("equal", "unequal", "heavy"), ("same", "half", "flat")),
+    ("unequal_plain", "same"), ("seeds", "same"), ("equal", "slope"),
+]  # fmt: skip
 DECIDED = (Decision.SUPPORTED, Decision.CONTRADICTED)
+RUNS = Path(__file__).parent / "results" / "equal_arms.jsonl.gz"
+PLANS = {"one look at 3": (3,), "one look at 5": (5,), "3, 5, 8": (3, 5, 8), "each of 3 to 10": tuple(range(3, 11))}
+
+Draw = Callable[[np.random.Generator], np.ndarray]  # returns losses, arms x rates x seeds
 
 
-def losses(rng: np.random.Generator, shift: float, shared: np.ndarray, heavy: bool) -> np.ndarray:
-    """Losses of an arm by learning rate and seed, lower by `shift` times the noise of a run."""
-    noise = (
-        rng.standard_t(3, (len(LRS), len(shared))) / np.sqrt(3) if heavy else rng.normal(size=(len(LRS), len(shared)))
-    )
-    curve = 0.02 * np.log2(LRS / 0.01) ** 2
-    return 3.0 + curve[:, None] + SEED_SD * shared + RUN_SD * (noise - shift)
+def curves_of(arms: int, curve: str) -> np.ndarray:
+    """Mean losses, arms x rates."""
+    means = np.tile(SWEEP - SWEEP.min() if curve == "slope" else CURVATURE * STEPS**2.0, (arms, 1))
+    if curve == "half":
+        means[1:] = CURVATURE * (STEPS - 0.5) ** 2
+    if curve == "flat":
+        means[-1] = 0
+    return means
 
 
-def arm(name: str, table: np.ndarray, seeds: int) -> Arm:
-    """The arm after its first `seeds` seeds."""
-    common = dict.fromkeys(("active", "core", "params", "tokens", "flops", "memory", "speed"))
+def drawn(arms: int, seeds: int, noise: str, curve: str, shift: float = 0.0) -> Draw:
+    """Returns a function that draws the losses of a study; the second arm is better by `shift`."""
+    means = curves_of(arms, curve)
+    means[1] -= shift
+    scale = np.ones(arms)
+    if noise.startswith("unequal"):
+        scale[0 if noise == "unequal_plain" else -1] = 2
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        shape = (arms, len(STEPS), seeds)
+        own = rng.standard_t(3, shape) / np.sqrt(3) if noise == "heavy" else rng.normal(size=shape)
+        shared = 2 * rng.normal(size=seeds) if noise == "seeds" else 0.0
+        return means[:, :, None] + scale[:, None, None] * own + shared
+
+    return draw
+
+
+def real(arms: int, seeds: int) -> Draw:
+    """Returns a function that draws arms of other seeds from the recorded runs of one config."""
+    rows = [run.leaf_rows()[0] for run in read_runs(RUNS)]
+    by_cell = {(row["lr"], row["seed"]): row["loss"] for row in rows}
+    rates, every = (sorted({key[axis] for key in by_cell}) for axis in (0, 1))
+    table = np.array([[by_cell[rate, seed] for seed in every] for rate in rates])
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        return table[:, rng.permutation(len(every))[: arms * seeds].reshape(arms, seeds)].transpose(1, 0, 2)
+
+    return draw
+
+
+def arm(name: str, table: np.ndarray) -> Arm:
+    """The arm of losses, rates x seeds."""
+    costs = dict.fromkeys(("active", "core", "params", "tokens", "flops", "memory", "speed"), 1.0)
     rows = [
-        {**common, "lr": float(lr), "seed": seed, "loss": float(table[i, seed])}
-        for i, lr in enumerate(LRS)
-        for seed in range(seeds)
+        {**costs, "lr": float(0.01 * 2.0 ** STEPS[at]), "seed": seed, "loss": float(loss)}
+        for at, losses in enumerate(table)
+        for seed, loss in enumerate(losses)
     ]
     return arm_from_rows(name, rows)
 
 
-def decision(tables: list[np.ndarray], looks: list[int], level: float) -> Decision:
-    """The decision at the first look that decides, or at the last one."""
-    outcome = Decision.UNDECIDED
-    for seeds in looks:
-        first, second = (arm(name, table, seeds) for name, table in zip("ab", tables, strict=True))
-        estimate = paired_difference(second.best_values, first.best_values, level, "nats")
-        outcome = Criterion().decide(estimate)
-        if outcome in DECIDED:
-            break
-    return outcome
+def decide(losses: np.ndarray, variance: str, looks: int = 1) -> list[Result]:
+    """Decides that each arm is better than the first one."""
+    ladders = {f"arm {at}": [arm(f"arm {at}", table)] for at, table in enumerate(losses)}
+    plain, *others = ladders
+    claims = [Claim(of={"arm": name}, against={"arm": plain}, equal="tokens") for name in others]
+    return decide_together([question(claim, ladders, "") for claim in claims], 0.9, looks, variance)
 
 
-def bootstrap_decision(tables: list[np.ndarray]) -> Decision:
-    """The decision by the 90 % percentile interval over all resamples of the paired differences at the best rates."""
-    best = [table[table.mean(1).argmin()] for table in tables]
-    gaps = best[1] - best[0]
-    means = gaps[np.array(list(product(range(len(gaps)), repeat=len(gaps))))].mean(1)
-    low, high = np.quantile(means, [0.05, 0.95])
-    return Decision.SUPPORTED if high < 0 else Decision.CONTRADICTED if low > 0 else Decision.UNDECIDED
+def share(draw: Draw, studies: int, seed: int, variance: str, first_alone: bool = False) -> Mapping[str, float]:
+    """Returns the share of studies that decide a claim, or find the first one, and the median half-width."""
+    rng, hits, widths = np.random.default_rng(seed), 0, []
+    for _ in range(studies):
+        results = decide(draw(rng), variance)
+        hits += results[0].decision == Decision.SUPPORTED if first_alone else is_decided(results)
+        estimates = [result.estimate for result in results]
+        widths += [(each.hi - each.value) for each in estimates if each is not None and each.hi is not None]
+    return {"share": hits / studies, "half_width": float(np.median(widths))}
 
 
-def real_losses(source: Path) -> np.ndarray:
-    """Final losses of runs, learning rates x seeds; every rate has to have every seed."""
-    rows = [run.leaf_rows()[0] for run in read_runs(source)]
-    by_cell = {(row["lr"], row["seed"]): row["loss"] for row in rows}
-    lrs, seeds = (sorted({key[axis] for key in by_cell}) for axis in (0, 1))
-    return np.array([[by_cell[lr, seed] for seed in seeds] for lr in lrs])
+def is_decided(results: Sequence[Result]) -> bool:
+    """Whether some claim is decided."""
+    return any(result.decision in DECIDED for result in results)
 
 
-def real_winners(table: np.ndarray, seeds: int, options: argparse.Namespace) -> tuple[float, float]:
-    """The shares of studies of two arms of other seeds that have a winner: by Student's interval, by the bootstrap."""
-    rng, hits = np.random.default_rng(options.seed), np.zeros(2)
-    for _ in range(options.studies):
-        chosen = rng.permutation(table.shape[1])[: 2 * seeds]
-        tables = [table[:, chosen[:seeds]], table[:, chosen[seeds:]]]
-        hits += [decision(tables, [seeds], 0.9) in DECIDED, bootstrap_decision(tables) in DECIDED]
-    return hits[0] / options.studies, hits[1] / options.studies
+def looked_at(looks: tuple[int, ...], shift: float, arms: int, studies: int, seed: int) -> float:
+    """Returns the share of studies that decide a claim, or with a shift find it, at one of the looks."""
+    rng, hits = np.random.default_rng(seed), 0
+    draw = drawn(arms, looks[-1], "equal", "same", shift)
+    for _ in range(studies):
+        losses = draw(rng)
+        for seeds in looks:
+            results = decide(losses[:, :, :seeds], "moderated", len(looks))
+            if is_decided(results):
+                hits += results[0].decision == Decision.SUPPORTED if shift else 1
+                break
+    return hits / studies
 
 
-def rate(
-    looks: list[int], options: argparse.Namespace, wanted: tuple[Decision, ...], shift: float = 0.0, claims: int = 1,
-    heavy: bool = False,
-) -> float:  # fmt: skip
-    """The share of studies that end with one of the decisions `wanted`; with several claims, for any of them."""
-    rng = np.random.default_rng(options.seed)
-    level = level_of_each(0.9, claims, len(looks))
-    hits = 0
-    for _ in range(options.studies):
-        shared = rng.normal(size=looks[-1])
-        plain = losses(rng, 0.0, shared, heavy)
-        outcomes = [decision([plain, losses(rng, shift, shared, heavy)], looks, level) for _ in range(claims)]
-        hits += any(outcome in wanted for outcome in outcomes)
-    return hits / options.studies
+def measured(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
+    """Yields a row for each setting."""
+    for (noise, curve), arms, seeds in product(SETTINGS, ARMS, SEEDS):
+        row = {"kind": "false winners", "noise": noise, "curve": curve, "arms": arms, "seeds": seeds}
+        yield {**row, **share(drawn(arms, seeds, noise, curve), studies, seed, "moderated")}
+    for arms, seeds, variance in product(ARMS, SEEDS, ("moderated", "separate")):
+        row = {"kind": "real runs", "arms": arms, "seeds": seeds, "variance": variance}
+        yield {**row, **share(real(arms, seeds), studies, seed, variance)}
+    for seeds, shift, variance in product(SEEDS, (1.0, 2.0, 3.0), ("moderated", "separate")):
+        row = {"kind": "power", "arms": 7, "seeds": seeds, "shift": shift, "variance": variance}
+        yield {**row, **share(drawn(7, seeds, "equal", "same", shift), studies, seed, variance, first_alone=True)}
+    for (name, looks), arms, shift in product(PLANS.items(), (2, 4), (0.0, 1.0, 2.0)):
+        row = {"kind": "looks", "plan": name, "arms": arms, "shift": shift}
+        yield row | {"share": looked_at(looks, shift, arms, studies // 4, seed), "studies": studies // 4}
 
 
-PLANS = {
-    "3 seeds, one look": [3],
-    "5 seeds, one look": [5],
-    "3, 5, 8 seeds, three looks": [3, 5, 8],
-    "a look after each of 3 to 10 seeds": list(range(3, 11)),
-}
+def contrasts(studies: int, seed: int) -> Iterator[Mapping[str, object]]:
+    """Yields how often some interval of differences from a first group misses it, without rates to tune.
+
+    The variance of the last group is `ratio` times that of the others. Paired differences have their own variances.
+    """
+    for paired, groups, seeds, ratio in product((False, True), ARMS, SEEDS, (1, 4)):
+        rng, wrong = np.random.default_rng(seed), 0
+        scale = np.sqrt([1.0] * (groups - 1) + [ratio])[:, None]
+        for _ in range(studies):
+            table = scale * rng.normal(size=(groups, seeds))
+            asked = [Contrast({0: -1.0, at: 1.0}, (row - table[0]).tolist()) for at, row in enumerate(table) if at]
+            cells: dict[Hashable, list[Cell]] = {at: [dict(enumerate(row))] for at, row in enumerate(table.tolist())}
+            family = estimate_family(asked, cells, 0.9, paired=paired)
+            widths = [each.half_width(level) for each, level in zip(family.spreads, family.levels, strict=True)]
+            wrong += any(abs(np.mean(each.values)) > half for each, half in zip(asked, widths, strict=True))
+        yield {
+            "kind": "contrasts", "paired": paired, "groups": groups, "seeds": seeds, "ratio": ratio,
+            "share": wrong / studies,
+        }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, help="a folder of runs or a runs.jsonl.gz")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.runs:
-        table = real_losses(options.runs)
-        print(f"{table.shape[1]} seeds at {table.shape[0]} learning rates; mean losses {table.mean(1).round(4)}")
-        for seeds in (3, 5):
-            shares = real_winners(table, seeds, options)
-            print(
-                f"  {seeds} seeds: false winners {shares[0]:.3f} by Student, {shares[1]:.3f} by the bootstrap",
-                flush=True,
-            )
-        return
-    print("false winners at a nominal 10 % (goal: at most 11.5 %)")
-    for name, looks in PLANS.items():
-        cells = []
-        for noise, heavy in (("normal", False), ("heavy tails", True)):
-            for claims in (1, 3):
-                share = rate(looks, options, DECIDED, claims=claims, heavy=heavy)
-                cells.append(f"{noise}, {claims} claims {share:.3f}")
-        print(f"  {name:36} {';  '.join(cells)}", flush=True)
-    print("power: share of studies that find a true difference, in standard deviations of a run, for 1 and 3 claims")
-    for name, looks in PLANS.items():
-        cells = []
-        for shift in (0.5, 1.0, 2.0, 4.0):
-            shares = [rate(looks, options, (Decision.SUPPORTED,), shift, claims) for claims in (1, 3)]
-            cells.append(f"{shift:g}: {shares[0]:.2f}/{shares[1]:.2f}")
-        print(f"  {name:36} {';  '.join(cells)}", flush=True)
+    rows = []
+    every = [measured(options.studies, options.seed), contrasts(options.studies, options.seed)]
+    for row in chain.from_iterable(every):
+        rows.append(row)
+        if options.out:
+            record = {"studies": options.studies, "seed": options.seed, "level": 0.9, "rows": rows}
+            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.claims import Claim, Question, decide_together, expand, overall, read_claims
-from kleiber.studies.decision import Decision, estimate_around, interval, level_of_each
+from kleiber.studies.decision import Decision, estimate_around, interval
 from kleiber.studies.statements import statement
 
 LEVELS = {"arm": ["plain", "a", "b"], "size": [10, 40, 20]}
@@ -65,8 +65,9 @@ def test_all_claims_and_looks_share_the_error_rate():
     results = decide_together(asked, 0.9, looks=2)
     decisions = ["supported", "not tested", "contradicted", "supported"]
     assert [result.decision for result in results] == decisions and overall(results) == Decision.CONTRADICTED
-    ends = interval(values, level_of_each(0.9, 4, 2))
-    assert [(r.estimate.lo, r.estimate.hi) for r in results if r.estimate] == [ends] * 3
+    ends = interval(values, 1 - 3 / 4 * 0.1 / 2)  # three claims about one difference, of four claims
+    for tested in (each for each in results if each.estimate):
+        assert (tested.estimate.lo, tested.estimate.hi) == pytest.approx(ends)
     assert overall([]) is None and overall(results[:2]) == Decision.NOT_TESTED
 
 
@@ -106,8 +107,26 @@ def test_the_entry_of_a_claim_has_the_fields_of_the_schema():
     (result,) = decide_together([ask([0.1, 0.2], equal="tokens")], 0.9)
     entry = result.to_json()
     fields = {"text", "decision", "why", "measure", "of", "against", "than", "equal", "value", "lo", "hi", "n", "unit"}
-    assert entry.keys() >= fields | {"better", "method", "more_seeds_needed", "direction", "margin", "less", "tuned"}
+    assert entry.keys() >= fields | {"better", "method", "prior", "more_seeds_needed", "direction", "margin", "less"}
+    assert entry["tuned"] is None and entry["prior"] is None
     assert (entry["of"], entry["against"], entry["than"]) == ({"arm": "a"}, {"arm": "plain"}, None)
+
+
+def test_claims_about_one_measure_share_their_variance_unless_it_is_separate():
+    rng = np.random.default_rng(0)
+    asked = [
+        Question(claim=Claim(of={"arm": name}, against={"arm": "plain"}), text=name, values=rng.normal(size=3).tolist())
+        for name in "abcdefgh"
+    ]
+    shared, own = (decide_together(asked, 0.9, variance=variance) for variance in ("moderated", "separate"))
+    widths = [np.median([each.estimate.hi - each.estimate.value for each in results]) for results in (shared, own)]
+    assert widths[0] < 0.7 * widths[1]
+    prior = shared[0].to_json()["prior"]
+    assert prior["cells"] == 8 and prior["sd"] > 0 and all(each.to_json()["prior"] == prior for each in shared)
+    assert shared[0].to_json()["method"] == "moderated t over seeds, paired"
+    assert own[0].to_json()["prior"] is None and own[0].to_json()["method"] == "Student's t over seeds, paired"
+    assert [each.estimate.value for each in shared] == [each.estimate.value for each in own]
+    assert own[0].level == pytest.approx(1 - 0.1 / 8) and shared[0].level < own[0].level
 
 
 def test_a_statement_names_what_differs_and_what_is_equal():

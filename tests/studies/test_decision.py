@@ -1,8 +1,11 @@
 """Decisions: antisymmetric, free of what seeds share, and wrong no more often than stated."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from kleiber.inference.contrasts import Contrast, separate_spread
 from kleiber.studies.decision import (
     Criterion,
     Decision,
@@ -11,6 +14,7 @@ from kleiber.studies.decision import (
     gaps_by_seed,
     half_width,
     level_of_each,
+    mean_estimate,
     more_seeds_needed,
     paired_difference,
 )
@@ -80,14 +84,14 @@ def test_every_look_and_claim_spends_an_equal_part_of_the_error_rate():
 
 def test_the_seeds_that_are_said_to_be_needed_are_the_fewest_that_decide():
     gaps = [-0.02, -0.01, 0.004]
-    criterion = Criterion("lower")
-    more = more_seeds_needed(gaps, criterion, 0.9)
+    criterion, estimate = Criterion("lower"), mean_estimate(gaps, 0.9, "nats")
+    spread = separate_spread(Contrast({"a": 1.0, "b": -1.0}, gaps))
+    more = more_seeds_needed(estimate, spread, criterion, 0.9)
     assert more is not None and more > 0
     mean = np.mean(gaps)
     widths = [half_width(gaps, len(gaps) + extra, 0.9) for extra in (more - 1, more)]
     assert mean + widths[1] < 0 <= mean + widths[0]
-    assert more_seeds_needed([0.01, -0.01], criterion, 0.9) is None
-    assert more_seeds_needed([0.01], criterion, 0.9) is None
+    assert more_seeds_needed(replace(estimate, value=0.0), spread, criterion, 0.9) is None
 
 
 def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_looks():

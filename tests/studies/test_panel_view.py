@@ -163,3 +163,16 @@ def test_several_metrics_of_a_measure_are_called_by_its_name(tmp_path):
     assert {(each["data"], each["measure"]) for each in findings.tables["Means"]} == {
         ("docs", "held out"), ("code", "held out"),
     }  # fmt: skip
+
+
+def test_sides_are_paired_by_design_where_they_share_more_than_the_seed(runs):
+    by_arm = {"of": {"arm": "new", "size": 64}, "against": {"arm": "plain"}, "equal": "learning_rate"}
+    (tested,) = analyzed(runs, claims=[by_arm]).claims
+    (by_size,) = analyzed(runs, samples=["size", "seed"], claims=[{**by_arm, "of": {"arm": "new"}}]).claims
+    assert not tested.question.paired and [*tested.question.groups] == ["arm=new, size=64", "arm=plain, size=64"]
+    assert (
+        by_size.question.paired
+        and not by_size.question.groups
+        and by_size.question.samples == "values of size and seed"
+    )
+    assert by_size.spread.paired and by_size.spread.df == 5

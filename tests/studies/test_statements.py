@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber.studies.claims import Claim, Question, decide
+from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.statements import answer_text, contrary, decided, read_answer, statement
 
 
@@ -48,7 +48,8 @@ def test_what_holds_in_place_of_a_contradicted_claim(direction, margin, opposite
 
 def result(values, **claim):
     claim = Claim(**{**ARMS, **claim})
-    return decide(Question(claim=claim, text=statement(claim, "loss", "nats", label), values=values, unit="nats"), 0.9)
+    question = Question(claim=claim, text=statement(claim, "loss", "nats", label), values=values, unit="nats")
+    return decide_together([question], 0.9)[0]
 
 
 def test_a_contradicted_claim_is_answered_by_what_holds():

@@ -25,6 +25,7 @@ from kleiber.studies.ablation_ladder import (
     crossings,
     ladder_of,
     predict,
+    predicted,
     read_scales,
     sign,
 )
@@ -32,7 +33,7 @@ from kleiber.studies.claims import Claim, Question, Result, decide_together
 from kleiber.studies.compare.arms import arm_name, planned_arms
 from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.decision import Decision, Estimate, as_row
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
 
 SCALES = (2.0, 5.0, 10.0)  # multiples of the largest compute at which the gap is predicted
@@ -87,7 +88,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(IntervalStudy):
+class Ablation(ClaimStudy):
     """The gaps between a plain arm, the first, and changed arms as functions of training compute.
 
     arm        of a cell: set by the design
@@ -115,7 +116,9 @@ class Ablation(IntervalStudy):
         unfinished = any(run.status not in (Status.FINISHED, Status.DIVERGED) for run in runs)
         changes = [self.change(runs, plain, name) for name in changed]
         waiting = "some runs have not finished" if unfinished else ""
-        results = decide_together([self.question(change, plain, waiting) for change in changes], self.level)
+        results = decide_together(
+            [self.question(change, plain, waiting) for change in changes], self.level, variance=self.variance
+        )
         checks = [row for change in changes for row in change.checks(self.level)]
         ladders = {change.name: change.ladder for change in changes if change.ladder is not None}
         tables = {
@@ -160,9 +163,9 @@ class Ablation(IntervalStudy):
         edge = f"the best rate is at the edge of its grid at {change.at_edge[0]}" if change.at_edge else ""
         diverged = diverged_text(change.diverged) if change.diverged else ""
         return Question(
-            claim=claim, text=text, at=lambda level: None if ladder is None else predict(ladder, self.target, level),
-            unit=UNIT, better="lower", problem=waiting or diverged or next(iter([*change.uneven, edge]), ""),
-            tuned=change.tuned, method="lines in log compute, a line for each seed; Student's t over seeds",
+            claim=claim, text=text, values=[] if ladder is None else predicted(ladder, self.target), unit=UNIT,
+            better="lower", problem=waiting or diverged or next(iter([*change.uneven, edge]), ""),
+            tuned=change.tuned, paired=True, point="a line in log compute for each seed",
         )  # fmt: skip
 
     def estimate(self, change: Change, plain: str, times: float) -> Json:
@@ -243,7 +246,10 @@ METHODS = (
     "compute-equivalent gain is the gap at the largest scale over the slope of the plain arm's log loss in log "
     "compute, with an interval by the delta method; it is not estimated unless the interval of this slope is below 0."
 )
-SEVERAL = " Claims are decided at one level for all changed arms together (Bonferroni)."
+SEVERAL = (
+    " Claims are decided at one level for all changed arms together: the variance over seeds of each is shrunk to that "
+    "of the others (Smyth 2004), and intervals are joint, by the multivariate t of the contrasts."
+)
 
 
 def gain_text(gain: Estimate | None) -> str:

@@ -181,10 +181,15 @@ def lines(ladder: Ladder) -> Array:
     return np.asarray(np.linalg.lstsq(design, ladder.gaps.T, rcond=None)[0].T, dtype=np.float64)
 
 
+def predicted(ladder: Ladder, times: float) -> list[float]:
+    """Returns the gap of each seed at a multiple of the largest compute, on the line of the seed."""
+    fitted = lines(ladder)
+    return (fitted[:, 0] + fitted[:, 1] * math.log10(times)).tolist()
+
+
 def predict(ladder: Ladder, times: float, level: float) -> Estimate:
     """Returns the gap at a multiple of the largest compute, with Student's interval over the lines of the seeds."""
-    fitted = lines(ladder)
-    estimate = mean_estimate((fitted[:, 0] + fitted[:, 1] * math.log10(times)).tolist(), level, UNIT)
+    estimate = mean_estimate(predicted(ladder, times), level, UNIT)
     assert estimate is not None
     return estimate
 

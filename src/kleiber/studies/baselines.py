@@ -45,7 +45,9 @@ class Baselines(Transfer):
     @property
     def claimed(self) -> Compare:
         """The comparison of pre-training."""
-        return Compare(level=self.level, measure=self.measure, equal=self.equal, claims=self.claims)
+        return Compare(
+            level=self.level, variance=self.variance, measure=self.measure, equal=self.equal, claims=self.claims
+        )
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError for fewer than two arms, a claim about another arm, and two runs at one place."""

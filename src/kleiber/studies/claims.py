@@ -4,25 +4,27 @@ A claim is about a measure of a group of runs (`of`), about its difference from 
 about a difference of differences (`than`). A group is chosen by the values of keys, such as `{arm: muon}`.
 
 An interval decides a claim once. If you keep adding seeds until the interval excludes zero, you will be wrong more
-often than the level says. So a study states its number of looks beforehand, and each look at each claim gets an equal
-part of the error rate (Bonferroni): the claims of a study are all right with probability `level`, at whichever look it
-stops.
+often than the level says. So a study states its number of looks beforehand, and each look gets an equal part of the
+error rate. The claims of a study are all right with probability `level`, at whichever look it stops. Claims about one
+measure share the variance of their runs and are decided by joint intervals (`kleiber.inference`); measures share the
+error by their numbers of claims.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from kleiber.inference.contrasts import MODERATED, Contrast, Groups, Spread, estimate_family
 from kleiber.studies.decision import (
     QUANTITIES,
     Criterion,
     Decision,
     Estimate,
     as_row,
+    estimate_around,
     level_of_each,
-    mean_estimate,
     more_seeds_needed,
 )
 from kleiber.types import Json, Row
@@ -179,9 +181,15 @@ class Question:
     better    which values of the measure are better: lower, higher or none
     problem   why the runs decide nothing; "" where they can
     tuned     whether all arms of the claim are tuned; None where no two arms are compared
-    at        returns the estimate at a confidence level; None: the mean of the values with Student's interval
+    weights   of the groups of runs whose means are added; None for those of the sides of the claim
+    groups    the cells whose variances are those of the groups, see `kleiber.inference.contrasts`; empty where values
+              have to be paired
+    paired    whether the sides share runs or bases, so that they are paired by design
+    samples   what the values are of, for the method
+    point     how the measure at the best rate is estimated; "" where no rate was chosen
+    at        returns the estimate at a confidence level by a method of its own; None: the mean of the values
     open_ends whether the result may be below, and may be above, its interval, because a side is only a bound
-    method    how the interval is made
+    method    how the interval of `at` is made
     """
 
     claim: Claim
@@ -191,16 +199,55 @@ class Question:
     better: str = "none"
     problem: str = ""
     tuned: bool | None = None
+    weights: Mapping[Hashable, float] | None = None
+    groups: Groups = field(default_factory=dict)
+    paired: bool = False
+    samples: str = "seeds"
+    point: str = ""
     at: Callable[[float], Estimate | None] | None = None
     open_ends: tuple[bool, bool] = (False, False)
-    method: str = "Student's t over seeds"
+    method: str = ""
 
-    def estimate(self, level: float) -> Estimate | None:
-        """Returns the estimate with its interval at the confidence level `level`; None where it is not finite."""
+    @property
+    def is_finite(self) -> bool:
+        """Whether there are values, and all of them are finite."""
+        return bool(self.values) and all(map(math.isfinite, self.values))
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """What questions have in common that share the variance of their runs."""
+        return self.claim.measure, self.claim.equal, self.unit, self.samples, self.paired, bool(self.groups)
+
+    @property
+    def contrast(self) -> Contrast:
+        """The weighted sum of means of groups that the claim is about."""
+        sides: dict[Hashable, float] = {side_key(side): float(sign) for sign, side in self.claim.sides}
+        return Contrast(sides if self.weights is None else self.weights, self.values)
+
+    @property
+    def cited(self) -> list[Hashable]:
+        """The groups with cells that the claim is about; the others are those of the rest of the study."""
+        return [name for name in self.contrast.weights if name in self.groups]
+
+    def estimate(self, level: float, spread: Spread | None) -> Estimate | None:
+        """Returns the estimate with its interval at the confidence level `level`; None where it is not finite.
+
+        spread  of the mean of the values; None where there are fewer than two
+        """
         if self.at is not None:
             return self.at(level)
-        finite = all(map(math.isfinite, self.values))
-        return mean_estimate(self.values, level, self.unit) if self.values and finite else None
+        if not self.is_finite:
+            return None
+        half = math.nan if spread is None else spread.half_width(level)
+        return estimate_around(math.fsum(self.values) / len(self.values), half, len(self.values), self.unit)
+
+    def method_with(self, spread: Spread | None) -> str:
+        """Returns how the interval is made."""
+        if self.at is not None:
+            return self.method
+        name = "Student's t" if spread is None or spread.prior is None else "moderated t"
+        pairing = "" if self.claim.against is None else ", paired" if spread is None or spread.paired else ", unpaired"
+        return "; ".join(filter(None, [f"{name} over {self.samples}{pairing}", self.point]))
 
     def tested(self, estimate: Estimate) -> Estimate:
         """Returns the estimate whose interval decides the claim."""
@@ -210,11 +257,17 @@ class Question:
         return replace(estimate, lo=-math.inf if below else estimate.lo, hi=math.inf if above else estimate.hi)
 
 
+def side_key(side: Selection) -> str:
+    """Returns what tells the groups of claims apart: their keys with their values."""
+    return ", ".join(f"{key}={side[key]}" for key in sorted(side))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A question with its answer.
 
     level       confidence level of this interval, at which those of all claims hold together
+    spread      the standard error of the mean of the values; None for an estimate by a method of its own
     more_seeds  further samples that would decide it, if mean and spread stay; None where that is not known
     """
 
@@ -223,6 +276,7 @@ class Result:
     decision: Decision
     why: str
     level: float
+    spread: Spread | None = None
     more_seeds: int | None = None
 
     @property
@@ -248,7 +302,7 @@ class Result:
         return {
             "less": claim.less, "equal": claim.equal, **as_row(self.estimate), "unit": question.unit,
             "better": question.better, "tuned": question.tuned,
-            "method": question.method, "level": self.level,
+            "method": question.method_with(self.spread), "prior": prior_json(self.spread), "level": self.level,
         }  # fmt: skip
 
     def to_json(self) -> Json:
@@ -277,26 +331,53 @@ class Result:
         return f"{text}."
 
 
-def decide_together(questions: Sequence[Question], level: float, looks: int = 1) -> list[Result]:
-    """Decides the claims of a study, all at the confidence level `level` together, at each of `looks` looks."""
+def prior_json(spread: Spread | None) -> Json | None:
+    """Returns what a variance was shrunk to; df is None where all cells share one variance."""
+    if spread is None or spread.prior is None:
+        return None
+    df = spread.prior.df
+    return {"df": None if math.isinf(df) else df, "sd": spread.prior.sd, "cells": spread.cells}
+
+
+def decide_together(
+    questions: Sequence[Question], level: float, looks: int = 1, variance: str = MODERATED
+) -> list[Result]:
+    """Decides the claims of a study, all at the confidence level `level` together, at each of `looks` looks.
+
+    variance  moderated or separate, see `kleiber.inference.contrasts.estimate_family`
+    """
     each = level_of_each(level, max(len(questions), 1), looks)
-    return [decide(question, each) for question in questions]
+    spreads: dict[int, tuple[float, Spread]] = {}
+    families: dict[tuple[object, ...], list[int]] = {}
+    for at, question in enumerate(questions):
+        if question.at is None and question.is_finite and len(question.values) > 1:
+            families.setdefault(question.family, []).append(at)
+    for members in families.values():
+        groups = {name: cells for at in members for name, cells in questions[at].groups.items()}
+        groups |= {name: questions[at].groups[name] for at in members for name in questions[at].cited}
+        together = 1 - (1 - each) * len(members)
+        paired = questions[members[0]].paired
+        contrasts = [questions[at].contrast for at in members]
+        family = estimate_family(contrasts, groups, together, variance, paired)
+        spreads |= dict(zip(members, zip(family.levels, family.spreads, strict=True), strict=True))
+    return [decide(question, *spreads.get(at, (each, None))) for at, question in enumerate(questions)]
 
 
-def decide(question: Question, level: float) -> Result:
+def decide(question: Question, level: float, spread: Spread | None = None) -> Result:
     """Decides one claim by its interval at the confidence level `level`."""
-    estimate = question.estimate(level)
+    estimate = question.estimate(level, spread)
     problem = question.problem
     if not problem and (estimate is None or estimate.lo is None):
         problem = f"fewer than two samples have {question.claim.measure} on every side"
+    fields = {"question": question, "estimate": estimate, "level": level, "spread": spread}
     if problem or estimate is None or estimate.lo is None or estimate.hi is None:
-        return Result(question=question, estimate=estimate, decision=Decision.NOT_TESTED, why=problem, level=level)
+        return Result(**fields, decision=Decision.NOT_TESTED, why=problem)
     criterion = question.claim.criterion
     decision = criterion.decide(question.tested(estimate))
     why = f"the {level:.1%} interval is {format_interval(estimate.lo, estimate.hi, '.4g')}"
-    undecided = decision == Decision.UNDECIDED and question.at is None
-    seeds = more_seeds_needed(question.values, criterion, level) if undecided else None
-    return Result(question=question, estimate=estimate, decision=decision, why=why, level=level, more_seeds=seeds)
+    undecided = decision == Decision.UNDECIDED and spread is not None
+    seeds = more_seeds_needed(estimate, spread, criterion, level) if undecided and spread is not None else None
+    return Result(**fields, decision=decision, why=why, more_seeds=seeds)
 
 
 def overall(results: Sequence[Result]) -> Decision | None:

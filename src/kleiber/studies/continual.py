@@ -105,7 +105,7 @@ class Continual(EqualTargetStudy):
                             if metric in CLAIMS
                             else []
                         )
-        claims = decide_together(asked, self.level)
+        claims = decide_together(asked, self.level, variance=self.variance)
         return {"rows": rows, "best": best, "gaps": gaps, "claims": claims, "others": others}
 
 
@@ -146,7 +146,7 @@ def question(gap: Json, values: Sequence[float], unit: str, equal: str, waiting:
     problem = f"{lost} sequences have no savings, because one of the two did not regain the first task" if lost else ""
     return Question(
         claim=claim, text=text, values=values, unit=unit, better=direction, problem=problem or waiting,
-        method="Student's t over orders and seeds",
+        samples="orders and seeds", paired=True,
     )  # fmt: skip
 
 
@@ -327,6 +327,6 @@ METHODS_TEXT = (
     "it is the same for all. Each method stands at its setting of best mean ACC, chosen on the same runs, which "
     "favors methods with more settings. Student's "
     "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
-    "are within order and seed; the level of those of the claims holds for all claims of the study together "
-    "(Bonferroni)."
+    "are within order and seed; those of the claims hold together, with variances that are shrunk to each other (Smyth "
+    "2004)."
 )

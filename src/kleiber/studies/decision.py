@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from kleiber.config.errors import ExitCode
+from kleiber.inference.contrasts import Spread
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json, Row
 from kleiber.types.score import format_interval
@@ -179,19 +180,16 @@ def level_of_each(level: float, num_claims: int, num_looks: int) -> float:
     return 1 - (1 - level) / (num_claims * num_looks)
 
 
-def more_seeds_needed(gaps: Sequence[float], criterion: Criterion, level: float) -> int | None:
-    """Returns how many further seeds would decide about the mean, if mean and spread stay as they are.
+def more_seeds_needed(estimate: Estimate, spread: Spread, criterion: Criterion, level: float) -> int | None:
+    """Returns how many further seeds would decide about the estimate, if mean and spread stay as they are.
 
-    None below two seeds, and where more than MOST_SEEDS would be needed.
+    None where more than MOST_SEEDS would be needed.
     """
-    if len(gaps) < 2:
-        return None
-    mean = statistics.fmean(gaps)
 
-    def decided(number: int) -> bool:
-        """Whether the interval with so many seeds decides; it becomes narrower with every seed."""
-        half = half_width(gaps, number, level)
-        return criterion.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED
+    def decided(more: int) -> bool:
+        """Whether the interval with so many seeds more decides; it becomes narrower with every seed."""
+        half = spread.with_samples(estimate.n, more).half_width(level)
+        return criterion.decide(estimate_around(estimate.value, half, estimate.n, "")) != Decision.UNDECIDED
 
-    number = bisect_left(range(len(gaps), MOST_SEEDS + 1), True, key=decided)
-    return None if number > MOST_SEEDS - len(gaps) else number
+    number = bisect_left(range(MOST_SEEDS - estimate.n + 1), True, key=decided)
+    return None if number > MOST_SEEDS - estimate.n else number

@@ -62,6 +62,7 @@ class Forgetting(EqualTargetStudy):
     claims: Sequence[Config] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key, value, allowed in [("arms", self.arms, ARMS), ("equal", self.equal, EQUAL)]:
             if value not in allowed:
                 raise ValueError(f"study.{key}={value} must be one of {', '.join(allowed)}")
@@ -112,7 +113,7 @@ class Forgetting(EqualTargetStudy):
         chosen, order = target.chosen(points), in_order(rows, self.reference)
         waiting = not_ready(runs, 1, lambda run: self.arms)
         asked = self.questions(target, self.read_claims(order), waiting)
-        results = decide_together([*asked, *further_claims(rows, waiting)], self.level)
+        results = decide_together([*asked, *further_claims(rows, waiting)], self.level, variance=self.variance)
         noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}
         return {
             "study": self, "rows": rows, "points": points, "order": order,

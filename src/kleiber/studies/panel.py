@@ -37,7 +37,7 @@ from kleiber.studies.panel_law import read_law
 from kleiber.studies.panel_table import HELD, STAGE, START, every_stage, levels_of, read_table
 from kleiber.studies.panel_view import View
 from kleiber.studies.statements import answer_text, read_answer
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Natural
 from kleiber.types.score import Score
 
@@ -82,7 +82,7 @@ def _draw(node: Config, view: View, tables: panel_figures.Tables) -> Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel(IntervalStudy):
+class Panel(ClaimStudy):
     """A study from its declaration.
 
     question   that the study answers
@@ -122,6 +122,7 @@ class Panel(IntervalStudy):
     generation: Natural = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.measures:
             raise ValueError("study.measures={} must name at least one measure, such as {loss: val/builtin/docs/loss}")
         refuse_unknown("study.equal", [self.equal], HELD)
@@ -209,7 +210,7 @@ class Panel(IntervalStudy):
         """Estimates means and contrasts, and decides the claims."""
         view = self.view(runs)
         waiting = not_ready(runs, self.looks, lambda run: arm_name(run) or "")
-        results = decide_together(view.questions(self.claims, waiting), self.level, self.looks)
+        results = decide_together(view.questions(self.claims, waiting), self.level, self.looks, self.variance)
         tables, charts = self.shown(view)
         stated = read_law(self.law, [*view.measures], [key.name for key in view.keys])
         law, verdicts = (None, []) if stated is None else stated.fit(view.table, self.level)

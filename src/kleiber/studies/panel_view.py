@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from kleiber.inference.contrasts import Cell
 from kleiber.studies.claims import (
     EQUAL,
     RATE,
@@ -18,6 +19,7 @@ from kleiber.studies.claims import (
     chosen_levels,
     expand,
     read_claims,
+    side_key,
 )
 from kleiber.studies.compare.arms import LRS
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
@@ -29,6 +31,21 @@ from kleiber.types import Json, Row
 
 Node = Mapping[str, object]
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The result of a claim for each sample.
+
+    sides     values of each side of the claim, by sample
+    names     of the keys that make a sample
+    left_out  number of samples that not all sides have
+    """
+
+    values: list[float]
+    sides: list[dict[Hashable, float]]
+    names: list[str]
+    left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +112,8 @@ class View:
             groups.setdefault(tuple(place), []).append(value)
         return {place: sum(values) / len(values) for place, values in groups.items()}
 
-    def sampled(self, claim: Claim) -> tuple[list[float], int]:
-        """Returns the result of a claim for each sample, and the number of samples that not all sides have.
+    def sampled(self, claim: Claim) -> Sampled:
+        """Returns the result of a claim for each sample, with those of its sides.
 
         Results are averaged over the keys that the claim leaves open, at those values that all sides have. A key with a
         list of values that all sides share is open as well.
@@ -112,13 +129,18 @@ class View:
         sample = [name for name in self.samples if name not in stated]
         free = [key.name for key in self.keys if key.name not in (stated - varied) and key.name not in sample]
         parts = [(sign, self.values(claim.measure, side, [*sample, *free])) for sign, side in claim.sides]
-        by_sample: dict[tuple[object, ...], list[float]] = {}
+        places: dict[tuple[object, ...], list[tuple[object, ...]]] = {}
         for place in parts[0][1]:
             if all(place in values for _, values in parts):
-                result = sum(sign * values[place] for sign, values in parts) - claim.less
-                by_sample.setdefault(place[: len(sample)], []).append(result)
+                places.setdefault(place[: len(sample)], []).append(place)
         every = {place[: len(sample)] for _, values in parts for place in values}
-        return [sum(results) / len(results) for results in by_sample.values()], len(every) - len(by_sample)
+        by_side: list[dict[Hashable, float]] = [
+            {key: sum(values[place] for place in alike) / len(alike) for key, alike in places.items()}
+            for _, values in parts
+        ]
+        signed = list(zip([sign for sign, _ in parts], by_side, strict=True))
+        results = [sum(sign * means[key] for sign, means in signed) - claim.less for key in places]
+        return Sampled(results, by_side, sample, len(every) - len(places))
 
     def questions(self, nodes: Sequence[Node], waiting: str) -> list[Question]:
         """Returns claims with what the runs say about them; `waiting` says why the runs decide nothing yet."""
@@ -132,11 +154,20 @@ class View:
         claim = replace(claim, equal=equal)
         text = statement(claim, measure.label, measure.unit, self.label)
         text += f", at equal {EQUAL[equal]}" if claim.text and equal else ""
+        sampled, paired = self.sampled(claim), self.are_paired(claim)
+        sides = zip(claim.sides, sampled.sides, strict=True)
+        cells: dict[Hashable, list[Cell]] = {side_key(side): [values] for (_, side), values in sides}
         return Question(
-            claim=claim, text=text, values=self.sampled(claim)[0], unit=measure.unit, better=measure.better,
+            claim=claim, text=text, values=sampled.values, unit=measure.unit, better=measure.better,
             problem=problem or waiting, tuned=None if equal is None else not problem and equal != RATE,
-            method=f"Student's t over values of {' and '.join(self.samples)}",
+            samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
         )  # fmt: skip
+
+    def are_paired(self, claim: Claim) -> bool:
+        """Returns whether samples pair the sides of a claim by design: by further keys than the seed, runs or bases."""
+        parts = [self.rows(claim.measure, side) for _, side in claim.sides]
+        runs = [name for part in parts for name in part["run"].unique().tolist()]
+        return [*self.samples] != ["seed"] or len({*runs}) < len(runs) or any(part["base"].any() for part in parts)
 
     def guard(self, claim: Claim) -> tuple[str | None, str]:
         """Returns what the sides of a claim have equal, None where nothing needs to be, and why they decide nothing."""
@@ -172,9 +203,10 @@ class View:
         """Returns a caveat for each claim that leaves out samples, since a side lacks them."""
         notes = []
         for result in results:
-            values, left_out = self.sampled(result.claim)
-            if values and left_out:
-                kept = f"{len(values)} of {len(values) + left_out}"
+            sampled = self.sampled(result.claim)
+            count = len(sampled.values)
+            if count and sampled.left_out:
+                kept = f"{count} of {count + sampled.left_out}"
                 text = f"{result.question.text}: {kept} samples are on every side; the others are left out"
                 notes.append({"code": "unpaired", "text": text})
         return notes
@@ -185,7 +217,7 @@ class View:
         written = {}
         for name, number in numbers.items():
             measure = self.measures[number.claim.measure]
-            estimate = mean_estimate(self.sampled(number.claim)[0], self.level, measure.unit)
+            estimate = mean_estimate(self.sampled(number.claim).values, self.level, measure.unit)
             estimate = measure.within(estimate) if number.claim.against is None else estimate
             if estimate is None:
                 return ""
@@ -215,7 +247,7 @@ class View:
         """Yields a row for each measure and combination of keys: the mean with its interval."""
         for measure, cell in itertools.product((self.measures[name] for name in table.measures), self.cells(table)):
             (claim,) = expand({"of": {**table.where, **cell}, "measure": measure.name}, self.levels)
-            mean = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
+            mean = mean_estimate(self.sampled(claim).values, self.level, measure.unit)
             yield {**cell, "measure": measure.name, **as_row(measure.within(mean))}
 
     def pooled_means(self, measure: Measure, table: Table) -> Iterator[Json]:
@@ -243,7 +275,7 @@ class View:
             for cell in self.cells(table)
         ):
             claim = replace(claim, of={**claim.of, **cell})
-            gap = mean_estimate(self.sampled(claim)[0], self.level, measure.unit)
+            gap = mean_estimate(self.sampled(claim).values, self.level, measure.unit)
             yield {key: claim.of[key] for key in (*varied, *cell)} | {"measure": measure.name, **as_row(gap)}
 
     def is_named(self, key: Key) -> bool:

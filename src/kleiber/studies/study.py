@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pandas as pd
 from annotated_types import Gt, Lt
@@ -20,6 +20,7 @@ from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
+from kleiber.inference.contrasts import VARIANCES
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.studies.claims import Result, overall
 from kleiber.studies.decision import Decision
@@ -119,7 +120,23 @@ class IntervalStudy(Study):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualTargetStudy(IntervalStudy):
+class ClaimStudy(IntervalStudy):
+    """Options of a study that decides claims by values over seeds.
+
+    variance  moderated: the variance of seeds is shrunk to that of the other cells of the study, as far as these agree
+              (Smyth 2004, doi:10.2202/1544-6115.1027), and claims are decided by joint intervals; separate: each claim
+              has Student's t of its own values, and Bonferroni's level
+    """
+
+    variance: Literal["moderated", "separate"] = "moderated"
+
+    def __post_init__(self) -> None:
+        if self.variance not in VARIANCES:
+            raise ValueError(f"study.variance={self.variance} must be one of {', '.join(VARIANCES)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualTargetStudy(ClaimStudy):
     """Options of a study that compares methods at the same target loss.
 
     tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it

@@ -21,7 +21,7 @@ from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.decision import as_row, from_row, gaps_by_seed, paired_difference
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
     NEAR,
@@ -57,7 +57,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Transfer(IntervalStudy):
+class Transfer(ClaimStudy):
     """How to read it.
 
     against  kinds that are compared with others from the same text, such as {mlm: bert, clm: [gpt2, llama]}: ours -
@@ -109,7 +109,7 @@ class Transfer(IntervalStudy):
         }  # fmt: skip
         return Findings(
             f"{headline(gaps, self.level)}{harm(domains, self.level)}",
-            claims=decide_together(self.questions_of(runs), self.level),
+            claims=decide_together(self.questions_of(runs), self.level, variance=self.variance),
             estimates=[score_estimate(row, self.level) for row in differences if row["value"] is not None],
             caveats=cautions(rows, data),
             tables={title: table for title, table in tables.items() if table},

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -108,7 +109,19 @@ def test_every_measure_is_read_at_the_rate_at_which_the_arm_is_best(tmp_path):
     for name in "ab":
         write(tmp_path, STUDY, name, 3.0)
     arm = read_ladders(with_accuracy(tmp_path), "loss")["a"][1]
+    tilted = {
+        lr: {seed: loss + 0.02 * math.log2(lr / 0.02) for seed, loss in by_seed.items()}
+        for lr, by_seed in arm.values_by_rate.items()
+    }
+    arm = replace(arm, values_by_rate=tilted)
+    shift = arm.optimum.value - arm.mean
+    assert arm.optimum.fitted and shift < -1e-4
     assert arm.values("loss") == arm.best_values
+    assert arm.values("loss", vertex=True) == pytest.approx(
+        {seed: loss + shift for seed, loss in arm.best_values.items()}
+    )
+    assert [*arm.cells("loss")] == [arm.values_by_rate[lr] for lr in arm.grid[1:4]]
+    assert arm.cells("moe/dead") == [arm.values("moe/dead")] and arm.cells("nothing") == []
     assert arm.values("val/docs/accuracy") == pytest.approx({seed: 1 / loss for seed, loss in arm.best_values.items()})
     assert arm.values("moe/dead") == {0: 2.0, 1: 2.0, 2: 2.0} and arm.values("nothing") == {}
     assert arm.row()["moe/max_violation"] == pytest.approx(0.4)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kleiber.studies.claims import Claim, decide_together
@@ -172,3 +173,25 @@ def test_a_level_and_a_change_from_the_start_are_claims_about_one_arm():
     change = Claim(of={"arm": "a"}, against={"moment": "start"}, measure="score", direction="higher", equal="tokens")
     result = judge(change, {"a": arms})
     assert [*result.question.values] == pytest.approx([0.4, 0.5, 0.45]) and result.decision == Decision.SUPPORTED
+
+
+def test_arms_are_compared_at_vertices_only_where_all_have_one():
+    def arm(name, best, cliff=0.0):
+        rates = 0.01 * 2.0 ** np.arange(-2, 3)
+        noise = 0.01 * np.random.default_rng(len(name)).normal(size=(5, 3))
+        table = 3 + 0.05 * np.log2(rates / best)[:, None] ** 2 + noise
+        table[-1] += cliff
+        values = {lr: dict(enumerate(row)) for lr, row in zip(rates.tolist(), table.tolist(), strict=True)}
+        return Arm(name, values, 0.01, "", {"tokens": 1.0})
+
+    on, off, steep = arm("a", 0.01), arm("bb", 0.014), arm("ccc", 0.014, cliff=2.0)
+    assert on.optimum.fitted and off.optimum.fitted and not steep.optimum.fitted
+    at_vertices, at_cells = pair([off], [on], "tokens"), pair([off], [steep], "tokens")
+    assert sum(at_vertices.ours.values()) / 3 == pytest.approx(off.optimum.value)
+    assert at_cells.ours == off.best_values and at_cells.theirs == steep.best_values
+    ladders = {each.name: [each] for each in (on, off, steep)}
+    points = [question(claim(name, "a"), ladders, "").point for name in ("bb", "ccc")]
+    assert points == ["vertex of a parabola in log rate", "best rate"]
+    assert question(claim("bb", "ccc"), ladders, "").values == pytest.approx(
+        [off.best_values[seed] - steep.best_values[seed] for seed in range(3)]
+    )

@@ -133,7 +133,24 @@ def test_an_undecided_claim_tells_how_many_seeds_would_decide_it(tmp_path):
     (decided,) = {(row["lo"], row["hi"]) for row in found.tables["Claims"]}
     chart = found.figures["differences"]().to_dict()
     drawn = [row for table in chart["datasets"].values() for row in table if row.get("name", "").endswith("tokens")]
-    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "95% intervals" in str(chart["title"])
+    assert [(row["lo"], row["hi"]) for row in drawn] == [decided] and "90% intervals" in str(chart["title"])
+
+
+def test_the_variance_of_a_study_is_moderated_or_separate(tmp_path):
+    runs = two(tmp_path)
+    (paired,) = claims_of(Compare().analyze(runs))
+    assert paired["method"] == "Student's t over seeds, paired; vertex of a parabola in log rate", "seeds are equal"
+    for run in runs:
+        if run.config["study"]["arm"] == "changed":
+            for stage in run.stages[1:]:
+                stage["metrics"]["val/docs/loss"] += [0.02, -0.02, 0.0][run.config["seed"]]
+    (shared,) = claims_of(Compare().analyze(runs))
+    assert shared["method"].startswith("moderated t over seeds, unpaired; ")
+    assert shared["prior"]["cells"] == 6 and shared["prior"]["sd"] > 0
+    (separate,) = claims_of(Compare(variance="separate").analyze(runs))
+    assert separate["prior"] is None and separate["method"].startswith("Student's t over seeds, paired; ")
+    with pytest.raises(ValueError, match=r"study\.variance=pooled must be one of moderated, separate"):
+        Compare(variance="pooled")
 
 
 def test_claims_share_the_error_rate_and_the_worst_of_them_is_told(tmp_path):

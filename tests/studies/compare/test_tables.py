@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.differences import Differences
 from kleiber.studies.compare.tables import (
     at_common_budget,
     multiplier_sentence,
@@ -66,7 +67,7 @@ def test_the_trend_over_sizes_is_the_planted_change_of_pairs_without_a_common_ar
 def test_one_budget_has_no_trend_and_no_table_over_tokens():
     ladders = {name: ladder(name, lambda at, seed: 3.0, tokens=(1e6,)) for name in "ab"}
     assert trends([("a", "b")], ladders, "loss", 0.9) == []
-    assert tokens_table([("a", "b")], ladders, "loss", 0.9) == []
+    assert tokens_table([("a", "b")], Differences(ladders, "loss", 0.9, "moderated")) == []
 
 
 def test_a_pair_is_compared_at_each_number_of_tokens_and_in_the_time_of_the_slower_arm():
@@ -74,7 +75,8 @@ def test_a_pair_is_compared_at_each_number_of_tokens_and_in_the_time_of_the_slow
         return 3.0 * (at / 4e6) ** -0.1 * (1 + 0.01 * seed)
 
     slow = ladder("slow", lambda at, seed: 0.97 * power(at, seed), speed=1e4 / math.sqrt(2))
-    table = tokens_table([("slow", "fast")], {"slow": slow, "fast": ladder("fast", power)}, "loss", 0.9)
+    ladders = {"slow": slow, "fast": ladder("fast", power)}
+    table = tokens_table([("slow", "fast")], Differences(ladders, "loss", 0.9, "moderated"))
     assert [row["tokens"] for row in table] == list(TOKENS)
     assert [row["ratio"] for row in table] == pytest.approx([math.sqrt(2)] * 4) and table[0]["lower on"] == 3
     for row in table[:3]:

@@ -11,9 +11,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 from kleiber.config.errors import Status
+from kleiber.inference.contrasts import Cell
+from kleiber.inference.optimum import Optimum, at_best_rate
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.costs import costs_of_leaf, facts_of_arm, with_readable_latency
 from kleiber.studies.compare.labels import LOSS, arm_from_text
@@ -67,13 +70,42 @@ class Arm:
         most = max(map(len, self.values_by_rate.values()))
         return sorted(lr for lr, by_seed in self.values_by_rate.items() if len(by_seed) == most)
 
-    def values(self, measure: str) -> Mapping[int, float]:
-        """A measure at the best learning rate, by seed."""
-        return self.best_values if measure == self.measure else self.measures_at_best.get(measure, {})
+    @cached_property
+    def optimum(self) -> Optimum:
+        """The measure by which the arm was tuned, at its best rate, by the rates of `grid`."""
+        seeds = [*self.best_values]
+        complete = [lr for lr in self.grid if {*self.values_by_rate[lr]} >= {*seeds}]
+        table = [[self.values_by_rate[lr][seed] for seed in seeds] for lr in complete]
+        return at_best_rate(complete, table, self.higher_is_better)
+
+    def values(self, measure: str, vertex: bool = False) -> Mapping[int, float]:
+        """A measure at the best learning rate, by seed.
+
+        vertex  whether that by which the arm was tuned has the mean of `optimum`; the differences between seeds are
+                those of the best cell
+        """
+        if measure != self.measure:
+            return self.measures_at_best.get(measure, {})
+        if not vertex:
+            return self.best_values
+        shift = self.optimum.value - self.mean
+        return {seed: value + shift for seed, value in self.best_values.items()}
+
+    def cells(self, measure: str) -> list[Cell]:
+        """The finite values by seed of a measure, that of tuning at the rates within one step of the best one."""
+        at = self.grid.index(self.best_lr) if self.best_lr in self.grid else 0
+        near = [self.values_by_rate[lr] for lr in self.grid[max(at - 1, 0) : at + 2]]
+        cells = near if measure == self.measure else [self.measures_at_best.get(measure, {})]
+        finite: list[Cell] = []
+        for cell in cells:
+            if cell and all(map(math.isfinite, cell.values())):
+                finite.append({**cell})
+        return finite
 
     def row(self) -> Json:
         """A row of the table of arms."""
         summary = {"arm": self.name, self.measure: self.mean, "seeds": len(self.best_values), "best lr": self.best_lr}
+        summary |= {"at the vertex": self.optimum.value, "vertex lr": self.optimum.rate} if self.optimum.fitted else {}
         tuning = {"tuned": not self.untuned_because, "why not": self.untuned_because}
         loads = {name: each for name, each in self.measures_at_best.items() if name in LOADS}
         means = {name: statistics.fmean(by_seed.values()) for name, by_seed in loads.items()}

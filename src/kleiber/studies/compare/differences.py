@@ -8,13 +8,14 @@ loss and quantity, so a power law is interpolated exactly. Nothing is extrapolat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.studies.claims import Claim, Question, Result, Selection
 from kleiber.studies.compare.arms import START, Arm, measured, uneven
 from kleiber.studies.compare.labels import LOSS, axis_label
-from kleiber.studies.decision import QUANTITIES, Decision, as_row, gaps_by_seed, paired_difference
+from kleiber.studies.decision import QUANTITIES, Decision, Estimate, as_row, estimate_around, gaps_by_seed
 from kleiber.studies.statements import statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
@@ -49,25 +50,68 @@ class Pair:
         """Which arm is not tuned, and why; "" where both are."""
         return next((f"{arm.name} is not tuned: {arm.untuned_because}" for arm in self.arms if arm.untuned_because), "")
 
-    def row(self, level: float, unit: str) -> Json:
-        """The columns of a table of differences, with the number of seeds on which `arm` is lower."""
-        gaps = gaps_by_seed(self.ours, self.theirs)
-        note = self.why or (f"{self.interpolated} interpolated" if self.interpolated else "")
-        counts = {"lower on": sum(gap < 0 for gap in gaps), "ratio": self.ratio}
-        return {
-            **as_row(paired_difference(self.ours, self.theirs, level, unit)),
-            **counts,
-            "tuned": not self.untuned,
-            "note": note,
-        }
+
+@dataclass(frozen=True)
+class Differences:
+    """How differences between arms are estimated in tables and figures: as claims are, each at a level of its own.
+
+    variance  moderated or separate, see `kleiber.inference.contrasts.estimate_family`
+    """
+
+    ladders: Ladders
+    measure: str
+    level: float
+    variance: str
+
+    @property
+    def score(self) -> Score:
+        """Unit, direction and label of the measure."""
+        return measured(self.ladders, self.measure)
+
+    def estimate(self, names: tuple[str, str], sides: Pair) -> Estimate | None:
+        """Returns the difference of two arms with its interval; None without a common seed and where one diverged."""
+        gaps = gaps_by_seed(sides.ours, sides.theirs)
+        if not gaps or not all(map(math.isfinite, gaps)):
+            return None
+        contrast = Contrast(dict(zip(names, (1.0, -1.0), strict=True)), gaps)
+        groups = groups_of(self.ladders, self.measure, sides.arms)
+        half = math.nan
+        if len(gaps) > 1:
+            half = estimate_family([contrast], groups, self.level, self.variance).spreads[0].half_width(self.level)
+        return estimate_around(math.fsum(gaps) / len(gaps), half, len(gaps), self.score.unit)
+
+    def row(self, names: tuple[str, str], sides: Pair) -> Json:
+        """The columns of a table of differences, with the number of seeds on which the first arm is lower."""
+        gaps = gaps_by_seed(sides.ours, sides.theirs)
+        note = sides.why or (f"{sides.interpolated} interpolated" if sides.interpolated else "")
+        counts = {"lower on": sum(gap < 0 for gap in gaps), "ratio": sides.ratio}
+        return {**as_row(self.estimate(names, sides)), **counts, "tuned": not sides.untuned, "note": note}
+
+    def side_by_side(self, names: tuple[str, str]) -> list[Json]:
+        """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
+        arm, against = names
+        rows = []
+        for equal, (_, label) in QUANTITIES.items():
+            sides = pair(self.ladders[arm], self.ladders[against], equal, self.measure)
+            rows.append({"arm": arm, "against": against, "equal": label, **self.row(names, sides)})
+        return rows
 
 
-def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
+def at_vertex(arms: Sequence[Arm]) -> bool:
+    """Whether all arms have a vertex of a parabola; they are compared at their best cells otherwise.
+
+    The best cell of a grid is up to half a step off the optimum, so a vertex against a cell would win by that alone.
+    """
+    return all(arm.optimum.fitted for arm in arms)
+
+
+def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: bool = True) -> Pair:
     """Returns a measure of two arms at an equal quantity: at the largest at which they can be compared.
 
     Two budgets that are equal within TOLERANCE are preferred to an interpolation that is no further than that.
 
-    equal  a key of QUANTITIES
+    equal   a key of QUANTITIES
+    vertex  whether arms are compared at the vertices of parabolas where all have one
     """
     fact, label = QUANTITIES[equal]
     names = f"{ours[0].name} and {theirs[0].name}"
@@ -82,17 +126,25 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS) -> Pair:
         interpolated = interpolate(others, fact, arm.facts[fact], measure) if arm.facts[fact] > reached else None
         if interpolated is not None:
             values, used = interpolated
-            sides = (arm.values(measure), values) if others is theirs else (values, arm.values(measure))
+            if vertex and at_vertex((arm, *used)):
+                values = between_budgets(used, fact, arm.facts[fact], measure, vertex=True)
+            own = arm.values(measure, vertex and at_vertex((arm, *used)))
+            sides = (own, values) if others is theirs else (values, own)
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
     if meeting:
-        a, b = meeting
-        return Pair(a.values(measure), b.values(measure), a.facts[fact] / b.facts[fact], arms=(a, b))
+        return met_pair(*meeting, measure, meeting[0].facts[fact] / meeting[1].facts[fact], vertex)
     a, b = (max(ladder, key=lambda arm: arm.facts["tokens"]) for ladder in (ours, theirs))
     ratio = a.facts[fact] / b.facts[fact]
     why = f"{names} differ in {label} by a factor of {ratio:.2f}"
     if equal in GROWING:
         why += ", and no budget of one lies between two of the other"
     return Pair({}, {}, ratio, arms=(a, b), why=why)
+
+
+def met_pair(ours: Arm, theirs: Arm, measure: str, ratio: float, vertex: bool = True) -> Pair:
+    """Returns a measure of two arms at one budget each; see `pair`."""
+    vertex = vertex and at_vertex((ours, theirs))
+    return Pair(ours.values(measure, vertex), theirs.values(measure, vertex), ratio, arms=(ours, theirs))
 
 
 def same(a: Arm, b: Arm, fact: str) -> bool:
@@ -112,11 +164,19 @@ def interpolate(
     above = [arm for arm in ladder if arm.facts[fact] >= at]
     if not below or not above:
         return None
-    low, high = below[-1], above[0]
+    used = below[-1], above[0]
+    return between_budgets(used, fact, at, measure), used
+
+
+def between_budgets(
+    budgets: tuple[Arm, Arm], fact: str, at: float, measure: str, vertex: bool = False
+) -> Mapping[int, float]:
+    """Returns a measure by seed at the quantity `at` between two budgets of an arm."""
+    low, high = budgets
     begin, end = math.log(low.facts[fact]), math.log(high.facts[fact])
     share = (math.log(at) - begin) / (end - begin) if end > begin else 0.0
-    lows, highs = low.values(measure), high.values(measure)
-    return {seed: between(lows[seed], highs[seed], share) for seed in lows.keys() & highs.keys()}, (low, high)
+    lows, highs = low.values(measure, vertex), high.values(measure, vertex)
+    return {seed: between(lows[seed], highs[seed], share) for seed in lows.keys() & highs.keys()}
 
 
 def between(low: float, high: float, share: float) -> float:
@@ -139,7 +199,10 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
         tuned_by = next(iter(ladders.values()))[0].measure
         problem = f"no finished run of {' and '.join(absent)} has the measure {tuned_by}"
         return Question(**fields, values=[], problem=problem, tuned=False)
+    tuned_by = next(iter(ladders.values()))[0].measure
     sides = [side_values(claim, ladders)] if claim.against is None else contrasted(claim, ladders)
+    if not at_vertex([arm for each in sides for arm in each.arms]) and len(sides) > 1:
+        sides = contrasted(claim, ladders, vertex=False)
     gaps = [
         {seed: each.ours[seed] - each.theirs[seed] for seed in each.ours.keys() & each.theirs.keys()} for each in sides
     ]
@@ -148,7 +211,32 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
     arms = [arm for each in sides for arm in each.arms]
     untuned = next((each.untuned for each in sides if each.untuned), "")
     problems = [*(each.why for each in sides), untuned, uneven(arms) if arms else "", waiting]
-    return Question(**fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned)
+    before = any(MOMENT in side for _, side in claim.sides)
+    return Question(
+        **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
+        groups={} if before else groups_of(ladders, claim.measure, arms),
+        weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
+    )  # fmt: skip
+
+
+def weights_of(claim: Claim) -> dict[Hashable, float]:
+    """Returns the signs of the sides of a claim by the names of their arms."""
+    return {arm_named(side): float(sign) for sign, side in claim.sides}
+
+
+def groups_of(ladders: Ladders, measure: str, arms: Sequence[Arm]) -> dict[Hashable, list[Cell]]:
+    """Returns the cells of all arms by name: of those that are compared at the budget compared, of others at the last.
+
+    An arm that is interpolated between two budgets has the cells of the larger one.
+    """
+    compared = {arm.name: arm for arm in arms}
+    groups = {name: compared.get(name, ladder[-1]).cells(measure) for name, ladder in ladders.items()}
+    return {name: cells for name, cells in groups.items() if cells}
+
+
+def point_of(arms: Sequence[Arm]) -> str:
+    """Returns how the measure of these arms at their best rates is estimated."""
+    return "vertex of a parabola in log rate" if at_vertex(arms) else "best rate"
 
 
 def arm_named(side: Selection) -> str:
@@ -161,14 +249,14 @@ def name_with_keys(arm: str, values: Selection) -> str:
     return ", ".join([arm, *(f"{key}={values[key]}" for key in sorted(values))])
 
 
-def contrasted(claim: Claim, ladders: Ladders) -> list[Pair]:
+def contrasted(claim: Claim, ladders: Ladders, vertex: bool = True) -> list[Pair]:
     """Returns the pairs of arms whose differences a claim is about: one, and with `than` another one."""
     sides = [side for _, side in claim.sides]
     equal = claim.equal or "tokens"
     return [
         change(ladders[arm_named(ours)], claim.measure)
         if theirs.get(MOMENT) == BEFORE
-        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure)
+        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure, vertex)
         for ours, theirs in zip(sides[::2], sides[1::2], strict=True)
     ]
 
@@ -176,7 +264,7 @@ def contrasted(claim: Claim, ladders: Ladders) -> list[Pair]:
 def side_values(claim: Claim, ladders: Ladders) -> Pair:
     """Returns the measure of the arm of a claim about a level, at its largest number of tokens."""
     arm = ladders[arm_named(claim.of)][-1]
-    values = arm.values(claim.measure)
+    values = arm.values(claim.measure, arm.optimum.fitted)
     return Pair(values, dict.fromkeys(values, 0.0), arms=(arm,))
 
 
@@ -211,16 +299,6 @@ def more_seeds_of_all(results: Sequence[Result]) -> int | None:
     return max((seeds for seeds in needed if seeds is not None), default=None) if None not in needed else None
 
 
-def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
-    """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
-    arm, against = names
-    rows, unit = [], measured(ladders, measure).unit
-    for equal, (_, label) in QUANTITIES.items():
-        sides = pair(ladders[arm], ladders[against], equal, measure)
-        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit)})
-    return rows
-
-
 def arms_of(claim: Claim) -> tuple[str, ...]:
     """Returns the names of the two arms of a claim about a difference; empty for another claim."""
     if claim.against is None or claim.than is not None or MOMENT in claim.against:
@@ -228,36 +306,38 @@ def arms_of(claim: Claim) -> tuple[str, ...]:
     return arm_named(claim.of), arm_named({**claim.of, **claim.against})
 
 
-def other_measures(claims: Sequence[Claim], ladders: Ladders, measure: str, level: float) -> dict[str, list[Row]]:
-    """The differences of the claims about another measure than that of the study, by the label of the measure."""
-    gaps: dict[str, list[Row]] = {}
-    for claim in claims:
-        names = arms_of(claim)
-        if claim.measure != measure and len(names) == 2 and ladders.keys() >= {*names}:
-            equal, other = claim.equal or "tokens", measured(ladders, claim.measure)
-            sides = pair(ladders[names[0]], ladders[names[1]], equal, claim.measure)
-            row = {"arm": names[0], "against": names[1], "equal": QUANTITIES[equal].label}
-            row |= sides.row(level, other.unit)
-            gaps.setdefault(axis_label(other), []).extend([row] if row["value"] is not None else [])
-    return gaps
+def claimed_rows(results: Sequence[Result]) -> dict[str, list[Json]]:
+    """The differences of the claims about two arms, by measure, with the intervals that decide the claims."""
+    rows: dict[str, list[Json]] = {}
+    for result in results:
+        names, claim = arms_of(result.claim), result.claim
+        if names and result.estimate is not None:
+            labels = {"arm": names[0], "against": names[1], "equal": QUANTITIES[claim.equal or "tokens"].label}
+            row = {**labels, **as_row(result.estimate), "tuned": result.question.tuned, "note": ""}
+            rows.setdefault(claim.measure, []).append(row)
+    return rows
 
 
 def differences_drawn(
-    claims: Sequence[Claim], pairs: Sequence[tuple[str, str]], ladders: Ladders, measure: str, level: float
+    results: Sequence[Result], pairs: Sequence[tuple[str, str]], differences: Differences
 ) -> dict[str, Sequence[Row]]:
-    """The differences in the figure, by the label of their measure, with intervals that decide the claims.
+    """The differences in the figure, by the label of their measure; those of claims with the intervals that decide.
 
     Of a single pair they are all; of several pairs those of the claims, or at equal tokens.
 
-    level  confidence level of each interval
+    differences  estimates those of no claim
     """
-    table = [row for names in pairs for row in side_by_side(names, ladders, measure, level)]
-    asked = {(*names, QUANTITIES[claim.equal or "tokens"].label) for claim in claims for names in [arms_of(claim)]}
-    claimed = {names[:2] for names in asked}
-    asked |= {(*names, QUANTITIES["tokens"].label) for names in {*pairs} - claimed}
-    rows = [
-        row
-        for row in table
-        if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
-    ]
-    return {axis_label(measured(ladders, measure)): rows, **other_measures(claims, ladders, measure, level)}
+    claimed = claimed_rows([result for result in results if arms_of(result.claim)])
+    places = {
+        measure: {(row["arm"], row["against"], row["equal"]): row for row in rows} for measure, rows in claimed.items()
+    }
+    decided = places.pop(differences.measure, {})
+    of_claims, tokens = {key[:2] for key in decided}, QUANTITIES["tokens"].label
+    rows = []
+    for row in (row for names in pairs for row in differences.side_by_side(names)):
+        place = (row["arm"], row["against"], row["equal"])
+        alone = place[:2] not in of_claims and row["equal"] == tokens
+        if row["value"] is not None and (len(pairs) == 1 or place in decided or alone):
+            rows.append({**row, **decided.get(place, {}), "note": row["note"]})
+    others = {axis_label(measured(differences.ladders, name)): [*each.values()] for name, each in places.items()}
+    return {axis_label(differences.score): rows, **others}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.errors import did_you_mean
 from kleiber.config.nested import flatten
+from kleiber.inference.contrasts import MODERATED, SEPARATE
 from kleiber.records.catalog import Run
 from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
 from kleiber.studies.compare.arms import (
@@ -30,6 +31,7 @@ from kleiber.studies.compare.arms import (
 )
 from kleiber.studies.compare.costs import AT_ONE, LATENCY_METHODS, arms_without_latency, cost_table
 from kleiber.studies.compare.differences import (
+    Differences,
     Ladders,
     arm_named,
     arms_of,
@@ -37,7 +39,6 @@ from kleiber.studies.compare.differences import (
     name_with_keys,
     question,
     same,
-    side_by_side,
 )
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.measures import Measures, direction_of
@@ -51,7 +52,7 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.decision import QUANTITIES, from_row
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Row
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
 
 
 @dataclass(frozen=True)
-class Compare(IntervalStudy):
+class Compare(ClaimStudy):
     """Compares arms that the design `arms` trained, and decides claims about them.
 
     arm      of a cell: set by the design
@@ -97,6 +98,7 @@ class Compare(IntervalStudy):
     hidden: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.hidden:
             if name not in (*TABLES, *FIGURES):
                 hint = did_you_mean(name, [*TABLES, *FIGURES])
@@ -213,21 +215,22 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     )
     study.require_arms(levels)
     questions = [*(question(claim, ladders, waiting) for claim in claims), *further]
-    results = decide_together(questions, level, study.looks)
+    results = decide_together(questions, level, study.looks, study.variance)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
+    differences = Differences(ladders, measure, level, study.variance)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
         "Claims": [result.row() for result in results],
-        "Differences": [row for names in pairs for row in side_by_side(names, ladders, measure, level)],
-        "Differences by training tokens": tokens_table(pairs, ladders, measure, level),
+        "Differences": [row for names in pairs for row in differences.side_by_side(names)],
+        "Differences by training tokens": tokens_table(pairs, differences),
         "Trends of differences": trends(pairs, ladders, measure, level),
         "Effective parameter multiplier": multipliers,
         "Arms": [arm.row() for ladder in ladders.values() for arm in ladder],
         "Speed and memory": cost_table(facts, pairs),
     }
-    drawn = differences_drawn(claims, pairs, ladders, measure, each)
+    drawn = differences_drawn(results, pairs, replace(differences, level=each))
     charts = figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named))
     findings = Findings(
         answer=" ".join(
@@ -240,8 +243,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         caveats=[*warnings, *arms_without_latency(facts)],
         tables={title: rows for title, rows in tables.items() if rows and title not in study.hidden},
         figures={name: draw for name, draw in charts.items() if name not in study.hidden},
-        methods=METHODS.format(level=f"{level:.0%}", claims=len(questions), looks=study.looks)
-        + further_methods(tables),
+        methods=methods(study, len(questions), tables),
         measure=measure,
     )
     return (
@@ -276,14 +278,25 @@ def with_panel(
 
 METHODS = (
     "Every arm was trained at every one of its learning rates with every seed; runs with the same seed see the same "
-    "samples in the same order. An arm enters at the rate of best mean over all seeds. It counts as tuned with at "
-    "least five rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as "
-    "many rates with the same spacing. Differences are paired by seed. Intervals are Student's; those of the claims "
-    "together have a confidence of {level} over {claims} claims and {looks} looks (Bonferroni) and are drawn in the "
-    "figure of differences; those of the tables below have it each. Where arms do not meet in what is held equal, the "
-    "loss of one is interpolated between two of its budgets, on logarithmic scales. Inference memory is that of the "
-    "weights and of the keys and values of one context, in fp32."
+    "samples in the same order. Arms enter at the vertices of parabolas in the logarithm of the rate, through the "
+    "means of all rates, or all of them at the rate of best mean where a parabola does not fit one of them or has no "
+    "vertex between the rates; the standard error is that of one rate. An arm counts as tuned with at least five "
+    "rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as many rates"
+    " with the same spacing. {variance} Intervals of the claims together have a confidence of {level} over {claims} "
+    "claims and {looks} looks and are drawn in the figure of differences; those of the tables below have it each. "
+    "Where arms do not meet in what is held equal, the loss of one is interpolated between two of its budgets, on "
+    "logarithmic scales. Inference memory is that of the weights and of the keys and values of one context, in fp32."
 )
+
+VARIANCE = {
+    MODERATED: (
+        "The variance over seeds of an arm is that of its rates within one step of the best one, shrunk to that of the "
+        "other arms as far as these agree (Smyth 2004, doi:10.2202/1544-6115.1027). Differences are paired by seed "
+        "where the seed explains part of the variance (F test). Claims have joint intervals, by the multivariate t of "
+        "their contrasts."
+    ),
+    SEPARATE: "Differences are paired by seed, with Student's intervals and Bonferroni's level for the claims.",
+}
 
 
 def configs(runs: Sequence[Run], arm_of: ArmOf) -> list[Config]:
@@ -309,8 +322,8 @@ def difference_lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
-    """The methods of the tables that not every comparison has."""
+def methods(study: Compare, claims: int, tables: Mapping[str, Sequence[Row]]) -> str:
+    """The methods of a comparison with so many claims, those of the tables that not every one has included."""
     sentences = {
         "Trends of differences": " A trend over tokens is the slope of the difference on the binary logarithm of the "
         "tokens; one over sizes is the difference of the differences of two pairs of arms, seed by seed.",
@@ -320,7 +333,9 @@ def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
     }
     has_latency = any(name in row for row in tables["Arms"] for name in AT_ONE)
     texts = [text for title, text in sentences.items() if tables[title]]
-    return "".join([*texts, *([LATENCY_METHODS] if has_latency else [])])
+    variance, level = VARIANCE[study.variance], f"{study.level:.0%}"
+    shared = METHODS.format(level=level, claims=claims, looks=study.looks, variance=variance)
+    return "".join([shared, *texts, *([LATENCY_METHODS] if has_latency else [])])
 
 
 def figures(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from kleiber.studies.compare.arms import Arm, measured
-from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
+from kleiber.studies.compare.differences import Differences, Ladder, Ladders, met_pair, pair, same
 from kleiber.studies.compare.rows import label
 from kleiber.studies.decision import Estimate, as_row, from_row, mean_estimate
 from kleiber.types import Json, Row
@@ -25,19 +25,20 @@ def shared_budgets(ours: Ladder, theirs: Ladder) -> list[tuple[Arm, Arm]]:
     return [(a, b) for a in ours for b in theirs if same(a, b, "tokens")]
 
 
-def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[Json]:
+def tokens_table(pairs: Pairs, differences: Differences) -> list[Json]:
     """A row for each number of tokens that a pair of arms shares, of the pairs that share several.
 
     It has the difference at equal tokens, the ratio of the training times, and the difference at equal training time.
     """
-    table, unit = [], measured(ladders, measure).unit
+    table, ladders, measure = [], differences.ladders, differences.measure
     for arm, against in pairs:
         shared = shared_budgets(ladders[arm], ladders[against])
         for a, b in shared if len(shared) > 1 else ():
             times = [each.facts.get("train_s", math.nan) for each in (a, b)]
             row = {"arm": arm, "against": against, "active": b.facts.get("active"), "tokens": a.facts["tokens"]}
-            row |= Pair(a.values(measure), b.values(measure), times[0] / times[1]).row(level, unit)
-            clock = pair([a], ladders[against], "seconds", measure).row(level, unit)
+            sides = met_pair(a, b, measure, times[0] / times[1])
+            row |= differences.row((arm, against), sides)
+            clock = differences.row((arm, against), pair([a], ladders[against], "seconds", measure))
             at_equal_time = {f"{key} at equal time": clock[key] for key in ("value", "lo", "hi")}
             table.append(
                 {**row, "tuned": not (a.untuned_because or b.untuned_because), "note": clock["note"], **at_equal_time}

@@ -1,0 +1,209 @@
+"""Contrasts of groups of runs, estimated together: shared variance, pairing by seed, and joint intervals.
+
+A contrast is a weighted sum of the means of groups, such as the mean of an arm less that of the plain arm. Contrasts of
+one measure are a family: their groups share a prior for the variance, and their intervals hold together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kleiber.inference.joint import design_correlation, level_of_each, quantile
+from kleiber.inference.moderation import Prior, estimate_prior, moderate, pooled_variance
+from kleiber.inference.pairing import pays
+
+Cell = Mapping[Hashable, float]  # the values of a group at one setting, by seed
+Groups = Mapping[Hashable, Sequence[Cell]]  # cells of each group, such as an arm at rates near its best one
+MODERATED, SEPARATE = "moderated", "separate"
+VARIANCES = (MODERATED, SEPARATE)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of the means of groups.
+
+    weights  by group
+    values   the result of each sample, such as a seed, that all groups have; their mean is the estimate
+    """
+
+    weights: Mapping[Hashable, float]
+    values: Sequence[float]
+
+    @property
+    def size(self) -> float:
+        """Returns the variance of a value in units of that of a group."""
+        return sum(weight**2 for weight in self.weights.values())
+
+    @property
+    def is_difference(self) -> bool:
+        """Returns whether what all groups have in common cancels."""
+        return len(self.weights) > 1 and math.isclose(sum(self.weights.values()), 0, abs_tol=1e-9)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard error of a contrast and what it rests on.
+
+    error  standard error; nan without two samples
+    df     degrees of freedom
+    prior  to which the variance was shrunk; None for a variance of its own
+    paired whether it is that of the differences within samples
+    cells  number of cells whose variances the prior was estimated from
+    added  degrees of freedom that a further sample of every group adds
+    """
+
+    error: float
+    df: float
+    prior: Prior | None
+    paired: bool
+    cells: int = 0
+    added: float = 1.0
+
+    def half_width(self, level: float) -> float:
+        """Returns the half-width of the interval at a level of its own; nan without degrees of freedom."""
+        return quantile(self.df, level) * self.error if self.df > 0 else math.nan
+
+    def with_samples(self, count: int, more: int) -> Spread:
+        """Returns the spread that `more` samples in addition to `count` would leave, with the variance as it is."""
+        error = self.error * math.sqrt(count / (count + more))
+        return Spread(error, self.df + more * self.added, self.prior, self.paired, self.cells, self.added)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The contrasts of a measure with their spreads.
+
+    levels  level of the interval of each, with which all of them hold together
+    """
+
+    spreads: Sequence[Spread]
+    levels: Sequence[float] = field(default_factory=tuple)
+
+
+def estimate_family(
+    contrasts: Sequence[Contrast], groups: Groups, level: float, variance: str = MODERATED, paired: bool = False
+) -> Family:
+    """Returns the standard errors of contrasts, and the level of each interval with which all hold together.
+
+    contrasts  of one measure, each with at least two samples
+    groups     cells of the groups, of those of the contrasts and of others of the study; without those of a contrast,
+               its differences are paired
+    level      at which the intervals hold together
+    variance   moderated: shrunk to that of the other groups; separate: Student's t of each contrast, and Bonferroni
+    paired     whether samples pair the groups by design, as those of one base do; tested otherwise
+    """
+    if variance == SEPARATE:
+        each = 1 - (1 - level) / max(len(contrasts), 1)
+        return Family([separate_spread(contrast) for contrast in contrasts], [each] * len(contrasts))
+    spreads: dict[int, Spread] = {}
+    levels: dict[int, float] = {}
+    kinds = [[at for at, each in enumerate(contrasts) if each.is_difference == kind] for kind in (False, True)]
+    for kind in filter(None, kinds):
+        part = [contrasts[at] for at in kind]
+        within = is_paired(part, groups, paired)
+        shared = paired_spreads(part) if within else unpaired_spreads(part, groups)
+        error = (1 - level) * len(part) / len(contrasts)  # levels and differences share the error by their numbers
+        each = joint_level(part, shared, 1 - error)
+        spreads |= dict(zip(kind, shared, strict=True))
+        levels |= dict.fromkeys(kind, each)
+    return Family([spreads[at] for at in range(len(contrasts))], [levels[at] for at in range(len(contrasts))])
+
+
+def separate_spread(contrast: Contrast) -> Spread:
+    """Returns the standard error of a contrast from its own samples alone: that of Student's t."""
+    variance, df = pooled_variance([contrast.values])
+    return Spread(math.sqrt(variance / len(contrast.values)) if df else math.nan, df, None, True)
+
+
+def is_paired(contrasts: Sequence[Contrast], groups: Groups, paired: bool) -> bool:
+    """Returns whether contrasts are estimated within samples: by design, without cells, or where the F test says so.
+
+    A level, which is no difference, is paired with nothing: its samples are those of its one group.
+    """
+    names = {name for contrast in contrasts for name in contrast.weights}
+    if paired or not all(any(len(cell) > 1 for cell in groups.get(name, ())) for name in names):
+        return True
+    return contrasts[0].is_difference and pays(seed_table([groups[name] for name in groups]))
+
+
+def seed_table(groups: Sequence[Sequence[Cell]]) -> NDArray:
+    """Returns the mean over the cells of each group by seed, groups x seeds, of the seeds that all cells have."""
+    seeds = set.intersection(*(set(cell) for cells in groups for cell in cells))
+    order = [seed for seed in groups[0][0] if seed in seeds]
+    return np.array([[np.mean([cell[seed] for cell in cells]) for seed in order] for cells in groups])
+
+
+def paired_spreads(contrasts: Sequence[Contrast]) -> list[Spread]:
+    """Returns the standard errors from differences within samples; each variance is shrunk to those of the others."""
+    variances = [pooled_variance([contrast.values]) for contrast in contrasts]
+    sizes = np.array([contrast.size for contrast in contrasts])
+    s2, df = np.array([each for each, _ in variances]) / sizes, np.array([count for _, count in variances], dtype=float)
+    prior = estimate_prior(s2, df)
+    # Variances of contrasts with a group in common are correlated and have fewer degrees of freedom together.
+    squares = float((correlation_of(contrasts) ** 2 * np.sqrt(np.outer(df, df))).sum())
+    shrunk, moderated = moderate(s2, df, prior, float(df.sum() ** 2) / squares)
+    counts = np.array([len(contrast.values) for contrast in contrasts])
+    errors = np.sqrt(shrunk * sizes / counts)
+    return [
+        Spread(error, each, informative(prior), True, len(contrasts), added_df(each, prior, count))
+        for error, each, count in zip(errors.tolist(), moderated.tolist(), counts.tolist(), strict=True)
+    ]
+
+
+def unpaired_spreads(contrasts: Sequence[Contrast], groups: Groups) -> list[Spread]:
+    """Returns the standard errors from variances of groups, each of which is shrunk to those of the others."""
+    names = [name for name, cells in groups.items() if any(len(cell) > 1 for cell in cells)]
+    variances = [pooled_variance([[*cell.values()] for cell in groups[name]]) for name in names]
+    s2, df = np.array([each for each, _ in variances]), np.array([count for _, count in variances], dtype=float)
+    prior = estimate_prior(s2, df)
+    shrunk, moderated = moderate(s2, df, prior, float(df.sum()))
+    by_name = {name: (float(a), float(b)) for name, a, b in zip(names, shrunk, moderated, strict=True)}
+    cells = sum(len(groups[name]) for name in names)
+    return [of_groups(contrast, by_name, prior, cells) for contrast in contrasts]
+
+
+def of_groups(
+    contrast: Contrast, variances: Mapping[Hashable, tuple[float, float]], prior: Prior, cells: int
+) -> Spread:
+    """Returns the standard error of a contrast of independent groups, with Satterthwaite's degrees of freedom.
+
+    variances  variance and degrees of freedom of each group
+    """
+    count = len(contrast.values)
+    parts = [(weight**2 * variances[name][0] / count, variances[name][1]) for name, weight in contrast.weights.items()]
+    total = sum(part for part, _ in parts)
+    least = min(each for _, each in parts)
+    df = least if math.isinf(prior.df) or total == 0 else total**2 / sum(part**2 / each for part, each in parts)
+    return Spread(math.sqrt(total), df, informative(prior), False, cells, added_df(df, prior, count))
+
+
+def added_df(df: float, prior: Prior, count: int) -> float:
+    """Returns the degrees of freedom that a further sample of every group adds; those of a finite prior stay."""
+    return df / (count - 1) if math.isinf(prior.df) else max(1.0, (df - prior.df) / (count - 1))
+
+
+def informative(prior: Prior) -> Prior | None:
+    """Returns the prior, or None where it says nothing."""
+    return prior if prior.df > 0 else None
+
+
+def correlation_of(contrasts: Sequence[Contrast]) -> NDArray:
+    """Returns the correlation of contrasts by the groups that they share, of groups with equal variances."""
+    names = list(dict.fromkeys(name for contrast in contrasts for name in contrast.weights))
+    weights = [[contrast.weights.get(name, 0.0) for name in names] for contrast in contrasts]
+    return design_correlation(weights, np.ones(len(names)))
+
+
+def joint_level(contrasts: Sequence[Contrast], spreads: Sequence[Spread], level: float) -> float:
+    """Returns the level of each interval with which all hold together: the multivariate t of their design.
+
+    Where they share one variance, its degrees of freedom are those of the t; otherwise each has its own quantile.
+    """
+    priors = [spread.prior for spread in spreads]
+    shared = all(prior is not None and math.isinf(prior.df) for prior in priors)
+    return level_of_each(correlation_of(contrasts), spreads[0].df if shared else math.inf, level)
