@@ -113,7 +113,10 @@ class Study:
 
     @property
     def figures(self) -> list[Path]:
-        return sorted([*self.folder.glob("*.png"), *self.folder.glob("figures/*.png")])
+        """The SVG of each figure; of a study without rows, whose figures cannot be drawn again, its PNG."""
+        pictures = sorted([*self.folder.glob("*.png"), *self.folder.glob("figures/*.png")])
+        drawn = sorted(self.folder.glob("figures/*.svg"))
+        return drawn + [path for path in pictures if path.with_suffix(".svg") not in drawn]
 
     @property
     def has_rows(self) -> bool:

@@ -56,7 +56,7 @@ def test_links_of_files_of_the_repository_lead_to_files(path):
 
 
 def test_there_are_figures_in_the_pages_of_results():
-    shown = {target for page in GENERATED for target in links(GENERATED[page]) if target.endswith(".png")}
+    shown = {target for page in GENERATED for target in links(GENERATED[page]) if target.endswith((".png", ".svg"))}
     assert {Path(path).name for path in results.figures(REPOSITORY)} == {Path(path).name for path in shown}
 
 
