@@ -86,7 +86,7 @@ def test_unequal_variances_are_seen_and_a_noisy_group_keeps_its_own():
 
 
 def test_levels_and_differences_share_the_error_and_have_priors_of_their_own():
-    table = alike(3, 3)
+    table = alike(8, 3)
     groups = {at: [dict(enumerate(row.tolist()))] for at, row in enumerate(table)}
     contrasts = [
         Contrast({0: 1.0}, table[0].tolist()),
