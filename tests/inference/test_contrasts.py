@@ -68,6 +68,14 @@ def test_differences_are_paired_where_the_seed_explains_the_variance():
     assert all(spread.paired for spread in family(noise, paired=True)[1].spreads)
 
 
+def test_groups_with_few_degrees_of_freedom_are_paired():
+    rng = np.random.default_rng(3)
+    assert all(spread.paired for spread in family(rng.normal(size=(3, 3)))[1].spreads)
+    three_cells = {at: [dict(enumerate(rng.normal(size=3).tolist())) for _ in range(3)] for at in range(2)}
+    contrast = Contrast({0: -1.0, 1: 1.0}, [three_cells[1][1][seed] - three_cells[0][1][seed] for seed in range(3)])
+    assert not estimate_family([contrast], three_cells, 0.9).spreads[0].paired
+
+
 def test_unequal_variances_are_seen_and_a_noisy_group_keeps_its_own():
     rng = np.random.default_rng(5)
     table = rng.normal(size=(8, 5)) * np.array([1, 1, 1, 1, 1, 1, 1, 60])[:, None]
@@ -78,7 +86,7 @@ def test_unequal_variances_are_seen_and_a_noisy_group_keeps_its_own():
 
 
 def test_levels_and_differences_share_the_error_and_have_priors_of_their_own():
-    table = alike(3, 3)
+    table = alike(8, 3)
     groups = {at: [dict(enumerate(row.tolist()))] for at, row in enumerate(table)}
     contrasts = [
         Contrast({0: 1.0}, table[0].tolist()),

@@ -57,6 +57,11 @@ def test_a_contrast_and_its_opposite_are_one():
     assert level_of_each(correlation, 8, 0.9) == level_of_each(correlation[::2, ::2], 8, 0.9)
 
 
+def test_contrasts_that_hardly_differ_are_one():
+    close = np.full((3, 3), 1 - 1e-6) + 1e-6 * np.eye(3)
+    assert level_of_each(close, 8, 0.9) == pytest.approx(0.9, abs=2e-3)
+
+
 def test_levels_lie_between_those_of_one_contrast_and_bonferronis_and_are_reproducible():
     level_of_each.__globals__["_level_of_each"].cache_clear()
     first = level_of_each(many_to_one(6), 14, 0.9)

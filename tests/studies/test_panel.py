@@ -7,7 +7,7 @@ import pytest
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.records.catalog import read_runs
-from kleiber.studies.decision import level_of_each
+from kleiber.studies.claims import decide_together
 from kleiber.studies.panel import Panel
 from kleiber.studies.panel_declaration import Key, Measure
 from kleiber.studies.panel_table import RESERVED, SAME
@@ -242,9 +242,9 @@ def simulated(rng, effects):
 def test_all_intervals_of_a_study_hold_together_as_often_as_its_level_says():
     rng, effects = np.random.default_rng(0), {"a": 0.0, "b": 0.2, "c": -0.1, "d": 0.0}
     nodes = [{"of": {}, "each": {"arm": ["b", "c", "d"]}, "against": {"arm": "a"}}]
-    covered, each = 0, level_of_each(0.9, 3, 1)
+    covered = 0
     for _ in range(400):
-        questions = simulated(rng, effects).questions(nodes, "")
-        estimates = {str(question.claim.of["arm"]): question.estimate(each) for question in questions}
+        results = decide_together(simulated(rng, effects).questions(nodes, ""), 0.9)
+        estimates = {str(result.claim.of["arm"]): result.estimate for result in results}
         covered += all(estimate.lo <= effects[arm] <= estimate.hi for arm, estimate in estimates.items())
     assert 0.88 <= covered / 400 <= 0.97

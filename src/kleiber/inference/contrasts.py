@@ -20,6 +20,7 @@ from kleiber.inference.pairing import pays
 Cell = Mapping[Hashable, float]  # the values of a group at one setting, by seed
 Groups = Mapping[Hashable, Sequence[Cell]]  # cells of each group, such as an arm at rates near its best one
 MODERATED, SEPARATE = "moderated", "separate"
+LEAST_DF = 12  # of the variances of all groups, such as of two arms at three rates with three seeds
 VARIANCES = (MODERATED, SEPARATE)
 
 
@@ -123,12 +124,22 @@ def separate_spread(contrast: Contrast) -> Spread:
 def is_paired(contrasts: Sequence[Contrast], groups: Groups, paired: bool) -> bool:
     """Returns whether contrasts are estimated within samples: by design, without cells, or where the F test says so.
 
+    Also with few degrees of freedom, where the test and the variances of groups say too little: with three seeds of two
+    groups .15 of the intervals at .9 were wrong in simulations, paired ones .10.
+
     A level, which is no difference, is paired with nothing: its samples are those of its one group.
     """
     names = {name for contrast in contrasts for name in contrast.weights}
     if paired or not all(any(len(cell) > 1 for cell in groups.get(name, ())) for name in names):
         return True
+    if contrasts[0].is_difference and degrees(groups) < LEAST_DF:
+        return True
     return contrasts[0].is_difference and pays(seed_table([groups[name] for name in groups]))
+
+
+def degrees(groups: Groups) -> int:
+    """Returns the degrees of freedom of the variances of all groups together."""
+    return sum(pooled_variance([[*cell.values()] for cell in cells])[1] for cells in groups.values())
 
 
 def seed_table(groups: Sequence[Sequence[Cell]]) -> NDArray:

@@ -66,6 +66,8 @@ def _level_of_each(matrix: bytes, count: int, df: float, level: float) -> float:
         return inside(np.full(len(distinct), quantile(df, 1 - math.exp(log_alpha)))) - level
 
     lowest, highest = math.log(alpha / len(distinct)) - 0.01, math.log(alpha)
+    if excess(highest) >= 0:  # contrasts that are one contrast up to the error of the integral
+        return level
     return 1 - math.exp(root_scalar(excess, bracket=(lowest, highest), xtol=1e-6).root)
 
 
