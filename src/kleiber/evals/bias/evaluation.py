@@ -14,8 +14,8 @@ from jaxtyping import Float
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.bias.items import ANTI, CROWS, CROWS_DIRECTIONS, PRO, STEREOSET, WINOBIAS, Item, read_items
 from kleiber.evals.bias.scoring import ItemScores, item_scores
-from kleiber.evals.bias.statistics import Strata, q_values, score_of, sign_test
-from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, proportion_score
+from kleiber.evals.bias.statistics import Strata, q_values, sign_test
+from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject, percentile_score, proportion_score
 from kleiber.evals.perplexity import BITS_PER_BYTE
 from kleiber.types import Json
 from kleiber.types.access import DataPath
@@ -166,7 +166,7 @@ def group_scores(
         means["icat"] = icat(means["lm_score"], means[SCORE])
         pairs = zip(resampled["lm_score"].tolist(), resampled[SCORE].tolist(), strict=True)
         resampled["icat"] = np.array([icat(*pair) for pair in pairs])
-    scores = {name: score_of(means[name], resampled[name], len(members)) for name in means}
+    scores = {name: percentile_score(means[name], resampled[name], len(members)) for name in means}
     scores[SCORE] = share_score(values[SCORE], strata, resampled[SCORE])
     return {f"{name}{suffix}": score for name, score in scores.items()}
 
@@ -179,7 +179,7 @@ def share_score(shares: Float[np.ndarray, "rows"], strata: Strata, resampled: Fl
     if len(strata.members) == 1 and (not strata.clustered or np.ptp(shares) == 0):
         of_clusters = strata.sums(0, shares) / strata.sums(0, np.ones(len(shares)))
         return replace(proportion_score(of_clusters), n=len(shares))
-    return score_of(strata.mean(shares), resampled, len(shares))
+    return percentile_score(strata.mean(shares), resampled, len(shares))
 
 
 def strata_of(items: Sequence[Item], members: np.ndarray) -> Strata:
@@ -199,7 +199,7 @@ def bits_per_byte(items: Sequence[Item], by_item: ItemScores) -> Score:
     bits = -by_item.sum(1) / np.log(2)
     sizes = np.array([float(len((item.stereotype + item.other).encode())) for item in items])
     over_bits, over_sizes = strata_of(items, np.arange(len(items))).resampled_means(bits, sizes)
-    return score_of(float(bits.mean() / sizes.mean()), over_bits / over_sizes, len(items))
+    return percentile_score(float(bits.mean() / sizes.mean()), over_bits / over_sizes, len(items))
 
 
 def icat(lm_score: float, stereotype_score: float) -> float:

@@ -30,7 +30,7 @@ from kleiber.records.progress import activity
 from kleiber.types import Count, Json, Natural, Seed
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, evaluation_mode
 from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
@@ -220,14 +220,10 @@ def passes(count: int, subject: Subject) -> list[slice]:
 @torch.no_grad()
 def next_token_entropy(model: Model, tokens: Tokens, start: int) -> Float[Tensor, "rows"]:
     """Mean entropy in nats of the distributions from which the tokens at `start` and later are drawn, by sample."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         hidden = model(Batch(tokens[:, :-1])).hidden[:, start - 1 :]
         means = []
         for row in hidden:  # one by one, since a large vocabulary takes much memory
             logs = model.head(row).float().log_softmax(-1)
             means.append(-(logs.exp() * logs).nan_to_num().sum(-1).mean())
-    finally:
-        model.train(was_training)
     return torch.stack(means).cpu()

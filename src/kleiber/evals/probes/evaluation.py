@@ -117,9 +117,9 @@ class Probes(Evaluation):
         samples = subject.samples(domain)
         raw = samples.gather(np.arange(min(count, len(samples))))
         length = min(self.length, subject.model.context)
-        raw = raw.map(lambda tensor: tensor[:, : length + 1] if tensor.dim() == 2 else tensor)
+        raw = raw.columns(length + 1)
         ids = raw.tokens.numpy()
-        real = np.ones(ids.shape, bool) if raw.real is None else raw.real.numpy()
+        real = raw.is_real.numpy()
         text_of = token_texts(subject.tokenizer, ids)
         names = list(FEATURES) if self.features is None else list(dict.fromkeys(self.features))
         kept = real[:, :-1] & real[:, 1:]
