@@ -67,7 +67,7 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     net = Transformer(272, depth=1, width=32, context=64)
     subject = subject_of(net, corpus, SFT(corpus))
     assert ExactMatch().evaluate(subject).scores["t"]["accuracy"] == proportion_score([0, 0, 0])
-    monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
+    monkeypatch.setattr(exact_match_module, "continuations", answers_right(corpus))
     scores = ExactMatch().evaluate(subject).scores["t"]
     assert scores["accuracy"] == proportion_score([1, 1, 1]) and scores["constant"].value == pytest.approx(1 / 3)
     assert best_constant([Decimal(2), Decimal(3), Decimal("2.0"), Decimal(5)]).value == 0.5
@@ -85,7 +85,7 @@ def test_a_table_of_conversations_asks_what_training_on_it_asks(monkeypatch) -> 
     torch.manual_seed(0)
     subject = subject_on_tables(Transformer(272, depth=1, width=32, context=64), t=rows, u=[{"messages": chat}])
     assert all(map(ExactMatch().accepts, subject.data)) and not ExactMatch().accepts(table("v", [{"text": "1"}]))
-    monkeypatch.setattr(exact_match_module, "generate", answers_right(None))
+    monkeypatch.setattr(exact_match_module, "continuations", answers_right(None))
     scores = ExactMatch().evaluate(subject).scores
     assert scores["t"]["accuracy"] == proportion_score([True] * 3) and scores["u"]["accuracy"].n == 1
     prompts, answers = numeric_questions(subject, subject["t"])
@@ -97,8 +97,7 @@ def test_a_table_of_conversations_asks_what_training_on_it_asks(monkeypatch) -> 
 def answers_right(corpus):
     """In place of a model: the digits of the question, after some thought."""
 
-    def generate(net, ids, length, temperature, eos):
-        said = [[*b"so #### ", *(i for i in row if 48 <= i < 58), 256, 55] for row in ids.tolist()]
-        return torch.cat([ids, torch.tensor(said)], 1)
+    def continuations(net, prompts, tokens, eos):
+        return [[*b"so #### ", *(i for i in prompt if 48 <= i < 58)] for prompt in prompts]
 
-    return generate
+    return continuations

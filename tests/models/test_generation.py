@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from kleiber.models.generation import generate, left_padded, sample
+from kleiber.models.generation import continuations, generate, left_padded, sample
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
 from kleiber.nn.latent import LatentAttention
@@ -163,3 +164,20 @@ def test_draws_decide_each_row_alone_and_follow_the_distribution():
     torch.testing.assert_close(tokens.bincount(minlength=4) / 10_000, logits.softmax(-1)[0], atol=2e-4, rtol=0)
     ends = sample(torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, 3), draws=torch.tensor([0.0, 1 - 2**-24]))
     assert ends.tolist() == [1, 1], "a token of probability 0 is never drawn"
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_continuations_are_those_of_each_prompt_alone_up_to_the_end_of_text(sampled):
+    model, prompts = build(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    draws = np.random.default_rng(0).random((3, 6)) if sampled else None
+    whole = [
+        generate(
+            model, torch.tensor([prompt]), 6, temperature=float(sampled),
+            draws=None if draws is None else torch.from_numpy(draws[i : i + 1]),
+        )[0, len(prompt) :].tolist()
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    eos = whole[1][2]  # a token that one of them gets to
+    expected = [row[: row.index(eos)] if eos in row else row for row in whole]
+    assert continuations(model, prompts, 6, eos, float(sampled), draws=draws) == expected
+    assert len(expected[1]) <= 2

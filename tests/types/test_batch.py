@@ -79,3 +79,18 @@ def test_a_reduction_adds_up_the_ranks_exactly(monkeypatch):
     sums.reduce()
     assert sums.values["tokens"].item() == 2**25 + 2 and sums.values["total"].item() == 3.0
     assert sums.values["load/0"].tolist() == [2.0, 4.0] and sums.values["load/0"].dtype == torch.float32
+
+
+def test_columns_are_those_of_every_token_wise_tensor_and_no_other():
+    whole = batch()
+    cut = whole.columns(-1)
+    assert torch.equal(cut.tokens, whole.tokens[:, :4]) and cut.samples is whole.samples
+    assert cut.real is not None and cut.real.shape == (7, 4)
+    assert cut.counterpart is not None and cut.counterpart.tokens.shape == (7, 4)
+
+
+def test_without_a_mask_every_token_is_real():
+    whole = batch()
+    assert whole.is_real is whole.real
+    assert whole.counterpart is not None and bool(whole.counterpart.is_real.all())
+    assert whole.counterpart.is_real.shape == whole.counterpart.tokens.shape

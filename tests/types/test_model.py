@@ -6,7 +6,7 @@ from torch import nn
 
 from kleiber.nn.heads import LMHead
 from kleiber.types.batch import Role
-from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, Model, Router
+from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, Model, Router, evaluation_mode
 
 
 class Counter(DecodingCache):
@@ -90,3 +90,12 @@ def test_positions_before_the_first_padding_are_real():
     cache = Counter(2)
     mask = cache.remember(torch.tensor([[False]]), torch.zeros(1, 1, dtype=torch.long))
     assert mask is not None and mask.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_in_its_former_mode_after_an_evaluation_that_fails(training):
+    model = nn.Sequential(nn.Dropout(0.5)).train(training)
+    with pytest.raises(ValueError, match="broken"), evaluation_mode(model):
+        assert not model.training and not model[0].training
+        raise ValueError("broken")
+    assert model.training is training and model[0].training is training

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Results,
         Subject,
         mean_score,
+        percentile_score,
         proportion_score,
         ratio_score,
     )
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
     from kleiber.evals.measure import own_sets
     from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
     from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
+    from kleiber.evals.streams import (
+        Change,
+        Stream,
+        changed_input,
+        changed_output,
+        changed_stream,
+        hooked,
+        num_layers,
+        read_streams,
+    )
     from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score, training_parts
 
 EXPORTS = {

@@ -179,7 +179,7 @@ def training_text(train: Samples, tokenizer: Tokenizer) -> Iterator[str]:
                 if part is None:
                     continue
                 tokens = part.tokens.numpy()
-                kept = np.ones(tokens.shape, dtype=bool) if part.real is None else part.real.numpy().copy()
+                kept = part.is_real.numpy().copy()
                 if not train.padded:  # a window begins with the last token of the window before
                     kept[:, 0] &= tokens[:, 0] != np.concatenate([[last], tokens[:-1, -1]])
                     last = int(tokens[-1, -1])

@@ -19,7 +19,7 @@ from kleiber.nn.loss import kl_divergence
 from kleiber.nn.sharded_model import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective, Task
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 from kleiber.types.score import Metric, Score, Scores, described
 
 METRICS = {
@@ -46,17 +46,14 @@ def divergence(
             f"objective={type(objective).__name__} predicts no distribution, so it has no divergence: choose another "
             "objective, such as clm or mlm"
         )
-    was_training, sums = model.training, Sums()
-    model.eval()
+    sums = Sums()
     start.eval()
-    try:
+    with evaluation_mode(model):
         for batch in batches:
             batch = batch.to(device)
             before, after = objective.predictions(start, batch), objective.predictions(model, batch)
             total = kl_divergence(before.hidden, before.head, after.hidden, after.head, after.weights)
             sums.add(Loss(total, after.weights.sum(), {"kl": total}))
-    finally:
-        model.train(was_training)
     return sums
 
 

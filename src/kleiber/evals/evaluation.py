@@ -171,6 +171,12 @@ def flatten_numbers(values: Mapping[str, object] | Mapping[int, object], prefix:
     return flat
 
 
+def percentile_score(value: float, draws: Sequence[float] | np.ndarray, count: int) -> Score:
+    """A value of `count` items with its percentile interval over resamples."""
+    lo, hi = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Score(value, float(lo), float(hi), count)
+
+
 def mean_score(values: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
     """The mean of values, one for each item, with a percentile bootstrap interval over the items.
 
@@ -188,8 +194,7 @@ def mean_score(values: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:
             for start in range(0, RESAMPLES, size)
         ]
     )
-    lo, hi = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(mean, float(lo), float(hi), len(values))
+    return percentile_score(mean, means, len(values))
 
 
 def ratio_score(parts: np.ndarray, wholes: np.ndarray) -> Score:
@@ -198,9 +203,7 @@ def ratio_score(parts: np.ndarray, wholes: np.ndarray) -> Score:
     if count < 2:
         return Score(value, n=count)
     drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    ratios = parts[drawn].mean(1) / wholes[drawn].mean(1)
-    lo, hi = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(lo), float(hi), count)
+    return percentile_score(value, parts[drawn].mean(1) / wholes[drawn].mean(1), count)
 
 
 def proportion_score(shares: Sequence[float] | Sequence[bool] | np.ndarray) -> Score:

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar
 
-import torch
-
 from kleiber.data.chat import FORMS, encode_prompt, has_conversations, parse_row
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject, proportion_score
-from kleiber.models.generation import generate
+from kleiber.models.generation import continuations
 from kleiber.types import Count, Row
 from kleiber.types.access import DataPath
 from kleiber.types.contracts import Samples
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model
 from kleiber.types.score import Metric, Metrics
 from kleiber.types.tokenizer import Tokenizer
 
@@ -165,17 +163,13 @@ def match_answers(
             f"{numbers.count(None)} contain none"
         )
     texts = [""] * len(prompts)
-    device = device_of(model)
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
-    for length, members in by_length.items():
+    for members in by_length.values():
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
-            ids = torch.tensor([prompts[i] for i in batch], device=device)
-            written = generate(model, ids, max_new_tokens, temperature=0.0, eos=tokenizer.eos)
-            continuations = written[:, length:].tolist()
-            for i, row in zip(batch, continuations, strict=True):
-                end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
-                texts[i] = tokenizer.decode(row[:end])
+            written = continuations(model, [prompts[i] for i in batch], max_new_tokens, tokenizer.eos)
+            for i, row in zip(batch, written, strict=True):
+                texts[i] = tokenizer.decode(row)
     return Answers([final_number(text) == number for text, number in zip(texts, numbers, strict=True)], texts)

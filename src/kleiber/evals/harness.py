@@ -18,7 +18,7 @@ from typing import Protocol, TypedDict, runtime_checkable
 import torch
 
 from kleiber.evals.evaluation import Evaluation, Results, Score, Scores, Subject
-from kleiber.models.generation import generate, left_padded
+from kleiber.models.generation import continuations
 from kleiber.types.access import CodePath
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of
@@ -246,22 +246,12 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
             raise ValueError(f"max_gen_toks={length} must be < model.context={self.max_length}: a prompt needs room")
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
         prompts = [self.tok_encode(text)[-(self.max_length - length) :] or [self.prefix_token_id] for text in contexts]
-        ids, real = (tensor.to(self._device) for tensor in left_padded(prompts))
-        rows = generate(
-            self.model,
-            ids,
-            length,
-            temperature,
-            top_p=options.get("top_p"),
-            real=None if bool(real.all()) else real,
-            eos=self.eot_token_id,
-        )
-        return [self._decode(row[ids.shape[1] :].tolist(), stops) for row in rows]
+        rows = continuations(self.model, prompts, length, self.eot_token_id, temperature, options.get("top_p"))
+        return [self._decode(row, stops) for row in rows]
 
     def _decode(self, ids: Tokens, stops: Sequence[str]) -> str:
-        """The text of the ids up to the end of text or the first stop string."""
-        end = ids.index(self.eot_token_id) if self.eot_token_id in ids else len(ids)
-        text = self.kleiber_tokenizer.decode(ids[:end])
+        """The text of the ids up to the first stop string."""
+        text = self.kleiber_tokenizer.decode(ids)
         for stop in stops:
             text = text.split(stop)[0] if stop else text
         return text

@@ -17,7 +17,7 @@ from torch import Tensor
 from kleiber.evals.evaluation import Evaluation, Results, Score, Subject
 from kleiber.types import Count
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Model, device_of
+from kleiber.types.model import DecodingCache, Model, device_of, evaluation_mode
 from kleiber.types.score import Metric
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
@@ -84,8 +84,6 @@ def latency(
         raise ValueError("the latency of decoding needs a causal model, such as model=gpt; this model is bidirectional")
     if prompt + new > model.context:
         raise ValueError(f"prompt={prompt} and new={new} tokens must fit in model.context={model.context}")
-    was_training = model.training
-    model.eval()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     device = device_of(model)
     cache: list[DecodingCache] = []  # the cache in use; a list, because each start of a decoder replaces it
@@ -95,11 +93,11 @@ def latency(
         return lambda ids: model.head(model(Batch(ids), cache[0]).hidden[:, -1])
 
     results: dict[str, float] = {}
-    for rows in batches:
-        times = measure(start, model.vocab_size, rows, prompt, new, repeats, device)
-        results |= {f"{name}/{rows}": value for name, value in times.items()}
-        results[f"memory_bytes/{rows}"] = float(weights + cache_bytes(cache[0]))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for rows in batches:
+            times = measure(start, model.vocab_size, rows, prompt, new, repeats, device)
+            results |= {f"{name}/{rows}": value for name, value in times.items()}
+            results[f"memory_bytes/{rows}"] = float(weights + cache_bytes(cache[0]))
     return results
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from kleiber.models.generation import left_padded
 from kleiber.records.progress import Activity, activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Head, Model, device_of
+from kleiber.types.model import DecodingCache, Head, Model, device_of, evaluation_mode
 from kleiber.types.tokenizer import Tokenizer
 
 LOGITS = 1 << 22  # logits in memory at once
@@ -133,17 +133,13 @@ def log_likelihoods(model: Model, items: Sequence[Sequence[Pair]], tokens: int, 
             groups.append(group)
         count += len(item)
     groups.sort(key=lambda group: -group.length)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         total = len(alone) + sum(len(group.pieces) for group in groups)
         with activity(label, total, "texts") as work:
             scorer = _Scorer(model, count, tokens, work)
             scorer.score([(0, piece, 0) for piece in alone], None)
             for start, end in _cut(groups, tokens, model.context):
                 scorer.score_shared(groups[start:end])
-    finally:
-        model.train(was_training)
     return Likelihoods(scorer.log_probs, scorer.greedy)
 
 

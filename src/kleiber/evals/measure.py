@@ -23,7 +23,7 @@ from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, HeldOut, Objective
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 from kleiber.types.score import Scores, described
 from kleiber.types.tokenizer import Tokenizer
 
@@ -45,18 +45,12 @@ class Measurement:
 
     def measure(self, subject: Subject) -> Results:
         """Evaluates the model of `subject` on the data; restores its mode and the random state of PyTorch."""
-        model = subject.model
         devices = [subject.device] if torch.device(subject.device).type == "cuda" else []
-        was_training = model.training
-        model.eval()
         # Only training is compiled: each odd batch size would need its own graph.
-        eager = torch.compiler.set_stance("force_eager")
-        try:
-            with torch.random.fork_rng(devices), eager, activity(f"evaluation {self.name}"):
-                results = self.evaluation.evaluate(replace(subject, data=self.data))
-                return self.describe(replace(results, scores=self.contamination.add_to(results.scores, subject)))
-        finally:
-            model.train(was_training)
+        eager, mode = torch.compiler.set_stance("force_eager"), evaluation_mode(subject.model)
+        with mode, torch.random.fork_rng(devices), eager, activity(f"evaluation {self.name}"):
+            results = self.evaluation.evaluate(replace(subject, data=self.data))
+            return self.describe(replace(results, scores=self.contamination.add_to(results.scores, subject)))
 
     def describe(self, results: Results) -> Results:
         """The results with units, directions and labels, as the evaluation declares them for its metrics."""

@@ -35,7 +35,7 @@ from kleiber.types import Count, Json
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 from kleiber.types.score import Metric, Metrics, described
 
 if TYPE_CHECKING:
@@ -48,14 +48,10 @@ def held_out_loss(
     model: Model, objective: Callable[[Model, Batch], Loss], batches: Iterable[Batch], device: torch.device | str
 ) -> Sums:
     """Sums of the objective over `batches` on this rank, without dropout; the caller reduces over ranks."""
-    was_training = model.training
-    model.eval()
     sums = Sums()
-    try:
+    with evaluation_mode(model):
         for batch in batches:
             sums.add(objective(model, batch.to(device)))
-    finally:
-        model.train(was_training)
     return sums
 
 

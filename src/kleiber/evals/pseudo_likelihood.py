@@ -11,7 +11,7 @@ from jaxtyping import Float
 from kleiber.evals.likelihood import Ids, target_scores
 from kleiber.records.progress import activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 from kleiber.types.tokenizer import Tokenizer
 
 
@@ -41,29 +41,24 @@ def pseudo_log_likelihoods(
     scored = [range(len(ids)) for ids in texts] if positions is None else positions
     copies = [(i, at) for i in sorted(range(len(rows)), key=lambda i: -widths[i]) for at in scored[i]]
     scores, done = np.zeros(len(texts)), 0
-    was_training = model.training
-    model.eval()
-    try:
-        with activity(label, len(copies), "tokens") as work:
-            while done < len(copies):
-                longest = widths[copies[done][0]]
-                chosen = copies[done : done + max(1, tokens // longest)]
-                ids, real = np.full((len(chosen), longest), tokenizer.mask), np.zeros((len(chosen), longest), bool)
-                hidden_at, targets = [], []
-                for copy, (i, number) in enumerate(chosen):
-                    at, width = number + len(start), widths[i]
-                    first = min(max(0, at - width // 2), len(rows[i]) - width)
-                    ids[copy, :width], real[copy, :width] = rows[i][first : first + width], True
-                    hidden_at.append(at - first)
-                    targets.append(texts[i][number])
-                ids[np.arange(len(chosen)), hidden_at] = tokenizer.mask
-                mask = None if real.all() else torch.from_numpy(real).to(device)
-                hidden = model(Batch(torch.from_numpy(ids).to(device), real=mask)).hidden
-                states = hidden[torch.arange(len(chosen), device=device), torch.tensor(hidden_at, device=device)]
-                log_probs, _ = target_scores(states, model.head, torch.tensor(targets, device=device))
-                np.add.at(scores, [i for i, _ in chosen], log_probs.double().cpu().numpy())
-                done += len(chosen)
-                work.done = done
-    finally:
-        model.train(was_training)
+    with evaluation_mode(model), activity(label, len(copies), "tokens") as work:
+        while done < len(copies):
+            longest = widths[copies[done][0]]
+            chosen = copies[done : done + max(1, tokens // longest)]
+            ids, real = np.full((len(chosen), longest), tokenizer.mask), np.zeros((len(chosen), longest), bool)
+            hidden_at, targets = [], []
+            for copy, (i, number) in enumerate(chosen):
+                at, width = number + len(start), widths[i]
+                first = min(max(0, at - width // 2), len(rows[i]) - width)
+                ids[copy, :width], real[copy, :width] = rows[i][first : first + width], True
+                hidden_at.append(at - first)
+                targets.append(texts[i][number])
+            ids[np.arange(len(chosen)), hidden_at] = tokenizer.mask
+            mask = None if real.all() else torch.from_numpy(real).to(device)
+            hidden = model(Batch(torch.from_numpy(ids).to(device), real=mask)).hidden
+            states = hidden[torch.arange(len(chosen), device=device), torch.tensor(hidden_at, device=device)]
+            log_probs, _ = target_scores(states, model.head, torch.tensor(targets, device=device))
+            np.add.at(scores, [i for i, _ in chosen], log_probs.double().cpu().numpy())
+            done += len(chosen)
+            work.done = done
     return scores

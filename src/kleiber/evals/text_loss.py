@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kleiber.data.mixture import parts_read
 from kleiber.data.token_files import ValidationWindows
-from kleiber.evals.evaluation import CHUNK, LEVEL, RESAMPLES, Score, Subject
+from kleiber.evals.evaluation import CHUNK, RESAMPLES, Score, Subject, percentile_score
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
@@ -88,8 +88,7 @@ def resampled_score(means: Float[np.ndarray, "_"], targets: int, samples: int) -
     """The first value with the percentile interval of the others; without an interval for a single sample."""
     if samples < 2:
         return Score(float(means[0]), n=targets)
-    lo, hi = np.quantile(means[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(float(means[0]), float(lo), float(hi), targets)
+    return percentile_score(float(means[0]), means[1:], targets)
 
 
 @torch.inference_mode()
@@ -111,7 +110,7 @@ def text_losses(
         batch = batch.to(device)
         losses.bytes += sizes if isinstance(objective, CLM) or not sizes else [sum(sizes)]
         if isinstance(objective, CLM):
-            inputs = batch.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)
+            inputs = batch.columns(-1)
             nats = -log_probs(model(inputs).hidden, model.head, batch.tokens[:, 1:])
             losses.add(nats, target_weights(batch))
         else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Model
+from kleiber.types.model import DecodingCache, Model, device_of, evaluation_mode
 
 Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
 Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
@@ -69,6 +70,29 @@ def stream(
     return _decode(model, prompt_ids, max_new_tokens, settings, real, eos, draws, adjust)
 
 
+def continuations(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    draws: Float[np.ndarray, "batch time"] | None = None,
+) -> list[list[int]]:
+    """The token ids that follow each prompt, without the end-of-text token `eos` and what is behind it.
+
+    Prompts of unequal length are padded on the left. The other arguments are those of `generate`.
+    """
+    device = device_of(model)
+    ids, real = (tensor.to(device) for tensor in left_padded(prompts))
+    rows = generate(
+        model, ids, max_new_tokens, temperature, top_p=top_p, real=None if bool(real.all()) else real, eos=eos,
+        draws=None if draws is None else torch.from_numpy(draws).to(device),
+    )  # fmt: skip
+    tails = rows[:, ids.shape[1] :].tolist()
+    return [tail[: tail.index(eos)] if eos in tail else tail for tail in tails]
+
+
 def _decode(
     model: Model,
     prompt_ids: Tensor,
@@ -86,9 +110,7 @@ def _decode(
     windows = [max(before, start - context) for before in padding]  # column at which the window of each row begins
     caches, unread = model.new_caches(min(context, total - min(windows))), slice(min(windows), start)
     done = torch.zeros(rows, dtype=torch.bool, device=prompt_ids.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for at in range(start, total):
             if at - min(windows) > context:
                 # Rows whose context is not full are read again too, as they are: all share the columns of a cache.
@@ -104,8 +126,6 @@ def _decode(
             yield token
             if eos is not None and bool(done.all()):
                 return
-    finally:
-        model.train(was_training)
 
 
 def _in_windows(windows: Sequence[int], columns: slice, device: torch.device) -> Bool[Tensor, "batch time"] | None:

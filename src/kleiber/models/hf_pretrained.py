@@ -25,7 +25,7 @@ from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, read_con
 from kleiber.records.model_files import check_model_folder
 from kleiber.records.progress import activity
 from kleiber.types import Json
-from kleiber.types.model import DecodingCache, Head
+from kleiber.types.model import DecodingCache, Head, evaluation_mode
 
 ALLOW = "--allow-nonfinite of `kleiber import`, init.allow_nonfinite=true, or model.allow_nonfinite=true"
 Transform = Callable[[Tensor], Tensor]
@@ -232,16 +232,14 @@ def _output(module: PreTrainedModel, inner: PreTrainedModel, path: str) -> Model
 
     Raises ValueError where the model does not run. Id 0 and the id of padding are not used: their embeddings may be 0.
     """
-    table, training = inner.get_input_embeddings().weight, inner.training
+    table = inner.get_input_embeddings().weight
     padding = setting(inner.config, "pad_token_id")
     first, second, other = [i for i in range(1, len(table)) if i != padding][:3]
-    inner.eval()
     try:
-        return module(input_ids=torch.tensor([[first, second], [first, other]], device=table.device))
+        with evaluation_mode(inner):
+            return module(input_ids=torch.tensor([[first, second], [first, other]], device=table.device))
     except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(f"model.path={path} does not run with this model.config: {error}") from None
-    finally:
-        inner.train(training)
 
 
 @torch.no_grad()

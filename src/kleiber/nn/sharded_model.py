@@ -70,11 +70,8 @@ def sharded_blocks(mesh: DeviceMesh) -> Iterator[None]:
                 if parameter is not None and not is_sharded(parameter):
                     part._parameters[key] = shares[id(parameter)]
 
-    handle = register_module_module_registration_hook(keep_share)
-    try:
+    with register_module_module_registration_hook(keep_share):
         yield
-    finally:
-        handle.remove()
     changed = [name for name, share, version in versions if share._version != version]
     if changed:
         raise ValueError(

@@ -197,7 +197,7 @@ class Classify(Objective):
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution over the classes of each text, of which the first `context` tokens are read."""
-        texts, _ = self._encode(model, batch.map(lambda t: t[:, : model.context] if t.dim() == 2 else t))
+        texts, _ = self._encode(model, batch.columns(model.context))
         return Predictions(texts, model.heads[self.head], texts.new_ones(len(texts)))
 
     def _encode(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:

@@ -31,7 +31,7 @@ from kleiber.objectives.sample_table import SampleTable
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 from kleiber.types.score import Metric, Metrics
 
 log = logging.getLogger(__name__)
@@ -285,12 +285,8 @@ def stack_pairs(chosen: Batch, rejected: Batch) -> Batch:
 @torch.no_grad()
 def pair_log_probs(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
     """Log-probabilities of both answers of every pair under the model as it is now, in nats and fp32."""
-    was_training, device = model.training, device_of(model)
-    model.eval()
-    try:
-        index = np.arange(len(samples))
-        batches = (samples.gather(index[start : start + ROWS]) for start in range(0, len(index), ROWS))
+    device, index = device_of(model), np.arange(len(samples))
+    batches = (samples.gather(index[start : start + ROWS]) for start in range(0, len(index), ROWS))
+    with evaluation_mode(model):
         scores = [answer_log_probs(model, batch.to(device))[0].float().cpu() for batch in batches]
-    finally:
-        model.train(was_training)
     return torch.cat(scores).numpy() if scores else np.empty((0, 2), np.float32)

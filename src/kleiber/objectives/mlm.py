@@ -88,7 +88,7 @@ def within_context(batch: Batch, context: int) -> Batch:
     row may be shorter, and keeps the tokens that fit.
     """
     last = -1 if batch.real is None else context
-    return batch.map(lambda t: t[:, :last] if t.dim() == 2 else t)
+    return batch.columns(last)
 
 
 def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:

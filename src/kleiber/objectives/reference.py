@@ -23,7 +23,7 @@ from kleiber.records.arrays import read_arrays
 from kleiber.records.files import read_json, replaced
 from kleiber.records.regular_files import DamagedFile, create, make_folder
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 
 REFERENCE = "reference"  # name of the .npz and .json file in the stage's folder
 
@@ -94,14 +94,10 @@ def fingerprint(model: Model) -> str:
 @torch.no_grad()
 def _example_outputs(model: Model) -> tuple[Tensor, Tensor]:
     """Hidden states of a row of the token ids 0, 1, ... as long as the context, and the logits after its last token."""
-    was_training, device = model.training, device_of(model)
-    model.eval()
-    row = torch.arange(model.context, device=device)[None] % model.vocab_size
-    try:
+    row = torch.arange(model.context, device=device_of(model))[None] % model.vocab_size
+    with evaluation_mode(model):
         hidden = model(Batch(row)).hidden
         return hidden, model.head(hidden[:, -1])
-    finally:
-        model.train(was_training)
 
 
 def _read(folder: Path, data: Mapping[str, str]) -> tuple[dict[str, str], Values] | None:

@@ -87,7 +87,7 @@ class Reward(Objective):
         if batch.counterpart is None:
             raise ValueError("objective=reward needs pairs of answers, and this batch has none: set data=preference")
         stacked = stack_pairs(batch, batch.counterpart)
-        stacked = stacked.map(lambda tensor: tensor[:, : model.context] if tensor.dim() == 2 else tensor)
+        stacked = stacked.columns(model.context)
         return Batch(tokens=stacked.tokens, real=stacked.real, samples=stacked.samples)
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[int, int | Tensor]:

@@ -27,7 +27,7 @@ from kleiber.retention.memory import (
 )
 from kleiber.types import Count, Positive, Share
 from kleiber.types.contracts import Predictions, Task
-from kleiber.types.model import Head, Model, device_of
+from kleiber.types.model import Head, Model, device_of, evaluation_mode
 from kleiber.types.ranks import all_reduce_together, rank, world_size
 from kleiber.types.retention import Retention
 
@@ -117,19 +117,17 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
     count = len(task.train)
     chosen = Permutation(count, seed)(np.arange(min(samples, count)))
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
-    was_training = model.training
-    model.eval()
     share = chosen[rank() :: world_size()]
     rounds = -(-len(chosen) // world_size()) if counts_over_ranks(model) else len(share)
-    for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
-        batch = task.train.gather(sample.reshape(1)).to(device)
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
-        loss = sampled_loss(task.objective.predictions(model, batch), generator)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for total, gradient in zip(sums, gradients, strict=True):
-            if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
-                total.addcmul_(gradient, gradient)
-    model.train(was_training)
+    with evaluation_mode(model):
+        for number, sample in enumerate([*share, *chosen[:1]][:rounds]):
+            batch = task.train.gather(sample.reshape(1)).to(device)
+            generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
+            loss = sampled_loss(task.objective.predictions(model, batch), generator)
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None and number < len(share):  # else a pass whose counts the other ranks wait for
+                    total.addcmul_(gradient, gradient)
     return {name: total / len(chosen) for name, total in zip(parameters, all_reduce_together(sums), strict=True)}
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from kleiber.data.chat import Conversation, encode_conversations, encode_prompt
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
-from kleiber.models.generation import generate, left_padded
+from kleiber.models.generation import continuations
 from kleiber.records.progress import activity
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
 ROWS = 64  # answered at once
@@ -51,25 +50,15 @@ class Answers:
                 batch = order[start : start + ROWS]
                 seeds = [[abs(seed), first * each + i] for i in batch]
                 draws = np.stack([np.random.default_rng(values).random(tokens) for values in seeds])
-                written = self._continue([ids[i] for i in batch], draws, temperature, top_p)
+                prompts_of_batch = [ids[i] for i in batch]
+                written = continuations(
+                    self.model, prompts_of_batch, tokens, self.tokenizer.eos, temperature, top_p, draws
+                )
                 for i, row in zip(batch, written, strict=True):
                     before = self.tokenizer.decode(ids[i])  # with it, since a tokenizer may leave out the first space
                     texts[i] = self.tokenizer.decode([*ids[i], *row])[len(before) :]
                 work.done += len(batch)
         return [texts[i : i + each] for i in range(0, len(texts), each)]
-
-    def _continue(
-        self, prompts: list[list[int]], draws: Float[np.ndarray, "_ tokens"], temperature: float, top_p: float
-    ) -> list[list[int]]:
-        """Token ids that follow each prompt, up to the end-of-text token."""
-        device, eos = device_of(self.model), self.tokenizer.eos
-        rows, real = left_padded(prompts)
-        written = generate(
-            self.model, rows.to(device), draws.shape[1], temperature, top_p=top_p, eos=eos,
-            real=None if bool(real.all()) else real.to(device), draws=torch.from_numpy(draws).to(device),
-        )  # fmt: skip
-        tails = written[:, rows.shape[1] :].tolist()
-        return [row[: row.index(eos)] if eos in row else row for row in tails]
 
     def log_probs(self, dialogs: Sequence[Conversation]) -> Float[np.ndarray, "_ values"]:
         """Log-probability in nats, and number of tokens, of the last answer of each conversation."""

@@ -14,6 +14,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from kleiber.evals.streams import hooked
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
@@ -149,11 +150,8 @@ def activation_rms(model: Transformer, batch: Batch) -> dict[str, float]:
         for layer, block in enumerate(model.blocks)
         for part in PARTS
     ]
-    try:
+    with hooked(handles):
         logits = model.head(model(batch).hidden)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {**sizes, "logits": rms(logits)}
 
 

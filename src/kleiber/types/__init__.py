@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kleiber.types.access import DataPath
     from kleiber.types.batch import Batch, Loss
     from kleiber.types.contracts import Corpus, HeldOut, Objective, Planted, Samples
-    from kleiber.types.model import Head, Model, device_of, hash_weights
+    from kleiber.types.model import Head, Model, device_of, evaluation_mode, hash_weights
     from kleiber.types.score import Metric, Metrics, Score, Scores, format_interval, variants
     from kleiber.types.tokenizer import Tokenizer
 

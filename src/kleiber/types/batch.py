@@ -59,6 +59,15 @@ class Batch:
         """The batch on a device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    @property
+    def is_real(self) -> Bool[Tensor, "batch time"]:
+        """Whether each token is no padding."""
+        return torch.ones_like(self.tokens, dtype=torch.bool) if self.real is None else self.real
+
+    def columns(self, stop: int) -> Batch:
+        """The batch with the tokens `[:stop]` of each row alone, such as all but the last one for -1."""
+        return self.map(lambda tensor: tensor[:, :stop] if tensor.dim() == 2 else tensor)
+
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of at most `rows` samples, in order; the batch itself where one micro-batch is enough."""
         if len(self) <= rows:

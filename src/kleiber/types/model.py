@@ -6,7 +6,8 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -285,6 +286,17 @@ class Model(nn.Module):
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""
         raise NotImplementedError
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout within the context, and in its former mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -12,11 +12,11 @@ from annotated_types import Gt, Lt
 from jaxtyping import Float
 
 from kleiber.data import DataSet
-from kleiber.evals import BITS_PER_BYTE, Evaluation, Results, Subject, proportion_score
+from kleiber.evals import BITS_PER_BYTE, Evaluation, Results, Subject, percentile_score, proportion_score
 from kleiber.types import DataPath, Json, Metric, Metrics, Score, Scores, variants
 from kleiber_topics.bias.items import ANTI, CROWS, CROWS_DIRECTIONS, PRO, STEREOSET, WINOBIAS, Item, read_items
 from kleiber_topics.bias.scoring import ItemScores, item_scores
-from kleiber_topics.bias.statistics import Strata, q_values, score_of, sign_test
+from kleiber_topics.bias.statistics import Strata, q_values, sign_test
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -163,7 +163,7 @@ def group_scores(
         means["icat"] = icat(means["lm_score"], means[SCORE])
         pairs = zip(resampled["lm_score"].tolist(), resampled[SCORE].tolist(), strict=True)
         resampled["icat"] = np.array([icat(*pair) for pair in pairs])
-    scores = {name: score_of(means[name], resampled[name], len(members)) for name in means}
+    scores = {name: percentile_score(means[name], resampled[name], len(members)) for name in means}
     scores[SCORE] = share_score(values[SCORE], strata, resampled[SCORE])
     return {f"{name}{suffix}": score for name, score in scores.items()}
 
@@ -176,7 +176,7 @@ def share_score(shares: Float[np.ndarray, "rows"], strata: Strata, resampled: Fl
     if len(strata.members) == 1 and (not strata.clustered or np.ptp(shares) == 0):
         of_clusters = strata.sums(0, shares) / strata.sums(0, np.ones(len(shares)))
         return replace(proportion_score(of_clusters), n=len(shares))
-    return score_of(strata.mean(shares), resampled, len(shares))
+    return percentile_score(strata.mean(shares), resampled, len(shares))
 
 
 def strata_of(items: Sequence[Item], members: np.ndarray) -> Strata:
@@ -196,7 +196,7 @@ def bits_per_byte(items: Sequence[Item], by_item: ItemScores) -> Score:
     bits = -by_item.sum(1) / np.log(2)
     sizes = np.array([float(len((item.stereotype + item.other).encode())) for item in items])
     over_bits, over_sizes = strata_of(items, np.arange(len(items))).resampled_means(bits, sizes)
-    return score_of(float(bits.mean() / sizes.mean()), over_bits / over_sizes, len(items))
+    return percentile_score(float(bits.mean() / sizes.mean()), over_bits / over_sizes, len(items))
 
 
 def icat(lm_score: float, stereotype_score: float) -> float:

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import binomtest, false_discovery_control
 
-from kleiber.evals import CHUNK, LEVEL, RESAMPLES
-from kleiber.types import Score
+from kleiber.evals import CHUNK, RESAMPLES
 
 DRAWS = 100_000  # of the test under strata, whose smallest p-value is 1e-5
 
@@ -73,12 +72,6 @@ def _codes(names: Sequence[Hashable]) -> Int[np.ndarray, "rows"]:
     """The number of each name, in the order of their first places."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names], dtype=np.int64)
-
-
-def score_of(value: float, resampled: Float[np.ndarray, "_"], n: int) -> Score:
-    """A value with its percentile interval."""
-    lo, hi = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(lo), float(hi), n)
 
 
 def sign_test(prefers: Float[np.ndarray, "rows"], strata: Strata) -> float:

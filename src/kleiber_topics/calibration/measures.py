@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from kleiber.evals import CHUNK, LEVEL, RESAMPLES, proportion_score
+from kleiber.evals import CHUNK, LEVEL, RESAMPLES, percentile_score, proportion_score
 from kleiber.types import Json, Score
 
 NULL_DRAWS = 300  # of the outcomes that calibrated predictions would have
@@ -165,8 +165,7 @@ def mean_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"])
     if len(sums) < 2:
         return Score(mean, n=len(values))
     totals = np.concatenate([weights @ sums for weights in cluster_weights(len(sums))])
-    lo, hi = np.quantile(totals[:, 1] / totals[:, 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(mean, float(lo), float(hi), len(values))
+    return percentile_score(mean, totals[:, 1] / totals[:, 0], len(values))
 
 
 def share_of(values: Float[np.ndarray, "rows"], cluster: Int[np.ndarray, "rows"]) -> Score:

@@ -16,7 +16,21 @@ from kleiber.data import DataSet, permutation
 from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score
 from kleiber.models import generate
 from kleiber.records import activity
-from kleiber.types import Batch, Count, DataPath, Json, Metric, Metrics, Model, Natural, Score, Scores, Seed, Tokenizer
+from kleiber.types import (
+    Batch,
+    Count,
+    DataPath,
+    Json,
+    Metric,
+    Metrics,
+    Model,
+    Natural,
+    Score,
+    Scores,
+    Seed,
+    Tokenizer,
+    evaluation_mode,
+)
 from kleiber_topics.collapse.divergence import mauve, unigram_kl
 from kleiber_topics.collapse.repetition import (
     Units,
@@ -214,14 +228,10 @@ def passes(count: int, subject: Subject) -> list[slice]:
 @torch.no_grad()
 def next_token_entropy(model: Model, tokens: Tokens, start: int) -> Float[Tensor, "rows"]:
     """Mean entropy in nats of the distributions from which the tokens at `start` and later are drawn, by sample."""
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         hidden = model(Batch(tokens[:, :-1])).hidden[:, start - 1 :]
         means = []
         for row in hidden:  # one by one, since a large vocabulary takes much memory
             logs = model.head(row).float().log_softmax(-1)
             means.append(-(logs.exp() * logs).nan_to_num().sum(-1).mean())
-    finally:
-        model.train(was_training)
     return torch.stack(means).cpu()

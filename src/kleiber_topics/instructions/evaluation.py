@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 from kleiber.data import DataSet, Turn, encode_prompt
 from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score
-from kleiber.models import generate, left_padded
+from kleiber.models import continuations
 from kleiber.types import Count, DataPath, Json, Metric, Metrics, Natural, Row, Scores, variants
 from kleiber_topics.instructions.checks import follows
 from kleiber_topics.instructions.verifiable import NAME
@@ -131,16 +131,12 @@ def read_request(row: Row) -> Request:
 
 def answer(subject: Subject, requests: Sequence[Request], tokens: int) -> list[str]:
     """Greedy answers to the prompts, up to the end of text, of at most that many tokens."""
-    tokenizer, eos = subject.tokenizer, subject.tokenizer.eos
+    tokenizer = subject.tokenizer
     prompts = [encode_prompt([Turn("user", request.prompt)], tokenizer) for request in requests]
     texts: list[str] = []
     for start in range(0, len(prompts), ROWS):
-        rows, real = left_padded(prompts[start : start + ROWS])
-        written = generate(
-            subject.model, rows.to(subject.device), tokens, temperature=0.0, eos=eos,
-            real=None if bool(real.all()) else real.to(subject.device),
-        )[:, rows.shape[1] :].tolist()  # fmt: skip
-        texts += [tokenizer.decode(row[: row.index(eos)] if eos in row else row) for row in written]
+        written = continuations(subject.model, prompts[start : start + ROWS], tokens, tokenizer.eos)
+        texts += [tokenizer.decode(row) for row in written]
     return texts
 
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
-import torch
 from annotated_types import Ge, Le
 
 from kleiber.data import DataSet
 from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score
-from kleiber.models import generate, left_padded
+from kleiber.models import continuations
 from kleiber.types import Batch, Count, Metric, Metrics, NonNegative, Scores, Seed
 from kleiber_topics.judging.annotators import Utility
 
@@ -98,17 +97,9 @@ class WinRate(Evaluation):
         texts = []
         for start in range(0, len(cases), ROWS):
             prompts = [case.prompt for case in cases[start : start + ROWS]]
-            rows, real = left_padded(prompts)
             draws = np.random.default_rng([abs(self.seed), start]).random((len(prompts), tokens))
-            written = generate(
-                subject.model, rows.to(subject.device), tokens, self.temperature, eos=eos,
-                real=None if bool(real.all()) else real.to(subject.device),
-                draws=torch.from_numpy(draws).to(subject.device),
-            )[:, rows.shape[1] :].tolist()  # fmt: skip
-            texts += [
-                answer_text(subject, prompt, row[: row.index(eos)] if eos in row else row)
-                for prompt, row in zip(prompts, written, strict=True)
-            ]
+            written = continuations(subject.model, prompts, tokens, eos, self.temperature, draws=draws)
+            texts += [answer_text(subject, prompt, row) for prompt, row in zip(prompts, written, strict=True)]
         return texts
 
 
@@ -124,9 +115,9 @@ class Case:
 def read_case(row: Batch, subject: Subject) -> Case:
     """The conversation of a batch of one row, whose weights mark the answer."""
     assert row.weights is not None
-    real = row.tokens[0] if row.real is None else row.tokens[0][row.real[0]]
-    answers = (row.weights[0] if row.real is None else row.weights[0][row.real[0]]) > 0
-    prompt, answer = real[~answers].tolist(), real[answers].tolist()
+    real = row.is_real[0]
+    tokens, answers = row.tokens[0][real], row.weights[0][real] > 0
+    prompt, answer = tokens[~answers].tolist(), tokens[answers].tolist()
     return Case(prompt, answer_text(subject, prompt, answer), len(answer))
 
 

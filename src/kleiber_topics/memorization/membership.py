@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from scipy.stats import norm, rankdata
 
-from kleiber.evals import LEVEL, RESAMPLES
+from kleiber.evals import LEVEL, RESAMPLES, percentile_score
 from kleiber.nn import log_probs, target_weights
 from kleiber.objectives import next_token_inputs
 from kleiber.types import Batch, Model, Score, Scores, Tokenizer
@@ -89,8 +89,7 @@ def true_positive_rate(members: Values, others: Values) -> Score:
     for _ in range(RESAMPLES // 4):
         resampled = members[random.integers(len(members), size=len(members))]
         rates.append(_rate(resampled, others[random.integers(len(others), size=len(others))]))
-    lo, hi = np.quantile(rates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(_rate(members, others), float(lo), float(hi), len(members) + len(others))
+    return percentile_score(_rate(members, others), rates, len(members) + len(others))
 
 
 def _rate(members: Values, others: Values) -> float:

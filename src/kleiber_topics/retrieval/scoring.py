@@ -74,11 +74,8 @@ def read_keys(model: Model, key: str) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, arguments: tuple[Tensor, Batch]) -> None:
         inputs.append(arguments[0])
 
-    handle = block.mlp.register_forward_pre_hook(keep)
-    try:
+    with block.mlp.register_forward_pre_hook(keep):
         yield inputs
-    finally:
-        handle.remove()
 
 
 def passes(lengths: Sequence[int], tokens: int) -> Iterator[Int[np.ndarray, "_"]]:

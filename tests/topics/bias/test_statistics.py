@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from kleiber_topics.bias.statistics import Strata, q_values, score_of, sign_test
+from kleiber.evals.evaluation import percentile_score
+from kleiber_topics.bias.statistics import Strata, q_values, sign_test
 
 
 def test_a_mean_is_that_of_the_means_of_strata():
@@ -21,7 +22,7 @@ def test_resamples_keep_the_strata_and_pair_the_values():
     assert second == pytest.approx(2 * first)
     assert first.mean() == pytest.approx((14.5 + 30) / 2, abs=0.1)  # the single item of b is in every resample
     assert first.std() == pytest.approx(np.std(np.arange(30)) / np.sqrt(30) / 2, rel=0.1)
-    score = score_of(3.0, np.linspace(0, 1, 1001), 7)
+    score = percentile_score(3.0, np.linspace(0, 1, 1001), 7)
     assert (score.value, score.lo, score.hi, score.n) == (3.0, pytest.approx(0.05), pytest.approx(0.95), 7)
 
 

@@ -29,14 +29,12 @@ ROWS = [
 
 
 def answers(reply):
-    """In place of a model: what `reply` returns for the text of each prompt, and the end of text."""
+    """In place of a model: what `reply` returns for the text of each prompt."""
 
-    def generate(model, ids, tokens, temperature, eos, real=None):
-        texts = [reply(Bytes().decode(row)).encode()[:tokens] for row in ids.tolist()]
-        width = max(map(len, texts)) + 1
-        return torch.cat([ids, torch.tensor([[*text, *[eos] * (width - len(text))] for text in texts])], 1)
+    def continuations(model, prompts, tokens, eos):
+        return [list(reply(Bytes().decode(prompt)).encode()[:tokens]) for prompt in prompts]
 
-    return generate
+    return continuations
 
 
 def obey(prompt: str) -> str:
@@ -50,7 +48,7 @@ def subject():
 
 
 def test_a_model_that_follows_two_of_three_instructions(subject, monkeypatch):
-    monkeypatch.setattr(module, "generate", answers(obey))
+    monkeypatch.setattr(module, "continuations", answers(obey))
     results = Instructions(data=None).evaluate(subject)
     found = values(results.scores["t"])
     assert found["accuracy"] == found["lift"] == pytest.approx(2 / 3) and found["unasked"] == 0
@@ -61,13 +59,13 @@ def test_a_model_that_follows_two_of_three_instructions(subject, monkeypatch):
 
 
 def test_a_model_that_answers_everything_alike_follows_without_lift(subject, monkeypatch):
-    monkeypatch.setattr(module, "generate", answers(lambda _: "VERY BLUE"))
+    monkeypatch.setattr(module, "continuations", answers(lambda _: "VERY BLUE"))
     found = values(Instructions(data=None).evaluate(subject).scores["t"])
     assert found["accuracy"] == found["unasked"] == 1 and found["lift"] == 0
 
 
 def test_the_keys_have_their_effect(subject, monkeypatch):
-    monkeypatch.setattr(module, "generate", answers(obey))
+    monkeypatch.setattr(module, "continuations", answers(obey))
     results = Instructions(tokens=2, shown=1, data=None).evaluate(subject)
     assert [row["answer"] for row in results.details["t"]] == ["so"]
 
@@ -92,7 +90,7 @@ def test_a_named_table_replaces_the_built_in_prompts(subject):
 
 
 def test_the_figure_and_the_page_show_the_kinds_and_escaped_answers(subject, monkeypatch):
-    monkeypatch.setattr(module, "generate", answers(lambda _: "<script>x</script>"))
+    monkeypatch.setattr(module, "continuations", answers(lambda _: "<script>x</script>"))
     evaluation = Instructions(data=None)
     results = evaluation.evaluate(subject)
     page = evaluation.page({"details": results.details})
@@ -103,7 +101,7 @@ def test_the_figure_and_the_page_show_the_kinds_and_escaped_answers(subject, mon
 
 
 def test_rows_that_cannot_be_read_are_refused(subject, monkeypatch):
-    monkeypatch.setattr(module, "generate", answers(obey))
+    monkeypatch.setattr(module, "continuations", answers(obey))
     alone = subject_on_tables(subject.model, t=ROWS[:1])
     with pytest.raises(ValueError, match="every prompt needs another prompt"):
         Instructions(data=None).evaluate(alone)

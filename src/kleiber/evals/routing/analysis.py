@@ -26,6 +26,7 @@ from kleiber.evals.routing.trace import (
     record_routing,
     without_expert,
 )
+from kleiber.evals.streams import hooked
 from kleiber.nn.mlp import gated
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.topk import TokenChoice
@@ -134,12 +135,9 @@ def expert_inputs(subject: Subject, tokens: int) -> dict[int, Tensor]:
         moe.experts.register_forward_pre_hook(partial(collect, layer))
         for layer, moe in moe_layers(subject.model).items()
     ]
-    try:
+    with hooked(handles):
         for domain in subject.domains:
             subject.objective_of(domain)(subject.model, next(iter(subject.batches(domain, tokens))))
-    finally:
-        for handle in handles:
-            handle.remove()
     return {layer: torch.cat(parts) for layer, parts in inputs.items()}
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kleiber.evals.evaluation import Subject
+from kleiber.evals.streams import hooked
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.topk import TokenChoice
 from kleiber.types.batch import Routing, Sums
-from kleiber.types.model import Model, Router
+from kleiber.types.model import Model, Router, evaluation_mode
 
 Reroute = Callable[[int, Router, Routing], Routing]  # (layer, router, its routing) -> the routing to use instead
 
@@ -69,18 +71,12 @@ def moe_layers(model: Model) -> dict[int, MoE]:
 @contextmanager
 def rerouted(model: Model, reroute: Reroute) -> Iterator[None]:
     """Context in which every router of the model uses the routing that `reroute` returns, instead of its own."""
-    handles = []
-    for layer, moe in moe_layers(model).items():
 
-        def hook(router: Router, inputs: tuple[object, ...], routing: Routing, layer: int = layer) -> Routing:
-            return reroute(layer, router, routing)
+    def hook(layer: int, router: Router, inputs: tuple[object, ...], routing: Routing) -> Routing:
+        return reroute(layer, router, routing)
 
-        handles.append(moe.router.register_forward_hook(hook))
-    try:
+    with hooked([moe.router.register_forward_hook(partial(hook, layer)) for layer, moe in moe_layers(model).items()]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -107,19 +103,16 @@ def record_routing(subject: Subject, model: Model, tokens: int) -> RoutingRecord
         routings[layer].append(routing)
         return routing
 
-    was_training = model.training
-    model.eval()
-    with rerouted(model, collect):
+    with evaluation_mode(model), rerouted(model, collect):
         for number, domain in enumerate(subject.domains):
             for batch in subject.batches(domain, tokens):
                 sums.add(subject.objective_of(domain)(model, batch))
-                real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
+                real = batch.is_real
                 mask = (real[:, :-1] & real[:, 1:]).flatten()
                 masks.append(mask)
                 ids.append(batch.tokens[:, :-1].flatten()[mask])
                 following.append(batch.tokens[:, 1:].flatten()[mask])
                 domains.append(torch.full_like(ids[-1], number))
-    model.train(was_training)
     mask = torch.cat(masks)
     if any(sum(len(routing.experts) for routing in by_batch) != len(mask) for by_batch in routings.values()):
         raise ValueError(

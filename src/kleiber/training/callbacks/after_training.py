@@ -27,7 +27,7 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
 from kleiber.types import Count, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, evaluation_mode
 
 if TYPE_CHECKING:
     from altair import FacetChart, LayerChart
@@ -64,14 +64,10 @@ class Classes(LeanCallback):
     @torch.no_grad()
     def score(self, pl_module: LitLM, scorer: Scorer, samples: HeldOut, rank: int, world: int) -> None:
         """Adds this rank's part of the samples to the scorer; every rank takes all where there are fewer than ranks."""
-        model = pl_module.model
-        training = model.training
-        model.eval()
-        for batch in evaluation_batches(
-            samples, self.rows, None, *((rank, world) if len(samples) >= world else (0, 1))
-        ):
-            scorer.add(model, batch.to(pl_module.device))
-        model.train(training)
+        share = (rank, world) if len(samples) >= world else (0, 1)
+        with evaluation_mode(pl_module.model):
+            for batch in evaluation_batches(samples, self.rows, None, *share):
+                scorer.add(pl_module.model, batch.to(pl_module.device))
 
     def write(self, task: str, report: list[ClassRow], confusion: list[list[int]]) -> None:
         """Writes the results of a task as JSON, and as HTML where altair is installed and the classes are few."""

@@ -14,12 +14,13 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kleiber.evals.streams import hooked
 from kleiber.models.transformer import Block
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.precision import without_autocast
 from kleiber.nn.sharding import is_sharded, local
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import Model, evaluation_mode
 from kleiber.types.ranks import all_reduce_together, world_size
 
 QUERIES = 256  # most positions of a row at which attention and logits are measured
@@ -68,7 +69,7 @@ def look_inside(model: Model, batch: Batch, reads_head: bool = True) -> Measures
     """
     measures, device = Measures(), batch.tokens.device
     time = batch.tokens.shape[1]
-    real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
+    real = batch.is_real
     at = torch.linspace(0, time - 1, min(time, QUERIES), device=device).long()
     hooks = []
     for layer, block in enumerate(block for block in model.modules() if isinstance(block, Block)):
@@ -85,18 +86,12 @@ def look_inside(model: Model, batch: Batch, reads_head: bool = True) -> Measures
             measures.add_mean(f"activation/{layer}", (squares * real).sum(), real.sum())
 
         hooks.append(block.register_forward_hook(measure))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            hidden = model(batch).hidden
+    devices = [device] if device.type == "cuda" else []
+    with hooked(hooks), evaluation_mode(model), torch.random.fork_rng(devices=devices):
+        hidden = model(batch).hidden
         if reads_head:
             log_z = model.head(hidden[:, at]).double().logsumexp(-1)
             measures.add_mean("log_z", (log_z * real[:, at]).sum(), real[:, at].sum())
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
     return measures
 
 

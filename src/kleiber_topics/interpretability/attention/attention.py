@@ -37,7 +37,7 @@ from kleiber_topics.interpretability.attention.heads import (
     induction_scores,
     read_attention,
 )
-from kleiber_topics.interpretability.attention.lens import lens_losses, lens_text, next_token_inputs
+from kleiber_topics.interpretability.attention.lens import lens_losses, lens_text
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -187,7 +187,7 @@ def text_metrics(model: Transformer, batches: Sequence[Batch]) -> dict[str, ByLa
     """`head_metrics` of each row of the batches, by metric and layer."""
     parts: dict[str, dict[int, list[Tensor]]] = {}
     for batch in batches:
-        inputs = next_token_inputs(batch) if batch.tokens.shape[1] > model.context or model.causal else batch
+        inputs = batch.columns(-1) if batch.tokens.shape[1] > model.context or model.causal else batch
         first = first_tokens(inputs)
 
         def add(layer: int, rows: slice, heads: HeadWeights, inputs: Batch = inputs, first: Tensor = first) -> None:

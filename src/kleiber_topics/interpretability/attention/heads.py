@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from kleiber.evals import hooked
 from kleiber.nn import FullAttention
 from kleiber.types import Batch, Model
 
@@ -98,11 +99,8 @@ def read_attention(model: Model, batch: Batch, reader: Reader) -> None:
             reader(layer, rows, heads)
 
     handles = [module.register_forward_hook(partial(read, layer)) for layer, module in attention_layers(model).items()]
-    try:
+    with hooked(handles):
         model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:

@@ -7,17 +7,16 @@ The final norm and the output layer are applied to the residual stream before th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from kleiber.evals import Stream, read_streams
 from kleiber.models import Transformer
 from kleiber.nn import log_probs, target_weights
 from kleiber.types import Batch
-
-Stream = Float[Tensor, "batch time dim"]
 
 
 class LensText(NamedTuple):
@@ -40,22 +39,7 @@ def residual_streams(model: Transformer, batch: Batch) -> list[Stream]:
 
     The last one is the hidden state that the model returns.
     """
-    streams: list[Stream] = []
-
-    def before(block: nn.Module, inputs: tuple[object, ...]) -> None:
-        streams.append(cast(Tensor, inputs[0]))
-
-    def after(block: nn.Module, inputs: tuple[object, ...], output: tuple[Tensor, dict[str, Tensor]]) -> None:
-        streams.append(output[0])
-
-    handles = [model.blocks[0].register_forward_pre_hook(before)]
-    handles += [block.register_forward_hook(after) for block in model.blocks]
-    try:
-        model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [model.norm(stream) for stream in streams]
+    return [model.norm(stream) for stream in read_streams(model, batch)]
 
 
 @torch.no_grad()
@@ -63,7 +47,7 @@ def lens_losses(model: Transformer, batches: Iterable[Batch]) -> Float[Tensor, "
     """Next-token loss of each row after each layer, in nats per target token; without the rows that have no target."""
     rows: list[Tensor] = []
     for batch in batches:
-        streams = residual_streams(model, next_token_inputs(batch))
+        streams = residual_streams(model, batch.columns(-1))
         losses = torch.stack([-log_probs(stream, model.head, batch.tokens[:, 1:]) for stream in streams], 1)
         weights = target_weights(batch)
         weights = torch.ones_like(losses[:, 0]) if weights is None else weights.to(losses.dtype)
@@ -80,8 +64,3 @@ def lens_text(model: Transformer, tokens: Int[Tensor, "1 time"]) -> LensText:
     following = tokens[0, 1:]
     probability = logits.softmax(-1).gather(2, following.expand(len(logits), -1)[:, :, None])[..., 0]
     return LensText(following.cpu(), probability.cpu(), logits.argmax(-1).cpu())
-
-
-def next_token_inputs(batch: Batch) -> Batch:
-    """The batch without the last token of each row, which predicts nothing."""
-    return batch.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)

@@ -219,7 +219,7 @@ class Attribution(Evaluation):
         for row in range(len(raw)):
             alone = raw.map(lambda tensor, row=row: tensor[row : row + 1])
             if planted is None:
-                alone = alone.map(lambda tensor: tensor[:, : last + 1] if tensor.dim() == 2 else tensor)
+                alone = alone.columns(last + 1)
             places = target_places(alone, subject.model)[0].nonzero()[:, 0]
             if not len(places):
                 continue

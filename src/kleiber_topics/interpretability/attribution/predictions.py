@@ -6,14 +6,15 @@ The latter is a hook on the embedding, so it works for every model with an embed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from kleiber.evals import Subject
 from kleiber.nn import log_probs
@@ -77,14 +78,9 @@ class ExplainedPredictions:
         return log_probs(states, model.head, self.targets).float()
 
 
-@contextmanager
-def replaced_embeddings(model: Model, embeddings: Float[Tensor, "rows time dim"]) -> Iterator[None]:
-    """While active, the embedding of the model returns `embeddings`, whatever the tokens are."""
-    handle = model.embedding.register_forward_hook(lambda *_: embeddings)
-    try:
-        yield
-    finally:
-        handle.remove()
+def replaced_embeddings(model: Model, embeddings: Float[Tensor, "rows time dim"]) -> RemovableHandle:
+    """A context in which the embedding of the model returns `embeddings`, whatever the tokens are."""
+    return model.embedding.register_forward_hook(lambda *_: embeddings)
 
 
 def baseline_embedding(model: Model, tokenizer: Tokenizer, baseline: str) -> Float[Tensor, "_"]:
@@ -120,7 +116,7 @@ def choose_predictions(
         targets = torch.from_numpy(planted.targets)
         causes = torch.from_numpy(planted.causes)
     else:
-        raw = raw.map(lambda tensor: tensor[:, : min(length, model.context) + 1] if tensor.dim() == 2 else tensor)
+        raw = raw.columns(min(length, model.context) + 1)
         usable = target_places(raw, model)
         if position is not None:
             usable &= torch.arange(usable.shape[1]) == position
@@ -139,7 +135,7 @@ def choose_predictions(
 
 def target_places(batch: Batch, model: Model) -> Bool[Tensor, "rows time"]:
     """The tokens that may be predicted: real ones with a weight, after the first; those that a masked model reads."""
-    usable = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real.clone()
+    usable = batch.is_real.clone()
     if batch.weights is not None:
         usable &= batch.weights > 0
     usable[:, 0] = False
@@ -159,7 +155,7 @@ def token_predictions(
     """The predictions of the tokens at positions `targets` of raw rows, from what precedes or what surrounds them."""
     rows = torch.arange(len(raw))
     ids = raw.tokens[rows, targets]
-    real = torch.ones_like(raw.tokens, dtype=torch.bool) if raw.real is None else raw.real
+    real = raw.is_real
     places = torch.arange(raw.tokens.shape[1])
     end = min(model.context, raw.tokens.shape[1] - 1 if model.causal else raw.tokens.shape[1])
     inputs, at = raw.tokens, targets - 1
@@ -184,11 +180,11 @@ def class_predictions(
     subject: Subject, objective: Objective, raw: Batch, length: int, seed: int
 ) -> ExplainedPredictions:
     """The predictions of the most probable class of each text."""
-    batch = raw.map(lambda tensor: tensor[:, :length] if tensor.dim() == 2 else tensor).to(subject.device)
+    batch = raw.columns(length).to(subject.device)
     with torch.no_grad():
         predicted = objective.predictions(subject.model, batch)
         classes = predicted.head(predicted.hidden).argmax(-1)
-    real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
+    real = batch.is_real
     replacement = tokens_of_others(batch.tokens.cpu(), real.cpu(), seed)
     return ExplainedPredictions(
         Batch(batch.tokens, real=batch.real, segments=batch.segments),

@@ -15,7 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.config import Quantity, quantity
-from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score, ratio_score
+from kleiber.evals import (
+    Evaluation,
+    Results,
+    Subject,
+    changed_stream,
+    mean_score,
+    num_layers,
+    proportion_score,
+    ratio_score,
+    read_streams,
+)
 from kleiber.records import activity
 from kleiber.types import (
     Batch,
@@ -35,7 +45,6 @@ from kleiber.types import (
 )
 from kleiber_topics.interpretability.attention.attention import token_text
 from kleiber_topics.interpretability.autoencoder.sparse import SparseAutoencoder, most_active, train_autoencoder
-from kleiber_topics.interpretability.streams import changed_stream, num_layers, read_streams
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -195,7 +204,7 @@ class Autoencoder(Evaluation):
             return []
         rows = [inputs_of(batch, subject.model) for batch in batches]
         tokens = [row for batch in rows for row in batch.tokens.tolist()]
-        real = torch.cat([real_of(batch) for batch in rows]).cpu()
+        real = torch.cat([batch.is_real for batch in rows]).cpu()
         features = torch.cat([sparse_features(subject.model, batch, layer, autoencoder) for batch in batches])
         places = real.nonzero()
         density = (features > 0).float().mean(0)
@@ -256,15 +265,10 @@ def inputs_of(batch: Batch, model: Model) -> Batch:
     )
 
 
-def real_of(batch: Batch) -> Tensor:
-    """Whether each token is no padding, (rows, time)."""
-    return torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-
-
 def real_vectors(model: Model, batch: Batch, layer: int) -> Float[Tensor, "tokens width"]:
     """The stream of a layer at the real tokens of a batch."""
     inputs = inputs_of(batch, model)
-    return read_streams(model, inputs)[layer][real_of(inputs)].float()
+    return read_streams(model, inputs)[layer][inputs.is_real].float()
 
 
 def reconstructed(autoencoder: SparseAutoencoder, stream: Tensor) -> Tensor:

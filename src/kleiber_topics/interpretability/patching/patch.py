@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
+from kleiber.evals import Change, changed_input, changed_output, changed_stream, hooked, num_layers
 from kleiber.models import Block
 from kleiber.types import Model
 from kleiber_topics.interpretability.attention.heads import attention_layers
 from kleiber_topics.interpretability.patching.pairs import PairBatch
-from kleiber_topics.interpretability.streams import Change, changed_input, changed_output, changed_stream, num_layers
 
-Site = Callable[[Change], AbstractContextManager[None]]  # changes an activation (rows, time, channels) while active
+Site = Callable[[Change], RemovableHandle]  # changes an activation (rows, time, channels) while active
 
 
 def sites(model: Model, heads: bool) -> dict[str, Site]:
@@ -53,9 +53,7 @@ class Patcher:
     def __init__(self, model: Model, pairs: PairBatch, named: dict[str, Site]) -> None:
         self.model, self.pairs, self.sites = model, pairs, named
         self.activations: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            for name, site in named.items():
-                stack.enter_context(site(partial(self._keep, name)))
+        with hooked([site(partial(self._keep, name)) for name, site in named.items()]):
             self.clean = pairs.values(model, pairs.clean)
         self.corrupted = pairs.values(model, pairs.corrupted)
 
@@ -67,11 +65,6 @@ class Patcher:
         self, name: str, places: Bool[Tensor, "rows time"], channels: slice = slice(None)
     ) -> Float[Tensor, "rows"]:
         """The values with the clean activation of a site at some places, in some channels."""
-        with self._patch(name, places, channels):
-            return self.pairs.values(self.model, self.pairs.corrupted)
-
-    @contextmanager
-    def _patch(self, name: str, places: Tensor, channels: slice) -> Iterator[None]:
         clean = self.activations[name]
 
         def change(activation: Tensor) -> Tensor:
@@ -80,4 +73,4 @@ class Patcher:
             return mixed
 
         with self.sites[name](change):
-            yield
+            return self.pairs.values(self.model, self.pairs.corrupted)

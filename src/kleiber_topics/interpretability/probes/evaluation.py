@@ -14,12 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.data import TEXT, DataSet
-from kleiber.evals import Evaluation, Results, Subject, mean_score, proportion_score
+from kleiber.evals import Evaluation, Results, Subject, mean_score, num_layers, proportion_score, read_streams
 from kleiber.records import activity
 from kleiber.types import Batch, Count, DataPath, Json, Metric, Metrics, Model, NonNegative, Scores, Seed
 from kleiber_topics.interpretability.probes.features import FEATURES, Feature, control_labels, token_texts
 from kleiber_topics.interpretability.probes.probe import correct_on_held_out
-from kleiber_topics.interpretability.streams import num_layers, read_streams
 
 if TYPE_CHECKING:
     from altair import TopLevelMixin
@@ -113,9 +112,9 @@ class Probes(Evaluation):
         samples = subject.samples(domain)
         raw = samples.gather(np.arange(min(count, len(samples))))
         length = min(self.length, subject.model.context)
-        raw = raw.map(lambda tensor: tensor[:, : length + 1] if tensor.dim() == 2 else tensor)
+        raw = raw.columns(length + 1)
         ids = raw.tokens.numpy()
-        real = np.ones(ids.shape, bool) if raw.real is None else raw.real.numpy()
+        real = raw.is_real.numpy()
         text_of = token_texts(subject.tokenizer, ids)
         names = list(FEATURES) if self.features is None else list(dict.fromkeys(self.features))
         kept = real[:, :-1] & real[:, 1:]

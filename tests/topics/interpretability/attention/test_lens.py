@@ -6,7 +6,7 @@ import torch
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
-from kleiber_topics.interpretability.attention.lens import lens_losses, lens_text, next_token_inputs, residual_streams
+from kleiber_topics.interpretability.attention.lens import lens_losses, lens_text, residual_streams
 
 TOKENS = torch.randint(50, (4, 13), generator=torch.Generator().manual_seed(0))
 
@@ -58,5 +58,5 @@ def test_transformers_has_the_same_predictions_at_every_layer():
 
 def test_inputs_lack_the_last_token():
     batch = Batch(TOKENS, real=TOKENS >= 0, samples=torch.arange(4))
-    inputs = next_token_inputs(batch)
+    inputs = batch.columns(-1)
     assert inputs.tokens.shape == inputs.real.shape == (4, 12) and inputs.samples.shape == (4,)

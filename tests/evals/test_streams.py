@@ -5,16 +5,16 @@ import torch
 from evals.small_models import TIME, tiny
 from torch import Tensor
 
-from kleiber.models.transformer import Transformer
-from kleiber.types.batch import Batch
-from kleiber_topics.interpretability.attention.lens import residual_streams
-from kleiber_topics.interpretability.streams import (
+from kleiber.evals.streams import (
     changed_input,
     changed_output,
     changed_stream,
     num_layers,
     read_streams,
 )
+from kleiber.models.transformer import Transformer
+from kleiber.types.batch import Batch
+from kleiber_topics.interpretability.attention.lens import residual_streams
 
 TOKENS = torch.arange(2 * TIME).reshape(2, TIME)
 

@@ -6,7 +6,7 @@ is that of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from kleiber.types import Batch, Model
+from kleiber.types.batch import Batch
+from kleiber.types.model import Model
 
 Stream = Float[Tensor, "rows time dim"]
 Change = Callable[[Tensor], Tensor]
@@ -35,26 +36,18 @@ def read_streams(model: Model, batch: Batch) -> list[Stream]:
         streams.append(stream)
         return stream
 
-    with ExitStack() as stack:
-        for layer in range(num_layers(model)):
-            stack.enter_context(changed_stream(model, layer, keep))
+    with hooked([changed_stream(model, layer, keep) for layer in range(num_layers(model))]):
         model(batch)
     return streams
 
 
-@contextmanager
-def changed_stream(model: Model, layer: int, change: Change) -> Iterator[None]:
-    """While active, the residual stream at `layer` is replaced by `change` of it in every forward pass."""
-    if layer == 0:
-        handle = model.blocks[0].register_forward_pre_hook(
-            lambda _, inputs, named: _with_input(inputs, named, change), with_kwargs=True
-        )
-    else:
-        handle = _change_output(model.blocks[layer - 1], change)
-    try:
-        yield
-    finally:
-        handle.remove()
+def changed_stream(model: Model, layer: int, change: Change) -> RemovableHandle:
+    """A context in which the residual stream at `layer` is replaced by `change` of it in every forward pass."""
+    if layer > 0:
+        return changed_output(model.blocks[layer - 1], change)
+    return model.blocks[0].register_forward_pre_hook(
+        lambda _, inputs, named: _with_input(inputs, named, change), with_kwargs=True
+    )
 
 
 def _with_input(
@@ -65,28 +58,24 @@ def _with_input(
     return inputs, {**named, "hidden_states": change(cast(Tensor, named["hidden_states"]))}
 
 
-def _change_output(module: nn.Module, change: Change) -> RemovableHandle:
+def changed_output(module: nn.Module, change: Change) -> RemovableHandle:
+    """A context in which the output of a module, or the first of its outputs, is replaced by `change` of it."""
+
     def with_output(_: nn.Module, __: object, output: Tensor | tuple[object, ...]) -> Tensor | tuple[object, ...]:
         return change(output) if isinstance(output, Tensor) else (change(cast(Tensor, output[0])), *output[1:])
 
     return module.register_forward_hook(with_output)
 
 
-@contextmanager
-def changed_input(module: nn.Module, change: Change) -> Iterator[None]:
-    """While active, the first input of a module is replaced by `change` of it."""
-    handle = module.register_forward_pre_hook(lambda _, inputs: (change(cast(Tensor, inputs[0])), *inputs[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+def changed_input(module: nn.Module, change: Change) -> RemovableHandle:
+    """A context in which the first input of a module is replaced by `change` of it."""
+    return module.register_forward_pre_hook(lambda _, inputs: (change(cast(Tensor, inputs[0])), *inputs[1:]))
 
 
 @contextmanager
-def changed_output(module: nn.Module, change: Change) -> Iterator[None]:
-    """While active, the output of a module, or the first of its outputs, is replaced by `change` of it."""
-    handle = _change_output(module, change)
-    try:
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """A context at whose end the hooks are removed."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
         yield
-    finally:
-        handle.remove()
