@@ -49,9 +49,13 @@ def _take(handle: int) -> bool:
 def is_directory_locked(folder: Path) -> bool:
     """Whether a live process has locked the folder."""
     try:
-        handle = os.open(folder, OPEN | os.O_NOFOLLOW)
+        return is_held(os.open(folder, OPEN | os.O_NOFOLLOW))
     except OSError:
         return False
+
+
+def is_held(handle: int) -> bool:
+    """Whether a live process has locked what is open as `handle`, which is closed; False where that cannot be seen."""
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.directory_lock import directory_holder, is_directory_locked, lock_directory
+from kleiber.records.directory_lock import directory_holder, is_directory_locked, is_held, lock_directory
 from kleiber.records.regular_files import DamagedFile, kind_of, make_folder, open_handle, read_text, remove
 
 LOCK_FILE = ".lock"  # in a run's folder
@@ -134,18 +134,9 @@ def is_locked(folder: Path) -> bool:
     if is_directory_locked(folder):
         return True
     try:
-        handle = open_handle(folder / LOCK_FILE, os.O_RDONLY)
+        return is_held(open_handle(folder / LOCK_FILE, os.O_RDONLY))
     except (OSError, DamagedFile):
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return False
 
 
 def stays_locked(folder: Path) -> bool:

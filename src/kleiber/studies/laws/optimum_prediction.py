@@ -19,6 +19,7 @@ from kleiber.studies.laws.prediction import (
     complete_point,
     decades_outside,
     fitted_values,
+    start_answer,
 )
 from kleiber.studies.laws.uncertainty import interval, interval_ends, percent
 from kleiber.types import Json, Row
@@ -70,10 +71,9 @@ def predict(record: Row, form: HyperparameterLaw, at: Mapping[str, float], max_d
     if chosen and len(chosen) < len(form.axes):
         missing = [axis for axis in form.axes if axis not in at]
         raise ValueError(f"predict {dict(at)}: the excess loss needs every hyperparameter; add {', '.join(missing)}")
-    decades = float(decades_outside(record["domain"], full))
-    answer: Json = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
-    if decades > max_decades:
-        return answer | {"refused": f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"}
+    answer = start_answer(record, at, full, max_decades)
+    if "refused" in answer:
+        return answer
     inputs, values = point_inputs(full["N"], full["D"]), fitted_values(record)
     draws = np.array(record["draws"]).reshape(-1, len(form.params))
     for axis in form.axes:

@@ -159,10 +159,10 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
             + " and ".join(f"{name}=..." for name in missing)
         )
     check_consistent(at, full, law.inputs)
-    decades = float(decades_outside(record["domain"], full))
-    answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
-    if decades > max_decades:
-        return answer | {"refused": f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"}
+    answer = start_answer(record, at, full, max_decades)
+    if "refused" in answer:
+        return answer
+    decades = answer["decades"]
     inputs = {name: np.array([full[name]]) for name in law.inputs}
     values = fitted_values(record)
     answer["value"] = float(law.predict(inputs, values)[0, 0])
@@ -280,6 +280,18 @@ def comparison_lines(comparison: Row, level: float) -> list[str]:
         return [*out, f"{text}, no intervals"]
     covers = f"{percent(level)} confidence interval contains {comparison['coverage']:.0%} of them"
     return [*out, f"{text}; {covers}, prediction interval {comparison['run_coverage']:.0%}"]
+
+
+def start_answer(record: Row, at: Mapping[str, float], full: Mapping[str, float], max_decades: float) -> Json:
+    """The answer of a prediction at a point, yet without a value; `refused` says why there will be none.
+
+    full  `at` with the inputs that follow from it
+    """
+    decades = float(decades_outside(record["domain"], full))
+    answer: Json = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
+    if decades > max_decades:
+        answer["refused"] = f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"
+    return answer
 
 
 def prediction_line(prediction: Row, level: float) -> str:
