@@ -6,12 +6,13 @@ from typing import Any
 
 import typer
 
-from kleiber.launch.cli import app
+from kleiber.launch.cli import add_offered_commands, app
 from pages.tables import cell, table
 
 
 def page() -> str:
     """Returns the Markdown of the page of commands."""
+    add_offered_commands([])
     group: Any = typer.main.get_command(app)
     parts = [
         "# Commands",

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
+import pkgutil
 import sys
 import typing
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def package_folders() -> list[tuple[str, Path]]:
 
     Raises ConfigError for a package that cannot be found.
     """
-    found = []
+    folders = []
     for name in extension_packages():
         try:
             spec = importlib.util.find_spec(name)
@@ -98,8 +99,8 @@ def package_folders() -> list[tuple[str, Path]]:
             )
         for folder in map(Path, spec.submodule_search_locations or ()):
             inner = sorted(file.parent for file in folder.glob("*/__init__.py"))
-            found += [(name, folder), *((f"{name}.{sub.name}", sub) for sub in inner)]
-    return found
+            folders += [(name, folder), *((f"{name}.{sub.name}", sub) for sub in inner)]
+    return folders
 
 
 def extension_folders() -> list[Path]:
@@ -134,8 +135,8 @@ def _assigned(file: Path, name: str) -> dict[str, str]:
     return {}
 
 
-def import_offer(kind: str, key: str, place: str) -> Any:
-    """Imports what a package offers under a key, see `offers`.
+def import_offer(kind: str, key: str, place: str) -> Callable[..., object]:
+    """Imports the class or function that a package offers under a key, see `offers`.
 
     place  of the name, which an error begins with
 
@@ -144,7 +145,10 @@ def import_offer(kind: str, key: str, place: str) -> Any:
     names = offers(kind)
     if key not in names:
         raise ConfigError(f"{place} must be offered by an extension: install one, or set {VARIABLE} to its package")
-    return _import(names[key], place)
+    offer = _import(names[key], place)
+    if not callable(offer):
+        raise ConfigError(f"{place}: {names[key]} must be a class or a function, and is {offer!r}")
+    return offer
 
 
 def require_allowed(target: str, extra: tuple[str, ...]) -> None:
@@ -208,7 +212,7 @@ def _import(name: str, key: str) -> object:
     """Imports a name of a module. Raises ConfigError, which begins with `key`, where that fails."""
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return pkgutil.resolve_name(f"{module}:{attribute}")
     except ImportError as error:
         raise ConfigError(
             f"{key} cannot be imported ({error}): check the spelling, or install the package that defines it"

@@ -12,8 +12,8 @@ A config contains what a user sets. Values that only the run has, such as the si
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -271,7 +271,7 @@ class AnnotationNames(dict[str, object]):
     def __missing__(self, name: str) -> object:
         where, node = _definition(self.module, name)
         if where in PLAIN_MODULES:
-            return getattr(importlib.import_module(where), name)
+            return pkgutil.resolve_name(f"{where}:{name}")
         return _type(where, node) if isinstance(node, ast.expr) else Object
 
 

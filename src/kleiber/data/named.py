@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kleiber.config.errors import ConfigError
 from kleiber.config.extensions import import_offer, offers
 from kleiber.data.sources import Source
 from kleiber.types import Row
@@ -37,8 +38,16 @@ class NamedData:
 
 
 def find_named(name: str) -> NamedData | None:
-    """The data that an extension offers under a name; None where there is none."""
-    return import_offer("NAMED", name, name)() if name in offers("NAMED") else None
+    """The data that an extension offers under a name; None where there is none.
+
+    Raises ConfigError where what it offers is no `NamedData`.
+    """
+    if name not in offers("NAMED"):
+        return None
+    data = import_offer("NAMED", name, name)()
+    if not isinstance(data, NamedData):
+        raise ConfigError(f"{name}: {type(data).__name__} must be a NamedData of kleiber.data")
+    return data
 
 
 def names() -> list[str]:

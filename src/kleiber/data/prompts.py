@@ -6,17 +6,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from kleiber.data.chat import parse_row
 from kleiber.data.evaluation_sets import TEXT, DataSet
 from kleiber.data.preference import parse_answer
-from kleiber.types import Row
+from kleiber.types import Row, Template
 from kleiber.types.tokenizer import Tokenizer
 
-Template = Literal["chat", "plain"]  # how a model is given a prompt: as a conversation, or as plain text
 LEAST_CHARACTERS = 8  # of the beginning of a text
 MOST_BYTES = 32  # of a token, to encode no more of a text than a prompt needs
 SENTENCE = re.compile(r"[.!?]\s+(?=[A-Z])")

@@ -69,10 +69,10 @@ class Spread:
         """Returns the half-width of the interval at a level of its own; nan without degrees of freedom."""
         return quantile(self.df, level) * self.error if self.df > 0 else math.nan
 
-    def with_samples(self, count: int, more: int) -> Spread:
-        """Returns the spread that `more` samples in addition to `count` would leave, with the variance as it is."""
-        error = self.error * math.sqrt(count / (count + more))
-        return Spread(error, self.df + more * self.added, self.prior, self.paired, self.cells, self.added)
+    def with_samples(self, count: int, further: int) -> Spread:
+        """Returns the spread that `further` samples beside `count` would leave, with the variance as it is."""
+        error = self.error * math.sqrt(count / (count + further))
+        return Spread(error, self.df + further * self.added, self.prior, self.paired, self.cells, self.added)
 
 
 @dataclass(frozen=True)

@@ -191,11 +191,15 @@ for name, command in {
     app.command(name, cls=Command)(command)
 
 
-def add_offered_commands() -> None:
-    """Adds the commands that extensions offer under COMMANDS, which import what they need when they are called."""
+def add_offered_commands(arguments: list[str]) -> None:
+    """Adds the commands that extensions offer under COMMANDS, unless the arguments call another one.
+
+    An offered command is imported for its options, also where only the help lists it.
+    """
     present = {command.name for command in app.registered_commands}
-    for name in offers("COMMANDS"):
-        if name not in present:
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    for name in offers("COMMANDS").keys() - present:
+        if called not in present:
             app.command(name, cls=Command)(import_offer("COMMANDS", name, f"kleiber {name}"))
 
 
@@ -205,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = hidden_arguments(argv)
     try:
         with reader_permissions():
-            add_offered_commands()
+            add_offered_commands(arguments)
             code = app(arguments, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:
         print_line(f"kleiber: {hide_secrets(str(error))}", err=True)

@@ -72,6 +72,7 @@ def describe(
     limit = round(quantity(max_bytes or DESCRIBED))
     survey = Survey(limit)
     audit = import_offer("AUDITS", "bias", "--bias")(words, attributes, window) if bias else Audit()
+    assert isinstance(audit, Audit), f"an offer of AUDITS must be an Audit of kleiber.data, and {audit!r} is none"
     with options_named():
         settings = (vocab_size, max_bytes, splits)
         prepared = None if tokenizer is None else prepare_tokens(path, config, text, tokenizer, *settings)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -109,6 +109,7 @@ def certain_length(text: str, stop: Sequence[str]) -> int:
     return length
 
 
+@runtime_checkable
 class Lookup(Protocol):
     """Text that a model looks things up in while it generates; extensions offer methods under LOOKUPS."""
 
@@ -119,7 +120,11 @@ class Lookup(Protocol):
 
 def open_lookup(store: Sequence[str], method: str) -> Lookup | None:
     """Returns the lookup in text by name or path; None where no text is named. Raises ValueError for another method."""
-    return import_offer("LOOKUPS", method, f"retrieval={method}")(store, method) if store else None
+    if not store:
+        return None
+    lookup = import_offer("LOOKUPS", method, f"retrieval={method}")(store, method)
+    assert isinstance(lookup, Lookup), f"an offer of LOOKUPS must have augment, and {lookup!r} has none"
+    return lookup
 
 
 def continue_prompt(run: TrainedModel, prompt: str, sampling: Sampling, lookup: Lookup | None = None) -> Continuation:

@@ -186,9 +186,9 @@ def more_seeds_needed(estimate: Estimate, spread: Spread, criterion: Criterion, 
     None where more than MOST_SEEDS would be needed.
     """
 
-    def decided(more: int) -> bool:
+    def decided(further: int) -> bool:
         """Whether the interval with so many seeds more decides; it becomes narrower with every seed."""
-        half = spread.with_samples(estimate.n, more).half_width(level)
+        half = spread.with_samples(estimate.n, further).half_width(level)
         return criterion.decide(estimate_around(estimate.value, half, estimate.n, "")) != Decision.UNDECIDED
 
     number = bisect_left(range(MOST_SEEDS - estimate.n + 1), True, key=decided)

@@ -7,10 +7,10 @@ no torch, because configs, records and studies read it.
 from __future__ import annotations
 
 import ast
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]  # an object read from JSON, or written to it
 Config = Mapping[str, Any]  # a resolved config, or a node of one, as plain data
 Row = Mapping[str, Any]  # one row of a table: values by column
+Template = Literal["chat", "plain"]  # how a model is given a prompt: as a conversation, or as plain text
 
 # The ranges of arguments. A config with a value outside of the annotated range is refused, by the name of its key.
 Positive = Annotated[float, Gt(0)]
@@ -59,7 +60,7 @@ def lazy_exports(package: str, exports: Mapping[str, str], file: str) -> tuple[l
     def attribute(name: str) -> object:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        return pkgutil.resolve_name(f"{package}.{modules[name]}:{name}")
 
     return [*modules], attribute
 

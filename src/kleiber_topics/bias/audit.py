@@ -53,6 +53,7 @@ class BiasAudit(Audit):
         return bias_lines(self.contexts, self.rows(), self.groups)
 
     def page(self, path: str, first: str) -> str:
+        """A page with the associations as a figure and a table."""
         rows, groups, notes = self.rows(), self.groups, [first, self.lines()[0]]
         table = [
             {

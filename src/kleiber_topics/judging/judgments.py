@@ -16,9 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from kleiber.data import Template
 from kleiber.records import LONGEST, load_json, open_to_append, print_line, read_bytes, wait_for_lock, write_text
-from kleiber.types import Json
+from kleiber.types import Json, Template
 
 Choice = Literal["left", "right", "tie", "both bad"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)

@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 from processes import PATIENCE
 
+from kleiber.launch import cli
 from kleiber.launch.cli import main
 from kleiber_topics.judging import command, comparisons
 from kleiber_topics.judging.comparisons import arrange
@@ -166,3 +167,13 @@ def test_two_runs_are_compared_and_the_judgments_train_dpo_kto_and_reward(launch
             f"name={objective}",
         ]
         assert launch(*start, f"data.path={tmp_path / 'judgments.jsonl'}").joinpath("summary.json").is_file()
+
+
+def test_the_help_of_kleiber_lists_the_command_and_it_has_a_help(capsys):
+    assert main(["--help"]) == 0 and "judge" in capsys.readouterr().out
+    assert main(["judge", "--help"]) == 0 and "kleiber judge" in capsys.readouterr().out
+
+
+def test_another_command_does_not_import_it(monkeypatch):
+    monkeypatch.setattr(cli, "import_offer", lambda *_: pytest.fail("imported"))
+    cli.add_offered_commands(["runs", "multirun"])

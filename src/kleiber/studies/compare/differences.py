@@ -128,8 +128,8 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: 
             values, used = interpolated
             if vertex and at_vertex((arm, *used)):
                 values = between_budgets(used, fact, arm.facts[fact], measure, vertex=True)
-            own = arm.values(measure, vertex and at_vertex((arm, *used)))
-            sides = (own, values) if others is theirs else (values, own)
+            measured = arm.values(measure, vertex and at_vertex((arm, *used)))
+            sides = (measured, values) if others is theirs else (values, measured)
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
     if meeting:
         return met_pair(*meeting, measure, meeting[0].facts[fact] / meeting[1].facts[fact], vertex)
