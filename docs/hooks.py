@@ -10,6 +10,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pages import reference, results, topics
 
+from kleiber.charts.theme import svg_to_png
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -33,7 +35,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     for path, figure in results.figures(REPOSITORY).items():
-        files.append(File.generated(config, path, abs_src_path=str(figure)))
+        if figure.suffix == ".svg":
+            files.append(File.generated(config, path, content=svg_to_png(figure.read_text(encoding="utf-8"))))
+        else:
+            files.append(File.generated(config, path, abs_src_path=str(figure)))
     return files
 
 

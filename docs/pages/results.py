@@ -166,13 +166,16 @@ def path_of(study: Study) -> str:
 
 def pages(repository: Path) -> dict[str, str]:
     """Returns the Markdown of every study's page by its path in the site."""
-    return {path_of(study): page(study, repository) for study in studies(repository)}
+    return {path_of(study): with_pictures(page(study, repository)) for study in studies(repository)}
 
 
 def figures(repository: Path) -> dict[str, Path]:
-    """Returns the figures of all studies by their path in the site."""
+    """Returns the figures of all studies by their path in the site, where all are PNG.
+
+    An SVG is laid out for the widths of one font, and would be cut off where a reader has another one.
+    """
     return {
-        f"results/{study.name}/{figure.relative_to(study.folder)}": figure
+        f"results/{study.name}/{figure.relative_to(study.folder).with_suffix('.png')}": figure
         for study in studies(repository)
         for figure in study.figures
     }
@@ -233,6 +236,11 @@ def with_site_links(text: str) -> str:
     for path, page_path in SITE_PATHS.items():
         text = text.replace(path, page_path)
     return text
+
+
+def with_pictures(page: str) -> str:
+    """Returns a page with the PNG of each figure, which the site has, in place of its SVG."""
+    return re.sub(r"\((figures/[\w.-]+)\.svg\)", r"(\1.png)", page)
 
 
 def conclusions(findings: Mapping[str, object]) -> str:

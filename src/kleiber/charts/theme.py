@@ -28,6 +28,8 @@ KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55
 LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 GRAY = "#888"  # of references
 FEW = 8  # values of a horizontal logarithmic axis up to which each has a tick
+# The widths of labels are those of Arial, which Liberation Sans has too.
+FONTS = 'font-family="Arial, Liberation Sans, Helvetica, sans-serif"'
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -224,7 +226,8 @@ def to_svg(chart: Chart) -> str:
     """
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
+    svg = vl_convert.vegalite_to_svg(_as_xml(chart.to_dict()), vl_version=vl_version_for_vl_convert())
+    return svg.replace('font-family="sans-serif"', FONTS)
 
 
 def _as_xml(value: Any) -> Any:
