@@ -197,7 +197,7 @@ def add_offered_commands(arguments: list[str]) -> None:
     An offered command is imported for its options, also where only the help lists it.
     """
     present = {command.name for command in app.registered_commands}
-    called = next((word for word in arguments if not word.startswith("-")), None)
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name in offers("COMMANDS").keys() - present:
         if called not in present:
             app.command(name, cls=Command)(import_offer("COMMANDS", name, f"kleiber {name}"))
