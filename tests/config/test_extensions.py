@@ -15,6 +15,8 @@ from kleiber.config.extensions import (
     extension_packages,
     extension_prefixes,
     import_function,
+    import_offer,
+    offers,
 )
 from kleiber.config.model_size import size, width_of
 from kleiber.config.targets import class_attribute, signature
@@ -189,6 +191,26 @@ def test_an_installed_package_with_an_entry_point_is_allowed_but_not_in_the_work
     assert extension_packages() == (*own, "site_lab")
     monkeypatch.chdir(tmp_path)
     assert extension_packages() == ("work_lab", *own, "site_lab")
+
+
+def test_a_package_and_those_in_it_offer_by_name_and_another_name_is_refused_with_these(tmp_path, monkeypatch):
+    for place, text in {
+        "lab/__init__.py": "LOOKUPS = {'near': 'lookups.Near'}",
+        "lab/lookups.py": "class Near:\n    pass\n",
+        "lab/inner/__init__.py": "LOOKUPS = {'far': 'lookups.FAR'}",
+        "lab/inner/lookups.py": "FAR = 3\n",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "lab")
+    assert {"near": "lab.lookups.Near", "far": "lab.inner.lookups.FAR"}.items() <= offers("LOOKUPS").items()
+    assert "lab.lookups" not in sys.modules
+    assert import_offer("LOOKUPS", "near", "retrieval=near").__name__ == "Near"
+    with pytest.raises(ConfigError, match=r"retrieval=nea must be .*\bnear\b.*\bfar\b"):
+        import_offer("LOOKUPS", "nea", "retrieval=nea")
+    with pytest.raises(ConfigError, match="retrieval=far"):
+        import_offer("LOOKUPS", "far", "retrieval=far")
 
 
 def test_what_is_no_name_of_a_package_is_refused_by_its_value(monkeypatch):

@@ -144,7 +144,10 @@ def import_offer(kind: str, key: str, place: str) -> Callable[..., object]:
     """
     names = offers(kind)
     if key not in names:
-        raise ConfigError(f"{place} must be offered by an extension: install one, or set {VARIABLE} to its package")
+        raise ConfigError(
+            f"{place} must be {', '.join(names) or 'offered by a package'}, or install the package that offers it, or "
+            f"set {VARIABLE} to its name"
+        )
     offer = _import(names[key], place)
     if not callable(offer):
         raise ConfigError(f"{place}: {names[key]} must be a class or a function, and is {offer!r}")
