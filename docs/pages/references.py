@@ -22,9 +22,14 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
 
+from kleiber.config.words import NO_KEY, words
+
 REPOSITORY = Path(__file__).parents[2]
 SUFFIX = ".template.md"
 REFERENCE = re.compile(r"\{\{([^{}]+)\}\}")
+SETTING = re.compile(
+    r"[a-z_]+(?:[./][a-z_]+)*=(?:\[[^]]*\]|[^\s,;]+)(?: [a-z_.]+=[^\s,;]+)*|kleiber push RUN OWNER/NAME|-m\b"
+)
 NTH = re.compile(r"number (\d+)")
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?")
 STEP = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
@@ -59,13 +64,15 @@ def fill(template: Path) -> str:
 
 
 def filled(text: str, folder: Path) -> str:
-    """Returns a text with its references replaced; `{{claims GROUP}}` is a table of the register of claims."""
+    """Returns a text with its references replaced; tables of `{{claims GROUP}}` and `{{words PROGRAM}}` too."""
 
     def replacement(reference: re.Match[str]) -> str:
         if reference[1].startswith("claims "):
             from pages.claims import claims_table
 
             return claims_table(reference[1].removeprefix("claims "))
+        if reference[1].startswith("words "):
+            return words_table(reference[1].removeprefix("words "))
         try:
             return written(reference[1], folder)
         except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
@@ -98,6 +105,18 @@ def lookup(address: str, folder: Path) -> object:
     """Returns what is at an address, `RECORD: PLACE`, for a page of `folder`."""
     record, _, place = address.partition(": ")
     return find(read(record_file(record, folder)), place)
+
+
+def words_table(program: str) -> str:
+    """Returns the table of what another program calls keys of kleiber."""
+    rows = [(word, ours) for word, (of, ours) in words().items() if of == program]
+    lines = [f"| `{word}` | {coded(ours.removeprefix(NO_KEY))} |" for word, ours in rows]
+    return "\n".join([f"| {program} | kleiber |", "| --- | --- |", *lines])
+
+
+def coded(text: str) -> str:
+    """Returns a text in which settings such as `budget.epochs=3` are code."""
+    return SETTING.sub(lambda setting: f"`{setting[0]}`", text)
 
 
 def record_file(name: str, folder: Path) -> Path:
