@@ -8,9 +8,9 @@ the record, the place in it, and how the number is written:
     {{adapters/findings: claims[measure=F,of.arm=rank 16].lo | abs | 3}}
 
 The record is a JSON file without its ending: of a study (`adapters/laws`), of the page's study (`findings`), or a path
-(`benchmarks/results/coverage`). A place is a key, a number of a list, or `[KEY=VALUE,...]` for the one entry of a list
-with these values. Of a text, `| number N` takes its Nth number. Between place and format stand operations
-(`OPERATIONS`); the format is the number of decimals.
+(`benchmarks/results/coverage`). A place is a key, in backticks where it has a dot, a number of a list, or `[KEY=VALUE,...]` for the one entry of a
+list with these values. Of a text, `| number N` takes its Nth number. Between place and format stand operations
+(`OPERATIONS`); the format is the number of decimals, with an `e` for 1.3e-4.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SETTING = re.compile(
 )
 NTH = re.compile(r"number (\d+)")
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?")
-STEP = re.compile(r"\[([^\]]*)\]|([^.\[\]]+)")
+STEP = re.compile(r"\[([^\]]*)\]|`([^`]*)`|([^.`\[\]]+)")
 OPERATIONS: Mapping[str, Callable[[float], float]] = {
     "abs": abs,
     "negative": lambda value: -value,
@@ -93,6 +93,9 @@ def written(reference: str, folder: Path) -> str:
     value = float(found)
     for name in operations:
         value = OPERATIONS[name](value)
+    if decimals.endswith("e"):
+        mantissa, exponent = f"{value:.{decimals[:-1]}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
     return rounded(value, int(decimals))
 
 
@@ -136,7 +139,7 @@ def find(record: object, place: str) -> object:
     """Returns what is at a place of a record. Raises KeyError where there is nothing, or more than one entry."""
     node = record
     for match in STEP.finditer(place):
-        conditions, key = match[1], match[2]
+        conditions, key = match[1], match[2] or match[3]
         if conditions is not None:
             wanted = [condition.partition("=") for condition in conditions.split(",")]
             entries = [entry for entry in node if all(text_at(entry, k) == v for k, _, v in wanted)]  # type: ignore[union-attr]
