@@ -39,7 +39,8 @@ def test_epsilon_of_all_samples_in_one_step_is_that_of_the_gaussian_mechanism():
 
 
 def test_an_epsilon_that_protects_nothing_is_bounded_by_rényi_divergences():
-    assert PrivateSteps(0.19, 1.0, 1e-5, 0.0127, 2511).epsilon(79) == renyi_bound(0.19, 0.0127, 1e-5, 79)
+    record = PrivateSteps(0.19, 1.0, 1e-5, 0.0127, 2511).record(79)
+    assert (record["epsilon"], record["accountant"]) == (renyi_bound(0.19, 0.0127, 1e-5, 79), "rdp")
 
 
 def test_the_epsilon_within_a_run_is_that_of_the_end_of_its_fifth():

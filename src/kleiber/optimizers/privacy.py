@@ -64,11 +64,15 @@ class PrivateSteps:
         part = -(-total // PARTS)
         return self.epsilon(min(-(-steps // part) * part, max(total, steps)))
 
+    def accountant(self, steps: int) -> str:
+        """The accountant of opacus by which `epsilon` is computed: "prv", or "rdp" above MOST_EXACT."""
+        return "rdp" if steps and renyi_bound(self.noise, self.rate, self.delta, steps) > MOST_EXACT else "prv"
+
     def record(self, steps: int) -> Json:
         """What summary.json says about the privacy of a stage."""
         return {
             "epsilon": self.epsilon(steps), "delta": self.delta, "noise_multiplier": self.noise, "clip": self.clip,
-            "sample_rate": self.rate, "samples": self.samples, "steps": steps, "accountant": "prv",
+            "sample_rate": self.rate, "samples": self.samples, "steps": steps, "accountant": self.accountant(steps),
             "sampling": "poisson", "neighbors": "add or remove one sample",
         }  # fmt: skip
 
