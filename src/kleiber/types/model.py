@@ -67,6 +67,10 @@ class Layer(nn.Module):
         """`flops` as the device executes them: more where masked positions are computed too."""
         return self.flops(time)
 
+    def executed_backward_flops(self, time: int) -> float:
+        """Backward FLOPs as the device executes them; a product of activations has two gradients."""
+        return 2 * self.executed_flops(time)
+
 
 class Router(Layer):
     """Sends each token to k experts.
