@@ -140,13 +140,15 @@ def in_band(setting: Setting, ladder: Recorded, model: NoiseModel, draws: Draws,
     return bool(lo <= run <= hi)
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the shares of one setting."""
+def summarize(rows: list[dict[str, Any]], coverage: bool = False) -> dict[str, Any]:
+    """Returns the shares of some tables, with the coverage of their intervals if there are enough tables for it."""
     shares: dict[str, Any] = {"tables": len(rows)}
     shares |= {name: share([row[name] for row in rows]) for name in ("warned", "refused")}
     shares["warned or refused"] = share([row["warned"] or row["refused"] for row in rows])
     bands = [row["band"] for row in rows if "band" in row]
     held = [row["held"] for row in rows if "held" in row]
+    if not coverage:
+        return shares
     if bands:
         shares |= {"with intervals": len(bands), "new runs in the prediction interval": share(bands)}
     if held:
@@ -181,7 +183,7 @@ def main() -> None:
         if setting.falls == 1:
             every["planted" if setting.planted else "exact"] += rows
         print(f"{time.monotonic() - began:.0f} s  {setting.name}: {found[setting.name]}", file=sys.stderr, flush=True)
-        overall = {f"{kind}, all": summarize(rows) for kind, rows in every.items() if rows}
+        overall = {f"{kind}, all": summarize(rows, coverage=True) for kind, rows in every.items() if rows}
         if args.out:
             args.out.write_text(json.dumps(overall | found, indent=1) + "\n")
 

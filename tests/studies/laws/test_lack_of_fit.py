@@ -95,6 +95,12 @@ def test_trunks_of_fewer_than_three_sizes_are_not_testable(rows, why):
     assert verdict.code == "no_replicates" and why in verdict.text
 
 
+def test_slopes_of_fewer_than_three_sizes_are_not_tested():
+    """Four of the six sizes have trunks of one row each."""
+    rows = branches().query("trunk < 4 or D < 3e6")
+    assert [stratum.name for stratum in strata_of(rows).strata] == [MEANS]
+
+
 @pytest.mark.slow
 def test_the_record_tells_where_and_keeps_the_prediction_with_the_misfit_in_its_band():
     rows = branches(bend=0.004)

@@ -76,14 +76,16 @@ class LackOfFit:
 class OneWay:
     """One-way analysis, by size, of a value of each trunk.
 
-    between  weighted sum of squares of the means of the sizes
-    noise    variance of a value of weight 1 between the trunks of a size
-    weight   mean weight of a size
+    between   weighted sum of squares of the means of the sizes
+    noise     variance of a value of weight 1 between the trunks of a size
+    repeated  number of sizes with two trunks or more
+    weight    mean weight of a size
     """
 
     between: float
     noise: float
     num_sizes: int
+    repeated: int
     df_noise: int
     weight: float
 
@@ -167,7 +169,7 @@ def _of_trunks(model: NoiseModel) -> LackOfFit | None:
         (MEANS, means, means.num_sizes - _params_of_sizes(least), 1.0),
         (SLOPES, tilts, tilts.num_sizes - 1.0, float(np.mean(centred**2))),
     ]
-    tests = [entry for entry in tests if entry[2] >= LEAST_DF and entry[1].df_noise]
+    tests = [entry for entry in tests if entry[2] >= LEAST_DF and entry[1].repeated >= FEWEST_SIZES]
     if not tests:
         return None
     strata = tuple(table.stratum(name, df) for name, table, df, _ in tests)
@@ -184,7 +186,8 @@ def _one_way(values: Array, weight: Array, size: NDArray[np.intp]) -> OneWay:
     means, weights = _means(values, weight, size), np.bincount(size, weight)
     df = len(values) - len(means)
     within = float((weight * (values - means[size]) ** 2).sum())
-    return OneWay(float((weights * means**2).sum()), within / max(df, 1), len(means), df, float(weights.mean()))
+    repeated, between = int((np.bincount(size) >= 2).sum()), float((weights * means**2).sum())
+    return OneWay(between, within / max(df, 1), len(means), repeated, df, float(weights.mean()))
 
 
 def _params_of_sizes(least: Fit) -> float:
