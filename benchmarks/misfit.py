@@ -99,9 +99,8 @@ def simulate(setting: Setting, ladder: Recorded, rng: np.random.Generator) -> pd
     noise = np.sqrt(setting.correlation) * shared + np.sqrt(1 - setting.correlation) * rng.normal(size=len(N))
     span = np.log(N / N.min()) / np.log(N.max() / N.min())
     noise = ladder.sd * noise * setting.falls ** (0.5 - span)
-    return pd.DataFrame(
-        {"N": N, "D": D, "loss": law.predict({"N": N, "D": D}, values)[0] * np.exp(noise), "trunk": trunk}
-    )
+    inputs: dict[str, np.ndarray] = {"N": N, "D": D}
+    return pd.DataFrame({**inputs, "loss": law.predict(inputs, values)[0] * np.exp(noise), "trunk": trunk})
 
 
 def judge(setting: Setting, ladder: Recorded, seed: int, covered: bool) -> dict[str, Any]:
