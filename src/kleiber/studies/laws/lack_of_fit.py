@@ -153,14 +153,13 @@ def _of_replicates(single: Fit) -> LackOfFit:
 def _of_trunks(model: NoiseModel) -> LackOfFit | None:
     """Tests the means and the slopes of trunks in the residuals of a least-squares fit."""
     least = least_squares_fit(model.fit)
-    single, trunk = _on_runs(least, model), model.runs.trunk
-    size = cells_without(model.runs.inputs, "D")
+    single, size = _on_runs(least, model), cells_without(model.runs.inputs, "D")
+    _, first, trunk = np.unique(model.runs.trunk, return_index=True, return_inverse=True)
     residuals, weight = _residuals(single)
     doublings = np.log2(model.runs.inputs["D"])
     centred = doublings - _means(doublings, weight, trunk)[trunk]
     spread = np.bincount(trunk, weight * centred**2).astype(np.float64)
     slopes = np.bincount(trunk, weight * centred * residuals) / np.where(spread > 0, spread, 1.0)
-    first = np.unique(trunk, return_index=True)[1]
     means = _one_way(_means(residuals, weight, trunk), np.ones(len(spread)), size[first])
     sloped = spread > 0
     overall = float(np.average(slopes, weights=spread)) if sloped.any() else 0.0
