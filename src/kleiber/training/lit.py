@@ -152,7 +152,7 @@ class LitLM(LeanModule):
         optimizer.zero_grad()
         self.model.rebalance(sums.values)
         if self.privacy is not None:
-            logged["epsilon"] = torch.tensor(self.privacy.epsilon(step + 1))
+            logged["epsilon"] = torch.tensor(self.privacy.epsilon_within(step + 1, self.total_steps))
         self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, retention: Sequence[Retention]) -> Sums:

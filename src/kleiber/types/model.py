@@ -75,6 +75,10 @@ class Layer(nn.Module):
         """`flops` as the device executes them: more where masked positions are computed too."""
         return self.flops(time)
 
+    def executed_backward_flops(self, time: int) -> float:
+        """Backward FLOPs as the device executes them; a product of activations has two gradients."""
+        return 2 * self.executed_flops(time)
+
     def idle(self) -> int:
         """Number of the parameters that a token does not visit, without those of the module's children."""
         return 0
