@@ -32,7 +32,7 @@ from kleiber.studies.compare.noise import Noise, on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
 from kleiber.studies.decision import Estimate, as_row, estimate_around
-from kleiber.studies.statements import statement
+from kleiber.studies.statements import answer_text, statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row
 
@@ -148,7 +148,7 @@ class Forgetting(EqualTargetStudy):
         }
         asked = []
         for at, claim in enumerate(claims):
-            fields = {"claim": claim, "text": sentence(claim), "unit": NATS, "better": "lower"}
+            fields = {"claim": claim, "text": wording(claim), "wording": wording, "unit": NATS, "better": "lower"}
             arms = arms_of(claim)
             if at not in gaps or not len(gaps[at]):
                 absent = ", ".join(label(arm) for arm in arms if arm not in present)
@@ -216,7 +216,7 @@ def mean_of_gaps(gaps: NDArray, noise: Noise, terms: int, level: float) -> Estim
     return estimate_around(float(gaps.mean()), noise.half_width(level, terms / len(gaps)), len(gaps), NATS)
 
 
-def sentence(claim: Claim) -> str:
+def wording(claim: Claim) -> str:
     """Returns a claim about two arms as a sentence without a period."""
     at_best = "" if claim.equal else ", each at its best rate"
     return statement(claim, MEASURES[claim.measure], NATS, lambda _, value: label(str(value))) + at_best
@@ -261,12 +261,11 @@ def headline(record: Json) -> str:
         names = ", ".join(map(label, record["order"]))
         return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
     if study.claims:
-        return " ".join(result.sentence() for result in results)
-    answers = [result.sentence() for result in results if arms_of(result.claim)[0] == best["method"]]
+        return answer_text("", record["results"], study.level)
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     level = f"{best['bound']} {level}".lstrip()
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    return f"{where} {least} (F {level} nats). {' '.join(answers)}"
+    return answer_text(f"{where} {least} (F {level} nats).", record["results"], study.level)
 
 
 def methods(study: Forgetting, noise: Row) -> str:

@@ -14,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.claims import Claim, Question, decide_together, with_intervals_of_claims
 from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.decision import as_row, from_row, gaps_by_seed, paired_difference
+from kleiber.studies.statements import answer_text
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
@@ -107,9 +108,11 @@ class Transfer(ClaimStudy):
             "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
             "Tuning": tuning(tried) if len(tried) > len(rows) else [],
         }  # fmt: skip
+        results = decide_together(self.questions_of(runs), self.level, variance=self.variance)
+        gained = headline(with_intervals_of_claims(gaps, results, self.level), self.level)
         return Findings(
-            f"{headline(gaps, self.level)}{harm(domains, self.level)}",
-            claims=decide_together(self.questions_of(runs), self.level, variance=self.variance),
+            answer_text(f"{gained}{harm(domains, self.level)}", results, self.level),
+            claims=results,
             estimates=[score_estimate(row, self.level) for row in differences if row["value"] is not None],
             caveats=cautions(rows, data),
             tables={title: table for title, table in tables.items() if table},

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.studies.claims import Claim, Question, Result, Selection
-from kleiber.studies.compare.arms import START, Arm, measured, uneven
+from kleiber.studies.compare.arms import START, Arm, measured, rates_to_add, uneven
 from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.decision import QUANTITIES, Decision, Estimate, as_row, estimate_around, gaps_by_seed
 from kleiber.studies.statements import statement
@@ -186,13 +186,23 @@ def between(low: float, high: float, share: float) -> float:
     return (1 - share) * low + share * high
 
 
-def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
+def question(claim: Claim, ladders: Ladders, waiting: str, labels: Mapping[str, str] | None = None) -> Question:
     """Returns a claim about arms with what their runs say about it.
 
     waiting  why the runs as a whole decide nothing; "" where they can
+    labels   what people call the arms; None for their names
     """
     measure = measured(ladders, claim.measure)
-    fields = {"claim": claim, "text": sentence(claim, measure), "unit": measure.unit, "better": measure.better}
+
+    def wording(stated: Claim) -> str:
+        """Returns a claim about these arms as a sentence."""
+        return sentence(stated, measure, labels or {})
+
+    turned = claim.than is None and claim.against is not None and arm_named(claim.of) == next(iter(ladders))
+    fields = {
+        "claim": claim, "text": wording(claim), "wording": wording, "turned": turned, "unit": measure.unit,
+        "better": measure.better,
+    }  # fmt: skip
     names = [arm_named(side) for _, side in claim.sides]
     absent = [name for name in dict.fromkeys(names) if name not in ladders]
     if absent:
@@ -215,6 +225,7 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
     return Question(
         **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
         groups={} if before else groups_of(ladders, claim.measure, arms),
+        advice=rates_to_add(arms) if untuned or uneven(arms) else "",
         weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
     )  # fmt: skip
 
@@ -274,14 +285,15 @@ def change(ladder: Ladder, measure: str) -> Pair:
     return Pair(arm.values(measure), arm.values(f"{START}{measure}"), arms=(arm,))
 
 
-def sentence(claim: Claim, measure: Score) -> str:
+def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
     """Returns a claim about arms as a sentence without a period.
 
     measure  unit and label of what is compared
+    labels   what people call the arms, where it is not their name
     """
     if claim.text or claim.than is not None or claim.against is None or claim.less:
-        return statement(claim, measure.label, measure.unit, lambda _, value: str(value))
-    arm, other = arm_named(claim.of), arm_named({**claim.of, **claim.against})
+        return statement(claim, measure.label, measure.unit, lambda _, value: labels.get(str(value), str(value)))
+    arm, other = (labels.get(name, name) for name in (arm_named(claim.of), arm_named({**claim.of, **claim.against})))
     before = claim.against.get(MOMENT) == BEFORE
     against, name = "before tuning" if before else other, measure.label
     if claim.direction == "within":
