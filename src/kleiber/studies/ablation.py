@@ -147,6 +147,7 @@ class Ablation(ClaimStudy):
         methods = METHODS.format(level=f"{self.level:.0%}") + (SEVERAL if len(changes) > 1 else "")
         return Findings(
             self.headline(changes, results, plain, checks),
+            question="Which changes lower the loss at larger training compute?",
             claims=results,
             estimates=[self.estimate(change, plain, times) for change in changes for times in change.predictions],
             caveats=self.caveats(changes),

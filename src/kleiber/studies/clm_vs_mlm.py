@@ -71,9 +71,12 @@ class ClmVsMlm(IntervalStudy):
         tables = {"Local exponents": slopes, "Difference of the exponents, second objective minus first": gaps}
         stated = [answer_text("", claims, self.level)] if claims else []
         answer = " ".join([*stated, *(caveat["text"] for caveat in caveats)])
-        return Findings(answer, claims=claims, caveats=caveats, tables=tables, figures=figures(rows), methods=METHODS)
+        return Findings(
+            answer, QUESTION, claims=claims, caveats=caveats, tables=tables, figures=figures(rows), methods=METHODS
+        )
 
 
+QUESTION = "Do masked and causal language modeling gain as much from parameters and tokens?"
 METHODS = (
     "The same Transformer was trained causally on next tokens and, reading both ways, on masked tokens (Devlin et al. "
     "2018, arXiv:1810.04805), as trunks with cooldowns (Hägele et al. 2024, arXiv:2405.18392) at the same widths, "

@@ -63,6 +63,7 @@ class Continual(EqualTargetStudy):
         settings = record["rows"].groupby(CELL, as_index=False).agg(runs=("run", "size"), **means)
         settings["method"] = settings["method"].map(label)
         return Findings(
+            question="Which method learns a sequence of tasks with the least forgetting?",
             answer=answer_text(headline(record), record["claims"], self.level),
             claims=record["claims"],
             caveats=complaints(record),

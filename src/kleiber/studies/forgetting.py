@@ -93,6 +93,7 @@ class Forgetting(EqualTargetStudy):
             "Settings": settings_table(record),
         }
         return Findings(
+            question="Which method forgets least at equal loss on the new text?",
             answer=headline(record),
             claims=record["results"],
             caveats=record["complaints"],

@@ -81,6 +81,7 @@ class MupTransfer(IntervalStudy):
         optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis, self.level)} if drifts else {}
         return Findings(
             answer_text(headline, claims, self.level) if claims else headline,
+            question="Does the best learning rate of a small model suit a larger one?",
             claims=claims,
             caveats=[caveat for row in optima for caveat in edge_warnings(row, axis)],
             tables={

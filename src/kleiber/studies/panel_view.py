@@ -27,7 +27,7 @@ from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import SAME, same_origin
-from kleiber.studies.statements import read_answer, statement
+from kleiber.studies.statements import FINISH, read_answer, statement
 from kleiber.types import Json, Row
 
 Node = Mapping[str, object]
@@ -164,7 +164,8 @@ class View:
         cells: dict[Hashable, list[Cell]] = {side_key(side): [values] for (_, side), values in sides}
         return Question(
             claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit, better=measure.better,
-            problem=problem or waiting, tuned=None if equal is None else not problem and equal != RATE,
+            problem=problem or waiting, advice="" if problem else FINISH * bool(waiting),
+            tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
         )  # fmt: skip
 

@@ -91,6 +91,7 @@ class Scaling(Study):
         }  # fmt: skip
         return Findings(
             ANSWERS[self.answers](law),
+            question=QUESTIONS[self.answers],
             verdicts=law["verdicts"],
             tables=tables,
             figures=figures(rows, law),
@@ -177,6 +178,11 @@ def conventions_answer(law: Row) -> str:
     return within_budgets(head, law)
 
 
+QUESTIONS = {
+    "errors": "How well does a law fitted to small runs predict the loss of larger ones?",
+    "optimum": "How does the compute-optimal model size grow with training compute?",
+    "conventions": "How much does the allocation exponent depend on what counts as a parameter?",
+}
 ANSWERS = {"errors": headline, "optimum": optimum_answer, "conventions": conventions_answer}
 
 

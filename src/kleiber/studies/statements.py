@@ -21,6 +21,7 @@ ORDER = (Decision.SUPPORTED, Decision.CONTRADICTED, Decision.UNDECIDED, Decision
 CONTRARY = {"lower": "higher", "higher": "lower"}
 MIRRORED = {**CONTRARY, "not_lower": "not_higher", "not_higher": "not_lower", "within": "within"}
 COMPARATIVES = {"lower": ("lower", "less"), "higher": ("higher", "more")}  # words of texts, by direction
+FINISH = "finish its runs: repeat the command of the sweep"
 SEEDS = ("seeds", "values of seed")  # samples of which a design adds more by design.seeds
 
 
@@ -36,6 +37,7 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
     amount = f"{claim.margin:g} {unit}".strip()
     negation, _, comparative = claim.direction.rpartition("_")
     by = f" by more than {amount}" if claim.margin else ""
+    most = f"at most {amount} {comparative}" if negation and claim.margin else ""
     against = {**claim.of, **(claim.against or {})}
     ours, theirs, shared = group(claim.of, against, label), group(against, claim.of, label), ""
     common = {key: value for key, value in claim.of.items() if against[key] == value and key not in (claim.than or {})}
@@ -49,9 +51,11 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         text = f"{measure} differs by less than {amount} between {ours} and {theirs}"
     elif claim.against is None:
         than = f"{claim.less:g} {unit}".strip()
-        text = f"{measure} of {group(claim.of, {}, label)} is {'not ' * bool(negation)}{comparative} than {than}{by}"
+        size = f"{most} than {than}" if most else f"{'not ' * bool(negation)}{comparative} than {than}{by}"
+        text = f"{measure} of {group(claim.of, {}, label)} is {size}"
     else:
-        text = f"{measure} is {'not ' * bool(negation)}{comparative}{by} with {ours} than with {theirs}"
+        size = most or f"{'not ' * bool(negation)}{comparative}{by}"
+        text = f"{measure} is {size} with {ours} than with {theirs}"
         text += f", by more than {claim.less:g}" if claim.less else ""
     text += shared
     return text if claim.equal is None else f"{text}, at equal {EQUAL[claim.equal]}"
@@ -103,8 +107,13 @@ def prefixed(words: str, text: str) -> str:
 
 
 def shown(result: Result) -> tuple[Claim, Estimate | None]:
-    """Returns a claim and its estimate as verdicts have them: the changed group minus the plain one."""
+    """Returns a claim and its estimate as verdicts have them: the changed group minus the plain one.
+
+    A number that the claim subtracts, such as that of chance, is added again: the verdict names it.
+    """
     claim, estimate = result.claim, result.estimate
+    if estimate is not None and claim.less:
+        estimate = estimate.plus(claim.less)
     if not result.question.turned or claim.against is None:
         return claim, estimate
     claim = replace(
@@ -124,11 +133,11 @@ def verdict(result: Result) -> str:
         text = prefixed("whether ", question.text if wording is None else wording(claim))
         number = "" if estimate is None else f": {signed(estimate)}"
         return f"{text}{number}{f', since {result.why}' if result.decision == Decision.NOT_TESTED else ''}"
-    supported = result.decision == Decision.SUPPORTED
+    supported, tested = result.decision == Decision.SUPPORTED, estimate.plus(-claim.less)
     if wording is None:
         return f"{question.text if supported else denial(claim, question.text)}: {signed(estimate)}"
-    claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
-    if claim.margin or claim.direction not in CONTRARY:
+    claim = strongest(claim, tested) if supported else holds_instead(claim, tested)
+    if claim.margin or claim.less or claim.direction not in CONTRARY:
         return f"{wording(claim)}: {signed(estimate)}"
     size = estimate if claim.direction == "higher" else estimate.negated()
     return f"{wording(claim)}, by {' '.join(size.text('.3g').split())}"

@@ -37,7 +37,9 @@ from kleiber.studies.compare.differences import (
     arm_named,
     arms_of,
     differences_drawn,
+    in_sentence,
     name_with_keys,
+    plain_arm,
     question,
     same,
 )
@@ -218,7 +220,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     )
     study.require_arms(levels)
     labels = study.labels(runs, named)
-    questions = [*(question(claim, ladders, waiting, labels) for claim in claims), *further]
+    plain = plain_arm(claims, next(iter(ladders)))
+    questions = [*(question(claim, ladders, waiting, labels, plain) for claim in claims), *further]
     results = decide_together(questions, level, study.looks, study.variance)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
@@ -308,14 +311,14 @@ def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str]
     """Returns the question that the claims of a comparison answer."""
     pairs = compared_pairs(claims, ladders)
     plain = {against for _, against in pairs}
-    changed = [*dict.fromkeys(labels.get(arm, arm) for arm, _ in pairs)]
+    changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
     held = dict.fromkeys(claim.equal or "tokens" for claim in claims)
     where = f"in {measure}, at equal {listed_words([QUANTITIES[name].label for name in held])}"
     if len(plain) != 1:
         return f"How do the arms compare {where}?"
-    base = plain.pop()
+    (base,) = (in_sentence(labels.get(name, name)) for name in plain)
     names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
-    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {labels.get(base, base)} {where}?"
+    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {base} {where}?"
 
 
 def listed_words(words: Sequence[str]) -> str:
@@ -329,12 +332,13 @@ def configs(runs: Sequence[Run], arm_of: ArmOf) -> list[Config]:
 
 
 def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
-    """The pairs of arms of the claims, and of every other arm with the first one."""
+    """The pairs of arms of the claims, changed and plain, and of every other arm with the first one."""
     pairs = dict.fromkeys((names[0], names[1]) for names in map(arms_of, claims) if len(names) == 2)
     named = {name for names in pairs for name in names}
     first, *rest = ladders
     pairs |= dict.fromkeys((name, first) for name in rest if name not in named)
-    changed = [(b, a) if a == first else (a, b) for a, b in pairs]  # changed minus plain, which is the first arm
+    plain = plain_arm(claims, first)
+    changed = [(b, a) if a == plain else (a, b) for a, b in pairs]
     return [names for names in changed if ladders.keys() >= set(names)]
 
 
