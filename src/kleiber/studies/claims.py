@@ -324,10 +324,12 @@ class Result:
 
 
 def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
-    """Returns the claim that is about the number of an estimate, or about its negative; None where there is none."""
+    """Returns the claim about the difference that an estimate is, or its negative; None where there is none."""
     for result in results:
         tested = result.estimate
         if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
+            continue
+        if result.claim.against is None or result.claim.less:  # levels of two groups may be equal by chance, such as 1
             continue
         if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
             return result
@@ -337,9 +339,10 @@ def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
 def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Estimate:
     """Returns an estimate with the interval of the claim about its number, if there is one."""
     result = claim_about(estimate, results)
-    if result is None or result.estimate is None:
+    tested = None if result is None else result.estimate
+    if tested is None:
         return estimate
-    return result.estimate if result.estimate.value * estimate.value > 0 else result.estimate.negated()
+    return tested if tested.value * estimate.value > 0 else tested.negated()
 
 
 def with_intervals_of_claims(rows: Sequence[Row], results: Sequence[Result], level: float | None) -> list[Json]:

@@ -107,13 +107,8 @@ def prefixed(words: str, text: str) -> str:
 
 
 def shown(result: Result) -> tuple[Claim, Estimate | None]:
-    """Returns a claim and its estimate as verdicts have them: the changed group minus the plain one.
-
-    A number that the claim subtracts, such as that of chance, is added again: the verdict names it.
-    """
+    """Returns a claim and its estimate as verdicts have them: the changed group minus the plain one."""
     claim, estimate = result.claim, result.estimate
-    if estimate is not None and claim.less:
-        estimate = estimate.plus(claim.less)
     if not result.question.turned or claim.against is None:
         return claim, estimate
     claim = replace(
@@ -131,16 +126,21 @@ def verdict(result: Result) -> str:
     wording = None if claim.text else question.wording
     if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
         text = prefixed("whether ", question.text if wording is None else wording(claim))
-        number = "" if estimate is None else f": {signed(estimate)}"
+        number = "" if estimate is None else f": {relative(estimate, claim)}"
         return f"{text}{number}{f', since {result.why}' if result.decision == Decision.NOT_TESTED else ''}"
-    supported, tested = result.decision == Decision.SUPPORTED, estimate.plus(-claim.less)
+    supported, number = result.decision == Decision.SUPPORTED, relative(estimate, claim)
     if wording is None:
-        return f"{question.text if supported else denial(claim, question.text)}: {signed(estimate)}"
-    claim = strongest(claim, tested) if supported else holds_instead(claim, tested)
+        return f"{question.text if supported else denial(claim, question.text)}: {number}"
+    claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
     if claim.margin or claim.less or claim.direction not in CONTRARY:
-        return f"{wording(claim)}: {signed(estimate)}"
+        return f"{wording(claim)}: {number}"
     size = estimate if claim.direction == "higher" else estimate.negated()
     return f"{wording(claim)}, by {' '.join(size.text('.3g').split())}"
+
+
+def relative(estimate: Estimate, claim: Claim) -> str:
+    """Returns an estimate with its sign, and the number that the claim subtracts."""
+    return f"{signed(estimate)}{f', relative to {claim.less:g}' if claim.less else ''}"
 
 
 def signed(estimate: Estimate) -> str:
