@@ -14,7 +14,7 @@ from kleiber.config.labels import data_label
 from kleiber.evals import drift
 from kleiber.evals.contamination import CONTAMINATION
 from kleiber.evals.evaluation import Evaluation
-from kleiber.evals.perplexity import BITS_PER_BYTE
+from kleiber.evals.task_scores import BITS_PER_BYTE
 from kleiber.training.callbacks.stability import METRICS as STABILITY
 from kleiber.types.score import Metrics, Score, described, find_metric
 

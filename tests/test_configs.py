@@ -28,7 +28,7 @@ ELSEWHERE = {  # test files that train with a choice, or prepare its data, in pl
     "init/checkpoint": "runs/test_start_point.py",
     "init/hf": "runs/test_start_point.py",
     "init/upcycle": "runs/test_stage.py",
-    "objective/distill": "objectives/test_clm_distill.py",
+    "objective/distill": "objectives/test_distill.py",
     "design/ladder": SMOKED,
     "design/isoflop": "launch/test_sweep_designs.py",
     "design/grid": "launch/test_sweep_designs.py",

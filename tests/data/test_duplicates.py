@@ -9,7 +9,7 @@ import pytest
 
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.duplicates import Deduplicated, document_starts, first_of_each, without_duplicates
-from kleiber.data.mixture import MixtureCorpus
+from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.text import Text
 from kleiber.data.token_files import TrainWindows
 from kleiber.data.tokenizers import Bytes

@@ -12,7 +12,7 @@ import pytest
 
 from kleiber.data.labelled import Labelled
 from kleiber.data.location import locate
-from kleiber.data.mixture import MixtureCorpus
+from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.text import Text
 
 

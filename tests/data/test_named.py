@@ -7,7 +7,7 @@ import pytest
 from kleiber.config.extensions import VARIABLE
 from kleiber.data.documents import open_documents
 from kleiber.data.evaluation_sets import open_sets
-from kleiber.data.mixture import MixtureCorpus
+from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.named import NamedData, find_named, names
 from kleiber.data.tokenizers import Bytes
 

@@ -17,7 +17,7 @@ from kleiber.evals.drift import (
     untrained_losses,
     weight_distance,
 )
-from kleiber.evals.perplexity import Runtime
+from kleiber.evals.task_scores import Runtime
 from kleiber.objectives.clm import CLM
 from kleiber.types.contracts import Objective, Task
 from kleiber.types.model import Model

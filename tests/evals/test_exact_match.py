@@ -18,7 +18,7 @@ from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.evaluation import proportion_score
 from kleiber.evals.exact_match import ExactMatch, best_constant, final_number, match_answers, numeric_questions
 from kleiber.models.transformer import Transformer
-from kleiber.objectives.clm import SFT
+from kleiber.objectives.sft import SFT
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

@@ -16,7 +16,7 @@ from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
 from kleiber.data.tokenizers import Bytes
 from kleiber.evals import Perplexity
 from kleiber.evals.evaluation import DataSet, Subject
-from kleiber.evals.perplexity import held_out_loss
+from kleiber.evals.task_scores import held_out_loss
 from kleiber.evals.text_loss import (
     TextLosses,
     spread_samples,

@@ -38,7 +38,7 @@ from small_run import TINY, last_of_each
 
 MODULES = (
     "data.corpus", "data.token_writer", "launch.main", "launch.sweep", "records.summary", "runs.plan", "runs.run",
-    "runs.stage", "training.callbacks.after_training", "training.loggers", "training.remote",
+    "runs.stage", "training.callbacks.classes", "training.callbacks.samples", "training.loggers", "training.remote",
 )  # fmt: skip
 BEFORE_A_CHECKPOINT = ("early", "preparation")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT)

@@ -24,8 +24,8 @@ CHAIN = ["stages=chain", "stages.chain={one:{},two:{data:{path:{more}},budget:{s
 CHECKPOINT = [
     f"kleiber.training.checkpoint.{name}" for name in ("save_model", "file_sha256", "_sync", "_commit", "tidy")
 ]
-VALIDATION = ["kleiber.evals.perplexity.held_out_loss"]
-LATE = [f"kleiber.training.callbacks.after_training.{name}" for name in ("generate", "evaluation_batches")]
+VALIDATION = ["kleiber.evals.task_scores.held_out_loss"]
+LATE = [f"kleiber.training.callbacks.{name}" for name in ("samples.generate", "classes.evaluation_batches")]
 LATE += [f"kleiber.runs.stage.{name}" for name in ("end_retention", "stage_drift", "complete_record")]
 LATE += ["kleiber.records.summary.write_json", "kleiber.runs.stage.remove_branch_checkpoints"]
 START_OF_STAGE = [f"kleiber.training.loggers.{name}" for name in ("replaced", "read_lines")]

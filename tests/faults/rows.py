@@ -87,7 +87,7 @@ TESTS: dict[int, list[str]] = {
          "studies/test_report.py::test_a_recorded_study_runs_no_file_of_code"],
     53: ["charts/test_page.py::test_hostile_text_adds_no_element_and_no_attribute_to_a_page",
          "studies/test_law_report.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
-         "training/callbacks/test_after_training_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page"],
+         "training/callbacks/test_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page"],
     54: ["faults/test_foreign.py::test_the_environment_is_not_revealed_to_a_foreign_config",
          "faults/test_foreign.py::test_the_environment_is_not_revealed_to_a_report",
          "faults/test_foreign.py::test_rows_of_a_stranger_reveal_nothing_either"],

@@ -28,8 +28,8 @@ PAGES = {
     "studies/law_report.py":
         "studies/test_law_report.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
     "studies/report.py": "studies/test_report.py::test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page",
-    "training/callbacks/after_training.py":
-        "training/callbacks/test_after_training_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page",
+    "training/callbacks/classes.py":
+        "training/callbacks/test_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page",
 }  # fmt: skip
 
 

@@ -46,13 +46,15 @@ def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, once, tmp_
     assert facts(tmp_path / "killed") == facts(unbroken)
 
 
-@pytest.mark.parametrize(("function", "file"), [("generate", "samples.txt"), ("evaluation_batches", "classes/*.json")])
+@pytest.mark.parametrize(
+    ("function", "file"), [("samples.generate", "samples.txt"), ("classes.evaluation_batches", "classes/*.json")]
+)
 @pytest.mark.slow
 def test_a_kill_after_the_last_checkpoint_leaves_no_finished_run_without_its_files(
     child, once, tmp_path, function, file
 ):
     """FAULTS 62."""
-    place, options = f"kleiber.training.callbacks.after_training.{function}", []
+    place, options = f"kleiber.training.callbacks.{function}", []
     if file != "samples.txt":
         table = [{"text": f"text {i}", "label": ("bad", "good")[i % 3 > 0]} for i in range(60)]
         data = write_table(tmp_path / "t", train=table, validation=table[:20])
@@ -101,7 +103,7 @@ def test_a_run_that_is_killed_after_a_callback_of_lightning_stopped_it_trains_no
     stop = "_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/tiny/loss,patience:1,min_delta:100"
     options = [f"+callbacks.stop={{{stop}}}", "eval.every_steps=4"]
     unbroken = once(*options)
-    assert child(*options, root="killed", at=("kleiber.training.callbacks.after_training.generate", 1)) == KILLED
+    assert child(*options, root="killed", at=("kleiber.training.callbacks.samples.generate", 1)) == KILLED
     assert child(*options, root="killed") == 0
     (folder,) = tmp_path.glob("killed/*/*")
     (expected,), (stage,) = (json.loads((run / "summary.json").read_text())["stages"] for run in (unbroken, folder))

@@ -115,3 +115,25 @@ def test_joint_intervals_cover(paired, noisy):
         contrasts, _, widths = family(table, paired)
         wrong += any(abs(np.mean(c.values)) > half for c, half in zip(contrasts, widths, strict=True))
     assert wrong / studies < 0.1 + 2 * math.sqrt(0.09 / studies)
+
+
+def test_what_all_runs_of_a_base_share_changes_no_interval_of_differences_within_bases():
+    random = np.random.default_rng(0)
+    groups = {arm: [dict(enumerate(random.normal(size=3))) for _ in range(2)] for arm in range(6)}
+    moved = {a: [{s: v + 5.0 * s for s, v in cell.items()} for cell in cells] for a, cells in groups.items()}
+
+    def spreads(of):
+        contrasts = [Contrast({a: 1.0, 0: -1.0}, [of[a][0][s] - of[0][0][s] for s in range(3)]) for a in range(1, 6)]
+        return estimate_family(contrasts, of, 0.9, paired=True).spreads
+
+    for plain, shifted in zip(spreads(groups), spreads(moved), strict=True):
+        assert plain.paired and plain.error == pytest.approx(shifted.error) and plain.df == pytest.approx(shifted.df)
+    # 12 cells of 3 values less 12 means, and less 2 for the bases
+    assert max(spread.df for spread in spreads(groups)) <= 22 + 1e-9
+
+
+def test_blocks_with_few_degrees_of_freedom_leave_student_t_of_the_differences():
+    groups = {arm: [dict(enumerate(values))] for arm, values in {"a": [1.0, 2.0, 4.0], "b": [0.5, 1.0, 3.5]}.items()}
+    contrast = Contrast({"a": 1.0, "b": -1.0}, [0.5, 1.0, 0.5])
+    (spread,) = estimate_family([contrast], groups, 0.9, paired=True).spreads
+    assert spread.df == 2 and spread.error == pytest.approx(np.std([0.5, 1.0, 0.5], ddof=1) / 3**0.5)

@@ -19,7 +19,7 @@ from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.tokenizers import Bytes
-from kleiber.evals.perplexity import Runtime
+from kleiber.evals.task_scores import Runtime
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE

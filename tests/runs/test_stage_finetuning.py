@@ -9,7 +9,7 @@ from processes import PATIENCE
 from small_run import REPOSITORY
 from tables import folder
 
-from kleiber.evals.perplexity import Runtime, score_task
+from kleiber.evals.task_scores import Runtime, score_task
 from kleiber.runs.open import open_model
 from kleiber.types.contracts import Task
 

@@ -22,12 +22,12 @@ from kleiber.runs.start_point import (
     HF,
     Checkpoint,
     Scratch,
-    Upcycle,
     check_same_tokenizer,
     corpus_tasks,
     distinct_tasks,
     same_text,
 )
+from kleiber.runs.upcycle import Upcycle
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Task
 

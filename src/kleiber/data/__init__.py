@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from kleiber.data.duplicates import Ids, document_starts, rewrite, training_file, without_duplicates
     from kleiber.data.evaluation_sets import TEXT, DataSet, fingerprint, open_sets, open_training_text
     from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations, read_conversations
-    from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, TextData
+    from kleiber.data.mixture import Mixture
+    from kleiber.data.mixture_corpus import MixtureCorpus, Repeated, TextData
     from kleiber.data.named import NamedData
     from kleiber.data.order import Permutation, permutation, splitmix64
     from kleiber.data.preference import Preference, PreferenceCorpus
@@ -31,8 +32,8 @@ EXPORTS = {
     "Unknown": "corpus",
     "Instruct": "instruct",
     "Labelled": "labelled",
-    "MixtureCorpus": "mixture",
-    "Repeated": "mixture",
+    "MixtureCorpus": "mixture_corpus",
+    "Repeated": "mixture_corpus",
     "Preference": "preference",
     "Builtin": "builtin",
     "Text": "text",

@@ -17,8 +17,6 @@ from jaxtyping import Integer
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import cache_root, digest
-from kleiber.data.pretrained_tokenizer import load_pretrained
-from kleiber.data.reading import NOTHING_READ, Reading
 from kleiber.data.sources import Source
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
@@ -30,6 +28,23 @@ from kleiber.types.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 DEFAULT_VOCABULARY = 4096  # entries of a trained tokenizer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of the files of a corpus.
+
+    files     for each data set, which files were read and which were left out
+    overlap   for each data set, how many validation documents are training documents
+    warnings  what may make a result misleading, each with the key to change
+    """
+
+    files: tuple[str, ...] = ()
+    overlap: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+NOTHING_READ = Reading()
 
 
 @dataclass
@@ -255,6 +270,8 @@ def choose_tokenizer(
     if tokenizer == "bpe":
         size = DEFAULT_VOCABULARY if vocab_size is None else vocab_size
         return train_bpe(sources, size, root).with_separator(separator)
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+
     return load_pretrained(tokenizer).with_separator(separator)
 
 
@@ -273,5 +290,7 @@ class Unknown:
     tokenizer: str
 
     def prepare(self, context: int) -> TextCorpus:
+        from kleiber.data.pretrained_tokenizer import load_pretrained
+
         tokenizer = load_pretrained(self.tokenizer)
         return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=ConcatSamples([]), validation={})

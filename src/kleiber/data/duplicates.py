@@ -20,7 +20,7 @@ from jaxtyping import Int, Integer
 from kleiber.config.stages import Quantity
 from kleiber.data.cache import FORMAT, cache_root, cached_folder, digest
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.mixture import TextData
+from kleiber.data.mixture_corpus import TextData
 from kleiber.data.splits import duplicate_groups, minhash, text_hash
 from kleiber.data.token_files import TokenFile, TrainWindows, map_file
 from kleiber.records.progress import activity

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from kleiber.data.corpus import Reading
 from kleiber.data.listing import WITHOUT, describe_files
 from kleiber.data.location import Location
 from kleiber.data.overlap import describe_overlap, overlap_warning
 from kleiber.types import Json
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was read of the files of a corpus.
-
-    files     for each data set, which files were read and which were left out
-    overlap   for each data set, how many validation documents are training documents
-    warnings  what may make a result misleading, each with the key to change
-    """
-
-    files: tuple[str, ...] = ()
-    overlap: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-NOTHING_READ = Reading()
 
 
 def read_from(name: str, location: Location, manifest: Json, count: int | None, unit: str) -> Reading:

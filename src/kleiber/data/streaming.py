@@ -205,6 +205,9 @@ class StreamedWindows(Samples):
     def __len__(self) -> int:
         return self.num_tokens // self.context
 
+    def restore(self, state: Json) -> None:
+        self.saved = state
+
     def batches(
         self, seed: int, start_step: int, batch_samples: int, rank: int, world: int
     ) -> Generator[Batch, None, None]:

@@ -21,10 +21,10 @@ import numpy as np
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.cache import FORMAT, cached_folder
-from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
+from kleiber.data.corpus import Reading, TextCorpus, parse_bytes, prepare
 from kleiber.data.location import Location, Splits, locate, report_copy
 from kleiber.data.overlap import Hashes, count_shared, hash_documents
-from kleiber.data.reading import Reading, join_readings, read_from
+from kleiber.data.reading import join_readings, read_from
 from kleiber.data.sources import (
     Block,
     Document,
@@ -35,7 +35,6 @@ from kleiber.data.sources import (
     text_blocks,
 )
 from kleiber.data.splits import HELD_OUT_SHARE, HashSplit, split_limits
-from kleiber.data.streamed_corpus import prepare_stream
 from kleiber.data.texts import HASHES, RowTexts, Texts, open_rows
 from kleiber.types import Json, VocabSize
 from kleiber.types.access import DataPath
@@ -112,6 +111,8 @@ class Text:
     def _stream(self, context: int, cache: Path | None) -> TextCorpus:
         if self.rows != "documents":
             raise ValueError(f"data.rows={self.rows} does not work with data.streaming=true: set data.rows=documents")
+        from kleiber.data.streamed_corpus import prepare_stream
+
         source = self._source(sampled=True)
         buffer = BUFFER if self.shuffle_buffer is None else round(quantity(self.shuffle_buffer))
         return prepare_stream(

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         target_scores,
     )
     from kleiber.evals.measure import own_sets
-    from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
     from kleiber.evals.pseudo_likelihood import pseudo_log_likelihoods
     from kleiber.evals.streams import (
         Change,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
         num_layers,
         read_streams,
     )
+    from kleiber.evals.task_scores import BITS_PER_BYTE, bytes_per_target
     from kleiber.evals.text_loss import TextLosses, resampled_ratios, resampled_score, training_parts
 
 EXPORTS = {

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from kleiber.config.labels import data_label
 from kleiber.data.batches import evaluation_batches
-from kleiber.evals.perplexity import Runtime, held_out_loss, score_task
-from kleiber.evals.routing.trace import moe_layers
+from kleiber.evals.task_scores import Runtime, held_out_loss, score_task
 from kleiber.nn.loss import kl_divergence
 from kleiber.nn.sharded_model import copy_model
 from kleiber.types.batch import Batch, Loss, Sums
@@ -99,7 +98,7 @@ def drift_metrics(
                 lambda batches, task=task: divergence(start, model, task.objective, batches, device),
             )
             scores |= drift_score(task.name, "kl", sums.means()["kl"].item())
-    if moe_layers(model):
+    if model.routes:
         tasks = (*earlier_tasks, *stage_tasks)
         before = {task.name: expert_loads(start, task, tokens, rows, runtime) for task in tasks}
         after = {task.name: expert_loads(model, task, tokens, rows, runtime) for task in tasks}

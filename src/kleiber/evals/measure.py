@@ -17,7 +17,6 @@ from kleiber.data.order import Reading
 from kleiber.evals.contamination import CONTAMINATION, Contamination
 from kleiber.evals.evaluation import Evaluation, Results, Subject
 from kleiber.objectives.clm import CLM
-from kleiber.objectives.mlm import MLM
 from kleiber.records.files import write_json
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
@@ -165,9 +164,13 @@ def language_objective(objective: Objective, model: Model, tokenizer: Tokenizer)
 
     A bidirectional model predicts masked tokens.
     """
-    if objective.likelihood or isinstance(objective, MLM):
+    if objective.likelihood:
         return objective
-    return CLM() if model.causal else MLM(tokenizer)
+    if model.causal:
+        return CLM()
+    from kleiber.objectives.mlm import MLM
+
+    return objective if isinstance(objective, MLM) else MLM(tokenizer)
 
 
 def make_subject(

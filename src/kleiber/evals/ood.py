@@ -10,7 +10,7 @@ import numpy as np
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
-from kleiber.evals.perplexity import BITS_PER_BYTE, bytes_per_target
+from kleiber.evals.task_scores import BITS_PER_BYTE, bytes_per_target
 from kleiber.evals.text_loss import TextLosses, resampled_score, text_losses
 from kleiber.records.progress import activity
 from kleiber.types import Json

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,10 +93,11 @@ def estimate_family(
 
     contrasts  of one measure, each with at least two samples
     groups     cells of the groups, of those of the contrasts and of others of the study; without those of a contrast,
-               its differences are paired
+               its variance is that of its differences within samples
     level      at which the intervals hold together
     variance   moderated: shrunk to that of the other groups; separate: Student's t of each contrast, and Bonferroni
-    paired     whether samples pair the groups by design, as those of one base do; tested otherwise
+    paired     whether samples pair the groups by design, as those of one base do: variances of groups are then those
+               of randomized blocks. Tested otherwise
     """
     if variance == SEPARATE:
         each = 1 - (1 - level) / max(len(contrasts), 1)
@@ -106,8 +107,11 @@ def estimate_family(
     kinds = [[at for at, each in enumerate(contrasts) if each.is_difference == kind] for kind in (False, True)]
     for kind in filter(None, kinds):
         part = [contrasts[at] for at in kind]
-        within = is_paired(part, groups, paired)
-        shared = paired_spreads(part) if within else unpaired_spreads(part, groups)
+        residuals, share = within_samples(groups) if paired else (groups, 1.0)
+        if paired and all(name in residuals for each in part for name in each.weights) and share > 0:
+            shared = [replace(spread, paired=True) for spread in unpaired_spreads(part, residuals, share)]
+        else:
+            shared = paired_spreads(part) if is_paired(part, groups, paired) else unpaired_spreads(part, groups)
         error = (1 - level) * len(part) / len(contrasts)  # levels and differences share the error by their numbers
         each = joint_level(part, shared, 1 - error)
         spreads |= dict(zip(kind, shared, strict=True))
@@ -166,11 +170,39 @@ def paired_spreads(contrasts: Sequence[Contrast]) -> list[Spread]:
     ]
 
 
-def unpaired_spreads(contrasts: Sequence[Contrast], groups: Groups) -> list[Spread]:
-    """Returns the standard errors from variances of groups, each of which is shrunk to those of the others."""
+def within_samples(groups: Groups) -> tuple[Groups, float]:
+    """Returns the cells of groups without what all of a sample have in common, and the share of df that is left.
+
+    The residuals of randomized blocks: cells and samples are main effects. The share is 0 where fewer than LEAST_DF
+    degrees of freedom are left, which say too little; df = values - cells - samples + 1 for connected cells.
+    """
+    cells = [(name, cell) for name, each in groups.items() for cell in each if len(cell) > 1]
+    samples = list(dict.fromkeys(sample for _, cell in cells for sample in cell))
+    places = [(at, samples.index(sample)) for at, (_, cell) in enumerate(cells) for sample in cell]
+    if not places:
+        return {}, 0.0
+    rows, columns = np.array(places).T
+    design = np.column_stack([rows[:, None] == np.arange(len(cells)), columns[:, None] == np.arange(len(samples))])
+    values = np.array([value for _, cell in cells for value in cell.values()])
+    solved, _, rank, _ = np.linalg.lstsq(design.astype(float), values, rcond=None)
+    left = len(values) - int(rank)
+    if left < LEAST_DF:
+        return {}, 0.0
+    residuals = iter((values - design @ solved).tolist())
+    blocks: dict[Hashable, list[Cell]] = {}
+    for name, cell in cells:
+        blocks.setdefault(name, []).append({sample: next(residuals) for sample in cell})
+    return blocks, left / (len(values) - len(cells))
+
+
+def unpaired_spreads(contrasts: Sequence[Contrast], groups: Groups, share: float = 1.0) -> list[Spread]:
+    """Returns the standard errors from variances of groups, each of which is shrunk to those of the others.
+
+    share  of the degrees of freedom that is left where effects of samples were removed from the cells
+    """
     names = [name for name, cells in groups.items() if any(len(cell) > 1 for cell in cells)]
     variances = [pooled_variance([[*cell.values()] for cell in groups[name]]) for name in names]
-    s2, df = np.array([each for each, _ in variances]), np.array([count for _, count in variances], dtype=float)
+    s2, df = np.array([each / share for each, _ in variances]), np.array([count * share for _, count in variances])
     prior = estimate_prior(s2, df)
     shrunk, moderated = moderate(s2, df, prior, float(df.sum()))
     by_name = {name: (float(a), float(b)) for name, a, b in zip(names, shrunk, moderated, strict=True)}

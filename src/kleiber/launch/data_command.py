@@ -136,7 +136,7 @@ def prepare_tokens(
     """Prepares the tokens of a text, compares all of them with their checksums, and returns their counts by split."""
     from kleiber.data.cache import whole_checks
     from kleiber.data.documents import NAMED
-    from kleiber.data.mixture import MixtureCorpus
+    from kleiber.data.mixture_corpus import MixtureCorpus
     from kleiber.data.text import Text
 
     with whole_checks():

@@ -16,4 +16,3 @@ EXPORTS = {
     "Transformer": "transformer",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
-__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

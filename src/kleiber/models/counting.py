@@ -8,19 +8,16 @@ literature.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import nn
 
-from kleiber.models.hf import HFModel
-from kleiber.models.transformer import Block, Transformer
-from kleiber.nn.dispatch import Experts
-from kleiber.nn.lora import A, B, M
-from kleiber.nn.moe import MoE
-from kleiber.types.model import Attention, Head, Layer, Model
+from kleiber.models.block import Block
+from kleiber.types.model import LOW_RANK, Attention, Head, Layer, Model
+
+A, B, _ = LOW_RANK
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,9 @@ def count_parameters(model: Model) -> Parameters:
     """Numbers of parameters of a model."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     total = sum(sizes.values())
-    if isinstance(model, HFModel):
-        idle, matrices = model.idle(), model.vocabulary()
-    else:
-        idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
-        matrices = [model.embedding.weight, model.head.weight]
-        if isinstance(model, Transformer) and model.positions is not None:
-            matrices.append(model.positions.weight)
-    vocabulary = sum({id(matrix): matrix.numel() for matrix in matrices}.values())
+    vocabulary = sum({id(matrix): matrix.numel() for matrix in model.vocabulary()}.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Parameters(total, total - idle, total - vocabulary, vocabulary, trainable)
-
-
-def _idle(experts: Experts) -> int:
-    """Parameters of the (num_experts - k) experts that a token does not visit, with their low-rank updates."""
-    return sum((len(stack) - experts.k) * stack[0].numel() for stack in experts.parameters())
+    return Parameters(total, total - model.idle(), total - vocabulary, vocabulary, trainable)
 
 
 def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
@@ -75,17 +60,18 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
     and the optimizer are not counted. (Hoffmann et al. 2022, appendix F, count the whole square, and the lookup as a
     product.)
     """
-    if isinstance(model, HFModel):
-        return model.forward_flops(time, read) + _hf_backward(model, time, read)
-    forward, backward = _cost(model, time, entered=False, idle=_unread(model, read))
-    return forward + backward
+    return sum(_passes(model, time, read))
 
 
 def forward_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
     """FLOPs per token of a forward pass alone, with the arguments of `training_flops`."""
-    if isinstance(model, HFModel):
-        return model.forward_flops(time, read)
-    return _cost(model, time, entered=False, idle=_unread(model, read))[0]
+    return _passes(model, time, read)[0]
+
+
+def _passes(model: Model, time: int, read: Collection[str], executed: bool = False) -> tuple[float, float]:
+    """FLOPs per token of a forward and of a backward pass, as the model counts them or as its modules do."""
+    counted = model.counted_flops(time, read)
+    return counted or _cost(model, time, entered=False, idle=_unread(model, read), executed=executed)
 
 
 def without_weights(model: Model) -> Model:
@@ -116,9 +102,10 @@ def executed_flops(model: Model, time: int, recomputed: bool = False, read: Coll
     Rows are assumed to hold one document without padding, and experts to drop no token. Packed documents and padding
     need a mask, with which the device computes all pairs. Tokens that exceed an expert's capacity are not computed.
     """
-    if isinstance(model, HFModel):
-        return training_flops(model, time, read) + recomputed * model.forward_flops(time, read)
-    total = sum(_cost(model, time, entered=False, idle=_unread(model, read), executed=True))
+    forward, backward = _passes(model, time, read, executed=True)
+    total = forward + backward
+    if model.counted_flops(time, read) is not None:
+        return total + recomputed * forward
     entered = _below(model.embedding, entered=False)
     for block in model.blocks if recomputed else ():
         entered = _below(block, entered)
@@ -146,7 +133,7 @@ def _cost(
     executed  whether products that the device computes and masks count too
     """
     parameters = dict(module.named_parameters(recurse=False))
-    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith((A, B, M))}
+    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith(LOW_RANK)}
     if isinstance(module, nn.Linear):
         forward, backward = _matrices([(p.numel(), p.requires_grad) for p in matrices.values()], 1.0, entered)
         low = [
@@ -168,7 +155,7 @@ def _cost(
     forward = backward = 0.0
     reached = entered
     for child in children:
-        cost = _cost(child, time, entered if isinstance(module, MoE) else reached, idle, executed)
+        cost = _cost(child, time, entered if isinstance(module, Layer) and module.routes else reached, idle, executed)
         forward, backward = forward + cost[0], backward + cost[1]
         reached = reached if isinstance(child, Head) else _below(child, reached)
     forward, backward = forward + flops, backward + 2 * flops * reached  # products of activations have two gradients
@@ -191,61 +178,6 @@ def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tup
         backward += 2.0 * share * size * (trained + entered)
         entered = entered or trained
     return forward, backward
-
-
-def _hf_backward(model: HFModel, time: int, read: Collection[str]) -> float:
-    """Approximate backward FLOPs per token of a Hugging Face model; twice the forward pass where everything is trained.
-
-    Layers are assumed to begin with their norms (except those of outputs, as in BERT) and otherwise to run in the order
-    of registration, and the matrices of a module to have the same input, except that the last one reads the results of
-    the others.
-    """
-    visited = model.visited_weights(read)
-    try:
-        blocks = list(model.blocks)
-    except ValueError:  # no list of layers
-        blocks = [model.backbone]
-    layer_of = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
-    parameters = [(name, p) for name, p in model.named_parameters() if not name.startswith("heads.")]
-    total, entered = 0.0, False
-    for number, layer in groupby(parameters, lambda item: layer_of.get(id(item[1]))):
-        ordered = sorted(layer, key=lambda item: "norm" not in item[0].lower() or "output" in item[0])
-        mixed = number is None
-        for _, group in groupby(ordered, lambda item: _projection(item[0]).rpartition(".")[0]):
-            modules = [list(items) for _, items in groupby(group, lambda item: _projection(item[0]))]
-            *earlier, last = modules
-            if _projection(last[0][0]).rpartition(".")[2].startswith("v"):  # values, beside queries and keys
-                earlier = modules
-            reached = entered or any(p.requires_grad for items in earlier for _, p in items)
-            for items in modules:
-                total += _hf_matrix(items, visited, reached if items is last and earlier is not modules else entered)
-            if not mixed and any(name in visited for items in modules for name, _ in items):
-                total, mixed = total + 2 * model.attention_flops(time) / len(blocks) * reached, True
-            entered = entered or any(p.requires_grad for items in modules for _, p in items)
-    if model.tied and not read:
-        total += 2.0 * model.embedding.weight.numel() * (model.embedding.weight.requires_grad + entered)
-    return total + sum(head.flops(time) * (head.weight.requires_grad + entered) for head in model.read_heads(read))
-
-
-def _projection(name: str) -> str:
-    """The name of the module of a parameter, also where peft has added an update to it."""
-    kept = [part for part in name.split(".")[:-1] if part not in ("base_layer", "lora_A", "lora_B", "default")]
-    return ".".join(kept)
-
-
-def _hf_matrix(items: Sequence[tuple[str, nn.Parameter]], visited: Mapping[str, float], entered: bool) -> float:
-    """Backward FLOPs per token of the matrices of a module, with the updates of peft.
-
-    An update of stacked experts is added to the matrices themselves, and needs the gradient of each whole matrix.
-    """
-    updated = any(p.requires_grad for name, p in items if ".lora_" in name)
-    total = 0.0
-    for name, p in items:
-        stacked = p.ndim > 2
-        trained = p.requires_grad or (stacked and updated)
-        total += 2.0 * visited.get(name, 0.0) * (trained + (entered or ".lora_B." in name))
-        entered = entered or (stacked and trained)
-    return total
 
 
 def _below(module: nn.Module, entered: bool) -> bool:

@@ -7,7 +7,8 @@ segments are not supported, and mixtures of experts train without a balance loss
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -191,6 +192,45 @@ class HFModel(Model):
             visited += self.embedding.weight.numel()
         return 2.0 * visited + heads + self.attention_flops(time)
 
+    def counted_flops(self, time: int, read: Collection[str] = ()) -> tuple[float, float]:
+        """Approximate FLOPs of both passes, since modules of transformers do not report their own."""
+        return self.forward_flops(time, read), self._backward_flops(time, read)
+
+    def _backward_flops(self, time: int, read: Collection[str]) -> float:
+        """Approximate backward FLOPs per token; twice the forward pass where everything is trained.
+
+        Layers are assumed to begin with their norms (except those of outputs, as in BERT) and otherwise to run in the
+        order of registration, and the matrices of a module to have the same input, except that the last one reads the
+        results of the others.
+        """
+        visited = self.visited_weights(read)
+        try:
+            blocks = list(self.blocks)
+        except ValueError:  # no list of layers
+            blocks = [self.backbone]
+        layer_of = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
+        parameters = [(name, p) for name, p in self.named_parameters() if not name.startswith("heads.")]
+        total, entered = 0.0, False
+        for number, layer in groupby(parameters, lambda item: layer_of.get(id(item[1]))):
+            ordered = sorted(layer, key=lambda item: "norm" not in item[0].lower() or "output" in item[0])
+            mixed = number is None
+            for _, group in groupby(ordered, lambda item: _projection(item[0]).rpartition(".")[0]):
+                modules = [list(items) for _, items in groupby(group, lambda item: _projection(item[0]))]
+                *earlier, last = modules
+                if _projection(last[0][0]).rpartition(".")[2].startswith("v"):  # values, beside queries and keys
+                    earlier = modules
+                reached = entered or any(p.requires_grad for items in earlier for _, p in items)
+                for items in modules:
+                    total += _matrix_flops(
+                        items, visited, reached if items is last and earlier is not modules else entered
+                    )
+                if not mixed and any(name in visited for items in modules for name, _ in items):
+                    total, mixed = total + 2 * self.attention_flops(time) / len(blocks) * reached, True
+                entered = entered or any(p.requires_grad for items in modules for _, p in items)
+        if self.tied and not read:
+            total += 2.0 * self.embedding.weight.numel() * (self.embedding.weight.requires_grad + entered)
+        return total + sum(head.flops(time) * (head.weight.requires_grad + entered) for head in self.read_heads(read))
+
     def visited_weights(self, read: Collection[str] = ()) -> dict[str, float]:
         """Weights that a token visits in each matrix, by name; without task heads and the embedding, tied or not.
 
@@ -228,6 +268,27 @@ class HFModel(Model):
 
     def new_caches(self, length: int) -> HFCache:
         return HFCache(self.config)
+
+
+def _projection(name: str) -> str:
+    """The name of the module of a parameter, also where peft has added an update to it."""
+    kept = [part for part in name.split(".")[:-1] if part not in ("base_layer", "lora_A", "lora_B", "default")]
+    return ".".join(kept)
+
+
+def _matrix_flops(items: Sequence[tuple[str, nn.Parameter]], visited: Mapping[str, float], entered: bool) -> float:
+    """Backward FLOPs per token of the matrices of a module, with the updates of peft.
+
+    An update of stacked experts is added to the matrices themselves, and needs the gradient of each whole matrix.
+    """
+    updated = any(p.requires_grad for name, p in items if ".lora_" in name)
+    total = 0.0
+    for name, p in items:
+        stacked = p.ndim > 2
+        trained = p.requires_grad or (stacked and updated)
+        total += 2.0 * visited.get(name, 0.0) * (trained + (entered or ".lora_B." in name))
+        entered = entered or (stacked and trained)
+    return total
 
 
 def _remove_special_ids(settings: PretrainedConfig) -> None:

@@ -111,6 +111,9 @@ class Transformer(Model):
         self.future = nn.ModuleList(FutureHead(block(site)) for site in later)
         self.future_weight = future_weight
 
+    def vocabulary(self) -> list[Tensor]:
+        return super().vocabulary() + ([] if self.positions is None else [self.positions.weight])
+
     def forward(self, batch: Batch, caches: KeyValueCache | None = None) -> Output:
         """Hidden states after the final norm, and the layers' auxiliary sums.
 

@@ -26,4 +26,3 @@ EXPORTS = {
     "layer_pattern": "patterns",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
-__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

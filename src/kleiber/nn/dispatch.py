@@ -71,6 +71,10 @@ class Experts(Layer):
         """All experts where the backend computes each of them for every token."""
         return self.flops(time) * (len(self.gate_up) / self.k if self.backend == "dense" else 1.0)
 
+    def idle(self) -> int:
+        """The matrices of the (num_experts - k) experts that a token does not visit, with their low-rank updates."""
+        return sum((len(stack) - self.k) * stack[0].numel() for stack in self.parameters())
+
 
 def dispatch_over_ranks(
     backend: Backend,

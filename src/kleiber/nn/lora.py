@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from kleiber.nn.precision import without_autocast
 from kleiber.nn.sharding import full_tensor, is_sharded
 from kleiber.types.batch import Role
-from kleiber.types.model import Layer
+from kleiber.types.model import LOW_RANK, Layer
 
-A, B, M = "_lora_a", "_lora_b", "_lora_m"
+A, B, M = LOW_RANK
 
 
 class Adapted(Layer):

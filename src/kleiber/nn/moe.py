@@ -116,6 +116,8 @@ class MoE(MLP):
                  sequence (`admit`); null: all tokens
     """
 
+    routes = True
+
     def __init__(
         self,
         site: Site,

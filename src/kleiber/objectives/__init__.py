@@ -11,12 +11,11 @@ if TYPE_CHECKING:
 EXPORTS = {
     "Classify": "classify",
     "CLM": "clm",
-    "SFT": "clm",
-    "Distill": "clm",
+    "SFT": "sft",
+    "Distill": "distill",
     "DPO": "dpo",
     "KTO": "kto",
     "MLM": "mlm",
     "Reward": "reward",
 }
-__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

@@ -1,30 +1,16 @@
-"""Next-token objectives: causal language modeling, supervised fine-tuning of answers, and distillation.
-
-All of them need a causal model. Supervised fine-tuning divides by the number of answer tokens in the whole batch, so
-every answer token has the same weight in whatever row, micro-batch or rank it is. The teacher of a distillation is the
-model of a finished run or of a Hugging Face folder. It is neither among the trained parameters nor in checkpoints, so a
-run needs the teacher's folder as long as it trains, and not to be evaluated.
-"""
+"""Causal language modeling: each token is predicted from those before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-from typing import Annotated, Protocol, runtime_checkable
-
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor
 
-from kleiber.data.instruct import InstructCorpus
-from kleiber.models.counting import forward_flops
-from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
+from kleiber.nn.loss import cross_entropy, target_weights
 from kleiber.objectives.auxiliary import loss_with_auxiliary, real_tokens
-from kleiber.types import NonNegative, Positive
+from kleiber.types import NonNegative
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Corpus, Objective, Predictions
+from kleiber.types.contracts import Objective, Predictions
 from kleiber.types.model import Model
-from kleiber.types.tokenizer import Tokenizer
 
 
 class CLM(Objective):
@@ -117,117 +103,3 @@ def next_token_inputs(batch: Batch) -> Batch:
         segments=None if batch.segments is None else batch.segments[:, :-1],
         samples=batch.samples,
     )
-
-
-class SFT(CLM):
-    """Next-token cross-entropy, summed over answer tokens, in nats.
-
-    z_loss  coefficient of the squared log-normalizer, as in CLM
-    """
-
-    likelihood = False
-    default_epochs = 3.0
-    trains_answers = True
-
-    def __init__(self, corpus: Corpus, z_loss: NonNegative = 0.0) -> None:
-        if not isinstance(corpus, InstructCorpus):
-            raise ValueError(f"objective=sft needs marked answers, and data={corpus.name} has none: set data=instruct")
-        super().__init__(z_loss)
-
-    def __call__(self, model: Model, batch: Batch) -> Loss:
-        if batch.weights is None:
-            raise ValueError("objective=sft needs marked answers, and this batch has none: set data=instruct")
-        return super().__call__(model, batch)
-
-
-@runtime_checkable
-class OpenedModel(Protocol):
-    """A model that was read from a folder, with its tokenizer."""
-
-    @property
-    def model(self) -> Model: ...
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-
-
-class Distill(CLM):
-    """(1 - mix) cross-entropy + mix T^2 KL(teacher_T || student_T), summed over targets, in nats.
-
-    Hinton et al. 2015, arXiv:1503.02531, section 2. The metric "ce" is the student's cross-entropy alone, "kd" the
-    second term without its weight. Held-out loss is the cross-entropy, without the teacher.
-
-    open_model   reads a model from its folder; the run supplies it
-    teacher      RUN, RUN/STAGE or a Hugging Face folder
-    temperature  T, by which the logits of both models are divided
-    mix          weight of the teacher; 1 leaves out the cross-entropy
-    """
-
-    trains_future = False
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        open_model: Callable[[str], OpenedModel],
-        teacher: str,
-        temperature: Positive = 2.0,
-        mix: Annotated[float, Gt(0), Le(1)] = 0.5,
-    ) -> None:
-        super().__init__()
-        self.open_model, self.tokenizer_hash = open_model, corpus.tokenizer.hash
-        self.temperature, self.mix = temperature, mix
-        self.models = {"teacher": teacher}
-
-    def check(self, model: Model) -> None:
-        """Raises ValueError for a bidirectional model, and for a teacher that cannot be opened or does not fit."""
-        super().check(model)
-        _ = self.teacher
-
-    @cached_property
-    def teacher(self) -> Model:
-        """The frozen teacher, opened on first use: only training reads it.
-
-        Raises ValueError where it cannot be opened, is bidirectional, or has another tokenizer than the data.
-        """
-        path = self.models["teacher"]
-        try:
-            opened = self.open_model(path)
-        except ValueError as error:
-            raise ValueError(f"objective.teacher: {error}") from None
-        if not opened.model.causal:
-            raise ValueError(f"objective.teacher={path} must be a causal model; this one is bidirectional")
-        # Hashes are compared without the names of the tokenizers' folders.
-        if opened.tokenizer.hash.rpartition("/")[2] != self.tokenizer_hash.rpartition("/")[2]:
-            raise ValueError(
-                f"objective.teacher={path} has the tokenizer {opened.tokenizer.hash}, and the data has "
-                f"{self.tokenizer_hash}: set data.tokenizer to the teacher's tokenizer"
-            )
-        return opened.model.requires_grad_(False)
-
-    def __call__(self, model: Model, batch: Batch) -> Loss:
-        if not torch.is_grad_enabled():
-            return super().__call__(model, batch)
-        rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
-        if weights is None:
-            weights = torch.ones(targets.shape, device=targets.device)
-        if rows.tokens.shape[1] > self.teacher.context:
-            raise ValueError(
-                f"the rows have {rows.tokens.shape[1]} tokens, more than the teacher's context of "
-                f"{self.teacher.context}: set model.context={self.teacher.context}"
-            )
-        self.teacher.to(rows.tokens.device)
-        with torch.no_grad():
-            teacher_hidden = self.teacher(rows).hidden
-        output = model(rows)
-        total, cross = cross_entropy(output.hidden, model.head, targets, weights)
-        divergence = kl_divergence(
-            teacher_hidden, self.teacher.head, output.hidden, model.head, weights, self.temperature
-        )
-        total = (1 - self.mix) * total + self.mix * divergence
-        metrics = {"ce": cross.detach(), "kd": divergence.detach()}
-        tokens = weights.sum()
-        marked = batch.weights is not None
-        return loss_with_auxiliary(total, tokens, metrics, output, rows, batch.auxiliary_ratio, marked)
-
-    def forward_only_flops(self, model: Model, time: int) -> float:
-        """Those of the teacher."""
-        return forward_flops(self.teacher, time)

@@ -19,13 +19,11 @@ from torch import Tensor
 from kleiber.data.preference import AnswerCorpus, PairRows
 from kleiber.nn.precision import autocast_dtype
 from kleiber.nn.sharding import full_parameters
-from kleiber.records.arrays import read_arrays
+from kleiber.records.arrays import REFERENCE, read_arrays
 from kleiber.records.files import read_json, replaced
 from kleiber.records.regular_files import DamagedFile, create, make_folder
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model, device_of, evaluation_mode
-
-REFERENCE = "reference"  # name of the .npz and .json file in the stage's folder
 
 Values = dict[str, np.ndarray]  # by split
 

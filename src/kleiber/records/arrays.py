@@ -14,6 +14,7 @@ import numpy as np
 from kleiber.records.files import replaced
 from kleiber.records.regular_files import DamagedFile, create, open_to_read
 
+REFERENCE = "reference"  # name of the .npz and .json file of a stage with what its start model computed
 NUMPY_ERRORS = (  # of files that are no arrays
     ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError, BadZipFile,
 )  # fmt: skip

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
-from kleiber.records.catalog import find_run
 from kleiber.records.files import MAX_YAML_BYTES, write_bytes
 from kleiber.records.folder import config_hash, identity, read_config
 from kleiber.records.regular_files import read_bytes
@@ -105,6 +104,8 @@ def warn_without_effect(configs: Mapping[Path, Config]) -> None:
 
 def keys_without_effect(folder: Path, config: Config) -> list[str]:
     """Returns the keys of a config that have no effect on the run in a folder, or its archive; none before its end."""
+    from kleiber.records.catalog import find_run
+
     recorded: Json = {}
     with suppress(ConfigError):  # config.yaml is missing or damaged
         run = find_run(folder) if config["resume"] == "auto" else None

@@ -23,7 +23,7 @@ EXPORTS = {
     "Checkpoint": "start_point",
     "HF": "start_point",
     "Scratch": "start_point",
-    "Upcycle": "start_point",
+    "Upcycle": "upcycle",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
 

@@ -22,7 +22,6 @@ from kleiber.config.stages import has_pretrained_weights, stage_configs
 from kleiber.config.targets import build
 from kleiber.data.cache import digest, file_hash
 from kleiber.data.corpus import content_hashes
-from kleiber.models.hf_config import model_folder
 from kleiber.runs.open import find_stage, prepare_corpus
 from kleiber.runs.recorded_config import recorded_configs
 from kleiber.runs.start_point import HF, Checkpoint
@@ -73,6 +72,8 @@ def start_inputs(config: DictConfig) -> Hashes:
     """Returns the hashes of the weights that the first stage starts from: those of `model` and `init`."""
     hashes: Hashes = {}
     if has_pretrained_weights(config.model):
+        from kleiber.models.hf_config import model_folder
+
         hashes["model"] = folder_hash(model_folder(config.model.path))
     start = None if config.get("init") is None else build(config.init)
     if isinstance(start, HF | Checkpoint):

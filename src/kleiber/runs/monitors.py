@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.targets import argument
-from kleiber.evals.perplexity import bytes_per_target
+from kleiber.evals.task_scores import bytes_per_target
 from kleiber.runs.stage_tree import Stage
 
 

@@ -23,10 +23,8 @@ from kleiber.config.model_size import check_model_memory
 from kleiber.config.permissions import permit_data
 from kleiber.config.stages import text_settings
 from kleiber.config.targets import build, signature
-from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
-from kleiber.nn.sharded_model import whole_model
-from kleiber.objectives.reference import REFERENCE
+from kleiber.records.arrays import REFERENCE
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
@@ -141,6 +139,7 @@ def open_model(path: str | Path, data: Sequence[str] = ()) -> TrainedModel:
 
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder. The model stays as transformers builds it, wrapped in `HFModel`."""
+    from kleiber.data.pretrained_tokenizer import load_pretrained
     from kleiber.models.hf import HFModel
     from kleiber.models.hf_config import hf_tokenizer
 
@@ -189,6 +188,8 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+
     data = text_settings(config["data"])
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
@@ -267,6 +268,8 @@ def load_trained(model: Model, folder: Path, stage: str) -> checkpoint.Checkpoin
     else:
         load_initial_weights(model, config, folder)
     adapter = build(DictConfig(config["adapter"]))
+    from kleiber.nn.sharded_model import whole_model
+
     with whole_model(model) as whole:
         adapter.apply(whole, config["seed"])
         saved.load_weights(whole) if saved.names is None else saved.load_model(whole, saved.names)
@@ -286,6 +289,8 @@ def load_initial_weights(model: Model, config: Config, folder: Path) -> None:
     if config.get("init"):
         build(DictConfig(config["init"])).load(start)
     try:
+        from kleiber.nn.sharded_model import whole_model
+
         with whole_model(model) as whole:
             whole.load_state_dict(start.state_dict())
     except RuntimeError as error:

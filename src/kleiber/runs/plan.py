@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 
 from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
-from kleiber.evals.measure import Measurement, training_measurements
 from kleiber.models.counting import Parameters, count_parameters, training_flops, without_weights
 from kleiber.nn.sharding import local
 from kleiber.optimizers.adamw import Optimizer
-from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.optimizers.schedules import Schedule
 from kleiber.runs.equal_ranks import check_equal
 from kleiber.runs.inputs import data_inputs
 from kleiber.runs.open import add_heads, build_objective, open_model
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.memory import free_memory_bytes
-from kleiber.training.private_step import plan_private_steps
 from kleiber.training.trainer import Local
+from kleiber.types import Config
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Samples, Task
 from kleiber.types.model import Model, device_of
 from kleiber.types.retention import Retention
+
+if TYPE_CHECKING:
+    from kleiber.evals.measure import Measurement
+    from kleiber.optimizers.privacy import PrivateSteps
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
@@ -150,9 +153,27 @@ def make_plan(
         outputs=outputs,
         sides=sides,
         earlier=earlier,
-        measurements=training_measurements(cfg.evals, model, corpus),
-        privacy=plan_private_steps(node and build(node), model, objective, corpus.train, rows, steps),
+        measurements=_plan_evaluations(cfg.evals, model, corpus),
+        privacy=_plan_privacy(node, model, objective, corpus, rows, steps),
     )
+
+
+def _plan_evaluations(nodes: Config | None, model: Model, corpus: Corpus) -> list[Measurement]:
+    if not nodes:
+        return []
+    from kleiber.evals.measure import training_measurements
+
+    return training_measurements(nodes, model, corpus)
+
+
+def _plan_privacy(
+    node: DictConfig | None, model: Model, objective: Objective, corpus: Corpus, rows: int, steps: int
+) -> PrivateSteps | None:
+    if not node:
+        return None
+    from kleiber.training.private_step import plan_private_steps
+
+    return plan_private_steps(build(node), model, objective, corpus.train, rows, steps)
 
 
 def prepare_data(cfg: DictConfig, world_size: int) -> Corpus:

@@ -18,6 +18,7 @@ from kleiber.config.system_errors import describe
 from kleiber.records.continuation import continues_folder
 from kleiber.records.directory_lock import is_replaced
 from kleiber.records.environment import cpu_name
+from kleiber.records.evaluations import missing_evaluations
 from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
@@ -215,10 +216,11 @@ class RankZeroRun:
 
     def _complete_evaluations(self) -> None:
         """Runs the evaluations of which a run that was finished before has no scores."""
-        from kleiber.runs.evaluate import complete_evaluations
+        if missing_evaluations(self.folder, self.config):
+            from kleiber.runs.evaluate import complete_evaluations
 
-        complete_evaluations(self.folder, self.config)
-        self.summary = Summary(self.folder)
+            complete_evaluations(self.folder, self.config)
+            self.summary = Summary(self.folder)
 
     def _print_banner(self) -> None:
         from kleiber.runs.banner import banner_lines
@@ -246,7 +248,6 @@ class RankZeroRun:
     def _make_loggers(self) -> list[StageLogger]:
         from kleiber.config.targets import build
         from kleiber.training.loggers import JsonlLogger, StageLogger
-        from kleiber.training.mirrors import mirror_logger
 
         values = self.summary.values
         available = {
@@ -266,6 +267,8 @@ class RankZeroRun:
             if isinstance(logger, StageLogger):
                 loggers.append(logger)
             elif logger is not None:
+                from kleiber.training.mirrors import mirror_logger
+
                 loggers.append(mirror_logger(logger, f"logger.{key}", available["run_config"]))
         for logger in loggers:
             logger.warn = self.note_warning

@@ -13,8 +13,6 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
 from kleiber.data.batches import stream
-from kleiber.data.streaming import StreamedWindows
-from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import StageRecord
 from kleiber.records.terminal import print_line
@@ -38,7 +36,6 @@ from kleiber.training.lightning import Callback, end_fit, fit, is_of_lightning, 
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.memory import reset_peak_memory
-from kleiber.training.private_step import poisson_stream
 from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Json
 from kleiber.types.batch import Batch
@@ -60,6 +57,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.privacy is not None:
+            from kleiber.training.private_step import poisson_stream
+
             return poisson_stream(self.samples, self.seed, self.start, self.privacy.rate)
         return stream(self.samples, self.seed, self.start, self.rows, *self.share)
 
@@ -232,7 +231,7 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     foreign = [callback for callback in built if is_of_lightning(callback)]
     hooks = [*foreign, LightningHooks(evaluate, foreign)] if foreign else []
     others = [callback for callback in built if callback not in (*clocks, *writers, *foreign)]
-    if isinstance(plan.corpus.train, StreamedWindows):
+    if not plan.corpus.train.random_access:
         others.append(DataPosition(plan.corpus.train))
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
@@ -279,6 +278,8 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
     """
     if stage.continues or not tree.from_weights:
         return {}
+    from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
+
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
     options = round(quantity(stage.config.eval.watch_tokens)), stage.plan.scored_rows, tree.hardware.runtime

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.stages import quantity
 from kleiber.data.order import Reading
-from kleiber.evals.measure import make_subject
 from kleiber.records.evaluations import settings_of_run
 from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.training.callbacks.evaluations import RunEvaluations
 from kleiber.types import Json
 from kleiber.types.contracts import Corpus, Task
+
+if TYPE_CHECKING:
+    from kleiber.training.callbacks.evaluations import RunEvaluations
 
 VALIDATIONS = 4  # of a stage, at most, where eval.every_steps is null
 
@@ -77,6 +79,9 @@ def plan_reading(cfg: DictConfig, corpus: Corpus, rows: int, steps: int = 0) -> 
 
 def make_evaluations(tree: Tree, stage: Stage, plan: Plan, record: StageRecord) -> RunEvaluations:
     """Builds the callback that runs the evaluations of the config's node `evals`."""
+    from kleiber.evals.measure import make_subject
+    from kleiber.training.callbacks.evaluations import RunEvaluations
+
     settings, tokens = stage.config.eval, token_limit(stage.config)
     config: Json = OmegaConf.to_container(stage.config, resolve=True)  # type: ignore[assignment]
     reading = plan_reading(stage.config, plan.corpus, plan.rows)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from kleiber.config.cost import Power, cost_of, device_power, read_cost
-from kleiber.data.mixture import Mixture, fractions_of
+from kleiber.data.batches import ConcatSamples
 from kleiber.models.counting import count_parameters, executed_flops, forward_flops, training_flops
 from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan
@@ -90,8 +90,13 @@ def unique_tokens(plan: Plan, samples: Samples, seed: int) -> int:
     train = plan.corpus.train
     if plan.privacy is not None:
         return round(train.num_tokens * (1 - (1 - plan.privacy.rate) ** plan.stop_step))
+    whole = round(train.num_tokens * min(1.0, plan.epochs))
+    if not isinstance(samples, ConcatSamples):
+        return whole
+    from kleiber.data.mixture import Mixture, fractions_of
+
     if not isinstance(samples, Mixture):
-        return round(train.num_tokens * min(1.0, plan.epochs))
+        return whole
     read = samples.order(seed).num_read(plan.stop_step * plan.rows)
     parts = samples.parts if samples is train else samples.parts[: len(fractions_of(train))]
     return round(sum(part.num_tokens * count / len(part) for part, count in zip(parts, read, strict=False)))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
-from kleiber.evals.drift import merge_copy
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree
 from kleiber.training import checkpoint
@@ -63,6 +62,8 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
     adapter = stage.config.adapter
     if not methods:
         return
+    from kleiber.evals.drift import merge_copy
+
     with full_parameters(model):
         merged = merge_copy(model, None if adapter is None else build(adapter).merge)
         _end_retention(methods, tree, stage, merged, evaluate)

@@ -30,4 +30,3 @@ EXPORTS = {
     "repetition_excess": "joint_laws",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
-__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

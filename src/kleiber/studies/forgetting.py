@@ -8,18 +8,15 @@ loss, and the questions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-
-from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
 from kleiber.studies import expert_loads
 from kleiber.studies.claims import TARGET, Claim, Question, Result, decide_together, read_claims
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import not_ready, untuned
-from kleiber.studies.compare.contrast import NATS, POOLED
+from kleiber.studies.compare.contrast import BASES, NATS
 from kleiber.studies.compare.frontier import (
     EQUAL,
     EqualTarget,
@@ -28,10 +25,10 @@ from kleiber.studies.compare.frontier import (
     require_common_base,
 )
 from kleiber.studies.compare.labels import text_labels
-from kleiber.studies.compare.noise import Noise, on_line, seed_noise
+from kleiber.studies.compare.noise import on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
-from kleiber.studies.decision import Estimate, as_row, estimate_around
+from kleiber.studies.decision import Estimate, as_row
 from kleiber.studies.statements import answer_text, statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row
@@ -139,41 +136,31 @@ class Forgetting(EqualTargetStudy):
     def questions(self, target: EqualTarget, claims: Sequence[Claim], waiting: str) -> list[Question]:
         """Returns the claims about two arms with their differences by seed; `waiting` says why the runs decide nothing.
 
-        The noise of seeds is pooled over the claims about one measure of arms that are matched, or that are not.
+        Arms of a seed start from one base, which pairs them.
         """
         present = set(target.rows["method"])
-        gaps = {
-            at: target.differences(claim.measure, *arms_of(claim), matched=claim.equal == TARGET)
-            for at, claim in enumerate(claims)
-            if {*arms_of(claim)} <= present
-        }
-        asked = []
-        for at, claim in enumerate(claims):
-            fields = {"claim": claim, "text": wording(claim), "wording": wording, "unit": NATS, "better": "lower"}
-            arms = arms_of(claim)
-            if at not in gaps or not len(gaps[at]):
-                absent = ", ".join(label(arm) for arm in arms if arm not in present)
-                problem = f"no finished run of {absent}" if absent else "no seed has both arms at the target loss"
-                asked.append(Question(**fields, problem=problem))
-                continue
-            alike = [gaps[i] for i, other in enumerate(claims) if i in gaps and kind_of(other) == kind_of(claim)]
-            noise, terms = target.noise(claim.measure, alike, claim.equal == TARGET)
-            at_level = partial(mean_of_gaps, gaps[at].to_numpy(), noise, terms)
-            bounds = target.bounds(*arms) if claim.equal == TARGET else (False, False)
-            untuned = (
-                "" if claim.equal == TARGET else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
-            )
-            asked.append(
-                Question(
-                    **fields,
-                    at=at_level,
-                    open_ends=bounds,
-                    method=POOLED,
-                    problem=untuned or waiting,
-                    tuned=not untuned,
-                )
-            )
-        return asked
+        return [self.question(target, claim, present, waiting) for claim in claims]
+
+    def question(self, target: EqualTarget, claim: Claim, present: Collection[str], waiting: str) -> Question:
+        """Returns a claim about two arms; see `questions`.
+
+        present  arms with finished runs
+        """
+        arms, matched = arms_of(claim), claim.equal == TARGET
+        fields = {"claim": claim, "text": wording(claim), "wording": wording, "unit": NATS, "better": "lower"}
+        fields["samples"] = BASES
+        absent = ", ".join(label(arm) for arm in arms if arm not in present)
+        gaps = [] if absent else target.differences(claim.measure, *arms, matched=matched).tolist()
+        if not gaps:
+            problem = f"no finished run of {absent}" if absent else "no seed has both arms at the target loss"
+            return Question(**fields, problem=problem)
+        bounds = target.bounds(*arms) if matched else (False, False)
+        untuned = "" if matched else next(filter(None, (self.untuned(target, arm) for arm in arms)), "")
+        problem = untuned or waiting
+        return Question(
+            **fields, values=gaps, open_ends=bounds, problem=problem, tuned=not untuned, paired=True,
+            weights=dict(zip(arms, (1.0, -1.0), strict=True)), groups=target.groups(claim.measure, matched),
+        )  # fmt: skip
 
     def untuned(self, target: EqualTarget, arm: str) -> str:
         """Why an arm is not tuned, for claims about best rates; "" where it is."""
@@ -205,16 +192,6 @@ def arms_of(claim: Claim) -> tuple[str, str]:
     """Returns the names of the two arms of a claim."""
     ours, theirs = (str(side["arm"]) for _, side in claim.sides)
     return ours, theirs
-
-
-def kind_of(claim: Claim) -> tuple[str, str | None]:
-    """Returns what claims have in common whose noise is pooled: the measure, and what is held equal."""
-    return claim.measure, claim.equal
-
-
-def mean_of_gaps(gaps: NDArray, noise: Noise, terms: int, level: float) -> Estimate:
-    """Returns the mean of differences by seed, each with `terms` times the variance of the noise."""
-    return estimate_around(float(gaps.mean()), noise.half_width(level, terms / len(gaps)), len(gaps), NATS)
 
 
 def wording(claim: Claim) -> str:
@@ -276,10 +253,8 @@ def methods(study: Forgetting, noise: Row) -> str:
         "pair": "the best of the weaker arm of each pair",
     }  # fmt: skip
     spread = "not measured" if not noise["df"] else f"{noise['F']:.4f} nats ({noise['df']} degrees of freedom)"
-    over = {"pair": "is the spread of differences over seeds, pooled over pairs"}
     return METHODS.format(
         loss=whose[study.equal], tolerance=study.tolerance, level=study.level, spread=spread,
-        noise=over.get(study.equal, "seeds and arms leave over"),
     ) + REPLAY * (study.arms == "method")  # fmt: skip
 
 
@@ -288,10 +263,11 @@ METHODS = (
     "between the first and the last step, peak F its largest rise on a subset while training went on. Every arm was "
     "tuned over its settings and learning rates; F is read off its own frontier (straight lines between its "
     "undominated points, seed by seed) at {loss} and {tolerance:.1%} more. At its best rate an arm has the setting of "
-    "least mean target loss, among those with the most seeds. Intervals are Student's at {level:.0%}: of F with as "
-    "many degrees of freedom as there are bases less one, of differences within seeds with the noise that {noise}. "
-    "Those of the claims hold for all claims of the study at once (Bonferroni). An F that is an upper bound decides no "
-    "claim that a smaller F could turn. Seed noise of a run: {spread}. The choice among settings is "
+    "least mean target loss, among those with the most seeds. Intervals are at {level:.0%}: of F Student's t with as "
+    "many degrees of freedom as there are bases less one. Differences are between runs from one base; those of the "
+    "claims hold together, with variances that are shrunk to each other (Smyth 2004, doi 10.2202/1544-6115.1027) as "
+    "far as they agree. An F that is an upper bound decides no claim that a smaller F could turn. Seed noise of a run: "
+    "{spread}. The choice among settings is "
     "made on the same runs, which favors arms with more of them; the line of WiSE-FT contains the ends of plain "
     "fine-tuning, so it cannot come out behind it. Replayed tokens count as tokens of the budget unless the design "
     "says otherwise. Expert loads are the share of assignments by expert on fixed held-out text; distances are total "

@@ -22,7 +22,7 @@ CONTRARY = {"lower": "higher", "higher": "lower"}
 MIRRORED = {**CONTRARY, "not_lower": "not_higher", "not_higher": "not_lower", "within": "within"}
 COMPARATIVES = {"lower": ("lower", "less"), "higher": ("higher", "more")}  # words of texts, by direction
 FINISH = "finish its runs: repeat the command of the sweep"
-SEEDS = ("seeds", "values of seed")  # samples of which a design adds more by design.seeds
+SEEDS = ("seeds", "values of seed", "base models")  # samples of which a design adds more by design.seeds
 
 
 def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:

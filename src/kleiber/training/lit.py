@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from kleiber.nn.sharding import OptimizerState, load_optimizer
 from kleiber.optimizers.adamw import Optimizer
-from kleiber.optimizers.privacy import PrivateSteps
 from kleiber.records.terminal import print_line
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.private_step import noise_generator, private_gradients
 from kleiber.training.step import (
     Diverged,
     accumulate,
@@ -35,6 +33,9 @@ from kleiber.types.contracts import Objective
 from kleiber.types.model import Model, device_of
 from kleiber.types.ranks import world_size
 from kleiber.types.retention import Retention
+
+if TYPE_CHECKING:
+    from kleiber.optimizers.privacy import PrivateSteps
 
 
 class Guard(Protocol):
@@ -163,6 +164,8 @@ class LitLM(LeanModule):
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             if self.privacy is not None:
+                from kleiber.training.private_step import noise_generator, private_gradients
+
                 noise = noise_generator(self.seed, step, device_of(self.model))
                 return private_gradients(
                     self.model, self.objective, batch, self.manual_backward, self.privacy, noise, retention, step

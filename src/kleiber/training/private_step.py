@@ -53,14 +53,12 @@ def check_private(model: Model, objective: Objective, samples: Samples) -> None:
 
 
 def plan_private_steps(
-    settings: DPSGD | None, model: Model, objective: Objective, samples: Samples, rows: int, steps: int
-) -> PrivateSteps | None:
-    """The noise of each of `steps` steps of about `rows` samples; None without settings.
+    settings: DPSGD, model: Model, objective: Objective, samples: Samples, rows: int, steps: int
+) -> PrivateSteps:
+    """The noise of each of `steps` steps of about `rows` samples.
 
     Raises ValueError for what couples samples, and for settings that do not fit the number of samples or steps.
     """
-    if settings is None:
-        return None
     check_private(model, objective, samples)
     return settings.plan(len(samples), rows, steps)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.url_secrets import hide_secrets, open_file_system
-from kleiber.objectives.reference import REFERENCE
+from kleiber.records.arrays import REFERENCE
 from kleiber.records.locks import wait_for_lock
 from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.config.errors import RankLost, RankTimeout
-from kleiber.nn.moe import MoE
 from kleiber.nn.sharding import scalar, split_sharded
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Penalty, Sums
@@ -178,7 +177,7 @@ def share_auxiliary_ratio(model: Model, objective: Objective, batches: Sequence[
 
     Their own factors differ where rows differ in the share of targets, and the step would depend on the split.
     """
-    if (len(batches) == 1 and world_size() == 1) or not any(isinstance(module, MoE) for module in model.modules()):
+    if (len(batches) == 1 and world_size() == 1) or not model.routes:
         return batches
     counts = [objective.auxiliary_counts(model, batch) for batch in batches]
     numbers = [torch.as_tensor(n, device=batches[0].tokens.device).double() for pair in counts if pair for n in pair]

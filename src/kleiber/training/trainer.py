@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.batches import ALIGN
 from kleiber.data.cache import cache_root
-from kleiber.evals.perplexity import Runtime
-from kleiber.nn.moe import MoE
+from kleiber.evals.task_scores import Runtime
 from kleiber.training.memory import keep_freed_memory
 from kleiber.types import Count
 from kleiber.types.model import Model
@@ -226,7 +225,7 @@ def keep_compiled() -> None:
 
 def allow_shapes(model: Model) -> None:
     """Lets torch.compile make a graph for each shape of a batch, where by default it compiles only the first eight."""
-    if not any(isinstance(module, MoE) for module in model.modules()):  # within one, shapes are new in every step
+    if not model.routes:  # among experts, shapes are new in every step
         from torch._dynamo import config
 
         shapes = 4 * (model.context // ALIGN + 1) * len(model.blocks)  # rows, and with and without gradients

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
 from kleiber.types.score import Metric, Metrics
@@ -58,6 +59,13 @@ class Samples:
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         """Prompt and last answer of conversation i, as token ids; None where samples are not conversations."""
         return None
+
+    def state(self) -> Json:
+        """What a checkpoint keeps, where the next samples do not follow from the step alone."""
+        return {}
+
+    def restore(self, state: Json) -> None:
+        """Continues from the `state` of a checkpoint."""
 
     def planted(self, index: Int[np.ndarray, "batch"]) -> Planted | None:
         """Which tokens of these samples decide a later token, where the data were made so; None for other data."""

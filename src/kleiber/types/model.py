@@ -6,7 +6,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -52,8 +52,16 @@ class LearningRateScale(Protocol):
     def __call__(self, role: Role, rule: UpdateRule = "adam") -> float: ...
 
 
+LOW_RANK = ("_lora_a", "_lora_b", "_lora_m")  # what names of the parameters of a low-rank update end with
+
+
 class Layer(nn.Module):
-    """A module that reports the roles of its parameters and its FLOPs; `nn.Linear` and `nn.Embedding` need not."""
+    """A module that reports the roles of its parameters and its FLOPs; `nn.Linear` and `nn.Embedding` need not.
+
+    routes  whether each token goes to some of its children, which all have the same input
+    """
+
+    routes: ClassVar[bool] = False
 
     def roles(self) -> dict[str, Role]:
         """Role of each parameter of the module without its children, by the parameter's name in the module."""
@@ -66,6 +74,10 @@ class Layer(nn.Module):
     def executed_flops(self, time: int) -> float:
         """`flops` as the device executes them: more where masked positions are computed too."""
         return self.flops(time)
+
+    def idle(self) -> int:
+        """Number of the parameters that a token does not visit, without those of the module's children."""
+        return 0
 
 
 class Router(Layer):
@@ -269,6 +281,27 @@ class Model(nn.Module):
         inside = [name for name in by_name if name.startswith(("blocks.", "future."))]
         by_name |= {name: replace(by_name[name], depth=len(self.blocks)) for name in inside}
         return {name: by_name[name] for name in names.values()}
+
+    def vocabulary(self) -> list[Tensor]:
+        """The embedding, the matrix of the output layer if there is one, and learned positions; tied ones twice."""
+        return [self.embedding.weight, self.head.weight]
+
+    @property
+    def routes(self) -> bool:
+        """Whether some layer sends each token to some of its children, as a mixture of experts does."""
+        return any(isinstance(module, Layer) and module.routes for module in self.modules())
+
+    def idle(self) -> int:
+        """Number of the parameters of experts that a token does not visit."""
+        return sum(module.idle() for module in self.modules() if isinstance(module, Layer))
+
+    def counted_flops(self, time: int, read: Collection[str] = ()) -> tuple[float, float] | None:
+        """FLOPs per token of a forward and of a backward pass; None where they are counted from the modules.
+
+        time  tokens of a row
+        read  names of the task heads that are read in place of the head over tokens
+        """
+        return None
 
     def add_head(self, name: str, outputs: int) -> None:
         """Adds the output layer `heads[name]` with this number of outputs, unless there is one of that name."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.data.mixture import MixtureCorpus, Repeated
+from kleiber.data.mixture_corpus import MixtureCorpus, Repeated
 from kleiber.data.text import Text
 from kleiber.data.token_files import TrainWindows
 from kleiber.data.tokenizers import Bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.data.mixture import MixtureCorpus
+from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.text import Text
 from kleiber_topics.bias.reweighted import Reweighted, document_weights
 

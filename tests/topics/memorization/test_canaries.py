@@ -9,7 +9,7 @@ import pytest
 
 from kleiber.data.builtin import Builtin
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.mixture import MixtureCorpus
+from kleiber.data.mixture_corpus import MixtureCorpus
 from kleiber.data.text import Text
 from kleiber.data.token_files import TrainWindows
 from kleiber_topics.memorization.canaries import Canaries

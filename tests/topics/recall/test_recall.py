@@ -6,7 +6,8 @@ import pytest
 from kleiber.config.check import check_arguments
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import signature
-from kleiber.data.mixture import Repeated, SpreadSamples
+from kleiber.data.mixture import SpreadSamples
+from kleiber.data.mixture_corpus import Repeated
 from kleiber_topics.recall.recall import FIRST_FILLER, FIRST_VALUE, Recall
 
 

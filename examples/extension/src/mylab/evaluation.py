@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject, mean_score
-from kleiber.objectives.clm import next_token_inputs
+from kleiber.objectives import next_token_inputs
 from kleiber.types.score import Metric, Metrics
 
 

@@ -1,20 +1,20 @@
 """Claims about fine-tuned runs with their estimates: replay, learning rates, averages, trends.
 
-A claim without the runs that test it is left out. Differences are within seeds, whose runs share a base, and their
-noise is pooled over all settings. `trends` tests how forgetting F changes from one end of an input to the other.
+A claim without the runs that test it is left out. Differences are within seeds, whose runs share a base. `trends` tests
+how forgetting F changes from one end of an input to the other, with the noise of seeds pooled over all cells of a grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kleiber.inference.contrasts import Cell, Groups
 from kleiber.studies.claims import RATE, Claim, Question
-from kleiber.studies.compare.noise import Noise, pooled, within_seeds
+from kleiber.studies.compare.noise import Noise, trained
 from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.types import Row
@@ -22,6 +22,7 @@ from kleiber.types.score import format_interval
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 NATS = "nats"
+BASES = "base models"
 POOLED = "Student's t within seeds, noise pooled over settings"
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
 
@@ -36,27 +37,54 @@ def format_level(estimate: Estimate) -> str:
 def questions_on_forgetting(rows: Rows) -> list[Question]:
     """Returns the claims on replay, learning rates and averages that these runs can test."""
     rows = rows.assign(beside=beside(rows))
-    noise = {name: within_seeds(rows, name) for name in ("F", "target")}
+    cells = {measure: setting_cells(rows, measure) for measure in ("F", "target")}
     return [
-        *replay_is_monotone(rows, noise["F"]),
-        *replay_is_cheap(rows, noise["target"]),
-        *fast_forgets(rows, noise["F"]),
+        *replay_is_monotone(rows, cells["F"]),
+        *replay_is_cheap(rows, cells["target"]),
+        *fast_forgets(rows, cells["F"]),
         *averaging(rows),
     ]
 
 
-def contrast(table: Rows, of: float, against: float, noise: Noise, claim: Claim, text: str) -> Question | None:
-    """Returns a claim on the mean of a column minus another over the rows that have both; None without such rows."""
-    gaps = (table[of] - table[against]).dropna()
-    if not len(gaps):
-        return None
-    mean, count = float(gaps.mean()), len(gaps)
-    return question(claim, text, lambda level: estimate_around(mean, noise.half_width(level, 2 / count), count, NATS))
+def setting_cells(rows: Rows, measure: str) -> dict[Hashable, list[Cell]]:
+    """Returns a measure of all trained settings by seed, as groups whose noise is alike, by method, share and rate."""
+    groups: dict[Hashable, list[Cell]] = {}
+    for _, part in trained(rows).groupby(["method", "setting", "lr", "steps"], dropna=False):
+        first = part.iloc[0]
+        cell = part.groupby("seed")[measure].mean().dropna().to_dict()
+        groups.setdefault(group_name(first["method"], first["replayed"], first["lr"]), []).append(cell)
+    return groups
 
 
-def question(claim: Claim, text: str, at: Callable[[float], Estimate | None], unit: str = NATS) -> Question:
-    """Returns a claim whose estimate pools the noise of seeds over all settings."""
-    return Question(claim=claim, text=text, at=at, unit=unit, better="lower", method=POOLED)
+def group_name(method: str, share: float, lr: float) -> tuple[str, float, float]:
+    """Returns the name of a group of `setting_cells`."""
+    return method, float(share), float(lr)
+
+
+def replay_name(share: float, lr: float) -> tuple[str, float, float]:
+    """Returns the name of the group of replay or, without a share, of plain fine-tuning."""
+    return group_name("replay" if share else PLAIN, share, lr)
+
+
+def contrast(
+    table: Rows, of: float, against: float, claim: Claim, text: str, groups: Groups, names: Sequence[Hashable]
+) -> Question | None:
+    """Returns a claim on the mean of a column minus another over the rows that have both; None without such rows.
+
+    groups, names  of `setting_cells`, and those of the two sides
+    """
+    gaps = (table[of] - table[against]).dropna().groupby("seed").mean()
+    return question(claim, text, gaps.tolist(), groups, names) if len(gaps) else None
+
+
+def question(
+    claim: Claim, text: str, values: Sequence[float], groups: Groups, names: Sequence[Hashable] = (), unit: str = NATS
+) -> Question:
+    """Returns a claim whose sides are runs from the same bases, with the difference of each base."""
+    return Question(
+        claim=claim, text=text, values=values, unit=unit, better="lower", paired=True, samples=BASES, groups=groups,
+        weights=dict(zip(names, (1.0, -1.0), strict=True)) if names else None,
+    )  # fmt: skip
 
 
 def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
@@ -87,28 +115,31 @@ def beside(rows: Rows, by: Sequence[str] = ()) -> list[float]:
     return nearest
 
 
-def replay_is_monotone(rows: Rows, noise: Noise) -> list[Question]:
+def replay_is_monotone(rows: Rows, groups: Groups) -> list[Question]:
     """F falls with each step of the replayed share, at each learning rate: a claim for each step."""
     asked = []
     for lr, table in by_rate(rows, "F").items():
         for less, larger in pairwise(sorted(table)):
             of, against = {"replayed": larger, "lr": lr}, {"replayed": less}
             text = f"F is lower with a replayed share of {larger:g} than with {less:g}, at learning rate {lr:g}"
-            asked.append(
-                contrast(table, larger, less, noise, Claim(of=of, against=against, measure="F", equal=RATE), text)
-            )
+            claim = Claim(of=of, against=against, measure="F", equal=RATE)
+            names = [replay_name(share, lr) for share in (larger, less)]
+            asked.append(contrast(table, larger, less, claim, text, groups, names))
     return [entry for entry in asked if entry is not None]
 
 
-def replay_is_cheap(rows: Rows, noise: Noise) -> list[Question]:
+def replay_is_cheap(rows: Rows, groups: Groups) -> list[Question]:
     """5% replay costs less than 2% of the target loss, where plain fine-tuning learns best."""
-    tables = [table[[0.0, 0.05]].dropna() for table in by_rate(rows, "target").values() if {0.0, 0.05} <= set(table)]
-    tables = [table for table in tables if len(table)]
+    tables = {lr: table[[0.0, 0.05]].dropna() for lr, table in by_rate(rows, "target").items() if {0, 0.05} <= {*table}}
+    tables = {lr: table for lr, table in tables.items() if len(table)}
     if not tables:
         return []
-    table = min(tables, key=lambda table: table[0.0].mean())
-    base, gaps = float(table[0.0].mean()), table[0.05] - table[0.0]
-    cost, count = float(gaps.mean()) / base, len(gaps)
+    lr, table = min(tables.items(), key=lambda item: item[1][0.0].mean())
+    base = float(table[0.0].mean())
+    costs = (table[0.05] - table[0.0]).groupby("seed").mean() / base
+    relative = {
+        name: [{seed: value / base for seed, value in cell.items()} for cell in cells] for name, cells in groups.items()
+    }
     claim = Claim(
         of={"replayed": 0.05},
         against={"replayed": 0.0},
@@ -118,15 +149,8 @@ def replay_is_cheap(rows: Rows, noise: Noise) -> list[Question]:
         margin=LEARNED,
     )
     text = f"5% replay costs less than {LEARNED:.0%} of the target loss at equal {equal_in(rows)}"
-    unit = "of the target loss"
-    return [
-        question(
-            claim,
-            text,
-            lambda level: estimate_around(cost, noise.half_width(level, 2 / count) / base, count, unit),
-            unit,
-        )
-    ]
+    names = [replay_name(share, lr) for share in (0.05, 0.0)]
+    return [question(claim, text, costs.tolist(), relative, names, "of the target loss")]
 
 
 def equal_in(rows: Rows) -> str:
@@ -136,7 +160,7 @@ def equal_in(rows: Rows) -> str:
     return "tokens" if plain & replay else "new tokens"
 
 
-def fast_forgets(rows: Rows, noise: Noise) -> list[Question]:
+def fast_forgets(rows: Rows, groups: Groups) -> list[Question]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
     plain = rows[rows["method"] == PLAIN].pivot_table(index=PAIRED, columns="lr", values="F")
     if len(plain.columns) < 2:
@@ -144,7 +168,8 @@ def fast_forgets(rows: Rows, noise: Noise) -> list[Question]:
     low, high = min(plain), max(plain)
     claim = Claim(of={"method": PLAIN, "lr": high}, against={"lr": low}, measure="F", direction="higher")
     text = f"F of plain fine-tuning is higher at learning rate {high:g} than at {low:g}"
-    rise = contrast(plain, high, low, noise, claim, text)
+    names = [replay_name(0.0, lr) for lr in (high, low)]
+    rise = contrast(plain, high, low, claim, text, groups, names)
     return [] if rise is None else [rise]
 
 
@@ -162,17 +187,11 @@ def averaging(rows: Rows) -> list[Question]:
     asked = []
     for name, measure in (("F", "F"), ("target", "the target loss")):
         change = keyed[name, 0.5] - (keyed[name, 0.0] + keyed[name, 1.0]) / 2
-        by_seed = change.groupby("seed").mean().dropna().to_numpy()
+        by_seed = change.groupby("seed").mean().dropna().tolist()
         claim = Claim(of={"alpha": 0.5}, against={"alpha": "mean of 0 and 1"}, measure=name)
         text = f"half-way between start and end {measure} is lower than the mean of both ends"
-        asked.append(question(claim, text, partial(pooled_mean, by_seed)))
+        asked.append(question(claim, text, by_seed, {}))
     return asked
-
-
-def pooled_mean(values: NDArray, level: float) -> Estimate:
-    """Returns the mean of one value for each seed with its interval."""
-    half = pooled([values]).half_width(level, 1 / max(len(values), 1))
-    return estimate_around(float(values.mean()), half, len(values), NATS)
 
 
 BASE = ["N", "M"]  # cells of one size and ratio go on from the same bases, so they are no independent samples
@@ -231,8 +250,7 @@ def trend(
     unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
     seeds, mean = min(int(cell["n"]) for pair in ends for cell in pair), float(np.mean(values))
     claim = Claim(of={column: float(high)}, against={column: float(low)}, measure="F", direction=direction)
-    return question(
-        claim,
-        f"{text}, from {low:g} to {high:g}{unit} ({span})",
-        lambda level: estimate_around(mean, half(level), seeds, NATS),
-    )
+    return Question(
+        claim=claim, text=f"{text}, from {low:g} to {high:g}{unit} ({span})", unit=NATS, better="lower", method=POOLED,
+        at=lambda level: estimate_around(mean, half(level), seeds, NATS),
+    )  # fmt: skip

@@ -1,14 +1,14 @@
 """The best setting of each arm, the frontier of forgetting against target loss, and arms at equal target loss.
 
 An arm that learns less forgets less, so forgetting is compared on the frontier of each arm at one target loss. Arms of
-a seed start from one base run, so differences are within seeds; their noise is pooled over all settings. Points on the
-line between two models (WiSE) do not count as replicates.
+a seed start from one base run, so differences are within seeds. Points on the line between two models (WiSE) do not
+count as replicates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.noise import Noise, blocked, on_line, pooled
+from kleiber.inference.contrasts import Cell
+from kleiber.studies.compare.noise import Noise, on_line, pooled
 from kleiber.studies.compare.rows import CELL, Rows
 from kleiber.types import Json
 
@@ -151,16 +152,24 @@ class EqualTarget:
         loss = self.loss(arm, against)
         return (self.forgetting(arm, loss) - self.forgetting(against, loss)).dropna()
 
-    def noise(self, measure: str, differences: Sequence[Rows], matched: bool = True) -> tuple[Noise, int]:
-        """Returns the noise of a run in `differences` of one kind, and how often its variance is in a difference.
+    def groups(self, measure: str, matched: bool = True) -> dict[Hashable, list[Cell]]:
+        """Returns the cells of each arm for the variance of `differences`: at its target loss, or near its best rate.
 
-        The noise is what seeds and arms leave over. Pairs that each have a target loss of their own have no common
-        table; there it is the spread of the differences over seeds, pooled over pairs.
+        None at target losses of their own, as arms of each "pair" have them.
         """
-        if self.equal == "pair":
-            return pooled([gaps.to_numpy() for gaps in differences if len(gaps)]), 1
-        table = self.table() if matched else self.at_best(measure)
-        return blocked(table.loc[:, ~on_line(table.columns)]), 2
+        if matched:
+            table = self.table() if self.equal != "pair" else pd.DataFrame()
+            return {arm: [table[arm].dropna().to_dict()] for arm in table}
+        groups: dict[Hashable, list[Cell]] = {}
+        for arm, best in self.best.groupby("method"):
+            chosen = best.iloc[0]
+            part = self.complete[(self.complete["method"] == arm) & (self.complete["setting"] == chosen["setting"])]
+            part = part[part["tokens"] == chosen["tokens"]]
+            rates = sorted(set(part["lr"]))
+            at = rates.index(chosen["lr"])
+            near = rates[max(0, at - 1) : at + 2]
+            groups[arm] = [part[part["lr"] == rate].groupby("seed")[measure].mean().to_dict() for rate in near]
+        return groups
 
     @property
     def common(self) -> float | None:

@@ -1,11 +1,11 @@
-"""The noise over seeds of arms that fine-tune: of one run, and of a difference within seeds, which share a base run.
+"""The noise over seeds of runs that fine-tune.
 
 It is pooled over all settings. Points on the line between two models (WiSE) do not count as replicates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,34 +41,11 @@ def trained(rows: Rows) -> Rows:
     return rows[~on_line(rows["method"])]
 
 
-def on_line(methods: Rows) -> NDArray[np.bool_]:
-    return np.array(methods.astype(str).str.contains(r"(?:^|\+)wise$"), dtype=bool)
+def on_line(methods: Iterable[object]) -> NDArray[np.bool_]:
+    """Which of these methods are points on the line between two models, alone or with another method."""
+    return np.array([str(method).split("+")[-1] == "wise" for method in methods], dtype=bool)
 
 
 def seed_noise(rows: pd.DataFrame, column: str) -> Noise:
     """The noise of one run over seeds, including that of its base run."""
     return pooled([part[column].to_numpy() for _, part in trained(rows).groupby(CELL, dropna=False)])
-
-
-def blocked(table: Rows) -> Noise:
-    """The noise of a difference within seeds (randomized blocks): residuals of seeds x settings, main effects removed.
-
-    Missing entries are left out; df = entries - seeds - settings + 1 for a connected table.
-    """
-    entries = table.stack().dropna()
-    if not len(entries):
-        return Noise(float("nan"), 0)
-    seeds = np.asarray(entries.index.get_level_values(0))[:, None] == table.index.to_numpy()
-    codes = pd.MultiIndex.from_tuples([key[1:] for key in entries.index]).factorize()[0]
-    design = np.column_stack([seeds, codes[:, None] == np.arange(codes.max() + 1)]).astype(float)
-    values = entries.to_numpy(dtype=float)
-    solved, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    df = len(values) - int(rank)
-    left = float(((values - design @ solved) ** 2).sum())
-    return Noise(float(np.sqrt(left / df)) if df else float("nan"), df)
-
-
-def within_seeds(rows: Rows, column: str) -> Noise:
-    """The noise of one run without what all runs of its seed have in common."""
-    settings = trained(rows).groupby(CELL, dropna=False).ngroup()
-    return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))

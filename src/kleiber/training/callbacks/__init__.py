@@ -3,8 +3,8 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
-    "Classes": "after_training",
-    "Samples": "after_training",
+    "Classes": "classes",
+    "Samples": "samples",
     "EMA": "ema",
     "Checkpoints": "fault_tolerance",
     "Stability": "stability",

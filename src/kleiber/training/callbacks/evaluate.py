@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 
-from kleiber.evals.perplexity import Runtime, score_tasks
+from kleiber.evals.task_scores import Runtime, score_tasks
 from kleiber.records.summary import StageRecord
 from kleiber.records.terminal import print_line
 from kleiber.training.lightning import Callback, LeanCallback, Trainer, end_validation, stop_after_this_step

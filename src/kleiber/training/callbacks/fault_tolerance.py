@@ -20,7 +20,6 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, RankLost, is_handled, note_signal, pending_signal, preempted_by
-from kleiber.data.streaming import StreamedWindows
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint, shard_files
@@ -31,6 +30,7 @@ from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Count, Json, Natural
 from kleiber.types.access import OutsidePath
+from kleiber.types.contracts import Samples
 
 
 class Checkpoints(LeanCallback):
@@ -200,14 +200,14 @@ class Checkpoints(LeanCallback):
 class DataPosition(LeanCallback):
     """Keeps in every checkpoint where a resumed run finds its place in a text that is encoded while it trains."""
 
-    def __init__(self, samples: StreamedWindows) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def state_dict(self) -> Json:
         return self.samples.state()
 
     def load_state_dict(self, state_dict: Json) -> None:
-        self.samples.saved = state_dict
+        self.samples.restore(state_dict)
 
 
 def method_name(method: nn.Module) -> str:

@@ -12,7 +12,7 @@ from tables import folder
 
 from kleiber.objectives.classify import ClassRow
 from kleiber.objectives.clm import CLM
-from kleiber.training.callbacks.after_training import Classes, figure
+from kleiber.training.callbacks.classes import Classes, figure
 
 
 def test_a_run_leaves_its_table_and_its_figure(launch, tmp_path: Path) -> None:

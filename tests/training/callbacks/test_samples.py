@@ -12,7 +12,7 @@ from tables import jsonl
 
 import kleiber
 from kleiber.data.tokenizers import Bytes
-from kleiber.training.callbacks.after_training import Samples
+from kleiber.training.callbacks.samples import Samples
 from kleiber.types.model import Model
 
 INSTRUCT = Path(__file__).parents[2] / "data" / "instruct.jsonl"
@@ -104,7 +104,7 @@ def test_a_prompt_begins_with_the_begin_token(choice, prompt, tmp_path, monkeypa
         prompts.append(ids.tolist())
         return torch.cat([ids, ids[:, :1].expand(-1, length)], 1)
 
-    monkeypatch.setattr("kleiber.training.callbacks.after_training.generate", generate)
+    monkeypatch.setattr("kleiber.training.callbacks.samples.generate", generate)
     corpus = SimpleNamespace(tokenizer=Begun().with_separator(choice))
     Samples(tmp_path, corpus, num=2, prompt="ab").write(module(causal=True).model, [])
     assert prompts == [[prompt, prompt]]
@@ -114,7 +114,7 @@ def test_an_answer_of_a_conversation_ends_where_the_model_ends_it(launch, monkey
     def generate(model, ids, length, **options):
         return torch.cat([ids, torch.tensor([[*b"Yes", Bytes.eos, *b"No"]] * len(ids))], 1)
 
-    monkeypatch.setattr("kleiber.training.callbacks.after_training.generate", generate)
+    monkeypatch.setattr("kleiber.training.callbacks.samples.generate", generate)
     folder = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1")
     texts = (folder / "samples.txt").read_text().split("--- ")[1:]
     assert len(texts) == 3

@@ -15,7 +15,8 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.launch.cli import main as cli
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.objectives.clm import CLM, Distill
+from kleiber.objectives.clm import CLM
+from kleiber.objectives.distill import Distill
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

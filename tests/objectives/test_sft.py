@@ -16,7 +16,8 @@ from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
-from kleiber.objectives.clm import SFT, next_token_inputs
+from kleiber.objectives.clm import next_token_inputs
+from kleiber.objectives.sft import SFT
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

@@ -14,7 +14,7 @@ from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
 from kleiber.nn.routers.topk import Noisy, Switch, TopK
-from kleiber.runs.start_point import check_settings, upcycle
+from kleiber.runs.upcycle import check_settings, upcycle
 from kleiber.types.batch import Batch
 
 HIDDEN = 96
