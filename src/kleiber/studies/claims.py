@@ -329,8 +329,6 @@ def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
         tested = result.estimate
         if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
             continue
-        if result.claim.against is None or result.claim.less:  # levels of two groups may be equal by chance, such as 1
-            continue
         if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
             return result
     return None

@@ -38,13 +38,18 @@ def failures(law: Row) -> list[str]:
 def lost_to_naive(law: Row) -> list[Row]:
     """Returns the held-out tests in which a naive forecast has a smaller error than the law."""
     tests = [*law["backtests"], *(law.get("holdouts") or ())]
-    return [test for test in tests if test["naive"] and min(test["naive"].values()) < test["mare"]]
+    return [test for test in tests if test["mare"] is not None and best_naive(test) < test["mare"]]
+
+
+def best_naive(test: Row) -> float:
+    """Returns the smallest error of the naive forecasts of a held-out test; infinite where there is none."""
+    return min((error for error in test["naive"].values() if error is not None), default=math.inf)
 
 
 def naive_text(test: Row) -> str:
     """Returns that the law lost a held-out test, as a sentence without a period."""
     where = test.get("name") or f"rows above {test['along']} = {test['cut']:.2g}"
-    naive = min(test["naive"].values())
+    naive = best_naive(test)
     return f"on the {where} the law lost to a naive forecast: error {test['mare']:.2%} against {naive:.2%}"
 
 
