@@ -55,7 +55,7 @@ def test_small_numbers_keep_two_digits_and_large_ones_have_no_exponent():
     texts = {2281.3: "2,281", 3.413: "3.4", 0.0468: "0.047", 0.0: "0", 12.34: "12"}
     assert {value: format_number(value) for value in texts} == texts
     rows = dict(stage_rows(stage(tokens_per_s=3966.2, seconds=0.26, mfu=0.00013)))
-    assert rows["speed"] == "3,966 tokens/s over 0.26 s, MFU 0.013 %"
+    assert rows["speed"] == "3,966 tokens/s over 0.26 s, MFU 0.013%"
 
 
 def test_scores_of_the_tasks_of_other_stages_are_left_out():
