@@ -55,7 +55,7 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.decision import QUANTITIES, from_row
-from kleiber.studies.statements import answer_text
+from kleiber.studies.statements import answer_text, signed
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Row
 
@@ -346,7 +346,7 @@ def difference_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each row of a table of differences: the difference with its interval, or why there is none."""
     return [
         f"  {row['arm']} - {row['against']} at equal {row['equal']:<18} "
-        + "  ".join([*([] if row["value"] is None else [from_row(row).text()]), *filter(None, [row["note"]])])
+        + "  ".join([*([] if row["value"] is None else [signed(from_row(row))]), *filter(None, [row["note"]])])
         for row in rows
     ]
 
