@@ -77,6 +77,7 @@ def test_a_cell_is_named_by_what_differs_within_its_sweep():
     names = {readable_name(cell, "gpt-mlm", differing_keys(cells)) for cell in cells}
     assert names == {"gpt-plain-mlm-lr0.1", "gpt-plain-mlm-lr0.2", "gpt-muon-mlm-lr0.1", "gpt-muon-mlm-lr0.2"}
     assert differing_keys(cells[:1]) is None, "a single cell is named as a run"
+    assert readable_name(["seed=1", "model.depth=2"], "gpt-mlm") == "gpt-seed1-depth2"
     bases = [["init.path=/a/b", f"seed={seed}", "retention=null"] for seed in (0, 1)]
     assert [readable_name(cell, "gpt", differing_keys(bases)) for cell in bases] == ["gpt-seed0", "gpt-seed1"]
 

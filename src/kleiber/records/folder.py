@@ -146,10 +146,11 @@ def config_hash(config: Config) -> str:
 def readable_name(overrides: Iterable[str], model: str, differing: Collection[str] | None = None) -> str:
     """The overrides in a few characters: `moe-depth3-seed1` for `model=moe model.depth=3 seed=1`.
 
+    model      kind of the run, see `kleiber.config.compose.resolve_config`
     differing  keys that tell the cells of a sweep apart: a cell is named by its arm, by these, and by the groups of
                KIND_GROUPS; None for a single run, which has the names of all keys
     """
-    words = [*model.split("-")]
+    words = model.split("-")[: 1 if differing is None else None]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if differing is not None and key == ARM:
