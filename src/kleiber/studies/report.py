@@ -281,7 +281,7 @@ def level_notes(findings: Json) -> list[str]:
 
 
 def run_rows(runs: Sequence[Run]) -> list[Json]:
-    """Returns a table row for the end of each run or branch: size, tokens, FLOPs and loss."""
+    """Returns a table row for the end of each run or branch: loss, rate and seed, size, tokens and FLOPs."""
     rows: Rows = frame(runs)
-    kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
+    kept = ["loss", "lr", "seed", "run", "stage", "status", "params", "active", "tokens", "flops"]
     return rows[[name for name in kept if name in rows]].to_dict("records")

@@ -275,10 +275,12 @@ def wider_grid(rates: Sequence[float], best: float) -> list[float]:
     """Returns at least LRS learning rates at the spacing of `rates`, a factor of 2 if there is one, `best` inside."""
     step = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 2.0
     grid = sorted({*rates, best})
-    while best == grid[0] or (len(grid) < LRS and grid.index(best) < len(grid) / 2):
-        grid.insert(0, grid[0] / step)
-    while best == grid[-1] or len(grid) < LRS:
-        grid.append(grid[-1] * step)
+    while len(grid) < LRS or best in (grid[0], grid[-1]):
+        below = grid.index(best)
+        if below <= len(grid) - 1 - below:
+            grid.insert(0, grid[0] / step)
+        else:
+            grid.append(grid[-1] * step)
     return grid
 
 

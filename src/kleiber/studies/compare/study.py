@@ -46,6 +46,7 @@ from kleiber.studies.compare.differences import (
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.measures import Measures, direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
+from kleiber.studies.compare.setup import arms_table, recipe_table
 from kleiber.studies.compare.tables import (
     Pairs,
     at_common_budget,
@@ -63,8 +64,8 @@ if TYPE_CHECKING:
     from kleiber.studies.panel import Panel
 
 TABLES = (
-    "Differences", "Differences by training tokens", "Trends of differences",
-    "Effective parameter multiplier", "Arms", "Speed and memory",
+    "What the arms are", "What all arms share", "Differences", "Differences by training tokens",
+    "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
 )  # fmt: skip
 MOST_NAMES = 6  # arms that a question names
 FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
@@ -229,6 +230,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     differences = Differences(ladders, measure, level, study.variance)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
+        "What the arms are": arms_table(runs, named, arms, labels),
+        "What all arms share": recipe_table(runs, named, arms),
         "Differences": [row for names in pairs for row in differences.side_by_side(names)],
         "Differences by training tokens": tokens_table(pairs, differences),
         "Trends of differences": trends(pairs, ladders, measure, level),
