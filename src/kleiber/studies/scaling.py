@@ -199,11 +199,16 @@ def unfinished_runs(runs: Sequence[Run]) -> list[Json]:
 def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures of a ladder, by name."""
     from kleiber.studies.laws import figures as plots
+    from kleiber.studies.laws import plane_figures
 
     form = find(law["law"])
+    profiles = {"isoflop": lambda: plane_figures.isoflop(rows)} if plane_figures.has_budgets(rows) else {}
     return {
+        **profiles,
         "frontier": lambda: plots.frontier(rows, form, law),
         "ladder": lambda: plots.ladder(rows, form, law),
+        "contours": lambda: plane_figures.contours(rows, form, law),
+        "predicted": lambda: plane_figures.predicted(rows, form, law),
         "residuals": lambda: plots.residuals(rows, form, law),
         **record_figures(law),
     }
