@@ -48,6 +48,9 @@ CAPTIONS = {
     "context_builtin": "Loss on text against the context length",
     "context_recall": "Loss on associative recall against the context length",
     "domains": "Score gained by pre-training, by domain and task",
+    "contours": "The loss falls along both axes; runs lie where the law was fitted",
+    "isoflop": "The best size grows with compute: the minima of the parabolas move to the right",
+    "predicted": "The law predicts the runs as far as the points lie on the dashed line",
     "differences": "Differences between arms",
     "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
@@ -250,8 +253,9 @@ def conclusions(findings: Mapping[str, object]) -> str:
     parts = [f"As `kleiber report` put it:\n\n> {cell(findings['answer'])}"]
     if claims:
         level = float(str(findings["level"]))
-        head = ["claim", "decision", f"difference, {level:.0%} for all claims together", "why"]
-        parts.append(table(head, [claim_row(claim) for claim in claims]))
+        head = ["decision", f"result, intervals of {level:.0%} for all claims together", "what would decide it"]
+        rows = [[cell(claim[name]) for name in ("decision", "verdict", "advice")] for claim in claims]
+        parts.append(table(head, rows))
     if verdicts:
         signs = {"warn": "caution", "note": "note", "refuse": "refused"}
         rows = [[f"`{v['code']}`", signs.get(v["level"], v["level"]), cell(v["text"])] for v in verdicts]
@@ -259,15 +263,6 @@ def conclusions(findings: Mapping[str, object]) -> str:
     if caveats:
         parts.append("\n".join(f"- {cell(caveat['text'])}" for caveat in caveats))
     return "\n\n".join(parts)
-
-
-def claim_row(claim: Mapping[str, object]) -> list[str]:
-    """Returns the cells of a claim: its text, the decision, the estimate, and why it is not decided."""
-    value, lo, hi, unit = (claim[name] for name in ("value", "lo", "hi", "unit"))
-    ends = f" [{cell(lo)}, {cell(hi)}]" if lo is not None else ""
-    number = "" if value is None else f"{cell(value)}{ends} {unit or ''}".rstrip()
-    decided = claim["decision"] in ("supported", "contradicted")
-    return [cell(claim["text"]), str(claim["decision"]), number, "" if decided else cell(claim["why"])]
 
 
 def law_section(law: Json) -> str:
@@ -303,7 +298,9 @@ def tables_section(findings: Mapping[str, object]) -> str:
             text = records_table(rows)
             long = len(rows) > FOLDED_ROWS
             parts.append(folded(f"{title} ({len(rows)} rows)", text) if long else f"### {title}\n\n{text}")
-    return "\n\n".join(["## Tables", *parts]) if parts else ""
+    level = findings["level"]
+    note = "" if level is None else f"Intervals have a confidence of {level:.0%} each, unless a row names its level."
+    return "\n\n".join(filter(None, ["## Tables", note, *parts])) if parts else ""
 
 
 def figure(path: Path, folder: Path) -> str:

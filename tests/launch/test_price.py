@@ -10,6 +10,7 @@ from small_run import REPOSITORY
 
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
+from kleiber.launch.price import LISTED_GROUPS, cell_lines
 from kleiber.launch.price_estimate import Prices
 from kleiber.records.files import read_json
 
@@ -151,3 +152,15 @@ def test_a_dry_run_imports_no_torch_into_the_process_of_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())["runs"] == 2
+
+
+def test_cells_of_equal_size_and_tokens_are_one_line():
+    def cell(name, params, tokens, seconds=60.0):
+        return {"name": name, "params": params, "flops": 6.0 * params * tokens, "tokens": tokens, "seconds": seconds}
+
+    cells = [cell(f"small-seed{seed}", 10, 100, 60.0 + seed) for seed in range(24)] + [cell("large", 20, 100, None)]
+    _, small, large = cell_lines({"cells": cells})
+    assert small.split()[:2] == ["24", "10"] and "1 min 12 s" in small and small.endswith("small-seed0")
+    assert large.split()[0] == "1" and large.split()[4] == "-"
+    many = cell_lines({"cells": [cell(f"size{size}", size, 100) for size in range(1, 20)]})
+    assert len(many) == LISTED_GROUPS + 2 and many[-1].split()[0] == str(19 - LISTED_GROUPS)

@@ -5,7 +5,7 @@ import json
 import pytest
 from fake_run import fake_run
 
-from kleiber.launch.run_list import Selection, print_columns, print_table, to_json, values
+from kleiber.launch.run_list import WIDTH, Selection, print_columns, print_table, to_json, values
 from kleiber.records.catalog import read_runs
 
 
@@ -112,6 +112,16 @@ def test_the_table_has_a_line_for_each_run_under_the_number_of_runs(runs, capsys
     text = capsys.readouterr().out
     assert "1 failed, 3 finished" in text
     assert all(part in text for part in ("run0", "3.0000", "run3", "failed"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_the_table_of_runs_holds_the_width_of_the_terminal_and_the_names_stay_whole(runs, width, capsys, monkeypatch):
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    print_table(runs)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= (width or WIDTH) and all(any(run.name in line for line in lines) for run in runs)
+    assert ("bits/byte" in "".join(lines)) is (width != 60)
 
 
 def test_the_name_of_a_folder_is_no_markup(tmp_path, capsys):

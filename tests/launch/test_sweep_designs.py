@@ -69,8 +69,8 @@ def test_a_dry_run_of_a_design_prices_its_cells(seeds, priced, tmp_path, capsys)
         priced.clear()
         assert main(["study=scaling", *design, "dry_run=true"]) == 0
         out = capsys.readouterr().out
-        assert f"{2.0 * len(priced):.3g} FLOPs" in out and "interval     +-" in out
-        assert f"time         {len(priced):.2f} hours" in out
+        assert f"{2.0 * len(priced):.3g} FLOPs" in out and "interval     ±" in out
+        assert f"time         {len(priced)} h of one process" in out
     assert seeds == [] and not (tmp_path / "root" / "scaling").exists()
     assert main(["study=scaling", "design=isoflop", "dry_run=true"]) == 2
     assert "design.flops" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from rich.text import Text
 
 from kleiber.records.catalog import stage_scores
 from kleiber.records.closing_table import (
+    WIDTH,
+    closing_table,
     format_number,
     matrix_table,
     next_commands,
@@ -55,7 +57,7 @@ def test_small_numbers_keep_two_digits_and_large_ones_have_no_exponent():
     texts = {2281.3: "2,281", 3.413: "3.4", 0.0468: "0.047", 0.0: "0", 12.34: "12"}
     assert {value: format_number(value) for value in texts} == texts
     rows = dict(stage_rows(stage(tokens_per_s=3966.2, seconds=0.26, mfu=0.00013)))
-    assert rows["speed"] == "3,966 tokens/s over 0.26 s, MFU 0.013 %"
+    assert rows["speed"] == "3,966 tokens/s over 0.26 s, MFU 0.013%"
 
 
 def test_scores_of_the_tasks_of_other_stages_are_left_out():
@@ -103,3 +105,16 @@ def test_the_next_commands_fit_the_run(tmp_path):
     tuned = {"objective": {"_target_": "kleiber.objectives.SFT"}}
     fake_run(tmp_path / "tuned", [{"objective": "sft"}], config=tuned)
     assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, None])
+def test_the_table_holds_the_width_of_the_terminal(width, tmp_path, capsys, monkeypatch):
+    """Its borders stay in line: each line has the width of the table."""
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    fake_run(tmp_path / "run", [{"tokens_per_s": 3966.2, "seconds": 754.0, "mfu": 0.1}])
+    closing_table(tmp_path / "run")
+    _, *lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in lines if line.startswith(("┏", "┌", "│", "└"))]
+    assert lines and len({*map(len, lines)}) == 1 and len(lines[0]) <= (width or WIDTH)
+    assert "13 min" in " ".join(lines)

@@ -15,7 +15,9 @@ from kleiber.records.folder import (
     cell_folder,
     cell_name,
     config_hash,
+    differing_keys,
     discard_unstarted,
+    readable_name,
     study_folder,
     write_config,
     write_final_status,
@@ -62,6 +64,29 @@ def test_names_are_short_and_plain():
         name = cell_name(CONFIG, overrides, "moe")
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,60}-[0-9a-f]{8}", name), name
     assert cell_name(CONFIG, ["model=moe", "model.depth=3", "seed=1", "name=x"], "moe").startswith("moe-depth3-seed1-")
+
+
+def test_a_cell_is_named_by_what_differs_within_its_sweep():
+    shared = ["study=compare", "data=wikitext", "data.vocab_size=1024", "objective=mlm", "model.width=32"]
+    arms = {"plain": ["model.tied=true"], "muon": ["optimizer=muon"]}
+    cells = [
+        [*lines, f"optimizer.lr={lr}", f"study.arm={arm}", "seed=0", *shared]
+        for arm, lines in arms.items()
+        for lr in (0.1, 0.2)
+    ]
+    names = {readable_name(cell, "gpt-mlm", differing_keys(cells)) for cell in cells}
+    assert names == {"gpt-plain-mlm-lr0.1", "gpt-plain-mlm-lr0.2", "gpt-muon-mlm-lr0.1", "gpt-muon-mlm-lr0.2"}
+    assert differing_keys(cells[:1]) is None, "a single cell is named as a run"
+    assert readable_name(["seed=1", "model.depth=2"], "gpt-mlm") == "gpt-seed1-depth2"
+    bases = [["init.path=/a/b", f"seed={seed}", "retention=null"] for seed in (0, 1)]
+    assert [readable_name(cell, "gpt", differing_keys(bases)) for cell in bases] == ["gpt-seed0", "gpt-seed1"]
+
+
+def test_a_folder_of_the_same_sweep_with_another_name_is_found(tmp_path):
+    config = {**CONFIG, "root": str(tmp_path)}
+    before = cell_folder(config, ["data=wikitext", "seed=0"], "moe")
+    before.mkdir(parents=True)
+    assert cell_folder(config, ["data=wikitext", "seed=0"], "moe-hash", {"seed"}) == before
 
 
 def test_the_wording_of_a_command_does_not_make_another_run(tmp_path):

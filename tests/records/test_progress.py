@@ -132,8 +132,9 @@ def test_text_is_printed_in_place_of_the_live_line(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.2, "0 s"), (59.7, "1:00 min"), (61, "1:01 min"), (3600, "1:00:00 h"), (7384, "2:03:04 h"),
-        (172_799, "47:59:59 h"), (668_777, "7.7 days"),
+        (0, "0 s"), (0.234, "0.23 s"), (7.4, "7 s"), (59.7, "1 min"), (61, "1 min 1 s"), (599, "9 min 59 s"),
+        (630, "10 min"), (3599, "1 h"),
+        (3600, "1 h"), (7384, "2 h 3 min"), (172_700, "47 h 58 min"), (668_777, "7.7 days"),
     ],
 )  # fmt: skip
 def test_durations_are_written_with_their_unit(seconds, text):

@@ -6,7 +6,16 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from kleiber.records.terminal import print_line, print_logs, print_rich, print_traceback, printable, warn_once
+from kleiber.records.terminal import (
+    columns,
+    print_line,
+    print_logs,
+    print_rich,
+    print_traceback,
+    printable,
+    warn_once,
+    wrapped,
+)
 
 CODES = [chr(code) for code in (*range(32), *range(127, 160), 0x202E, 0x2066) if chr(code) not in "\n\t"]
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\x9b31m\x85\u202e\udcff z"
@@ -59,3 +68,20 @@ def test_log_messages_go_the_same_way(capsys, monkeypatch):
         logger.setLevel(before)
     shown = capsys.readouterr().err
     assert "no split a\\x1b" in shown and is_plain(shown)
+
+
+def test_a_line_is_wrapped_between_words_and_its_other_lines_are_indented():
+    line = "  data    builtin, 1,024 training tokens; tokenizer bytes"
+    for width in (30, 40, 60):
+        lines = wrapped(line, 10, width).splitlines()
+        assert max(map(len, lines)) <= width and " ".join(part.strip() for part in lines) == line.strip()
+        assert all(part.startswith(" " * 10) and part[10] != " " for part in lines[1:])
+    assert wrapped(line, 10, None) == wrapped(line, 10, 200) == line
+    assert "/a/path/that/is/longer" in wrapped("  folder  /a/path/that/is/longer", 10, 20), "it can be copied"
+
+
+def test_the_width_is_that_of_the_terminal_or_of_columns(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert columns() is None and columns(err=True) is None, "the output of a test is no terminal"
+    monkeypatch.setenv("COLUMNS", "60")
+    assert columns() == columns(err=True) == 60

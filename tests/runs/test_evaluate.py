@@ -7,7 +7,7 @@ import pytest
 from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
-from kleiber.runs.evaluate import parse_names
+from kleiber.runs.evaluate import parse_names, result_lines
 
 RUN = [
     "model=moe",
@@ -39,7 +39,7 @@ def test_perplexity_equals_the_last_scores_of_the_run(run, cache_dir, tmp_path, 
     assert scores["loss"]["value"] == pytest.approx(ended["val/tiny/loss"], abs=1e-5)
     assert scores["bits_per_byte"]["value"] == pytest.approx(ended["val/tiny/bits_per_byte"], abs=1e-5)
     assert json.loads((run / "evals/perplexity.json").read_text())["scores"] == record["evals"]["perplexity"]
-    assert "perplexity/tiny/loss" in capsys.readouterr().out
+    assert "perplexity/tiny, 90% intervals\n  loss " in capsys.readouterr().out
     ended = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
     assert ended["eval/perplexity/tiny/loss"] == scores["loss"]["value"]
 
@@ -118,3 +118,14 @@ def test_scores_on_other_data_are_kept_when_the_training_command_is_repeated(cac
     assert metrics()["eval/perplexity/tiny/loss"] != trained["eval/perplexity/tiny/loss"]
     assert train(command) == 0
     assert metrics() == pytest.approx(evaluated, rel=1e-5), "the settings of the run replaced those of `kleiber eval`"
+
+
+def test_scores_are_printed_as_a_table_with_intervals_and_units():
+    def score(value, lo=None, hi=None, n=None, unit=None):
+        return {"value": value, "lo": lo, "hi": hi, "n": n, "unit": unit}
+
+    metrics = {"loss": score(2.123456, 2.0, 2.25, 1024, "nats per token"), "accuracy": score(0.5)}
+    first, loss, accuracy = result_lines({"evals": {"perplexity": {"docs": metrics}}})
+    assert "perplexity/docs" in first and "90%" in first
+    assert loss.split() == ["loss", "2.123", "[2,", "2.25]", "nats", "per", "token,", "n=1,024"]
+    assert accuracy.split() == ["accuracy", "0.5"] and accuracy.index("0.5") + 3 == loss.index("2.123") + 5

@@ -280,3 +280,24 @@ def test_a_refused_law_exits_3_and_predicts_only_if_forced(tmp_path):
     good = tmp_path / "good.csv"
     pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(ladders.loss(N, D), 1, 0.002)}).to_csv(good, index=False)
     assert run("fit", good, "--bootstrap", 20, "--json", out).exit_code == 0 and not valid(out)["refused"]
+
+
+def test_a_prediction_repeats_what_its_law_failed_at(csv, tmp_path):
+    out, at = tmp_path / "laws.json", tmp_path / "prediction.json"
+    fit(csv, "--json", out)
+    record = json.loads(out.read_text())
+    assert json.loads(run_json(out, at))["failures"] == []
+    record["params"]["E"] |= {"identified": False, "lo": None, "hi": None}
+    record["holdouts"] = [{"name": "largest size", "mare": 0.0288, "naive": {"line": 0.0107}}]
+    out.write_text(json.dumps(record))
+    done = run("predict", out, "N=1e9", "D=1e10", "--json", at)
+    assert done.exit_code == 0 and "2.88% against 1.07%" in done.output and "E of chinchilla" in done.output
+    written = json.loads(at.read_text())
+    assert len(written["failures"]) == 2 and written["value"] > 0 and written["at"] == {"N": 1e9, "D": 1e10}
+    assert run("predict", out, "--on", csv, "--json", at).exit_code == 2
+
+
+def run_json(laws, at):
+    """The text of the file that a prediction is written to."""
+    assert run("predict", laws, "N=1e9", "D=1e10", "--json", at).exit_code == 0
+    return at.read_text()

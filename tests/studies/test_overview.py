@@ -7,7 +7,7 @@ from fake_run import fake_run, fake_stage
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies.overview import Overview, axes_of, axis_of, differing_keys, short_names
+from kleiber.studies.overview import Overview, axes_of, axis_of, differing_keys, short_names, swept_first
 
 LOSSES = [(1, 0.1, 3.0), (1, 0.2, 2.0), (2, 0.1, 4.0), (2, 0.2, 2.5)]
 
@@ -37,7 +37,8 @@ def test_only_keys_that_differ_and_can_change_the_result_are_columns(sweep):
 
 def test_the_best_run_comes_first_and_the_headline_names_best_and_worst(sweep):
     findings = Overview().analyze(read_runs(sweep))
-    assert [row["val/docs/loss"] for row in findings.tables["Runs"]] == [2.0, 2.5, 3.0, 4.0]
+    rows = findings.tables["Runs"]
+    assert [row["val/docs/loss"] for row in rows] == [2.0, 2.5, 3.0, 4.0] and next(iter(rows[0])) == "val/docs/loss"
     for part in ("4 of 4", "2.0000 (best: depth=1 width=16 lr=0.2)", "4.0000 (depth=2 width=32 lr=0.1)"):
         assert part in findings.answer
     assert findings.figures.keys() == {"curves", "parallel_coordinates"}
@@ -138,3 +139,8 @@ def test_runs_that_have_logged_nothing_are_refused(tmp_path, capsys):
     fake_run(tmp_path / "run", status="failed")
     assert main(["report", str(tmp_path)]) == 2
     assert "logged" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+
+
+def test_keys_that_were_swept_come_before_the_others():
+    keys = {"model._target_": "GPT", "model.width": 16, "optimizer.lr": 0.1}
+    assert [*swept_first(keys, ["optimizer.lr=0.1", "model=gpt", "seed=0"])] == ["optimizer.lr", "model._target_"]

@@ -118,7 +118,7 @@ def test_an_answer_has_the_declared_numbers(runs):
     gap = {"of": {"arm": "new"}, "against": {"arm": "plain"}}
     findings = analyzed(runs, answer={"text": "A loss of {level}, changed by {gap}.", "values": values}, claims=[gap])
     assert findings.answer.startswith("A loss of 2.4 [2.3, 2.5], changed by -0.10 [")
-    assert findings.answer.endswith("Claims: 1 undecided.")
+    assert findings.answer.endswith("Claims: 1 undecided, with a 90% interval.")
     alone = analyzed(runs, answer={"text": "A loss of {level}, changed by {gap}.", "values": values})
     assert "Claims" not in alone.answer
 

@@ -130,7 +130,8 @@ def page_of(text):
     findings = {
         "study": text, "question": text, "answer": text, "runs": text, "missing": [text], "seconds": 60.0,
         "verdicts": [{"level": "note", "code": text, "text": text}], "tables": {text: [{text: text}]},
-        "caveats": [{"code": text, "text": text}],
+        "caveats": [{"code": text, "text": text}], "level": 0.9,
+        "claims": [{"decision": text, "verdict": text, "advice": text}],
     }  # fmt: skip
     return page(findings, Findings("", text=[text], methods=text), {}, [{"run": text, "loss": 2.5}])
 

@@ -1,9 +1,10 @@
-"""Claims as sentences: groups by what they differ in, what holds in place of a contradicted claim, and counts."""
+"""Claims as sentences: groups by what they differ in, verdicts in the direction of the result, and counts."""
 
 import pytest
 
-from kleiber.studies.claims import Claim, Question, decide_together
-from kleiber.studies.statements import answer_text, contrary, decided, read_answer, statement
+from kleiber.studies.claims import Claim, Question, decide_together, with_intervals_of_claims
+from kleiber.studies.decision import as_row
+from kleiber.studies.statements import advice, answer_text, denial, read_answer, sentence, statement, verdict
 
 
 def label(key, value):
@@ -35,40 +36,103 @@ def test_a_claim_is_a_sentence(claim, text):
     assert statement(Claim(**claim), "loss", "nats", label) == text
 
 
-@pytest.mark.parametrize(
-    ("direction", "margin", "opposite"),
-    [("lower", 0, "higher"), ("higher", 0, "lower"), ("not_higher", 0, "higher"), ("lower", 0.1, "not_lower"),
-     ("not_higher", 0.1, "higher"), ("within", 0.1, None)],
-)  # fmt: skip
-def test_what_holds_in_place_of_a_contradicted_claim(direction, margin, opposite):
-    claim = contrary(Claim(**ARMS, direction=direction, margin=margin))
-    assert (claim and claim.direction) == opposite
-    assert contrary(Claim(**ARMS, text="stated")) is None
+def result(values, turned=False, looks=1, **claim):
+    def wording(stated):
+        return statement(stated, "loss", "nats", label)
 
-
-def result(values, **claim):
     claim = Claim(**{**ARMS, **claim})
-    question = Question(claim=claim, text=statement(claim, "loss", "nats", label), values=values, unit="nats")
-    return decide_together([question], 0.9)[0]
+    fields = {"claim": claim, "text": wording(claim), "wording": wording, "turned": turned, "unit": "nats"}
+    return decide_together([Question(**fields, values=values)], 0.9, looks)[0]
 
 
-def test_a_contradicted_claim_is_answered_by_what_holds():
-    sentences = {
-        name: decided(result(values), "loss", "nats", label)
-        for name, values in (("lower", [-0.2, -0.21]), ("higher", [0.2, 0.21]), ("alone", [0.1]))
-    }
-    assert sentences["lower"].startswith("Supported: loss is lower with arm b than with arm a: -0.205 [")
-    assert sentences["higher"].startswith("Contradicted: loss is higher with arm b than with arm a: +0.205 [")
-    assert sentences["alone"].startswith("Not tested: ") and "since" in sentences["alone"]
+@pytest.mark.parametrize(
+    ("values", "claim", "decision", "text"),
+    [
+        ([-0.2, -0.21], {}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
+        ([0.2, 0.21], {}, "contradicted", "loss is higher with arm b than with arm a, by 0.205 ["),
+        ([0.2, 0.21], {"direction": "not_higher"}, "contradicted", "loss is higher with arm b than with arm a, by "),
+        ([-0.2, -0.21], {"direction": "not_higher"}, "supported", "loss is lower with arm b than with arm a, by 0.205"),
+        ([-0.2, -0.21], {"margin": 0.1}, "supported", "loss is lower with arm b than with arm a, by 0.205 ["),
+        ([0.01, -0.01], {"margin": 0.2}, "contradicted",
+         "loss is at most 0.2 nats lower with arm b than with arm a: 0 [-0.06"),
+        ([0.5, 0.51], {"margin": 0.2}, "contradicted", "loss is higher with arm b than with arm a, by 0.505 ["),
+        ([0.5, 0.51], {"direction": "not_higher", "margin": 0.2}, "contradicted",
+         "loss is higher by more than 0.2 nats with arm b than with arm a: +0.505 ["),
+        ([-0.5, -0.51], {"direction": "within", "margin": 0.2}, "contradicted",
+         "loss is lower by more than 0.2 nats with arm b than with arm a: -0.505 ["),
+        ([0.001, 0.0], {"direction": "within", "margin": 0.2}, "supported", "loss differs by less than 0.2 nats"),
+        ([0.1, -0.2], {}, "undecided", "whether loss is lower with arm b than with arm a: -0.05 ["),
+        ([0.1], {}, "not tested", "whether loss is lower with arm b than with arm a: +0.1 nats ("),
+    ],
+)  # fmt: skip
+def test_a_verdict_has_the_direction_of_the_result(values, claim, decision, text):
+    found = result(values, **claim)
+    assert found.decision == decision and verdict(found).startswith(text)
+    assert sentence(found).startswith(f"{decision.capitalize()}: ") and sentence(found).endswith(".")
 
 
-def test_an_answer_begins_with_supported_claims_and_ends_with_counts():
+def test_the_changed_group_is_compared_with_the_plain_one():
+    found = result([-0.2, -0.21], turned=True)
+    assert verdict(found).startswith("loss is higher with arm a than with arm b, by 0.205 [")
+    assert found.to_json()["value"] == pytest.approx(-0.205), "the numbers of the claim stay as it states them"
+
+
+@pytest.mark.parametrize(
+    ("text", "claim", "contrary"),
+    [
+        ("the loss is lower with x", {}, "the loss is higher with x"),
+        ("arm: x ranks first more often", {"direction": "higher"}, "arm: x ranks first less often"),
+        ("x is lower or lower still", {}, "it does not hold that x is lower or lower still"),
+        ("at b: x is lower", {"margin": 0.1}, "at b: it does not hold that x is lower"),
+        ("x moves by less than half", {"direction": "within", "margin": 0.5},
+         "it does not hold that x moves by less than half"),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_contradicted_is_turned_or_negated(text, claim, contrary):
+    claim = Claim(**ARMS, **claim, text=text)
+    assert denial(claim, text) == contrary
+    values = [5.0, 5.01] if claim.direction != "higher" else [-0.5, -0.51]
+    (found,) = decide_together([Question(claim=claim, text=text, values=values, unit="nats")], 0.9)
+    assert found.decision == "contradicted" and verdict(found).startswith(f"{contrary}: ")
+
+
+def test_a_verdict_names_the_number_that_its_claim_subtracts():
+    found = result([0.9, 0.91], against=None, less=0.5, direction="higher")
+    assert verdict(found).startswith("loss of arm b is higher than 0.5 nats: +0.905 [")
+    assert verdict(found).endswith("] nats, relative to 0.5")
+
+
+def test_an_undecided_claim_names_the_command_that_would_decide_it():
+    values = [-0.1, -0.2, 0.05]
+    once, again = result(values), result(values, looks=2)
+    seeds = f"design.seeds={3 + once.more_seeds}"
+    assert once.decision == "undecided" and f"in a new study: `{seeds}`" in sentence(once)
+    assert advice(again).endswith(f": `design.seeds={3 + again.more_seeds}`") and "new study" not in advice(again)
+    assert advice(result([-0.2, -0.21])) == advice(result([0.1])) == ""
+
+
+def test_an_answer_states_what_is_supported_and_contradicted_and_ends_with_counts():
     results = [result(values) for values in ([0.2, 0.21], [0.0, 1.0], [-0.2, -0.21], [-0.3, -0.31], [0.1])]
-    text = answer_text("", results, lambda each: f"{each.decision} {each.estimate.value:.3g}.")
-    assert text == "supported -0.205. supported -0.305. contradicted 0.205. Claims: 2 supported, 1 contradicted, " \
-        "1 undecided, 1 not tested."  # fmt: skip
-    assert answer_text("So it is.", results[:1], str) == "So it is. Claims: 1 contradicted."
-    assert answer_text("", results[:1], lambda _: "One.") == "One." and answer_text("", [], str)
+    text = answer_text("", results, 0.9)
+    order = [text.index(part) for part in ("by 0.205", "by 0.305", "Contradicted: loss is higher")]
+    assert order == sorted(order) and "Undecided" not in text
+    assert text.endswith("Claims: 2 supported, 1 contradicted, 1 undecided, 1 not tested, with 90% intervals that hold "
+                         "together.")  # fmt: skip
+    told = answer_text("So it is.", results, 0.9)
+    assert told.startswith("So it is. Contradicted: ") and "Supported" not in told
+    assert answer_text("", results[1:2], 0.9).startswith("Undecided: whether ") and answer_text("", [], 0.9)
+
+
+def test_a_number_has_the_interval_of_its_claim_in_every_table():
+    found = result([0.2, 0.22])
+    value = found.estimate.value
+    same = {"arm": "b", "value": value, "lo": 0.1, "hi": 0.3, "n": 2, "unit": "nats"}
+    mirrored, other = {**same, "value": -value}, {**same, "value": 0.5}
+    rows = with_intervals_of_claims([same, mirrored, other, {**same, "n": 9}], [found], 0.8)
+    assert rows[0] == {"arm": "b", **as_row(found.estimate), "level": found.level}
+    assert (rows[1]["lo"], rows[1]["hi"]) == (-found.estimate.hi, -found.estimate.lo)
+    assert rows[2:] == [{**other, "level": 0.8}, {**same, "n": 9, "level": 0.8}]
+    assert with_intervals_of_claims([other], [found], 0.8) == [other]
 
 
 def test_the_numbers_of_an_answer_are_checked():

@@ -32,6 +32,8 @@ from kleiber.config.url_secrets import map_secrets, remember_secrets
 from kleiber.config.words import in_our_words
 from kleiber.types import Json
 
+USUAL = {"model/router": "topk", "objective": "clm"}  # choices that the names of runs leave out
+
 Composed = TypeVar("Composed")
 
 
@@ -227,11 +229,15 @@ class Composer:
 
 
 def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
-    """Returns the config as plain data, without the node `hydra`, which is removed, and the name of the chosen model.
+    """Returns the config as plain data, without the node `hydra`, which is removed, and what kind of run it is.
 
+    The kind is the chosen model, with the router and the objective where they are not the usual ones: `moe-hash-dpo`.
     Raises ConfigError for a key that has no value.
     """
-    model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
+    choices = cfg.hydra.runtime.choices
+    model = str(choices.get("model", "run")).split("/")[-1]
+    others = [str(choices.get(group)) for group, usual in USUAL.items() if choices.get(group) not in (None, usual)]
+    model = "-".join([model, *(name for name in others if name != "null")])
     with open_dict(cfg):
         cfg.pop("hydra")  # a copy of the other keys would take longer than all else here
     try:

@@ -38,14 +38,15 @@ from kleiber.launch.local_pool import gpu_ids
 from kleiber.records import folder
 from kleiber.records.files import write_json
 from kleiber.records.folder import config_hash
-from kleiber.records.progress import activity
-from kleiber.records.terminal import print_line
+from kleiber.records.progress import activity, format_duration
+from kleiber.records.terminal import columns, print_line, wrapped
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
 DRY_RUN = "dry run: nothing was trained"
 EXTRAPOLATION = 10.0  # compute of the predicted loss over the compute of the largest point
-LISTED_CELLS = 24  # largest number of cells that are listed one by one
+LISTED_GROUPS = 8  # largest number of groups of equal cells that are listed
+INDENT = 13  # columns of the label of a line
 SHOWN_WARNINGS = 3  # of a sweep
 
 
@@ -65,7 +66,8 @@ def print_price(runs: Mapping[Path, Config]) -> None:
         lines = estimate["description"]
     else:
         lines = [*cell_lines(plan), *interval_lines(configs, estimate["cells"]), *warning_lines(estimate["warnings"])]
-    print_line("\n".join([*lines, *total_lines(plan, estimate, configs, finished), DRY_RUN]))
+    lines += [*total_lines(plan, estimate, configs, finished), DRY_RUN]
+    print_line("\n".join(wrapped(line, INDENT, columns()) for line in lines))
     if isinstance(configs[0]["dry_run"], str):
         write_json(Path(configs[0]["dry_run"]), plan)
 
@@ -138,14 +140,19 @@ def num_threads(config: Config, single: bool) -> int | None:
 
 
 def cell_lines(plan: Json) -> list[str]:
-    """Returns a line for each cell; of more than LISTED_CELLS cells, for those with the most FLOPs."""
-    cells = sorted(plan["cells"], key=lambda cell: -cell["flops"])[:LISTED_CELLS]
-    lines = [f"{'parameters':>12}{'FLOPs':>11}{'tokens':>14}{'minutes':>9}   cell"]
-    for cell in [cell for cell in plan["cells"] if cell in cells][:LISTED_CELLS]:
-        minutes = "-" if cell["seconds"] is None else f"{cell['seconds'] / 60:.1f}"
-        lines.append(f"{cell['params']:>12,}{cell['flops']:>11.3g}{cell['tokens']:>14,}{minutes:>9}   {cell['name']}")
-    rest = len(plan["cells"]) - len(cells)
-    return [*lines, *([f"{'':>12}and {rest} cells with fewer FLOPs"] if rest else [])]
+    """Returns a line for each group of cells of equal size and tokens; of many groups, for the largest."""
+    groups: dict[tuple[int, int], list[Json]] = {}
+    for cell in plan["cells"]:
+        groups.setdefault((cell["params"], cell["tokens"]), []).append(cell)
+    largest = sorted(groups.values(), key=lambda group: -group[0]["flops"])[:LISTED_GROUPS]
+    lines = [f"{'cells':>6}{'parameters':>13}{'FLOPs':>10}{'tokens':>13}{'each':>13}   such as"]
+    for group in [group for group in groups.values() if group in largest]:
+        cell, seconds = group[0], [member["seconds"] for member in group]
+        each = "-" if None in seconds else format_duration(sum(seconds) / len(seconds))
+        numbers = f"{len(group):>6}{cell['params']:>13,}{cell['flops']:>10.3g}{cell['tokens']:>13,}{each:>13}"
+        lines.append(f"{numbers}   {cell['name']}")
+    rest = len(plan["cells"]) - sum(map(len, largest))
+    return [*lines, *([f"{rest:>6} cells with fewer FLOPs"] if rest else [])]
 
 
 def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished: Collection[str]) -> list[str]:
@@ -164,15 +171,16 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
         lines = ["finished     repeat the command without dry_run to see its result"] if finished else []
     if plan["seconds"] is None:
         return [*lines, f"time         unknown: {estimate['unmeasured']}"]
-    hours, workers = plan["seconds"] / 3600, max(1, min(plan["runs"], num_workers(configs[0])))
-    duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
+    total, workers = plan["seconds"], max(1, min(plan["runs"], num_workers(configs[0])))
+    duration = f"{format_duration(total)} of one process"
+    duration += f", {format_duration(total / workers)} with {workers}" if workers > 1 else ""
     if plan["runs"] == 1:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
-        duration = f"{plan['seconds'] / 60:,.1f} minutes, {per_million:.3g} s per 1M tokens"
+        duration = f"{format_duration(total)}, {per_million:.3g} s per 1M tokens"
     lines.append(f"time         {duration} (with evaluation; measured on this machine in a few steps)")
     if 0 < len(finished) < plan["runs"]:
         left = sum(cell["seconds"] for cell in plan["cells"] if cell["name"] not in finished)
-        lines.append(f"             {left / 3600:.2f} of these hours are left")
+        lines.append(f"             {format_duration(left)} of it are left")
     if plan["cost"] and (costs := describe_costs([plan["cost"]])):
         lines.append(f"energy       {costs}")
     if estimate["unmeasured"]:
@@ -212,7 +220,7 @@ def describe_interval(law: str | Mapping[str, float] | None, cells: Sequence[Jso
     if not np.isfinite(half):
         return f"not identified: these {len(rows)} points of size and tokens cannot determine a law of N and D"
     return (
-        f"+-{half:.2%} (90 %) of the loss at the optimum for {target:.3g} FLOPs, if the assumed law holds and the "
+        f"±{half:.2%} (90%) of the loss at the optimum for {target:.3g} FLOPs, if the assumed law holds and the "
         f"standard deviation over seeds is {noise.s:.2%}"
     )
 

@@ -17,13 +17,14 @@ from kleiber.config.nested import flatten
 from kleiber.records.catalog import Columns, Run, counts
 from kleiber.records.diff import as_number
 from kleiber.records.regular_files import DamagedFile
-from kleiber.records.terminal import print_rich, printable, warn_once
+from kleiber.records.terminal import columns, print_rich, printable, warn_once
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WIDTH = 130  # fewest columns of the table
+WIDTH = 130  # columns of the table in a pipe
+BORDER = 3  # columns between two cells
 
 
 @dataclass(frozen=True)
@@ -133,30 +134,52 @@ def check_column(name: str, rows: Sequence[Row]) -> None:
 
 
 def print_table(runs: Sequence[Run]) -> None:
-    """Prints a table with a line per run, under the number of runs with each status."""
+    """Prints a table with a line per run, under the number of runs with each status.
+
+    A narrow terminal has fewer columns, so that the names of runs stay whole.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    rows = table_rows(runs)
     table = Table(title=counts(runs), title_justify="left")
-    table.add_column("run", overflow="fold")
-    priced = ["price"] if any(run.row()["price"] is not None for run in runs) else []
-    costs = ["params", "tokens", "seconds", "watt_hours", *priced]
-    costs_of_runs = [run.stage.get("cost") or {} for run in runs]
-    currencies = {cost["currency"] for cost in costs_of_runs if cost.get("currency")}
-    units = ["Wh", *(["/".join(sorted(currencies))] if priced else [])]
-    for name in ("status", "loss", "bits/byte", *costs[:3], *units):
-        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    heads = fitting_columns(rows, columns() or WIDTH)
+    for head in heads:
+        is_text = head in ("run", "status")
+        table.add_column(head, overflow="fold", justify="left" if is_text else "right", no_wrap=head != "run")
+    for run, row in zip(runs, rows, strict=True):
+        cells = {name: Text(printable(text)) for name, text in row.items()}
+        cells["status"] = Text(str(run.status), style=run.status.color)
+        table.add_row(*(cells[head] for head in heads))
+    print_rich(table, WIDTH)
+
+
+def table_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Returns the cells of the table of runs, by the heads of its columns."""
+    costs = [run.stage.get("cost") or {} for run in runs]
+    currencies = {cost["currency"] for cost in costs if cost.get("currency")}
+    units = {"watt_hours": "Wh"}
+    if any(run.row()["price"] is not None for run in runs):
+        units["price"] = "/".join(sorted(currencies))
+    rows = []
     for run in runs:
         row = run.row()
-        table.add_row(
-            Text(printable(run.name)),
-            f"[{run.status.color}]{run.status}[/]",
-            values(run.metrics, "loss"),
-            values(run.metrics, "bits_per_byte"),
-            *("" if row[name] is None else f"{row[name]:,.0f}" for name in costs[:3]),
-            *("" if row[name] is None else f"{row[name]:.3g}" for name in costs[3:]),
-        )
-    print_rich(table, WIDTH)
+        cells = {"run": run.name, "status": str(run.status), "loss": values(run.metrics, "loss")}
+        cells["bits/byte"] = values(run.metrics, "bits_per_byte")
+        for name in ("params", "tokens", "seconds"):
+            cells[name] = "" if row[name] is None else f"{row[name]:,.0f}"
+        rows.append(cells | {unit: "" if row[name] is None else f"{row[name]:.3g}" for name, unit in units.items()})
+    return rows
+
+
+def fitting_columns(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
+    """Returns the heads of the columns that fit into `width`; status, loss and the name of the run always stay."""
+    heads = [*rows[0]] if rows else ["run", "status", "loss"]
+    widths = {head: max([len(head), *(len(row[head]) for row in rows)]) + BORDER for head in heads}
+    spare = [head for head in [*heads[7:], "bits/byte", "params", "tokens", "seconds"] if head in heads]
+    while spare and sum(widths[head] for head in heads) + 1 > width:
+        heads.remove(spare.pop(0))
+    return heads
 
 
 def print_columns(runs: Sequence[Run], rows: Sequence[Row]) -> None:

@@ -32,7 +32,7 @@ from kleiber.records.catalog import Run, archive_runs, read_runs
 from kleiber.records.continuation import check_never_continued, warn_without_effect
 from kleiber.records.evaluations import is_complete
 from kleiber.records.files import write_yaml
-from kleiber.records.folder import cell_folder, config_hash
+from kleiber.records.folder import cell_folder, config_hash, differing_keys
 from kleiber.records.locks import is_locked
 from kleiber.records.regular_files import make_folder
 from kleiber.records.terminal import print_line
@@ -51,6 +51,7 @@ class Sweep:
     planned       cells of a dry run by folder, in all rounds of a design
     starts        runs of the rounds before, by folder, from which planned cells may start
     composed      cells by their overrides, so that none is composed twice
+    overrides     of all cells of the round that is being composed, which are named by what differs
     checked       whether the study has accepted the plan
     folder        folder of the cells; None before the first is composed, and in a dry run
     study_folder  folder of the study that is reported at the end; None without a study
@@ -63,6 +64,7 @@ class Sweep:
         self.planned: dict[Path, Cell] = {}
         self.starts: dict[Path, Run] = {}
         self.composed: dict[tuple[str, ...], Cell] = {}
+        self.overrides: Sequence[Sequence[str]] = ()
         self.checked = False
         self.folder: Path | None = None
         self.study_folder: Path | None = None
@@ -104,6 +106,7 @@ class Sweep:
         overrides  of each cell
         compose    composes the config of a cell from its overrides
         """
+        self.overrides = overrides
         (first,) = self._cells(overrides[:1], compose)
         self.folder = None if first.config["dry_run"] else first.folder.parent
         if first.config["study"] and not first.config["dry_run"]:
@@ -135,6 +138,8 @@ class Sweep:
     def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks the cells of a dry run; returns exit code 0 for each."""
         cells = self._cells(overrides, compose)
+        archived = archived_by_hash(cells[0].folder.parent)
+        cells = [with_archived_folder(cell, archived) for cell in cells]
         self.planned |= unique_cells(cells, self.planned)
         return [0] * len(cells)
 
@@ -201,7 +206,7 @@ class Sweep:
             )
         lines = [text.lstrip("+") for text in overrides if not text.startswith("hydra.")]
         lines = [text for text in lines if not (text.startswith("budget.") and text.endswith("=null"))]
-        return Cell(cell_folder(config, lines, model), config, lines)
+        return Cell(cell_folder(config, lines, model, differing_keys(self.overrides)), config, lines)
 
     def _prepare_folders(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> tuple[list[Cell], set[Path]]:
         """Prepares the folders of the cells that have to run, and prints how many do not have to.

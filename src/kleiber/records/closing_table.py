@@ -16,6 +16,7 @@ from kleiber.config.stages import stage_config
 from kleiber.config.targets import class_attribute
 from kleiber.records.catalog import stage_scores
 from kleiber.records.folder import read_config
+from kleiber.records.progress import format_duration
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
 from kleiber.records.terminal import print_rich
@@ -25,7 +26,7 @@ from kleiber.types.score import Score
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDTH = 110  # columns of the table
+WIDTH = 110  # columns of the table in a pipe
 MAX_SAMPLES_BYTES = 2**24
 
 
@@ -104,8 +105,8 @@ def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
         ("compute", f"{stage['flops']['model']:.3g} FLOPs"),
     ]
     if stage["tokens_per_s"]:
-        share = "" if stage["mfu"] is None else f", MFU {format_number(100 * stage['mfu'])} %"
-        rows.append(("speed", f"{stage['tokens_per_s']:,.0f} tokens/s over {format_number(stage['seconds'])} s{share}"))
+        share = "" if stage["mfu"] is None else f", MFU {format_number(100 * stage['mfu'])}%"
+        rows.append(("speed", f"{stage['tokens_per_s']:,.0f} tokens/s over {format_duration(stage['seconds'])}{share}"))
     if costs := describe_costs([stage.get("cost")]):
         rows.append(("energy", costs))
     rows.append(("memory", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB peak"))
@@ -138,7 +139,8 @@ def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
     tree, separate = tree_costs(stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
     energy = describe_costs([stage.get("cost") for stage in stages])
-    cost = f"{tree:.3g} FLOPs in {seconds:,.0f} s of training; separate runs of each branch would take {separate:.3g}"
+    trained = f"{tree:.3g} FLOPs in {format_duration(seconds)} of training"
+    cost = f"{trained}; separate runs of each branch would take {separate:.3g}"
     rows += [
         ("cost", cost),
         *([("energy", energy)] if energy else []),

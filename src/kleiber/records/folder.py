@@ -54,6 +54,8 @@ OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb", "tensorboard", "ranks"}
 OURS = ("kleiber.", "kleiber_topics.")  # packages whose defaults are those of this version
 READABLE = 60
+ARM = "study.arm"
+KIND_GROUPS = ("model/router", "objective", "retention", "adapter", "privacy")  # choices that say what a run is
 FOLDER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 NAMED_BY_HASH = re.compile(r".*-([0-9a-f]{8}(?:\.\d+)?)")  # folder of a run; `.1` is that of one that was set aside
 
@@ -141,27 +143,55 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def readable_name(overrides: Iterable[str], model: str) -> str:
-    """The overrides in a few characters: `moe-depth3-seed1` for `model=moe model.depth=3 seed=1`."""
-    words = [model]
+def readable_name(overrides: Iterable[str], model: str, differing: Collection[str] | None = None) -> str:
+    """The overrides in a few characters: `moe-depth3-seed1` for `model=moe model.depth=3 seed=1`.
+
+    model      kind of the run, see `kleiber.config.compose.resolve_config`
+    differing  keys that tell the cells of a sweep apart: a cell is named by its arm, by these, and by the groups of
+               KIND_GROUPS; None for a single run, which has the names of all keys
+    """
+    words = model.split("-")[: 1 if differing is None else None]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if differing is not None and key == ARM:
+            words.insert(1, value)
+            continue
         if key == "model" or any(key == name or key.startswith((name + ".", name + "/")) for name in NOT_IDENTITY):
+            continue
+        if differing is not None and (value == "null" or key not in {*differing, *KIND_GROUPS}):
             continue
         last = re.split(r"[./@]", key)[-1]
         words.append(value if re.fullmatch(r"[A-Za-z/_]+", value) and "." not in key else last + value)
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words)).strip("_.-")
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(dict.fromkeys(words))).strip("_.-")
     return text[:READABLE].rstrip("_.-")
 
 
-def cell_name(config: Config, overrides: Iterable[str], model: str) -> str:
-    """Name of a run's folder: `<readable>-<hash8>`."""
-    return f"{readable_name(overrides, model)}-{config_hash(config)[:8]}"
+def differing_keys(cells: Sequence[Sequence[str]]) -> set[str] | None:
+    """Returns the keys in which the overrides of cells differ, as `readable_name` takes them; None for a single cell.
+
+    Keys that have one value in each arm are left out, since its name stands for them, and where a run starts from.
+    """
+    values: list[dict[str, str]] = []
+    for cell in cells:
+        parts = [line.lstrip("+~").partition("=") for line in cell]
+        values.append({key: value for key, _, value in parts})
+    by_arm: dict[str | None, list[dict[str, str]]] = {}
+    for lines in values:
+        by_arm.setdefault(lines.get(ARM), []).append(lines)
+    keys = {key for lines in values for key in lines} - {"init", "init.path"}
+    groups = [*by_arm.values()] if len(by_arm) > 1 else [values]
+    apart = {key for key in keys for group in groups if len({lines.get(key) for lines in group}) > 1}
+    return apart if len(cells) > 1 else None
 
 
-def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
-    """`root/name/<cell>`, or the folder there that ends in the same hash."""
-    home, new = study_folder(config), cell_name(config, overrides, model)
+def cell_name(config: Config, overrides: Iterable[str], model: str, differing: Collection[str] | None = None) -> str:
+    """Name of a run's folder: `<readable>-<hash8>`; `differing` as in `readable_name`."""
+    return f"{readable_name(overrides, model, differing)}-{config_hash(config)[:8]}"
+
+
+def cell_folder(config: Config, overrides: Iterable[str], model: str, differing: Collection[str] | None = None) -> Path:
+    """`root/name/<cell>`, or the folder there that ends in the same hash; `differing` as in `readable_name`."""
+    home, new = study_folder(config), cell_name(config, overrides, model, differing)
     ending = new[new.rindex("-") :]
     names = os.listdir(home) if home.is_dir() else []
     return home / min((name for name in names if name.endswith(ending)), default=new)

@@ -77,14 +77,17 @@ def format_count(done: int, total: int | None, unit: str) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns a duration such as `7 s`, `2:05 min`, `3:20:00 h` or `7.7 days`."""
+    """Returns a duration as people say it: `0.3 s`, `7 s`, `2 min 5 s`, `12 min`, `3 h 20 min` or `7.7 days`."""
+    if seconds < 1:
+        return f"{seconds:.2g} s"
     if seconds >= 2 * DAY:
         return f"{seconds / DAY:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 10:
+        minutes, rest = round(seconds / 60), 0
     hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02} h"
-    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
 class Display:

@@ -7,8 +7,10 @@ order of what is read. Each is printed as an escape, such as \\x1b.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable
 from functools import cache
@@ -41,6 +43,31 @@ def print_line(text: object = "", err: bool = False, end: str = "\n") -> None:
     print(printable(str(text)), end=end, file=sys.stderr if err else sys.stdout, flush=True)
 
 
+def columns(err: bool = False) -> int | None:
+    """Returns the width of the terminal that stdout, or stderr, is, else COLUMNS; None for a pipe or a file."""
+    stream = sys.stderr if err else sys.stdout
+    if os.environ.get("COLUMNS", "").isdigit():
+        return int(os.environ["COLUMNS"])
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
+    except (OSError, ValueError):  # a stream of a test or a notebook
+        return None
+
+
+def wrapped(line: str, indent: int, width: int | None) -> str:
+    """Returns a line cut between words to `width` columns, all but the first indented; None: as it is.
+
+    A word that is longer, such as a path, stays whole, so that it can be copied.
+    """
+    if width is None or len(line) <= width:
+        return line
+    return "\n".join(
+        textwrap.wrap(
+            line, max(width, 2 * indent), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )
+    )
+
+
 @cache
 def warn_once(message: str) -> None:
     """Prints a warning, once in a process."""
@@ -66,15 +93,15 @@ class Printable:
 
 
 def print_rich(content: RenderableType, width: int | None = None) -> None:
-    """Prints a table or a styled text.
+    """Prints a table or a styled text, laid out for the terminal.
 
-    width  fewest columns of the terminal that it is laid out for; None: those of the terminal
+    width  columns where stdout is no terminal
     """
     from rich.console import Console
 
     console = Console()
-    if width is not None:
-        console.width = max(console.width, width)
+    if (wide := columns() or width) is not None:
+        console.width = wide
     console.print(Printable(content))
 
 

@@ -11,6 +11,7 @@ from kleiber.config.stages import Budget, quantity
 from kleiber.data.corpus import TextCorpus
 from kleiber.optimizers.schedules import sparkline
 from kleiber.records.closing_table import command, format_number
+from kleiber.records.terminal import wrapped
 from kleiber.runs.stage_evaluation import scored_tokens, token_limit, validation_interval
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.trainer import Local
@@ -18,13 +19,16 @@ from kleiber.training.trainer import Local
 MOST_EPOCHS = 4  # a repeated token is worth about as much as a new one up to here (Muennighoff et al. 2023)
 
 
-def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str]) -> list[str]:
+def banner_lines(
+    title: str, tree: Tree, loggers: Sequence[str], overrides: Sequence[str], columns: int | None = None
+) -> list[str]:
     """Returns the lines of the banner.
 
     title      name of the run
     tree       its stages, hardware and folder
     loggers    a line on each logger, such as "W&B offline in DIR"
     overrides  the command line of the run
+    columns    of the terminal, into which the lines are wrapped; None for a pipe
     """
     stages, hardware = tree.stages, tree.hardware
     first = stages[0].plan
@@ -49,7 +53,8 @@ def banner_lines(title: str, tree: Tree, loggers: Sequence[str], overrides: Sequ
         ("resume", f"repeat {command(['train', *overrides])}"),
     ]
     width = max(len(label) for label, _ in rows)
-    return [f"training {title}", *(f"  {label:<{width}}  {text}" for label, text in rows)]
+    lines = [f"  {label:<{width}}  {text}" for label, text in rows]
+    return [f"training {title}", *(wrapped(line, width + 4, columns) for line in lines)]
 
 
 def describe_model(stage: Stage) -> str:

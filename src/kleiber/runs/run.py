@@ -23,7 +23,7 @@ from kleiber.records.folder import config_hash
 from kleiber.records.progress import activity
 from kleiber.records.regular_files import make_folder
 from kleiber.records.summary import Summary
-from kleiber.records.terminal import print_line, print_traceback
+from kleiber.records.terminal import columns, print_line, print_traceback
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -228,8 +228,7 @@ class RankZeroRun:
         descriptions = [logger.description for logger in self.loggers]
         loggers = [text for text in descriptions if text is not None]
         title = f"{self.config['name']}/{self.folder.name}"
-        lines = banner_lines(title, self.tree, loggers, self.overrides)
-        print_line("\n".join(lines), err=True)
+        print_line("\n".join(banner_lines(title, self.tree, loggers, self.overrides, columns(err=True))), err=True)
 
     def _report_failure(self, error: Exception) -> int:
         """Prints an error, writes it to the summary, and returns the exit code."""

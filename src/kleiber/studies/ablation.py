@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kleiber.config.errors import Status
+from kleiber.config.labels import readable
 from kleiber.records.catalog import Run
 from kleiber.studies.ablation_figures import arms_figure, gap_figure, scale_rows
 from kleiber.studies.ablation_ladder import (
@@ -32,7 +33,8 @@ from kleiber.studies.ablation_ladder import (
 from kleiber.studies.claims import Claim, Question, Result, decide_together
 from kleiber.studies.compare.arms import arm_name, planned_arms
 from kleiber.studies.compare.places import refuse_planned_twins
-from kleiber.studies.decision import Decision, Estimate, as_row
+from kleiber.studies.decision import Estimate, as_row
+from kleiber.studies.statements import answer_text
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Count, Json, Positive, Row
 
@@ -145,6 +147,7 @@ class Ablation(ClaimStudy):
         methods = METHODS.format(level=f"{self.level:.0%}") + (SEVERAL if len(changes) > 1 else "")
         return Findings(
             self.headline(changes, results, plain, checks),
+            question="Which changes lower the loss at larger training compute?",
             claims=results,
             estimates=[self.estimate(change, plain, times) for change in changes for times in change.predictions],
             caveats=self.caveats(changes),
@@ -158,13 +161,20 @@ class Ablation(ClaimStudy):
         """Returns the claim that a change lowers the loss at the target; `waiting` says why runs decide nothing yet."""
         at = {"compute": f"{self.target:g} times the largest"}
         claim = Claim(of={"arm": change.name, **at}, against={"arm": plain}, measure="loss", equal="tokens")
-        text = f"{change.name} has a lower loss than {plain} at {self.target:g} times the largest compute"
+
+        def wording(stated: Claim) -> str:
+            """Returns the claim with a direction as a sentence."""
+            negation, _, comparative = stated.direction.rpartition("_")
+            has = f"{readable(change.name)} has {'no' if negation else 'a'} {comparative} loss than {readable(plain)}"
+            return f"{has} at {self.target:g} times the largest compute"
+
         ladder = change.ladder
         edge = f"the best rate is at the edge of its grid at {change.at_edge[0]}" if change.at_edge else ""
         diverged = diverged_text(change.diverged) if change.diverged else ""
         return Question(
-            claim=claim, text=text, values=[] if ladder is None else predicted(ladder, self.target), unit=UNIT,
-            better="lower", problem=waiting or diverged or next(iter([*change.uneven, edge]), ""),
+            claim=claim, text=wording(claim), wording=wording, unit=UNIT, better="lower",
+            values=[] if ladder is None else predicted(ladder, self.target),
+            problem=waiting or diverged or next(iter([*change.uneven, edge]), ""),
             tuned=change.tuned, paired=True, point="a line in log compute for each seed",
         )  # fmt: skip
 
@@ -205,13 +215,7 @@ class Ablation(ClaimStudy):
                 text += gain_text(compute_gain(change.ladder, self.level))
             text += "."
         else:
-            groups = {
-                decision: [change.name for change, result in zip(changes, results, strict=True)
-                           if result.decision == decision]
-                for decision in Decision
-            }  # fmt: skip
-            parts = [f"{decision} for {', '.join(names)}" for decision, names in groups.items() if names]
-            text = f"A lower loss than {plain} {at} is {'; '.join(parts)}."
+            text = answer_text("", results, self.level)
         crossed = [
             f"{change.name}: {crossing_text(crossings(change.ladder, self.level))}."
             for change in changes

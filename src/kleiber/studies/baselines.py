@@ -20,7 +20,7 @@ from kleiber.studies.compare.places import refuse_planned_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.study import Compare, compare
 from kleiber.studies.compare.tables import at_common_budget
-from kleiber.studies.decision import as_row, from_row, paired_difference
+from kleiber.studies.decision import as_row, paired_difference
 from kleiber.studies.study import Figures, Findings, PlannedPoint
 from kleiber.studies.transfer import Transfer, pretrained_arm, score_rows, tuned_scores
 from kleiber.studies.transfer_tables import ALL_TASKS, main_metric
@@ -75,7 +75,8 @@ class Baselines(Transfer):
         if means:
             charts["tasks"] = lambda: _draw(tasks.tables["Against other architectures"], means, self.level)
         return Findings(
-            answer=" ".join([pretraining.answer, *map(sentence, means)]),
+            question="Does the model have a lower loss and higher scores than other architectures of its size?",
+            answer=" ".join(filter(None, [pretraining.answer, means_text(means)])),
             claims=pretraining.claims,
             estimates=tasks.estimates,
             caveats=[*pretraining.caveats, *tasks.caveats],
@@ -187,8 +188,16 @@ def tasks_of(runs: Sequence[Run]) -> Iterator[tuple[str, str, Mapping[str, float
             yield run.config["study"]["task"], main_metric(run), run.stage["metrics"]
 
 
-def sentence(row: Row) -> str:
-    return f"In the mean score over {row['tasks']} tasks, {row['kind']} less {row['against']}: {from_row(row).text()}."
+def means_text(rows: Sequence[Row]) -> str:
+    """Returns in how many comparisons of mean scores an interval excludes 0, as a sentence; "" without any."""
+    if not rows:
+        return ""
+    ends = [(row["lo"], row["hi"]) for row in rows if row["lo"] is not None]
+    higher, lower = sum(lo > 0 for lo, _ in ends), sum(hi < 0 for _, hi in ends)
+    return (
+        f"After fine-tuning on {rows[0]['tasks']} tasks the mean score of the first kind is higher in {higher}, lower "
+        f"in {lower} and undecided in {len(rows) - higher - lower} of {len(rows)} comparisons."
+    )
 
 
 def _draw_arms(name: str, arms: Mapping[str, Arm], measure: str, panels: Mapping[str, str]) -> object:

@@ -24,6 +24,7 @@ from kleiber.studies.decision import (
     Estimate,
     as_row,
     estimate_around,
+    from_row,
     level_of_each,
     more_seeds_needed,
 )
@@ -38,6 +39,7 @@ KEYS = (*SELECTIONS, "arm", "each", *TEXTS, *NUMBERS)
 TARGET = "target_loss"  # equal where arms that fine-tune are compared on their frontiers
 RATE = "learning_rate"  # equal where arms are compared at one rate, without being tuned
 EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate", TARGET: "target loss"}
+ESTIMATE = ("value", "lo", "hi", "n", "unit")  # columns of an estimate in a table
 EXTREMES = ("smallest", "largest")  # values of a numeric key that a claim can name without knowing them
 
 
@@ -176,10 +178,13 @@ class Question:
     """A claim with what the runs say about it.
 
     text      the claim as a sentence without a period
+    wording   writes a claim about the same groups as such a sentence; None where only `text` is known
+    turned    whether verdicts subtract the group `of` from `against`, since `of` is the plain one
     values    the result of each sample
     unit      of the values
     better    which values of the measure are better: lower, higher or none
     problem   why the runs decide nothing; "" where they can
+    advice    what to add where there is a problem, with the command; "" where nothing is known to help
     tuned     whether all arms of the claim are tuned; None where no two arms are compared
     weights   of the groups of runs whose means are added; None for those of the sides of the claim
     groups    the cells whose variances are those of the groups, see `kleiber.inference.contrasts`; empty where values
@@ -194,10 +199,13 @@ class Question:
 
     claim: Claim
     text: str
+    wording: Callable[[Claim], str] | None = None
+    turned: bool = False
     values: Sequence[float] = ()
     unit: str = ""
     better: str = "none"
     problem: str = ""
+    advice: str = ""
     tuned: bool | None = None
     weights: Mapping[Hashable, float] | None = None
     groups: Groups = field(default_factory=dict)
@@ -269,6 +277,7 @@ class Result:
     level       confidence level of this interval, at which those of all claims hold together
     spread      the standard error of the mean of the values; None for an estimate by a method of its own
     more_seeds  further samples that would decide it, if mean and spread stay; None where that is not known
+    looks       number of times that the runs may be looked at
     """
 
     question: Question
@@ -278,6 +287,7 @@ class Result:
     level: float
     spread: Spread | None = None
     more_seeds: int | None = None
+    looks: int = 1
 
     @property
     def claim(self) -> Claim:
@@ -312,23 +322,41 @@ class Result:
         numbers = {"measure": self.claim.measure, **self._sides(), **self._numbers()}
         return {**decided, **asked, **numbers, "more_seeds_needed": self.more_seeds}
 
-    def row(self) -> Json:
-        """Returns the row of the table of claims."""
-        estimate = as_row(self.estimate)
-        return {"claim": self.question.text, "decision": str(self.decision), **estimate, "why": self.why}
 
-    def sentence(self) -> str:
-        """Returns the decision as a sentence with the estimate, or with what is missing."""
-        text = f"{self.question.text}: {self.decision}"
-        if self.estimate is not None:
-            text += f", {self.estimate.text()}"
-        if self.decision == Decision.NOT_TESTED:
-            text += f"; {self.why}"
-        if self.decision == Decision.UNDECIDED:
-            plural = "s" * (self.more_seeds != 1)
-            text += "; more seeds are not expected to decide it" if self.more_seeds is None else ""
-            text += f"; {self.more_seeds} more seed{plural} may decide it" if self.more_seeds is not None else ""
-        return f"{text}."
+def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
+    """Returns the claim about the difference that an estimate is, or its negative; None where there is none."""
+    for result in results:
+        tested = result.estimate
+        if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
+            continue
+        if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
+            return result
+    return None
+
+
+def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Estimate:
+    """Returns an estimate with the interval of the claim about its number, if there is one."""
+    result = claim_about(estimate, results)
+    tested = None if result is None else result.estimate
+    if tested is None:
+        return estimate
+    return tested if tested.value * estimate.value > 0 else tested.negated()
+
+
+def with_intervals_of_claims(rows: Sequence[Row], results: Sequence[Result], level: float | None) -> list[Json]:
+    """Returns rows of a table, of which those about the numbers of claims have the intervals of these.
+
+    Where there are such rows, every row has the confidence level of its interval; `level` is that of the others.
+    """
+    estimates = [from_row(row) if {*ESTIMATE} <= row.keys() and row["value"] is not None else None for row in rows]
+    about = [None if estimate is None else claim_about(estimate, results) for estimate in estimates]
+    if not any(about):
+        return [dict(row) for row in rows]
+    table = []
+    for row, estimate, result in zip(rows, estimates, about, strict=True):
+        claimed = {} if estimate is None else as_row(with_interval_of_claim(estimate, results))
+        table.append({**row, **claimed, "level": level if result is None else result.level})
+    return table
 
 
 def prior_json(spread: Spread | None) -> Json | None:
@@ -360,7 +388,8 @@ def decide_together(
         contrasts = [questions[at].contrast for at in members]
         family = estimate_family(contrasts, groups, together, variance, paired)
         spreads |= dict(zip(members, zip(family.levels, family.spreads, strict=True), strict=True))
-    return [decide(question, *spreads.get(at, (each, None))) for at, question in enumerate(questions)]
+    decided = [decide(question, *spreads.get(at, (each, None))) for at, question in enumerate(questions)]
+    return [replace(result, looks=looks) for result in decided]
 
 
 def decide(question: Question, level: float, spread: Spread | None = None) -> Result:

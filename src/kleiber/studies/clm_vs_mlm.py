@@ -23,6 +23,7 @@ from kleiber.studies.decision import Estimate, as_row, estimate_around
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise
+from kleiber.studies.statements import answer_text
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, finished_rows
 from kleiber.types import Json, NonNegative
 
@@ -68,10 +69,14 @@ class ClmVsMlm(IntervalStudy):
             for first, other in apart
         ]
         tables = {"Local exponents": slopes, "Difference of the exponents, second objective minus first": gaps}
-        answer = " ".join([*(result.sentence() for result in claims), *(caveat["text"] for caveat in caveats)])
-        return Findings(answer, claims=claims, caveats=caveats, tables=tables, figures=figures(rows), methods=METHODS)
+        stated = [answer_text("", claims, self.level)] if claims else []
+        answer = " ".join([*stated, *(caveat["text"] for caveat in caveats)])
+        return Findings(
+            answer, QUESTION, claims=claims, caveats=caveats, tables=tables, figures=figures(rows), methods=METHODS
+        )
 
 
+QUESTION = "Do masked and causal language modeling gain as much from parameters and tokens?"
 METHODS = (
     "The same Transformer was trained causally on next tokens and, reading both ways, on masked tokens (Devlin et al. "
     "2018, arXiv:1810.04805), as trunks with cooldowns (Hägele et al. 2024, arXiv:2405.18392) at the same widths, "

@@ -32,6 +32,7 @@ from kleiber.studies.sequence_metrics import (
     sequence_rows,
     tasks_in_order,
 )
+from kleiber.studies.statements import answer_text, verdict
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Json
 
@@ -62,7 +63,8 @@ class Continual(EqualTargetStudy):
         settings = record["rows"].groupby(CELL, as_index=False).agg(runs=("run", "size"), **means)
         settings["method"] = settings["method"].map(label)
         return Findings(
-            answer=headline(record),
+            question="Which method learns a sequence of tasks with the least forgetting?",
+            answer=answer_text(headline(record), record["claims"], self.level),
             claims=record["claims"],
             caveats=complaints(record),
             tables={
@@ -299,16 +301,14 @@ def headline(record: Json) -> str:
         ends = f"{where}: {label(name)} ends at {sign_of(part) * means[name]:.4f} {unit}"
         side = {"method": name, "start": start}
         answer = next(
-            (result.sentence() for result in record["claims"]
+            (verdict(result) for result in record["claims"]
              if result.claim.measure == "ACC" and result.claim.of == side), None,
         )  # fmt: skip
         if PLAIN not in means or answer is None:
             why = "no comparison" if len(means) == 1 else "on no order and seed in common with plain fine-tuning"
             sentences.append(f"{ends}, {why}")
         else:
-            sentences.append(
-                f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer.rstrip('.')}"
-            )
+            sentences.append(f"{ends} and plain fine-tuning at {sign_of(part) * means[PLAIN]:.4f}; {answer}")
     return ". ".join(sentences) + "."
 
 

@@ -72,6 +72,11 @@ class Estimate:
             return f"{value} (no interval: {self.n} seed{'s' * (self.n != 1)})"
         return f"{self.value:{style}} {format_interval(self.lo, self.hi, style)} {self.unit}".rstrip()
 
+    def negated(self) -> Estimate:
+        """Returns the estimate of the difference with its sides exchanged."""
+        ends = (None, None) if self.lo is None or self.hi is None else (-self.hi, -self.lo)
+        return Estimate(-self.value, *ends, self.n, self.unit)
+
     def within(self, least: float, most: float) -> Estimate:
         """Returns the estimate with its interval cut at the ends of its scale, which the interval of a mean ignores."""
         if self.lo is None or self.hi is None:

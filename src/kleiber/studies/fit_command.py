@@ -184,13 +184,16 @@ def predict(
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
     force: ForceAll = False,
+    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the prediction to this file")] = None,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
-    TOKENS, choose the model with the least FLOPs of training and serving. Exit code 3 if the law was refused when it
-    was fitted, unless --force is set.
+    TOKENS, choose the model with the least FLOPs of training and serving. What the law failed at when it was fitted
+    follows the prediction: parameters that are not identified, held-out tests that a naive forecast won. Exit code 3 if
+    the law was refused when it was fitted, unless --force is set.
     """
+    from kleiber.records.files import write_json
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
     from kleiber.studies.laws.filters import parse_map, parse_point
@@ -202,6 +205,8 @@ def predict(
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
+        if json is not None and not (on is None and serve is None and max_params is None):
+            raise ValueError(f"--json {json} writes the prediction of one point: remove --on, --serve and --max-params")
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
@@ -223,7 +228,11 @@ def predict(
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     except ValueError as error:
         _refuse(error)
+    if json is not None:
+        write_json(json, answer)
     print_line(fitted_law.prediction_line(form, answer, entry["level"]))
+    for failure in answer.get("failures", ()):
+        print_line(f"caution: {failure}")
 
 
 def _check_accepted(entry: Row, force: bool) -> None:

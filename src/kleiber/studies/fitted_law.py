@@ -20,6 +20,7 @@ from kleiber.studies.laws import (
     serving,
     table,
 )
+from kleiber.studies.laws.headline import failures
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
 from kleiber.studies.laws.noise_model import EXTRA
@@ -260,10 +261,13 @@ def check_options(form: Law, options: analysis.Options, delta: float | None, sig
 
 
 def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float = prediction.MAX_DECADES) -> Json:
-    """Predicts at one point from an entry of laws.json: the target of the law, or the optimal hyperparameters."""
+    """Predicts at one point from an entry of laws.json: the target of the law, or the optimal hyperparameters.
+
+    The key "failures" lists what the law failed at when it was fitted, see `laws.headline.failures`.
+    """
     if isinstance(form, HyperparameterLaw):
         return optimum_prediction.predict(record, form, at, max_decades)
-    return prediction.predict(record, form, at, max_decades)
+    return {**prediction.predict(record, form, at, max_decades), "failures": failures(record)}
 
 
 def prediction_line(form: Law, answer: Row, level: float) -> str:

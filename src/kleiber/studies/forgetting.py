@@ -29,7 +29,7 @@ from kleiber.studies.compare.noise import on_line, seed_noise
 from kleiber.studies.compare.rows import CELL, PLAIN, REPLAY, Rows, adapter_arms, label, method_of, model_arm, outcomes
 from kleiber.studies.compare.tables import matched_table, settings_table
 from kleiber.studies.decision import Estimate, as_row
-from kleiber.studies.statements import statement
+from kleiber.studies.statements import answer_text, statement
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row
 
@@ -90,6 +90,7 @@ class Forgetting(EqualTargetStudy):
             "Settings": settings_table(record),
         }
         return Findings(
+            question="Which method forgets least at equal loss on the new text?",
             answer=headline(record),
             claims=record["results"],
             caveats=record["complaints"],
@@ -146,7 +147,8 @@ class Forgetting(EqualTargetStudy):
         present  arms with finished runs
         """
         arms, matched = arms_of(claim), claim.equal == TARGET
-        fields = {"claim": claim, "text": sentence(claim), "unit": NATS, "better": "lower", "samples": BASES}
+        fields = {"claim": claim, "text": wording(claim), "wording": wording, "unit": NATS, "better": "lower"}
+        fields["samples"] = BASES
         absent = ", ".join(label(arm) for arm in arms if arm not in present)
         gaps = [] if absent else target.differences(claim.measure, *arms, matched=matched).tolist()
         if not gaps:
@@ -192,7 +194,7 @@ def arms_of(claim: Claim) -> tuple[str, str]:
     return ours, theirs
 
 
-def sentence(claim: Claim) -> str:
+def wording(claim: Claim) -> str:
     """Returns a claim about two arms as a sentence without a period."""
     at_best = "" if claim.equal else ", each at its best rate"
     return statement(claim, MEASURES[claim.measure], NATS, lambda _, value: label(str(value))) + at_best
@@ -237,12 +239,11 @@ def headline(record: Json) -> str:
         names = ", ".join(map(label, record["order"]))
         return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
     if study.claims:
-        return " ".join(result.sentence() for result in results)
-    answers = [result.sentence() for result in results if arms_of(result.claim)[0] == best["method"]]
+        return answer_text("", record["results"], study.level)
     level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     level = f"{best['bound']} {level}".lstrip()
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    return f"{where} {least} (F {level} nats). {' '.join(answers)}"
+    return answer_text(f"{where} {least} (F {level} nats).", record["results"], study.level)
 
 
 def methods(study: Forgetting, noise: Row) -> str:

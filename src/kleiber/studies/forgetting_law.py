@@ -67,6 +67,7 @@ class ForgettingLaw(IntervalStudy):
         record = self.fitted(runs)
         main, why = record["main"], record["main"].get("no_fit")
         return Findings(
+            question="How much replay keeps forgetting small?",
             answer=headline(record),
             claims=decide_together(record["claims"], self.level),
             verdicts=[{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"],

@@ -78,6 +78,7 @@ class Hyperparameters(IntervalStudy):
         if len(set(frontier["batch"])) > 1:
             figures["loss-at-best-rate"] = lambda: frontier_figure(frontier)
         return Findings(
+            question="How do the best learning rate and batch depend on size and tokens?",
             answer=" ".join([optimum_report.headline(law), *([critical_text(critical)] if critical else [])]),
             verdicts=[*law["verdicts"], *(verdict for _, verdicts in fits for verdict in verdicts)],
             tables={"Optimum by size and tokens": optimum_report.table(law, form), "Critical batch": critical},

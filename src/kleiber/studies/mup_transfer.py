@@ -24,6 +24,7 @@ from kleiber.studies.compare.arms import Arm, not_ready, read_ladders
 from kleiber.studies.compare.labels import LOSS, VALIDATION_LOSS
 from kleiber.studies.decision import Estimate, estimate_around
 from kleiber.studies.laws.uncertainty import percent, student_quantile
+from kleiber.studies.statements import answer_text
 from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Count, Json, Row
 
@@ -75,10 +76,12 @@ class MupTransfer(IntervalStudy):
         optima, drifts = self.optima(arms, axis)
         waiting = not_ready(runs, 1, lambda run: name_of(place_of(run, axis), axis))
         claims = decide_together(questions(drifts, waiting, axis), self.level)
-        headline = ". ".join(drift_text(row, axis) for row in drifts)
+        moves = ". ".join(drift_text(row, axis) for row in drifts)
+        headline = f"{moves}." if moves else f"The optimum was not found at two {axis}s: its drift is not estimated."
         optimum_chart: Figures = {"optima": lambda: optimum_figure(optima, axis, self.level)} if drifts else {}
         return Findings(
-            f"{headline}." if headline else f"The optimum was not found at two {axis}s: its drift cannot be estimated.",
+            answer_text(headline, claims, self.level) if claims else headline,
+            question="Does the best learning rate of a small model suit a larger one?",
             claims=claims,
             caveats=[caveat for row in optima for caveat in edge_warnings(row, axis)],
             tables={

@@ -104,16 +104,23 @@ def main_metric(runs: Sequence[Run]) -> str | None:
 
 
 def table_rows(run: Run, keys: Row, measure: str | None) -> list[Json]:
-    """Returns a row for each leaf of a run: its status, the keys that differ, its metrics, and what it cost."""
+    """Returns a row for each leaf of a run: the main metric, the keys that were swept, and then all else."""
     rows = []
     for stage in run.leaves or [run.stage]:
         row, metrics = run.stage_row(stage), stage.get("metrics") or {}
         first = {} if measure is None else {measure: metrics.get(measure)}
         results = {name: row[name] for name in (*RESULTS, "flops", "seconds")}
         results |= {name: row[name] for name in COSTS if row[name] is not None}
-        beginning = {"run": run.name, "stage": stage.get("name"), "status": str(run.status)}
-        rows.append({**beginning, **keys, **first, **metrics, **results})
+        named = {"run": run.name, "stage": stage.get("name"), "status": str(run.status)}
+        rows.append({**first, **swept_first(keys, run.overrides), **named, **keys, **metrics, **results})
     return rows
+
+
+def swept_first(keys: Row, overrides: Sequence[str]) -> Json:
+    """Returns the keys that the overrides of a run set, of a group the class that it chose."""
+    names = [line.lstrip("+~").partition("=")[0].replace("/", ".") for line in overrides]
+    wanted = dict.fromkeys(key for name in names for key in (name, f"{name}._target_"))
+    return {key: keys[key] for key in wanted if key in keys}
 
 
 def is_finite(value: object) -> bool:

@@ -216,7 +216,7 @@ class Panel(ClaimStudy):
         law, verdicts = (None, []) if stated is None else stated.fit(view.table, self.level)
         return Findings(
             question=self.question,
-            answer=answer_text(view.answer(self.answer), results, view.sentence),
+            answer=answer_text(view.answer(self.answer, results), results, self.level),
             claims=results,
             verdicts=verdicts,
             caveats=view.caveats(results),

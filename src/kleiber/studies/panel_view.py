@@ -20,13 +20,14 @@ from kleiber.studies.claims import (
     expand,
     read_claims,
     side_key,
+    with_interval_of_claim,
 )
 from kleiber.studies.compare.arms import LRS
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import SAME, same_origin
-from kleiber.studies.statements import decided, read_answer, statement
+from kleiber.studies.statements import FINISH, read_answer, statement
 from kleiber.types import Json, Row
 
 Node = Mapping[str, object]
@@ -152,14 +153,19 @@ class View:
         measure = self.measures[claim.measure]
         equal, problem = self.guard(claim)
         claim = replace(claim, equal=equal)
-        text = statement(claim, measure.label, measure.unit, self.label)
-        text += f", at equal {EQUAL[equal]}" if claim.text and equal else ""
+
+        def wording(stated: Claim) -> str:
+            """Returns a claim about the groups of this one as a sentence."""
+            return statement(stated, measure.label, measure.unit, self.label)
+
+        text = wording(claim) + (f", at equal {EQUAL[equal]}" if claim.text and equal else "")
         sampled, paired = self.sampled(claim), self.are_paired(claim)
         sides = zip(claim.sides, sampled.sides, strict=True)
         cells: dict[Hashable, list[Cell]] = {side_key(side): [values] for (_, side), values in sides}
         return Question(
-            claim=claim, text=text, values=sampled.values, unit=measure.unit, better=measure.better,
-            problem=problem or waiting, tuned=None if equal is None else not problem and equal != RATE,
+            claim=claim, text=text, wording=wording, values=sampled.values, unit=measure.unit, better=measure.better,
+            problem=problem or waiting, advice="" if problem else FINISH * bool(waiting),
+            tuned=None if equal is None else not problem and equal != RATE,
             samples=f"values of {' and '.join(sampled.names)}", paired=paired, groups={} if paired else cells,
         )  # fmt: skip
 
@@ -194,11 +200,6 @@ class View:
                 return equal, f"the sides differ in their {EQUAL[quantity]}: {min(values):g} to {max(values):g}"
         return equal, ""
 
-    def sentence(self, result: Result) -> str:
-        """Returns the decision of a claim as a sentence."""
-        measure = self.measures[result.claim.measure]
-        return decided(result, measure.label, measure.unit, self.label)
-
     def caveats(self, results: Sequence[Result]) -> list[Json]:
         """Returns a caveat for each claim that leaves out samples, since a side lacks them."""
         notes = []
@@ -207,12 +208,15 @@ class View:
             count = len(sampled.values)
             if count and sampled.left_out:
                 kept = f"{count} of {count + sampled.left_out}"
-                text = f"{result.question.text}: {kept} samples are on every side; the others are left out"
+                text = f"{kept} samples are on every side of the claim that {result.question.text}; others are left out"
                 notes.append({"code": "unpaired", "text": text})
         return notes
 
-    def answer(self, node: Node | None) -> str:
-        """Returns the declared answer with its numbers; "" where there is none, or where a number is missing."""
+    def answer(self, node: Node | None, results: Sequence[Result] = ()) -> str:
+        """Returns the declared answer with its numbers; "" where there is none, or where a number is missing.
+
+        results  claims, whose numbers have the intervals that decide them
+        """
         text, numbers = read_answer(node, self.first, self.levels)
         written = {}
         for name, number in numbers.items():
@@ -221,7 +225,7 @@ class View:
             estimate = measure.within(estimate) if number.claim.against is None else estimate
             if estimate is None:
                 return ""
-            written[name] = number.text(estimate)
+            written[name] = number.text(with_interval_of_claim(estimate, results))
         return text.format_map(written)
 
     def cells(self, table: Table) -> list[dict[str, object]]:

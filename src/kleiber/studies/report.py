@@ -83,7 +83,7 @@ def parts(
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
             steps[f"table {title}"] = partial(send_table, run, f"tables/{title}", columns, rows)
-    columns = ["text", "decision", "value", "lo", "hi", "n", "unit", "why"]
+    columns = ["decision", "verdict", "advice", "n", "level"]
     steps["claims"] = partial(send_table, run, "claims", columns, findings["claims"])
     steps["verdicts"] = partial(send_table, run, "verdicts", ["level", "code", "text"], findings["verdicts"])
     laws = ["laws.json"] if result.law is not None else []
@@ -258,14 +258,30 @@ def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Se
     caveats = [{"level": "warn", "text": caveat["text"]} for caveat in findings["caveats"]]
     return render_page(
         findings["study"], charts, question=findings["question"], answer=findings["answer"],
-        notes=[f"{findings['runs']}{took}.", *missing], verdicts=[*findings["verdicts"], *caveats],
-        tables=findings["tables"], text="\n".join(result.text), methods=result.methods,
+        notes=[f"{findings['runs']}{took}.", *missing, *level_notes(findings)],
+        verdicts=[*findings["verdicts"], *caveats], tables={"Claims": claim_rows(findings), **findings["tables"]},
+        text="\n".join(result.text), methods=result.methods,
         details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 
 
+def claim_rows(findings: Json) -> list[Json]:
+    """Returns the table of the claims: decision, verdict, and what would decide those that are not decided."""
+    columns = {"decision": "decision", "verdict": "result", "advice": "what would decide it"}
+    return [{title: claim[name] for name, title in columns.items()} for claim in findings["claims"]]
+
+
+def level_notes(findings: Json) -> list[str]:
+    """Returns which confidence level the intervals of a report have; empty for a study without intervals."""
+    if findings["level"] is None:
+        return []
+    level = f"{findings['level']:.0%}"
+    claims = f"Intervals of claims hold together at {level}; those of tables" if findings["claims"] else "Intervals"
+    return [f"{claims} have a confidence of {level} each, unless a row or heading names another level."]
+
+
 def run_rows(runs: Sequence[Run]) -> list[Json]:
-    """Returns a table row for the end of each run or branch: size, tokens, FLOPs and loss."""
+    """Returns a table row for the end of each run or branch: loss, rate and seed, size, tokens and FLOPs."""
     rows: Rows = frame(runs)
-    kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
+    kept = ["loss", "lr", "seed", "run", "stage", "status", "params", "active", "tokens", "flops"]
     return rows[[name for name in kept if name in rows]].to_dict("records")

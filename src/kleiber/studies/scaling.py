@@ -92,6 +92,7 @@ class Scaling(Study):
         }  # fmt: skip
         return Findings(
             ANSWERS[self.answers](law),
+            question=QUESTIONS[self.answers],
             verdicts=law["verdicts"],
             tables=tables,
             figures=figures(rows, law),
@@ -178,6 +179,11 @@ def conventions_answer(law: Row) -> str:
     return within_budgets(head, law)
 
 
+QUESTIONS = {
+    "errors": "How well does a law fitted to small runs predict the loss of larger ones?",
+    "optimum": "How does the compute-optimal model size grow with training compute?",
+    "conventions": "How much does the allocation exponent depend on what counts as a parameter?",
+}
 ANSWERS = {"errors": headline, "optimum": optimum_answer, "conventions": conventions_answer}
 
 
@@ -194,11 +200,16 @@ def unfinished_runs(runs: Sequence[Run]) -> list[Json]:
 def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures of a ladder, by name."""
     from kleiber.studies.laws import figures as plots
+    from kleiber.studies.laws import plane_figures
 
     form = find(law["law"])
+    profiles = {"isoflop": lambda: plane_figures.isoflop(rows)} if plane_figures.has_budgets(rows) else {}
     return {
+        **profiles,
         "frontier": lambda: plots.frontier(rows, form, law),
         "ladder": lambda: plots.ladder(rows, form, law),
+        "contours": lambda: plane_figures.contours(rows, form, law),
+        "predicted": lambda: plane_figures.predicted(rows, form, law),
         "residuals": lambda: plots.residuals(rows, form, law),
         **record_figures(law),
     }

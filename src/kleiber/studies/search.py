@@ -79,6 +79,7 @@ class Search(IntervalStudy):
         methods = METHODS.format(level=f"{self.level:.0%}")
         return Findings(
             self._headline(trials, best, means, regret),
+            question="Which hyperparameters have the lowest loss, and is the search tuned?",
             caveats=caveats,
             tables=tables,
             figures=figures,

@@ -1,7 +1,11 @@
-"""Sentences about claims: statements from their keys, measures and labels, and the answer of a study."""
+"""Sentences about claims: what a claim states, what the runs say about it, and the answer of a study.
+
+A verdict is written in the direction of the result, so a contradicted claim is never stated as if it were true.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +13,16 @@ from string import Formatter
 
 from kleiber.studies.claims import EQUAL, Claim, Levels, Result, Selection, expand
 from kleiber.studies.decision import Decision, Estimate
-from kleiber.types import Row
+from kleiber.types import Json, Row
 
 Label = Callable[[str, object], str]  # what people call a value of a key
-MOST_SENTENCES = 3  # claims that an answer states
+MOST_SENTENCES = 2  # claims of one decision that an answer states
 ORDER = (Decision.SUPPORTED, Decision.CONTRADICTED, Decision.UNDECIDED, Decision.NOT_TESTED)
-CONTRARY = {"lower": "higher", "higher": "lower", "not_lower": "lower", "not_higher": "higher"}
-CONTRARY_BY = {"lower": "not_lower", "higher": "not_higher", "not_lower": "lower", "not_higher": "higher"}  # a margin
+CONTRARY = {"lower": "higher", "higher": "lower"}
+MIRRORED = {**CONTRARY, "not_lower": "not_higher", "not_higher": "not_lower", "within": "within"}
+COMPARATIVES = {"lower": ("lower", "less"), "higher": ("higher", "more")}  # words of texts, by direction
+FINISH = "finish its runs: repeat the command of the sweep"
+SEEDS = ("seeds", "values of seed", "base models")  # samples of which a design adds more by design.seeds
 
 
 def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
@@ -30,6 +37,7 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
     amount = f"{claim.margin:g} {unit}".strip()
     negation, _, comparative = claim.direction.rpartition("_")
     by = f" by more than {amount}" if claim.margin else ""
+    most = f"at most {amount} {comparative}" if negation and claim.margin else ""
     against = {**claim.of, **(claim.against or {})}
     ours, theirs, shared = group(claim.of, against, label), group(against, claim.of, label), ""
     common = {key: value for key, value in claim.of.items() if against[key] == value and key not in (claim.than or {})}
@@ -43,9 +51,11 @@ def statement(claim: Claim, measure: str, unit: str, label: Label) -> str:
         text = f"{measure} differs by less than {amount} between {ours} and {theirs}"
     elif claim.against is None:
         than = f"{claim.less:g} {unit}".strip()
-        text = f"{measure} of {group(claim.of, {}, label)} is {'not ' * bool(negation)}{comparative} than {than}{by}"
+        size = f"{most} than {than}" if most else f"{'not ' * bool(negation)}{comparative} than {than}{by}"
+        text = f"{measure} of {group(claim.of, {}, label)} is {size}"
     else:
-        text = f"{measure} is {'not ' * bool(negation)}{comparative}{by} with {ours} than with {theirs}"
+        size = most or f"{'not ' * bool(negation)}{comparative}{by}"
+        text = f"{measure} is {size} with {ours} than with {theirs}"
         text += f", by more than {claim.less:g}" if claim.less else ""
     text += shared
     return text if claim.equal is None else f"{text}, at equal {EQUAL[claim.equal]}"
@@ -58,10 +68,115 @@ def group(side: Selection, other: Selection, label: Label) -> str:
     return ", ".join(filter(None, named)) or "all runs"
 
 
-def contrary(claim: Claim) -> Claim | None:
-    """Returns what holds where a claim is contradicted; None where no claim says it."""
-    opposite = (CONTRARY_BY if claim.margin else CONTRARY).get(claim.direction)
-    return None if opposite is None or claim.text else replace(claim, direction=opposite)
+def holds_instead(claim: Claim, estimate: Estimate) -> Claim:
+    """Returns what the interval of an estimate shows in place of a claim that it contradicts."""
+    lo, hi = estimate.lo or 0.0, estimate.hi or 0.0
+    if claim.direction == "within":
+        return replace(claim, direction="higher" if lo > 0 else "lower")
+    if claim.direction.startswith("not_"):
+        return replace(claim, direction=claim.direction.removeprefix("not_"))
+    opposite = CONTRARY[claim.direction]
+    if (lo > 0) if opposite == "higher" else (hi < 0):
+        return replace(claim, direction=opposite, margin=0.0)
+    return replace(claim, direction=f"not_{claim.direction}")
+
+
+def strongest(claim: Claim, estimate: Estimate) -> Claim:
+    """Returns a supported claim without its margin where the interval also excludes 0 on the side claimed."""
+    if claim.direction == "within" or estimate.lo is None or estimate.hi is None:
+        return claim
+    side = "higher" if estimate.lo > 0 else "lower" if estimate.hi < 0 else ""
+    agrees = side in (claim.direction, CONTRARY.get(claim.direction.removeprefix("not_")))
+    return replace(claim, direction=side, margin=0.0) if agrees else claim
+
+
+def denial(claim: Claim, text: str) -> str:
+    """Returns the contrary of a text that no keys of a claim tell: with the other comparative, else as a negation."""
+    words = COMPARATIVES.get(claim.direction, ())
+    matches = [match for word in words for match in re.finditer(rf"\b{word}\b", text)]
+    if claim.margin == 0 and len(matches) == 1:
+        at = words.index(matches[0][0])
+        return text[: matches[0].start()] + COMPARATIVES[CONTRARY[claim.direction]][at] + text[matches[0].end() :]
+    return prefixed("it does not hold that ", text)
+
+
+def prefixed(words: str, text: str) -> str:
+    """Returns a text with words in front of its sentence, which may follow a heading such as `lookup: `."""
+    heading, colon, rest = text.rpartition(": ")
+    return f"{heading}{colon}{words}{rest}"
+
+
+def shown(result: Result) -> tuple[Claim, Estimate | None]:
+    """Returns a claim and its estimate as verdicts have them: the changed group minus the plain one."""
+    claim, estimate = result.claim, result.estimate
+    if not result.question.turned or claim.against is None:
+        return claim, estimate
+    claim = replace(
+        claim, of={**claim.of, **claim.against}, against={**claim.of}, direction=MIRRORED[claim.direction]
+    )  # fmt: skip
+    return claim, None if estimate is None else estimate.negated()
+
+
+def verdict(result: Result) -> str:
+    """Returns what the runs say about a claim, as a sentence without a period.
+
+    A claim that is undecided or not tested begins with "whether".
+    """
+    question, (claim, estimate) = result.question, shown(result)
+    wording = None if claim.text else question.wording
+    if estimate is None or result.decision not in (Decision.SUPPORTED, Decision.CONTRADICTED):
+        text = prefixed("whether ", question.text if wording is None else wording(claim))
+        number = "" if estimate is None else f": {relative(estimate, claim)}"
+        return f"{text}{number}{f', since {result.why}' if result.decision == Decision.NOT_TESTED else ''}"
+    supported, number = result.decision == Decision.SUPPORTED, relative(estimate, claim)
+    if wording is None:
+        return f"{question.text if supported else denial(claim, question.text)}: {number}"
+    claim = strongest(claim, estimate) if supported else holds_instead(claim, estimate)
+    if claim.margin or claim.less or claim.direction not in CONTRARY:
+        return f"{wording(claim)}: {number}"
+    size = estimate if claim.direction == "higher" else estimate.negated()
+    return f"{wording(claim)}, by {' '.join(size.text('.3g').split())}"
+
+
+def relative(estimate: Estimate, claim: Claim) -> str:
+    """Returns an estimate with its sign, and the number that the claim subtracts."""
+    return f"{signed(estimate)}{f', relative to {claim.less:g}' if claim.less else ''}"
+
+
+def signed(estimate: Estimate) -> str:
+    """Returns an estimate with its sign, such as `-0.14 [-0.15, -0.13] nats`."""
+    sign = "+" if estimate.value > 0 else ""
+    return sign + " ".join(estimate.text(".3g").split())
+
+
+def advice(result: Result) -> str:
+    """Returns what would decide a claim, with the command to type; "" for a decided one, or where nothing is known."""
+    question, estimate = result.question, result.estimate
+    if result.decision == Decision.NOT_TESTED:
+        return question.advice
+    if result.decision != Decision.UNDECIDED or estimate is None:
+        return ""
+    if any(question.open_ends):
+        return "add lower rates: `design.lrs=[...]`"
+    if question.samples not in SEEDS:
+        return ""
+    if result.spread is None or result.more_seeds is None:
+        known = result.spread is not None
+        return "more seeds are not expected to decide it" if known else "add seeds: `design.seeds=...`"
+    where = "" if result.looks > 1 else " in a new study"
+    plural = "s" * (result.more_seeds != 1)
+    return f"add {result.more_seeds} seed{plural}{where}: `design.seeds={estimate.n + result.more_seeds}`"
+
+
+def sentence(result: Result) -> str:
+    """Returns the decision of a claim as a sentence: the badge, the verdict, and what would decide it."""
+    what_helps = advice(result)
+    return f"{str(result.decision).capitalize()}: {verdict(result)}{f'; {what_helps}' if what_helps else ''}."
+
+
+def claim_json(result: Result) -> Json:
+    """Returns the entry of `claims` in findings.json."""
+    return {**result.to_json(), "verdict": verdict(result), "advice": advice(result)}
 
 
 @dataclass(frozen=True)
@@ -78,7 +193,7 @@ class Number:
         """Returns the estimate as the answer shows it: a difference with its sign, and with its interval."""
         if self.style:
             return " ".join(replace(estimate, unit="").text(self.style).split())
-        return " ".join(estimate.text(".3g" if self.claim.against is None else "+.3g").split())
+        return " ".join(estimate.text(".3g").split()) if self.claim.against is None else signed(estimate)
 
 
 def read_answer(node: Row | None, defaults: Row, levels: Levels) -> tuple[str, dict[str, Number]]:
@@ -104,35 +219,26 @@ def read_answer(node: Row | None, defaults: Row, levels: Levels) -> tuple[str, d
     return str(node["text"]), numbers
 
 
-def answer_text(declared: str, results: Sequence[Result], sentence: Callable[[Result], str]) -> str:
-    """Returns the answer of a study: the declared one, else its first claims, supported ones first, and the counts.
+def answer_text(declared: str, results: Sequence[Result], level: float) -> str:
+    """Returns the answer of a study: the declared one, else its first claims; what is contradicted, and the counts.
 
-    sentence  returns what the answer says of a claim
+    level  at which the intervals of all claims hold together
     """
     if not results:
         return declared or "The study states no claims; the tables have its estimates."
-    ordered = [result for decision in ORDER for result in results if result.decision == decision]
-    sentences = [declared] if declared else [sentence(result) for result in ordered[:MOST_SENTENCES]]
-    return " ".join([*sentences, counts_text(results)] if declared or len(results) > 1 else sentences)
+    by_decision = {decision: [each for each in results if each.decision == decision] for decision in ORDER}
+    stated = by_decision[Decision.CONTRADICTED][:MOST_SENTENCES]
+    if not declared:
+        stated = [*by_decision[Decision.SUPPORTED][:MOST_SENTENCES], *stated]
+        undecided = by_decision[Decision.UNDECIDED] or by_decision[Decision.NOT_TESTED]
+        stated = stated or undecided[:MOST_SENTENCES]
+    sentences = [*([declared] if declared else []), *map(sentence, stated)]
+    return " ".join([*sentences, counts_text(results, level)])
 
 
-def counts_text(results: Sequence[Result]) -> str:
-    """Returns how many claims are supported, contradicted, undecided and not tested."""
+def counts_text(results: Sequence[Result], level: float) -> str:
+    """Returns how many claims are supported, contradicted, undecided and not tested, and the level of intervals."""
     counts = Counter(result.decision for result in results)
     parts = [f"{counts[decision]} {decision}" for decision in ORDER if counts[decision]]
-    return f"Claims: {', '.join(parts)}."
-
-
-def decided(result: Result, measure: str, unit: str, label: Label) -> str:
-    """Returns the decision of a claim as a sentence, of a contradicted claim with what holds in its place.
-
-    measure, unit, label  as in `statement`
-    """
-    text, kind = result.question.text, str(result.decision).capitalize()
-    opposite = contrary(result.claim) if result.decision == Decision.CONTRADICTED else None
-    if opposite is not None:
-        text = statement(opposite, measure, unit, label)
-    end = "" if result.estimate is None else f": {' '.join(result.estimate.text('+.3g').split())}"
-    if result.decision == Decision.NOT_TESTED:
-        end = f", since {result.why}"
-    return f"{kind}: {text}{end}."
+    intervals = f"{level:.0%} intervals that hold together" if len(results) > 1 else f"a {level:.0%} interval"
+    return f"Claims: {', '.join(parts)}, with {intervals}."

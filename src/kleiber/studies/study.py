@@ -22,9 +22,10 @@ from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.inference.contrasts import VARIANCES
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.studies.claims import Result, overall
+from kleiber.studies.claims import Result, overall, with_intervals_of_claims
 from kleiber.studies.decision import Decision
 from kleiber.studies.laws.headline import not_identified
+from kleiber.studies.statements import claim_json
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.findings/2"
@@ -248,6 +249,7 @@ def content(findings: Findings, study: str, runs: Sequence[Run], level: float | 
     costs = add_costs([stage.get("cost") for run in runs for stage in run.stages])
     decision = overall(findings.claims)
     refused = any(verdict["level"] == "refuse" for verdict in findings.verdicts)
+    further = with_intervals_of_claims(findings.estimates, findings.claims, level)
     unidentified = [] if findings.law is None else not_identified(findings.law)
     return {
         "schema": SCHEMA,
@@ -258,11 +260,13 @@ def content(findings: Findings, study: str, runs: Sequence[Run], level: float | 
         "measure": findings.measure or None,
         "decision": decision and str(decision),
         "exit_code": int(exit_code(decision, refused or bool(unidentified))),
-        "claims": [result.to_json() for result in findings.claims],
-        "estimates": [result.estimate_json() for result in findings.claims] + [dict(row) for row in findings.estimates],
+        "claims": [claim_json(result) for result in findings.claims],
+        "estimates": [*(result.estimate_json() for result in findings.claims), *further],
         "verdicts": [dict(verdict) for verdict in findings.verdicts],
         "caveats": [dict(caveat) for caveat in findings.caveats],
-        "tables": {title: [dict(row) for row in rows] for title, rows in findings.tables.items()},
+        "tables": {
+            title: with_intervals_of_claims(rows, findings.claims, level) for title, rows in findings.tables.items()
+        },
         "figures": [*findings.figures],
         "runs": counts(runs),
         "missing": missing(runs),

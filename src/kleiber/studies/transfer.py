@@ -14,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Question, decide_together
+from kleiber.studies.claims import Claim, Question, decide_together, with_intervals_of_claims
 from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.decision import as_row, from_row, gaps_by_seed, paired_difference
+from kleiber.studies.statements import FINISH, answer_text
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
@@ -40,6 +41,7 @@ from kleiber.studies.transfer_tables import (
 )
 from kleiber.types import Config, Json, Row, Share
 
+MOST_GAINS = 3  # gains that the answer lists
 GROUP = ["task", "kind", "start", "share"]  # what the seeds of a mean have in common
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
@@ -107,9 +109,12 @@ class Transfer(ClaimStudy):
             "Effective data transferred": [factor_row(row) for row in data], "Scores": scores(rows),
             "Tuning": tuning(tried) if len(tried) > len(rows) else [],
         }  # fmt: skip
+        results = decide_together(self.questions_of(runs), self.level, variance=self.variance)
+        gained = headline(with_intervals_of_claims(gaps, results, self.level), self.level)
         return Findings(
-            f"{headline(gaps, self.level)}{harm(domains, self.level)}",
-            claims=decide_together(self.questions_of(runs), self.level, variance=self.variance),
+            answer_text(f"{gained}{harm(domains, self.level)}", results, self.level),
+            question="Does pre-training raise the score after fine-tuning, and from which text?",
+            claims=results,
             estimates=[score_estimate(row, self.level) for row in differences if row["value"] is not None],
             caveats=cautions(rows, data),
             tables={title: table for title, table in tables.items() if table},
@@ -142,6 +147,7 @@ class Transfer(ClaimStudy):
                     claim=claim, text=f"the score on {task} is higher with {kind} from {start} than from nothing",
                     values=gaps_by_seed(scores, nothing), unit="in score", better="higher", problem=problem,
                     tuned=not problem or problem == waiting,
+                    advice=FINISH if waiting else f"add rates: `design.kinds.{kind}.lrs=[...]`" if problem else "",
                 )
             )  # fmt: skip
         return asked
@@ -296,7 +302,15 @@ def headline(gaps: Sequence[Row], level: float) -> str:
         f"{names.get(row['task'], row['task'])} {from_row(row).text()} ({row['kind']} from {row['start']})"
         for row in chosen
     ]
-    return f"Score gained by pre-training, {level:.0%} intervals: {'; '.join(texts)}."
+    if len(chosen) <= MOST_GAINS:
+        return f"Score gained by pre-training, {level:.0%} intervals: {'; '.join(texts)}."
+    low, high = (pick(chosen, key=lambda row: row["value"]) for pick in (min, max))
+    least, most = (f"{row['value']:+.4f} ({row['kind']} from {row['start']})" for row in (low, high))
+    clear = sum(row["lo"] is not None and row["lo"] * row["hi"] > 0 for row in chosen)
+    return (
+        f"Pre-training changes the mean score over {tasks} tasks by {least} to {most}; {clear} of {len(chosen)} "
+        f"{level:.0%} intervals exclude 0."
+    )
 
 
 def scores(rows: Rows) -> list[Json]:

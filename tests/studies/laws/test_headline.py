@@ -1,6 +1,14 @@
 """The headline of a law: its error beyond the cut, what is not identified, or why it is refused."""
 
-from kleiber.studies.laws.headline import extrapolation, headline, refusal, what_identifies, within_budgets
+from kleiber.studies.laws.headline import (
+    extrapolation,
+    failures,
+    headline,
+    lost_to_naive,
+    refusal,
+    what_identifies,
+    within_budgets,
+)
 
 from .. import ladders
 
@@ -17,11 +25,21 @@ def test_the_headline_of_an_identified_law_is_its_error_beyond_the_cut():
     assert "no backtest" in extrapolation(ladders.law_record(backtests=[]))
 
 
-def test_parameters_that_are_not_identified_come_before_the_error():
+def test_parameters_that_are_not_identified_come_after_the_error():
     record = ladders.law_record()
     record["params"] |= {"A": LOOSE, "alpha": LOOSE}
     text = headline(record)
-    assert text.index("A and alpha") < text.index("1.79%")
+    assert text.index("1.79%") < text.index("A and alpha") and failures(ladders.law_record()) == []
+
+
+def test_a_held_out_test_that_a_naive_forecast_won_is_part_of_the_headline():
+    lost = {"name": "largest size", "mare": 0.0288, "naive": {"line": 0.0107, "last_rung": 0.05}}
+    won = {**lost, "mare": 0.005}
+    record = ladders.law_record(holdouts=[won, lost])
+    assert lost_to_naive(record) == [lost]
+    for text in (headline(record), within_budgets("N_opt ~ C^0.5", record)):
+        assert "2.88% against 1.07%" in text and "1.79%" in headline(record)
+    assert "naive forecast" not in headline(ladders.law_record(holdouts=[won]))
 
 
 def test_data_are_asked_for_along_the_inputs_that_identify_the_parameters():

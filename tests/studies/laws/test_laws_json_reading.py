@@ -59,7 +59,7 @@ def test_a_written_record_is_read_with_its_law(record, tmp_path):
     assert {name: entry[name] for name in ("draws", "domain", "level", "noise")} == {
         name: record[name] for name in ("draws", "domain", "level", "noise")
     }
-    assert law_of(entry).fixed == {"E": 1.7} and "backtests" not in entry
+    assert law_of(entry).fixed == {"E": 1.7} and "accounting" not in entry
     laws_json.write({"schema": "kleiber.laws/1", "by": "set", "laws": {"a": record}}, path)
     assert read(path)["laws"]["a"] == entry
 

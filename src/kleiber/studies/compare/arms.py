@@ -262,6 +262,28 @@ def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     return "" if seeds >= SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, and {SEEDS} are needed"
 
 
+def rates_to_add(arms: Sequence[Arm]) -> str:
+    """Returns the command that gives arms learning rates enough: evenly spaced ones around the best of each."""
+    grids = {arm.name: wider_grid(arm.grid, arm.best_lr) for arm in arms}
+    texts = {name: f"[{','.join(f'{rate:.3g}' for rate in grid)}]" for name, grid in grids.items()}
+    if len({*texts.values()}) == 1:
+        return f"add rates: `design.lrs={next(iter(texts.values()))}`"
+    return f"add rates: `design.lrs={{{','.join(f'{name}:{text}' for name, text in texts.items())}}}`"
+
+
+def wider_grid(rates: Sequence[float], best: float) -> list[float]:
+    """Returns at least LRS learning rates at the spacing of `rates`, a factor of 2 if there is one, `best` inside."""
+    step = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1)) if len(rates) > 1 else 2.0
+    grid = sorted({*rates, best})
+    while len(grid) < LRS or best in (grid[0], grid[-1]):
+        below = grid.index(best)
+        if below <= len(grid) - 1 - below:
+            grid.insert(0, grid[0] / step)
+        else:
+            grid.append(grid[-1] * step)
+    return grid
+
+
 def uneven(arms: Sequence[Arm]) -> str:
     """Why arms were not tuned alike, as `uneven_grids`; "" where they were."""
     return uneven_grids({arm.name: arm.grid for arm in arms})

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from kleiber.inference.contrasts import Cell, Contrast, estimate_family
 from kleiber.studies.claims import Claim, Question, Result, Selection
-from kleiber.studies.compare.arms import START, Arm, measured, uneven
+from kleiber.studies.compare.arms import START, Arm, measured, rates_to_add, uneven
 from kleiber.studies.compare.labels import LOSS, axis_label
 from kleiber.studies.decision import QUANTITIES, Decision, Estimate, as_row, estimate_around, gaps_by_seed
-from kleiber.studies.statements import statement
+from kleiber.studies.statements import FINISH, statement
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 
@@ -186,13 +186,26 @@ def between(low: float, high: float, share: float) -> float:
     return (1 - share) * low + share * high
 
 
-def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
+def question(
+    claim: Claim, ladders: Ladders, waiting: str, labels: Mapping[str, str] | None = None, plain: str = ""
+) -> Question:
     """Returns a claim about arms with what their runs say about it.
 
     waiting  why the runs as a whole decide nothing; "" where they can
+    labels   what people call the arms; None for their names
+    plain    name of the arm that verdicts subtract from others
     """
     measure = measured(ladders, claim.measure)
-    fields = {"claim": claim, "text": sentence(claim, measure), "unit": measure.unit, "better": measure.better}
+
+    def wording(stated: Claim) -> str:
+        """Returns a claim about these arms as a sentence."""
+        return sentence(stated, measure, labels or {})
+
+    turned = bool(arms_of(claim)) and arm_named(claim.of) == plain
+    fields = {
+        "claim": claim, "text": wording(claim), "wording": wording, "turned": turned, "unit": measure.unit,
+        "better": measure.better,
+    }  # fmt: skip
     names = [arm_named(side) for _, side in claim.sides]
     absent = [name for name in dict.fromkeys(names) if name not in ladders]
     if absent:
@@ -215,6 +228,7 @@ def question(claim: Claim, ladders: Ladders, waiting: str) -> Question:
     return Question(
         **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
         groups={} if before else groups_of(ladders, claim.measure, arms),
+        advice=rates_to_add(arms) if untuned or uneven(arms) else FINISH * bool(waiting),
         weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
     )  # fmt: skip
 
@@ -274,14 +288,16 @@ def change(ladder: Ladder, measure: str) -> Pair:
     return Pair(arm.values(measure), arm.values(f"{START}{measure}"), arms=(arm,))
 
 
-def sentence(claim: Claim, measure: Score) -> str:
+def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
     """Returns a claim about arms as a sentence without a period.
 
     measure  unit and label of what is compared
+    labels   what people call the arms, where it is not their name
     """
     if claim.text or claim.than is not None or claim.against is None or claim.less:
-        return statement(claim, measure.label, measure.unit, lambda _, value: str(value))
-    arm, other = arm_named(claim.of), arm_named({**claim.of, **claim.against})
+        return statement(claim, measure.label, measure.unit, lambda _, value: labels.get(str(value), str(value)))
+    names = (arm_named(claim.of), arm_named({**claim.of, **claim.against}))
+    arm, other = (in_sentence(labels.get(name, name)) for name in names)
     before = claim.against.get(MOMENT) == BEFORE
     against, name = "before tuning" if before else other, measure.label
     if claim.direction == "within":
@@ -290,7 +306,22 @@ def sentence(claim: Claim, measure: Score) -> str:
         negation, _, comparative = claim.direction.rpartition("_")
         by = f" by more than {claim.margin:g}" if claim.margin else ""
         text = f"{arm} has {'no' if negation else 'a'} {comparative} {name} than {against}{by}"
+        if negation and claim.margin:
+            text = f"the {name} of {arm} is at most {claim.margin:g} {comparative} than that of {against}"
     return text if before else f"{text} at equal {QUANTITIES[claim.equal or 'tokens'].label}"
+
+
+def in_sentence(label: str) -> str:
+    """Returns the label of an arm as sentences have it: `dense (width 64)` for `dense, width 64`."""
+    name, comma, rest = label.partition(", ")
+    return f"{name} ({rest})" if comma else name
+
+
+def plain_arm(claims: Sequence[Claim], first: str) -> str:
+    """Returns the arm with which most claims compare others, of those that claims subtract; else the first arm."""
+    pairs = [names for names in map(arms_of, claims) if names]
+    subtracted = dict.fromkeys(against for _, against in pairs)
+    return max(subtracted, key=lambda name: sum(name in names for names in pairs), default=first)
 
 
 def more_seeds_of_all(results: Sequence[Result]) -> int | None:

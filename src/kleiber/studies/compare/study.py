@@ -18,12 +18,13 @@ from kleiber.config.errors import did_you_mean
 from kleiber.config.nested import flatten
 from kleiber.inference.contrasts import MODERATED, SEPARATE
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
+from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims, with_intervals_of_claims
 from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
     arm_name,
     arms_in_order,
+    measured,
     near,
     not_ready,
     planned_arms,
@@ -36,13 +37,16 @@ from kleiber.studies.compare.differences import (
     arm_named,
     arms_of,
     differences_drawn,
+    in_sentence,
     name_with_keys,
+    plain_arm,
     question,
     same,
 )
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.measures import Measures, direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
+from kleiber.studies.compare.setup import arms_table, recipe_table
 from kleiber.studies.compare.tables import (
     Pairs,
     at_common_budget,
@@ -52,6 +56,7 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.decision import QUANTITIES, from_row
+from kleiber.studies.statements import answer_text, signed
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Row
 
@@ -59,9 +64,10 @@ if TYPE_CHECKING:
     from kleiber.studies.panel import Panel
 
 TABLES = (
-    "Claims", "Differences", "Differences by training tokens", "Trends of differences",
-    "Effective parameter multiplier", "Arms", "Speed and memory",
+    "What the arms are", "What all arms share", "Differences", "Differences by training tokens",
+    "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
 )  # fmt: skip
+MOST_NAMES = 6  # arms that a question names
 FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
 
 
@@ -214,7 +220,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         Measures(runs),
     )
     study.require_arms(levels)
-    questions = [*(question(claim, ladders, waiting) for claim in claims), *further]
+    labels = study.labels(runs, named)
+    plain = plain_arm(claims, next(iter(ladders)))
+    questions = [*(question(claim, ladders, waiting, labels, plain) for claim in claims), *further]
     results = decide_together(questions, level, study.looks, study.variance)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
@@ -222,7 +230,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     differences = Differences(ladders, measure, level, study.variance)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
-        "Claims": [result.row() for result in results],
+        "What the arms are": arms_table(runs, named, arms, labels),
+        "What all arms share": recipe_table(runs, named, arms),
         "Differences": [row for names in pairs for row in differences.side_by_side(names)],
         "Differences by training tokens": tokens_table(pairs, differences),
         "Trends of differences": trends(pairs, ladders, measure, level),
@@ -231,17 +240,19 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         "Speed and memory": cost_table(facts, pairs),
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
-    charts = figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named))
+    charts = figures(claims, arms, tables, measure, scores, drawn, each, labels)
     findings = Findings(
         answer=" ".join(
-            [
-                *(result.sentence() for result in results),
-                *(multiplier_sentence(row, scores[measure]) for row in multipliers),
-            ]
+            [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
         ),
+        question=question_of(claims, measured(ladders, measure).label, labels, ladders),
         claims=results,
         caveats=[*warnings, *arms_without_latency(facts)],
-        tables={title: rows for title, rows in tables.items() if rows and title not in study.hidden},
+        tables={
+            title: with_intervals_of_claims(rows, results, level)
+            for title, rows in tables.items()
+            if rows and title not in study.hidden
+        },
         figures={name: draw for name, draw in charts.items() if name not in study.hidden},
         methods=methods(study, len(questions), tables),
         measure=measure,
@@ -269,7 +280,7 @@ def with_panel(
     return replace(
         findings,
         question=panel.question,
-        answer=" ".join(filter(None, [view.answer(panel.answer), findings.answer])),
+        answer=" ".join(filter(None, [view.answer(panel.answer, findings.claims), findings.answer])),
         tables={**tables, **findings.tables},
         figures={**charts, **findings.figures},
         methods=" ".join(filter(None, [panel.methods.strip(), findings.methods])),
@@ -299,25 +310,46 @@ VARIANCE = {
 }
 
 
+def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str], ladders: Ladders) -> str:
+    """Returns the question that the claims of a comparison answer."""
+    pairs = compared_pairs(claims, ladders)
+    plain = {against for _, against in pairs}
+    changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
+    held = dict.fromkeys(claim.equal or "tokens" for claim in claims)
+    where = f"in {measure}, at equal {listed_words([QUANTITIES[name].label for name in held])}"
+    if len(plain) != 1:
+        return f"How do the arms compare {where}?"
+    (base,) = (in_sentence(labels.get(name, name)) for name in plain)
+    names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
+    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {base} {where}?"
+
+
+def listed_words(words: Sequence[str]) -> str:
+    """Returns words as a sentence lists them: `a, b and c`."""
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+
+
 def configs(runs: Sequence[Run], arm_of: ArmOf) -> list[Config]:
     """The configs of the runs that belong to an arm."""
     return [run.config for run in runs if arm_of(run) is not None]
 
 
 def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
-    """The pairs of arms of the claims, and of every other arm with the first one."""
-    pairs = dict.fromkeys(names for claim in claims if len(names := arms_of(claim)) == 2)
+    """The pairs of arms of the claims, changed and plain, and of every other arm with the first one."""
+    pairs = dict.fromkeys((names[0], names[1]) for names in map(arms_of, claims) if len(names) == 2)
     named = {name for names in pairs for name in names}
     first, *rest = ladders
     pairs |= dict.fromkeys((name, first) for name in rest if name not in named)
-    return [names for names in pairs if ladders.keys() >= set(names)]
+    plain = plain_arm(claims, first)
+    changed = [(b, a) if a == plain else (a, b) for a, b in pairs]
+    return [names for names in changed if ladders.keys() >= set(names)]
 
 
 def difference_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each row of a table of differences: the difference with its interval, or why there is none."""
     return [
         f"  {row['arm']} - {row['against']} at equal {row['equal']:<18} "
-        + "  ".join([*([] if row["value"] is None else [from_row(row).text()]), *filter(None, [row["note"]])])
+        + "  ".join([*([] if row["value"] is None else [signed(from_row(row))]), *filter(None, [row["note"]])])
         for row in rows
     ]
 

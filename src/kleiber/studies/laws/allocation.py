@@ -74,7 +74,7 @@ def vertices(N: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: flo
     curve of each size is interpolated in log C to common budgets. Sizes that differ from the best by more than a factor
     `max_sizes` are ignored, since the loss is a parabola only near its minimum (arXiv:2603.22339).
     """
-    groups = _budgets(N, C, loss, span) or _interpolated(N, C, loss)
+    groups = budget_groups(N, C, loss, span) or _interpolated(N, C, loss)
     optima = []
     for budget, sizes, losses in groups:
         x = np.log(sizes)
@@ -260,7 +260,7 @@ def _at(curve: tuple[Array, Array], budget: float) -> float:
     return float(np.exp(np.interp(np.log(budget), np.log(curve[0]), np.log(curve[1]))))
 
 
-def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, Array, Array]]:
+def budget_groups(N: Array, C: Array, loss: Array, span: float = 0.15) -> list[tuple[float, Array, Array]]:
     """Groups the rows by budget; a row starts a new group if its log C exceeds that of the group's first row by `span`.
 
     Returns (C, sizes, losses) of the groups with at least four sizes, or nothing if there are fewer than three such

@@ -1,4 +1,4 @@
-"""Sentences about a fitted law, an entry of laws.json: its error in extrapolation, or why it is refused."""
+"""Sentences about a fitted law, an entry of laws.json: its error in extrapolation, and what failed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,41 @@ def not_identified(law: Row) -> list[str]:
 
 
 def headline(law: Row) -> str:
-    """Returns the result in a sentence or two: why the law is refused, or what is not identified, and its error."""
+    """Returns the result in sentences: why the law is refused, or its error in extrapolation and what failed."""
     if reason := refusal(law):
         return f"The runs do not support extrapolating {law['law']}: {reason}."
-    tested, missing = extrapolation(law), not_identified(law)
-    if not missing:
-        return f"{tested[0].upper()}{tested[1:]}."
-    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
-    verb = "are" if len(missing) > 1 else "is"
-    needed = f"{verb} not identified by these {law['n']} points; this needs {what_identifies(law, missing)}"
-    return f"{names} of {law['law']} {needed}. The predictions were still tested: {tested}."
+    tested = extrapolation(law)
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in [tested, *failures(law)])
+
+
+def failures(law: Row) -> list[str]:
+    """Returns what a law that is not refused fails at, as sentences without a period; empty where nothing failed."""
+    texts, missing = [naive_text(test) for test in lost_to_naive(law)], not_identified(law)
+    texts += [verdict["text"] for verdict in law["verdicts"] if verdict["code"] == "lack_of_fit"]
+    if missing:
+        names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+        verb = "are" if len(missing) > 1 else "is"
+        needed = what_identifies(law, missing)
+        texts.append(f"{names} of {law['law']} {verb} not identified by these {law['n']} points; this needs {needed}")
+    return texts
+
+
+def lost_to_naive(law: Row) -> list[Row]:
+    """Returns the held-out tests in which a naive forecast has a smaller error than the law."""
+    tests = [*law["backtests"], *(law.get("holdouts") or ())]
+    return [test for test in tests if test["mare"] is not None and best_naive(test) < test["mare"]]
+
+
+def best_naive(test: Row) -> float:
+    """Returns the smallest error of the naive forecasts of a held-out test; infinite where there is none."""
+    return min((error for error in test["naive"].values() if error is not None), default=math.inf)
+
+
+def naive_text(test: Row) -> str:
+    """Returns that the law lost a held-out test, as a sentence without a period."""
+    where = test.get("name") or f"rows above {test['along']} = {test['cut']:.2g}"
+    naive = best_naive(test)
+    return f"on the {where} the law lost to a naive forecast: error {test['mare']:.2%} against {naive:.2%}"
 
 
 def refusal(law: Row) -> str:
@@ -73,6 +98,5 @@ def within_budgets(exponent: str, law: Row) -> str:
             f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
             f"{reason}. For {low:.2g} to {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
         )
-    missing = not_identified(law)
-    beside = f"; the law fitted to the same points does not identify {', '.join(missing)}" if missing else ""
-    return f"{exponent}, for {low:.2g} to {high:.2g} FLOPs{beside}."
+    failed = [f"{text[0].upper()}{text[1:]}." for text in failures(law)]
+    return " ".join([f"{exponent}, for {low:.2g} to {high:.2g} FLOPs.", *failed])

@@ -155,6 +155,17 @@ class Estimate(Part):
 
     value: FiniteFloat
     fixed: bool = False
+    identified: bool = True
+
+
+class HeldOut(Part):
+    """A test on rows that the law was not fitted to: its mean error and those of naive forecasts."""
+
+    name: str = ""
+    along: str = ""
+    cut: FiniteFloat | None = None
+    mare: FiniteFloat | None
+    naive: dict[str, FiniteFloat | None] = {}
 
 
 class Refits(Part):
@@ -196,6 +207,9 @@ class LawRecord(Part):
     scatter: dict[str, NonNegative] | None = None
     optima: list[OptimumRow] = []
     verdicts: list[Verdict] = []
+    n: int = 0
+    backtests: list[HeldOut] = []
+    holdouts: list[HeldOut] = []
 
     @model_validator(mode="after")
     def check_draws(self) -> LawRecord:

@@ -1,0 +1,121 @@
+"""Figures of a law of N and D: IsoFLOP parabolas, lines of equal loss, and measured against predicted loss."""
+
+from __future__ import annotations
+
+import re
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from kleiber.charts.series import Marks, lines
+from kleiber.charts.theme import Chart, count_tip, format_count, log_axis, loss_axis, size_color, span
+from kleiber.studies.laws.allocation import budget_groups
+from kleiber.studies.laws.figures import TIP, curve, with_sizes
+from kleiber.studies.laws.law import Array, Law
+from kleiber.types import Row
+
+NEAR = 8.0  # sizes that differ from the best by more than this factor are not fitted, see `allocation.vertices`
+CONTOURS = 7  # lines of equal loss
+GRID = 160  # points of a line
+
+
+def equation(record: Row) -> str:
+    """Returns the formula of a law with its fitted values, such as `L = 0.967 + 66.7 N^-0.477 + 270 D^-0.463`."""
+    text = str(record["formula"])
+    for name, entry in record["params"].items():
+        value = "?" if entry["value"] is None else f"{entry['value']:.3g}"
+        text = re.sub(rf"(?<![A-Za-z_]){name}(?![A-Za-z_])", value, text)
+    return text
+
+
+def has_budgets(rows: pd.DataFrame) -> bool:
+    """Whether rows are groups of equal compute with at least four sizes each, as a design of IsoFLOP profiles has."""
+    return bool(groups_of(rows))
+
+
+def groups_of(rows: pd.DataFrame) -> list[tuple[float, Array, Array]]:
+    """Returns the compute, sizes and losses of each budget; empty where rows are no groups of equal compute."""
+    N, C, loss = (rows[name].to_numpy(dtype=float) for name in ("N", "C", "loss"))
+    return budget_groups(N, C, loss)
+
+
+def isoflop(rows: pd.DataFrame) -> Chart:
+    """Returns IsoFLOP profiles: loss vs parameters at each compute budget, with the parabola and its minimum."""
+    points, curves, minima = [], [], []
+    for budget, sizes, losses in groups_of(rows):
+        label, x = f"{budget:.2g}", np.log(sizes)
+        points += [{"budget": label, "N": size, "loss": loss} for size, loss in zip(sizes, losses, strict=True)]
+        near = np.abs(x - x[np.argmin(losses)]) <= np.log(NEAR)
+        center = x[near].mean()
+        c2, c1, c0 = np.polyfit(x[near] - center, losses[near], 2)
+        along = np.linspace(x[near].min(), x[near].max(), GRID)
+        heights = np.polyval([c2, c1, c0], along - center)
+        pairs = zip(np.exp(along), heights, strict=True)
+        curves += [{"budget": label, "N": size, "loss": loss} for size, loss in pairs]
+        vertex = center - c1 / (2 * c2) if c2 > 0 else np.nan
+        if x[near].min() < vertex < x[near].max():
+            minima.append({"budget": label, "N": np.exp(vertex), "loss": c0 - c1**2 / (4 * c2)})
+    shown = pd.DataFrame(points)
+    budgets = list(dict.fromkeys(shown["budget"]))
+    tips = ["budget:N", count_tip("N"), alt.Tooltip("loss:Q", format=".4f")]
+    tables = [
+        Marks(rows=pd.DataFrame(curves), value="loss", line=1.8),
+        Marks(rows=shown, value="loss", points=46, tips=tips),
+    ]
+    if minima:
+        tables.append(Marks(rows=pd.DataFrame(minima), value="loss", points=150, shape=alt.value("diamond"), tips=tips))
+    x_axis = log_axis("N", "parameters N", shown["N"])
+    color = size_color(budgets, alt.Legend(), "compute C (FLOPs)", "budget")
+    subtitle = "each parabola is fitted at one compute budget; its minimum (diamond) is the compute-optimal size"
+    return lines(tables, x_axis, loss_axis(), "IsoFLOP profiles", color=color, height=360, subtitle=subtitle)
+
+
+def contours(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
+    """Returns lines of equal loss of the law over N and D, with the runs."""
+    N, D = (rows[name].to_numpy(dtype=float) for name in ("N", "D"))
+    sizes, tokens = (np.geomspace(values.min() / 1.3, values.max() * 1.3, GRID) for values in (N, D))
+    losses = [curve(law, record, N=np.full(GRID, size), D=tokens) for size in sizes]
+    levels = np.quantile(np.concatenate(losses), np.linspace(0.04, 0.9, CONTOURS))
+    lines_of_equal_loss = []
+    for level in levels:
+        for size, column in zip(sizes, losses, strict=True):
+            if column.min() <= level <= column.max():  # the loss falls with D
+                at = float(np.exp(np.interp(-level, -column, np.log(tokens))))
+                lines_of_equal_loss.append({"level": f"{level:.3g}", "N": size, "D": at})
+    drawn = pd.DataFrame(lines_of_equal_loss)
+    shown = with_sizes(rows, record)
+    ends = drawn.loc[drawn.groupby("level", sort=False)["N"].idxmax()]
+    color = size_color([f"{level:.3g}" for level in levels], None, "loss", "level")
+    y = log_axis("D", "training tokens D", tokens, kind=alt.Y)
+    tables = [
+        Marks(rows=drawn, value="D", line=1.6, order="N", tips=["level:N"]),
+        Marks(rows=ends, value="D", name="level"),
+        Marks(rows=shown, value="D", points=34, color="black", tips=[*TIP, count_tip("D")]),
+    ]
+    x = log_axis("N", "parameters N", sizes, room=1.6)
+    subtitle = f"numbers: loss (nats per token); points: runs; {equation(record)}"
+    return lines(tables, x, y, "Lines of equal loss of the fitted law", color=color, height=360, subtitle=subtitle)
+
+
+def predicted(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
+    """Returns the measured loss of every run against that of the law; on the dashed line they are equal."""
+    shown = with_sizes(rows, record)
+    fitted = curve(law, record, N=shown["N"].to_numpy(dtype=float), D=shown["D"].to_numpy(dtype=float))
+    shown = shown.assign(predicted=fitted)
+    values = np.concatenate([fitted, shown["loss"].to_numpy(dtype=float)])
+    ends = [float(values.min()), float(values.max())]
+    diagonal = pd.DataFrame({"predicted": ends, "loss": ends})
+    scale = span(ends)
+    ticks = alt.Axis(tickCount=6)
+    x = alt.X("predicted:Q", title="loss predicted by the law (nats per token)", scale=scale, axis=ticks)
+    y = alt.Y("loss:Q", title="measured loss (nats per token)", scale=scale)
+    tips = [*TIP, alt.Tooltip("predicted:Q", format=".4f")]
+    tables = [
+        Marks(rows=diagonal, value="loss", line=1.2, dash=[5, 4], color="#888"),
+        Marks(rows=shown, value="loss", points=46, hollow="early", tips=tips),
+    ]
+    sizes = [format_count(size) for size in sorted(shown["N"].unique())]
+    subtitle = f"{equation(record)}; hollow points were not fitted"
+    color = size_color(sizes, alt.Legend())
+    return lines(tables, x, y, "Measured vs predicted loss", color=color, height=360, subtitle=subtitle)
