@@ -198,7 +198,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
-    measure, level = study.measure, study.level
+    level = study.level
     waiting, levels = (
         not_ready(runs, study.looks, arm_of),
         study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of)),
@@ -215,11 +215,33 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     )
     study.require_arms(levels)
     questions = [*(question(claim, ladders, waiting) for claim in claims), *further]
+    findings = decide_arms(questions, claims, ladders, study, scores, study.labels(runs, named))
+    if study.panel is None:
+        return findings
+    return with_panel(findings, replace(study.panel, level=level), runs, at_common_budget(ladders), named)
+
+
+def decide_arms(
+    questions: Sequence[Question],
+    claims: Sequence[Claim],
+    ladders: Ladders,
+    study: Compare,
+    scores: Measures,
+    names: Mapping[str, str],
+    quantities: Sequence[str | None] = tuple(QUANTITIES),
+) -> Findings:
+    """Decides claims about arms, and shows all differences between them.
+
+    scores      units and labels of the measures
+    names       what figures call each arm
+    quantities  what tables hold equal, as of `Differences`
+    """
+    measure, level = study.measure, study.level
     results = decide_together(questions, level, study.looks, study.variance)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
-    differences = Differences(ladders, measure, level, study.variance)
+    differences = Differences(ladders, measure, level, study.variance, quantities)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
         "Claims": [result.row() for result in results],
@@ -231,8 +253,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         "Speed and memory": cost_table(facts, pairs),
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
-    charts = figures(claims, arms, tables, measure, scores, drawn, each, study.labels(runs, named))
-    findings = Findings(
+    charts = figures(claims, arms, tables, measure, scores, drawn, each, names)
+    return Findings(
         answer=" ".join(
             [
                 *(result.sentence() for result in results),
@@ -245,9 +267,6 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         figures={name: draw for name, draw in charts.items() if name not in study.hidden},
         methods=methods(study, len(questions), tables),
         measure=measure,
-    )
-    return (
-        findings if study.panel is None else with_panel(findings, replace(study.panel, level=level), runs, arms, named)
     )
 
 
