@@ -37,41 +37,39 @@ Task = Annotated[
 Page = Annotated[
     Path | None, typer.Option(metavar="OUT.html", callback=html_path, help="Write a page with figures to this file.")
 ]
+ArmKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Key or group whose values are the arms, such as model. Default: that of study=compare."
+    ),
+]
+Measure = Annotated[
+    str | None,
+    typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy. Default of runs: loss."),
+]
+Equal = Annotated[
+    str | None,
+    typer.Option(help="Held equal: tokens, flops, params, memory or seconds. Default: tokens, if they are known."),
+]
+Baseline = Annotated[
+    str | None, typer.Option(metavar="ARM", help="Arm that the others are compared with. Default: the first.")
+]
+Better = Annotated[
+    str | None, typer.Option(help="lower or higher: which value is better. Default: as runs recorded it, or lower.")
+]
+Level = Annotated[float, typer.Option(help="Confidence level of all intervals together.")]
+Variance = Annotated[
+    str, typer.Option(help="moderated or separate: Student's t and Bonferroni's level for each claim.")
+]
+JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the findings to this file.")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the decision is.")]
 
 
 def compare(
-    folders: Places,
-    arm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="Key or group whose values are the arms, such as model. Default: that of study=compare."
-        ),
-    ] = None,
-    map: Map = None,
-    task: Task = None,
-    measure: Annotated[
-        str | None,
-        typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy. Default of runs: loss."),
-    ] = None,
-    equal: Annotated[
-        str | None,
-        typer.Option(help="Held equal: tokens, flops, params, memory or seconds. Default: tokens, if they are known."),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="ARM", help="Arm that the others are compared with. Default: the first.")
-    ] = None,
-    claims: Claims = None,
-    better: Annotated[
-        str | None, typer.Option(help="lower or higher: which value is better. Default: as runs recorded it, or lower.")
-    ] = None,
-    level: Annotated[float, typer.Option(help="Confidence level of all intervals together.")] = 0.9,
-    variance: Annotated[
-        str, typer.Option(help="moderated or separate: Student's t and Bonferroni's level for each claim.")
-    ] = "moderated",
-    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the findings to this file.")] = None,
-    out: Page = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the decision is.")] = False,
-) -> None:
+    folders: Places, arm: ArmKey = None, map: Map = None, task: Task = None, measure: Measure = None,
+    equal: Equal = None, baseline: Baseline = None, claims: Claims = None, better: Better = None, level: Level = 0.9,
+    variance: Variance = "moderated", json: JsonFile = None, out: Page = None, exit_zero: ExitZero = False,
+) -> None:  # fmt: skip
     """Compare arms: is one better than another, at equal what, and how sure?
 
     Without --map and --task, DIR are folders of runs, and the second arm is compared with the first.

@@ -29,58 +29,52 @@ CODES = {"keep": ExitCode.DONE, "discard": ExitCode.CONTRADICTED, "undecided": E
 
 Action = Annotated[str, typer.Argument(metavar="init|propose|report|status", help="What to do.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the stream.")]
+Name = Annotated[str | None, typer.Option(help="propose: a name for the change.")]
+Command = Annotated[
+    str | None, typer.Option(help="init, propose: a command line with {seed} that trains and prints the metric.")
+]
+Overrides = Annotated[
+    str | None, typer.Option(help="init: the plain recipe, as of kleiber train; propose: the change.")
+]
+Ref = Annotated[str | None, typer.Option(metavar="GIT_REF", help="propose: a commit with the change.")]
+Metric = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="init: how the metric is printed; one group is the number.")
+]
+Measure = Annotated[str | None, typer.Option(metavar="METRIC", help="init: metric of a run of kleiber. Default: loss.")]
+Better = Annotated[str | None, typer.Option(help="init: lower (default) or higher: which value is better.")]
+Place = Annotated[Path | None, typer.Option(metavar="FOLDER", help="init: where commands run. Default: here.")]
+Level = Annotated[float | None, typer.Option(help="init: 1 - the error of the stream. Default: 0.9.")]
+Error = Annotated[
+    str | None, typer.Option(help="init: keep bounds the share of false keeps (default), stream the chance of any.")
+]
+Horizon = Annotated[int | None, typer.Option(min=1, help="init: planned proposals. Default: 200.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="init: runs of the first look. Default: 1.")]
+MaxSeeds = Annotated[int | None, typer.Option(min=1, help="init: most runs of a changed recipe. Default: 12.")]
+BudgetRuns = Annotated[int | None, typer.Option(min=1, help="init: most runs of the stream.")]
+TakeOption = Annotated[
+    str | None, typer.Option(help="init: once (default) or last: which metric of several that are printed.")
+]
+Timeout = Annotated[float | None, typer.Option(help="init: seconds after which a run has failed.")]
+Reserve = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT|DATA", help="init: what fills {reserve} in a confirmation; of kleiber, data."),
+]
+Values = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="init: what fills {KEY}; may be repeated.")]
+ConfirmAt = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="init: what fills {KEY} in a confirmation.")
+]
+Protect = Annotated[list[str] | None, typer.Option(metavar="GLOB", help="init: files that no proposal may change.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")]
 
 
 def gate(
-    action: Action,
-    folder: Folder,
-    name: Annotated[str | None, typer.Option(help="propose: a name for the change.")] = None,
-    command: Annotated[
-        str | None, typer.Option(help="init, propose: a command line with {seed} that trains and prints the metric.")
-    ] = None,
-    overrides: Annotated[
-        str | None, typer.Option(help="init: the plain recipe, as of kleiber train; propose: the change.")
-    ] = None,
-    ref: Annotated[str | None, typer.Option(metavar="GIT_REF", help="propose: a commit with the change.")] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(metavar="REGEX", help="init: how the metric is printed; one group is the number."),
-    ] = None,
-    measure: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="init: metric of a run of kleiber. Default: loss.")
-    ] = None,
-    better: Annotated[str | None, typer.Option(help="init: lower (default) or higher: which value is better.")] = None,
-    cwd: Annotated[Path | None, typer.Option(metavar="FOLDER", help="init: where commands run. Default: here.")] = None,
-    level: Annotated[float | None, typer.Option(help="init: 1 - the error of the stream. Default: 0.9.")] = None,
-    error: Annotated[
-        str | None,
-        typer.Option(help="init: keep bounds the share of false keeps (default), stream the chance of any."),
-    ] = None,
-    horizon: Annotated[int | None, typer.Option(min=1, help="init: planned proposals. Default: 200.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="init: runs of the first look. Default: 1.")] = None,
-    max_seeds: Annotated[
-        int | None, typer.Option(min=1, help="init: most runs of a changed recipe. Default: 12.")
-    ] = None,
-    budget_runs: Annotated[int | None, typer.Option(min=1, help="init: most runs of the stream.")] = None,
-    take: Annotated[
-        str | None, typer.Option(help="init: once (default) or last: which metric of several that are printed.")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(help="init: seconds after which a run has failed.")] = None,
-    reserve: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT|DATA", help="init: what fills {reserve} in a confirmation; of kleiber, data."),
-    ] = None,
-    set: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="init: what fills {KEY}; may be repeated.")
-    ] = None,
-    confirm_at: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="init: what fills {KEY} in a confirmation.")
-    ] = None,
-    protect: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="init: files that no proposal may change.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
-) -> None:
+    action: Action, folder: Folder, name: Name = None, command: Command = None, overrides: Overrides = None,
+    ref: Ref = None, metric: Metric = None, measure: Measure = None, better: Better = None, cwd: Place = None,
+    level: Level = None, error: Error = None, horizon: Horizon = None, seeds: Seeds = None,
+    max_seeds: MaxSeeds = None, budget_runs: BudgetRuns = None, take: TakeOption = None, timeout: Timeout = None,
+    reserve: Reserve = None, set: Values = None, confirm_at: ConfirmAt = None, protect: Protect = None,
+    json: AsJson = False,
+) -> None:  # fmt: skip
     """Keep only changes to a training recipe that are better than its noise, over a whole stream of proposals.
 
     init begins a stream with the plain recipe; propose runs a change beside it and decides; report writes a page.
@@ -108,7 +102,7 @@ def gate(
     require_own(folder / chain.FILE)
     if action == "propose":
         raise typer.Exit(decide(folder, name, command, overrides, ref, json))
-    stream = Gate.open(folder)
+    stream = Gate.load(folder)
     if action == "report":
         print_line(f"report: {write_report(stream)}")
     print_line(as_text(status_json(stream)) if json else "\n".join(status_lines(stream)))
@@ -158,7 +152,7 @@ def decide(
         print_line(f"another proposal runs in {folder}: this one waits for it", err=True)
 
     with wait_for_lock(folder / ".gate.lock", say):
-        stream = Gate.open(folder)
+        stream = Gate.load(folder)
         recipe = changed_recipe(stream, command, overrides, ref)
         stream.check_sources(stream.state.recipe, stream.state.files, "the plain recipe")
         opened = stream.state.open

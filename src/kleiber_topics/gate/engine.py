@@ -56,7 +56,7 @@ class Gate:
     rows: list[Json]
 
     @classmethod
-    def open(cls, home: Path) -> Gate:
+    def load(cls, home: Path) -> Gate:
         """Opens a stream and checks its log. Raises ValueError where that is not what was written."""
         path = home / chain.FILE
         rows = chain.read_rows(path)
@@ -241,7 +241,8 @@ class Gate:
             paired = [gain - plain for gain, (_, plain) in zip(gains, pool, strict=False)]
             equal = sum(gap == 0 for gap in paired)
             if runs and equal == len(paired) and len(paired) >= min(2, len(pool)):
-                return "identical: it measures exactly what the plain recipe does at the same seeds"
+                why = "identical: it measures exactly what the plain recipe does at the same seeds"
+                raise Decided("discard", why, value=0.0, lo=0.0, hi=0.0, n=len(paired))
             verdict = stream.rules.screen(stream.plain, gains, paired, stream.noise) if runs else "run"
             if verdict == "keep":
                 return ""
@@ -329,7 +330,7 @@ class Gate:
             values = difference(settings.sign, [gain - shift for gain in screened], ends)
         plain = [settings.sign * old for _, old, _ in proposal.pairs()] or stream.plain
         return self.append(
-            "decision", name=proposal.name, recipe=proposal.row["recipe"], **outcome, **values,
+            "decision", name=proposal.name, recipe=proposal.row["recipe"], **{**values, **outcome},
             baseline=settings.sign * statistics.fmean(plain) if plain else None, error=proposal.error,
             error_spent=after.spent, error_left=after.left, runs=len(proposal.runs) + len(proposal.failures),
             seconds=round(sum(run["seconds"] for run in proposal.runs), 3),

@@ -199,10 +199,8 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
     level = study.level
-    waiting, levels = (
-        not_ready(runs, study.looks, arm_of),
-        study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of)),
-    )
+    waiting = not_ready(runs, study.looks, arm_of)
+    levels = study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of))
 
     def named(run: Run) -> str | None:
         """The arm of a run with the values of the study's keys."""
@@ -222,14 +220,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
 
 
 def decide_arms(
-    questions: Sequence[Question],
-    claims: Sequence[Claim],
-    ladders: Ladders,
-    study: Compare,
-    scores: Measures,
-    names: Mapping[str, str],
-    quantities: Sequence[str | None] = tuple(QUANTITIES),
-) -> Findings:
+    questions: Sequence[Question], claims: Sequence[Claim], ladders: Ladders, study: Compare, scores: Measures,
+    names: Mapping[str, str], quantities: Sequence[str | None] = tuple(QUANTITIES),
+) -> Findings:  # fmt: skip
     """Decides claims about arms, and shows all differences between them.
 
     scores      units and labels of the measures
