@@ -104,7 +104,7 @@ def gate(
         raise typer.Exit(decide(folder, name, command, overrides, ref, json))
     stream = Gate.load(folder)
     if action == "report":
-        print_line(f"report: {write_report(stream)}")
+        print_line(f"report: {write_report(stream)}", err=json)
     print_line(as_text(status_json(stream)) if json else "\n".join(status_lines(stream)))
 
 

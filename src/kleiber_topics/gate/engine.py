@@ -29,6 +29,7 @@ from kleiber_topics.gate.state import (
 
 DRIFTED = 3.0  # standard deviations by which a plain run that is repeated may differ
 FAILURES = 2  # of one run, after which the proposal is discarded
+ABANDONED = "abandoned"  # how the reason of a proposal begins that its user did not go on with
 DIVERGED = "it measured"  # how the reason of a run begins that ended with nan or infinity
 FEWEST_CONFIRMING = 3  # pairs on the reserve, and at another size
 
@@ -138,7 +139,9 @@ class Gate:
         """Runs a recipe once. Raises RunFailed."""
         settings, folder = self.state.settings, self.folder_of(recipe)
         if not recipe.command:
-            return run_kleiber(recipe.overrides, seed, folder, home, note, settings.metric, reserve, settings.timeout)
+            larger = settings.confirm_at if size else {}
+            overrides = recipe.with_values(larger).overrides
+            return run_kleiber(overrides, seed, folder, home, note, settings.metric, reserve, settings.timeout)
         keys = {**settings.values, **(settings.confirm_at if size else {})}
         command = recipe.filled(seed, reserve, keys)
         return run_command(command, folder, home, note, settings.metric, settings.take, settings.timeout)
@@ -186,15 +189,15 @@ class Gate:
         """
         state = self.state
         for row in state.decisions:
-            if row["name"] == name:
+            if row["name"] == name and not row["why"].startswith(ABANDONED):
                 if row["recipe"] != recipe.to_json():
                     raise ValueError(
                         f"--name {name} is the name of an earlier proposal of another change: choose another"
                     )
                 return row
         if state.open is not None and (state.open.name != name or state.open.recipe != recipe):
-            abandoned = "another proposal began before it was decided"
-            self.decide(state.open, {"decision": "discard", "why": f"abandoned: {abandoned}"})
+            why = f"{ABANDONED}: another proposal began before it was decided"
+            self.decide(state.open, {"decision": "discard", "why": why})
         if self.state.open is None:
             begin = {"name": name, "recipe": recipe.to_json(), "files": files, "plain": state.recipe.text}
             try:

@@ -77,6 +77,11 @@ class Recipe:
         kept = [line for line in self.overrides if key_of(line) not in keys]
         return replace(self, overrides=(*kept, *lines))
 
+    def with_values(self, values: Mapping[str, str]) -> Recipe:
+        """Returns a recipe of kleiber with other values of some keys."""
+        kept = [line for line in self.overrides if key_of(line) not in values]
+        return replace(self, overrides=(*kept, *(f"{name}={value}" for name, value in values.items())))
+
     def filled(self, seed: int, reserve: str, keys: Mapping[str, str]) -> str:
         """Returns the command line with its placeholders filled in."""
         text = self.command.replace(SEED, str(seed)).replace("{reserve}", reserve)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from kleiber.types import Json
 from kleiber_topics.gate.recipes import Recipe, check_command, protected, sources
 from kleiber_topics.gate.runner import TAKES, Take, check_metric
 
+NAME = re.compile(r"\w[\w./]*")  # of a placeholder, or of a key such as model.depth
 BETTER = ("lower", "higher")
 
 
@@ -67,14 +69,14 @@ class Settings:
             raise ValueError(f"--take {self.take} must be one of {', '.join(TAKES)}")
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise ValueError(f"--timeout {self.timeout} must be a number of seconds > 0")
-        for name in self.confirm_at:
+        for name in self.confirm_at if self.recipe.command else ():
             if name not in self.values:
                 raise ValueError(f"--confirm-at {name}=... needs the ordinary value: add --set {name}=VALUE")
         if self.recipe.command:
             check_metric(self.metric)
             check_command(self.recipe.command, self.reserve, [*self.values])
         elif self.values:
-            raise ValueError("--set and --confirm-at fill placeholders of --command, and overrides have none")
+            raise ValueError("--set fills placeholders of --command, and overrides have none: write the value there")
         self.budget_of_errors()
         self.rules()
 
@@ -105,8 +107,10 @@ def pairs_of(items: Sequence[str], option: str) -> dict[str, str]:
     """Returns KEY=VALUE items as a dictionary. Raises ValueError, which names the option, for another form."""
     pairs = [item.partition("=") for item in items]
     for item, (name, equals, _) in zip(items, pairs, strict=True):
-        if not equals or not name.isidentifier() or name in ("seed", "reserve"):
-            raise ValueError(f"{option} {item} must have the form KEY=VALUE, where {{KEY}} is in the command")
+        if not equals or not NAME.fullmatch(name) or name in ("seed", "reserve"):
+            raise ValueError(
+                f"{option} {item} must have the form KEY=VALUE; {{KEY}} is in the command, or KEY a key of kleiber"
+            )
     return {name: value for name, _, value in pairs}
 
 

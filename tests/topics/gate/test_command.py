@@ -58,6 +58,23 @@ def test_a_recipe_of_kleiber_is_trained_with_its_overrides(tmp_path, monkeypatch
     assert main([*change[:-1], "data=other"]) == 2
 
 
+def test_a_recipe_of_kleiber_is_confirmed_at_another_size(tmp_path, monkeypatch):
+    trained, _ = [], install(monkeypatch)
+
+    def run(overrides, seed, *rest):
+        trained.append([*overrides])
+        gain = 0.5 if "optimizer.lr=0.02" in overrides else 0.0
+        return engine.Outcome(3.0 - gain + 0.001 * (seed % 97), 1.0)
+
+    monkeypatch.setattr(engine, "run_kleiber", run)
+    monkeypatch.chdir(tmp_path)
+    begin_size = ["gate", "init", "stream", "--overrides", "model=gpt model.depth=2", "--confirm-at", "model.depth=4"]
+    assert main(begin_size) == 0
+    assert main(["gate", "propose", "stream", "--name", "rate", "--overrides", "optimizer.lr=0.02"]) == 0
+    assert trained[-1] == ["model=gpt", "optimizer.lr=0.02", "model.depth=4"]
+    assert rows(tmp_path / "stream", "decision")[0]["size"]["at"] == {"model.depth": "4"}
+
+
 @pytest.mark.parametrize("options", [[], ["--command", "a {seed}"], ["--command", "a", "--overrides", "b"]], ids=len)
 def test_a_stream_needs_one_recipe_with_its_metric(tmp_path, options):
     assert main(["gate", "init", str(tmp_path / "stream"), *options]) == 2

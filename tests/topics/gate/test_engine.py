@@ -156,6 +156,8 @@ def test_a_proposal_that_is_left_open_is_closed_by_the_next(home, trainer):
     propose(home, "next", "--as=next")
     first = rows(home, "decision")[0]
     assert (first["name"], first["decision"]) == ("left", "discard")
+    assert propose(home, "left", "--gain=-0.05 --as=corrected") == 5, "its name is free again"
+    assert last(home)["name"] == "left"
 
 
 def test_a_command_without_noise_is_refused(tmp_path, trainer, monkeypatch):

@@ -15,7 +15,7 @@ def test_settings_are_read_back_from_the_log():
     assert settings.sign == 1.0
 
 
-@pytest.mark.parametrize("item", ["size", "=3", "seed=3", "reserve=x", "a b=1"])
+@pytest.mark.parametrize("item", ["size", "=3", "seed=3", "reserve=x", "a b=1", "-x=1"])
 def test_values_of_placeholders_have_names(item):
     with pytest.raises(ValueError, match="KEY=VALUE"):
         pairs_of([item], "--set")
