@@ -30,6 +30,7 @@ variant() { # NAME and an expression of sed; the script has the name train_NAME.
 }
 variant comment 's/^def main/# Trains the model.\ndef main/'
 variant renamed 's/held_out/kept_for_later/g'
+variant reseeded 's/torch.manual_seed(recipe.seed)/torch.manual_seed(recipe.seed + 1)/'
 variant reordered 's/for embedding in (self.tokens, self.places)/for embedding in (self.places, self.tokens)/'
 
 propose comment "train_comment.py"
@@ -48,4 +49,8 @@ propose "beta2 0.991" "$plain --beta2 0.991"
 propose "learning rate 1" "$plain --lr 1"
 propose "squared ReLU" "$plain --activation relu2"
 propose "warmup 11" "$plain --warmup 11"
+propose "width 64" "$plain --width 64"
+propose "other seeds" "$(echo "$plain" | sed 's/train.py/train_reseeded.py/')"
+propose "batch 64" "$plain --batch 64"
+propose "beta2 0.95" "$plain --beta2 0.95"
 kleiber gate report "$stream"

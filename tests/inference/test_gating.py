@@ -36,6 +36,13 @@ def test_the_screen_stops_what_is_no_better_and_lets_through_what_is():
     assert Rules(first=3).screen(plain, [-9.0, -9.0], (), NOISE) == "run", "the first look is after three runs"
 
 
+def test_a_change_that_hardly_changes_any_seed_is_stopped_by_the_screen():
+    """Weight decay 0.11 in place of 0.1: runs of one seed are alike, while plain runs of other seeds were worse."""
+    gains = [3.0, 3.1]
+    assert Rules().screen([0.0] * 6, gains, [0.01, -0.02], NOISE) == "stop"
+    assert Rules().screen([0.0] * 6, gains, [2.5, 3.5], NOISE) == "keep"
+
+
 def test_a_single_outlier_keeps_nothing():
     """The gain of a pair counts as at most 2.5 standard deviations."""
     assert Rules().test_pairs([1e9], NOISE, 0.01) == "run"

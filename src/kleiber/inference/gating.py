@@ -26,6 +26,7 @@ FEWEST_PLAIN = 4  # plain runs before any other proposal
 POOL = 8  # plain runs that a screen compares with, the latest
 FORGET = 0.95  # weight of an earlier variance after each test, so that the noise may change over a stream
 CLIP = 2.5  # standard deviations of a pair beyond which its gain counts as this much: no single run decides
+ALIKE = 0.1  # standard deviations of a pair: a change whose gains at all seeds are smaller has hardly any effect
 PAYS = 0.05  # p value below which the seed explains part of the variance of a pair
 SCREEN = (0.4, 1.2)  # gains in standard errors that a change needs after each run of the screen
 FUTILITY = (-0.3, 0.0, 0.4, 0.7, 1.0, 1.2, 1.4, 1.6, 1.7, 1.8)  # the same after each pair of the test; then the last
@@ -129,7 +130,8 @@ class Rules:
         within = noise.pair_sd / math.sqrt(max(len(paired), 1))
         if noise.pairing_pays and len(paired) == len(gains) and within < error:
             gain, error = float(np.mean(paired)), within
-        if not gain > self.thresholds[look] * error:
+        alike = len(paired) > 1 and max(map(abs, paired)) < ALIKE * noise.pair_sd
+        if alike or not gain > self.thresholds[look] * error:
             return "stop"
         return "keep" if look + 1 == len(self.thresholds) else "run"
 
