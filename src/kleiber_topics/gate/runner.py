@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kleiber.config import on_preemption, preempted_by, python_command
+from kleiber.config import on_preemption, preempted_by, python_command, safe_environment
 from kleiber.records import make_folder, open_to_append, read_bytes, read_json, read_runs, write_json
 from kleiber.types import Json
 
@@ -104,6 +104,7 @@ def execute(command: str | Sequence[str], folder: Path, home: Path, note: Json, 
         process = subprocess.Popen(
             command, shell=isinstance(command, str), cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
+            env=None if isinstance(command, str) else safe_environment(),  # what a user wrote runs as the user runs it
         )  # fmt: skip
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with on_preemption(lambda _: None) as received:
