@@ -127,8 +127,8 @@ def begin(folder: Path, command: str | None, overrides: str | None, options: Jso
     filled = pairs_of(options.pop("set", []), "--set")
     at = pairs_of(options.pop("confirm_at", []), "--confirm-at")
     patterns, budget = options.pop("protect", []), options.pop("budget_runs", None)
-    given = {"recipe": recipe, "metric": metric or measure, "folder": str(place), "values": filled, "confirm_at": at}
-    settings = Settings(**with_hashes({**options, **given, "budget": budget}, patterns))
+    fixed = {"recipe": recipe, "metric": metric or measure, "folder": str(place), "values": filled, "confirm_at": at}
+    settings = Settings(**with_hashes({**options, **fixed, "budget": budget}, patterns))
     make_folder(folder)
     with wait_for_lock(folder / ".gate.lock", lambda: None):
         if (folder / chain.FILE).exists():

@@ -84,12 +84,12 @@ class Gate:
         """Returns the folder in which a recipe runs."""
         return worktree(self.home, Path(self.state.settings.folder), recipe.commit)
 
-    def check_sources(self, recipe: Recipe, files: dict[str, str], what: str) -> None:
+    def check_sources(self, recipe: Recipe, files: dict[str, str], owner: str) -> None:
         """Raises ValueError where the files that a command names have changed since they were noted."""
         changed = changed_files(files, self.folder_of(recipe))
         if changed:
             raise ValueError(
-                f"{', '.join(changed)} belongs to {what} and has changed since it was first run: restore it, and "
+                f"{', '.join(changed)} belongs to {owner} and has changed since it was first run: restore it, and "
                 "propose the change as a file of another name with --command, or as a commit with --ref"
             )
 

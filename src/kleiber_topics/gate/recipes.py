@@ -40,8 +40,8 @@ class Recipe:
     @property
     def text(self) -> str:
         """The recipe as people write it."""
-        what = self.command or "kleiber train " + " ".join(self.overrides)
-        return what + (f" (at {self.commit[:10]})" if self.commit else "")
+        line = self.command or "kleiber train " + " ".join(self.overrides)
+        return line + (f" (at {self.commit[:10]})" if self.commit else "")
 
     @classmethod
     def from_json(cls, node: Json) -> Recipe:
@@ -111,8 +111,8 @@ def sources(command: str, folder: Path) -> dict[str, str]:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    files = {word: folder / word for word in words if not Path(word).is_absolute()}
-    return {word: file_sha256(path) for word, path in files.items() if path.is_file()}
+    files = {name: folder / name for name in words if not Path(name).is_absolute()}
+    return {name: file_sha256(path) for name, path in files.items() if path.is_file()}
 
 
 def protected(patterns: Sequence[str], folder: Path) -> dict[str, str]:

@@ -99,6 +99,8 @@ def test_a_folder_has_one_stream_and_settings_are_fixed(home):
     assert main(["gate", "stop", str(home)]) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_commit_is_run_in_a_worktree_of_its_own(tmp_path, monkeypatch):
     repository, trainer = tmp_path / "repository", install(monkeypatch)
     repository.mkdir()
