@@ -6,7 +6,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role, Routing
 
+Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
 UpdateRule = Literal["adam", "muon", "sgd"]  # how the step of an optimizer depends on the gradient of a parameter
 
 
@@ -302,6 +303,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's parameters."""
     return next(model.parameters()).device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a lack of memory.
+
+    The CPU's allocator raises a RuntimeError that only its text identifies.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _role(module: nn.Module, name: str) -> Role:
