@@ -96,6 +96,7 @@ def test_it_finds_what_transformers_finds():
 
     from kleiber.models.hf_pretrained import quiet_transformers
     from kleiber.models.hf_twin import from_hf
+
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -106,7 +107,11 @@ def test_it_finds_what_transformers_finds():
     for penalty in (0.0, 1.0, 2.0):
         with quiet_transformers():
             rows = twin.generate(
-                torch.arange(20, 32).view(4, 3), max_new_tokens=10, num_beams=4, early_stopping=True, do_sample=False,
+                torch.arange(20, 32).view(4, 3),
+                max_new_tokens=10,
+                num_beams=4,
+                early_stopping=True,
+                do_sample=False,
                 length_penalty=penalty,
             )[:, 3:].tolist()
         expected = [row[: row.index(EOS)] if EOS in row else row for row in rows]

@@ -116,7 +116,9 @@ def continuations(
             chosen = [prompts[i] for i in batch]
             try:
                 if beams > 1:
-                    tails = beam_search(model, *_padded_on(model, chosen), max_new_tokens, eos, beams, length_penalty, stop)
+                    tails = beam_search(
+                        model, *_padded_on(model, chosen), max_new_tokens, eos, beams, length_penalty, stop
+                    )
                 else:
                     of_batch = None if draws is None else draws[batch]
                     tails = _sampled(model, chosen, max_new_tokens, eos, temperature, top_p, of_batch, stop)
@@ -155,9 +157,7 @@ def _sampled(
     """`continuations` of prompts that are continued together."""
     ids, real = _padded_on(model, prompts)
     chosen = None if draws is None else torch.from_numpy(draws).to(ids.device)
-    rows = generate(
-        model, ids, max_new_tokens, temperature, top_p=top_p, real=real, eos=eos, draws=chosen, stop=stop
-    )
+    rows = generate(model, ids, max_new_tokens, temperature, top_p=top_p, real=real, eos=eos, draws=chosen, stop=stop)
     tails = rows[:, ids.shape[1] :].tolist()
     return [tail[: tail.index(eos)] if eos in tail else tail for tail in tails]
 
