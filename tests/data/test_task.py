@@ -15,7 +15,8 @@ TOKENIZER = Bytes()
 ROWS = {  # a row of each task of conf/data/task, its prompt and its references
     "multi30k": ({"en": "a dog", "de": "ein Hund"}, "English: a dog\nGerman:", ["ein Hund"]),
     "aeslc": (
-        {"email_body": "Hi", "subject_line": "s", "annotations": ["t", "s", "u"]}, "E-mail: Hi\nSubject:", ["s", "t", "u"],
+        {"email_body": "Hi", "subject_line": "s", "annotations": ["t", "s", "u"]},
+        "E-mail: Hi\nSubject:", ["s", "t", "u"],
     ),
     "scitldr": ({"source": ["We.", "It."], "target": ["x", "y"]}, "Abstract: We.\nIt.\nSummary:", ["x", "y"]),
     "squad": (
@@ -23,7 +24,10 @@ ROWS = {  # a row of each task of conf/data/task, its prompt and its references
         "Passage: c\nQuestion: q?\nAnswer:", ["a", "b"],
     ),
     "web_questions": ({"question": "q?", "answers": ["a", "b"]}, "Question: q?\nAnswer:", ["a", "b"]),
-    "webnlg": ({"modified_triples": ["a | b | c", "d | e | f"], "texts": ["t"]}, "Facts: a | b | c\nd | e | f\nText:", ["t"]),
+    "webnlg": (
+        {"modified_triples": ["a | b | c", "d | e | f"], "texts": ["t"]},
+        "Facts: a | b | c\nd | e | f\nText:", ["t"],
+    ),
 }  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def test_rows_and_templates_that_do_not_fit_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(tmp_path, good, good, **options)
-    with pytest.raises(ValueError, match="validation row 1: data.target={de} is empty"):
+    with pytest.raises(ValueError, match=r"validation row 1: data.target=\{de\} is empty"):
         prepare(tmp_path, good, [good[0], {"en": "x", "de": " "}])
     unequal = [{"en": "x", "a": ["1"], "b": ["2", "3"]}]
     with pytest.raises(ValueError, match=r"train row 0: data.target needs lists of equal length"):

@@ -27,7 +27,7 @@ def test_a_template_is_filled_for_each_entry_of_its_lists(text, filled):
 
 @pytest.mark.parametrize("text", ["{", "{en", "}", "{}", "{en.upper}", "{en!r}", "{en:>9}", "no column", ""])
 def test_what_is_no_template_is_refused_with_its_key(text):
-    with pytest.raises(ValueError, match="data.prompt="):
+    with pytest.raises(ValueError, match=r"data\.prompt="):
         Template.parse("data.prompt", text)
 
 

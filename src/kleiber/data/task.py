@@ -1,9 +1,9 @@
 """Tasks of text generation: a prompt and a target by templates over the columns of a table, with several references.
 
-A sample is `prompt target <eos>`, in front of which is the tokenizer's begin token where a prompt has one. A space stands
-between prompt and target, unless the prompt ends with white space. Only the target and <eos> are learned. A row of the
-training split with several references is a sample for each; of other splits the first is the target, and evaluations
-compare with all. Where a prompt leaves no room for the target, the end of its passage is cut, and nothing else.
+A sample is `prompt target <eos>`, after the tokenizer's begin token where a prompt has one. A space separates prompt
+and target, unless the prompt ends with white space. Only the target and <eos> are learned. A row of the training split
+with several references is a sample for each; in other splits the first is the target, and evaluations compare with all.
+If a prompt leaves no room for the target, the end of its passage is cut, and nothing else.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ class Task(TableData):
         number = 0
         for batch in row_batches(split):
             samples = []
-            for number, row in enumerate(batch, start=number):
+            for row in batch:
                 sample = self.read(row)
                 chosen = sample.references if every_reference else sample.references[:1]
                 samples += [(sample, reference) for reference in chosen]
                 row_numbers += [number] * len(chosen)
-            number += 1
+                number += 1
             encoder.add(samples)
             for sample, reference in samples:
                 references = [reference] if every_reference else sample.references
@@ -268,9 +268,9 @@ class TaskRows(Conversations):
         number = int(np.load(path.with_suffix(".rows.npy"))[i])
         prompt = tokenizer.decode(self.ids[i][: self.prompts[i]].tolist())
         raise ValueError(
-            f"data.path={name}, {path.name} row {number} ({prompt[:40]!r}...): the prompt has {self.prompts[i]} tokens, "
-            f"more than the {room} that model.context={self.context} leaves besides {kept} for the target: raise "
-            "model.context, or set data.passage to a column of the prompt that may be cut"
+            f"data.path={name}, {path.name} row {number} ({prompt[:40]!r}...): the prompt has {self.prompts[i]} "
+            f"tokens, more than the {room} that model.context={self.context} leaves besides {kept} for the target: "
+            "raise model.context, or set data.passage to a column of the prompt that may be cut"
         )
 
     def row(self, i: int) -> tuple[Int[np.ndarray, "time"], Int[np.ndarray, "time"]]:
@@ -293,11 +293,13 @@ class TaskRows(Conversations):
 
     def describe(self, counts: Json) -> str:
         """Returns the numbers of samples and tokens, what was cut, and how many prompts are training prompts too."""
+        if not len(self):
+            return "no rows"
         cut = f"{self.truncated:,} passages cut to model.context={self.context} ({self.share_cut:.2g} of their tokens)"
         return (
-            f"{len(self):,} samples of {counts['rows']:,} rows, {self.num_tokens:,} tokens of which {self.num_answers:,} "
-            f"are targets; prompts of {np.mean(self.prompts):.0f} tokens (at most {max(self.prompts, default=0)}), targets "
-            f"of {np.mean(self.targets):.0f} (at most {max(self.targets, default=0)})"
+            f"{len(self):,} samples of {counts['rows']:,} rows, {self.num_tokens:,} tokens of which "
+            f"{self.num_answers:,} are targets; prompts of {self.prompts.mean():.0f} tokens (at most "
+            f"{self.prompts.max()}), targets of {self.targets.mean():.0f} (at most {self.targets.max()})"
             + (f"; {cut}" if self.truncated else "")
             + (f"; the end of {self.targets_cut:,} targets cut" if self.targets_cut else "")
             + (f"; {_describe_shared(counts['shared'])}" if "shared" in counts else "")

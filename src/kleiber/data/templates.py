@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from kleiber.types import Row
 
@@ -85,13 +86,12 @@ def _lookup(field: str, row: Row) -> object:
     try:
         value, _ = string.Formatter().get_field(field, (), row)
     except (KeyError, TypeError, IndexError):
-        raise ValueError(
-            f"{{{field}}}: the column has no such entry, but {row[field.partition('[')[0]]!r:.80}"
-        ) from None
+        value = row[field.partition("[")[0]]
+        raise ValueError(f"{{{field}}}: the column has no such entry, but {value!r:.80}") from None
     return value
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Iterable[object]]:
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 

@@ -6,7 +6,7 @@ from kleiber.types import lazy_exports
 
 if TYPE_CHECKING:
     from kleiber.models.block import Block
-    from kleiber.models.generation import continuations, generate
+    from kleiber.models.generation import Adjust, continuations, generate
     from kleiber.models.hf import HFModel
     from kleiber.models.transformer import Transformer
 

@@ -79,9 +79,8 @@ def beam_search(
     """The token ids of the best continuation of each prompt, without the end-of-text token `eos`.
 
     At each step the `beams` most probable continuations are kept. The search of a prompt ends when that many have ended
-    or have `max_new_tokens` tokens; the best has the highest sum of log-probabilities / tokens^length_penalty (Wu et al.
-    2016, arXiv:1609.08144, without their coverage term; `early_stopping=True` of transformers). With one beam it is
-    the greedy continuation.
+    or have `max_new_tokens` tokens. The best has the highest sum of log-probabilities / tokens^length_penalty, as with
+    `early_stopping=True` of transformers. With one beam it is the greedy continuation.
 
     real  False on padding, which is on the left of shorter prompts; None without padding
     stop  ends continuations in addition to `eos`

@@ -55,6 +55,8 @@ class Sampling:
     beams: Width = 1
 
     def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"--beams {self.beams} must be >= 1")
         if self.beams > 1 and (self.temperature > 0 or self.top_p < 1):
             raise ValueError(
                 f"--beams {self.beams} searches for the most probable text, and --temperature {self.temperature:g} "
