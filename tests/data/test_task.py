@@ -8,7 +8,7 @@ from small_run import REPOSITORY
 from tables import folder
 
 from kleiber.config.targets import build
-from kleiber.data.task import Task
+from kleiber.data.task import Task, task_rows
 from kleiber.data.tokenizers import Bytes
 
 TOKENIZER = Bytes()
@@ -52,7 +52,7 @@ def test_the_target_and_the_end_of_text_are_learned_after_the_prompt(tmp_path):
     assert batch.tokens[0][batch.is_real[0]].tolist() == [*text, TOKENIZER.eos]
     assert batch.tokens[0][batch.weights[0] == 1].tolist() == [*learned, TOKENIZER.eos]
     assert corpus.validation["t"].question(0) == ([*b"Translate: number 3"], [*learned])
-    assert corpus.target_tokens == len(learned) + 1
+    assert task_rows(corpus.validation["t"])[0].kept == len(learned) + 1
     assert corpus.num_answers == 2 * (len(learned) + 1)
 
 
@@ -82,10 +82,11 @@ def test_the_passage_is_cut_and_never_the_question(tmp_path, caplog):
 def test_every_reference_is_trained_on_and_held_out_rows_keep_all(tmp_path):
     rows = [{"q": "a", "texts": ["x", "y", " "], "title": "z"}, {"q": "b", "texts": [], "title": "w"}]
     corpus = prepare(tmp_path, rows, rows, 32, "{q}", ["{texts}", "{title}"])
-    learned = {tuple(corpus.training.question(i)[1]) for i in range(len(corpus.training))}
+    rows, order = task_rows(corpus.validation["t"])
+    learned = {tuple(rows.training.question(i)[1]) for i in range(len(rows.training))}
     assert learned == {tuple(b" " + letter) for letter in (b"x", b"y", b"z", b"w")}
     held_out = corpus.validation["t"]
-    texts = [held_out.task_texts(i) for i in range(2)]
+    texts = [rows.texts_of(i) for i in order]
     assert sorted(t.references for t in texts) == [["w"], ["x", "y", "z"]] and len(held_out) == 2
     assert {t.inputs["q"]: held_out.question(i)[1] for i, t in enumerate(texts)} == {"a": [*b" x"], "b": [*b" w"]}
 

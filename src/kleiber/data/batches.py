@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kleiber.data.order import Ids, Order, permutation
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Samples, TaskTexts
+from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
 ALIGN = 8
@@ -254,9 +254,6 @@ class HeldOutRows(HeldOut):
 
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         return self.samples.question(int(self.order[i]))
-
-    def task_texts(self, i: int) -> TaskTexts | None:
-        return self.samples.task_texts(int(self.order[i]))
 
     def first(self, tokens: int | None) -> HeldOutRows:
         """Returns the first samples that have at most `tokens` tokens together, at least one; all for None."""

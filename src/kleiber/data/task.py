@@ -9,16 +9,16 @@ If a prompt leaves no room for the target, the end of its passage is cut, and no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.data.batches import text_bytes
+from kleiber.data.batches import HeldOutRows, text_bytes
 from kleiber.data.corpus import EncodedSplit
 from kleiber.data.dataset import require_columns, row_batches
 from kleiber.data.dataset import rows as rows_of
@@ -28,7 +28,7 @@ from kleiber.data.table import TableData
 from kleiber.data.templates import LIST, Template
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.types import Count, Json, Row
-from kleiber.types.contracts import Samples, TaskTexts
+from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,18 +37,15 @@ if TYPE_CHECKING:
 TARGET, PASSAGE = 1, 2  # marks of tokens
 
 
-@dataclass
-class TaskCorpus(InstructCorpus):
-    """A task of text generation.
+class TaskTexts(NamedTuple):
+    """The texts of a sample.
 
-    target_tokens  tokens of the context that are kept for the target
-    passage        field of the prompt that is cut where it is too long
-    training       training samples, one to a row
+    inputs      texts that the prompt is made of, by their columns
+    references  right targets
     """
 
-    target_tokens: int = 0
-    passage: str | None = None
-    training: Samples | None = None
+    inputs: Mapping[str, str]
+    references: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,7 @@ class Task(TableData):
     target_tokens  tokens of the context that are kept for the target; null: those of the longest training target, at
                    most half of the context
     pack           true: as many samples to a row as fit; false: one sample to a row, with padding
+    examples       whether reports may show rows; false where the terms of the data do not permit that
     max_bytes      at most that much text of each split
     """
 
@@ -69,6 +67,7 @@ class Task(TableData):
     passage: str | None = None
     target_tokens: Count | None = None
     pack: bool = True
+    examples: bool = True
 
     def __post_init__(self) -> None:
         templates = [self.prompt_template, *self.target_templates]
@@ -149,7 +148,7 @@ class Task(TableData):
         counts = {"rows": len(split), "longest_target": encoder.longest_target}
         return EncodedSplit(encoder.ids, counts, encoder.marks, arrays, texts=texts)
 
-    def prepare(self, context: int, cache: Path | None = None) -> TaskCorpus:
+    def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
         """Returns the corpus of encoded samples, and encodes the rows that are not in the cache.
 
         Raises ValueError for a prompt that does not fit in the context and has no passage to cut.
@@ -159,13 +158,12 @@ class Task(TableData):
         kept = self.target_tokens or max(1, min(longest, context // 2))
         if kept >= context:
             raise ValueError(f"data.target_tokens={kept} must be < model.context={context}: a prompt needs room")
-        samples = encoded.samples(lambda path: TaskRows(path, context, encoded.tokenizer, kept, self.path))
+        samples = encoded.samples(lambda path: TaskRows(self, path, context, encoded.tokenizer, kept))
+        for split in samples.values():
+            split.training = samples["train"]
         train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]
-        identity = [self.pack, kept, encoded.checksums]
-        return encoded.corpus(
-            TaskCorpus, samples, identity, train, num_answers=samples["train"].num_answers, target_tokens=kept,
-            passage=self.passage, training=samples["train"],
-        )  # fmt: skip
+        answers = samples["train"].num_answers
+        return encoded.corpus(InstructCorpus, samples, [self.pack, kept, encoded.checksums], train, num_answers=answers)
 
 
 @dataclass(frozen=True)
@@ -232,13 +230,17 @@ def join_target(prompt: str, target: str) -> str:
 class TaskRows(Conversations):
     """Samples one to a row, of at most context + 1 tokens.
 
-    kept  tokens of the context that are kept for the target
+    task      settings of the data
+    kept      tokens of the context that are kept for the target
+    training  samples of the training split
 
     Raises ValueError for a prompt that does not fit in the rest of the context without its passage.
     """
 
-    def __init__(self, path: Path, context: int, tokenizer: Tokenizer, kept: int, name: str) -> None:
-        self.context, self.eos = context, tokenizer.eos
+    training: TaskRows
+
+    def __init__(self, task: Task, path: Path, context: int, tokenizer: Tokenizer, kept: int) -> None:
+        self.task, self.context, self.kept, self.eos = task, context, kept, tokenizer.eos
         self.ids = read_rows(path, id_dtype(tokenizer.vocab_size))
         self.marks = read_rows(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
         self.texts = read_rows(path.with_name(f"{path.name}-texts"), np.dtype(np.uint8))
@@ -248,7 +250,7 @@ class TaskRows(Conversations):
         self.cut = np.maximum(0, self.prompts - (context - kept))
         refused = np.flatnonzero(self.cut > passages)
         if len(refused):
-            self._refuse(int(refused[0]), path, context - kept, kept, name, tokenizer)
+            self._refuse(int(refused[0]), path, tokenizer)
         self.lengths = np.minimum(whole - self.cut, context + 1)
         self.row_numbers = np.arange(len(whole))
         self.targets_cut = int((self.lengths < whole - self.cut).sum())
@@ -264,13 +266,14 @@ class TaskRows(Conversations):
         total = np.concatenate([[0], np.cumsum(np.asarray(self.marks.flat) == mark)])
         return total[self.marks.starts[1:]] - total[self.marks.starts[:-1]]
 
-    def _refuse(self, i: int, path: Path, room: int, kept: int, name: str, tokenizer: Tokenizer) -> None:
+    def _refuse(self, i: int, path: Path, tokenizer: Tokenizer) -> None:
         number = int(np.load(path.with_suffix(".rows.npy"))[i])
-        prompt = tokenizer.decode(self.ids[i][: self.prompts[i]].tolist())
+        prompt, room = tokenizer.decode(self.ids[i][: self.prompts[i]].tolist()), self.context - self.kept
         raise ValueError(
-            f"data.path={name}, {path.name} row {number} ({prompt[:40]!r}...): the prompt has {self.prompts[i]} "
-            f"tokens, more than the {room} that model.context={self.context} leaves besides {kept} for the target: "
-            "raise model.context, or set data.passage to a column of the prompt that may be cut"
+            f"data.path={self.task.path}, {path.name} row {number} ({prompt[:40]!r}...): the prompt has "
+            f"{self.prompts[i]} tokens, more than the {room} that model.context={self.context} leaves besides "
+            f"{self.kept} for the target: raise model.context, or set data.passage to a column of the prompt that may "
+            "be cut"
         )
 
     def row(self, i: int) -> tuple[Int[np.ndarray, "time"], Int[np.ndarray, "time"]]:
@@ -288,8 +291,9 @@ class TaskRows(Conversations):
         target = ids[marks == 1].tolist()
         return ids[marks == 0].tolist(), target[:-1] if target[-1:] == [self.eos] else target
 
-    def task_texts(self, i: int) -> TaskTexts:
-        return TaskTexts(*json.loads(self.texts[i].tobytes()))
+    def texts_of(self, i: int | np.integer) -> TaskTexts:
+        """Returns the texts of sample i."""
+        return TaskTexts(*json.loads(self.texts[int(i)].tobytes()))
 
     def describe(self, counts: Json) -> str:
         """Returns the numbers of samples and tokens, what was cut, and how many prompts are training prompts too."""
@@ -307,6 +311,13 @@ class TaskRows(Conversations):
 
     def explain_empty(self, split: str) -> str:
         return f"the {split} split has no rows"
+
+
+def task_rows(samples: Samples) -> tuple[TaskRows, Int[np.ndarray, "_"]] | None:
+    """Returns the rows of held-out samples of a task and their order; None for samples of other data."""
+    if isinstance(samples, HeldOutRows) and isinstance(samples.samples, TaskRows):
+        return samples.samples, samples.order
+    return None
 
 
 def _describe_shared(shared: Json) -> str:

@@ -3,7 +3,7 @@
 BLEU and chrF are scores of all texts together, from counts of n-grams that are summed over texts; they equal those of
 sacrebleu 2.6 with its default settings (13a tokens, exponential smoothing; six orders of characters, beta 2). The
 others are means over texts, of the best reference of each: ROUGE as in rouge-score without stemming, exact match and F1
-as in the script of SQuAD. torchmetrics counts the latter; its BLEU has another smoothing and its chrF another mean.
+as in the script of SQuAD 2. torchmetrics counts the latter; its BLEU has another smoothing and its chrF another mean.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def chrf_of(counts: Counts) -> Values:
     precision = np.where(both, matches / np.maximum(found, 1), 0.0).sum(-1) / orders
     recall = np.where(both, matches / np.maximum(wanted, 1), 0.0).sum(-1) / orders
     total = BETA**2 * precision + recall
-    return 100 * (1 + BETA**2) * precision * recall / np.where(total > 0, total, 1.0)
+    return np.asarray(100 * (1 + BETA**2) * precision * recall / np.where(total > 0, total, 1.0))
 
 
 def corpus_score(counts: Counts, compute: Callable[[Counts], Values]) -> Score:

@@ -30,17 +30,6 @@ class Planted(NamedTuple):
     causes: Bool[np.ndarray, "batch time"]
 
 
-class TaskTexts(NamedTuple):
-    """The texts of a sample of a text generation task.
-
-    inputs      texts that the prompt is made of, by their columns
-    references  right answers
-    """
-
-    inputs: Mapping[str, str]
-    references: Sequence[str]
-
-
 class Samples:
     """A finite, indexable set of samples.
 
@@ -68,10 +57,6 @@ class Samples:
 
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         """Prompt and last answer of conversation i, as token ids; None where samples are not conversations."""
-        return None
-
-    def task_texts(self, i: int) -> TaskTexts | None:
-        """The texts of sample i of a text generation task; None for other data."""
         return None
 
     def planted(self, index: Int[np.ndarray, "batch"]) -> Planted | None:
