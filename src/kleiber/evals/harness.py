@@ -199,8 +199,10 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
         longest = max(len(row) for row in rows) - 1
         tokens = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=self._device)
         lengths = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        real = torch.arange(longest, device=self._device) < lengths[:, None]
-        hidden = self.model(Batch(tokens, real=None if bool(real.all()) else real)).hidden
+        columns = torch.arange(longest, device=self._device)
+        real, scored = columns < lengths[:, None], torch.tensor([[len(pair[1])] for pair in pairs], device=self._device)
+        prefix = columns < lengths[:, None] + 1 - scored if self.model.prefix else None
+        hidden = self.model(Batch(tokens, real=None if bool(real.all()) else real, prefix=prefix)).hidden
         scores = []
         for row, state, (_, continuation) in zip(rows, hidden, pairs, strict=True):
             targets = torch.tensor(continuation[-self.max_length :], device=self._device)

@@ -98,6 +98,7 @@ def beam_search(
     device, total = prompt_ids.device, longest + max_new_tokens
     searches = [_Search(beams, length_penalty) for _ in prompt_ids]
     active, caches, batch = searches, model.new_caches(total), Batch(prompt_ids, real=real)
+    batch.prefix = batch.is_real if model.prefix else None
     with evaluation_mode(model):
         for step in range(max_new_tokens):
             log_probs = next_logits(model, batch, caches).log_softmax(-1)

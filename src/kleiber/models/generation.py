@@ -187,6 +187,9 @@ def _decode(
                 windows = [at - max(1, context // 2) if at - begin > context else begin for begin in windows]
                 caches, unread = model.new_caches(context), slice(min(windows), at)
             batch = Batch(tokens[:, unread], real=_in_windows(windows, unread, tokens.device))
+            if model.prefix and unread.start < start:
+                of_prompt = torch.arange(unread.start, unread.stop, device=tokens.device) < start
+                batch.prefix = batch.is_real & of_prompt
             logits = next_logits(model, batch, caches, adjust)
             token = sample(logits, *settings, draws=None if draws is None else draws[:, at - start])
             if eos is not None:

@@ -131,11 +131,13 @@ class Attention(Layer):
     out            its last matrix
     mask_key       layers of one class with equal keys have the same masks, which a model makes once
     shares_values  whether the layer reads or stores the values of the first layer (see `first_values`)
+    prefix         whether the tokens of a prompt read each other in both directions
     """
 
     out: nn.Linear
     mask_key: int | None = None
     shares_values: bool = False
+    prefix: bool = False
 
     def forward(
         self,
@@ -164,11 +166,13 @@ class Attention(Layer):
         device: torch.device,
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
         """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
 
         real      False for keys that are padding; of all keys, those of the cache included
         segments  documents of packed rows; not used with a cache
+        prompt    True on tokens of prompts (`Batch.prefix`), which a layer with `prefix` reads in both directions
         """
         return None
 
@@ -231,6 +235,7 @@ class Model(nn.Module):
     width       channels of the hidden states
     context     longest row, in tokens
     causal      whether no hidden state depends on a later token
+    prefix      whether the tokens of a prompt, which a batch marks, read each other in both directions
     tied        whether the matrix of the output layer is that of the embedding
     blocks      the layers, in order
     heads       output layers of tasks, by name
@@ -241,6 +246,7 @@ class Model(nn.Module):
     width: int
     context: int
     causal: bool = True
+    prefix: bool = False
     tied: bool = False
     parametrization: Parametrization
     embedding: nn.Embedding
