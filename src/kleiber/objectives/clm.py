@@ -14,7 +14,6 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Gt, Le
-from jaxtyping import Bool
 from torch import Tensor
 
 from kleiber.data.instruct import InstructCorpus
@@ -125,8 +124,8 @@ def next_token_inputs(batch: Batch, prefix: bool = False) -> Batch:
     )
 
 
-def prompt_tokens(batch: Batch) -> Bool[Tensor, "batch time"]:
-    """True on the tokens in front of the first target of their row, or of their segment of a packed row."""
+def prompt_tokens(batch: Batch) -> Tensor:
+    """True on the tokens, (batch, time), in front of the first target of their row, or of their segment of a packed row."""
     assert batch.weights is not None, "prompts are what is in front of marked targets"
     targets = (batch.weights > 0).long()
     count = targets.cumsum(1)
