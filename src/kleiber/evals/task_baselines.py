@@ -49,16 +49,16 @@ def nearest_rows(stored: Sequence[str], texts: Sequence[str]) -> list[int]:
     from scipy.sparse import csr_array
 
     counts = [[Counter(WORD.findall(text.lower())) for text in part] for part in (stored, texts)]
-    frequency = Counter(word for row in counts[0] for word in row)
-    number = {word: i for i, word in enumerate(frequency)}
+    frequency = Counter(token for row in counts[0] for token in row)
+    number = {token: i for i, token in enumerate(frequency)}
     idf = 1 + np.log((1 + len(stored)) / (1 + np.array([*frequency.values(), 0], np.float64)))
 
     def weights(part: Sequence[Counter[str]]) -> csr_array:
-        known = [[(number[word], count) for word, count in row.items() if word in number] for row in part]
-        values = [np.array([count * idf[column] for column, count in row]) for row in known]
+        entries = [[(number[token], count) for token, count in row.items() if token in number] for row in part]
+        values = [np.array([count * idf[column] for column, count in row]) for row in entries]
         values = [row / np.linalg.norm(row) if len(row) else row for row in values]
-        columns = [column for row in known for column, _ in row]
-        starts = np.cumsum([0, *map(len, known)])
+        columns = [column for row in entries for column, _ in row]
+        starts = np.cumsum([0, *map(len, entries)])
         return csr_array((np.concatenate([np.empty(0), *values]), columns, starts), shape=(len(part), len(idf)))
 
     matrix, queries = weights(counts[0]).T.tocsr(), weights(counts[1])

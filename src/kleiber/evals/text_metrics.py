@@ -84,19 +84,20 @@ def chrf_counts(text: str, references: Texts) -> list[float]:
     for reference in references:
         other, counts = "".join(reference.split()), []
         for order in range(1, CHRF_ORDER + 1):
-            found, wanted = count_ngrams(characters, order), count_ngrams(other, order)
-            counts += [found.total() if wanted else 0, wanted.total(), (found & wanted).total()]
+            of_text, of_reference = count_ngrams(characters, order), count_ngrams(other, order)
+            total = of_text.total() if of_reference else 0
+            counts += [total, of_reference.total(), (of_text & of_reference).total()]
         candidates.append(np.array(counts, np.float64))
     return max(candidates, key=lambda counts: float(chrf_of(counts))).tolist()
 
 
 def chrf_of(counts: Counts) -> Values:
     """Returns chrF from 0 to 100, of sums of `chrf_counts` (Popović 2015): F of the mean precision and recall."""
-    found, wanted, matches = (counts[..., part::3] for part in range(3))
-    both = (found > 0) & (wanted > 0)
-    orders = np.maximum(both.sum(-1), 1)
-    precision = np.where(both, matches / np.maximum(found, 1), 0.0).sum(-1) / orders
-    recall = np.where(both, matches / np.maximum(wanted, 1), 0.0).sum(-1) / orders
+    of_text, of_reference, matches = (counts[..., part::3] for part in range(3))
+    comparable = (of_text > 0) & (of_reference > 0)
+    orders = np.maximum(comparable.sum(-1), 1)
+    precision = np.where(comparable, matches / np.maximum(of_text, 1), 0.0).sum(-1) / orders
+    recall = np.where(comparable, matches / np.maximum(of_reference, 1), 0.0).sum(-1) / orders
     total = BETA**2 * precision + recall
     return np.asarray(100 * (1 + BETA**2) * precision * recall / np.where(total > 0, total, 1.0))
 

@@ -125,7 +125,7 @@ def next_token_inputs(batch: Batch, prefix: bool = False) -> Batch:
 
 
 def prompt_tokens(batch: Batch) -> Tensor:
-    """True on the tokens, (batch, time), in front of the first target of their row, or of their segment of a packed row."""
+    """True on the tokens (batch, time) in front of the first target of their row, or of their packed segment."""
     assert batch.weights is not None, "prompts are what is in front of marked targets"
     targets = (batch.weights > 0).long()
     count = targets.cumsum(1)
