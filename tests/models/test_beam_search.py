@@ -54,6 +54,21 @@ def test_a_continuation_ends_where_it_is_told_to():
     assert expected != slow_search(model, [3, 4], 6, 3, 1.0)
 
 
+@torch.no_grad()
+def test_prompts_whose_search_ends_at_once_leave_the_others_as_they_are():
+    model, prompts = build(), [[3, 4], [5, 1], [7, 2], [8, 9]]
+    alone = [continuations(model, [prompt], 6, EOS, beams=2)[0] for prompt in prompts]
+    firsts = {token for prompt in prompts[:2] for token in _first_tokens(model, prompt, 2)}
+    stop = lambda ids: len(ids) == 1 and ids[0] in firsts  # noqa: E731
+    expected = [slow_search(model, prompt, 6, 2, 1.0, stop) for prompt in prompts]
+    assert continuations(model, prompts, 6, EOS, beams=2, stop=stop) == expected
+    assert [len(ids) for ids in expected[:2]] == [1, 1] and len(alone[2]) > 1
+
+
+def _first_tokens(model, prompt, count):
+    return model.head(model(Batch(torch.tensor([prompt]))).hidden[0, -1]).topk(count).indices.tolist()
+
+
 def test_one_beam_is_greedy():
     model, prompts = build(), torch.randint(40, (5, 3))
     greedy = generate(model, prompts, 6, temperature=0.0, eos=EOS)[:, 3:].tolist()

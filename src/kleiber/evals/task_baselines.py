@@ -54,6 +54,7 @@ def nearest_rows(stored: Sequence[str], texts: Sequence[str]) -> list[int]:
     idf = 1 + np.log((1 + len(stored)) / (1 + np.array([*frequency.values(), 0], np.float64)))
 
     def weights(part: Sequence[Counter[str]]) -> csr_array:
+        """The weights of each text, of length 1."""
         entries = [[(number[token], count) for token, count in row.items() if token in number] for row in part]
         values = [np.array([count * idf[column] for column, count in row]) for row in entries]
         values = [row / np.linalg.norm(row) if len(row) else row for row in values]

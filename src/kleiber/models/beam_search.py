@@ -109,8 +109,9 @@ def beam_search(
             if not going or step == max_new_tokens - 1:
                 break
             rows = [place * before.shape[1] + source for place in going for source in active[place].sources]
+            order, in_place = torch.tensor(rows, device=device), before.shape == (len(going), beams)
+            caches = caches.reorder(order, total, longest) if in_place else caches.select(order, total)
             active = [active[place] for place in going]
-            caches = caches.select(torch.tensor(rows, device=device), total)
             tokens = [[ids[-1]] for search in active for _, ids in search.running]
             batch = Batch(torch.tensor(tokens, device=device))
     return [search.best() for search in searches]

@@ -215,6 +215,13 @@ class DecodingCache:
         """A cache for rows of up to `length` tokens, with the rows of these numbers, some of which may repeat."""
         raise NotImplementedError
 
+    def reorder(self, rows: Int[Tensor, "_"], length: int, shared: int) -> DecodingCache:
+        """As `select` with equally many rows, each in the place of one with the same first `shared` positions.
+
+        It may change this cache.
+        """
+        return self.select(rows, length)
+
     def remember(
         self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
     ) -> Bool[Tensor, "batch keys"] | None:
