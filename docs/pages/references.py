@@ -8,9 +8,9 @@ the record, the place in it, and how the number is written:
     {{adapters/findings: claims[measure=F,of.arm=rank 16].lo | abs | 3}}
 
 The record is a JSON file without its ending: of a study (`adapters/laws`), of the page's study (`findings`), or a path
-(`benchmarks/results/coverage`). A place is a key, in backticks where it has a dot, a number of a list, or `[KEY=VALUE,...]` for the one entry of a
-list with these values. Of a text, `| number N` takes its Nth number. Between place and format stand operations
-(`OPERATIONS`); the format is the number of decimals, with an `e` for 1.3e-4.
+(`benchmarks/results/coverage`). A place is a key, in backticks where it has a dot, a number of a list, or, in brackets,
+`KEY=VALUE,...` for the one entry of a list with these values. Of a text, `| number N` takes its Nth number. Between
+place and format stand operations (`OPERATIONS`); the format is the number of decimals, with an `e` for 1.3e-4.
 """
 
 from __future__ import annotations

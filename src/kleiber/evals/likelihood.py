@@ -126,7 +126,7 @@ def log_likelihoods(model: Model, items: Sequence[Sequence[Pair]], tokens: int, 
     count = 0
     for item in items:
         pieces = [piece for text, pair in enumerate(item, count) for piece in _pieces(pair, text, model.context)]
-        group = _share(pieces)
+        group = None if model.prefix else _share(pieces)  # a prompt in both directions is no beginning of others
         if group is None:
             alone += pieces
         else:
@@ -236,11 +236,15 @@ class _Scorer:
             if lengths[end - 1] < longest:
                 ends = torch.tensor(lengths[begin:end], device=self.device)
                 real = torch.arange(longest, device=self.device) < ends[:, None]
+            prefix = None
+            if self.model.prefix:
+                firsts = torch.tensor([[piece.first] for _, piece, _ in chosen], device=self.device)
+                prefix = torch.arange(longest, device=self.device) < firsts
             cache = None
             if caches is not None:
                 numbers = torch.tensor([row for (row, _, _), _ in chosen], device=self.device)
                 cache = caches.select(numbers, len(caches) + longest)
-            hidden = self.model(Batch(ids, real=real), cache).hidden
+            hidden = self.model(Batch(ids, real=real, prefix=prefix), cache).hidden
             self._add(
                 hidden,
                 [

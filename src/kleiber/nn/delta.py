@@ -99,6 +99,7 @@ class GatedDeltaNet(Attention):
         device: torch.device,
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "batch 1 1 time"] | None:
         """Which of the positions are no padding. Raises ValueError for packed segments."""
         if segments is not None:

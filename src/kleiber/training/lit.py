@@ -24,13 +24,12 @@ from kleiber.training.step import (
     accumulate,
     micro_batches,
     normalize_gradients,
-    out_of_memory,
     rank_errors,
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, out_of_memory
 from kleiber.types.ranks import world_size
 from kleiber.types.retention import Retention
 
