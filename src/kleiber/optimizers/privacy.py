@@ -22,7 +22,7 @@ DEFAULT_EPSILON = 8.0
 LARGE_ORDERS = (80, 96, 128, 192, 256, 512)  # of Rényi divergences: with those of opacus alone, epsilon is above .1
 PRECISION = 0.01  # relative, of epsilon
 MOST_NOISE = 2.0**20  # beyond it, no epsilon is small enough to be asked for
-CLOSE = 1e-4  # noise multipliers that differ by less are not told apart
+CLOSE = 1e-3  # noise multipliers that differ by less are not told apart
 PARTS = 5  # of a run, for which the epsilon that is logged is computed
 MOST_EXACT = 20.0  # above it, epsilon is the bound by Rényi divergences: the other one would take minutes
 

@@ -67,3 +67,10 @@ def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
     }  # fmt: skip
     for record in ({}, {"lack_of_fit": {**MISFIT, "found": False}}):
         assert figures.misfit_text(record) == "" and misfit_tables(record) == {}
+
+
+def test_the_figure_of_the_residuals_tells_the_misfit_of_the_recorded_ladder():
+    cells = pd.DataFrame(RECORD["lack_of_fit"]["cells"])
+    rows = cells.assign(C=6 * cells["N"] * cells["D"], loss=1.5, run="a", stage="b", seed=0)
+    title = figures.residuals(rows, find("chinchilla"), RECORD).to_dict()["title"]
+    assert "-0.51% at 938k" in str(title)
