@@ -23,6 +23,7 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
 LEARNT |= dict.fromkeys(("reward", "dpo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
+NEEDS["data/task"] = ["objective=sft", TABLES["instruct"][1], 'data.prompt="{question}"', 'data.target="{answer}"']
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"], "objective/equalized": ["data=counterfactual"]}
 NEEDS |= {"data/tokens": ["data.path=IDS", "data.tokenizer=bytes"], "study/explain": ["batch.tokens=480"]}
 NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}

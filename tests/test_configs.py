@@ -44,8 +44,9 @@ ELSEWHERE |= {f"retention/{name}": f"retention/test_{name}.py" for name in METHO
 TABLED = ("instruct", "labelled", "preference", "text", "unpaired")
 OF_DATA = dict.fromkeys(("tinystories", "wikitext"), "test_texts")
 OF_DATA |= {"tokens": "test_token_files", "deduplicated": "test_duplicates"}
+OF_DATA |= {place.removeprefix("data/"): "test_task" for place in CHOICES if place.startswith("data/task")}
 ELSEWHERE |= {
-    f"data/{name}": "data/test_labelled.py" if "/" in name else f"data/{OF_DATA.get(name, f'test_{name}')}.py"
+    f"data/{name}": f"data/{OF_DATA.get(name, 'test_labelled' if '/' in name else f'test_{name}')}.py"
     for name in (place.removeprefix("data/") for place in CHOICES if place.startswith("data/"))
     if name not in TABLED
 }

@@ -9,10 +9,9 @@ from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MaxLen, MinLen, Multi
 from pydantic import AllowInfNan
 
 from kleiber.config.check import PLAIN, BatchSize, EvalSettings, bounds, check_arguments
-from kleiber.config.compose import conf_dir
 from kleiber.config.cost import Cost
 from kleiber.config.errors import ConfigError
-from kleiber.config.extensions import Parameter, Signature, extension_folders, runtime_signature
+from kleiber.config.extensions import Parameter, Signature, conf_dir, extension_folders, runtime_signature
 from kleiber.config.stages import Budget, Quantity
 from kleiber.config.targets import SUPPLIED, signature
 from kleiber.types import Positive

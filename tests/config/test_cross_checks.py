@@ -45,6 +45,12 @@ CONTRADICTIONS = [
     ("model=bert objective=mlm data=reweighted", ["data=reweighted", "objective=mlm", "data=counterfactual"]),
     ("model=bert data=counterfactual objective=equalized", ["objective=equalized", "model.causal=false"]),
     ("model.future=1 objective=distill objective.teacher=x", ["model.future=1", "objective=distill"]),
+    (
+        "model.attention.prefix=true objective=dpo data=preference data.path=x",
+        ["model.attention.prefix=true", "objective=dpo", "objective=sft"],
+    ),
+    ("model.attention.prefix=true model=bert objective=mlm", ["model.attention.prefix=true", "model.causal=true"]),
+    ("model.attention.prefix=true model.depth=1", ["model.attention.prefix=true", "model.depth=1"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct_sets", ["data.pack=true", "model=hf"]),
     ("model=hf model.path=gpt2 model.weights=random data=arithmetic", ["data=arithmetic", "model=hf", "model=gpt"]),

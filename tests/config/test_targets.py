@@ -10,9 +10,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.check import check_node
-from kleiber.config.compose import conf_dir
 from kleiber.config.errors import ConfigError
-from kleiber.config.extensions import runtime_signature
+from kleiber.config.extensions import conf_dir, runtime_signature
 from kleiber.config.targets import build, check_buildable, class_attribute, exports, signature
 from kleiber.objectives import DPO
 

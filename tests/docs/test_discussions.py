@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pages.references import page_of, templates
 from pages.results import Study, studies
 from recorded_numbers import quoted, read, unrecorded, unrecorded_intervals
 from small_run import REPOSITORY
@@ -10,8 +11,14 @@ from yaml import safe_load
 
 from kleiber.config.compose import config_files
 
+MADE = {
+    "index.md",
+    *(name for path in templates() for name in (path.name.removesuffix(".template.md"), page_of(path).name)),
+}
 STUDIES = {study.name: study for study in studies(REPOSITORY)}
-PAGES = [path for path in (REPOSITORY / "docs/results").glob("*.md") if path.name != "index.md"]
+PAGES = [
+    path for path in (REPOSITORY / "docs/results").glob("*.md") if path.name.removesuffix(".template.md") not in MADE
+]
 PAGES.append(REPOSITORY / "docs/speed.md")
 IN_README = ("golden", "six_questions", "forgetting")
 NO_RESULT = {"1.5", ".1", "3.11"}  # of the README: the budget of `make train`, a rate of dropout, a version

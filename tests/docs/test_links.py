@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 from pages import reference, results, topics
+from pages.references import SUFFIX
 from small_run import REPOSITORY
 from yaml import safe_load
 
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?ms)^( *)```.*?^\1```$|`[^`\n]*`")
-WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+WRITTEN = {
+    str(path.relative_to(DOCS)): path.read_text(encoding="utf-8")
+    for path in sorted(DOCS.rglob("*.md"))
+    if not path.name.endswith(SUFFIX)
+}
 GENERATED = {**results.pages(REPOSITORY), **reference.pages(REPOSITORY), **topics.pages(REPOSITORY)}
 SITE = {page: topics.relink(text, page) for page, text in {**WRITTEN, **GENERATED}.items()}
 SITE["results/index.md"] += results.overview(REPOSITORY)

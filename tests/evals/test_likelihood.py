@@ -81,6 +81,14 @@ def test_a_common_beginning_is_read_once():
     assert sum(read) == 15 + 4 * 3  # the last token of a text is read by no one
 
 
+def test_texts_that_differ_in_their_last_token_are_one_row():
+    model, read = build(), []
+    model.embedding.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    question = [(draw(15), [first, second, last]) for first in (1, 2) for second in (3, 4) for last in range(8)]
+    log_likelihoods(model, [question], 1000, "scoring")
+    assert sum(read) == 15 + 4 * 2
+
+
 def test_the_greedy_continuation_is_recognized():
     model = build().eval()
     ids = draw(5)

@@ -46,8 +46,24 @@ def test_a_planted_noise_scale_lies_in_its_interval():
     truth = DIM * SIGMA**2 / (DIM * 0.5**2)
     scores = [simulated(rng)["noise_scale"] for _ in range(60)]
     assert np.median([score.value for score in scores]) == pytest.approx(truth, rel=0.15)
-    inside = [score.lo <= truth and (score.hi is None or truth <= score.hi) for score in scores]
-    assert 0.75 <= np.mean(inside) <= 1.0
+    assert 0.8 <= np.mean([holds(score, truth) for score in scores]) <= 1.0
+
+
+def holds(score, truth):
+    return score.lo <= truth and (score.hi is None or truth <= score.hi)
+
+
+@pytest.mark.parametrize("groups", [4, 8, 16])
+def test_the_interval_of_the_noise_scale_covers_with_few_groups(groups):
+    """800 samples of squared norms of small gradients in 30 dimensions and of their mean over 8 of them."""
+    rng = np.random.default_rng(groups)
+    gradients = 1 / np.sqrt(DIM) + rng.normal(size=(800, groups, 8, DIM)) * np.sqrt(8 / DIM)
+    small, large = (gradients**2).sum(3).mean(2), (gradients.mean(2) ** 2).sum(2)
+    scores = [noise_scores(a, b, 1.0, 8) for a, b in zip(small, large, strict=True)]
+    covered = np.mean([holds(row["noise_scale"], 8.0) for row in scores if "noise_scale" in row])
+    assert 0.86 <= covered <= 0.94
+    for name, truth in (("gradient_norm", 1.0), ("gradient_noise", np.sqrt(8.0))):
+        assert 0.86 <= np.mean([holds(row[name], truth) for row in scores if name in row]) <= 0.94
 
 
 def test_norms_are_those_of_gradients_of_small_batches_and_of_their_mean():

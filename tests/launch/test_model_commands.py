@@ -56,8 +56,17 @@ def test_a_prompt_is_continued_and_written_with_its_settings(small_model, capsys
     assert main(["generate", str(small_model), "--prompt", "one", *options, "--json", str(file)]) == 0
     answer = json.loads(file.read_text())
     assert (answer["schema"], answer["prompt"], answer["tokens"]) == ("kleiber.generate/1", "one", 5)
-    assert answer["sampling"] == {"tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["zz"], "seed": 3}
+    assert answer["sampling"] == {"tokens": 5, "temperature": 0.5, "top_p": 0.9, "stop": ["zz"], "seed": 3, "beams": 1}
     assert capsys.readouterr().out == f"one{printable(answer['text'])}\n"
+
+
+def test_beams_search_for_the_most_probable_text_and_exclude_sampling(small_model, capsys):
+    assert main(["generate", str(small_model), "--prompt", "one", "--tokens", "6", "--beams", "4"]) == 0
+    assert capsys.readouterr().out.startswith("one")
+    for options in (["--temperature", "0.5"], ["--top-p", "0.9"]):
+        assert main(["generate", str(small_model), "--prompt", "one", "--beams", "4", *options]) == 2
+        assert "--beams 4" in capsys.readouterr().err
+    assert main(["generate", str(small_model), "--prompt", "one", "--beams", "0"]) == 2
 
 
 def test_control_characters_of_a_model_are_printed_as_escapes(small_model, capsys, monkeypatch):

@@ -22,3 +22,17 @@ def test_a_selection_has_the_rows_of_keys_and_of_states():
     assert torch.equal(selected.layers[0].extend(keys[:, :, :0], keys[:, :, :0])[0], keys[rows])
     assert torch.equal(selected.layers[1].state[0], state[rows])
     assert [len(layer) for layer in selected.layers] == [4, 4] and len(selected) == 4
+
+
+def test_rows_that_change_places_keep_what_they_share_where_it_is():
+    shared, later, state = torch.randn(1, 1, 2, 3).expand(3, 1, 2, 3), torch.randn(3, 1, 2, 3), torch.randn(3, 5)
+    caches, order = KeyValueCache(2, 6), torch.tensor([2, 0, 0])
+    caches.layers[0].extend(torch.cat([shared, later], 2), torch.cat([shared, later], 2))
+    caches.layers[1].advance((state,), 4)
+    place, expected = caches.layers[0].keys.data_ptr(), caches.select(order, 6)
+    moved = caches.reorder(order, 6, shared=2)
+    for layer, other in zip(moved.layers, expected.layers, strict=True):
+        assert len(layer) == len(other) == 4
+        for tensor, wanted in zip(layer.tensors(), other.tensors(), strict=True):
+            assert torch.equal(tensor[..., :4, :], wanted[..., :4, :])
+    assert moved.layers[0].keys.data_ptr() == place

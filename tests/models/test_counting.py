@@ -1,5 +1,6 @@
 """Parameter counts against sums by hand, and FLOPs against PyTorch's counter on a forward and backward pass."""
 
+import math
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from kleiber.models.counting import count_parameters, executed_flops, six_nd, tr
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, WindowAttention
+from kleiber.nn.delta import GatedDeltaNet
 from kleiber.nn.latent import LatentAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
@@ -54,6 +56,26 @@ def measured(model: Transformer, sequences: int = 2) -> tuple[float, float]:
     counts = counter.get_flop_counts()["Global"]
     attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
     return (sum(counts.values()) - attention) / (sequences * TIME), attention / (sequences * TIME)
+
+
+def _depthwise_backward(grad, x, weight, *args, out_shape=None, **kwargs):
+    """Gradients of the input and of the weights: the counter takes those of a dense convolution."""
+    return 2 * 2 * grad[0] * grad[1] * grad[2] * weight[1] * weight[2]
+
+
+def _triangular(system, right, *args, out_shape=None, **kwargs):
+    rows, columns = right[-2:]
+    return math.prod(right[:-2]) * rows**2 * columns
+
+
+@pytest.mark.parametrize("time, chunk", [(32, 64), (64, 16), (40, 16)])
+def test_executed_flops_of_the_delta_rule_agree_with_the_counter(time, chunk):
+    """Forward and backward, with the triangular systems and the padding of the last chunk."""
+    model = Transformer(96, width=64, context=time, attention=partial(GatedDeltaNet, num_heads=2, chunk=chunk))
+    formulas = {ATEN.convolution_backward: _depthwise_backward, ATEN.linalg_solve_triangular: _triangular}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        model.head(model(Batch(torch.randint(96, (2, time)))).hidden).square().sum().backward()
+    assert executed_flops(model, time) == pytest.approx(counter.get_total_flops() / (2 * time), rel=1e-3)
 
 
 CASES = {

@@ -181,3 +181,41 @@ def test_continuations_are_those_of_each_prompt_alone_up_to_the_end_of_text(samp
     expected = [row[: row.index(eos)] if eos in row else row for row in whole]
     assert continuations(model, prompts, 6, eos, float(sampled), draws=draws) == expected
     assert len(expected[1]) <= 2
+    for rows in (1, 2):
+        assert continuations(model, prompts, 6, eos, float(sampled), draws=draws, rows=rows) == expected
+
+
+def test_a_row_ends_where_it_is_told_to():
+    model, prompts = build(), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    eos = 39  # which none of them gets to
+    whole = continuations(model, prompts, 6, eos)
+    assert all(len(row) == 6 for row in whole)
+    ends = {tuple(row[:length]) for row, length in zip(whole, (2, 6, 4), strict=True)}
+    stopped = continuations(model, prompts, 6, eos, stop=lambda ids: tuple(ids) in ends)
+    assert stopped == [row[:length] for row, length in zip(whole, (2, 6, 4), strict=True)]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator")])
+def test_it_goes_on_with_half_the_prompts_when_memory_runs_out(error, caplog):
+    model, prompts = build(), [[1, 2, 3], [4], [5, 6, 7, 8, 9], [3, 3], [2]]
+    expected, sizes = continuations(model, prompts, 6, 0), []
+
+    def hungry(module, inputs):
+        sizes.append(len(inputs[0].tokens))
+        if sizes[-1] > 2:
+            raise error
+
+    hook = model.register_forward_pre_hook(hungry)
+    with caplog.at_level("WARNING"):
+        assert continuations(model, prompts, 6, 0) == expected
+    assert max(sizes[1:]) == 2 and "2 at a time" in caplog.text
+    hook.remove()
+    model.register_forward_pre_hook(lambda module, inputs: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):
+        continuations(model, prompts, 6, 0)
+
+
+def test_beams_with_sampling_are_refused():
+    for options in ({"beams": 2, "temperature": 1.0}, {"beams": 0}):
+        with pytest.raises(ValueError, match=f"beams={options['beams']}"):
+            continuations(build(), [[1]], 2, 0, **options)

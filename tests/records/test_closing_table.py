@@ -105,6 +105,11 @@ def test_the_next_commands_fit_the_run(tmp_path):
     tuned = {"objective": {"_target_": "kleiber.objectives.SFT"}}
     fake_run(tmp_path / "tuned", [{"objective": "sft"}], config=tuned)
     assert any(f" chat {tmp_path / 'tuned'}" in line for line in next_commands(tmp_path / "tuned", []))
+    data = {"_target_": "kleiber.data.Task", "prompt": "English: {en}\\nGerman:", "target": "{de}"}
+    fake_run(tmp_path / "task", [{"objective": "sft"}], config={**tuned, "data": data})
+    (tmp_path / "task/samples.txt").touch()
+    text = "\n".join(next_commands(tmp_path / "task", []))
+    assert " chat " not in text and "--prompt 'English: {en}\nGerman:'" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, None])

@@ -71,6 +71,7 @@ ALLOWED = {
         runs/huggingface.py AutoTokenizer.from_pretrained
         runs/huggingface.py hf_model.save_pretrained
         runs/huggingface.py save_pretrained
+        studies/compare/item_scores.py parquet.ParquetFile
         studies/laws/table_files.py parquet.ParquetFile
         studies/laws/table_files.py parquet.read_table
         studies/laws/table_files.py pd.read_csv

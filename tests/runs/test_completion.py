@@ -8,6 +8,7 @@ import torch
 
 from kleiber.data.chat import Turn, encode_prompt
 from kleiber.data.tokenizers import Bytes
+from kleiber.models.beam_search import beam_search
 from kleiber.models.generation import generate
 from kleiber.models.transformer import Transformer
 from kleiber.records.files import read_json
@@ -47,6 +48,20 @@ def test_a_continuation_is_what_generate_draws_with_the_same_seed():
     new = [i for i in rows[0, ids.shape[1] :].tolist() if i != BYTES.eos]
     assert first.ids == new and first.text == BYTES.decode([*ids[0].tolist(), *new])[len(prompt) :]
     assert first.ended == ("eos" if len(new) < 20 else "length")
+
+
+@pytest.mark.parametrize("stop", [(), ("a",), ("b", "c", "d", "e", "f", "g")])
+def test_a_searched_continuation_is_that_of_beam_search_up_to_a_stop_text(stop):
+    run, prompt = trained(), BYTES.encode_prompt("ab")
+    searched = continue_prompt(run, "ab", Sampling(20, temperature=0, beams=3, stop=stop))
+    assert "".join(searched) == searched.text and not any(ending in searched.text for ending in stop)
+    ids = beam_search(
+        run.model, torch.tensor([prompt]), None, 20, BYTES.eos, 3,
+        stop=lambda ids: any(ending in BYTES.decode(ids) for ending in stop),
+    )[0]  # fmt: skip
+    assert searched.ids == ids
+    text = BYTES.decode(ids)
+    assert searched.text == text[: min((text.find(e) for e in stop if e in text), default=len(text))]
 
 
 def test_pieces_are_whole_characters(drawn):

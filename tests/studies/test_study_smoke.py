@@ -175,7 +175,7 @@ STUDIES = {
     "scaling": Expected(
         [*LADDER, "design.seeds=[2,1,1]"],
         4,
-        "narrow_input not_identified",
+        "narrow_input no_replicates not_identified",
         "E",
         possible=BY_LOSSES,
     ),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.training.step import accumulate, out_of_memory
+from kleiber.training.step import accumulate
+from kleiber.types.model import out_of_memory
 
 OPTIONS = ["budget.steps=6", "callbacks.checkpoints.every=2"]
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ...")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from kleiber.types import lazy_exports
 
 if TYPE_CHECKING:
-    from kleiber.config.errors import Preempted, Status, on_preemption, preempted_by
+    from kleiber.config.child_process import python_command, safe_environment
+    from kleiber.config.errors import ExitCode, Preempted, Status, on_preemption, preempted_by
     from kleiber.config.foreign import check_foreign
     from kleiber.config.hub import local_copy
     from kleiber.config.model_size import vocabulary_of, width_of

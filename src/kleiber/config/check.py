@@ -26,6 +26,7 @@ from kleiber.config.hydra_keys import HYDRA_KEYS, PARTIAL, check_hydra_keys
 from kleiber.config.stage_checks import check_stage
 from kleiber.config.stages import Budget, Quantity, is_chain, stage_configs
 from kleiber.config.targets import SUPPLIED, signature
+from kleiber.config.words import in_our_words
 from kleiber.types import Config, Count, Natural, Seed
 
 if TYPE_CHECKING:
@@ -114,7 +115,10 @@ def check(config: Config, follows: bool = False) -> None:
 
 def unknown_key(key: str, top: str) -> str:
     """Returns the error message for a key whose first part `top` is not a key of the config."""
-    return f"{key} is not a key of the config.{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
+    known = in_our_words(key)
+    return f"{key} is not a key of the config." + (
+        known or f"{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
+    )
 
 
 def _check_chain(config: Config) -> None:
@@ -173,7 +177,7 @@ def _check_named(key: str, group: object) -> None:
         if name in names:
             check_node(f"{key}.{name}", node)
         elif node is not None:
-            near = did_you_mean(name, names)
+            near = in_our_words(f"{key}.{name}") or did_you_mean(name, names)
             raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} Chosen: {', '.join(names)}")
 
 
@@ -204,18 +208,20 @@ def check_arguments(path: str, target: Signature, arguments: Config) -> None:
     for name, value in arguments.items():
         parameter = target.parameters.get(name)
         if parameter is None and not target.open:
-            raise ConfigError(f"{path}.{name}: {unknown_argument(target, name, value)}")
+            raise ConfigError(f"{path}.{name}: {unknown_argument(target, name, value, f'{path}.{name}')}")
         if name in SUPPLIED and not path.startswith("data"):
             raise ConfigError(f"{path}.{name} cannot be set: the run determines it")
         _check_value(f"{path}.{name}", parameter or Parameter(), value)
 
 
-def unknown_argument(target: Signature, name: str, value: object) -> str:
-    """Returns the error message for an argument that a class does not have."""
+def unknown_argument(target: Signature, name: str, value: object, key: str) -> str:
+    """Returns the error message for an argument that a class does not have, at a key of the config."""
     takes = [argument for argument in target.parameters if argument not in SUPPLIED]
     message = f"{target.name} has no argument {name!r}"
     if isinstance(value, Mapping) and "_target_" in value:
         return f"{message}, so the choice of a {name} has no effect: remove it.{did_you_mean(name, takes)}"
+    if known := in_our_words(key):
+        return f"{message}.{known}"
     return f"{message}.{did_you_mean(name, takes)} Its arguments: {', '.join(takes) or 'none'}"
 
 

@@ -24,25 +24,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.extensions import extension_folders
+from kleiber.config.extensions import conf_dir, extension_folders
 from kleiber.config.hydra_overrides import check_hydra_override, check_hydra_plugins, chosen_names
 from kleiber.config.loader import FilesReadOnce, Loader, parse_overrides
 from kleiber.config.stages import LIMITS
 from kleiber.config.url_secrets import map_secrets, remember_secrets
+from kleiber.config.words import in_our_words
 from kleiber.types import Json
 
 USUAL = {"model/router": "topk", "objective": "clm"}  # choices that the names of runs leave out
 
 Composed = TypeVar("Composed")
-
-
-def conf_dir() -> Path:
-    """Returns the folder of train.yaml: that of the repository if there is one, else the copy in the package."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package.parent.parent / "conf", package / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise ConfigError(f"conf/train.yaml is missing in {package}: reinstall kleiber")
 
 
 def find_choice(group: str, name: str) -> Path | None:
@@ -170,7 +162,8 @@ class Composer:
             return self._choose(key, line.lstrip("+"), override)
         if override.package is not None or "/" in key:
             groups = list(self.groups())
-            raise ConfigError(f"{key} is not a group.{did_you_mean(key, groups)} Groups: {', '.join(groups)}")
+            near = in_our_words(key, str(override.value())) or did_you_mean(key, groups)
+            raise ConfigError(f"{key} is not a group.{near} Groups: {', '.join(groups)}")
         self._check_key(override)
         return line if override.is_delete() else "++" + line.lstrip("+")
 
@@ -195,7 +188,7 @@ class Composer:
         group, options = override.key_or_group, self.choices(override.key_or_group)
         for choice in chosen_names(override):
             if choice not in options:
-                near = did_you_mean(choice, options)
+                near = in_our_words(group, choice) or did_you_mean(choice, options)
                 if group == "data" and Path(choice).exists():
                     path = f"data.path={choice}"
                     near = f" Plain text is data=text {path}, a table of labeled texts data=labelled {path}."

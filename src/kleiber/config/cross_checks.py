@@ -25,6 +25,7 @@ def check_compatibility(config: Config) -> None:
     _check_stages(config)
     _check_next_token(config)
     _check_future(config)
+    _check_prefix(config)
     _check_pooling(config)
     _check_wise(config)
     _check_replay(config)
@@ -169,6 +170,25 @@ def _check_future(config: Config) -> None:
         raise ConfigError(
             f"model.future={future} needs objective=clm or sft, and objective={name} trains no part of the model for "
             "later tokens: set model.future=0"
+        )
+
+
+def _check_prefix(config: Config) -> None:
+    """A model that reads prompts in both directions needs an objective that says where they end."""
+    model, target = config["model"], str(config["objective"]["_target_"])
+    options = [options for _, options in attention_kinds(model).values()]
+    keys = [key for each in options for key, value in each.items() if key.endswith(".prefix") and value is True]
+    if keys and argument(model, "causal") is False:
+        raise ConfigError(f"{keys[0]}=true needs model.causal=true, because a bidirectional model reads all tokens")
+    if keys and argument(model, "depth") == 1:
+        raise ConfigError(
+            f"{keys[0]}=true would have no effect, because a target reads only the prompt's tokens in a model of "
+            "model.depth=1: set a larger model.depth, or remove it"
+        )
+    if keys and not class_attribute(target, "reads_prefix"):
+        name = target.rsplit(".", 1)[-1].lower()
+        raise ConfigError(
+            f"{keys[0]}=true needs objective=sft or clm, and objective={name} marks no prompts: remove it"
         )
 
 

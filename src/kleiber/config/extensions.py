@@ -103,6 +103,15 @@ def package_folders() -> list[tuple[str, Path]]:
     return folders
 
 
+def conf_dir() -> Path:
+    """Returns the folder of train.yaml: that of the repository if there is one, else the copy in the package."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent.parent / "conf", package / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"conf/train.yaml is missing in {package}: reinstall kleiber")
+
+
 def extension_folders() -> list[Path]:
     """Returns the folders `conf/` of the allowed packages and of the packages in them.
 

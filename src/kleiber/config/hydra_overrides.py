@@ -11,18 +11,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.words import words
 
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
-# kleiber's choice of the group launcher for each launcher of Hydra and its plugins.
-LAUNCHERS = {
-    "basic": "launcher=basic",
-    "ray": "launcher=ray",
-    "ray_aws": "launcher=ray",
-    "submitit_slurm": "launcher=submitit",
-    "submitit_local": "launcher=submitit launcher.cluster=local",
-}
-OTHER_LAUNCHER = "launcher=process, with at most launcher.workers=4 cells at once"
-SEARCH = "design=search, which samples values (design.sampler=tpe: by the losses so far)"
+OTHER_LAUNCHER = "launcher=process launcher.workers=4"
+SEARCH = "design=search design.sampler=tpe"
 
 
 def check_hydra_override(override: Override) -> None:
@@ -58,7 +51,7 @@ def is_of_kleiber(target: str) -> bool:
 
 def refuse_launcher(setting: str, choice: str) -> str:
     """Returns the error for a launcher of Hydra, whose name is `choice`."""
-    way = LAUNCHERS.get(choice, OTHER_LAUNCHER)
+    _, way = words().get(f"hydra/launcher={choice}", ("", OTHER_LAUNCHER))
     return f"{setting} is not supported. To choose how the cells of a sweep run, write {way}"
 
 

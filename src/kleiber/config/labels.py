@@ -10,8 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from kleiber.config.compose import conf_dir
-from kleiber.config.extensions import extension_folders
+from kleiber.config.extensions import conf_dir, extension_folders
 
 LINE = re.compile(r"# Labels\s+(.+)")
 PAIR = re.compile(r"([^:,\s]+): ([^,]+)")

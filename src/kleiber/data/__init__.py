@@ -35,6 +35,7 @@ EXPORTS = {
     "MixtureCorpus": "mixture_corpus",
     "Repeated": "mixture_corpus",
     "Preference": "preference",
+    "Task": "task",
     "Builtin": "builtin",
     "Text": "text",
     "Tokens": "pretokenized",

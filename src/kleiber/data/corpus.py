@@ -147,6 +147,7 @@ class EncodedSplit:
     arrays   other values of the rows, by the name of their file
     counts   what the manifest records about the split
     notes    what the manifest records about the whole data set
+    texts    bytes of text that evaluations read, for each row; None where they read none
     """
 
     ids: list[Integer[np.ndarray, "_"]]
@@ -154,12 +155,15 @@ class EncodedSplit:
     answers: list[Integer[np.ndarray, "_"]] | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     notes: Json = field(default_factory=dict)
+    texts: list[Integer[np.ndarray, "_"]] | None = None
 
     def write(self, path: Path, dtype: np.dtype) -> None:
         """Writes the rows and arrays to files whose names begin with `path`."""
         write_rows(path, self.ids, dtype)
         if self.answers is not None:
             write_rows(path.with_name(f"{path.name}-answers"), self.answers, np.dtype(np.uint8))
+        if self.texts is not None:
+            write_rows(path.with_name(f"{path.name}-texts"), self.texts, np.dtype(np.uint8))
         for name, values in self.arrays.items():
             write_array(path.with_suffix(f".{name}.npy"), values)
 

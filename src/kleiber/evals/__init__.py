@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 EXPORTS = {
     "Choice": "choice",
     "ExactMatch": "exact_match",
+    "Generation": "generation",
     "Harness": "harness",
     "Latency": "latency",
     "NoiseScale": "noise_scale",

@@ -26,7 +26,6 @@ from kleiber.types.tokenizer import Tokenizer
 # A minus after a digit is a dash or a difference, and a comma is part of a number between groups of three digits alone.
 NUMBER = re.compile(r"(?:(?<!\d)-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 ANSWER_MARK = "####"
-ROWS = 64  # answered at once
 
 Question = tuple[list[int], str]  # token ids of the prompt, and the text of the right answer
 
@@ -149,12 +148,11 @@ def match_answers(
     prompts: Sequence[list[int]],
     answers: Sequence[str],
     max_new_tokens: int = 256,
-    rows: int = ROWS,
 ) -> Answers:
     """Compares the final numbers of greedy continuations of the prompts with those of `answers`.
 
-    A continuation ends at the end of text. Prompts of equal length are continued together, `rows` at once. Raises
-    ValueError where there is no prompt, and for an answer without a number.
+    A continuation ends at the end of text. Raises ValueError where there is no prompt, and for an answer without a
+    number.
     """
     numbers = [final_number(answer) for answer in answers]
     if not prompts or None in numbers:
@@ -162,14 +160,6 @@ def match_answers(
             f"exact match needs a question, and a number in every answer; of {len(prompts)} answers "
             f"{numbers.count(None)} contain none"
         )
-    texts = [""] * len(prompts)
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    for members in by_length.values():
-        for start in range(0, len(members), rows):
-            batch = members[start : start + rows]
-            written = continuations(model, [prompts[i] for i in batch], max_new_tokens, tokenizer.eos)
-            for i, row in zip(batch, written, strict=True):
-                texts[i] = tokenizer.decode(row)
+    written = continuations(model, prompts, max_new_tokens, tokenizer.eos)
+    texts = [tokenizer.decode(row) for row in written]
     return Answers([final_number(text) == number for text, number in zip(texts, numbers, strict=True)], texts)

@@ -199,8 +199,10 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
         longest = max(len(row) for row in rows) - 1
         tokens = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=self._device)
         lengths = torch.tensor([len(row) - 1 for row in rows], device=self._device)
-        real = torch.arange(longest, device=self._device) < lengths[:, None]
-        hidden = self.model(Batch(tokens, real=None if bool(real.all()) else real)).hidden
+        columns = torch.arange(longest, device=self._device)
+        real, scored = columns < lengths[:, None], torch.tensor([[len(pair[1])] for pair in pairs], device=self._device)
+        prefix = columns < lengths[:, None] + 1 - scored if self.model.prefix else None
+        hidden = self.model(Batch(tokens, real=None if bool(real.all()) else real, prefix=prefix)).hidden
         scores = []
         for row, state, (_, continuation) in zip(rows, hidden, pairs, strict=True):
             targets = torch.tensor(continuation[-self.max_length :], device=self._device)
@@ -229,12 +231,12 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
         """Continuations up to the first stop string; greedy unless the task sets a temperature."""
         texts = [""] * len(requests)
         contexts, options = [request.args[0] for request in requests], [request.args[1] for request in requests]
-        waiting = sorted(range(len(requests)), key=lambda i: (str(options[i]), -len(contexts[i]), i))
-        while waiting:
-            shared = options[waiting[0]]
-            batch = [i for i in waiting[: self.batch_size] if options[i] == shared]
-            waiting = waiting[len(batch) :]
-            for i, text in zip(batch, self._continue([contexts[i] for i in batch], shared), strict=True):
+        alike: dict[str, list[int]] = {}
+        for i, chosen in enumerate(options):
+            alike.setdefault(str(chosen), []).append(i)
+        for members in alike.values():
+            written = self._continue([contexts[i] for i in members], options[members[0]])
+            for i, text in zip(members, written, strict=True):
                 texts[i] = text
         return texts
 
@@ -246,7 +248,12 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
             raise ValueError(f"max_gen_toks={length} must be < model.context={self.max_length}: a prompt needs room")
         temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
         prompts = [self.tok_encode(text)[-(self.max_length - length) :] or [self.prefix_token_id] for text in contexts]
-        rows = continuations(self.model, prompts, length, self.eot_token_id, temperature, options.get("top_p"))
+        decode = self.kleiber_tokenizer.decode
+        stop = (lambda ids: any(text in decode(ids) for text in stops)) if any(stops) else None
+        rows = continuations(
+            self.model, prompts, length, self.eot_token_id, temperature, options.get("top_p"), stop=stop,
+            rows=self.batch_size,
+        )  # fmt: skip
         return [self._decode(row, stops) for row in rows]
 
     def _decode(self, ids: Tokens, stops: Sequence[str]) -> str:

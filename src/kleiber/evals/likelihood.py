@@ -126,7 +126,7 @@ def log_likelihoods(model: Model, items: Sequence[Sequence[Pair]], tokens: int, 
     count = 0
     for item in items:
         pieces = [piece for text, pair in enumerate(item, count) for piece in _pieces(pair, text, model.context)]
-        group = _share(pieces)
+        group = None if model.prefix else _share(pieces)  # a prompt in both directions is no beginning of others
         if group is None:
             alone += pieces
         else:
@@ -218,34 +218,42 @@ class _Scorer:
         self.score(rest, caches)
 
     def score(self, rows: Sequence[tuple[int, _Piece, int]], caches: DecodingCache | None) -> None:
-        """Scores pieces from a position on.
+        """Scores pieces from a position on; those with the same inputs, which differ in their last token, share a row.
 
         rows    row of the cache, piece and position
         caches  what precedes the position; None where it is 0
         """
-        rows = sorted(rows, key=lambda row: row[2] - len(row[1].inputs))
-        lengths = [len(piece.inputs) - start for _, piece, start in rows]
+        sharing: dict[tuple[int, int, tuple[int, ...]], list[_Piece]] = {}
+        for row, piece, start in rows:
+            sharing.setdefault((row, start, tuple(piece.inputs[start:])), []).append(piece)
+        distinct = sorted(sharing.items(), key=lambda entry: -len(entry[0][2]))
+        lengths = [len(inputs) for (_, _, inputs), _ in distinct]
         for begin, end in cut_by_length(lengths, self.tokens):
-            chosen, longest = rows[begin:end], lengths[begin]
-            inputs = [piece.inputs[start:] for _, piece, start in chosen]
-            ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in inputs], device=self.device)
+            chosen, longest = distinct[begin:end], lengths[begin]
+            padded = [[*inputs, *[0] * (longest - len(inputs))] for (_, _, inputs), _ in chosen]
+            ids = torch.tensor(padded, device=self.device)
             real = None
             if lengths[end - 1] < longest:
                 ends = torch.tensor(lengths[begin:end], device=self.device)
                 real = torch.arange(longest, device=self.device) < ends[:, None]
+            prefix = None
+            if self.model.prefix:
+                firsts = torch.tensor([[piece.first] for _, piece, _ in chosen], device=self.device)
+                prefix = torch.arange(longest, device=self.device) < firsts
             cache = None
             if caches is not None:
-                numbers = torch.tensor([row for row, _, _ in chosen], device=self.device)
+                numbers = torch.tensor([row for (row, _, _), _ in chosen], device=self.device)
                 cache = caches.select(numbers, len(caches) + longest)
-            hidden = self.model(Batch(ids, real=real), cache).hidden
+            hidden = self.model(Batch(ids, real=real, prefix=prefix), cache).hidden
             self._add(
                 hidden,
                 [
                     _Targets(row, -start - 1, piece, max(piece.first, start + 1), len(piece.ids))
-                    for row, (_, piece, start) in enumerate(chosen)
+                    for row, ((_, start, _), pieces) in enumerate(chosen)
+                    for piece in pieces
                 ],
             )
-            self.work.done += len(chosen)
+            self.work.done += sum(len(pieces) for _, pieces in chosen)
 
     def _add(self, hidden: Float[Tensor, "rows time dim"], targets: Sequence[_Targets]) -> None:
         """Adds log p of the targets to their texts. What is the same in several texts is computed once."""

@@ -7,6 +7,7 @@ noise scale (McCandlish et al. 2018, arXiv:1812.06162, Appendix A.1), an estimat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from jaxtyping import Float
+from scipy.special import stdtrit
 
-from kleiber.evals.evaluation import LEVEL, RESAMPLES, Evaluation, Results, Score, Scores, Subject
+from kleiber.evals.evaluation import LEVEL, Evaluation, Results, Score, Scores, Subject
 from kleiber.types import Count
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
@@ -57,8 +59,8 @@ class NoiseScale(Evaluation):
         gradient_noise  sqrt(tr S), the noise of the gradient of a token
         gradient_norm   |G|, the norm of the gradient of the expected loss per token; left out where it is not told from
                         the noise
-        noise_scale     in tokens, with an interval over groups; left out likewise, and its upper bound is None where
-                        some resamples do not tell the gradient from its noise
+        noise_scale     in tokens, with an interval over groups; left out likewise, and its upper bound is None if the
+                        interval includes a gradient that is all noise
         """
         return Results({data.name: self.scores(subject, data.name) for data in subject.data})
 
@@ -83,31 +85,42 @@ class NoiseScale(Evaluation):
 
 
 def noise_scores(small: Float[np.ndarray, "_"], large: Float[np.ndarray, "_"], tokens: float, batches: int) -> Scores:
-    """Returns the noise scale and the norm of the gradient, with percentile intervals over resampled groups.
+    """Returns the noise scale and the norm of the gradient, with intervals by Student's t over groups.
+
+    The noise scale falls with the ratio of the mean squares `large` and `small`, whose logarithm is close to normal:
+    its ends are those of the interval of this logarithm. Resampled groups would cover .75 instead of .9 with 4 groups.
 
     small    mean squared norm of the gradients of the small batches of each group
     large    squared norm of the gradient of each whole group
     tokens   of a small batch, on average
     batches  number of small batches in a group
     """
-    draws = np.random.default_rng(0).integers(len(small), size=(RESAMPLES, len(small)))
-    index = np.concatenate([np.arange(len(small))[None], draws])
-    a, b = small[index].mean(1), large[index].mean(1)
-    signal = (batches * b - a) / (batches - 1)
-    noise = tokens * batches * (a - b) / (batches - 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(signal > 0, noise / signal, np.inf)
-    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    signal = (batches * large - small) / (batches - 1)
+    noise = tokens * batches * (small - large) / (batches - 1)
+    if not signal.mean() > 0:
+        return {"gradient_noise": _root(noise)}
+    ratio = float(large.mean() / small.mean())
+    half = _half_width(large / large.mean() - small / small.mean())
+    value, lo, hi = (_noise_scale(ratio * math.exp(shift), tokens, batches) for shift in (0.0, half, -half))
+    scale = Score(value, lo, hi if math.isfinite(hi) else None, len(small))
+    return {"noise_scale": scale, "gradient_norm": _root(signal), "gradient_noise": _root(noise)}
 
-    def root(squares: Float[np.ndarray, "_"]) -> Score:
-        value, lo, hi = np.sqrt(np.maximum([squares[0], *np.quantile(squares[1:], ends)], 0)).tolist()
-        return Score(value, lo, hi, len(small))
 
-    if not np.isfinite(scale[0]):
-        return {"gradient_noise": root(noise)}
-    lo, hi = np.quantile(scale[1:], ends, method="nearest").tolist()
-    scores = {"noise_scale": Score(float(scale[0]), lo, hi if np.isfinite(hi) else None, len(small))}
-    return scores | {"gradient_norm": root(signal), "gradient_noise": root(noise)}
+def _noise_scale(ratio: float, tokens: float, batches: int) -> float:
+    """Returns the noise scale of a ratio of squared norms, large to small; infinity if it is that of noise alone."""
+    return tokens * batches * max(1 - ratio, 0.0) / (batches * ratio - 1) if batches * ratio > 1 else math.inf
+
+
+def _half_width(values: Float[np.ndarray, "_"]) -> float:
+    """Returns half of the interval of the mean of a value of each group."""
+    return float(stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _root(squares: Float[np.ndarray, "_"]) -> Score:
+    """Returns the root of the mean of a square of each group, with its interval."""
+    mean, half = float(squares.mean()), _half_width(squares)
+    value, lo, hi = (math.sqrt(max(square, 0.0)) for square in (mean, mean - half, mean + half))
+    return Score(value, lo, hi, len(squares))
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled

@@ -82,10 +82,13 @@ def generate(
     subject: Generator,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     tokens: Tokens = 64,
-    temperature: Temperature = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the most probable token. Default: 1, or 0 with --beams.")
+    ] = None,
     top_p: TopP = 1.0,
     stop: Stop = None,
     seed: SamplingSeed = 0,
+    beams: Annotated[int, typer.Option(help="Search for the most probable text with so many beams.")] = 1,
     datastore: Annotated[
         list[str] | None, typer.Option(help="Text to look things up in, by name or path; may be repeated.")
     ] = None,
@@ -102,7 +105,9 @@ def generate(
     from kleiber.runs.completion import Sampling, continue_prompt, open_lookup, to_json
     from kleiber.runs.open import open_model
 
-    sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
+    if temperature is None:
+        temperature = 1.0 if beams == 1 else 0.0
+    sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed, beams)
     lookup = open_lookup(datastore or (), retrieval)
     continuation = continue_prompt(open_model(subject), prompt, sampling, lookup)
     print_line(prompt, end="")

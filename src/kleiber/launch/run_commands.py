@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from kleiber.config.errors import Preempted, Status, did_you_mean
+from kleiber.config.errors import Preempted, Status
 from kleiber.config.permissions import permit_data
 from kleiber.records.terminal import print_line
 
@@ -175,58 +175,3 @@ def confirm(question: str) -> bool:
     except EOFError:
         print_line()
         return False
-
-
-def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or runs.jsonl.gz files.")],
-    arm: Annotated[
-        str, typer.Option(metavar="KEY", help="Key or group whose values are the arms, such as model, or study.arm.")
-    ] = "study.arm",
-    measure: Annotated[
-        str, typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy.")
-    ] = "loss",
-    equal: Annotated[str, typer.Option(help="Held equal: tokens, flops, params, memory or seconds.")] = "tokens",
-    better: Annotated[
-        str | None, typer.Option(help="lower or higher: which value is better, where the runs do not tell.")
-    ] = None,
-    level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
-    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the findings to this file.")] = None,
-    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the decision is.")] = False,
-) -> None:
-    """Compare the arms of finished runs: is the second better than the first, at equal what, and how sure?
-
-    Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
-    """
-    from kleiber.launch.arms_by_key import LEARNING_RATE, arms_by_key, claims_of_direction, further_differences
-    from kleiber.records.catalog import read_runs
-    from kleiber.records.completeness import incomplete_runs_named
-    from kleiber.records.files import write_json
-    from kleiber.studies.compare import study
-    from kleiber.studies.compare.arms import arms_in_order, planned_looks
-    from kleiber.studies.report import title_of
-    from kleiber.studies.study import content
-
-    if not 0 < level < 1:
-        raise ValueError(f"--level {level} must be between 0 and 1, such as 0.9")
-    if equal not in study.QUANTITIES:
-        near = did_you_mean(equal, study.QUANTITIES)
-        raise ValueError(f"--equal {equal} must be one of {', '.join(study.QUANTITIES)}.{near}")
-    selected = [run for folder in folders for run in read_runs(folder)]
-    with incomplete_runs_named(selected):
-        arm_of, further = arms_by_key(arm, selected), further_differences(arm, selected)
-        claims = claims_of_direction(better, measure, arms_in_order(selected, arm_of), selected)
-        looks = planned_looks(selected, arm_of)
-        options = study.Compare(measure=measure, equal=equal, level=level, claims=claims, looks=looks)
-        findings = study.compare(selected, options, arm_of)
-    print_line("\n".join([findings.answer, *study.difference_lines(findings.tables["Differences"])]))
-    if arm == LEARNING_RATE:
-        print_line(
-            "note: an arm is tuned over learning rates, so an arm that is a rate never is: to choose one, see "
-            f"kleiber runs {folders[0]} --columns run,{arm},seed,loss --sort loss"
-        )
-    if further:
-        print_line(f"note: the arms also differ in {', '.join(further)}, which may be why")
-    compared = content(findings, title_of(folders[0]), selected, level)
-    if json is not None:
-        write_json(json, compared)
-    raise typer.Exit(0 if exit_zero else compared["exit_code"])

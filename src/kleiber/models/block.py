@@ -69,7 +69,7 @@ class FutureHead(nn.Module):
         self, x: Float[Tensor, "batch time dim"], batch: Batch, first_values: list[Tensor] | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], dict[str, Tensor]]:
         """The hidden states, and the auxiliary sums of the block."""
-        mask = self.block.attention.mask(x.shape[1], 0, x.device, batch.real, batch.segments)
+        mask = self.block.attention.mask(x.shape[1], 0, x.device, batch.real, batch.segments, batch.prefix)
         y, sums = self.block(x, mask, batch, None, first_values)
         return self.norm(y), sums
 

@@ -30,6 +30,12 @@ class KeyValueCache(DecodingCache):
         selected.real = None if self.real is None else self.real[rows]
         return selected
 
+    def reorder(self, rows: Int[Tensor, "_"], length: int, shared: int) -> KeyValueCache:
+        """See `DecodingCache`. Copies what differs between the rows, within the buffers."""
+        for cache in self.layers:
+            cache.reorder(rows, shared)
+        return self
+
 
 class Cache:
     """What one layer keeps while decoding: keys and values in buffers for `length` positions, or a `state`.
@@ -75,6 +81,13 @@ class Cache:
             selected.extend(self.keys[rows, :, : self.used], self.values[rows, :, : self.used])
         selected.state, selected.used = [tensor[rows] for tensor in self.state], self.used
         return selected
+
+    def reorder(self, rows: Int[Tensor, "_"], shared: int) -> None:
+        """Puts the rows of these numbers in the places of all rows; their first `shared` positions are equal."""
+        for buffer in (self.keys, self.values):
+            if buffer is not None:
+                buffer[:, :, shared : self.used] = buffer[rows, :, shared : self.used]
+        self.state = [tensor[rows] for tensor in self.state]
 
     def _grow(self, keys: Tensor, values: Tensor, length: int) -> None:
         """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""

@@ -158,7 +158,8 @@ def _cost(
         cost = _cost(child, time, entered if isinstance(module, Layer) and module.routes else reached, idle, executed)
         forward, backward = forward + cost[0], backward + cost[1]
         reached = reached if isinstance(child, Head) else _below(child, reached)
-    forward, backward = forward + flops, backward + 2 * flops * reached  # products of activations have two gradients
+    gradients = module.executed_backward_flops(time) if executed and isinstance(module, Layer) else 2 * flops
+    forward, backward = forward + flops, backward + gradients * reached
     if out is not None:
         cost = _cost(out, time, reached, executed=executed)
         forward, backward = forward + cost[0], backward + cost[1]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kleiber.models.beam_search import Stop, beam_search, next_logits
+from kleiber.records.progress import activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache, Model, device_of, evaluation_mode
+from kleiber.types.model import Adjust, Model, device_of, evaluation_mode, out_of_memory
 
+log = logging.getLogger(__name__)
+
+ROWS = 64  # continued together
 Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
-Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
 Draws = Float[Tensor, "batch new"]  # numbers in [0, 1), which decide the tokens in place of a generator
 
 
@@ -28,6 +33,7 @@ def generate(
     real: Bool[Tensor, "batch time"] | None = None,
     eos: int | None = None,
     draws: Draws | None = None,
+    stop: Stop | None = None,
 ) -> Int[Tensor, "batch longer"]:
     """The prompts, each followed by `max_new_tokens` sampled tokens. Raises ValueError for a model that is not causal.
 
@@ -42,9 +48,10 @@ def generate(
     eos    a row that has sampled this token repeats it; generation ends when all rows have sampled it
     draws  a number in [0, 1) for each new token, which decides it in place of `generator`; a row then does not depend
            on the other rows of its batch
+    stop   whether a row ends with its new tokens so far, which `eos` then follows; it needs `eos`
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-    tokens = list(stream(model, prompt_ids, max_new_tokens, **options, real=real, eos=eos, draws=draws))
+    tokens = list(stream(model, prompt_ids, max_new_tokens, **options, real=real, eos=eos, draws=draws, stop=stop))
     return torch.cat([prompt_ids, *(column[:, None] for column in tokens)], 1)
 
 
@@ -60,6 +67,7 @@ def stream(
     eos: int | None = None,
     draws: Draws | None = None,
     adjust: Adjust | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Returns the next token of each row as soon as it is sampled; other arguments and errors are those of `generate`.
 
@@ -67,7 +75,7 @@ def stream(
     """
     _check(model, prompt_ids, max_new_tokens, temperature, top_k, top_p)
     settings = (temperature, top_k, top_p, generator)
-    return _decode(model, prompt_ids, max_new_tokens, settings, real, eos, draws, adjust)
+    return _decode(model, prompt_ids, max_new_tokens, settings, real, eos, draws, adjust, stop)
 
 
 def continuations(
@@ -78,17 +86,78 @@ def continuations(
     temperature: float = 0.0,
     top_p: float | None = None,
     draws: Float[np.ndarray, "batch time"] | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+    stop: Stop | None = None,
+    rows: int = ROWS,
+    label: str = "generating text",
 ) -> list[list[int]]:
     """The token ids that follow each prompt, without the end-of-text token `eos` and what is behind it.
 
-    Prompts of unequal length are padded on the left. The other arguments are those of `generate`.
+    Prompts of similar length are continued together, padded on the left, so the ids do not depend on the other prompts.
+    When memory runs out, half as many are continued together. Other arguments are those of `generate`.
+
+    beams, length_penalty  see `beam_search`, which replaces sampling if there are more beams than one
+    rows   most prompts, times beams, that are continued together
+    label  what the progress line shows
+
+    Raises ValueError for beams together with sampling, and as `generate` and `beam_search` do.
     """
+    if beams < 1 or (beams > 1 and temperature):
+        raise ValueError(
+            f"beams={beams} must be >= 1, and needs temperature=0 if it is larger; temperature={temperature}"
+        )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    written: list[list[int]] = [[] for _ in prompts]
+    together, start = max(1, rows // beams), 0
+    with activity(label, len(prompts), "prompts") as work:
+        while start < len(order):
+            batch = order[start : start + together]
+            chosen = [prompts[i] for i in batch]
+            try:
+                if beams > 1:
+                    tails = beam_search(
+                        model, *_padded_on(model, chosen), max_new_tokens, eos, beams, length_penalty, stop
+                    )
+                else:
+                    of_batch = None if draws is None else draws[batch]
+                    tails = _sampled(model, chosen, max_new_tokens, eos, temperature, top_p, of_batch, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or together == 1:
+                    raise
+                together = max(1, min(together, len(batch)) // 2)
+                log.warning("out of memory with %d prompts: generating text for %d at a time", len(batch), together)
+                continue
+            for i, tail in zip(batch, tails, strict=True):
+                written[i] = tail
+            start += len(batch)
+            work.done = start
+    return written
+
+
+def _padded_on(
+    model: Model, prompts: Sequence[Sequence[int]]
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:
+    """The tensors of `left_padded` on the device of the model; None in place of the second without padding."""
     device = device_of(model)
-    ids, real = (tensor.to(device) for tensor in left_padded(prompts))
-    rows = generate(
-        model, ids, max_new_tokens, temperature, top_p=top_p, real=None if bool(real.all()) else real, eos=eos,
-        draws=None if draws is None else torch.from_numpy(draws).to(device),
-    )  # fmt: skip
+    ids, real = left_padded(prompts)
+    return ids.to(device), None if bool(real.all()) else real.to(device)
+
+
+def _sampled(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos: int,
+    temperature: float,
+    top_p: float | None,
+    draws: Float[np.ndarray, "batch time"] | None,
+    stop: Stop | None,
+) -> list[list[int]]:
+    """`continuations` of prompts that are continued together."""
+    ids, real = _padded_on(model, prompts)
+    chosen = None if draws is None else torch.from_numpy(draws).to(ids.device)
+    rows = generate(model, ids, max_new_tokens, temperature, top_p=top_p, real=real, eos=eos, draws=chosen, stop=stop)
     tails = rows[:, ids.shape[1] :].tolist()
     return [tail[: tail.index(eos)] if eos in tail else tail for tail in tails]
 
@@ -101,7 +170,8 @@ def _decode(
     real: Tensor | None,
     eos: int | None,
     draws: Tensor | None,
-    adjust: Adjust | None = None,
+    adjust: Adjust | None,
+    stop: Stop | None,
 ) -> Iterator[Tensor]:
     context, start = model.context, prompt_ids.shape[1]
     total, rows = start + max_new_tokens, len(prompt_ids)
@@ -117,12 +187,18 @@ def _decode(
                 windows = [at - max(1, context // 2) if at - begin > context else begin for begin in windows]
                 caches, unread = model.new_caches(context), slice(min(windows), at)
             batch = Batch(tokens[:, unread], real=_in_windows(windows, unread, tokens.device))
-            logits = _next_logits(model, batch, caches, adjust)
+            if model.prefix and unread.start < start:
+                of_prompt = torch.arange(unread.start, unread.stop, device=tokens.device) < start
+                batch.prefix = batch.is_real & of_prompt
+            logits = next_logits(model, batch, caches, adjust)
             token = sample(logits, *settings, draws=None if draws is None else draws[:, at - start])
             if eos is not None:
                 token = torch.where(done, eos, token)
                 done |= token == eos
             tokens[:, at], unread = token, slice(at, at + 1)
+            if stop is not None:
+                for row in (~done).nonzero().flatten().tolist():
+                    done[row] = stop(tokens[row, start : at + 1].tolist())
             yield token
             if eos is not None and bool(done.all()):
                 return
@@ -134,16 +210,6 @@ def _in_windows(windows: Sequence[int], columns: slice, device: torch.device) ->
         return None
     begin = torch.tensor(windows, device=device)
     return torch.arange(columns.start, columns.stop, device=device) >= begin[:, None]
-
-
-@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
-@torch.inference_mode()
-def _next_logits(
-    model: Model, batch: Batch, caches: DecodingCache, adjust: Adjust | None
-) -> Float[Tensor, "batch vocab"]:
-    hidden = model(batch, caches).hidden[:, -1]
-    logits = model.head(hidden).float()
-    return logits if adjust is None else adjust(hidden, logits)
 
 
 def left_padded(

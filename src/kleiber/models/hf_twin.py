@@ -126,6 +126,7 @@ def _check(model: Transformer) -> None:
             "model.positions": "rotary",
             "model.attention.soft_cap": None,
             "model.attention.value_residual": False,
+            "model.attention.prefix": False,
         }
         for key, value in block.attention.settings().items():
             if value != options.get(key, value):

@@ -94,6 +94,7 @@ class Transformer(Model):
         keys = [(type(block.attention), block.attention.mask_key) for block in self.blocks]
         self.mask_layers = [keys.index(key) for key in keys]  # the first layer with the mask of each layer
         self.shares_values = any(block.attention.shares_values for block in self.blocks)
+        self.prefix = any(block.attention.prefix for block in self.blocks)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
         shared = cast(nn.Parameter, self.embedding.weight)
@@ -139,7 +140,7 @@ class Transformer(Model):
         aux: dict[str, Tensor] = {}
         for layer, (block, same) in enumerate(zip(self.blocks, self.mask_layers, strict=True)):
             if same == layer:
-                masks[layer] = block.attention.mask(time, past, x.device, real, batch.segments)
+                masks[layer] = block.attention.mask(time, past, x.device, real, batch.segments, batch.prefix)
             x, sums = block(x, masks[same], batch, None if caches is None else caches.layers[layer], first_values)
             add_sums(aux, sums, layer)
         later: list[Tensor] = []

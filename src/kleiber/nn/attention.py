@@ -36,6 +36,8 @@ class FullAttention(Attention):
     soft_cap      bound of the logits, cap(x) = soft_cap tanh(x / soft_cap), or null (Gemma 2, arXiv:2408.00118)
     value_residual  values are a v_1 + b v with the values v_1 of the first layer and learned a and b, which start at
                   1/2 (Zhou et al. 2024, arXiv:2410.17897, learnable ResFormer)
+    prefix        the tokens of a prompt read all of it, and only what follows reads causally (Dong et al. 2019,
+                  arXiv:1905.03197; Raffel et al. 2020, arXiv:1910.10683, "prefix LM"); the kernel then gets a mask
     """
 
     def __init__(
@@ -48,8 +50,12 @@ class FullAttention(Attention):
         positions: Positions = "rotary",
         soft_cap: Positive | None = None,
         value_residual: bool = False,
+        prefix: bool = False,
     ) -> None:
         super().__init__()
+        if prefix and not site.causal:
+            raise ValueError("model.attention.prefix=true needs model.causal=true: without it all tokens are read")
+        self.prefix = prefix
         self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
         self.causal, self.soft_cap, self.shares_values = site.causal, soft_cap, value_residual
         self.scale = site.parametrization.attention(self.head_dim)
@@ -179,16 +185,20 @@ class FullAttention(Attention):
         device: torch.device,
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
         """See `Attention`. None where the kernel's causal flag suffices or nothing is masked.
 
-        A single query after a cache reads every key, so it needs no mask either. Raises ValueError for segments
-        together with a cache.
+        A single query after a cache reads every key, so it needs no mask either. Raises ValueError for segments, and
+        for a prompt, after a cache.
         """
+        prompt = prompt if self.prefix else None
+        if prompt is not None and past > 0:
+            raise ValueError("a model with model.attention.prefix=true reads a prompt in one pass, not after a cache")
         banded = self._band(time, past, device)
         if real is not None and segments is None and past == 0 and self.causal and _is_right_padded(real):
             real = None  # no token that is real may read the padding
-        if real is None and segments is None:
+        if real is None and segments is None and prompt is None:
             if banded is None and past > 0 and time > 1 and self.causal:
                 return _causal(time, past, device)[None, None]
             return None if banded is None else banded[None, None]
@@ -197,6 +207,8 @@ class FullAttention(Attention):
         allowed = banded if banded is not None else _causal(time, past, device) if self.causal else None
         allowed = torch.ones(time, past + time, dtype=torch.bool, device=device) if allowed is None else allowed
         allowed = allowed[None]
+        if prompt is not None:
+            allowed = allowed | (prompt[:, :, None] & prompt[:, None, :])
         if segments is not None:
             allowed = allowed & (segments[:, :, None] == segments[:, None, :])
         if real is not None:
@@ -221,7 +233,7 @@ class FullAttention(Attention):
 
     def executed_flops(self, time: int) -> float:
         """All pairs of a row where the kernel gets a bias or a mask, or where logits are capped."""
-        dense = self.alibi is not None or self.soft_cap is not None
+        dense = self.alibi is not None or self.soft_cap is not None or self.prefix
         return self.flops(time) * (time / self.pairs(time) if dense else 1.0)
 
     def settings(self) -> Json:
@@ -230,7 +242,7 @@ class FullAttention(Attention):
         values: Json = {"model.num_heads": self.num_heads, "model.num_kv_heads": self.num_kv_heads}
         values |= {"model.rope_theta": self.rope.theta} if self.rope else {}
         values |= {"model.positions": positions, "model.attention.soft_cap": self.soft_cap}
-        return values | {"model.attention.value_residual": self.shares_values}
+        return values | {"model.attention.value_residual": self.shares_values, "model.attention.prefix": self.prefix}
 
 
 class WindowAttention(FullAttention):

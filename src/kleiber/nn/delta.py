@@ -99,6 +99,7 @@ class GatedDeltaNet(Attention):
         device: torch.device,
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "batch 1 1 time"] | None:
         """Which of the positions are no padding. Raises ValueError for packed segments."""
         if segments is not None:
@@ -117,7 +118,22 @@ class GatedDeltaNet(Attention):
 
     def executed_flops(self, time: int) -> float:
         """The recurrence, and for all pairs of a chunk three products and the solution of two triangular systems."""
-        return self.flops(time) + 8.0 * self.num_heads * self.head_dim * min(self.chunk, time)
+        size, padded = self._chunks(time)
+        return padded * self.num_heads * (6.0 * self.head_dim**2 + 8.0 * self.head_dim * size)
+
+    def executed_backward_flops(self, time: int) -> float:
+        """Two gradients of each product; those of the systems solve them again and multiply the solutions.
+
+        The state before the first chunk and that behind the last one have no gradient.
+        """
+        size, padded = self._chunks(time)
+        ends = 8.0 * self.head_dim**2 * size / time
+        return self.num_heads * (padded * (12.0 * self.head_dim**2 + 18.0 * self.head_dim * size) - ends)
+
+    def _chunks(self, time: int) -> tuple[int, float]:
+        """Returns the positions of a chunk, and the computed positions over those of a row, which is padded."""
+        size = min(self.chunk, time)
+        return size, -(-time // size) * size / time
 
     def settings(self) -> Json:
         return {"model.num_heads": self.num_heads, "model.attention.taps": self.taps}

@@ -26,6 +26,7 @@ class CLM(Objective):
     has_predictions = True
     needs_causal = True
     trains_future = True
+    reads_prefix = True
 
     def __init__(self, z_loss: NonNegative = 0.0) -> None:
         self.z_loss = z_loss
@@ -33,7 +34,7 @@ class CLM(Objective):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
             raise ValueError("objective=clm needs rows of at least 2 tokens, and these have 1: use longer rows")
-        rows = next_token_inputs(batch)
+        rows = next_token_inputs(batch, model.prefix)
         output = model(rows)
         targets = batch.tokens[:, 1:]
         weights = target_weights(batch)
@@ -58,7 +59,7 @@ class CLM(Objective):
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of the next token at every target."""
         weights = target_weights(batch)
-        hidden = model(next_token_inputs(batch)).hidden
+        hidden = model(next_token_inputs(batch, model.prefix)).hidden
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
 
 
@@ -95,11 +96,27 @@ def future_loss(hidden: list[Tensor], model: Model, batch: Batch, weights: Tenso
     return total / len(hidden)
 
 
-def next_token_inputs(batch: Batch) -> Batch:
-    """All tokens but the last: the model's input when the targets are all tokens but the first."""
+def next_token_inputs(batch: Batch, prefix: bool = False) -> Batch:
+    """All tokens but the last: the model's input when the targets are all tokens but the first.
+
+    prefix  whether to mark the tokens of prompts (see `prompt_tokens`), for a model with `prefix`
+    """
     return Batch(
         tokens=batch.tokens[:, :-1],
         real=None if batch.real is None else batch.real[:, :-1],
         segments=None if batch.segments is None else batch.segments[:, :-1],
         samples=batch.samples,
+        prefix=prompt_tokens(batch)[:, :-1] if prefix and batch.weights is not None else None,
     )
+
+
+def prompt_tokens(batch: Batch) -> Tensor:
+    """True on the tokens (batch, time) in front of the first target of their row, or of their packed segment."""
+    assert batch.weights is not None, "prompts are what is in front of marked targets"
+    targets = (batch.weights > 0).long()
+    count = targets.cumsum(1)
+    if batch.segments is not None:
+        starts = torch.ones_like(targets)
+        starts[:, 1:] = batch.segments[:, 1:] != batch.segments[:, :-1]
+        count = count - ((count - targets) * starts).cummax(1).values
+    return (count == 0) & batch.is_real

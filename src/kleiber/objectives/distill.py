@@ -90,7 +90,7 @@ class Distill(CLM):
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if not torch.is_grad_enabled():
             return super().__call__(model, batch)
-        rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
+        rows, targets, weights = next_token_inputs(batch, model.prefix), batch.tokens[:, 1:], target_weights(batch)
         if weights is None:
             weights = torch.ones(targets.shape, device=targets.device)
         if rows.tokens.shape[1] > self.teacher.context:
@@ -100,7 +100,7 @@ class Distill(CLM):
             )
         self.teacher.to(rows.tokens.device)
         with torch.no_grad():
-            teacher_hidden = self.teacher(rows).hidden
+            teacher_hidden = self.teacher(next_token_inputs(batch, self.teacher.prefix)).hidden
         output = model(rows)
         total, cross = cross_entropy(output.hidden, model.head, targets, weights)
         divergence = kl_divergence(

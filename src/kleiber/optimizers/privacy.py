@@ -20,7 +20,11 @@ from kleiber.types import Json, Positive
 
 DEFAULT_EPSILON = 8.0
 LARGE_ORDERS = (80, 96, 128, 192, 256, 512)  # of Rényi divergences: with those of opacus alone, epsilon is above .1
-TOLERANCE = 0.01  # by which the epsilon that is spent may be below the one that was asked for
+PRECISION = 0.01  # relative, of epsilon
+MOST_NOISE = 2.0**20  # beyond it, no epsilon is small enough to be asked for
+CLOSE = 1e-4  # noise multipliers that differ by less are not told apart
+PARTS = 5  # of a run, for which the epsilon that is logged is computed
+MOST_EXACT = 20.0  # above it, epsilon is the bound by Rényi divergences: the other one would take minutes
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,30 @@ class PrivateSteps:
         return self.rate * self.samples
 
     def epsilon(self, steps: int) -> float:
-        """The epsilon of `steps` steps, by the Rényi accountant of opacus; 0 for no steps.
+        """The epsilon of `steps` steps, by the accountant of privacy loss random variables of opacus; 0 for no steps.
 
-        Mironov et al. 2019, arXiv:1908.10530, for the subsampled Gaussian mechanism under Poisson sampling.
+        It is an upper bound that is about 1 % high (Gopi et al. 2021, arXiv:2106.02848), for the subsampled Gaussian
+        mechanism under Poisson sampling.
         """
-        if steps == 0:
-            return 0.0
-        from opacus.accountants.analysis.rdp import get_privacy_spent
+        return epsilon_spent(self.noise, self.rate, self.delta, steps) if steps else 0.0
 
-        orders, divergences = step_divergences(self.noise, self.rate)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the best order is the last: the bound is valid, and not the tightest
-            epsilon, _ = get_privacy_spent(orders=orders, rdp=(steps * divergences).tolist(), delta=self.delta)
-        return float(epsilon)
+    def epsilon_within(self, steps: int, total: int) -> float:
+        """An upper bound of the epsilon of `steps` steps of a run of `total`: that at the end of the fifth of the run.
+
+        The accountant takes a second, too long for every step.
+        """
+        part = -(-total // PARTS)
+        return self.epsilon(min(-(-steps // part) * part, max(total, steps)))
+
+    def accountant(self, steps: int) -> str:
+        """The accountant of opacus by which `epsilon` is computed: "prv", or "rdp" above MOST_EXACT."""
+        return "rdp" if steps and renyi_bound(self.noise, self.rate, self.delta, steps) > MOST_EXACT else "prv"
 
     def record(self, steps: int) -> Json:
         """What summary.json says about the privacy of a stage."""
         return {
             "epsilon": self.epsilon(steps), "delta": self.delta, "noise_multiplier": self.noise, "clip": self.clip,
-            "sample_rate": self.rate, "samples": self.samples, "steps": steps, "accountant": "rdp",
+            "sample_rate": self.rate, "samples": self.samples, "steps": steps, "accountant": self.accountant(steps),
             "sampling": "poisson", "neighbors": "add or remove one sample",
         }  # fmt: skip
 
@@ -75,19 +84,40 @@ class PrivateSteps:
         )
 
 
-def divergence_orders() -> list[float]:
-    """The orders of Rényi divergences among which the accountant takes the best."""
-    from opacus.accountants import RDPAccountant
+@cache
+def epsilon_spent(noise: float, rate: float, delta: float, steps: int) -> float:
+    """The epsilon of a number of steps. Rényi divergences give a bound that sets the precision, and stands if lower."""
+    from opacus.accountants import PRVAccountant
 
-    return [*RDPAccountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
+    bound = renyi_bound(noise, rate, delta, steps)
+    if bound > MOST_EXACT:
+        return bound
+    accountant = PRVAccountant()
+    accountant.history = [(noise, rate, steps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the Rényi divergences by which the accountant chooses its grid
+        epsilon = accountant.get_epsilon(delta, eps_error=bound * PRECISION)
+    return float(min(bound, epsilon))
+
+
+def renyi_bound(noise: float, rate: float, delta: float, steps: int) -> float:
+    """An upper bound of epsilon by Rényi divergences (Mironov et al. 2019, arXiv:1908.10530), in milliseconds."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    orders, divergences = step_divergences(noise, rate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the best order is the last: the bound is valid, and not the tightest
+        epsilon, _ = get_privacy_spent(orders=orders, rdp=(steps * divergences).tolist(), delta=delta)
+    return float(epsilon)
 
 
 @cache
 def step_divergences(noise: float, rate: float) -> tuple[list[float], Float[np.ndarray, "_"]]:
     """The Rényi divergence of a step for each order, as opacus computes it; those of several steps add up."""
+    from opacus.accountants import RDPAccountant
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    orders = divergence_orders()
+    orders = [*RDPAccountant.DEFAULT_ALPHAS, *LARGE_ORDERS]
     return orders, np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders))
 
 
@@ -133,22 +163,25 @@ class DPSGD:
 
 
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The noise multiplier with which `steps` steps spend at most `epsilon`, found by opacus.
+    """The noise multiplier with which `steps` steps spend at most `epsilon`, and at least 98 % of it.
 
-    Raises ValueError where no noise that opacus tries is enough.
+    Raises ValueError where no noise up to MOST_NOISE is enough.
     """
-    from opacus.accountants.utils import get_noise_multiplier
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            noise = get_noise_multiplier(
-                target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=steps, accountant="rdp",
-                epsilon_tolerance=min(TOLERANCE, epsilon / 100), alphas=divergence_orders(),
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(
-                f"privacy.epsilon={epsilon:g} is too small for privacy.delta={delta:g}: raise it"
-            ) from error
-    assert math.isfinite(noise)
-    return float(noise)
+    high = 1.0
+    while renyi_bound(high, rate, delta, steps) > epsilon:
+        high *= 2
+        if high > MOST_NOISE:
+            raise ValueError(f"privacy.epsilon={epsilon:g} is too small for privacy.delta={delta:g}: raise it")
+    low = high / 2
+    while (at_low := epsilon_spent(low, rate, delta, steps)) <= epsilon:
+        high, low = low, low / 2
+    at_high = epsilon_spent(high, rate, delta, steps)
+    while at_high < (1 - 2 * PRECISION) * epsilon and high > (1 + CLOSE) * low:
+        share = math.log(epsilon * (1 - PRECISION) / at_high) / math.log(at_low / at_high)
+        noise = high * (low / high) ** min(max(share, 0.1), 0.9)
+        at_noise = epsilon_spent(noise, rate, delta, steps)
+        if at_noise <= epsilon:
+            high, at_high = noise, at_noise
+        else:
+            low, at_low = noise, at_noise
+    return high

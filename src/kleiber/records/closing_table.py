@@ -176,11 +176,14 @@ def next_commands(run: Path, overrides: Sequence[str]) -> list[str]:
         (["runs", shorten(run.parent)], "list the runs beside it"),
         (["train", "-m", *kept, f"optimizer.lr={rates}", "name=rates"], "train it at three rates"),
     ]
-    objective = stage_config(read_config(run), str(last.get("name")))["objective"]
-    if class_attribute(str(objective["_target_"]), "trains_answers"):
+    config = stage_config(read_config(run), str(last.get("name")))
+    objective, data, prompt = str(config["objective"]["_target_"]), config.get("data") or {}, "The "
+    if data.get("target"):  # of a task, whose prompts are in no chat template
+        prompt = str(data["prompt"]).replace("\\n", "\n")
+    elif class_attribute(objective, "trains_answers"):
         hints.insert(0, (["chat", place], "talk to it"))
     if (run / "samples.txt").is_file():
-        hints.insert(0, (["generate", place, "--prompt", "The "], "continue a prompt"))
+        hints.insert(0, (["generate", place, "--prompt", prompt], "continue a prompt"))
     return ["next", *(line for words, text in hints for line in (f"  # {text}", f"  {command(words)}"))]
 
 

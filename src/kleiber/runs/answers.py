@@ -11,11 +11,10 @@ from jaxtyping import Float
 from kleiber.data.chat import Conversation, encode_conversations, encode_prompt
 from kleiber.evals.likelihood import log_likelihoods, pass_tokens
 from kleiber.models.generation import continuations
-from kleiber.records.progress import activity
 from kleiber.types.model import Model
 from kleiber.types.tokenizer import Tokenizer
 
-ROWS = 64  # answered at once
+ROWS = 64  # scored at once
 
 
 @dataclass(frozen=True)
@@ -43,21 +42,15 @@ class Answers:
         Raises ValueError for a model that is not causal.
         """
         ids = [encode_prompt(p, self.tokenizer)[-self.model.context :] for p in prompts for _ in range(each)]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        texts = [""] * len(ids)
-        with activity(f"{self.name} answers", len(ids), "answers") as work:
-            for start in range(0, len(order), ROWS):
-                batch = order[start : start + ROWS]
-                seeds = [[abs(seed), first * each + i] for i in batch]
-                draws = np.stack([np.random.default_rng(values).random(tokens) for values in seeds])
-                prompts_of_batch = [ids[i] for i in batch]
-                written = continuations(
-                    self.model, prompts_of_batch, tokens, self.tokenizer.eos, temperature, top_p, draws
-                )
-                for i, row in zip(batch, written, strict=True):
-                    before = self.tokenizer.decode(ids[i])  # with it, since a tokenizer may leave out the first space
-                    texts[i] = self.tokenizer.decode([*ids[i], *row])[len(before) :]
-                work.done += len(batch)
+        seeds = [[abs(seed), first * each + i] for i in range(len(ids))]
+        draws = np.array([np.random.default_rng(values).random(tokens) for values in seeds]).reshape(-1, tokens)
+        written = continuations(
+            self.model, ids, tokens, self.tokenizer.eos, temperature, top_p, draws, label=f"{self.name} answers"
+        )
+        texts = []
+        for prompt, row in zip(ids, written, strict=True):
+            before = self.tokenizer.decode(prompt)  # with it, since a tokenizer may leave out the first space
+            texts.append(self.tokenizer.decode([*prompt, *row])[len(before) :])
         return [texts[i : i + each] for i in range(0, len(texts), each)]
 
     def log_probs(self, dialogs: Sequence[Conversation]) -> Float[np.ndarray, "_ values"]:

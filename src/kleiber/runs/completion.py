@@ -18,12 +18,12 @@ from torch import Tensor
 
 from kleiber.config.extensions import import_offer
 from kleiber.data.chat import Conversation, Turn, encode_prompt
-from kleiber.models.generation import Adjust, generate, stream
+from kleiber.models.generation import continuations, generate, stream
 from kleiber.records.files import read_json
 from kleiber.records.progress import activity
 from kleiber.runs.chat_template import render
-from kleiber.types import Json, Natural, NonNegative, Positive, Seed
-from kleiber.types.model import Model
+from kleiber.types import Json, Natural, NonNegative, Positive, Seed, Width
+from kleiber.types.model import Adjust, Model
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Sampling:
     top_p        keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751)
     stop         texts that end the continuation, and are not part of it
     seed         of the draws
+    beams        continuations that beam search keeps; 1 for none
+
+    Raises ValueError for beam search together with sampling.
     """
 
     tokens: Natural = 64
@@ -49,6 +52,16 @@ class Sampling:
     top_p: Positive = 1.0
     stop: tuple[str, ...] = ()
     seed: Seed = 0
+    beams: Width = 1
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise ValueError(f"--beams {self.beams} must be >= 1")
+        if self.beams > 1 and (self.temperature > 0 or self.top_p < 1):
+            raise ValueError(
+                f"--beams {self.beams} searches for the most probable text, and --temperature {self.temperature:g} "
+                f"with --top-p {self.top_p:g} samples: remove one of them"
+            )
 
 
 class Continuation:
@@ -68,10 +81,24 @@ class Continuation:
         self.ids: list[int] = []
         self.text = ""
         self.ended: str | None = None
+        if sampling.beams > 1:
+            self.drawn = iter(self._search(run.model, adjust))
+            return
         self.drawn = stream(
             run.model, torch.tensor([self.prompt_ids]), sampling.tokens, sampling.temperature, top_p=sampling.top_p,
             generator=torch.Generator().manual_seed(sampling.seed), eos=run.tokenizer.eos, adjust=adjust,
         )  # fmt: skip
+
+    def _search(self, model: Model, adjust: Adjust | None) -> list[Tensor]:
+        """The tokens that beam search finds, with the one that ends the text."""
+        if adjust is not None:
+            raise ValueError(f"--beams {self.sampling.beams} does not work with --retrieval knn: remove one of them")
+        length, stops = len(self.tokenizer.decode(self.prompt_ids)), self.sampling.stop
+        (ids,) = continuations(
+            model, [self.prompt_ids], self.sampling.tokens, self.tokenizer.eos, beams=self.sampling.beams,
+            stop=lambda ids: any(text in self.tokenizer.decode([*self.prompt_ids, *ids])[length:] for text in stops),
+        )  # fmt: skip
+        return list(torch.tensor([*ids, self.tokenizer.eos][: self.sampling.tokens]))
 
     def __iter__(self) -> Iterator[str]:
         before = len(self.tokenizer.decode(self.prompt_ids))

@@ -45,7 +45,7 @@ def complete_record(
     plan, cfg = stage.plan, stage.config
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
     speed = record.tokens_per_s
-    peak = peak_flops(device) if speed else None
+    peak = peak_flops(device, str(cfg.trainer.precision) == "bf16") if speed else None
     record.params = dataclasses.asdict(count_parameters(model))
     before = {"tokens": 0, "samples": 0, "flops": {"model": 0.0, "executed": 0.0, "six_nd": 0.0}}
     if stage.parent and not stage.continues:

@@ -178,6 +178,22 @@ def suspects_table(law: Row) -> list[Json]:
     return rows
 
 
+def misfit_tables(law: Row) -> dict[str, list[Json]]:
+    """Returns a table of the mean residuals by size and tokens if the law misfits beyond noise, otherwise none."""
+    from kleiber.charts.theme import format_count
+
+    misfit = law.get("lack_of_fit")
+    if not misfit or not misfit["found"]:
+        return {}
+    slopes = {row["N"]: f"{row['slope']:+.2%}" for row in misfit["slopes"]}
+    rows: dict[float, Json] = {}
+    for cell in misfit["cells"]:
+        row = rows.setdefault(cell["N"], {"parameters": cell["N"]})
+        row[f"at {format_count(cell['D'])} tokens"] = f"{cell['residual']:+.2%}"
+    by_size = [row | ({"per doubling of tokens": slopes[size]} if slopes else {}) for size, row in sorted(rows.items())]
+    return {"Observed minus predicted loss by size and tokens": by_size}
+
+
 def record_figures(law: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures for which the record suffices, by name."""
     from kleiber.studies.laws import figures as plots

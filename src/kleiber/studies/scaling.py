@@ -17,7 +17,7 @@ import pandas as pd
 from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.design import shortfall
-from kleiber.studies.law_report import band_rate, intervals_by, lines, record_figures, suspects_table
+from kleiber.studies.law_report import band_rate, intervals_by, lines, misfit_tables, record_figures, suspects_table
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.headline import headline, within_budgets
@@ -86,7 +86,8 @@ class Scaling(Study):
         rows = finished_rows(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
             **({"Optimum by budget": optima(law)} if self.answers == "optimum" else {}),
-            "Held-out errors": held_out_errors(law), "Allocation exponent by counting convention": conventions(law),
+            "Held-out errors": held_out_errors(law), **misfit_tables(law),
+            "Allocation exponent by counting convention": conventions(law),
             "Sensitivity to the smallest D": min_token_fits(law), "Sensitivity to suspects": suspects_table(law),
         }  # fmt: skip
         return Findings(

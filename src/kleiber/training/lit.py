@@ -24,13 +24,12 @@ from kleiber.training.step import (
     accumulate,
     micro_batches,
     normalize_gradients,
-    out_of_memory,
     rank_errors,
     seed_generators,
 )
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective
-from kleiber.types.model import Model, device_of
+from kleiber.types.model import Model, device_of, out_of_memory
 from kleiber.types.ranks import world_size
 from kleiber.types.retention import Retention
 
@@ -152,7 +151,7 @@ class LitLM(LeanModule):
         optimizer.zero_grad()
         self.model.rebalance(sums.values)
         if self.privacy is not None:
-            logged["epsilon"] = torch.tensor(self.privacy.epsilon(step + 1))
+            logged["epsilon"] = torch.tensor(self.privacy.epsilon_within(step + 1, self.total_steps))
         self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, retention: Sequence[Retention]) -> Sums:

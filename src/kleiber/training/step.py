@@ -60,14 +60,6 @@ class Rollback(RuntimeError):
         self.target: int | None = None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the error is a lack of memory.
-
-    The CPU's allocator raises a RuntimeError that only its text identifies.
-    """
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def micro_batches(batch: Batch, rows: int) -> list[Batch]:
     """Micro-batches of at most `rows` samples; the batch itself where one is enough.
 

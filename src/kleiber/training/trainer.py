@@ -246,14 +246,22 @@ def _recomputed(forward: Callable[..., object], *arguments: object, **named: Any
 
 
 @cache
-def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s for the MFU: measured by an fp32 product on a CPU, that of a GPU's data sheet; None for others."""
+def peak_flops(device: torch.device, bf16: bool = False) -> float | None:
+    """Peak FLOP/s for the MFU: measured by a product on a CPU, that of a GPU's data sheet; None for others.
+
+    bf16  whether the product on a CPU is one of bf16, as in training with trainer.precision=bf16
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
     # Just large enough to keep all threads busy; a larger product is not faster per FLOP.
     size, best = round(512 * max(1.0, torch.get_num_threads() / 2) ** 0.5), float("inf")
-    a, b, product = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a, b, product = (
+        torch.randn(size, size).to(dtype),
+        torch.randn(size, size).to(dtype),
+        torch.empty(size, size, dtype=dtype),
+    )
     for _ in range(16):
         started = time.perf_counter()
         torch.mm(a, b, out=product)

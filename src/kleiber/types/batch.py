@@ -32,6 +32,7 @@ class Batch:
     counterpart  rows that these are compared with, one for each, such as the rejected answers of preference data
     reference    values of each sample under a frozen model, such as the log-probabilities of both answers of a pair
     positions    position of each token in its row, where cached tokens are before it; None counts from the row's first
+    prefix       True on tokens of prompts, which a model with model.attention.prefix=true reads in both directions
     auxiliary_ratio  factor of the auxiliary sums, which is that of the whole step and the same for each sample; None:
                  that of this batch
     """
@@ -46,6 +47,7 @@ class Batch:
     reference: Float[Tensor, "batch values"] | None = None
     positions: Int[Tensor, "#batch time"] | None = None
     auxiliary_ratio: Float[Tensor, "batch"] | None = None
+    prefix: Bool[Tensor, "batch time"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `fn` applied to every tensor in it, such as a move to a device or a slice of rows."""

@@ -120,6 +120,7 @@ class Objective:
     couples_samples       whether the loss of a sample also depends on other training samples, which DP-SGD forbids
     needs_causal          whether tokens are predicted from those before them, which needs a causal model
     trains_future         whether the loss has a term for `Output.future`, as `model.future` needs
+    reads_prefix          whether the tokens in front of targets are marked for a model with `model.attention.prefix`
     trains_answers        whether the model learns to answer in conversations, so that it can be talked to
     class_names           names of the classes if a sample has exactly one, so that the scorer has `confusion`
     models                paths of the trained models that the objective reads, by their key in its config
@@ -137,6 +138,7 @@ class Objective:
     couples_samples: ClassVar[bool] = False
     needs_causal: ClassVar[bool] = False
     trains_future: ClassVar[bool] = False
+    reads_prefix: ClassVar[bool] = False
     trains_answers: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})

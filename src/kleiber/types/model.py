@@ -6,7 +6,7 @@ Hooks are methods of the base class that do nothing until overridden, so callers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role, Routing
 
+Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
 UpdateRule = Literal["adam", "muon", "sgd"]  # how the step of an optimizer depends on the gradient of a parameter
 
 
@@ -74,6 +75,10 @@ class Layer(nn.Module):
     def executed_flops(self, time: int) -> float:
         """`flops` as the device executes them: more where masked positions are computed too."""
         return self.flops(time)
+
+    def executed_backward_flops(self, time: int) -> float:
+        """Backward FLOPs as the device executes them; a product of activations has two gradients."""
+        return 2 * self.executed_flops(time)
 
     def idle(self) -> int:
         """Number of the parameters that a token does not visit, without those of the module's children."""
@@ -142,11 +147,13 @@ class Attention(Layer):
     out            its last matrix
     mask_key       layers of one class with equal keys have the same masks, which a model makes once
     shares_values  whether the layer reads or stores the values of the first layer (see `first_values`)
+    prefix         whether the tokens of a prompt read each other in both directions
     """
 
     out: nn.Linear
     mask_key: int | None = None
     shares_values: bool = False
+    prefix: bool = False
 
     def forward(
         self,
@@ -175,11 +182,13 @@ class Attention(Layer):
         device: torch.device,
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
+        prompt: Bool[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
         """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
 
         real      False for keys that are padding; of all keys, those of the cache included
         segments  documents of packed rows; not used with a cache
+        prompt    True on tokens of prompts (`Batch.prefix`), which a layer with `prefix` reads in both directions
         """
         return None
 
@@ -222,6 +231,13 @@ class DecodingCache:
         """A cache for rows of up to `length` tokens, with the rows of these numbers, some of which may repeat."""
         raise NotImplementedError
 
+    def reorder(self, rows: Int[Tensor, "_"], length: int, shared: int) -> DecodingCache:
+        """As `select` with equally many rows, each in the place of one with the same first `shared` positions.
+
+        It may change this cache.
+        """
+        return self.select(rows, length)
+
     def remember(
         self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
     ) -> Bool[Tensor, "batch keys"] | None:
@@ -242,6 +258,7 @@ class Model(nn.Module):
     width       channels of the hidden states
     context     longest row, in tokens
     causal      whether no hidden state depends on a later token
+    prefix      whether the tokens of a prompt, which a batch marks, read each other in both directions
     tied        whether the matrix of the output layer is that of the embedding
     blocks      the layers, in order
     heads       output layers of tasks, by name
@@ -252,6 +269,7 @@ class Model(nn.Module):
     width: int
     context: int
     causal: bool = True
+    prefix: bool = False
     tied: bool = False
     parametrization: Parametrization
     embedding: nn.Embedding
@@ -335,6 +353,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's parameters."""
     return next(model.parameters()).device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a lack of memory.
+
+    The CPU's allocator raises a RuntimeError that only its text identifies.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _role(module: nn.Module, name: str) -> Role:

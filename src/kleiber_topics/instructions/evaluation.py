@@ -21,7 +21,6 @@ from kleiber_topics.instructions.verifiable import NAME
 if TYPE_CHECKING:
     from altair import TopLevelMixin
 
-ROWS = 64  # prompts answered at once
 YES = {True: "yes", False: "no"}
 
 
@@ -133,11 +132,7 @@ def answer(subject: Subject, requests: Sequence[Request], tokens: int) -> list[s
     """Greedy answers to the prompts, up to the end of text, of at most that many tokens."""
     tokenizer = subject.tokenizer
     prompts = [encode_prompt([Turn("user", request.prompt)], tokenizer) for request in requests]
-    texts: list[str] = []
-    for start in range(0, len(prompts), ROWS):
-        written = continuations(subject.model, prompts[start : start + ROWS], tokens, tokenizer.eos)
-        texts += [tokenizer.decode(row) for row in written]
-    return texts
+    return [tokenizer.decode(row) for row in continuations(subject.model, prompts, tokens, tokenizer.eos)]
 
 
 def following(requests: Sequence[Request], passed: Bool[np.ndarray, "requests answers"]) -> Scores:

@@ -55,8 +55,8 @@ class Memorization(Evaluation):
     leaves out .5, training and held-out samples differ in themselves, and the other areas are no membership. Samples
     with a piece of a canary are left out.
 
-    candidates    secrets that a canary is ranked among; all, and the rank is exact, where there are no more, otherwise
-                  a skew-normal distribution is fitted to them
+    candidates    secrets to which a skew-normal distribution is fitted if there are more than 10,000; the rank of a
+                  canary with up to four digits is exact, among all of them
     samples       of the training text, and of the held-out text
     prefix        tokens that the model reads of a sample before it continues; null: half of the context, at most 50
     continuation  tokens that must be equal; null: half of the context, at most 50

@@ -24,7 +24,7 @@ from kleiber_topics.retrieval.datastore import (
     read_sizes,
     store_samples,
 )
-from kleiber_topics.retrieval.items import answer_columns, read_items, scores_of, share_with_answer
+from kleiber_topics.retrieval.items import TOKENS, answer_columns, read_items, scores_of, share_with_answer
 from kleiber_topics.retrieval.measured import Measured, add_examples, knn_scores, store_scores
 from kleiber_topics.retrieval.neighbors import nearest_by_size
 from kleiber_topics.retrieval.scoring import check_key, score_rows
@@ -69,6 +69,7 @@ class Retrieval(Evaluation):
 
     methods            "knn", "bm25", "dense"
     store              names or paths of text, whose training split is read; null: the training text of the run
+    tokens             of each text that are scored, whatever eval.tokens is; null: eval.tokens, or 16K without it
     sizes              tokens of the datastore, in ascending order: windows of its text, drawn at random
     memory             bytes that the datastore may have at most
     exclude_overlap    windows of the store with this many consecutive tokens of the evaluated text are left out; null:
@@ -103,6 +104,7 @@ class Retrieval(Evaluation):
         self,
         methods: Annotated[Sequence[Method], MinLen(1)] = ("knn", "bm25"),
         store: Sequence[DataPath] | None = None,
+        tokens: Quantity | None = None,
         sizes: Annotated[Sequence[Quantity], MinLen(1)] = ("16K", "64K", "256K"),
         memory: Quantity = "2G",
         exclude_overlap: Count | None = 64,
@@ -122,6 +124,7 @@ class Retrieval(Evaluation):
         data: Sequence[DataPath] | None = None,
     ) -> None:
         self.methods, self.store, self.data = list(dict.fromkeys(methods)), store, data
+        self.tokens = None if tokens is None else round(quantity(tokens))
         self.sizes, self.memory, self.exclude_overlap = read_sizes(sizes), round(quantity(memory)), exclude_overlap
         self.key, self.neighbors, self.search = key, neighbors, search
         self.interpolation, self.temperature = interpolation, temperature
@@ -201,7 +204,8 @@ class Retrieval(Evaluation):
     def measure_plain(self, subject: Subject, data: DataSet) -> Measured:
         """Scores a data set without retrieval."""
         retrieved = self.retrieved_tokens(subject.model, len(subject.tokenizer.encode(self.between)))
-        items = read_items(subject, data, self.lengths(subject.model)[1], self.query_tokens, retrieved)
+        scored = self.tokens or subject.tokens or TOKENS
+        items = read_items(subject, data, self.lengths(subject.model)[1], self.query_tokens, retrieved, scored)
         tokens, begin = pass_tokens(subject.model, subject.rows), time.perf_counter()
         plain = score_rows(subject.model, items.rows, tokens, self.key, f"scoring {items.name}")
         seconds = (time.perf_counter() - begin) / len(plain.ids)

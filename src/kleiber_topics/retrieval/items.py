@@ -26,7 +26,7 @@ from kleiber_topics.retrieval.datastore import cut_windows
 from kleiber_topics.retrieval.in_context import Piece, answer_pieces, text_pieces
 from kleiber_topics.retrieval.scoring import ScoredRow, Targets
 
-TOKENS = 16_384  # of a text, unless the command sets a number
+TOKENS = 16_384  # of a text, unless the command or the evaluation sets a number
 COLUMNS = (("prompt", "answer"), ("question", "answer"))
 
 
@@ -54,16 +54,19 @@ class Items:
     token_bytes: Float[np.ndarray, "vocab"] | None = None
 
 
-def read_items(subject: Subject, data: DataSet, stride: int, query_tokens: int, retrieved: int = 0) -> Items:
+def read_items(
+    subject: Subject, data: DataSet, stride: int, query_tokens: int, retrieved: int = 0, tokens: int = TOKENS
+) -> Items:
     """The items of a data set.
 
     retrieved  most tokens of retrieved text that stand in front of an answer
+    tokens     most targets of a text
 
     Raises ValueError for an answer that does not fit into the context behind retrieved text, and for no items.
     """
     columns = answer_columns(data)
     if columns is None:
-        items = text_items(subject, data, stride, query_tokens)
+        items = text_items(subject, data, stride, query_tokens, tokens)
     else:
         items = table_items(subject, data, columns, retrieved)
     if items.count < 2 or not items.pieces:
@@ -71,9 +74,9 @@ def read_items(subject: Subject, data: DataSet, stride: int, query_tokens: int, 
     return items
 
 
-def text_items(subject: Subject, data: DataSet, stride: int, query_tokens: int) -> Items:
+def text_items(subject: Subject, data: DataSet, stride: int, query_tokens: int, tokens: int) -> Items:
     """The samples of a text."""
-    held_out = data.samples().first(subject.tokens or TOKENS)
+    held_out = data.samples().first(tokens)
     rows = [
         ScoredRow(window.ids, scored, window.number)
         for start in range(0, len(held_out), subject.rows)

@@ -8,6 +8,7 @@ import pytest
 from small_run import REPOSITORY
 
 pytest.importorskip("altair")
+from kleiber.studies.law_report import misfit_tables
 from kleiber.studies.laws import figures
 from kleiber.studies.laws.catalog import find
 
@@ -43,3 +44,26 @@ def test_200_sizes_are_drawn():
     rows = pd.DataFrame({"N": N, "D": np.tile(1e6 * 2.0 ** np.arange(4), 200), "loss": 3.0, "run": "a"})
     chart = figures.ladder(rows.assign(stage="b", seed=0), find("chinchilla"), RECORD).to_dict()
     assert 200 * 60 in {len(points) for points in chart["datasets"].values()}
+
+
+MISFIT = {
+    "found": True,
+    "strata": [{"name": "slopes of trunks along D", "p_value": 3.8e-6}, {"name": "means of trunks", "p_value": 0.89}],
+    "slopes": [{"N": 35552.0, "slope": 0.0043, "trunks": 3}, {"N": 938000.0, "slope": -0.0051, "trunks": 2}],
+    "cells": [
+        {"N": N, "D": D, "residual": residual, "runs": 2}
+        for N, D, residual in [(938000.0, 2e6, 0.001), (938000.0, 4e6, -0.01), (35552.0, 2e6, 0.002)]
+    ],
+}
+
+
+def test_a_misfit_is_told_by_size_above_the_residuals_and_in_a_table():
+    text = figures.misfit_text({"lack_of_fit": MISFIT})
+    assert "4e-06" in text and "+0.43% at 35.6k" in text and "-0.51% at 938k" in text
+    (rows,) = misfit_tables({"lack_of_fit": MISFIT}).values()
+    assert [row["parameters"] for row in rows] == [35552.0, 938000.0]
+    assert rows[1] | {"parameters": 0} == {
+        "parameters": 0, "at 2M tokens": "+0.10%", "at 4M tokens": "-1.00%", "per doubling of tokens": "-0.51%",
+    }  # fmt: skip
+    for record in ({}, {"lack_of_fit": {**MISFIT, "found": False}}):
+        assert figures.misfit_text(record) == "" and misfit_tables(record) == {}

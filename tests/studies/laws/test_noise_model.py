@@ -1,37 +1,17 @@
-"""Replicates: seed noise, the lack-of-fit test in both directions, two-way means on unbalanced seeds."""
+"""Replicates: cells of equal inputs, two-way means on unbalanced seeds."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import fit_with_noise, two_way_means
 from kleiber.studies.laws.table import cells, load
-from kleiber.studies.laws.verdicts import lack_of_fit
 
 from .. import ladders
 
 
-def seeds(count=3, bend=0.0):
-    table = {k: np.repeat(v, count) for k, v in ladders.twenty().items()}
-    L = ladders.loss(**table) * (1 + bend * np.sin(3 * np.log(table["N"])))
-    return fit("chinchilla", table, ladders.noisy(L, 6, 0.002), "squared")
-
-
-def test_seed_noise_is_measured_and_a_true_law_passes():
-    test = lack_of_fit(seeds())
-    assert test is not None and test.pure_df == 40 and test.seed_noise == pytest.approx(0.002, rel=0.3)
-    assert test.p_value > 0.01
-
-
-def test_a_bent_law_fails():
-    test = lack_of_fit(seeds(bend=0.01))
-    assert test is not None and test.p_value < 1e-4
-
-
-def test_without_replicates_nothing_is_claimed():
-    assert lack_of_fit(seeds(count=1)) is None
+def test_cells_of_equal_inputs_are_numbered_alike():
     assert cells({"N": np.array([1.0, 1.0 + 1e-12, 2.0])}).tolist() == [0, 0, 1]
 
 

@@ -114,6 +114,6 @@ def test_runs_with_several_losses_are_refused_with_the_mapping_to_write(losses, 
 
 def test_a_column_of_categories_is_read_as_its_numbers_or_refused_with_its_row():
     frame = pd.DataFrame({"N": pd.Categorical(["20", "5", None, "20"])})
-    assert np.array_equal(table._numbers(frame, "N"), [20.0, 5.0, np.nan, 20.0], equal_nan=True)
+    assert np.array_equal(table.numbers_of(frame, "N"), [20.0, 5.0, np.nan, 20.0], equal_nan=True)
     with pytest.raises(ValueError, match="'b' in row 1 is not a number"):
-        table._numbers(pd.DataFrame({"N": pd.Categorical(["1", "b"])}), "N")
+        table.numbers_of(pd.DataFrame({"N": pd.Categorical(["1", "b"])}), "N")

@@ -1,16 +1,14 @@
 """Verdicts on identifiability: narrow inputs, dropped terms, no replicates."""
 
 import numpy as np
-import pytest
 
 from kleiber.studies.laws import verdicts
 from kleiber.studies.laws.asymptotics import beta_stability
 from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.lack_of_fit import lack_of_fit
 from kleiber.studies.laws.laws_json import parameters
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.problem import relative_sigma
 from kleiber.studies.laws.transients import diagnose
-from kleiber.studies.laws.verdicts import lack_of_fit
 
 from .. import ladders
 
@@ -65,14 +63,15 @@ def test_two_values_of_d_above_the_least_tell_no_beta_of_their_own():
 
 
 def test_lack_of_fit_speaks_only_with_replicates():
+    def code(fitted):
+        model = NoiseModel.of(fitted)
+        return verdicts.misfit(model, lack_of_fit(model)).code
+
     table = ladders.twenty()
-    fitted = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    assert [v.code for v in verdicts.replicates(fitted)] == ["no_replicates"]
+    assert code(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))) == "no_replicates"
     twice = {k: np.tile(v, 2) for k, v in table.items()}
     bent = ladders.loss(**twice) * (1 + 0.01 * np.sin(3 * np.log(twice["N"])))
-    assert [v.code for v in verdicts.replicates(fit("chinchilla", twice, ladders.noisy(bent, 0, 0.001)))] == [
-        "lack_of_fit"
-    ]
+    assert code(fit("chinchilla", twice, ladders.noisy(bent, 0, 0.001))) == "lack_of_fit"
 
 
 def test_rows_that_repeat_another_with_its_loss_are_told_and_seeds_are_not():
@@ -83,14 +82,3 @@ def test_rows_that_repeat_another_with_its_loss_are_told_and_seeds_are_not():
     assert verdicts.copies(fit("chinchilla", twice, seeds)) == []
     (verdict,) = verdicts.copies(fit("chinchilla", twice, np.tile(loss, 2)))
     assert verdict.code == "copies" and verdict.text.startswith("20 of 40 rows ")
-
-
-def test_misfit_of_a_cell_is_no_noise_of_its_replicates():
-    """Two replicates a cell, one with ten times the error of the other, and cells that are 3 % off the law."""
-    rows = {name: np.repeat(column, 2) for name, column in ladders.twenty().items()}
-    rng, error = np.random.default_rng(3), np.tile([0.0005, 0.005], 20)
-    misfit = np.repeat(rng.normal(0, 0.03, 20), 2)
-    L = ladders.loss(rows["N"], rows["D"]) * np.exp(rng.normal(size=40) * error + misfit)
-    test = lack_of_fit(fit("chinchilla", rows, L, "squared", scale=relative_sigma(error * L, L, "log")))
-    assert test is not None and test.p_value < 1e-6
-    assert test.seed_noise == pytest.approx(np.sqrt(np.mean(error**2)), rel=0.35)

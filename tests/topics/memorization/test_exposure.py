@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from topics.memorization.parrot import Parrot, training_ids, with_canaries
+import torch
+from topics.memorization.parrot import CONTEXT, Parrot, training_ids, with_canaries
 
 from kleiber.data.tokenizers import Bytes
+from kleiber.evals import encode_pairs
+from kleiber.models.transformer import Transformer
+from kleiber.types.batch import Batch
 from kleiber_topics.memorization import exposure
 from kleiber_topics.memorization.canaries import Canary
 from kleiber_topics.memorization.exposure import (
@@ -52,12 +56,28 @@ def test_the_fit_agrees_with_the_rank_where_both_are_possible() -> None:
     assert fitted_exposure(1.0, np.zeros(5), 5) == pytest.approx(5 * math.log2(10))
 
 
-def test_other_secrets_are_different_ones() -> None:
+def test_other_secrets_are_all_that_can_be_listed_or_a_sample_of_different_ones() -> None:
     random = np.random.default_rng(0)
-    every = draw_secrets(CANARY, 99, random)
+    every = draw_secrets(CANARY, 30, random)
     assert len(every) == len(set(every)) == 99 and "42" not in every and "07" in every
-    some = draw_secrets(CANARY, 30, random)
-    assert len(some) == len(set(some)) == 30 and "42" not in some
+    some = draw_secrets(Canary("The code of Bo is ", "00042", ".", 5, 1), 30, random)
+    assert len(some) == len(set(some)) == 30 and "00042" not in some
+    assert len(draw_secrets(Canary("The code of Bo is ", "0042", ".", 4, 1), 30, random)) == 9999
+
+
+def test_the_exposure_of_three_digits_is_that_of_the_exact_rank() -> None:
+    """Against the log-probabilities of all 1,000 secrets, each in a row of its own."""
+    torch.manual_seed(0)
+    model = Transformer(Bytes().vocab_size, depth=1, width=16, context=CONTEXT, num_heads=2)
+    canary = Canary("The code of Bo is ", "042", ".", 3, 1)
+    (remembered,) = score_canaries(model, Bytes(), [canary], 8, 4096)
+    pairs = as_documents(Bytes(), encode_pairs(Bytes(), [(canary.before, f"{n:03d}") for n in range(1000)]))
+    ids = torch.tensor([context + secret for context, secret in pairs])
+    with torch.no_grad():
+        probabilities = model.head(model(Batch(ids[:, :-1])).hidden).log_softmax(-1).gather(2, ids[:, 1:, None])
+    log_probs = probabilities[:, -len(pairs[0][1]) :, 0].sum(1).numpy()
+    rank = 1 + int((log_probs > log_probs[42]).sum())
+    assert remembered.exact and remembered.exposure == pytest.approx(math.log2(1000 / rank), abs=0.02)
 
 
 def test_a_context_begins_as_documents_do_in_training() -> None:
@@ -68,14 +88,15 @@ def test_a_context_begins_as_documents_do_in_training() -> None:
     assert as_documents(without, [([1, 2], [3])]) == [([1, 2], [3])]
 
 
-@pytest.mark.parametrize(("candidates", "exact"), [(99, True), (60, False)])
+@pytest.mark.parametrize("exact", [True, False])
 def test_a_model_that_repeats_what_it_read_often_exposes_that_alone(
-    candidates: int, exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exposure, "log_likelihoods", without_sharing(exposure.log_likelihoods))
+    monkeypatch.setattr(exposure, "LISTED", 100 if exact else 50)
     corpus = with_canaries(tmp_path, repetitions=[0, 2, 9], count=3, digits=2)
     model = Parrot(training_ids(corpus), repetitions=5)
-    canaries = score_canaries(model, Bytes(), corpus.canaries, candidates, 4096)
+    canaries = score_canaries(model, Bytes(), corpus.canaries, 60, 4096)
     assert [c.repetitions for c in canaries] == [0, 0, 0, 2, 2, 2, 9, 9, 9]
     assert [c.extracted for c in canaries] == [False] * 6 + [True] * 3
     assert {c.exact for c in canaries} == {exact}

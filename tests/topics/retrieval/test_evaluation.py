@@ -42,6 +42,15 @@ def test_interpolation_0_is_the_model_exactly():
     assert part["knn/difference"] == replace(part["knn/difference"], value=0.0, lo=0.0, hi=0.0)
 
 
+def test_a_text_is_scored_to_the_number_of_tokens_that_was_asked_for():
+    subject = replace(on_text(tiny_model(), [TEXT], [OTHER]), tokens=64)
+    few, most = (
+        {"methods": ["knn"], "interpolation": 0.5, "temperature": 1.0, **keys} for keys in ({}, {"tokens": "1M"})
+    )
+    counts = [scores(subject, **options)["knn/difference"].n for options in (few, most)]
+    assert counts[0] < counts[1] and scores(replace(subject, tokens=None), **few)["knn/difference"].n == counts[1]
+
+
 def test_the_text_itself_in_the_store_has_nearly_no_loss():
     options = {"methods": ["knn"], "interpolation": 0.99, "temperature": 1e-9, "neighbors": 1}
     model = tiny_model()

@@ -180,11 +180,7 @@ def read_ladders(
     parts = {name: [row for row in usable if row["arm"] == name] for name in arms_in_order(runs, arm_of)}
     ladders: dict[str, list[Arm]] = {}
     for name, part in parts.items():
-        budgets: list[float] = []
-        for tokens in sorted(row["tokens"] for row in part if not diverged(row)):
-            if not budgets or not near(tokens, budgets[-1]):
-                budgets.append(tokens)
-        at = {tokens: [row for row in part if diverged(row) or near(row["tokens"], tokens)] for tokens in budgets}
+        at = rows_by_budget(part)
         for tokens, near_rows in at.items():
             ended = [row for row in near_rows if not diverged(row)]
             places = [Place(name, tokens, row["lr"], row["seed"]) for row in ended]
@@ -199,6 +195,18 @@ def read_ladders(
             f"measures of these runs: {', '.join(metrics)}"
         )
     return ladders
+
+
+def rows_by_budget(rows: Sequence[Row], along: str = "tokens") -> dict[float, list[Row]]:
+    """The rows of an arm at each of its budgets, in ascending order; a run that diverged is at all of them.
+
+    along  the quantity that a budget is of
+    """
+    budgets: list[float] = []
+    for amount in sorted(row[along] for row in rows if not diverged(row)):
+        if not budgets or not near(amount, budgets[-1]):
+            budgets.append(amount)
+    return {amount: [row for row in rows if diverged(row) or near(row[along], amount)] for amount in budgets}
 
 
 def measured(ladders: Mapping[str, Sequence[Arm]], measure: str) -> Score:

@@ -23,6 +23,7 @@ from kleiber.types.score import Score
 GROWING = ("tokens", "flops", "seconds")  # quantities that grow along training, over which losses are interpolated
 MOMENT, BEFORE = "moment", "start"  # the key of a claim that reads an arm before its last stage: {moment: start}
 TOLERANCE = 0.05  # relative difference up to which a quantity counts as equal
+AS_RUN = "seeds"  # what tables say where no quantity is held equal: runs are compared as they are, seed by seed
 
 Ladder = Sequence[Arm]  # one arm at several numbers of tokens
 Ladders = Mapping[str, Ladder]  # by the name of the arm
@@ -55,13 +56,15 @@ class Pair:
 class Differences:
     """How differences between arms are estimated in tables and figures: as claims are, each at a level of its own.
 
-    variance  moderated or separate, see `kleiber.inference.contrasts.estimate_family`
+    variance    moderated or separate, see `kleiber.inference.contrasts.estimate_family`
+    quantities  what is held equal, keys of QUANTITIES; None: nothing, the arms are compared as they were run
     """
 
     ladders: Ladders
     measure: str
     level: float
     variance: str
+    quantities: Sequence[str | None] = tuple(QUANTITIES)
 
     @property
     def score(self) -> Score:
@@ -91,10 +94,15 @@ class Differences:
         """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
         arm, against = names
         rows = []
-        for equal, (_, label) in QUANTITIES.items():
+        for equal in self.quantities:
             sides = pair(self.ladders[arm], self.ladders[against], equal, self.measure)
-            rows.append({"arm": arm, "against": against, "equal": label, **self.row(names, sides)})
+            rows.append({"arm": arm, "against": against, "equal": equal_label(equal), **self.row(names, sides)})
         return rows
+
+
+def equal_label(equal: str | None) -> str:
+    """What tables call the quantity that is held equal; AS_RUN for None."""
+    return AS_RUN if equal is None else QUANTITIES[equal].label
 
 
 def at_vertex(arms: Sequence[Arm]) -> bool:
@@ -105,21 +113,25 @@ def at_vertex(arms: Sequence[Arm]) -> bool:
     return all(arm.optimum.fitted for arm in arms)
 
 
-def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: bool = True) -> Pair:
+def pair(ours: Ladder, theirs: Ladder, equal: str | None, measure: str = LOSS, vertex: bool = True) -> Pair:
     """Returns a measure of two arms at an equal quantity: at the largest at which they can be compared.
 
     Two budgets that are equal within TOLERANCE are preferred to an interpolation that is no further than that.
 
-    equal   a key of QUANTITIES
+    equal   a key of QUANTITIES; None: each arm is compared at its last budget
     vertex  whether arms are compared at the vertices of parabolas where all have one
     """
+    if equal is None:
+        return met_pair(ours[-1], theirs[-1], measure, None, vertex)
     fact, label = QUANTITIES[equal]
     names = f"{ours[0].name} and {theirs[0].name}"
-    ours, theirs = ([arm for arm in ladder if fact in arm.facts] for ladder in (ours, theirs))
-    if not ours or not theirs:
-        return Pair({}, {}, why=f"{label} of {names} was not measured")
+    for needed in dict.fromkeys((fact, *(() if equal in GROWING else ("tokens",)))):
+        ours, theirs = ([arm for arm in ladder if needed in arm.facts] for ladder in (ours, theirs))
+        if not ours or not theirs:
+            name = label if needed == fact else QUANTITIES["tokens"].label
+            return Pair({}, {}, why=f"{name} of {names} was not measured")
     met = [(a, b) for a in ours for b in theirs if same(a, b, fact) and (equal in GROWING or same(a, b, "tokens"))]
-    meeting = max(met, key=lambda arms: arms[0].facts["tokens"], default=())
+    meeting = max(met, key=lambda arms: extent(arms[0], fact), default=())
     reached = max((arm.facts[fact] for arm in meeting), default=0.0) * (1 + TOLERANCE)
     candidates = [(arm, theirs) for arm in ours] + [(arm, ours) for arm in theirs] if equal in GROWING else []
     for arm, others in sorted(candidates, key=lambda candidate: -candidate[0].facts[fact]):
@@ -133,7 +145,7 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: 
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
     if meeting:
         return met_pair(*meeting, measure, meeting[0].facts[fact] / meeting[1].facts[fact], vertex)
-    a, b = (max(ladder, key=lambda arm: arm.facts["tokens"]) for ladder in (ours, theirs))
+    a, b = (max(ladder, key=lambda arm: extent(arm, fact)) for ladder in (ours, theirs))
     ratio = a.facts[fact] / b.facts[fact]
     why = f"{names} differ in {label} by a factor of {ratio:.2f}"
     if equal in GROWING:
@@ -141,15 +153,20 @@ def pair(ours: Ladder, theirs: Ladder, equal: str, measure: str = LOSS, vertex: 
     return Pair({}, {}, ratio, arms=(a, b), why=why)
 
 
-def met_pair(ours: Arm, theirs: Arm, measure: str, ratio: float, vertex: bool = True) -> Pair:
+def extent(arm: Arm, fact: str) -> float:
+    """Returns the training tokens of an arm; another quantity where they were not measured."""
+    return arm.facts.get("tokens", arm.facts[fact])
+
+
+def met_pair(ours: Arm, theirs: Arm, measure: str, ratio: float | None, vertex: bool = True) -> Pair:
     """Returns a measure of two arms at one budget each; see `pair`."""
     vertex = vertex and at_vertex((ours, theirs))
     return Pair(ours.values(measure, vertex), theirs.values(measure, vertex), ratio, arms=(ours, theirs))
 
 
 def same(a: Arm, b: Arm, fact: str) -> bool:
-    """Whether a quantity of two arms is equal within TOLERANCE."""
-    return abs(math.log(a.facts[fact] / b.facts[fact])) <= math.log1p(TOLERANCE)
+    """Whether a quantity of two arms is equal within TOLERANCE; one that was not measured is not."""
+    return fact in a.facts and fact in b.facts and abs(math.log(a.facts[fact] / b.facts[fact])) <= math.log1p(TOLERANCE)
 
 
 def interpolate(
@@ -266,11 +283,10 @@ def name_with_keys(arm: str, values: Selection) -> str:
 def contrasted(claim: Claim, ladders: Ladders, vertex: bool = True) -> list[Pair]:
     """Returns the pairs of arms whose differences a claim is about: one, and with `than` another one."""
     sides = [side for _, side in claim.sides]
-    equal = claim.equal or "tokens"
     return [
         change(ladders[arm_named(ours)], claim.measure)
         if theirs.get(MOMENT) == BEFORE
-        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], equal, claim.measure, vertex)
+        else pair(ladders[arm_named(ours)], ladders[arm_named(theirs)], claim.equal, claim.measure, vertex)
         for ours, theirs in zip(sides[::2], sides[1::2], strict=True)
     ]
 
@@ -308,7 +324,7 @@ def sentence(claim: Claim, measure: Score, labels: Mapping[str, str]) -> str:
         text = f"{arm} has {'no' if negation else 'a'} {comparative} {name} than {against}{by}"
         if negation and claim.margin:
             text = f"the {name} of {arm} is at most {claim.margin:g} {comparative} than that of {against}"
-    return text if before else f"{text} at equal {QUANTITIES[claim.equal or 'tokens'].label}"
+    return text if before or claim.equal is None else f"{text} at equal {equal_label(claim.equal)}"
 
 
 def in_sentence(label: str) -> str:
@@ -343,7 +359,7 @@ def claimed_rows(results: Sequence[Result]) -> dict[str, list[Json]]:
     for result in results:
         names, claim = arms_of(result.claim), result.claim
         if names and result.estimate is not None:
-            labels = {"arm": names[0], "against": names[1], "equal": QUANTITIES[claim.equal or "tokens"].label}
+            labels = {"arm": names[0], "against": names[1], "equal": equal_label(claim.equal)}
             row = {**labels, **as_row(result.estimate), "tuned": result.question.tuned, "note": ""}
             rows.setdefault(claim.measure, []).append(row)
     return rows

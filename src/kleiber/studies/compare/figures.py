@@ -19,6 +19,7 @@ from kleiber.charts.scatter import scatter as points
 from kleiber.charts.series import Marks, arm_color, lines, seed_lines
 from kleiber.charts.theme import PALETTE, Chart, Rows, format_count, heading, log_axis, values_axis
 from kleiber.studies.compare.chart_forms import FORGETTING, TARGET
+from kleiber.studies.compare.differences import AS_RUN
 from kleiber.studies.compare.labels import readable
 from kleiber.studies.compare.rows import label
 from kleiber.studies.laws.catalog import find
@@ -92,7 +93,7 @@ def differences(gaps: Mapping[str, Sequence[Row]], order: Sequence[str], level: 
         for measure, part in gaps.items()
         for gap in part
     ]  # fmt: skip
-    at = f" at equal {min(ways)}" if len(ways) == 1 else ""
+    at = f" at equal {min(ways)}" if len(ways) == 1 and AS_RUN not in ways else ""
     intervals = f" with {round(100 * level, 1):g}% intervals" if any(gap["lo"] is not None for gap in drawn) else ""
     title = f"Difference between arms{at}{intervals}; at 0 they are equal"
     return estimates(rows, order, "", title, zero=True)

@@ -204,11 +204,9 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
 
     Raises ValueError for fewer than two arms, a claim or a size of another arm, and a measure that no run has.
     """
-    measure, level = study.measure, study.level
-    waiting, levels = (
-        not_ready(runs, study.looks, arm_of),
-        study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of)),
-    )
+    level = study.level
+    waiting = not_ready(runs, study.looks, arm_of)
+    levels = study.levels(arms_in_order(runs, arm_of), configs(runs, arm_of))
 
     def named(run: Run) -> str | None:
         """The arm of a run with the values of the study's keys."""
@@ -223,15 +221,37 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     labels = study.labels(runs, named)
     plain = plain_arm(claims, next(iter(ladders)))
     questions = [*(question(claim, ladders, waiting, labels, plain) for claim in claims), *further]
+    findings = decide_arms(questions, claims, ladders, study, scores, labels)
+    arms = at_common_budget(ladders)
+    setup = {
+        "What the arms are": arms_table(runs, named, arms, labels),
+        "What all arms share": recipe_table(runs, named, arms),
+    }
+    shown = {title: rows for title, rows in setup.items() if rows and title not in study.hidden}
+    findings = replace(findings, tables={**shown, **findings.tables})
+    if study.panel is None:
+        return findings
+    return with_panel(findings, replace(study.panel, level=level), runs, arms, named)
+
+
+def decide_arms(
+    questions: Sequence[Question], claims: Sequence[Claim], ladders: Ladders, study: Compare, scores: Measures,
+    labels: Mapping[str, str], quantities: Sequence[str | None] = tuple(QUANTITIES),
+) -> Findings:  # fmt: skip
+    """Decides claims about arms, and shows all differences between them.
+
+    scores      units and labels of the measures
+    labels      what people call each arm
+    quantities  what tables hold equal, as of `Differences`
+    """
+    measure, level = study.measure, study.level
     results = decide_together(questions, level, study.looks, study.variance)
     each = results[0].level
     pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
     facts = {name: arm.facts for name, arm in arms.items()}
-    differences = Differences(ladders, measure, level, study.variance)
+    differences = Differences(ladders, measure, level, study.variance, quantities)
     multipliers, warnings = multiplier_table(arm_named(claims[0].of), study.sizes, ladders, level)
     tables = {
-        "What the arms are": arms_table(runs, named, arms, labels),
-        "What all arms share": recipe_table(runs, named, arms),
         "Differences": [row for names in pairs for row in differences.side_by_side(names)],
         "Differences by training tokens": tokens_table(pairs, differences),
         "Trends of differences": trends(pairs, ladders, measure, level),
@@ -241,7 +261,7 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
     }
     drawn = differences_drawn(results, pairs, replace(differences, level=each))
     charts = figures(claims, arms, tables, measure, scores, drawn, each, labels)
-    findings = Findings(
+    return Findings(
         answer=" ".join(
             [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
         ),
@@ -256,9 +276,6 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf, further: Sequenc
         figures={name: draw for name, draw in charts.items() if name not in study.hidden},
         methods=methods(study, len(questions), tables),
         measure=measure,
-    )
-    return (
-        findings if study.panel is None else with_panel(findings, replace(study.panel, level=level), runs, arms, named)
     )
 
 
@@ -315,8 +332,8 @@ def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str]
     pairs = compared_pairs(claims, ladders)
     plain = {against for _, against in pairs}
     changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
-    held = dict.fromkeys(claim.equal or "tokens" for claim in claims)
-    where = f"in {measure}, at equal {listed_words([QUANTITIES[name].label for name in held])}"
+    held = dict.fromkeys(claim.equal for claim in claims if claim.equal is not None)
+    where = f"in {measure}" + (f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else "")
     if len(plain) != 1:
         return f"How do the arms compare {where}?"
     (base,) = (in_sentence(labels.get(name, name)) for name in plain)

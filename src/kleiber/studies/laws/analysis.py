@@ -15,6 +15,7 @@ from kleiber.studies.laws.allocation_table import allocate
 from kleiber.studies.laws.asymptotics import beta_stability, pre_asymptotic
 from kleiber.studies.laws.backtest import Backtest, backtests, default_cuts, holdouts, rank
 from kleiber.studies.laws.fit import Fit
+from kleiber.studies.laws.lack_of_fit import lack_of_fit
 from kleiber.studies.laws.law import LAWS, Law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predict
@@ -148,7 +149,9 @@ def _estimate(
     judged = [*verdicts.identifiability(fitted, params), *pre_asymptotic(diagnostics)]
     judged += beta_stability(diagnostics, options.level)
     columns = sorted({*law.inputs, *({"C"} & set(table.columns))})
-    judged += [*verdicts.replicates(runs), *verdicts.copies(runs), *verdicts.pooling(model)]
+    misfit = lack_of_fit(model)
+    run_sd = max(fitted.noise, 0.0 if misfit is None else misfit.least_run_sd(fitted.problem.space))
+    judged += [verdicts.misfit(model, misfit), *verdicts.copies(runs), *verdicts.pooling(model)]
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
         "n": fitted.problem.num_rows, "objective": _objective(_on_all_rows(model, table), table),
@@ -160,8 +163,10 @@ def _estimate(
         "domain": {name: [float(table.columns[name].min()), float(table.columns[name].max())] for name in columns},
         "runs_hash": table.hash(),
         "draws": draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else [],
-        "noise": None if noise is None else asdict(noise), "residual_sd": fitted.noise if noise is not None else None,
+        "noise": None if noise is None else asdict(noise), "residual_sd": None if noise is None else run_sd,
     }  # fmt: skip
+    if misfit is not None:
+        record["lack_of_fit"] = misfit.record()
     if model.pooled is not None:
         record["pooled"] = model.pooled
     if model.seeds is not None:

@@ -105,11 +105,19 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         log_axis("C", "training compute C (FLOPs)", shown["C"]),
         alt.Y("percent:Q", title="observed minus predicted loss (%)"),
     )
-    subtitle, color = (
-        "a line joins the branches of one trunk, which share noise; color: parameters N",
-        size_color(sizes, alt.Legend()),
-    )
+    lines_are, color = "a line joins the branches of a trunk, which share noise", size_color(sizes, alt.Legend())
+    subtitle = misfit_text(record) or f"{lines_are}; color: parameters N"
     return lines([table], x, y, "Residuals vs training compute", color=color, reference=0.0, subtitle=subtitle)
+
+
+def misfit_text(record: Row) -> str:
+    """Returns how the residuals of trunks change over tokens if a law misfits beyond noise, or ""."""
+    misfit = record.get("lack_of_fit")
+    if not misfit or not misfit["found"] or not misfit["slopes"]:
+        return ""
+    ends = [f"{row['slope']:+.2%} at {format_count(row['N'])}" for row in (misfit["slopes"][0], misfit["slopes"][-1])]
+    p_value = min(stratum["p_value"] for stratum in misfit["strata"])
+    return f"misfit beyond noise (p = {p_value:.1g}): per doubling of tokens {ends[0]}, {ends[1]} parameters"
 
 
 def exponents(record: Row) -> Chart:

@@ -147,7 +147,7 @@ def read(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} does not exist")
     if path.suffix not in READERS:
         raise ValueError(
-            f"{path} must be a .csv, .jsonl or .parquet file or a folder of runs; its suffix is {path.suffix!r}"
+            f"{path} must be a .csv, .tsv, .jsonl or .parquet file or a folder of runs; its suffix is {path.suffix!r}"
         )
     try:
         frame = READERS[path.suffix](path)
@@ -188,7 +188,7 @@ def load(
         if role not in named and role in frame.columns:
             named[role] = role
     named["L"] = loss_column(frame, named.get("L"))
-    columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
+    columns = {role: numbers_of(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
             with np.errstate(all="ignore"):  # a size of 0 is refused below, unless a filter excludes its row
@@ -237,7 +237,7 @@ def _check_positive(table: Table, role: str) -> None:
         )
 
 
-def _numbers(frame: pd.DataFrame, name: str) -> Array:
+def numbers_of(frame: pd.DataFrame, name: str) -> Array:
     column = pd.Series(frame[name])
     if not pd.api.types.is_numeric_dtype(column):
         if isinstance(column.dtype, pd.CategoricalDtype):  # each text once: equal rows of a long one fill the memory

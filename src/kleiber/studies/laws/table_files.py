@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,19 @@ MAX_CELLS = 2**24
 MAX_COLUMNS, MAX_LINE_BYTES = 2**14, 2**20
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Reads a csv file, whose columns must have different names."""
+def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
+    """Reads a csv file, or one with another separator, whose columns must have different names."""
     content = read_bytes(path, MAX_BYTES)
     lines = content.count(b"\n") + 1
     longest = max(map(len, _lines(content)), default=0)
     if longest > MAX_LINE_BYTES:
         raise DamagedFile(path, f"one of its lines has {longest:,} bytes, more than {MAX_LINE_BYTES:,}")
-    first = content[: content.find(b"\n")].count(b",") + 1 if b"\n" in content else content.count(b",") + 1
-    check_size(path, first, max(lines * first, content.count(b",")))
-    names = pd.Index(pd.read_csv(io.BytesIO(content), header=None, nrows=1, dtype=str).iloc[0].dropna())
-    check_names(path, names)
-    return pd.read_csv(io.BytesIO(content))
+    mark = separator.encode()
+    first = content[: content.find(b"\n")].count(mark) + 1 if b"\n" in content else content.count(mark) + 1
+    check_size(path, first, max(lines * first, content.count(mark)))
+    names = pd.read_csv(io.BytesIO(content), header=None, nrows=1, dtype=str, sep=separator).iloc[0].dropna()
+    check_names(path, pd.Index(names))
+    return pd.read_csv(io.BytesIO(content), sep=separator)
 
 
 def read_jsonl(path: Path) -> pd.DataFrame:
@@ -123,5 +125,5 @@ def check_names(path: Path, names: pd.Index) -> None:
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet,
+    ".csv": read_csv, ".tsv": partial(read_csv, separator="\t"), ".jsonl": read_jsonl, ".parquet": read_parquet,
 }  # fmt: skip

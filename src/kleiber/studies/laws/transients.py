@@ -61,7 +61,7 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
     law = model.fit.law
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
         return None  # the second training of a law of replay does not start on the transient of the first
-    least = _refit_by_least_squares(model.fit)
+    least = least_squares_fit(model.fit)
     noise = replace(model, fit=least).components()
     if noise is None:
         return None
@@ -174,7 +174,7 @@ def _candidates(
     return [choice for choice, ok in zip(choices, left, strict=True) if ok], raw[left]
 
 
-def _refit_by_least_squares(fitted: Fit) -> Fit:
+def least_squares_fit(fitted: Fit) -> Fit:
     """Returns the least-squares fit of the same law to all rows, after outliers were moved close to the robust fit.
 
     The residual of an outlier is replaced by the median residual (see `without_outliers`), so that no row is dropped.

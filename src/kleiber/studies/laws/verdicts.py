@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
 
 from kleiber.studies.laws.backtest import NAIVE_LABELS, Backtest
 from kleiber.studies.laws.fit import Fit, fit
+from kleiber.studies.laws.lack_of_fit import SLOPES, LackOfFit, why_not_tested
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.problem import cells_of_rows, pool, scale_of
-from kleiber.studies.laws.table import Table, cells, label, number_rows
+from kleiber.studies.laws.table import Table, label, number_rows
 from kleiber.types import Json, Row
 
 CHOICES = ("none", "suspects")
@@ -77,24 +77,42 @@ def narrow_input(fitted: Fit) -> str:
     return ""
 
 
-def replicates(fitted: Fit, level: float = 0.05) -> list[Verdict]:
-    """Returns a verdict on seed noise and lack of fit, or that the rows have no replicates to estimate them."""
-    test = lack_of_fit(fitted)
+def misfit(model: NoiseModel, test: LackOfFit | None) -> Verdict:
+    """Returns whether the law fits within the noise of its runs, where it does not, or why that was not tested."""
     if test is None:
-        text = (
-            "no point was trained with two seeds, so seed noise and lack of fit cannot be told apart in the residuals"
-        )
-        return [Verdict("no_replicates", "note", text)]
-    text = (
-        f"standard deviation of seeds {test.seed_noise:.2g} ({test.pure_df} degrees of freedom); lack-of-fit test "
-        f"F = {test.statistic:.3g}, p = {test.p_value:.2g}"
+        why = why_not_tested(model) or "the law has as many parameters as differences between the trunks"
+        return Verdict("no_replicates", "note", f"lack of fit is not testable: {why}")
+    noise = f"standard deviation of {'trunks' if test.slopes else 'seeds'} {test.noise:.2g}"
+    tests = "; ".join(
+        f"{stratum.name}: F({stratum.df_misfit:.3g}, {stratum.df_noise:.3g}) = {stratum.statistic:.3g}, "
+        f"p = {stratum.p_value:.2g}"
+        for stratum in test.strata
     )
-    if test.p_value < level:
-        text = (
-            f"the residuals are larger than the seed noise explains: {text}; intervals from seed noise are too narrow"
-        )
-        return [Verdict("lack_of_fit", "warn", text)]
-    return [Verdict("fits_within_noise", "note", text)]
+    if not test.failed:
+        return Verdict("fits_within_noise", "note", f"lack-of-fit test, {tests}; {noise}")
+    text = (
+        f"the residuals are larger than the noise of runs explains ({tests}; {noise}): {_where(test)}; prediction "
+        "intervals include this misfit, confidence intervals assume that the law holds"
+    )
+    return Verdict("lack_of_fit", "warn", text)
+
+
+def _where(test: LackOfFit) -> str:
+    """Returns where a law misfits: the cell with the largest residual, and the slopes of the sizes at both ends."""
+    form = "+.2%" if test.unit == "relative" else "+.3g"
+    worst = max(test.cells, key=lambda cell: abs(cell["residual"]))
+    out = f"observed minus predicted is {worst['residual']:{form}} at {_point(worst)}"
+    if any(stratum.name == SLOPES for stratum in test.failed):
+        low, high = (pick(test.slopes, key=lambda row: row["slope"]) for pick in (min, max))
+        ends = sorted((low, high), key=lambda row: test.slopes.index(row))
+        sides = " and ".join(f"by {row['slope']:{form}} at {_point(row)}" for row in ends)
+        out += f", and changes per doubling of D {sides}"
+    return out
+
+
+def _point(row: Row) -> str:
+    apart = ("residual", "runs", "slope", "trunks")
+    return ", ".join(f"{name}={value:.4g}" for name, value in row.items() if name not in apart)
 
 
 def pooling(model: NoiseModel) -> list[Verdict]:
@@ -150,33 +168,6 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
         text = f"the {level:.0%} prediction intervals of the backtests contain only {coverage:.0%} of the runs"
         out.append(Verdict("overconfident", "warn", text))
     return out
-
-
-@dataclass(frozen=True)
-class LackOfFit:
-    """Lack-of-fit test: F = (SS_lof/df_lof) / (SS_pure/df_pure), its p-value, and the standard deviation of seeds."""
-
-    seed_noise: float
-    pure_df: int
-    statistic: float
-    p_value: float
-
-
-def lack_of_fit(fit: Fit) -> LackOfFit | None:
-    """Returns the lack-of-fit test from replicates; None without replicates, or with no more cells than parameters."""
-    member = cells({name: fit.problem.inputs[name] for name in fit.law.inputs})
-    sizes = np.bincount(member)
-    pure_df, lof_df = len(member) - len(sizes), len(sizes) - fit.problem.num_params
-    if pure_df < 1 or lof_df < 1:
-        return None
-    scale = np.ones(len(member)) if fit.problem.scale is None else fit.problem.scale
-    residuals = fit.residuals * scale
-    weights = np.bincount(member, scale**-2)
-    means = np.bincount(member, residuals * scale**-2) / weights
-    pure = float((((residuals - means[member]) / scale) ** 2).sum())
-    misfit = float((weights * means**2).sum())
-    statistic = (misfit / lof_df) / max(pure / pure_df, 1e-300)
-    return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, statistic, float(fdtrc(lof_df, pure_df, statistic)))
 
 
 def unfinished(table: Table) -> Mask:

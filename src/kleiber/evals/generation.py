@@ -1,0 +1,144 @@
+"""Texts that a model generates for the prompts of a task, compared with references and with simple rules."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Sequence
+from html import escape
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from kleiber.data.task import TaskRows, TaskTexts, task_rows
+from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
+from kleiber.evals.task_baselines import NAMES, baseline_texts
+from kleiber.evals.text_metrics import METRICS, chrf_counts, chrf_of
+from kleiber.models.generation import continuations
+from kleiber.types import Count, Json, Width
+from kleiber.types.score import Metric, Metrics, variants
+from kleiber.types.tokenizer import Tokenizer
+
+MetricName = Literal["bleu", "chrf", "rouge", "exact_match", "f1"]
+SHOWN = 4  # examples of each kind
+OF_MODEL: Metrics = {
+    "bleu": Metric("BLEU", "higher"), "chrf": Metric("chrF", "higher"), "rouge1": Metric("ROUGE-1", "higher"),
+    "rouge2": Metric("ROUGE-2", "higher"), "rougeL": Metric("ROUGE-L", "higher"),
+    "exact_match": Metric("exact match", "higher"), "f1": Metric("F1 of words", "higher"),
+}  # fmt: skip
+OF_RULES = {name: Metric(metric.label, "none") for name, metric in OF_MODEL.items()}
+BY_RULE = [variants(OF_RULES, f"{rule}/*", f"* of {label}") for rule, label in NAMES.items()]
+
+
+class Generation(Evaluation):
+    """BLEU, chrF, ROUGE, exact match and F1 of generated texts, for a run with data=task.
+
+    bleu, chrf               of all texts together, from 0 to 100, as sacrebleu prints them
+    rouge1, rouge2, rougeL   mean F-measures, of the best reference of each text, as rouge-score has them
+    exact_match, f1          of lower-case words without punctuation and articles, as in the script of SQuAD
+    copy/<metric>, lead/<metric>, frequent/<metric>, neighbor/<metric>  of texts that need no model: the input (its
+                             passage, if it has one), its first sentence, the most frequent training target, and the
+                             target of the nearest training input by TF-IDF
+
+    metrics         names of the metrics
+    beams           1: the most probable token at each step; more: beam search with so many beams
+    length_penalty  of beam search: the sum of log-probabilities is divided by tokens^length_penalty
+    tokens          most tokens of a text; null: those that the data keeps for the target
+    limit           number of rows; null: all
+    """
+
+    causal = True
+    metrics: ClassVar[Metrics] = dict(ChainMap(*BY_RULE, {**OF_MODEL}))
+    reads = "a task of text generation (data=task)"
+
+    def __init__(
+        self,
+        metrics: Sequence[MetricName] = ("bleu", "chrf", "rouge", "exact_match", "f1"),
+        beams: Width = 1,
+        length_penalty: float = 1.0,
+        tokens: Count | None = None,
+        limit: Count | None = 200,
+    ) -> None:
+        if not metrics:
+            raise ValueError(f"evals.generation.metrics=[] must name at least one of {', '.join(METRICS)}")
+        self.names, self.beams, self.length_penalty = tuple(metrics), beams, length_penalty
+        self.tokens, self.limit = tokens, limit
+        self.of_rules: dict[str, Scores] = {}  # by data set; they do not depend on the model
+
+    def evaluate(self, subject: Subject) -> Results:
+        """The metrics on each data set. Raises ValueError for data that is no task, and where a text does not fit."""
+        scores, details = {}, {}
+        for domain in subject.domains:
+            task = task_rows(subject.samples(domain, subject.tokens))
+            if task is None:
+                raise ValueError(f"--evals generation needs {self.reads}, and {domain} is none: train on data=task")
+            rows, order = task
+            chosen = order[: self.limit if subject.limit is None else subject.limit].tolist()
+            items = [rows.texts_of(i) for i in chosen]
+            written = self._write(subject, rows, chosen)
+            if domain not in self.of_rules:
+                self.of_rules[domain] = {
+                    f"{rule}/{metric}": score
+                    for rule, texts in baseline_texts(rows, items).items()
+                    for metric, score in self._score(texts, items).items()
+                }
+            scores[domain] = self._score(written, items) | self.of_rules[domain]
+            details[domain] = pick_examples(items, written) if rows.task.examples else []
+        return Results(scores, details)
+
+    def _write(self, subject: Subject, rows: TaskRows, chosen: Sequence[int]) -> list[str]:
+        """The texts of the model for the rows with these numbers."""
+        prompts, tokens = [rows.question(i)[0] for i in chosen], self.tokens or rows.kept
+        longest = max(map(len, prompts))
+        if longest + tokens > subject.model.context:
+            raise ValueError(
+                f"evals.generation.tokens={tokens} and a prompt of {longest} tokens must fit "
+                f"model.context={subject.model.context}: set data.target_tokens, or fewer tokens"
+            )
+        ids = continuations(
+            subject.model, prompts, tokens, subject.tokenizer.eos, beams=self.beams,
+            length_penalty=self.length_penalty,
+        )  # fmt: skip
+        return [answer_text(subject.tokenizer, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
+
+    def _score(self, texts: Sequence[str], items: Sequence[TaskTexts]) -> Scores:
+        references = [item.references for item in items]
+        return {key: score for name in self.names for key, score in METRICS[name](texts, references).items()}
+
+    def page(self, results: Json) -> str:
+        """Tables of the texts that are most like their references, least like them, and of random ones."""
+        return "".join(_table(domain, rows) for domain, rows in results["details"].items() if rows)
+
+
+def answer_text(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
+    """The text of an answer, decoded behind its prompt because a tokenizer may leave out a first space."""
+    return tokenizer.decode([*prompt, *answer])[len(tokenizer.decode(prompt)) :].strip()
+
+
+def pick_examples(items: Sequence[TaskTexts], texts: Sequence[str]) -> list[Json]:
+    """The examples of the highest and of the lowest chrF, and random others, with their inputs and references."""
+    counts = [chrf_counts(text, item.references) for text, item in zip(texts, items, strict=True)]
+    scores = chrf_of(np.array(counts))
+    order = np.argsort(scores, kind="stable").tolist()
+    middle = order[SHOWN:-SHOWN]
+    random = [middle[i] for i in np.random.default_rng(0).permutation(len(middle))[:SHOWN]]
+    kinds = {"most like a reference": order[::-1][:SHOWN], "least like a reference": order[:SHOWN], "random": random}
+    return [
+        {
+            "kind": kind, "inputs": dict(items[i].inputs), "text": texts[i],
+            "references": list(items[i].references), "chrf": float(scores[i]),
+        }
+        for kind, numbers in kinds.items()
+        for i in numbers
+    ]  # fmt: skip
+
+
+def _table(domain: str, rows: Sequence[Json]) -> str:
+    head = "<tr><th></th><th>input</th><th>generated</th><th>references</th><th>chrF</th></tr>"
+    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
+    return f"<h3>{escape(domain)}</h3><table>{head}{body}</table>"
+
+
+def _cells(row: Json) -> str:
+    inputs, references = "\n".join(row["inputs"].values()), " | ".join(row["references"])
+    texts = (row["kind"], inputs, row["text"], references, f"{row['chrf']:.0f}")
+    return "".join(f"<td>{escape(text)}</td>" for text in texts)

@@ -1,0 +1,231 @@
+"""Whether a proposed change is kept: a screen on a few runs, then a sequential test on pairs of fresh runs.
+
+The screen compares the changed recipe with runs of the plain one that earlier proposals have used as well, so it is
+cheap, and can only discard. What passes is tested on pairs of plain and changed runs at seeds that no decision has
+used, run one after another. So the test keeps its level whatever was proposed before, and drift of the machine meets
+both sides of a pair. All gains are positive where the changed recipe is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from scipy.special import fdtr, stdtrit
+
+from kleiber.inference.error_budget import ErrorBudget
+from kleiber.inference.moderation import pooled_variance
+from kleiber.inference.sequential import boundary, e_value
+
+Verdict = Literal["run", "keep", "stop", "undecided"]
+PILOT = 6  # plain runs before the first proposal
+FEWEST_PLAIN = 4  # plain runs before any other proposal
+POOL = 8  # plain runs that a screen compares with, the latest
+FORGET = 0.95  # weight of an earlier variance after each test, so that the noise may change over a stream
+CLIP = 2.5  # standard deviations of a pair beyond which its gain counts as this much: no single run decides
+ALIKE = 0.1  # standard deviations of a pair: a change whose gains at all seeds are smaller has hardly any effect
+PAYS = 0.05  # p value below which the seed explains part of the variance of a pair
+SCREEN = (0.4, 1.2)  # gains in standard errors that a change needs after each run of the screen
+FUTILITY = (-0.3, 0.0, 0.4, 0.7, 1.0, 1.2, 1.4, 1.6, 1.7, 1.8)  # the same after each pair of the test; then the last
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the runs of a stream say about the noise of a run and of a pair.
+
+    squares, df            sum of squares of plain runs around their mean, and its degrees of freedom
+    pair_squares, pair_df  those of the gains of pairs around the mean of their proposal
+    """
+
+    squares: float = 0.0
+    df: float = 0.0
+    pair_squares: float = 0.0
+    pair_df: float = 0.0
+
+    @property
+    def pairing_pays(self) -> bool:
+        """Whether runs of one seed have something in common, so that pairs are less noisy than two runs (F test)."""
+        if min(self.pair_df, self.df) <= 0 or self.squares <= 0:
+            return False
+        ratio = self.pair_squares / self.pair_df / (2 * self.squares / self.df)
+        return float(fdtr(self.pair_df, self.df, ratio)) < PAYS
+
+    @property
+    def pair_sd(self) -> float:
+        """The standard deviation of the gain of a pair."""
+        squares = self.pair_squares + (0.0 if self.pairing_pays else 2 * self.squares)
+        return math.sqrt(squares / self.freedom)
+
+    @property
+    def run_sd(self) -> float:
+        """The standard deviation of a run."""
+        return math.sqrt((self.pair_squares / 2 + self.squares) / (self.pair_df + self.df))
+
+    @property
+    def freedom(self) -> float:
+        """The degrees of freedom of `pair_sd`."""
+        return self.pair_df if self.pairing_pays else self.pair_df + self.df
+
+    def with_plain(self, values: Sequence[float]) -> Noise:
+        """Returns the noise with that of further plain runs of one recipe."""
+        variance, df = pooled_variance([values])
+        return Noise(self.squares + (variance * df if df else 0.0), self.df + df, self.pair_squares, self.pair_df)
+
+    def after_test(self, gains: Sequence[float]) -> Noise:
+        """Returns the noise with that of the pairs of a test; earlier ones count a little less."""
+        variance, df = pooled_variance([gains])
+        if not df:
+            return self
+        return Noise(
+            FORGET * self.squares, FORGET * self.df, FORGET * self.pair_squares + variance * df,
+            FORGET * self.pair_df + df,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How many runs a proposal may take, and which test decides.
+
+    first      runs of the first look of the screen
+    max_seeds  runs of the changed recipe in all, those of the screen included
+    test       sequential: the boundary of a group-sequential test; e_value: 1 / error
+    """
+
+    first: int = 1
+    max_seeds: int = 12
+    test: Literal["sequential", "e_value"] = "sequential"
+    thresholds: tuple[float, ...] = field(default=SCREEN)
+
+    def __post_init__(self) -> None:
+        if self.first < 1:
+            raise ValueError(f"seeds={self.first} must be >= 1")
+        if self.pairs < 2:
+            raise ValueError(f"max-seeds={self.max_seeds} must be at least {self.screened + 2} for seeds={self.first}")
+
+    @property
+    def screened(self) -> int:
+        """Runs of the screen."""
+        return self.first + len(self.thresholds) - 1
+
+    @property
+    def pairs(self) -> int:
+        """Most pairs of the test."""
+        return self.max_seeds - self.screened
+
+    def screen(self, plain: Sequence[float], gains: Sequence[float], paired: Sequence[float], noise: Noise) -> Verdict:
+        """Decides what follows a run of the screen: `run` one more, `keep` for the test, or `stop`.
+
+        plain   the latest plain runs, as gains
+        gains   the runs of the changed recipe
+        paired  gains over the plain runs of the same seeds, where there are any
+        """
+        look = len(gains) - self.first
+        if look < 0:
+            return "run"
+        error = noise.run_sd * math.sqrt(1 / len(gains) + 1 / len(plain))
+        gain = float(np.mean(gains) - np.mean(plain))
+        within = noise.pair_sd / math.sqrt(max(len(paired), 1))
+        if noise.pairing_pays and len(paired) == len(gains) and within < error:
+            gain, error = float(np.mean(paired)), within
+        alike = len(paired) > 1 and max(map(abs, paired)) < ALIKE * noise.pair_sd
+        if alike or not gain > self.thresholds[look] * error:
+            return "stop"
+        return "keep" if look + 1 == len(self.thresholds) else "run"
+
+    def test_pairs(self, gains: Sequence[float], noise: Noise, error: float) -> Verdict:
+        """Decides what follows a pair of the test, with the noise from before the test.
+
+        error  of the test, see `kleiber.inference.error_budget`
+        """
+        limit = CLIP * noise.pair_sd
+        total = float(np.clip(gains, -limit, limit).sum()) / noise.pair_sd
+        z = total / math.sqrt(len(gains))
+        if self.test == "e_value":
+            crossed = e_value(total, len(gains)) >= 1 / error
+        else:
+            crossed = z >= boundary(error, self.pairs, noise.freedom)
+        if crossed:
+            return "keep"
+        if z < FUTILITY[min(len(gains), len(FUTILITY)) - 1]:
+            return "stop"
+        return "undecided" if len(gains) >= self.pairs else "run"
+
+
+def interval_of_pairs(gains: Sequence[float], noise: Noise, looks: int, level: float) -> tuple[float, float]:
+    """Returns an interval of the mean gain that holds at whichever look a test of so many looks stops."""
+    half = boundary((1 - level) / 2, looks, noise.freedom) * noise.pair_sd / math.sqrt(len(gains))
+    mean = float(np.mean(gains))
+    return mean - half, mean + half
+
+
+def interval_of_screen(
+    plain: Sequence[float], gains: Sequence[float], noise: Noise, level: float
+) -> tuple[float, float]:
+    """Returns Student's interval of the mean gain over plain runs, with the noise of the stream."""
+    half = float(stdtrit(noise.df + noise.pair_df, 0.5 + level / 2)) * noise.run_sd
+    half *= math.sqrt(1 / len(gains) + 1 / len(plain))
+    gain = float(np.mean(gains) - np.mean(plain))
+    return gain - half, gain + half
+
+
+def interval_elsewhere(gains: Sequence[float], noise: Noise, level: float) -> tuple[float, float]:
+    """Returns the interval of pairs on another evaluation or size, whose noise is theirs and a little of the stream's.
+
+    The stream counts as half as many degrees of freedom as the pairs have, since the noise there may be another.
+    """
+    variance, df = pooled_variance([gains])
+    shared = min(noise.freedom, df / 2) if df else 0.0
+    mean = float(np.mean(gains))
+    if not df:
+        return -math.inf, math.inf
+    sd = math.sqrt((variance * df + noise.pair_sd**2 * shared) / (df + shared))
+    half = float(stdtrit(df + shared, 0.5 + level / 2)) * sd / math.sqrt(len(gains))
+    return mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a stream of proposals has seen: the runs of the plain recipe, the noise, and what is left of the budget.
+
+    pool  the latest runs of the plain recipe: seed and gain of each
+    """
+
+    rules: Rules
+    budget: ErrorBudget
+    noise: Noise = Noise()
+    pool: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def plain(self) -> list[float]:
+        """The gains of the latest plain runs."""
+        return [gain for _, gain in self.pool]
+
+    @property
+    def missing_plain(self) -> int:
+        """Plain runs that are needed before the next proposal: a pilot, and a few of a recipe that was just kept."""
+        return (PILOT if self.noise.df == 0 else FEWEST_PLAIN) - len(self.pool)
+
+    def with_plain(self, runs: Sequence[tuple[int, float]]) -> Stream:
+        """Returns the stream after further runs of the plain recipe; the first ones are the pilot."""
+        noise = self.noise if self.noise.df else self.noise.with_plain([gain for _, gain in runs])
+        return replace(self, noise=noise, pool=(*self.pool, *runs)[-POOL:])
+
+    def without_pool(self) -> Stream:
+        """Returns the stream after the plain recipe drifted, so that its earlier runs no longer compare."""
+        return replace(self, pool=())
+
+    def after_test(self, pairs: Sequence[tuple[int, float, float]], kept: bool) -> Stream:
+        """Returns the stream after a test.
+
+            pairs  seed, gain of the plain run and gain of the changed run
+        kept   whether the changed recipe is the plain one from now on
+        """
+        noise = self.noise.after_test([changed - plain for _, plain, changed in pairs])
+        pool = [(seed, plain) for seed, plain, _ in pairs]
+        if kept:
+            pool = [(seed, changed) for seed, _, changed in pairs]
+        before = () if kept else self.pool
+        return replace(self, noise=noise, budget=self.budget.after(kept), pool=(*before, *pool)[-POOL:])

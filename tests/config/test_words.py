@@ -1,0 +1,59 @@
+"""Words of other programs lead to keys that exist, and errors about unknown keys name them."""
+
+import re
+
+import pytest
+from omegaconf.errors import MissingMandatoryValue
+
+from kleiber.config.check import check
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.errors import ConfigError
+from kleiber.config.words import NO_KEY, in_our_words, words
+
+SETTING = re.compile(r"(?<![-\w])[a-z_]+(?:[./][a-z_]+)*=(?:\[[^]]*\]|[^\s,;]+)")
+NEEDS = {
+    "adapter": "adapter=lora",
+    "init": "init=checkpoint",
+    "logger.wandb": "logger=wandb",
+    "launcher.cluster": "launcher=submitit",
+}
+NEEDS |= {"design": "design=search", "model.path": "model=hf", "model.weights": "model=hf"}
+KEYS = [
+    word
+    for word in words()
+    if "=" not in word and not word.startswith("hydra") and word not in ("trainer.max_steps", "max_steps")
+]
+
+
+def settings(ours: str) -> list[str]:
+    return [] if ours.startswith(NO_KEY) else SETTING.findall(ours)
+
+
+@pytest.fixture(scope="module")
+def composer():
+    return Composer()
+
+
+@pytest.mark.parametrize("setting", sorted({each for _, ours in words().values() for each in settings(ours)}))
+def test_what_the_table_tells_to_write_is_a_key_or_a_choice(composer, setting):
+    context = [choice for key, choice in NEEDS.items() if setting.startswith((f"{key}.", f"{key}="))]
+    context = [choice for choice in context if choice.partition("=")[0] != setting.partition("=")[0]]
+    try:
+        check(resolve_config(composer.compose([*context, setting]))[0])
+    except (ConfigError, MissingMandatoryValue) as error:  # of a choice that needs a place of the reader's too
+        assert "path" in str(error) and "=" in setting
+
+
+@pytest.mark.parametrize("word", KEYS)
+def test_the_error_about_a_word_has_what_to_write(word):
+    assert words()[word][1].removeprefix(NO_KEY) in in_our_words(f"trainer.{word}" if "." not in word else word)
+
+
+@pytest.mark.parametrize(
+    "command", ["lr=0.1", "trainer.max_epochs=3", "logger.project=x", "model=llama", "model.hidden_size=8"]
+)
+def test_a_refused_command_names_our_key(command):
+    with pytest.raises(ConfigError) as caught:
+        check(resolve_config(Composer().compose([command]))[0])
+    key, _, choice = command.partition("=")
+    assert (in_our_words(key, choice) or in_our_words(key)).strip() in str(caught.value)
