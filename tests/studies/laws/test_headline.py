@@ -32,6 +32,13 @@ def test_parameters_that_are_not_identified_come_after_the_error():
     assert text.index("1.79%") < text.index("A and alpha") and failures(ladders.law_record()) == []
 
 
+def test_a_lack_of_fit_is_part_of_the_headline_without_its_numbers():
+    text = "the residuals are larger than the noise of runs explains (F = 9.9, p = 0.01): observed minus predicted"
+    record = ladders.law_record(verdicts=[{"code": "lack_of_fit", "level": "warn", "text": text}])
+    assert failures(record) == ["the residuals are larger than the noise of runs explains"]
+    assert "than the noise of runs explains." in headline(record)
+
+
 def test_a_held_out_test_that_a_naive_forecast_won_is_part_of_the_headline():
     lost = {"name": "largest size", "mare": 0.0288, "naive": {"line": 0.0107, "last_rung": 0.05}}
     won = {**lost, "mare": 0.005}

@@ -26,7 +26,8 @@ def headline(law: Row) -> str:
 def failures(law: Row) -> list[str]:
     """Returns what a law that is not refused fails at, as sentences without a period; empty where nothing failed."""
     texts, missing = [naive_text(test) for test in lost_to_naive(law)], not_identified(law)
-    texts += [verdict["text"] for verdict in law["verdicts"] if verdict["code"] == "lack_of_fit"]
+    misfit = next((verdict["text"] for verdict in law["verdicts"] if verdict["code"] == "lack_of_fit"), "")
+    texts += [misfit.partition(" (")[0].partition(": ")[0]] if misfit else []  # the verdict has the numbers
     if missing:
         names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
         verb = "are" if len(missing) > 1 else "is"
