@@ -101,6 +101,7 @@ def test_without_seeds_nothing_is_testable(tmp_path):
     (claim,) = json.loads(out.read_text())["claims"]
     assert claim["decision"] == "not tested"
     assert claim["why"].startswith("not testable: ")
+    assert "seed=COL" in claim["why"]
     assert claim["lo"] is None
 
 

@@ -107,10 +107,8 @@ class Gate:
 
         Raises BudgetSpent, RunFailed, and Decided for a changed recipe that failed too often.
         """
-        state = self.state
-        settings, proposal = state.settings, state.open
-        if settings.budget is not None and state.runs >= settings.budget:
-            raise BudgetSpent
+        proposal = self.state.open
+        self.require_budget()
         seed = seed_of(self.nonce, number)
         index = len(self.rows)
         home = self.home / "runs" / f"{index:05d}-{role.replace(' ', '-')}-{recipe.key}-{seed}"
@@ -134,6 +132,12 @@ class Gate:
             "run", role=role, seed=seed, seed_number=number, recipe=recipe.key, value=outcome.value,
             seconds=round(outcome.seconds, 3), folder=home.name,
         )  # fmt: skip
+
+    def require_budget(self) -> None:
+        """Raises BudgetSpent where the stream may have no further run."""
+        state = self.state
+        if state.settings.budget is not None and state.runs >= state.settings.budget:
+            raise BudgetSpent
 
     def execute(self, recipe: Recipe, seed: int, home: Path, note: Json, reserve: str, size: bool) -> Outcome:
         """Runs a recipe once. Raises RunFailed."""
@@ -161,6 +165,7 @@ class Gate:
                 )
             self.append("pool", runs=len(values))
         if self.state.reruns_due and self.state.stream.pool:
+            self.require_budget()
             self.watch_drift()
 
     def watch_drift(self) -> None:
@@ -242,14 +247,14 @@ class Gate:
             runs = self.proposal.of(SCREEN)
             gains = [state.gain(run["value"]) for run in runs]
             paired = [gain - plain for gain, (_, plain) in zip(gains, pool, strict=False)]
-            equal = sum(gap == 0 for gap in paired)
-            if runs and equal == len(paired) and len(paired) >= min(2, len(pool)):
+            equal = bool(paired) and not any(paired)
+            if equal and len(paired) > 1:
                 why = "identical: it measures exactly what the plain recipe does at the same seeds"
                 raise Decided("discard", why, value=0.0, lo=0.0, hi=0.0, n=len(paired))
             verdict = stream.rules.screen(stream.plain, gains, paired, stream.noise) if runs else "run"
             if verdict == "keep":
                 return ""
-            if verdict == "stop" and not equal:
+            if verdict == "stop" and not equal:  # one equal result of few digits may be chance
                 return "no sign of a gain on the first runs"
             at = len(runs)
             number = self.number_of(pool[at][0]) if at < len(pool) else self.state.seeds

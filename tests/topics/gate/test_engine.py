@@ -5,6 +5,7 @@ import json
 import pytest
 from topics.gate.streams import PLAIN, Killed, begin, install, last, propose, rows
 
+from kleiber_topics.gate.runner import Outcome
 from kleiber_topics.gate.state import PAIR_NEW, PAIR_PLAIN, SCREEN
 from kleiber_topics.gate.state import PLAIN as PLAIN_ROLE
 
@@ -42,6 +43,19 @@ def test_a_bit_identical_result_is_discarded_as_identical(home, capsys):
     assert propose(home, "comment", "--comment=1", "--json") == 5
     assert json.loads(capsys.readouterr().out)["why"] == "identical"
     assert len(last(home)["recipe"]["command"]) > len(PLAIN)
+
+
+def test_a_result_that_is_equal_at_one_seed_alone_is_not_identical(home, trainer, monkeypatch):
+    changed = []
+
+    def run(command, *rest):
+        outcome = trainer(command, *rest)
+        changed.extend([command] * ("--half" in command))
+        return Outcome(outcome.value + 0.5 * (len(changed) > 1), 1.0)
+
+    monkeypatch.setattr("kleiber_topics.gate.engine.run_command", run)
+    assert propose(home, "half", "--half") == 5
+    assert not last(home)["why"].startswith("identical")
 
 
 def test_pairs_are_at_seeds_that_nothing_has_used(home):
