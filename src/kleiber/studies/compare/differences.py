@@ -240,12 +240,13 @@ def question(
     values = [gaps[0][seed] - sum(other[seed] for other in gaps[1:]) - claim.less for seed in seeds]
     arms = [arm for each in sides for arm in each.arms]
     untuned = next((each.untuned for each in sides if each.untuned), "")
-    problems = [*(each.why for each in sides), untuned, uneven(arms) if arms else "", waiting]
+    unlike = uneven(arms) if arms else ""
+    problems = [*(each.why for each in sides), untuned, unlike, waiting]
     before = any(MOMENT in side for _, side in claim.sides)
     return Question(
         **fields, values=values, problem=next(filter(None, problems), ""), tuned=not untuned, paired=before,
         groups={} if before else groups_of(ladders, claim.measure, arms),
-        advice=rates_to_add(arms) if untuned or uneven(arms) else FINISH * bool(waiting),
+        advice=rates_to_add(arms) if untuned or unlike else FINISH * bool(waiting),
         weights=None if before else weights_of(claim), point=point_of(arms) if claim.measure == tuned_by else "",
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ from kleiber.studies.claims import Claim, Question, decide_together, read_claims
 from kleiber.studies.compare.foreign_table import NOT_TESTABLE, Options
 from kleiber.studies.decision import as_row, mean_estimate
 from kleiber.studies.laws.table_files import MAX_BYTES, check_size
+from kleiber.studies.statements import answer_text
 from kleiber.studies.study import Figures, Findings
 from kleiber.types import Json
 
@@ -166,11 +167,11 @@ def compare_items(models: Sequence[ItemScores], task: str, measure: str | None, 
              **as_row(r.estimate)} for r in results if r.estimate is not None]  # fmt: skip
     charts: Figures = {"differences": partial(draw, metric, rows, names, results[0].level)} if rows else {}
     return Findings(
-        answer=" ".join(result.sentence() for result in results),
+        answer=answer_text("", results, options.level),
         question=f"Which model has the better {metric} on {task}?",
         claims=results,
         caveats=[{"code": "items", "text": ONE_RUN}],
-        tables={"Claims": [result.row() for result in results], "Scores": means},
+        tables={"Scores": means},
         figures=charts,
         methods=METHODS.format(level=f"{options.level:.0%}", claims=len(claims)),
         measure=metric,
