@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run
 from kleiber.records.progress import format_duration
+from kleiber.studies.claims import Claim
 from kleiber.studies.compare.arms import Arm, ArmOf
+from kleiber.studies.compare.differences import in_sentence
+from kleiber.studies.compare.tables import Pairs
+from kleiber.studies.decision import QUANTITIES
 from kleiber.types import Config, Json
 
+MOST_NAMES = 6  # arms that a question names
 # Keys of a config that describe the recipe of all arms, by what a reader calls them.
 RECIPE = {
     "model": ("model._target_",), "width": ("model.width",), "layers": ("model.depth",),
@@ -80,3 +85,21 @@ def shared_overrides(runs: Sequence[Run]) -> list[str]:
     every = [run.overrides for run in runs]
     first = every[0] if every else []
     return [line for line in first if line.startswith("study=") or all(line in lines for lines in every)]
+
+
+def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str], pairs: Pairs) -> str:
+    """Returns the question that the claims of a comparison answer."""
+    plain = {against for _, against in pairs}
+    changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
+    held = dict.fromkeys(claim.equal for claim in claims if claim.equal is not None)
+    where = f"in {measure}" + (f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else "")
+    if len(plain) != 1:
+        return f"How do the arms compare {where}?"
+    (base,) = (in_sentence(labels.get(name, name)) for name in plain)
+    names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
+    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {base} {where}?"
+
+
+def listed_words(words: Sequence[str]) -> str:
+    """Returns words as a sentence lists them: `a, b and c`."""
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])

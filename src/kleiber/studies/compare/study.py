@@ -18,7 +18,7 @@ from kleiber.config.errors import did_you_mean
 from kleiber.config.nested import flatten
 from kleiber.inference.contrasts import MODERATED, SEPARATE
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims, with_intervals_of_claims
+from kleiber.studies.claims import Claim, Levels, Question, decide_together, read_claims
 from kleiber.studies.compare.arms import (
     Arm,
     ArmOf,
@@ -37,7 +37,6 @@ from kleiber.studies.compare.differences import (
     arm_named,
     arms_of,
     differences_drawn,
-    in_sentence,
     name_with_keys,
     plain_arm,
     question,
@@ -46,7 +45,7 @@ from kleiber.studies.compare.differences import (
 from kleiber.studies.compare.labels import LOSS, arm_labels, axis_label, with_labels
 from kleiber.studies.compare.measures import Measures, direction_of
 from kleiber.studies.compare.places import refuse_planned_twins
-from kleiber.studies.compare.setup import arms_table, recipe_table
+from kleiber.studies.compare.setup import arms_table, question_of, recipe_table
 from kleiber.studies.compare.tables import (
     Pairs,
     at_common_budget,
@@ -56,7 +55,7 @@ from kleiber.studies.compare.tables import (
     trends,
 )
 from kleiber.studies.decision import QUANTITIES, from_row
-from kleiber.studies.statements import answer_text, signed
+from kleiber.studies.statements import answer_text, signed, with_intervals_of_claims
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.types import Config, Count, Json, Row
 
@@ -67,7 +66,6 @@ TABLES = (
     "What the arms are", "What all arms share", "Differences", "Differences by training tokens",
     "Trends of differences", "Effective parameter multiplier", "Arms", "Speed and memory",
 )  # fmt: skip
-MOST_NAMES = 6  # arms that a question names
 FIGURES = ("differences", "arms", "tuning", "tokens", "sizes")
 
 
@@ -265,7 +263,7 @@ def decide_arms(
         answer=" ".join(
             [*(multiplier_sentence(row, scores[measure]) for row in multipliers), answer_text("", results, level)]
         ),
-        question=question_of(claims, measured(ladders, measure).label, labels, ladders),
+        question=question_of(claims, measured(ladders, measure).label, labels, pairs),
         claims=results,
         caveats=[*warnings, *arms_without_latency(facts)],
         tables={
@@ -325,25 +323,6 @@ VARIANCE = {
     ),
     SEPARATE: "Differences are paired by seed, with Student's intervals and Bonferroni's level for the claims.",
 }
-
-
-def question_of(claims: Sequence[Claim], measure: str, labels: Mapping[str, str], ladders: Ladders) -> str:
-    """Returns the question that the claims of a comparison answer."""
-    pairs = compared_pairs(claims, ladders)
-    plain = {against for _, against in pairs}
-    changed = [*dict.fromkeys(in_sentence(labels.get(arm, arm)) for arm, _ in pairs)]
-    held = dict.fromkeys(claim.equal for claim in claims if claim.equal is not None)
-    where = f"in {measure}" + (f", at equal {listed_words([QUANTITIES[name].label for name in held])}" if held else "")
-    if len(plain) != 1:
-        return f"How do the arms compare {where}?"
-    (base,) = (in_sentence(labels.get(name, name)) for name in plain)
-    names = listed_words(changed) if len(changed) <= MOST_NAMES else f"{len(changed)} arms"
-    return f"How {'do' if len(changed) > 1 else 'does'} {names} compare with {base} {where}?"
-
-
-def listed_words(words: Sequence[str]) -> str:
-    """Returns words as a sentence lists them: `a, b and c`."""
-    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
 
 
 def configs(runs: Sequence[Run], arm_of: ArmOf) -> list[Config]:
