@@ -223,8 +223,12 @@ def predict(
         _refuse(error)
     if json is not None:
         write_json(json, answer)
-    cautions = [f"caution: {failure}" for failure in answer.get("failures", ())]
-    print_line("\n".join([fitted_law.prediction_line(form, answer, entry["level"]), *cautions]))
+    print_line("\n".join([fitted_law.prediction_line(form, answer, entry["level"]), *_cautions(answer)]))
+
+
+def _cautions(answer: Row) -> list[str]:
+    """Returns a line for each thing that the law of a prediction failed at."""
+    return [f"caution: {failure}" for failure in answer.get("failures", ())]
 
 
 def _check_json(json: Path | None, others: Sequence[object]) -> None:
