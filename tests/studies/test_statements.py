@@ -2,9 +2,18 @@
 
 import pytest
 
-from kleiber.studies.claims import Claim, Question, decide_together, with_intervals_of_claims
+from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.decision import as_row
-from kleiber.studies.statements import advice, answer_text, denial, read_answer, sentence, statement, verdict
+from kleiber.studies.statements import (
+    advice,
+    answer_text,
+    denial,
+    read_answer,
+    sentence,
+    statement,
+    verdict,
+    with_intervals_of_claims,
+)
 
 
 def label(key, value):

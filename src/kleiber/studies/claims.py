@@ -24,7 +24,6 @@ from kleiber.studies.decision import (
     Estimate,
     as_row,
     estimate_around,
-    from_row,
     level_of_each,
     more_seeds_needed,
 )
@@ -39,7 +38,6 @@ KEYS = (*SELECTIONS, "arm", "each", *TEXTS, *NUMBERS)
 TARGET = "target_loss"  # equal where arms that fine-tune are compared on their frontiers
 RATE = "learning_rate"  # equal where arms are compared at one rate, without being tuned
 EQUAL = {name: quantity.label for name, quantity in QUANTITIES.items()} | {RATE: "learning rate", TARGET: "target loss"}
-ESTIMATE = ("value", "lo", "hi", "n", "unit")  # columns of an estimate in a table
 EXTREMES = ("smallest", "largest")  # values of a numeric key that a claim can name without knowing them
 
 
@@ -321,42 +319,6 @@ class Result:
         asked = {"direction": self.claim.direction, "margin": self.claim.margin}
         numbers = {"measure": self.claim.measure, **self._sides(), **self._numbers()}
         return {**decided, **asked, **numbers, "more_seeds_needed": self.more_seeds}
-
-
-def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
-    """Returns the claim about the difference that an estimate is, or its negative; None where there is none."""
-    for result in results:
-        tested = result.estimate
-        if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
-            continue
-        if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
-            return result
-    return None
-
-
-def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Estimate:
-    """Returns an estimate with the interval of the claim about its number, if there is one."""
-    result = claim_about(estimate, results)
-    tested = None if result is None else result.estimate
-    if tested is None:
-        return estimate
-    return tested if tested.value * estimate.value > 0 else tested.negated()
-
-
-def with_intervals_of_claims(rows: Sequence[Row], results: Sequence[Result], level: float | None) -> list[Json]:
-    """Returns rows of a table, of which those about the numbers of claims have the intervals of these.
-
-    Where there are such rows, every row has the confidence level of its interval; `level` is that of the others.
-    """
-    estimates = [from_row(row) if {*ESTIMATE} <= row.keys() and row["value"] is not None else None for row in rows]
-    about = [None if estimate is None else claim_about(estimate, results) for estimate in estimates]
-    if not any(about):
-        return [dict(row) for row in rows]
-    table = []
-    for row, estimate, result in zip(rows, estimates, about, strict=True):
-        claimed = {} if estimate is None else as_row(with_interval_of_claim(estimate, results))
-        table.append({**row, **claimed, "level": level if result is None else result.level})
-    return table
 
 
 def prior_json(spread: Spread | None) -> Json | None:

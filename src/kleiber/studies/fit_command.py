@@ -205,16 +205,9 @@ def predict(
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
-        if json is not None and not (on is None and serve is None and max_params is None):
-            raise ValueError(f"--json {json} writes the prediction of one point: remove --on, --serve and --max-params")
+        _check_json(json, [on, serve, max_params])
         if on is not None:
-            if words:
-                raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
-            if serve is not None or max_params is not None:
-                raise ValueError(
-                    f"--serve and --max-params choose a model, and --on {on} predicts the rows of a table: remove one "
-                    "of them"
-                )
+            _check_on(on, words, serve, max_params)
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
             print_line("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
@@ -230,9 +223,28 @@ def predict(
         _refuse(error)
     if json is not None:
         write_json(json, answer)
-    print_line(fitted_law.prediction_line(form, answer, entry["level"]))
-    for failure in answer.get("failures", ()):
-        print_line(f"caution: {failure}")
+    print_line("\n".join([fitted_law.prediction_line(form, answer, entry["level"]), *_cautions(answer)]))
+
+
+def _cautions(answer: Row) -> list[str]:
+    """Returns a line for each thing that the law of a prediction failed at."""
+    return [f"caution: {failure}" for failure in answer.get("failures", ())]
+
+
+def _check_json(json: Path | None, others: Sequence[object]) -> None:
+    """Raises ValueError for --json with an option that asks for more than the prediction of a point."""
+    if json is not None and any(option is not None for option in others):
+        raise ValueError(f"--json {json} writes the prediction of one point: remove --on, --serve and --max-params")
+
+
+def _check_on(on: Path, words: Sequence[str], serve: str | None, max_params: str | None) -> None:
+    """Raises ValueError for options that exclude --on."""
+    if words:
+        raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
+    if serve is not None or max_params is not None:
+        raise ValueError(
+            f"--serve and --max-params choose a model, and --on {on} predicts the rows of a table: remove one of them"
+        )
 
 
 def _check_accepted(entry: Row, force: bool) -> None:

@@ -20,14 +20,13 @@ from kleiber.studies.claims import (
     expand,
     read_claims,
     side_key,
-    with_interval_of_claim,
 )
 from kleiber.studies.compare.arms import LRS
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
 from kleiber.studies.decision import as_row, level_of_each, mean_estimate
 from kleiber.studies.panel_declaration import Key, Measure, Table, mapping
 from kleiber.studies.panel_table import SAME, same_origin
-from kleiber.studies.statements import FINISH, read_answer, statement
+from kleiber.studies.statements import FINISH, read_answer, statement, with_interval_of_claim
 from kleiber.types import Json, Row
 
 Node = Mapping[str, object]

@@ -5,6 +5,7 @@ A verdict is written in the direction of the result, so a contradicted claim is 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,11 @@ from dataclasses import dataclass, replace
 from string import Formatter
 
 from kleiber.studies.claims import EQUAL, Claim, Levels, Result, Selection, expand
-from kleiber.studies.decision import Decision, Estimate
+from kleiber.studies.decision import Decision, Estimate, as_row, from_row
 from kleiber.types import Json, Row
 
 Label = Callable[[str, object], str]  # what people call a value of a key
+ESTIMATE = ("value", "lo", "hi", "n", "unit")  # columns of an estimate in a table
 MOST_SENTENCES = 2  # claims of one decision that an answer states
 ORDER = (Decision.SUPPORTED, Decision.CONTRADICTED, Decision.UNDECIDED, Decision.NOT_TESTED)
 CONTRARY = {"lower": "higher", "higher": "lower"}
@@ -242,3 +244,39 @@ def counts_text(results: Sequence[Result], level: float) -> str:
     parts = [f"{counts[decision]} {decision}" for decision in ORDER if counts[decision]]
     intervals = f"{level:.0%} intervals that hold together" if len(results) > 1 else f"a {level:.0%} interval"
     return f"Claims: {', '.join(parts)}, with {intervals}."
+
+
+def claim_about(estimate: Estimate, results: Sequence[Result]) -> Result | None:
+    """Returns the claim about the difference that an estimate is, or its negative; None where there is none."""
+    for result in results:
+        tested = result.estimate
+        if tested is None or tested.lo is None or (tested.n, tested.unit) != (estimate.n, estimate.unit):
+            continue
+        if estimate.value and math.isclose(abs(tested.value), abs(estimate.value), rel_tol=1e-9):
+            return result
+    return None
+
+
+def with_interval_of_claim(estimate: Estimate, results: Sequence[Result]) -> Estimate:
+    """Returns an estimate with the interval of the claim about its number, if there is one."""
+    result = claim_about(estimate, results)
+    tested = None if result is None else result.estimate
+    if tested is None:
+        return estimate
+    return tested if tested.value * estimate.value > 0 else tested.negated()
+
+
+def with_intervals_of_claims(rows: Sequence[Row], results: Sequence[Result], level: float | None) -> list[Json]:
+    """Returns rows of a table, of which those about the numbers of claims have the intervals of these.
+
+    Where there are such rows, every row has the confidence level of its interval; `level` is that of the others.
+    """
+    estimates = [from_row(row) if {*ESTIMATE} <= row.keys() and row["value"] is not None else None for row in rows]
+    about = [None if estimate is None else claim_about(estimate, results) for estimate in estimates]
+    if not any(about):
+        return [dict(row) for row in rows]
+    table = []
+    for row, estimate, result in zip(rows, estimates, about, strict=True):
+        claimed = {} if estimate is None else as_row(with_interval_of_claim(estimate, results))
+        table.append({**row, **claimed, "level": level if result is None else result.level})
+    return table

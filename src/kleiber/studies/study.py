@@ -22,10 +22,10 @@ from kleiber.config.stages import Budget, quantity, stage_configs
 from kleiber.config.targets import build, class_attribute
 from kleiber.inference.contrasts import VARIANCES
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.studies.claims import Result, overall, with_intervals_of_claims
+from kleiber.studies.claims import Result, overall
 from kleiber.studies.decision import Decision
 from kleiber.studies.laws.headline import not_identified
-from kleiber.studies.statements import claim_json
+from kleiber.studies.statements import claim_json, with_intervals_of_claims
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.findings/2"

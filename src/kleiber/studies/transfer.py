@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.claims import Claim, Question, decide_together, with_intervals_of_claims
+from kleiber.studies.claims import Claim, Question, decide_together
 from kleiber.studies.compare.arms import not_ready, read_ladders, untuned
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.measures import score_of
 from kleiber.studies.compare.places import refuse_twin_rows, refuse_twins
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.decision import as_row, from_row, gaps_by_seed, paired_difference
-from kleiber.studies.statements import FINISH, answer_text
+from kleiber.studies.statements import FINISH, answer_text, with_intervals_of_claims
 from kleiber.studies.study import ClaimStudy, Figures, Findings, PlannedPoint
 from kleiber.studies.transfer_tables import (
     ALL_TASKS,
