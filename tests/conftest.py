@@ -9,6 +9,7 @@ gc.disable()  # until everything is imported: see pytest_collection_finish
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("COLUMNS", None)  # pytest sets the width of its own terminal for the processes that it starts
 
 import jaxtyping
 

@@ -21,6 +21,7 @@ TESTS = Path(__file__).parents[1]
 # By the module that writes a page or a part of one: what shows that a hostile text in it is only a text.
 PAGES = {
     "charts/page.py": "charts/test_page.py::test_hostile_text_adds_no_element_and_no_attribute_to_a_page",
+    "evals/generation.py": "generated_examples",
     "runs/coordinate_check.py": "no text of a run: names of layers of the check",
     "runs/evaluate.py": "evaluations",
     "studies/curves.py": "faults/test_hostile_pages.py::test_the_curves_of_a_hostile_run_add_no_element",
@@ -48,8 +49,15 @@ def evaluations(text: str, tmp_path: Path) -> str:
     return (tmp_path / "page.html").read_text()
 
 
+def generated_examples(text: str) -> str:
+    from kleiber.evals.generation import _table
+
+    return _table(text, [{"kind": text, "inputs": {text: text}, "text": text, "references": [text], "chrf": 50.0}])
+
+
 PARTS = (
     evaluations,
+    generated_examples,
     fitted_law,
 )
 

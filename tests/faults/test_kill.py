@@ -17,7 +17,7 @@ STEPS += ["eval.every_steps=7", "batch.micro=3", "data.max_bytes=8000"]  # two e
 KILLS = [
     ("kleiber.training.lit.accumulate", 7),
     ("kleiber.training.checkpoint._commit", 2),
-    ("kleiber.evals.perplexity.held_out_loss", 2),
+    ("kleiber.evals.task_scores.held_out_loss", 2),
     ("kleiber.training.checkpoint._sync", 5),
     ("kleiber.training.lit.normalize_gradients", 6),
 ]

@@ -13,7 +13,7 @@ TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_s
 KILLS = [
     ("kleiber.training.lit.accumulate", 11),  # in the trunk
     ("kleiber.training.checkpoint._commit", 4),
-    ("kleiber.evals.perplexity.held_out_loss", 3),
+    ("kleiber.evals.task_scores.held_out_loss", 3),
     ("kleiber.runs.stage.remove_branch_checkpoints", 1),  # between stages
     ("kleiber.training.lit.accumulate", 2),  # in a branch, before its first checkpoint
     ("kleiber.training.checkpoint._sync", 3),

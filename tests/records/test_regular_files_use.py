@@ -42,6 +42,8 @@ ALLOWED = {
         config/extensions.py file.read_text
         config/labels.py file.read_text
         config/targets.py file.read_text
+        config/words.py read_text
+        config/words.py yaml.safe_load
         data/builtin.py tokenize.open
         kleiber_topics/judging/server.py read_text
         studies/designs/pretraining.py OmegaConf.load

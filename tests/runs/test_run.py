@@ -132,7 +132,7 @@ def test_a_disk_that_refuses_a_checkpoint_fails_the_run_and_keeps_the_one_before
 def test_a_dry_run_prints_the_cost_and_writes_nothing(launch, tmp_path, cache_dir, capsys):
     launch("model=moe", "dry_run=true")
     out = capsys.readouterr().out
-    for label in ("parameters", "FLOPs", "MiB", "steps", "minutes", "lr"):
+    for label in ("parameters", "FLOPs", "MiB", "steps", "time", "lr"):
         assert label in out
     assert not (tmp_path / "runs").exists()
 

@@ -27,6 +27,7 @@ from kleiber.data.overlap import count_shared, hash_documents
 from kleiber.data.table import TableData
 from kleiber.data.templates import LIST, Template
 from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.records.arrays import map_array
 from kleiber.types import Count, Json, Row
 from kleiber.types.contracts import Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -267,7 +268,7 @@ class TaskRows(Conversations):
         return total[self.marks.starts[1:]] - total[self.marks.starts[:-1]]
 
     def _refuse(self, i: int, path: Path, tokenizer: Tokenizer) -> None:
-        number = int(np.load(path.with_suffix(".rows.npy"))[i])
+        number = int(map_array(path.with_suffix(".rows.npy"))[i])
         prompt, room = tokenizer.decode(self.ids[i][: self.prompts[i]].tolist()), self.context - self.kept
         raise ValueError(
             f"data.path={self.task.path}, {path.name} row {number} ({prompt[:40]!r}...): the prompt has "

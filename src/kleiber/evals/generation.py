@@ -14,7 +14,7 @@ from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
 from kleiber.evals.task_baselines import NAMES, baseline_texts
 from kleiber.evals.text_metrics import METRICS, chrf_counts, chrf_of
 from kleiber.models.generation import continuations
-from kleiber.types import Count, Json, Width
+from kleiber.types import Count, Json, NonNegative, Width
 from kleiber.types.score import Metric, Metrics, variants
 from kleiber.types.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ class Generation(Evaluation):
         self,
         metrics: Sequence[MetricName] = ("bleu", "chrf", "rouge", "exact_match", "f1"),
         beams: Width = 1,
-        length_penalty: float = 1.0,
+        length_penalty: NonNegative = 1.0,
         tokens: Count | None = None,
         limit: Count | None = 200,
     ) -> None:

@@ -223,14 +223,15 @@ class _Scorer:
         rows    row of the cache, piece and position
         caches  what precedes the position; None where it is 0
         """
-        sharing: dict[tuple[int, int, tuple[int, ...]], list[_Piece]] = {}
+        sharing: dict[tuple[int, int, tuple[int, ...], int], list[_Piece]] = {}
         for row, piece, start in rows:
-            sharing.setdefault((row, start, tuple(piece.inputs[start:])), []).append(piece)
+            first = piece.first if self.model.prefix else 0  # up to where both directions are read
+            sharing.setdefault((row, start, tuple(piece.inputs[start:]), first), []).append(piece)
         distinct = sorted(sharing.items(), key=lambda entry: -len(entry[0][2]))
-        lengths = [len(inputs) for (_, _, inputs), _ in distinct]
+        lengths = [len(inputs) for (_, _, inputs, _), _ in distinct]
         for begin, end in cut_by_length(lengths, self.tokens):
             chosen, longest = distinct[begin:end], lengths[begin]
-            padded = [[*inputs, *[0] * (longest - len(inputs))] for (_, _, inputs), _ in chosen]
+            padded = [[*inputs, *[0] * (longest - len(inputs))] for (_, _, inputs, _), _ in chosen]
             ids = torch.tensor(padded, device=self.device)
             real = None
             if lengths[end - 1] < longest:
@@ -238,18 +239,18 @@ class _Scorer:
                 real = torch.arange(longest, device=self.device) < ends[:, None]
             prefix = None
             if self.model.prefix:
-                firsts = torch.tensor([[piece.first] for _, piece, _ in chosen], device=self.device)
+                firsts = torch.tensor([[first] for (_, _, _, first), _ in chosen], device=self.device)
                 prefix = torch.arange(longest, device=self.device) < firsts
             cache = None
             if caches is not None:
-                numbers = torch.tensor([row for (row, _, _), _ in chosen], device=self.device)
+                numbers = torch.tensor([row for (row, _, _, _), _ in chosen], device=self.device)
                 cache = caches.select(numbers, len(caches) + longest)
             hidden = self.model(Batch(ids, real=real, prefix=prefix), cache).hidden
             self._add(
                 hidden,
                 [
                     _Targets(row, -start - 1, piece, max(piece.first, start + 1), len(piece.ids))
-                    for row, ((_, start, _), pieces) in enumerate(chosen)
+                    for row, ((_, start, _, _), pieces) in enumerate(chosen)
                     for piece in pieces
                 ],
             )

@@ -19,11 +19,12 @@ FRAME = pd.DataFrame({"N": [1, 2, 3], "L": [3.0, np.nan, 2.5], "kind": ["a", "a"
 def test_a_table_is_what_pandas_reads(tmp_path, suffix):
     path = tmp_path / f"t{suffix}"
     {
-        ".csv": lambda: FRAME.to_csv(path, index=False),
+        ".csv": lambda: FRAME.to_csv(path, index=False), ".tsv": lambda: FRAME.to_csv(path, index=False, sep="\t"),
         ".jsonl": lambda: FRAME.to_json(path, orient="records", lines=True), ".parquet": lambda: FRAME.to_parquet(path),
     }[suffix]()  # fmt: skip
     expected = {
-        ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True), ".parquet": pd.read_parquet
+        ".csv": pd.read_csv, ".jsonl": lambda p: pd.read_json(p, lines=True), ".parquet": pd.read_parquet,
+        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
     }[suffix](path)  # fmt: skip
     pd.testing.assert_frame_equal(READERS[suffix](path), expected)
 
