@@ -1,7 +1,7 @@
 """The pages of the recorded studies, from what `kleiber report` wrote to their folders and their discussion.md.
 
-The numbers of tables, laws and verdicts are those of findings.json and laws.json. What discussion.md adds by hand has a
-test of its own (tests/docs/test_discussions.py).
+The numbers of tables, laws and verdicts are those of findings.json and laws.json. Those of discussion.md are references
+to records in discussion.template.md (references.py).
 """
 
 from __future__ import annotations
@@ -86,7 +86,6 @@ class Study:
     kind        the choice of `study=` that made it
     group       the part of the overview that it belongs to
     discussion  hand-written text in Markdown
-    records     other studies whose numbers the discussion quotes
     also        other studies that `kleiber report` reads together with it
     elsewhere   numbers of the discussion that are in no record, each with where it comes from
     """
@@ -97,7 +96,6 @@ class Study:
     kind: str
     group: str
     discussion: str
-    records: list[str] = field(default_factory=list)
     also: list[str] = field(default_factory=list)
     elsewhere: dict[str, str] = field(default_factory=dict)
 
