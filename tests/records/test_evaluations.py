@@ -7,7 +7,9 @@ from pathlib import Path
 from fake_run import fake_run
 
 from kleiber.records.evaluations import (
+    MOST,
     add_scores,
+    evaluation_lines,
     is_complete,
     missing_evaluations,
     settings_of,
@@ -75,3 +77,13 @@ def test_a_folder_without_a_run_lacks_all_and_gets_none(tmp_path: Path) -> None:
     assert missing_evaluations(tmp_path, CONFIG) == ["pairs", "ood"] and not is_complete(tmp_path, CONFIG)
     add_scores(tmp_path, "main", scores({"eval/pairs/blimp/accuracy": 0.5}))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_closing_table_has_the_scores_of_evaluations_of_the_last_stage():
+    score = {"value": 0.25, "lo": 0.2, "hi": 0.3, "n": 40, "unit": "of items", "better": "higher", "label": "x"}
+    many = {f"eval/routing/docs/share/{number:02d}": score for number in range(MOST + 3)}
+    lines = evaluation_lines({"scores": {"val/docs/loss": score, "eval/generation/pairs/chrf": score, **many}})
+    assert lines[0] == "generation, 90% intervals"
+    assert lines[1].split() == ["pairs/chrf", "0.25", "[0.2,", "0.3]", "of", "items,", "n=40"]
+    assert lines[-1] == "  and 3 more in summary.json" and len(lines) == 2 + 1 + MOST + 1
+    assert evaluation_lines({}) == []

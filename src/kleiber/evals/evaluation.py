@@ -13,6 +13,7 @@ import torch
 
 from kleiber.data.evaluation_sets import DataSet
 from kleiber.data.order import Reading
+from kleiber.records.evaluations import LEVEL
 from kleiber.types import Json
 from kleiber.types.access import DataPath
 from kleiber.types.batch import Batch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from altair import TopLevelMixin
 
 
-LEVEL = 0.9  # of every interval
 RESAMPLES = 2000
 CHUNK = 1 << 22  # resampled numbers in memory at once
 

@@ -15,11 +15,12 @@ from kleiber.config.cost import describe_costs
 from kleiber.config.stages import stage_config
 from kleiber.config.targets import class_attribute
 from kleiber.records.catalog import stage_scores
+from kleiber.records.evaluations import evaluation_lines
 from kleiber.records.folder import read_config
 from kleiber.records.progress import format_duration
 from kleiber.records.regular_files import read_bytes
 from kleiber.records.summary_file import read_summary
-from kleiber.records.terminal import print_rich
+from kleiber.records.terminal import print_line, print_rich
 from kleiber.types import Json, Row
 from kleiber.types.score import Score
 
@@ -51,6 +52,8 @@ def closing_table(folder: Path) -> None:
     for warning in summary.get("warnings", []):
         table.add_row("warning", Text(warning))
     print_rich(table, WIDTH)
+    if scores := evaluation_lines(stages[-1]):
+        print_line("\n".join(scores))
     if summary.get("R"):
         print_rich(matrix_table(summary["R"]), WIDTH)
     samples = folder / "samples.txt"

@@ -6,7 +6,7 @@ by the run or by `kleiber eval`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kleiber.config.errors import Status
@@ -16,6 +16,10 @@ from kleiber.records.folder import status, without_nulls
 from kleiber.records.regular_files import DamagedFile
 from kleiber.records.summary_file import SUMMARY, read_summary
 from kleiber.types import Config, Json
+from kleiber.types.score import format_interval
+
+LEVEL = 0.9  # of the intervals of scores
+MOST = 12  # scores of an evaluation in the closing table of a run
 
 
 def add_scores(folder: Path, stage: str, scores: Json, replaced: tuple[str, ...] = ()) -> None:
@@ -104,3 +108,37 @@ def _has_other_settings(folder: Path, name: str, config: Config) -> bool:
         return False
     settings = without_nulls(settings_of_run(config, name))
     return not recorded or any(each != settings for each in without_nulls(recorded).values())
+
+
+def score_lines(title: str, scores: Mapping[str, Json], most: int | None = None) -> list[str]:
+    """Returns the lines of a table of scores by metric, with their intervals.
+
+    most  rows that are shown; None: all
+    """
+    rows = [_score_row(metric, score) for metric, score in scores.items()]
+    shown = rows if most is None else rows[:most]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = [f"{title}, {LEVEL:.0%} intervals"]
+    for metric, value, interval, unit in shown:
+        cells = (f"{metric:<{widths[0]}}", f"{value:>{widths[1]}}", f"{interval:<{widths[2]}}", unit)
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    return lines + [f"  and {len(rows) - len(shown)} more in {SUMMARY}"] * (len(shown) < len(rows))
+
+
+def _score_row(metric: str, score: Json) -> tuple[str, str, str, str]:
+    """Returns the cells of a score: its metric, value, interval, and unit with the number of items."""
+    interval = "" if score["lo"] is None else format_interval(score["lo"], score["hi"], ".4g")
+    items = "" if score["n"] is None else f"n={score['n']:,}"
+    value = "-" if score["value"] is None else f"{score['value']:.4g}"
+    return metric, value, interval, ", ".join(filter(None, [score.get("unit") or "", items]))
+
+
+def evaluation_lines(stage: Json) -> list[str]:
+    """Returns the lines with the scores of a stage by the evaluations in its config, at most MOST of each."""
+    by_name: dict[str, dict[str, Json]] = {}
+    for key, score in (stage.get("scores") or {}).items():
+        prefix, _, rest = key.partition("/")
+        if prefix == "eval":
+            name, _, metric = rest.partition("/")
+            by_name.setdefault(name, {})[metric] = score
+    return [line for name, scores in by_name.items() for line in score_lines(name, scores, MOST)]

@@ -16,7 +16,6 @@ from kleiber.config.check import check_node
 from kleiber.config.compose import Composer, list_choices, resolve_config
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
-from kleiber.evals.evaluation import LEVEL
 from kleiber.evals.measure import (
     Measurement,
     build_evaluations,
@@ -27,6 +26,7 @@ from kleiber.evals.measure import (
 from kleiber.records.evaluations import (
     add_scores,
     missing_evaluations,
+    score_lines,
     settings_of,
     settings_of_run,
     updated_settings,
@@ -40,7 +40,6 @@ from kleiber.records.terminal import print_line
 from kleiber.runs.evaluation_subject import open_subject
 from kleiber.runs.open import find_stage
 from kleiber.types import Config, Json
-from kleiber.types.score import format_interval
 
 SCHEMA = "kleiber.eval/1"
 MOST_ROWS = 40  # of a table that is not folded on the page
@@ -228,23 +227,12 @@ def score_rows(by_data: Mapping[str, Json]) -> list[Json]:
 
 def result_lines(record: Json) -> list[str]:
     """Returns the lines that `kleiber eval` prints: a table of the scores on each data set."""
-    lines = []
-    for name, by_data in record["evals"].items():
-        for data, by_metric in by_data.items():
-            rows = [score_row(metric, score) for metric, score in by_metric.items()]
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            lines.append(f"{name}/{data}, {LEVEL:.0%} intervals")
-            for metric, value, interval, unit in rows:
-                cells = (f"{metric:<{widths[0]}}", f"{value:>{widths[1]}}", f"{interval:<{widths[2]}}", unit)
-                lines.append(f"  {'  '.join(cells)}".rstrip())
-    return lines
-
-
-def score_row(metric: str, score: Json) -> tuple[str, str, str, str]:
-    """Returns the cells of a score: its metric, value, interval, and unit with the number of items."""
-    interval = "" if score["lo"] is None else format_interval(score["lo"], score["hi"], ".4g")
-    items = "" if score["n"] is None else f"n={score['n']:,}"
-    return metric, f"{score['value']:.4g}", interval, ", ".join(filter(None, [score.get("unit") or "", items]))
+    return [
+        line
+        for name, by_data in record["evals"].items()
+        for data, by_metric in by_data.items()
+        for line in score_lines(f"{name}/{data}", by_metric)
+    ]
 
 
 def complete_evaluations(folder: Path, config: Config) -> None:
