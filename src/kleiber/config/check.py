@@ -115,9 +115,9 @@ def check(config: Config, follows: bool = False) -> None:
 
 def unknown_key(key: str, top: str) -> str:
     """Returns the error message for a key whose first part `top` is not a key of the config."""
-    known = in_our_words(key)
+    ours = in_our_words(key)
     return f"{key} is not a key of the config." + (
-        known or f"{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
+        ours or f"{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
     )
 
 
@@ -220,8 +220,8 @@ def unknown_argument(target: Signature, name: str, value: object, key: str) -> s
     message = f"{target.name} has no argument {name!r}"
     if isinstance(value, Mapping) and "_target_" in value:
         return f"{message}, so the choice of a {name} has no effect: remove it.{did_you_mean(name, takes)}"
-    if known := in_our_words(key):
-        return f"{message}.{known}"
+    if ours := in_our_words(key):
+        return f"{message}.{ours}"
     return f"{message}.{did_you_mean(name, takes)} Its arguments: {', '.join(takes) or 'none'}"
 
 

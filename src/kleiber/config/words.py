@@ -15,7 +15,7 @@ NO_KEY = "none: "
 def words() -> dict[str, tuple[str, str]]:
     """Returns for each word the program that it is of, and what to write in place of it."""
     table = yaml.safe_load((conf_dir() / "_words.yaml").read_text(encoding="utf-8"))
-    return {word: (program, ours) for program, entries in table.items() for word, ours in entries.items()}
+    return {name: (program, ours) for program, entries in table.items() for name, ours in entries.items()}
 
 
 def in_our_words(key: str, choice: str = "") -> str:
@@ -25,10 +25,10 @@ def in_our_words(key: str, choice: str = "") -> str:
     choice  of a group, such as llama
     """
     names = [f"{key}={choice}"] if choice else [key, key.rpartition(".")[2]]
-    word = next((name for name in names if name in words()), None)
-    if word is None:
-        return ""
-    program, ours = words()[word]
-    if ours.startswith(NO_KEY):
-        return f" Nothing replaces {word} of {program}: {ours.removeprefix(NO_KEY)}."
-    return f" For {word} of {program} write {ours}."
+    for name in names:
+        if name in words():
+            program, ours = words()[name]
+            if ours.startswith(NO_KEY):
+                return f" Nothing replaces {name} of {program}: {ours.removeprefix(NO_KEY)}."
+            return f" For {name} of {program} write {ours}."
+    return ""

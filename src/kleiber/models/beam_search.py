@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kleiber.models.cache import next_logits
 from kleiber.types.batch import Batch
-from kleiber.types.model import Adjust, DecodingCache, Model, evaluation_mode
-
-Stop = Callable[[list[int]], bool]  # whether a continuation of these tokens ends with the last of them
-
+from kleiber.types.model import Model, Stop, evaluation_mode
 
 Continued = tuple[float, list[int]]  # the score of a continuation, and its token ids
 
@@ -128,14 +126,3 @@ def _candidates(
         [(value, place // vocab, place % vocab) for value, place in zip(*row, strict=True)]
         for row in zip(values.tolist(), places.tolist(), strict=True)
     ]
-
-
-@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
-@torch.inference_mode()
-def next_logits(
-    model: Model, batch: Batch, caches: DecodingCache, adjust: Adjust | None = None
-) -> Float[Tensor, "batch vocab"]:
-    """The logits of the token after each row, in fp32."""
-    hidden = model(batch, caches).hidden[:, -1]
-    logits = model.head(hidden).float()
-    return logits if adjust is None else adjust(hidden, logits)

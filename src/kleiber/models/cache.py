@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kleiber.types.model import DecodingCache
+from kleiber.types.batch import Batch
+from kleiber.types.model import Adjust, DecodingCache, Model
 
 
 class KeyValueCache(DecodingCache):
@@ -97,3 +99,14 @@ class Cache:
         for new, previous in zip((self.keys, self.values), old, strict=True):
             if previous is not None:
                 new[:, :, :length] = previous[:, :, :length]
+
+
+@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
+@torch.inference_mode()
+def next_logits(
+    model: Model, batch: Batch, caches: DecodingCache, adjust: Adjust | None = None
+) -> Float[Tensor, "batch vocab"]:
+    """The logits of the token after each row, in fp32."""
+    hidden = model(batch, caches).hidden[:, -1]
+    logits = model.head(hidden).float()
+    return logits if adjust is None else adjust(hidden, logits)

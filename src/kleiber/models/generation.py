@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.models.beam_search import Stop, beam_search, next_logits
+from kleiber.models.cache import next_logits
 from kleiber.records.progress import activity
 from kleiber.types.batch import Batch
-from kleiber.types.model import Adjust, Model, device_of, evaluation_mode, out_of_memory
+from kleiber.types.model import Adjust, Model, Stop, device_of, evaluation_mode, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def continuations(
             chosen = [prompts[i] for i in batch]
             try:
                 if beams > 1:
+                    from kleiber.models.beam_search import beam_search
+
                     tails = beam_search(
                         model, *_padded_on(model, chosen), max_new_tokens, eos, beams, length_penalty, stop
                     )

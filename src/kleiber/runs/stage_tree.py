@@ -24,7 +24,7 @@ from kleiber.runs.defaults import starts_trained
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
-from kleiber.training import checkpoint, remote
+from kleiber.training import checkpoint
 from kleiber.training.loggers import Logger, StageAxis
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
@@ -268,14 +268,14 @@ class Tree:
 
         limit  step after which copies elsewhere do not count; None: all count
         """
-        saved, defects = remote.latest(stage.config, self.checkpoints(stage.name), limit)
+        saved, defects = _latest(stage.config, self.checkpoints(stage.name), limit)
         checkpoint.warn_of_damage(defects)
         if self.hardware.rank == 0 and saved:
             print_line(f"resuming at step {saved.step:,} from {saved.path}", err=True)
         if saved is None and stage.continues:
             assert stage.parent is not None
             trunk = self.checkpoints(stage.parent)
-            return remote.read(stage.config, trunk, checkpoint.name(stage.branch_step)), False
+            return _read(stage.config, trunk, checkpoint.name(stage.branch_step)), False
         return saved, saved is not None
 
     @cached_property
@@ -296,3 +296,26 @@ class Tree:
         before = (before | {task.name for task in self.stages[0].plan.earlier}) - current
         later = {task.name for task in self.tasks} - current - before
         return StageTasks(*([task for task in self.tasks if task.name in names] for names in (current, before, later)))
+
+
+def _has_copies(config: DictConfig) -> bool:
+    """Whether the checkpoints of a stage are copied to a remote folder."""
+    return ((config.get("callbacks") or {}).get("checkpoints") or {}).get("remote") is not None
+
+
+def _latest(config: DictConfig, folder: Path, limit: int | None) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """The newest valid checkpoint of a folder or of its copies, and the defects of others."""
+    if not _has_copies(config):
+        return checkpoint.latest(folder)
+    from kleiber.training import remote
+
+    return remote.latest(config, folder, limit)
+
+
+def _read(config: DictConfig, folder: Path, name: str) -> checkpoint.Checkpoint:
+    """The checkpoint of a name, of a folder or of its copies."""
+    if not _has_copies(config):
+        return checkpoint.read(folder / name)
+    from kleiber.training import remote
+
+    return remote.read(config, folder, name)

@@ -95,7 +95,7 @@ def strongest(claim: Claim, estimate: Estimate) -> Claim:
 def denial(claim: Claim, text: str) -> str:
     """Returns the contrary of a text that no keys of a claim tell: with the other comparative, else as a negation."""
     words = COMPARATIVES.get(claim.direction, ())
-    matches = [match for word in words for match in re.finditer(rf"\b{word}\b", text)]
+    matches = [match for name in words for match in re.finditer(rf"\b{name}\b", text)]
     if claim.margin == 0 and len(matches) == 1:
         at = words.index(matches[0][0])
         return text[: matches[0].start()] + COMPARATIVES[CONTRARY[claim.direction]][at] + text[matches[0].end() :]
@@ -163,8 +163,8 @@ def advice(result: Result) -> str:
     if question.samples not in SEEDS:
         return ""
     if result.spread is None or result.more_seeds is None:
-        known = result.spread is not None
-        return "more seeds are not expected to decide it" if known else "add seeds: `design.seeds=...`"
+        unlikely = result.spread is not None
+        return "more seeds are not expected to decide it" if unlikely else "add seeds: `design.seeds=...`"
     where = "" if result.looks > 1 else " in a new study"
     plural = "s" * (result.more_seeds != 1)
     return f"add {result.more_seeds} seed{plural}{where}: `design.seeds={estimate.n + result.more_seeds}`"

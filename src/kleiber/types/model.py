@@ -19,6 +19,7 @@ from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role, Routing
 
 Adjust = Callable[[Tensor, Tensor], Tensor]  # other logits from hidden states (batch, dim) and logits (batch, vocab)
+Stop = Callable[[list[int]], bool]  # whether a continuation of these tokens ends with the last of them
 UpdateRule = Literal["adam", "muon", "sgd"]  # how the step of an optimizer depends on the gradient of a parameter
 
 

@@ -66,9 +66,9 @@ def recipe_table(runs: Sequence[Run], arm_of: ArmOf, arms: Mapping[str, Arm]) ->
     chosen = [run for run in runs if arm_of(run) is not None]
     values = [flatten(run.config) for run in chosen]
     rows = []
-    for what, keys in RECIPE.items():
+    for part, keys in RECIPE.items():
         shared = next((text for text in (common(values, key) for key in keys) if text), "")
-        rows.append({"what": what, "value": shared or "differs between arms"})
+        rows.append({"what": part, "value": shared or "differs between arms"})
     rows = [row for row in rows if row["value"] != "differs between arms" or row["what"] in ("model", "data")]
     tokens = sorted({f"{arm.facts['tokens']:,.0f}" for arm in arms.values()})
     rows.append({"what": "training tokens compared", "value": " or ".join(tokens)})

@@ -238,6 +238,7 @@ def _check_positive(table: Table, role: str) -> None:
 
 
 def numbers_of(frame: pd.DataFrame, name: str) -> Array:
+    """Returns a column as numbers. Raises ValueError, which names the row, for a text that is none."""
     column = pd.Series(frame[name])
     if not pd.api.types.is_numeric_dtype(column):
         if isinstance(column.dtype, pd.CategoricalDtype):  # each text once: equal rows of a long one fill the memory

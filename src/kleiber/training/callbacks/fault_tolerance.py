@@ -14,6 +14,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback
@@ -25,12 +26,14 @@ from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint, shard_files
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
-from kleiber.training.remote import Remote
 from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Count, Json, Natural
 from kleiber.types.access import OutsidePath
 from kleiber.types.contracts import Samples
+
+if TYPE_CHECKING:
+    from kleiber.training.remote import Remote
 
 
 class Checkpoints(LeanCallback):
@@ -62,7 +65,7 @@ class Checkpoints(LeanCallback):
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.sharded = sharded
         self.branch_steps = frozenset(branch_steps)
-        self.remote = None if remote is None else Remote(remote, folder)
+        self.remote = None if remote is None else _copies(remote, folder)
         self.writer = Writer()
         self.complete_step = 0  # after which the callbacks before this one have their state, such as the curve
 
@@ -195,6 +198,13 @@ class Checkpoints(LeanCallback):
                 self.tidy(step, kept)
 
         self.writer.start(write)
+
+
+def _copies(url: str, folder: Path) -> Remote:
+    """The copies of checkpoints at a URL."""
+    from kleiber.training.remote import Remote
+
+    return Remote(url, folder)
 
 
 class DataPosition(LeanCallback):
