@@ -17,6 +17,7 @@ from scipy import stats
 
 from kleiber.studies.claims import Result
 from kleiber.studies.compare.foreign_table import Options, compare_table, read_foreign
+from kleiber.studies.compare.rows import Rows
 
 TARGETS = {"short": 3.28, "medium": 2.92, "optimization": 3.28}  # nats per token
 RULE = 0.01  # p value that the contest asks for
@@ -24,9 +25,9 @@ ROUNDING = 6e-4  # of a mean loss with three decimals, and a little more
 OTHER_TASK = 0.2  # a loss further from the target is of another model or data
 
 
-def modded_rows(folder: Path) -> pd.DataFrame:
+def modded_rows(folder: Path) -> Rows:
     """Returns a row for each different run, with the loss at the claimed steps where a record claims steps."""
-    runs = pd.read_csv(folder / "modded_nanogpt_runs.csv", dtype={"run": str})
+    runs: Rows = pd.read_csv(folder / "modded_nanogpt_runs.csv", dtype={"run": str})
     runs = runs[runs["same_log_as"].isna()]
     loss = runs["val_loss"].where(runs["track"] != "optimization", runs["val_at_claimed"])
     runs = runs.assign(loss=loss, target=runs["track"].map(TARGETS)).dropna(subset=["loss"])
@@ -35,14 +36,14 @@ def modded_rows(folder: Path) -> pd.DataFrame:
     return runs.assign(arm=runs["track"] + "/" + runs["record"], gap=runs["loss"] - runs["target"])
 
 
-def golf_rows(folder: Path) -> pd.DataFrame:
+def golf_rows(folder: Path) -> Rows:
     """Returns a row for each seed of the records that name a baseline with its value, relative to that value."""
-    runs = pd.read_csv(folder / "parameter_golf.csv")
+    runs: Rows = pd.read_csv(folder / "parameter_golf.csv")
     runs = runs.dropna(subset=["baseline_bpb", "val_bpb"]).drop_duplicates(["record", "seed"])
     return runs.assign(arm=runs["record"], gap=runs["val_bpb"] - runs["baseline_bpb"], run=range(len(runs)))
 
 
-def judge(rows: pd.DataFrame) -> list[Result]:
+def judge(rows: Rows) -> list[Result]:
     """Decides for each record whether its mean lies below 0, all claims together at 0.9."""
     claims = [{"arm": arm, "direction": "lower"} for arm in rows["arm"].unique()]
     numbered = rows.assign(number=rows.groupby("arm").cumcount())
@@ -50,14 +51,10 @@ def judge(rows: pd.DataFrame) -> list[Result]:
     return [*compare_table(table, Options(claims=claims)).claims]
 
 
-def summary(rows: pd.DataFrame, results: list[Result]) -> dict[str, object]:
+def summary(rows: Rows, results: list[Result]) -> dict[str, object]:
     """Returns how many records have which decision, and how many pass the contest's own rule by their logs."""
     sizes = rows.groupby("arm").size()
-    p = {
-        arm: float(stats.ttest_1samp(part["gap"], 0, alternative="less").pvalue)
-        for arm, part in rows.groupby("arm")
-        if len(part) > 1 and part["gap"].std() > 0
-    }
+    p = {arm: p_value(part["gap"]) for arm, part in rows.groupby("arm") if len(part) > 1 and part["gap"].std() > 0}
     decisions = Counter(str(result.decision) for result in results)
     return {
         "records": len(sizes), "runs": len(rows), "decisions": dict(decisions),
@@ -68,9 +65,15 @@ def summary(rows: pd.DataFrame, results: list[Result]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def reproduced(folder: Path, rows: pd.DataFrame) -> dict[str, object]:
+def p_value(gaps: Rows) -> float:
+    """Returns the p value of a mean below 0, by Student's t."""
+    test: Rows = stats.ttest_1samp(gaps, 0, alternative="less")
+    return float(test.pvalue)
+
+
+def reproduced(folder: Path, rows: Rows) -> dict[str, object]:
     """Returns how many claimed means and numbers of runs are those of the logs."""
-    claims = pd.read_csv(folder / "modded_nanogpt_claims.csv").dropna(subset=["claimed_mean_loss"])
+    claims: Rows = pd.read_csv(folder / "modded_nanogpt_claims.csv").dropna(subset=["claimed_mean_loss"])
     claims = claims[~claims.duplicated(["track", "record"], keep=False)]
     logs = rows.groupby(["track", "record"])["loss"].agg(["mean", "size"]).reset_index()
     joined = claims.merge(logs, on=["track", "record"])
@@ -91,7 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     modded, golf = modded_rows(arguments.folder), golf_rows(arguments.folder)
-    every = pd.read_csv(arguments.folder / "parameter_golf.csv")
+    every: Rows = pd.read_csv(arguments.folder / "parameter_golf.csv")
     record = {
         "schema": "kleiber.public_records/1",
         "modded_nanogpt": {
