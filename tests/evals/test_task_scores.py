@@ -8,9 +8,7 @@ import torch
 from retention.toys import NEW, OLD, Language, learned
 
 from kleiber.evals.task_scores import Runtime, bits_per_byte, bytes_per_target, held_out_loss, score_task, score_tasks
-from kleiber.evals.text_loss import text_losses
 from kleiber.objectives.clm import CLM
-from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Task
 
 CPU = torch.device("cpu")
@@ -38,10 +36,6 @@ def test_a_loss_per_byte_has_a_meaning_for_unpadded_likelihoods_alone():
     assert bytes_per_target(CLM(), padded) is None
 
 
-class MeanlessCLM(CLM):
-    likelihood = False
-
-
 def test_scores_are_named_by_prefix_task_and_metric():
     net, tasks = learned(), [Task("old", CLM(), OLD), Task("new", CLM(), NEW)]
     scores = score_tasks(net, tasks, None, 16, Runtime(), "val_ema")
@@ -54,16 +48,3 @@ def test_scores_are_named_by_prefix_task_and_metric():
 def test_ranks_divide_samples_unless_there_are_fewer_samples_than_ranks():
     assert Runtime(1, 2).share(OLD) == (1, 2)
     assert Runtime(1, len(OLD) + 1).share(OLD) == (0, 1)
-
-
-def weighted(rows, seed=0):
-    """Rows of which some tokens are targets, and none of the first two."""
-    random = np.random.default_rng(seed)
-    weights = torch.from_numpy((random.random((rows, 65)) < 0.3).astype(np.float32))
-    weights[:, :2] = 0
-    return Batch(torch.from_numpy(random.integers(0, 256, (rows, 65))), weights=weights)
-
-
-def by_position(model, batches):
-    losses = text_losses(model, CLM(), batches, CPU)
-    return losses.by_position.tolist(), losses.counts.tolist()
