@@ -52,7 +52,7 @@ def closing_table(folder: Path) -> None:
     for warning in summary.get("warnings", []):
         table.add_row("warning", Text(warning))
     print_rich(table, WIDTH)
-    if scores := evaluation_lines(stages[-1]):
+    if stages and (scores := evaluation_lines(stages[-1])):
         print_line("\n".join(scores))
     if summary.get("R"):
         print_rich(matrix_table(summary["R"]), WIDTH)
