@@ -138,6 +138,8 @@ class Sweep:
     def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Composes and checks the cells of a dry run; returns exit code 0 for each."""
         cells = self._cells(overrides, compose)
+        if not cells:  # a round of a design may have none
+            return []
         archived = archived_by_hash(cells[0].folder.parent)
         cells = [with_archived_folder(cell, archived) for cell in cells]
         self.planned |= unique_cells(cells, self.planned)
