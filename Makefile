@@ -6,7 +6,7 @@ WORKERS ?= 2
 # Where bytecode is switched off, every process would compile 500 test files for ten seconds.
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 # Keeps the first run to a few minutes, unless ARGS have others. The run is another one than without eval.every_steps=0.
-TRAIN := budget.tokens=1.5M eval.every_steps=0
+TRAIN = $(if $(findstring budget.,$(ARGS)),,budget.tokens=1.5M) $(if $(findstring eval.every_steps,$(ARGS)),,eval.every_steps=0)
 
 .PHONY: train test test-slow test-all check docs
 
