@@ -75,6 +75,7 @@ def open_tables(
     location: Location, config: str | None, root: Path, check: Check | None = None
 ) -> Iterator[tuple[dict[str, Dataset], Json]]:
     """Opens all splits of a data set by their own names; otherwise as `open_splits`."""
+    location = location.in_reach
     with named_errors(location, config):
         listing = only_tables(list_files(location, config))
     with loading(location, config, root) as scratch:
@@ -290,9 +291,17 @@ def _by_name(splits: object) -> dict[str, Dataset]:
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
         return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
+    if location.on_hub and (why := hub.failure(cause, location.name, "data set")) is not None:
+        return f"data.path={location.name} cannot be read: {why}"
+    keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
+    if isinstance(cause, FileNotFoundError) and location.is_snapshot:
+        absent = re.findall(r"'([^']+)'", str(cause))[:1] or ["a file"]
+        return (
+            f"{keys} cannot be read: the hub is not reachable, and {Path(absent[0]).name} was not downloaded before; "
+            "repeat the command when the hub answers"
+        )
     paths = [file.path for file in location.files if location.is_file or suffix(file.path) in (".txt", *TABLES)]
     local = [Path(path) for path in paths if not is_url(path)]
     reasons = (*map(defect, local), *(missing_package(path, cause) for path in paths))
     reason = next(filter(None, reasons), None) or first_lines(cause)
-    keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     return f"{keys} cannot be read: {reason}"

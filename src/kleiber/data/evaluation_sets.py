@@ -156,6 +156,7 @@ def find(name: str) -> tuple[Location, str | None]:
 
 def config_names(location: Location) -> list[str | None]:
     """Names of the configs of a data set; [None] for a file, and where the default config is the only one."""
+    location = location.in_reach
     if location.matches is not None or (location.local is not None and not location.has_card):
         return [None]
     if location.local is None and not hub.reachable():  # opening it fails with an explanation

@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -15,7 +15,18 @@ from kleiber.config import hub
 from kleiber.config.url_secrets import hide_secrets, open_file_system
 from kleiber.config.urls import WILDCARDS, is_pattern, is_url
 from kleiber.data.contents import Content, read_contents
-from kleiber.data.folders import HIDDEN, TABLES, File, LeftOut, describe_left_out, is_table, local_file, suffix, walk
+from kleiber.data.folders import (
+    HIDDEN,
+    SNAPSHOTS,
+    TABLES,
+    File,
+    LeftOut,
+    describe_left_out,
+    is_table,
+    local_file,
+    suffix,
+    walk,
+)
 from kleiber.data.layout import has_card
 from kleiber.data.read_errors import COMPRESSION
 from kleiber.types import Json
@@ -110,6 +121,11 @@ class Location:
         """Whether the data set is on the hub, without a local copy."""
         return self.local is None and self.matches is None
 
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether it is a folder in which the hub's library keeps its downloads."""
+        return self.local is not None and self.local.parent.name == SNAPSHOTS
+
     @cached_property
     def has_card(self) -> bool:
         """Whether a card in the folder declares the splits, and names of files do not replace them."""
@@ -154,6 +170,14 @@ class Location:
         """What each file on this machine, or behind a pattern or URL, contains, by its name."""
         base = self.name if self.local is None else str(self.local.resolve())
         return read_contents(base, self.files, self.sampled)
+
+    @cached_property
+    def in_reach(self) -> Location:
+        """This data set, or while the hub does not answer, what its library has downloaded of it before."""
+        if not self.on_hub or hub.reachable() or (folder := hub.downloaded(self.name)) is None:
+            return self
+        log.info("the hub is not reachable: %s is read from its download in %s", self.name, folder)
+        return replace(self, local=folder)
 
     def fingerprint(self) -> object:
         """Returns JSON-able facts that change with the content: checksums of the files, or the hub's name."""

@@ -178,7 +178,8 @@ def _download(name: str) -> Path:
             return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
     except Exception as error:  # many kinds, of several libraries
         if online:
-            raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error
+            why = hub.failure(error, name, "model") or str(error).splitlines()[0]
+            raise ValueError(f"data.tokenizer={name} cannot be loaded: {why}") from error
         raise ValueError(
             f"data.tokenizer={name}: the hub is not reachable, and this machine has no copy; set data.tokenizer=FOLDER "
             f"to a folder with a {FILE}, KLEIBER_DATA=DIR to one with DIR/{name}, or data.tokenizer=bpe or bytes"

@@ -160,6 +160,7 @@ def open_texts(
     location: Location, config: str | None, columns: tuple[str, ...], root: Path
 ) -> Iterator[tuple[dict[str, Texts], Json]]:
     """Opens the texts of all splits of a data set, by its own names; otherwise as `open_rows`."""
+    location = location.in_reach
     with named_errors(location, config):
         listing = with_columns(list_files(location, config), columns, location.name)
     groups = table_groups(listing, rows=False)

@@ -30,7 +30,6 @@ def push(
     """
     if not REPOSITORY.fullmatch(repository):
         raise ConfigError(f"{repository} must be OWNER/NAME, such as jane/tiny-gpt")
-    import httpx
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -54,8 +53,8 @@ def push(
             code = error.response.status_code
             reason = REASONS.get(code) or error.server_message or str(error).partition("\n")[0]
             raise ConfigError(f"the hub refuses to write {repository} (HTTP {code}): {reason}") from error
-        except (httpx.HTTPError, ConnectionError) as error:
-            raise ConfigError(
-                f"the connection to {constants.ENDPOINT} broke ({error}): run the command again"
-            ) from error
+        except Exception as error:  # each version has errors of another client library
+            if (why := hub.failure(error, repository, "model")) is None:
+                raise
+            raise ConfigError(f"{repository} cannot be written: {why}") from error
     return commit.commit_url
