@@ -60,6 +60,13 @@ def test_every_value_of_the_default_config_has_a_source():
     assert [line for line in lines if line.endswith("# default")] == []
 
 
+def test_sources_do_not_depend_on_what_was_asked_before():
+    cells = [["model=moe", "optimizer.lr=0.1"], ["model=moe", "+retention=replay"], ["model=moe"], ["model.depth=3"]]
+    composer = Composer()
+    for overrides in (*cells, *cells):
+        assert find_sources(composer, overrides) == find_sources(Composer(), overrides)
+
+
 def test_a_mapping_is_merged_and_a_value_replaces_what_was_below():
     sources = Sources({})
     sources.set("", {"a": {"b": 1, "c": {}}}, "first")

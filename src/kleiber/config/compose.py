@@ -96,6 +96,7 @@ class Composer:
             raise ConfigError(f"hydra.searchpath: {', '.join(missing)} must be existing folders, as in [file://conf]")
         remembered = self.loader.memory.choices.setdefault(self.config_name, {})
         self.repository, self._choices = repository, {} if overrides else remembered
+        self.sources_of_files: dict[tuple[str, ...], dict[str, str]] = {}  # of `provenance`, by the choices of files
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
         """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""

@@ -157,16 +157,17 @@ class Loader(ConfigLoaderImpl):
             )
         if validate_sweep_overrides:
             self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
-        values, choices = list[Override](), list[str]()
-        for line, override in zip(overrides, parsed, strict=True):
-            if self._sets_value(override):
-                values.append(override)
-            else:
-                choices.append(line)
-        config = self._merge(config_name, choices, run_mode)
+        values = [override for override in parsed if self._sets_value(override)]
+        config = self._merge(config_name, self.without_values(overrides, parsed), run_mode)
         self._apply_overrides_to_config(values, config)
         self._describe(config, parsed)
         return config
+
+    def without_values(self, lines: Sequence[str], parsed: Sequence[Override]) -> list[str]:
+        """Returns the overrides that decide which files are merged, all where they name folders with files."""
+        if any(override.key_or_group == "hydra.searchpath" for override in parsed):
+            return [*lines]
+        return [line for line, override in zip(lines, parsed, strict=True) if not self._sets_value(override)]
 
     def _sets_value(self, override: Override) -> bool:
         """Whether Hydra applies an override to the merged files: of a key, or a mapping for a group."""

@@ -71,27 +71,13 @@ def find_sources(composer: Composer, overrides: list[str]) -> Sources:
 
     Raises ConfigError for an override with several values, because it makes a sweep.
     """
-    sources = Sources({})
-    parsed = composer.parse(composer.prepare(overrides))
+    prepared = composer.prepare(overrides)
+    parsed = composer.parse(prepared)
     for override in parsed:
         if override.is_sweep_override():
             line = str(override.input_line).lstrip("+")
             raise ConfigError(f"{line} is a sweep, and this command shows the config of one run: give one value")
-    defaults = composer.loader.compute_defaults_list(composer.config_name, composer.prepare(overrides), RunMode.RUN)
-    for default in defaults.defaults:
-        package = str(default.package or "")
-        if default.config_path is None or package.split(NESTED)[0] == "hydra":
-            continue
-        loaded = composer.loader.repository.load_config(default.config_path)
-        if loaded is None:
-            continue
-        folder = Path(str(loaded.path).removeprefix("file://"))
-        place = Path("conf") if loaded.provider == "main" else folder
-        content = OmegaConf.to_container(loaded.config, resolve=False)
-        assert isinstance(content, dict)
-        kept = {name: value for name, value in content.items() if name not in ("defaults", "hydra")}
-        if kept:
-            sources.set(package, kept, str(place / f"{default.config_path}.yaml"))
+    sources = Sources(dict(_sources_of_files(composer, composer.loader.without_values(prepared, parsed))))
     typed = {line.lstrip("+~").partition("=")[0] for line in overrides}
     for override in parsed:
         key = override.key_or_group
@@ -99,6 +85,29 @@ def find_sources(composer: Composer, overrides: list[str]) -> Sources:
             source = OVERRIDE if key in typed else "cleared by another key of the budget"
             sources.set(key, override.value(), source)
     return sources
+
+
+def _sources_of_files(composer: Composer, choices: list[str]) -> dict[str, str]:
+    """Returns the sources of the values that files set, which cells of a sweep share that choose the same files."""
+    kept = composer.sources_of_files
+    if tuple(choices) in kept:
+        return kept[tuple(choices)]
+    sources = Sources({})
+    for default in composer.loader.compute_defaults_list(composer.config_name, choices, RunMode.RUN).defaults:
+        package = str(default.package or "")
+        if default.config_path is None or package.split(NESTED)[0] == "hydra":
+            continue
+        loaded = composer.repository.load_config(default.config_path)
+        if loaded is None:
+            continue
+        folder = Path(str(loaded.path).removeprefix("file://"))
+        place = Path("conf") if loaded.provider == "main" else folder
+        content = OmegaConf.to_container(loaded.config, resolve=False)
+        assert isinstance(content, dict)
+        values = {name: value for name, value in content.items() if name not in ("defaults", "hydra")}
+        if values:
+            sources.set(package, values, str(place / f"{default.config_path}.yaml"))
+    return kept.setdefault(tuple(choices), sources.by_key)
 
 
 def is_set(composer: Composer, overrides: list[str], key: str) -> bool:
