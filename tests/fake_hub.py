@@ -152,129 +152,132 @@ def entries(files: dict[str, bytes], below: str = "", recursive: bool = True) ->
     return [entry for path, entry in listed.items() if recursive or path.count("/") == depth]
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers the requests to a self.hub."""
+
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, code: int, content: object, **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", headers.pop("length", str(len(body))))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def fail(self, code: int, message: str, **headers: str) -> None:
+        self.answer(code, {"error": message}, X_Error_Message=message, **headers)
+
+    def read(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def stopped(self) -> bool:
+        """Notes a request, and answers those that the hub refuses."""
+        if self.hub.gone:
+            self.close_connection = True
+            return True
+        self.hub.requests.append(f"{self.command} {self.path}")
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        time.sleep(self.hub.slow)
+        code = next((code for part, code in self.hub.refused.items() if part in self.path), None)
+        if code is None or self.hub.times <= 0:
+            return False
+        self.hub.times -= 1
+        self.fail(code, "refused", **({} if self.hub.wait is None else {"Retry_After": str(self.hub.wait)}))
+        return True
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.stopped():
+            return
+        address = urlsplit(self.path)
+        parts = [unquote(part) for part in address.path.split("/")[1:]]
+        if address.path == "/":
+            return self.answer(200, {})
+        if address.path.startswith(STORAGE):
+            return self.send(repository_of(parts[1], parts[2:4]), parts[4], "/".join(parts[5:]))
+        kind = "datasets" if "datasets" in parts[:2] else "models"
+        names = parts[2:4] if parts[0] == "api" else parts[1:3] if kind == "datasets" else parts[:2]
+        repository = repository_of(kind, names)
+        if not any(name == repository for name, _, _ in self.hub.files):
+            return self.fail(401, "Invalid username or password.", X_Error_Code="RepoNotFound")
+        if repository in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.fail(401, "Access to it is restricted.", X_Error_Code="GatedRepo")
+        if parts[0] == "api":
+            return self.describe(kind, repository, parts[4:], parse_qs(address.query))
+        rest = parts[3:] if kind == "datasets" else parts[2:]
+        if rest[:1] == ["resolve"]:
+            content = self.hub.of(repository, rest[1]).get("/".join(rest[2:]))
+            if content is not None and self.hub.stored:
+                place = f"{STORAGE}{kind}/{'/'.join(names)}/{rest[1]}/{'/'.join(rest[2:])}"
+                sizes = {"X_Linked_Size": str(len(content)), "X_Linked_Etag": f'"{etag(content)}"'}
+                return self.answer(302, b"", Location=place, X_Repo_Commit=self.hub.commit_of(repository), **sizes)
+            return self.send(repository, rest[1], "/".join(rest[2:]))
+        return self.fail(404, f"{self.path} is not here")
+
+    def describe(self, kind: str, repository: str, rest: list[str], query: dict[str, list[str]]) -> None:
+        """Answers a question about a repository: its description, or the listing of a folder."""
+        branch = rest[1] if len(rest) > 1 else "main"
+        files = self.hub.of(repository, branch)
+        if not files:
+            return self.fail(404, f"Invalid rev id: {branch}", X_Error_Code="RevisionNotFound")
+        if rest[:1] == ["tree"]:
+            below = "/".join(rest[2:])
+            listed = entries(files, below, query.get("recursive", ["false"])[0].lower() == "true")
+            return self.answer(200, listed) if listed else self.fail(404, "no folder", X_Error_Code="EntryNotFound")
+        if rest[:1] in ([], ["revision"]):
+            return self.answer(200, self.hub.description(kind, repository, branch))
+        return self.fail(404, f"{self.path} is not here")
+
+    def send(self, repository: str, revision: str, path: str) -> None:
+        """Sends a file, or the part of it that is asked for."""
+        content, commit = self.hub.of(repository, revision).get(path), self.hub.commit_of(repository)
+        if content is None:
+            return self.fail(404, "Entry not found", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        headers = {"ETag": f'"{etag(content)}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        code, asked = 200, self.headers.get("Range", "")
+        if asked.startswith("bytes="):
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            begin, end = int(first or 0), min(int(last or len(content) - 1), len(content) - 1)
+            headers["Content_Range"] = f"bytes {begin}-{end}/{len(content)}"
+            content, code = content[begin : end + 1], 206
+        if self.hub.cut is not None and self.command == "GET" and len(content) > self.hub.cut:
+            self.answer(code, content[: self.hub.cut], length=str(len(content)), **headers)
+            self.close_connection = True
+            return None
+        return self.answer(code, content, **headers)
+
+    def do_POST(self) -> None:
+        body = self.read()
+        if self.stopped():
+            return
+        if self.hub.refusal is not None:
+            self.answer(self.hub.refusal, {"error": "no"})
+        else:
+            self.answer(200, self.hub.post(self.path, body))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
 def fake_hub() -> Iterator[FakeHub]:
     """Serves a hub until the context ends."""
     hub = FakeHub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def answer(self, code: int, content: object, **headers: str) -> None:
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", headers.pop("length", str(len(body))))
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def fail(self, code: int, message: str, **headers: str) -> None:
-            self.answer(code, {"error": message}, X_Error_Message=message, **headers)
-
-        def read(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
-
-        def stopped(self) -> bool:
-            """Notes a request, and answers those that the hub refuses."""
-            if hub.gone:
-                self.close_connection = True
-                return True
-            hub.requests.append(f"{self.command} {self.path}")
-            hub.tokens.add(self.headers.get("Authorization", ""))
-            time.sleep(hub.slow)
-            code = next((code for part, code in hub.refused.items() if part in self.path), None)
-            if code is None or hub.times <= 0:
-                return False
-            hub.times -= 1
-            self.fail(code, "refused", **({} if hub.wait is None else {"Retry_After": str(hub.wait)}))
-            return True
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            if self.stopped():
-                return
-            address = urlsplit(self.path)
-            parts = [unquote(part) for part in address.path.split("/")[1:]]
-            if address.path == "/":
-                return self.answer(200, {})
-            if address.path.startswith(STORAGE):
-                return self.send(repository_of(parts[1], parts[2:4]), parts[4], "/".join(parts[5:]))
-            kind = "datasets" if "datasets" in parts[:2] else "models"
-            names = parts[2:4] if parts[0] == "api" else parts[1:3] if kind == "datasets" else parts[:2]
-            repository = repository_of(kind, names)
-            if not any(name == repository for name, _, _ in hub.files):
-                return self.fail(401, "Invalid username or password.", X_Error_Code="RepoNotFound")
-            if repository in hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self.fail(401, "Access to it is restricted.", X_Error_Code="GatedRepo")
-            if parts[0] == "api":
-                return self.describe(kind, repository, parts[4:], parse_qs(address.query))
-            rest = parts[3:] if kind == "datasets" else parts[2:]
-            if rest[:1] == ["resolve"]:
-                content = hub.of(repository, rest[1]).get("/".join(rest[2:]))
-                if content is not None and hub.stored:
-                    place = f"{STORAGE}{kind}/{'/'.join(names)}/{rest[1]}/{'/'.join(rest[2:])}"
-                    sizes = {"X_Linked_Size": str(len(content)), "X_Linked_Etag": f'"{etag(content)}"'}
-                    return self.answer(302, b"", Location=place, X_Repo_Commit=hub.commit_of(repository), **sizes)
-                return self.send(repository, rest[1], "/".join(rest[2:]))
-            return self.fail(404, f"{self.path} is not here")
-
-        def describe(self, kind: str, repository: str, rest: list[str], query: dict[str, list[str]]) -> None:
-            """Answers a question about a repository: its description, or the listing of a folder."""
-            branch = rest[1] if len(rest) > 1 else "main"
-            files = hub.of(repository, branch)
-            if not files:
-                return self.fail(404, f"Invalid rev id: {branch}", X_Error_Code="RevisionNotFound")
-            if rest[:1] == ["tree"]:
-                below = "/".join(rest[2:])
-                listed = entries(files, below, query.get("recursive", ["false"])[0].lower() == "true")
-                return self.answer(200, listed) if listed else self.fail(404, "no folder", X_Error_Code="EntryNotFound")
-            if rest[:1] in ([], ["revision"]):
-                return self.answer(200, hub.description(kind, repository, branch))
-            return self.fail(404, f"{self.path} is not here")
-
-        def send(self, repository: str, revision: str, path: str) -> None:
-            """Sends a file, or the part of it that is asked for."""
-            content, commit = hub.of(repository, revision).get(path), hub.commit_of(repository)
-            if content is None:
-                return self.fail(404, "Entry not found", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-            headers = {"ETag": f'"{etag(content)}"', "X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
-            code, asked = 200, self.headers.get("Range", "")
-            if asked.startswith("bytes="):
-                first, _, last = asked.removeprefix("bytes=").partition("-")
-                begin, end = int(first or 0), min(int(last or len(content) - 1), len(content) - 1)
-                headers["Content_Range"] = f"bytes {begin}-{end}/{len(content)}"
-                content, code = content[begin : end + 1], 206
-            if hub.cut is not None and self.command == "GET" and len(content) > hub.cut:
-                self.answer(code, content[: hub.cut], length=str(len(content)), **headers)
-                self.close_connection = True
-                return None
-            return self.answer(code, content, **headers)
-
-        def do_POST(self) -> None:
-            body = self.read()
-            if self.stopped():
-                return
-            if hub.refusal is not None:
-                self.answer(hub.refusal, {"error": "no"})
-            else:
-                self.answer(200, hub.post(self.path, body))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfHub", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

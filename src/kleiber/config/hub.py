@@ -1,4 +1,4 @@
-"""Finds local copies of data sets and models of the Hugging Face hub, and tells whether and why it does not answer.
+"""Finds local copies of data sets and models of the Hugging Face hub, and tells whether the hub can be reached.
 
 Nothing here downloads. Callers ask `reachable` first, so a command fails within seconds where a download would only
 fail after a minute of retries.
@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TIMEOUT_S = 4.0
 TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads its variables
 ALIVE = {401, 403, 404, 405, 429}  # HTTP codes that show that the hub works
-BROKEN = {"TransportError", "ConnectionError", "TimeoutError"}  # errors of any client library when a connection ends
 
 
 def is_name(path: str) -> bool:
@@ -53,59 +52,6 @@ def downloaded(name: str) -> Path | None:
         return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
     except (OSError, ValueError):  # nothing was downloaded, or the name is none of the hub's
         return None
-
-
-def failure(error: BaseException, name: str, what: str) -> str | None:
-    """Returns why the hub did not give NAME, and what to do, by the errors behind an error; None for other errors.
-
-    what  `data set` or `model`
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for cause in _causes(error):
-        if isinstance(cause, HfHubHTTPError):
-            return _refusal(cause.response.status_code, cause.response.headers, name, what)
-        if type(cause).__name__ == "DatasetNotFoundError":  # of `datasets`, which keeps no answer of the hub
-            return _refusal(404, {}, name, what)
-    for cause in _causes(error):
-        names = {kind.__name__ for kind in type(cause).__mro__}
-        if names & BROKEN:
-            return (
-                f"the connection to {constants.ENDPOINT} broke ({cause}): repeat the command, which keeps whole files"
-            )
-    return None
-
-
-def _refusal(code: int, headers: Mapping[str, str], name: str, what: str) -> str:
-    if code == 404 or headers.get("X-Error-Code") == "RepoNotFound":
-        return (
-            f"the hub has no {what} {name} that everybody may read: check the name; for a private one set HF_TOKEN, or "
-            "run `hf auth login`"
-        )
-    if code in (401, 403):
-        return (
-            f"the hub gives {name} only to accounts with access (HTTP {code}): accept the terms on its page, and set "
-            "HF_TOKEN, or run `hf auth login`"
-        )
-    if code == 429:
-        wait = headers.get("Retry-After")
-        when = f"in {wait} s" if wait else "in some minutes"
-        return (
-            f"the hub takes no more requests from here (HTTP 429): try again {when}, or set HF_TOKEN, which allows more"
-        )
-    if code >= 500:
-        return f"the hub has a fault of its own (HTTP {code}): try again later"
-    return f"the hub refuses it (HTTP {code}: {headers.get('X-Error-Message', 'no reason given')})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that led to it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def reachable() -> bool:

@@ -291,8 +291,11 @@ def _by_name(splits: object) -> dict[str, Dataset]:
 def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.on_hub and not online:
         return f"data.path={location.name} is no file or folder here, and the hub is not reachable; {REMEDY}"
-    if location.on_hub and (why := hub.failure(cause, location.name, "data set")) is not None:
-        return f"data.path={location.name} cannot be read: {why}"
+    if location.on_hub:
+        from kleiber.config.hub_failures import failure
+
+        if (why := failure(cause, location.name, "data set")) is not None:
+            return f"data.path={location.name} cannot be read: {why}"
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     if isinstance(cause, FileNotFoundError) and location.is_snapshot:
         absent = re.findall(r"'([^']+)'", str(cause))[:1] or ["a file"]

@@ -178,7 +178,9 @@ def _download(name: str) -> Path:
             return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
     except Exception as error:  # many kinds, of several libraries
         if online:
-            why = hub.failure(error, name, "model") or str(error).splitlines()[0]
+            from kleiber.config.hub_failures import failure
+
+            why = failure(error, name, "model") or str(error).splitlines()[0]
             raise ValueError(f"data.tokenizer={name} cannot be loaded: {why}") from error
         raise ValueError(
             f"data.tokenizer={name}: the hub is not reachable, and this machine has no copy; set data.tokenizer=FOLDER "

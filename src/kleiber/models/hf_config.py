@@ -74,7 +74,9 @@ def _downloaded(name: str, key: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
     except Exception as error:  # many kinds, of several libraries
-        refused = hub.failure(error, name, "model") or str(error).splitlines()[0]
+        from kleiber.config.hub_failures import failure
+
+        refused = failure(error, name, "model") or str(error).splitlines()[0]
         why = refused if online else "the hub cannot be reached, and there is no local copy"
         raise ConfigError(f"{key}={name}: {why}; you can also pass a local folder, {key}=FOLDER") from error
 

@@ -9,6 +9,7 @@ import re
 
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError
+from kleiber.config.hub_failures import failure
 from kleiber.records.locks import scratch_folder
 from kleiber.runs.huggingface import export
 
@@ -54,7 +55,7 @@ def push(
             reason = REASONS.get(code) or error.server_message or str(error).partition("\n")[0]
             raise ConfigError(f"the hub refuses to write {repository} (HTTP {code}): {reason}") from error
         except Exception as error:  # each version has errors of another client library
-            if (why := hub.failure(error, repository, "model")) is None:
+            if (why := failure(error, repository, "model")) is None:
                 raise
             raise ConfigError(f"{repository} cannot be written: {why}") from error
     return commit.commit_url
