@@ -26,7 +26,7 @@ class FakeHub:
     files     content by repository, branch and path; the repository of a data set begins with `datasets/`
     private   repositories that answer only to a token
     created   bodies of the requests that create repositories
-    tokens    contents of the header Authorization
+    tokens    contents of the header Authorization where something was sent
     requests  method and path of every request
     refusal   HTTP code of the answer to every POST of an upload
     refused   HTTP codes of answers, by a part of the path; with `times`, only the first ones
@@ -188,7 +188,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return True
         self.hub.requests.append(f"{self.command} {self.path}")
-        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        if self.command == "POST":
+            self.hub.tokens.add(self.headers.get("Authorization", ""))
         time.sleep(self.hub.slow)
         code = next((code for part, code in self.hub.refused.items() if part in self.path), None)
         if code is None or self.hub.times <= 0:
