@@ -248,19 +248,17 @@ def _check_reference(config: Config) -> None:
 
 
 def _check_packing(config: Config) -> None:
-    model, arithmetic = config["model"], _is(config["data"], "Arithmetic")  # which is always packed
-    packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
-    if not (arithmetic or argument(config["data"], "pack")):
+    model, packed, fix = config["model"], "data.pack=true", "data.pack=false"
+    if not argument(config["data"], "pack"):
         return
     if _is(model, "HFModel"):
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model=hf attends across their borders: set {fix}"
         )
     if any(target == DELTA for target, _ in attention_kinds(model).values()):
-        fix = "model/attention=full" if arithmetic else f"{fix}, or model/attention=full"
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model/attention=delta reads on across their borders: "
-            f"set {fix}"
+            f"set {fix}, or model/attention=full"
         )
 
 
