@@ -57,6 +57,7 @@ EXPORTS = {
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Reference": "reference",
+    "Reward": "reward",
     "Routing": "routing",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

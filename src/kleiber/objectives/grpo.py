@@ -28,6 +28,7 @@ from kleiber.objectives.reference import start_weights
 from kleiber.objectives.rollouts import (
     OLD,
     START,
+    Question,
     answer_limit,
     frozen_log_probs,
     of_all_ranks,
@@ -134,7 +135,7 @@ class GRPO(CLM):
 
     def prepare_step(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
         """The answers to the prompts of each micro-batch, written now unless an earlier step of `epochs` did that."""
-        prompts = prompts_of(batches)
+        prompts = prompts_of(batches, self.corpus.train)
         if self.rollouts is None or not prompts.keys() <= set(self._numbers(self.rollouts)):
             self.rollouts = None
             rows = self._roll_out(model, prompts, self.answers * max(map(len, batches)))
@@ -154,21 +155,17 @@ class GRPO(CLM):
         return rollouts.samples[:: self.answers].tolist()
 
     @torch.no_grad()
-    def _roll_out(self, model: Model, prompts: Mapping[int, tuple[list[int], list[int]]], rows: int) -> Batch:
+    def _roll_out(self, model: Model, prompts: Mapping[int, Question], rows: int) -> Batch:
         """Rows of answers with what the loss needs of them in `labels` and `reference`; `rows` in a forward pass."""
         assert self.start is not None, "a stage that has begun has its start"
-        train, tokenizer, device = self.corpus.train, self.corpus.tokenizer, device_of(model)
-        room = model.context + 1 - max(len(prompt) for prompt, _ in prompts.values())
-        questions = {number: prompt for number, (prompt, _) in prompts.items()}
+        tokenizer, device = self.corpus.tokenizer, device_of(model)
+        texts = {number: question.prompt for number, question in prompts.items()}
+        room = model.context + 1 - max(map(len, texts.values()))
         eager = torch.compiler.set_stance("force_eager")  # each length would need its own graph
         with eager:
             tokens = min(room, self.policy_loss.longest)
-            answers = write_answers(model, questions, self.answers, tokens, tokenizer.eos, self.seed)
-            columns = [
-                {"answer": tokenizer.decode(right).strip(), **train.columns(number % len(train))}
-                for number, (_, right) in prompts.items()
-                for _ in range(self.answers)
-            ]
+            answers = write_answers(model, texts, self.answers, tokens, tokenizer.eos, self.seed)
+            columns = [question.columns(tokenizer) for question in prompts.values() for _ in range(self.answers)]
             rewards = torch.tensor(self.rewards.score(answers, columns), device=device, dtype=torch.float64)
             numbers = [number for number in prompts for _ in range(self.answers)]
             batch = to_batch(answers, numbers, tokenizer.eos, model.context + 1).to(device)

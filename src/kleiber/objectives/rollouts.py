@@ -21,11 +21,12 @@ from kleiber.models.generation import continuations
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.answer_rewards import Answer
 from kleiber.objectives.clm import next_token_inputs
-from kleiber.types import Json
+from kleiber.types import Json, Row
 from kleiber.types.batch import Batch, Output
 from kleiber.types.contracts import Samples
 from kleiber.types.model import Model, evaluation_mode
 from kleiber.types.ranks import world_size
+from kleiber.types.tokenizer import Tokenizer
 
 KEY = 0x60112  # part of the key of draws, which differs from those of the order of samples
 ROWS = 256  # answers that are written together
@@ -34,16 +35,45 @@ ADVANTAGE, REWARD, CUT, EQUAL = range(4)  # columns of `labels`
 OLD, START = range(2)  # of `reference`: log-probabilities of each target under the policy that wrote it and the start
 
 
-def prompts_of(batches: Sequence[Batch]) -> dict[int, tuple[list[int], list[int]]]:
-    """The prompt and the right answer of each sample, as token ids, by its number and in the order of numbers."""
-    found: dict[int, tuple[list[int], list[int]]] = {}
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt and its right answer, as token ids, and other columns of the data."""
+
+    prompt: list[int]
+    right: list[int]
+    row: Row
+
+    def columns(self, tokenizer: Tokenizer) -> Row:
+        """What a reward reads, with the right answer as `answer`."""
+        return {"answer": tokenizer.decode(self.right).strip(), **self.row}
+
+
+def prompts_of(batches: Sequence[Batch], samples: Samples) -> dict[int, Question]:
+    """The question of each sample of the batches, by its number and in the order of numbers."""
+    questions: dict[int, Question] = {}
     for batch in batches:
         assert batch.samples is not None and batch.weights is not None
-        for number, ids, real, marks in zip(batch.samples, batch.tokens, batch.is_real, batch.weights, strict=True):
+        for number, ids, real, marks in zip(
+            batch.samples.tolist(), batch.tokens, batch.is_real, batch.weights, strict=True
+        ):
             ids, answer = ids[real], marks[real] > 0
             begin = int(answer.long().argmax())
-            found[int(number)] = ids[:begin].tolist(), ids[begin:].tolist()
-    return dict(sorted(found.items()))
+            row = samples.columns(number % len(samples))
+            questions[number] = Question(ids[:begin].tolist(), ids[begin:].tolist(), row)
+    return dict(sorted(questions.items()))
+
+
+def questions_of(samples: Samples, limit: int | None = None) -> list[Question]:
+    """The questions of the first samples, at most `limit`. Raises ValueError for samples without prompts."""
+    index = np.arange(len(samples) if limit is None else min(limit, len(samples)))
+    questions: list[Question] = []
+    for part in np.array_split(index, -(-len(index) // ROWS)):
+        batch = samples.gather(part)
+        if batch.weights is None or batch.segments is not None:
+            raise ValueError("--evals reward needs one prompt with its right answer in a row: set data.pack=false")
+        batch = dataclasses.replace(batch, samples=torch.from_numpy(part))
+        questions += prompts_of([batch], samples).values()
+    return questions
 
 
 def answer_limit(samples: Samples, context: int, tokens: int | None, key: str) -> int:
@@ -54,11 +84,12 @@ def answer_limit(samples: Samples, context: int, tokens: int | None, key: str) -
     Raises ValueError where a prompt and so many tokens exceed the context.
     """
     index = np.unique(np.linspace(0, len(samples) - 1, MEASURED).astype(int))
-    prompts = prompts_of([samples.gather(part) for part in np.array_split(index, -(-len(index) // ROWS))])
-    longest = max(len(prompt) for prompt, _ in prompts.values())
+    parts = np.array_split(index, -(-len(index) // ROWS))
+    questions = prompts_of([samples.gather(part) for part in parts], samples).values()
+    longest = max(len(question.prompt) for question in questions)
     room = context + 1 - longest
     if tokens is None:
-        return min(room, 2 * max(len(answer) for _, answer in prompts.values()))
+        return min(room, 2 * max(len(question.right) for question in questions))
     if tokens > room:
         raise ValueError(
             f"{key}={tokens} and a prompt of {longest} tokens must fit model.context={context}: set {key}={room} or "
