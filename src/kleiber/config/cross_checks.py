@@ -30,6 +30,7 @@ def check_compatibility(config: Config) -> None:
     _check_wise(config)
     _check_replay(config)
     _check_l2sp_strength(config)
+    _check_answers(config)
     _check_reference(config)
     _check_packing(config)
     _check_weights(config)
@@ -237,6 +238,22 @@ def _check_l2sp_strength(config: Config) -> None:
                 f"retention.{name}.strength={strength} must be <= {1 / rate:g} at optimizer.lr={rate:g}: a larger one "
                 "overshoots the initial weights"
             )
+
+
+def _check_answers(config: Config) -> None:
+    """A model learns from answers that it writes on a device that has all weights, and from no other rows."""
+    target, trainer = str(config["objective"]["_target_"]), str(config["trainer"]["_target_"])
+    methods = [node["_target_"] for node in (config.get("retention") or {}).values() if node]
+    refused = [
+        *(f"retention={method.rsplit('.', 1)[-1].lower()}" for method in methods if class_attribute(method, "mixes_data")),
+        *([f"trainer={trainer.rsplit('.', 1)[-1].lower()}"] if class_attribute(trainer, "shards_weights") else []),
+    ]
+    if refused and class_attribute(target, "answers"):
+        name = target.rsplit(".", 1)[-1].lower()
+        raise ConfigError(
+            f"{refused[0]} does not work with objective={name}, which learns from answers that the model writes with all "
+            "of its weights: remove it"
+        )
 
 
 def _check_reference(config: Config) -> None:

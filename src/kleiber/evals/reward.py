@@ -58,19 +58,21 @@ class Reward(Evaluation):
         seed: int = 0,
     ) -> None:
         self.reward, self.samples, self.tokens, self.limit, self.seed = reward, samples, tokens, limit, seed
+        self.trained: set[tuple[int, ...]] | None = None  # prompts of training, of which a run has the same
 
     def evaluate(self, subject: Subject) -> Results:
         """The scores on each data set. Raises ValueError for data without prompts or without the reward."""
         if subject.corpus is None:
             raise ValueError(f"--evals reward needs a run whose data has {self.reads}")
         rewards = AnswerRewards(self.reward, subject.corpus)
-        trained = {tuple(q.prompt) for q in questions_of(subject.train)} if subject.train is not None else set()
+        if self.trained is None and subject.train is not None:
+            self.trained = {tuple(question.prompt) for question in questions_of(subject.train)}
         sampled: dict[str, Float[np.ndarray, "prompts samples"]] = {}
         greedy: dict[str, Float[np.ndarray, "prompts"]] = {}
         for domain in subject.domains:
             held_out = subject.samples(domain, subject.tokens)
             questions = questions_of(held_out, self.limit if subject.limit is None else subject.limit)
-            shared = sum(tuple(question.prompt) in trained for question in questions)
+            shared = sum(tuple(question.prompt) in (self.trained or ()) for question in questions)
             if shared:
                 log.warning("evals=reward: %d of %d prompts of %s are training prompts", shared, len(questions), domain)
             sampled[domain], greedy[domain] = self._score(subject, held_out, questions, rewards)

@@ -53,11 +53,9 @@ def prompts_of(batches: Sequence[Batch], samples: Samples) -> dict[int, Question
     questions: dict[int, Question] = {}
     for batch in batches:
         assert batch.samples is not None and batch.weights is not None
-        for number, ids, real, marks in zip(
-            batch.samples.tolist(), batch.tokens, batch.is_real, batch.weights, strict=True
-        ):
-            ids, answer = ids[real], marks[real] > 0
-            begin = int(answer.long().argmax())
+        columns = (tensor.cpu().numpy() for tensor in (batch.samples, batch.tokens, batch.is_real, batch.weights > 0))
+        for number, ids, real, marks in zip(*columns, strict=True):
+            ids, begin, number = ids[real], int(marks[real].argmax()), int(number)
             row = samples.columns(number % len(samples))
             questions[number] = Question(ids[:begin].tolist(), ids[begin:].tolist(), row)
     return dict(sorted(questions.items()))

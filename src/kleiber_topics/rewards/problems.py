@@ -13,7 +13,17 @@ from typing import Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge, Le, MinLen
 
-from kleiber.data import Bytes, Conversations, HeldOutRows, InstructCorpus, PackedConversations, TokenRows, digest
+from kleiber.config import Quantity
+from kleiber.data import (
+    Bytes,
+    Conversations,
+    HeldOutRows,
+    InstructCorpus,
+    PackedConversations,
+    TokenRows,
+    digest,
+    parse_bytes,
+)
 from kleiber.types import Count, HeldOut, Row, Seed
 from kleiber_topics.rewards.verifiers import OPERATIONS, evaluate
 
@@ -29,6 +39,11 @@ class Problem:
     answer: str
     columns: Row = field(default_factory=dict)
 
+    @property
+    def tokens(self) -> int:
+        """Bytes of prompt and answer, and an end-of-text token on each side."""
+        return len(self.prompt) + len(self.answer) + 2
+
 
 class ProblemRows(Conversations):
     """Problems one to a row: the end-of-text id, the prompt, the answer, and that id again."""
@@ -43,7 +58,8 @@ class ProblemRows(Conversations):
             marks += [0] * (1 + len(prompt)) + [1] * (len(answer) + 1)
             starts.append(len(ids))
         bounds, self.problems = np.array(starts), problems
-        super().__init__(TokenRows(np.array(ids, np.uint16), bounds), TokenRows(np.array(marks, np.uint8), bounds), context, Bytes())
+        answers = TokenRows(np.array(marks, np.uint8), bounds)
+        super().__init__(TokenRows(np.array(ids, np.uint16), bounds), answers, context, Bytes())
 
     def columns(self, i: int) -> Row:
         """The columns of the problem, with its prompt and answer."""
@@ -59,6 +75,7 @@ class Problems:
     held_out  most validation problems
     pack      true: as many problems to a row as fit; false: one, with padding
     verifier  name of the reward that verifies answers (objective.reward)
+    max_bytes of the training text, about; null: no limit
     """
 
     kind: ClassVar[str] = ""
@@ -68,6 +85,7 @@ class Problems:
     seed: Seed = 0
     pack: bool = False
     verifier: str = ""
+    max_bytes: Quantity | None = None
 
     def draw(self, random: np.random.Generator) -> Problem:
         """Draws a problem."""
@@ -78,25 +96,28 @@ class Problems:
         random = np.random.default_rng(self.seed % 2**32)
         train: dict[str, Problem] = {}
         held_out: dict[str, Problem] = {}
-        for _ in range(TRIES * (self.problems + self.held_out)):
+        left, problems = parse_bytes(self.max_bytes), self.problems
+        if left is not None:
+            problems = max(1, min(problems, left // self.draw(np.random.default_rng(0)).tokens))
+        for _ in range(TRIES * (problems + self.held_out)):
             problem = self.draw(random)
-            if len(problem.prompt) + len(problem.answer) + 2 > context + 1:
+            if problem.tokens > context + 1:
                 raise ValueError(
-                    f"a problem of data={self.kind} has {len(problem.prompt) + len(problem.answer) + 1} tokens, more "
-                    f"than model.context={context} reads: raise model.context"
+                    f"a problem of data={self.kind} has {problem.tokens} tokens, more than model.context={context} "
+                    f"reads: set model.context={problem.tokens - 1} or more"
                 )
             is_held_out = int(digest([problem.prompt]), 16) % HELD_OUT_OF == 0
-            part, most = (held_out, self.held_out) if is_held_out else (train, self.problems)
+            part, most = (held_out, self.held_out) if is_held_out else (train, problems)
             if len(part) < most:
                 part.setdefault(problem.prompt, problem)
-            if len(train) == self.problems and len(held_out) == self.held_out:
+            if len(train) == problems and len(held_out) == self.held_out:
                 break
         rows = ProblemRows([*train.values()], context)
         samples = PackedConversations(rows) if self.pack else rows
         validation: dict[str, HeldOut] = {self.kind: HeldOutRows(ProblemRows([*held_out.values()], context))}
         return InstructCorpus(
             name=self.kind,
-            config=", ".join(map(str, astuple(self)[5:])),
+            config=", ".join(map(str, astuple(self)[6:])),
             hash=digest([self.kind, 1, *map(str, astuple(self))]),
             tokenizer=Bytes(),
             train=samples,
