@@ -17,7 +17,7 @@ LONGEST, GROUP, PROMPTS = 7, 4, 3
 
 
 class Answers:
-    """Random answers of unequal length, with log-probabilities of a policy that has moved from the one that wrote them."""
+    """Random answers of unequal length, with log-probabilities of a policy that has moved since it wrote them."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

@@ -243,16 +243,13 @@ def _check_l2sp_strength(config: Config) -> None:
 def _check_answers(config: Config) -> None:
     """A model learns from answers that it writes on a device that has all weights, and from no other rows."""
     target, trainer = str(config["objective"]["_target_"]), str(config["trainer"]["_target_"])
-    methods = [node["_target_"] for node in (config.get("retention") or {}).values() if node]
-    refused = [
-        *(f"retention={method.rsplit('.', 1)[-1].lower()}" for method in methods if class_attribute(method, "mixes_data")),
-        *([f"trainer={trainer.rsplit('.', 1)[-1].lower()}"] if class_attribute(trainer, "shards_weights") else []),
-    ]
+    methods = {key: node["_target_"] for key, node in (config.get("retention") or {}).items() if node}
+    refused = [f"retention={key}" for key, method in methods.items() if class_attribute(method, "mixes_data")]
+    refused += ["trainer=fsdp"] if class_attribute(trainer, "shards_weights") else []
     if refused and class_attribute(target, "answers"):
-        name = target.rsplit(".", 1)[-1].lower()
         raise ConfigError(
-            f"{refused[0]} does not work with objective={name}, which learns from answers that the model writes with all "
-            "of its weights: remove it"
+            f"{refused[0]} does not work with objective={target.rsplit('.', 1)[-1].lower()}, which learns from answers "
+            "that the model writes with all of its weights: remove it"
         )
 
 

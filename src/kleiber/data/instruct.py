@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class InstructCorpus(TextCorpus):
     """Conversations. num_tokens counts all tokens, prompts included; num_answers counts the targets.
 
-    verifier  name of the reward that verifies answers, see `kleiber.types.reward`; None where the data names none
+    verifier  name of the reward that verifies answers (objective.reward=verifier); None where the data names none
     """
 
     num_answers: int = 0

@@ -167,9 +167,7 @@ class Task(TableData):
         train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]
         answers = samples["train"].num_answers
         identity = [self.pack, kept, encoded.checksums]
-        return encoded.corpus(
-            InstructCorpus, samples, identity, train, num_answers=answers, verifier=self.verifier
-        )
+        return encoded.corpus(InstructCorpus, samples, identity, train, num_answers=answers, verifier=self.verifier)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kleiber.models.generation import continuations
 from kleiber.objectives.answer_rewards import VERIFIER, Answer, AnswerRewards
 from kleiber.objectives.rollouts import Question, answer_limit, questions_of, write_answers
 from kleiber.types import Count
-from kleiber.types.contracts import HeldOut, Samples
+from kleiber.types.contracts import HeldOut
 from kleiber.types.score import Metric, Metrics, Scores
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Reward(Evaluation):
         if self.trained is None and subject.train is not None:
             self.trained = {tuple(question.prompt) for question in questions_of(subject.train)}
         sampled: dict[str, Float[np.ndarray, "prompts samples"]] = {}
-        greedy: dict[str, Float[np.ndarray, "prompts"]] = {}
+        greedy: dict[str, Float[np.ndarray, "_"]] = {}
         for domain in subject.domains:
             held_out = subject.samples(domain, subject.tokens)
             questions = questions_of(held_out, self.limit if subject.limit is None else subject.limit)
@@ -82,7 +82,7 @@ class Reward(Evaluation):
 
     def _score(
         self, subject: Subject, held_out: HeldOut, questions: Sequence[Question], rewards: AnswerRewards
-    ) -> tuple[Float[np.ndarray, "prompts samples"], Float[np.ndarray, "prompts"]]:
+    ) -> tuple[Float[np.ndarray, "prompts samples"], Float[np.ndarray, "_"]]:
         """Scores of the sampled answers and of the most probable one to each question."""
         model, eos = subject.model, subject.tokenizer.eos
         tokens = answer_limit(held_out, model.context, self.tokens, "evals.reward.tokens")
@@ -95,7 +95,7 @@ class Reward(Evaluation):
         return np.array(scores).reshape(-1, self.samples), np.array(rewards.score(ended, rows))
 
 
-def scores_of(sampled: Float[np.ndarray, "prompts samples"], greedy: Float[np.ndarray, "prompts"]) -> Scores:
+def scores_of(sampled: Float[np.ndarray, "prompts samples"], greedy: Float[np.ndarray, "_"]) -> Scores:
     """The metrics of `Reward`."""
     right = sampled >= RIGHT - 1e-6
     return {

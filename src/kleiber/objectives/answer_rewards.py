@@ -1,4 +1,8 @@
-"""The rewards of `objective.reward`: verifiers and programs that packages offer, and trained reward models."""
+"""The rewards of `objective.reward`: verifiers and programs that packages offer, and trained reward models.
+
+A package offers rewards by name in the literal REWARDS of its `__init__.py`, as REWARDS = {"sorting":
+"verifiers.sorting"}; `objective.reward` and `evals.reward.reward` name them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,6 @@ from kleiber.types import Row
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus
 from kleiber.types.model import Model, device_of
-from kleiber.types.reward import Reward
 from kleiber.types.tokenizer import Tokenizer
 
 VERIFIER, MODEL = "verifier", "model"
@@ -28,6 +31,19 @@ KIND = "REWARDS"  # of the offers of packages
 Chosen = str | Mapping[str, float]
 Ids = Sequence[int]
 MODEL_ROWS = 64  # scored at once by a reward model
+
+
+class Reward(Protocol):
+    """Scores answers; a function is one. A verifier gives 1 to a right answer, and less to another one."""
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> Sequence[float]:
+        """Returns a finite score for each answer.
+
+        prompts  text that each answer follows
+        answers  text without white space around it
+        rows     columns of the data for each answer, with a right answer as `answer`
+        """
+        ...
 
 
 class OpenedModel(Protocol):
@@ -128,7 +144,9 @@ class RewardModel:
             )
         heads = [head for name, head in opened.model.heads.items() if len(head.get_parameter("weight")) == 1]
         if len(heads) != 1:
-            raise ValueError(f"objective.reward_path={path} must be a run of objective=reward, and has no output for it")
+            raise ValueError(
+                f"objective.reward_path={path} must be a run of objective=reward, and has no output for it"
+            )
         self.model, self.head, self.eos = opened.model.requires_grad_(False).eval(), heads[0], tokenizer.eos
 
     @torch.no_grad()

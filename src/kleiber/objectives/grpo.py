@@ -47,12 +47,13 @@ from kleiber.types.score import Metric, Metrics
 
 
 class GRPO(CLM):
-    """A policy gradient from groups of answers to one prompt (Shao et al. 2024, arXiv:2402.03300), as a mean of answers.
+    """A policy gradient from groups of answers to one prompt (Shao et al. 2024, arXiv:2402.03300).
 
     The loss of held-out samples is the cross-entropy of their right answers; `evals=[reward]` scores written ones.
-    Metrics of a step, which are means over answers: "reward", "kl" from the start by `kl_estimator` and "entropy" of the
-    policy by its own answers (nats per answer and per token), "length" in tokens, and the shares "cut" of answers that
-    reach the limit, "degenerate" of answers in groups of equal rewards, which teach nothing, and "clipped" of ratios.
+    The loss of a step is a mean over answers, and so are its metrics: "reward", "kl" from the start by `kl_estimator`
+    and "entropy" of the policy by its answers (nats per answer and per token), "length" in tokens, and the shares "cut"
+    of answers that reach the limit, "degenerate" of answers in groups of equal rewards, which teach nothing, and
+    "clipped" of ratios.
 
     open_model    reads a model from its folder; the run supplies it
     run_seed      seed of the run, which supplies it
@@ -99,7 +100,9 @@ class GRPO(CLM):
         self.corpus, self.open_model, self.seed, self.reward = corpus, open_model, run_seed, reward
         self.models = {} if reward_path is None else {"reward_path": reward_path}
         self.answers, self.passes, self.tokens = group, epochs, tokens
-        self.loss, self.clip, self.kl, self.kl_estimator = loss, clip, kl, kl_estimator
+        self.loss: LossName = loss
+        self.kl_estimator: Estimator = kl_estimator
+        self.clip, self.kl = clip, kl
         self.start: Model | None = None
         self.rollouts: Batch | None = None  # the latest ones, of all ranks where further steps learn from them
 
@@ -188,7 +191,7 @@ class GRPO(CLM):
         return torch.stack([advantages, rewards, cut.to(rewards), equal.to(rewards)], 1).to(start.dtype)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        """The loss of rows of `prepare_step`, as a sum over answers; of other rows the cross-entropy of right answers."""
+        """The loss of the rows of `prepare_step` as a sum over answers; else the cross-entropy of right answers."""
         if batch.reference is None or batch.labels is None:
             return super().__call__(model, batch)
         assert batch.weights is not None
@@ -236,7 +239,9 @@ def _check_samples(corpus: Corpus) -> None:
     """Raises ValueError for data without prompts, or with several in a row."""
     row = corpus.train.gather(np.arange(1))
     if row.weights is None or not corpus.train.random_access:
-        raise ValueError(f"objective=grpo needs prompts, and data={corpus.name} has none: set data=verifiable/arithmetic")
+        raise ValueError(
+            f"objective=grpo needs prompts, and data={corpus.name} has none: set data=verifiable/arithmetic"
+        )
     if row.segments is not None:
         raise ValueError(
             f"objective=grpo needs one prompt in a row, and data={corpus.name} has several: set data.pack=false"

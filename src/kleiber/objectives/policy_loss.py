@@ -1,7 +1,7 @@
 """Losses of a policy by which its answers become more likely the better their reward is, as functions of tensors.
 
-The answers are in groups of equal size, each to one prompt. Tokens of all answers are in one vector, and `owner` has the
-number of the answer that each belongs to.
+The answers are in groups of equal size, each to one prompt. Tokens of all answers are in one vector, and `owner` has
+the number of the answer that each belongs to.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class PolicyLoss:
 
     loss       "grpo": mean over the tokens of an answer of -min(r A, clip(r) A), r = pi/pi_old of a token, with
                A = (R - mean) / std of the rewards of its group (Shao et al. 2024, arXiv:2402.03300, eq. 3).
-               "dr_grpo": the sum over tokens, divided by `longest`, with A = R - mean (Liu et al. 2025, arXiv:2503.20783,
-               section 3.2). "reinforce": r is of the whole answer, and A = R - the mean of the others in the group, an
-               unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)
+               "dr_grpo": the sum over tokens, divided by `longest`, with A = R - mean (Liu et al. 2025,
+               arXiv:2503.20783, section 3.2). "reinforce": r is of the whole answer, and A = R - the mean of the others in
+               the group, an unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)
     clip       largest distance of r from 1 with a gradient
     kl         weight of the divergence from the reference, KL(pi || pi_ref)
-    estimator  "k3": ref/pi - 1 - log(ref/pi) of each token is added to the loss. "k1": -log(ref/pi) of the whole
-               answer is subtracted from its reward: as a loss, its gradient would be 0 on average
+    estimator  "k3": ref/pi - 1 - log(ref/pi) of each token is added to the loss, whose gradient is on average that of
+               KL(ref || pi). "k1": -log(ref/pi) of the whole answer is subtracted from its reward, which gives the
+               gradient of KL(pi || ref); as a loss, its gradient would be 0 on average
     longest    most tokens of an answer
     """
 
@@ -51,7 +52,9 @@ class PolicyLoss:
             return centered / (rewards.std(1, keepdim=True) + EPSILON)
         return centered * size / (size - 1) if self.loss == "reinforce" else centered
 
-    def penalized(self, rewards: Answers, log_probs: Tokens, reference: Tokens, owner: Int[Tensor, "tokens"]) -> Answers:
+    def penalized(
+        self, rewards: Answers, log_probs: Tokens, reference: Tokens, owner: Int[Tensor, "tokens"]
+    ) -> Answers:
         """The rewards minus the divergence of each answer by `kl`, for the estimator k1; else as they are."""
         if not self.kl or self.estimator != "k1":
             return rewards

@@ -168,13 +168,15 @@ def of_all_ranks(batch: Batch) -> Batch:
     width = max(part["tokens"].shape[1] for part in gathered)
 
     def joined(name: str) -> Tensor:
+        """The rows of all ranks of one of the tensors."""
         values = [part[name] for part in gathered]
         if values[0].dim() > 1 and name != "labels":
             target = width - (name == "reference")
             values = [torch.nn.functional.pad(value, (0, target - value.shape[-1])) for value in values]
         return torch.cat(values)
 
-    return Batch(**{name: joined(name) for name in gathered[0]})
+    tensors = {name: joined(name) for name in gathered[0]}
+    return Batch(tensors.pop("tokens"), **tensors)  # type: ignore[arg-type]
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:

@@ -130,7 +130,8 @@ def make_plan(
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, corpus.train.sides), objective.outputs)
     steps = Budget(**cfg.budget).num_steps(
-        batch_tokens=step_tokens(corpus.train, rows * sides // corpus.train.sides), active_params=parameters.active, flops_per_token=flops,
+        batch_tokens=step_tokens(corpus.train, rows * sides // corpus.train.sides),
+        active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows * objective.passes, default_epochs=objective.default_epochs,
     )  # fmt: skip
     share, node = -(-rows // hardware.world_size), cfg.get("privacy")

@@ -62,9 +62,9 @@ class Batches:
             from kleiber.training.private_step import poisson_stream
 
             return poisson_stream(self.samples, self.seed, self.start, self.privacy.rate)
-        first, made = divmod(self.start, self.passes)
+        first, taken = divmod(self.start, self.passes)
         batches = stream(self.samples, self.seed, first, self.rows, *self.share)
-        return batches if self.passes == 1 else islice(repeat_each(batches, self.passes), made, None)
+        return batches if self.passes == 1 else islice(repeat_each(batches, self.passes), taken, None)
 
 
 def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:

@@ -45,7 +45,7 @@ class Batch:
     labels: Tensor | None = None
     samples: Int[Tensor, "batch"] | None = None
     counterpart: Batch | None = None
-    reference: Float[Tensor, "batch *values"] | None = None
+    reference: Float[Tensor, "batch ..."] | None = None
     positions: Int[Tensor, "#batch time"] | None = None
     auxiliary_ratio: Float[Tensor, "batch"] | None = None
     prefix: Bool[Tensor, "batch time"] | None = None

@@ -166,6 +166,7 @@ class Countdown(Problems):
     largest: Annotated[int, Ge(1), Le(1000)] = 9
 
     def draw(self, random: np.random.Generator) -> Problem:
+        """Draws an expression of random numbers and operations whose value can be a target."""
         while True:
             numbers = random.integers(1, self.largest + 1, int(random.choice(list(self.lengths)))).tolist()
             expression = str(numbers[0])
@@ -175,6 +176,6 @@ class Countdown(Problems):
                 expression = f"{left}{sign}{number}"
             value = evaluate(expression)
             if value is not None and value.denominator == 1 and 1 <= value <= 10 * self.largest:
-                given = [numbers[i] for i in random.permutation(len(numbers))]
-                prompt = f"{' '.join(map(str, given))}:{value}="
-                return Problem(prompt, expression, {"numbers": given, "target": int(value)})
+                drawn = [numbers[i] for i in random.permutation(len(numbers))]
+                prompt = f"{' '.join(map(str, drawn))}:{value}="
+                return Problem(prompt, expression, {"numbers": drawn, "target": int(value)})

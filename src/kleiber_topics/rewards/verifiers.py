@@ -1,6 +1,6 @@
 """Verifiers: 1 for a right answer and 0 for a wrong one, and programs that score the form of answers.
 
-Each is a `kleiber.types.reward.Reward`. White space around an answer does not count.
+Each is a `Reward` of kleiber.objectives.answer_rewards. White space around an answer does not count.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def sorting(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row])
 
 def number(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
     """1 where the final number of an answer is that of the right one, as for SVAMP and GSM8K (`#### number`)."""
-    pairs = [(final_number(answer), final_number(str(row["answer"]))) for answer, row in zip(answers, rows, strict=True)]
-    return [float(written is not None and written == right) for written, right in pairs]
+    right = [final_number(str(row["answer"])) for row in rows]
+    return [
+        float(value is not None and final_number(text) == value) for text, value in zip(answers, right, strict=True)
+    ]
 
 
 def countdown(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> list[float]:

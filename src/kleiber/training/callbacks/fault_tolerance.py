@@ -82,7 +82,7 @@ class Checkpoints(LeanCallback):
             self.save(trainer, pl_module, wait=trainer.global_step == trainer.max_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
-        """Saves the state after the last step that all ranks completed, where a rank or a reward failed in the next one.
+        """Saves the state after the last step that all ranks completed, where a rank or a reward fails in the next.
 
         Without the other ranks, rank 0 cannot save a sharded model. Where the stage goes back to its latest planned
         checkpoint, removes those that an interruption saved since, from which a resumed run would continue.
@@ -100,7 +100,11 @@ class Checkpoints(LeanCallback):
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
-        if not isinstance(exception, RankLost | RewardFailed) or not trainer.is_global_zero or needs_other_ranks(pl_module.model):
+        if (
+            not isinstance(exception, RankLost | RewardFailed)
+            or not trainer.is_global_zero
+            or needs_other_ranks(pl_module.model)
+        ):
             return
         step = trainer.global_step
         if step == self.complete_step > 0 and not (self.folder / checkpoint.name(step)).exists():
