@@ -28,8 +28,8 @@ class PolicyLoss:
     loss       "grpo": mean over the tokens of an answer of -min(r A, clip(r) A), r = pi/pi_old of a token, with
                A = (R - mean) / std of the rewards of its group (Shao et al. 2024, arXiv:2402.03300, eq. 3).
                "dr_grpo": the sum over tokens, divided by `longest`, with A = R - mean (Liu et al. 2025,
-               arXiv:2503.20783, section 3.2). "reinforce": r is of the whole answer, and A = R - the mean of the others in
-               the group, an unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)
+               arXiv:2503.20783, section 3.2). "reinforce": r is of the whole answer, and A = R - the mean of the others
+               in the group, an unbiased policy gradient (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740)
     clip       largest distance of r from 1 with a gradient
     kl         weight of the divergence from the reference, KL(pi || pi_ref)
     estimator  "k3": ref/pi - 1 - log(ref/pi) of each token is added to the loss, whose gradient is on average that of
