@@ -43,7 +43,7 @@ def number(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) 
 def countdown(prompts: Sequence[str], answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
     """1 where an answer is an expression of the given `numbers`, each used once, whose value is the `target`."""
     return [
-        float(_uses(answer, row["numbers"]) and evaluate(answer) == row["target"])
+        float(evaluate(answer) == row["target"] and _uses(answer, row["numbers"]))
         for answer, row in zip(answers, rows, strict=True)
     ]
 
