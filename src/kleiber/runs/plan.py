@@ -107,8 +107,7 @@ def make_plan(
 
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
-    context: int = cfg.model.context
-    corpus = prepare_data(cfg, 1 if model_of else hardware.world_size)
+    context, corpus = int(cfg.model.context), prepare_data(cfg, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -129,12 +128,12 @@ def make_plan(
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, corpus.train.sides), objective.outputs)
+    tokens = step_tokens(corpus.train, rows * sides // corpus.train.sides)
     steps = Budget(**cfg.budget).num_steps(
-        batch_tokens=step_tokens(corpus.train, rows * sides // corpus.train.sides),
-        active_params=parameters.active, flops_per_token=flops,
+        batch_tokens=tokens, active_params=parameters.active, flops_per_token=flops,
         epoch_steps=len(corpus.train) / rows * objective.passes, default_epochs=objective.default_epochs,
     )  # fmt: skip
-    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
+    share = -(-rows // hardware.world_size)
     micro = 0 if model_of else choose_micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,
@@ -156,7 +155,7 @@ def make_plan(
         sides=sides,
         earlier=earlier,
         measurements=_plan_evaluations(cfg.evals, model, corpus),
-        privacy=_plan_privacy(node, model, objective, corpus, rows, steps),
+        privacy=_plan_privacy(cfg.get("privacy"), model, objective, corpus, rows, steps),
     )
 
 
