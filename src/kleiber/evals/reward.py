@@ -101,6 +101,6 @@ def scores_of(sampled: Float[np.ndarray, "prompts samples"], greedy: Float[np.nd
     return {
         "mean": mean_score(sampled.mean(1)),
         "pass_at_1": mean_score(right.mean(1)),
-        "pass_at_k": proportion_score(right.any(1)),
+        "pass_at_k": proportion_score(right.max(1)),
         "greedy": mean_score(greedy),
     }

@@ -16,7 +16,7 @@ PROMPTS, ANSWERS, STEPS, EVERY = 200, 256, 100, 20
 
 
 def run(seed: int, reward, verified, policy: str = "tell", resumed_at: int | None = None) -> tuple[RewardAlarm, int]:
-    """Trains with rewards and held-out shares that are functions of progress from 0 to 1; the alarm and the last step."""
+    """Trains with rewards and held-out shares by progress from 0 to 1; returns the alarm and the last step."""
     random, record = np.random.default_rng(seed), StageRecord("main")
     evaluate = SimpleNamespace(record=record, earlier=[], score_last_step=lambda *_: None)
     alarm = RewardAlarm(evaluate, policy=policy)  # type: ignore[arg-type]
