@@ -148,6 +148,7 @@ REFUSED = {
     "no model": (["objective.reward_path=nowhere"], ["objective.reward_path", "objective.reward"]),
     "room": (["objective.tokens=32"], ["objective.tokens=32", "model.context=32"]),
     "batch": (["batch.tokens=480"], ["batch.tokens=480", "512"]),
+    "replayed": (["retention=replay"], ["retention=replay", "objective=grpo"]),
     "sharded": (["trainer=fsdp", "trainer.devices=1"], ["trainer=fsdp", "objective=grpo"]),
 }
 
