@@ -53,7 +53,10 @@ CONTRADICTIONS = [
     ("model.attention.prefix=true model.depth=1", ["model.attention.prefix=true", "model.depth=1"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
     ("model=hf model.path=gpt2 model.weights=random data=instruct_sets", ["data.pack=true", "model=hf"]),
-    ("model=hf model.path=gpt2 model.weights=random data=arithmetic", ["data=arithmetic", "model=hf", "model=gpt"]),
+    (
+        "model=hf model.path=gpt2 model.weights=random data=arithmetic",
+        ["data.pack=true", "model=hf", "data.pack=false"],
+    ),
     ("data=text data.path=x data.streaming=true budget.epochs=2", ["budget.epochs=2", "data.streaming=true"]),
     ("data=text data.path=x data.streaming=true evals=memorization", ["evals=memorization", "data.streaming=true"]),
     ("data=text data.path=x data.streaming=true evals=retrieval", ["evals.retrieval.store=null", "name texts"]),

@@ -30,6 +30,7 @@ def check_compatibility(config: Config) -> None:
     _check_wise(config)
     _check_replay(config)
     _check_l2sp_strength(config)
+    _check_answers(config)
     _check_reference(config)
     _check_packing(config)
     _check_weights(config)
@@ -239,6 +240,19 @@ def _check_l2sp_strength(config: Config) -> None:
             )
 
 
+def _check_answers(config: Config) -> None:
+    """A model learns from answers that it writes on a device that has all weights, and from no other rows."""
+    target, trainer = str(config["objective"]["_target_"]), str(config["trainer"]["_target_"])
+    methods = {key: node["_target_"] for key, node in (config.get("retention") or {}).items() if node}
+    refused = [f"retention={key}" for key, method in methods.items() if class_attribute(method, "mixes_data")]
+    refused += ["trainer=fsdp"] if class_attribute(trainer, "shards_weights") else []
+    if refused and class_attribute(target, "answers"):
+        raise ConfigError(
+            f"{refused[0]} does not work with objective={target.rsplit('.', 1)[-1].lower()}, which learns from answers "
+            "that the model writes with all of its weights: remove it"
+        )
+
+
 def _check_reference(config: Config) -> None:
     if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
@@ -248,19 +262,17 @@ def _check_reference(config: Config) -> None:
 
 
 def _check_packing(config: Config) -> None:
-    model, arithmetic = config["model"], _is(config["data"], "Arithmetic")  # which is always packed
-    packed, fix = ("data=arithmetic", "model=gpt") if arithmetic else ("data.pack=true", "data.pack=false")
-    if not (arithmetic or argument(config["data"], "pack")):
+    model, packed, fix = config["model"], "data.pack=true", "data.pack=false"
+    if not argument(config["data"], "pack"):
         return
     if _is(model, "HFModel"):
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model=hf attends across their borders: set {fix}"
         )
     if any(target == DELTA for target, _ in attention_kinds(model).values()):
-        fix = "model/attention=full" if arithmetic else f"{fix}, or model/attention=full"
         raise ConfigError(
             f"{packed} puts several conversations in a row, and model/attention=delta reads on across their borders: "
-            f"set {fix}"
+            f"set {fix}, or model/attention=full"
         )
 
 

@@ -86,6 +86,10 @@ class RankLost(RuntimeError):
     """The connection to another rank broke."""
 
 
+class RewardFailed(RuntimeError):
+    """A reward could not score the answers of a step, which has not changed the weights."""
+
+
 class RankTimeout(RankLost):
     """Another rank did not answer within trainer.rank_timeout seconds."""
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kleiber.config.errors import RewardFailed
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of a used-up quota
 UNREACHABLE = "see whether the network file system is mounted, or move the folder to another one"
 UNSUPPORTED = "this file system does not support what kleiber needs: move the folder to another one"
@@ -54,7 +56,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str | None:
-    """Returns the file, what went wrong and what helps, in one line; None for an error that is not of the system."""
+    """Returns the file, what went wrong and what helps, in one line; None for an error that needs its traceback.
+
+    Errors that have one line are those of the system, and of a reward, which name the prompt.
+    """
+    if isinstance(error, RewardFailed):
+        return str(error)
     if not isinstance(error, OSError) or error.errno not in ADVICE:
         return None
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]

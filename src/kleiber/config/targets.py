@@ -44,8 +44,8 @@ WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol
 # Arguments that only a run can supply; the check rejects a config that sets one of them.
 SUPPLIED = frozenset(
     {
-        "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "meter", "open_model",
-        "record", "run_config", "run_id", "run_name", "save_dir", "vocabulary", "vocab_size",
+        "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "meter", "open_model",
+        "record", "run_config", "run_group", "run_id", "run_name", "run_seed", "save_dir", "vocabulary", "vocab_size",
     }
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from kleiber.data.order import Ids, Order, permutation
+from kleiber.types import Row
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
@@ -59,6 +60,11 @@ def stream(
         ids, epochs = order.batch(step, batch_samples)
         yield gather(samples, ids[rank_rows], epochs[rank_rows])
         step += 1
+
+
+def repeat_each(batches: Iterator[Batch], times: int) -> Iterator[Batch]:
+    """Yields each batch so many times in a row."""
+    return (batch for batch in batches for _ in range(times))
 
 
 def order_of(samples: Samples, seed: int) -> Order:
@@ -254,6 +260,9 @@ class HeldOutRows(HeldOut):
 
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         return self.samples.question(int(self.order[i]))
+
+    def columns(self, i: int) -> Row:
+        return self.samples.columns(int(self.order[i]))
 
     def first(self, tokens: int | None) -> HeldOutRows:
         """Returns the first samples that have at most `tokens` tokens together, at least one; all for None."""

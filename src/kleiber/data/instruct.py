@@ -40,9 +40,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class InstructCorpus(TextCorpus):
-    """Conversations. num_tokens counts all tokens, prompts included; num_answers counts the targets."""
+    """Conversations. num_tokens counts all tokens, prompts included; num_answers counts the targets.
+
+    verifier  name of the reward that verifies answers (objective.reward=verifier); None where the data names none
+    """
 
     num_answers: int = 0
+    verifier: str | None = None
 
 
 @dataclass(frozen=True)

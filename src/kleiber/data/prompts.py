@@ -98,3 +98,8 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"--prompts {path} has no prompts: write one on each line")
     return prompts
+
+
+def answer_text(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
+    """The text of an answer, decoded behind its prompt because a tokenizer may leave out a first space."""
+    return tokenizer.decode([*prompt, *answer])[len(tokenizer.decode(prompt)) :].strip()

@@ -60,6 +60,7 @@ class Task(TableData):
                    most half of the context
     pack           true: as many samples to a row as fit; false: one sample to a row, with padding
     examples       whether reports may show rows; false where the terms of the data do not permit that
+    verifier       name of the reward that verifies answers (objective.reward); null: none
     max_bytes      at most that much text of each split
     """
 
@@ -69,6 +70,7 @@ class Task(TableData):
     target_tokens: Count | None = None
     pack: bool = True
     examples: bool = True
+    verifier: str | None = None
 
     def __post_init__(self) -> None:
         templates = [self.prompt_template, *self.target_templates]
@@ -164,7 +166,8 @@ class Task(TableData):
             split.training = samples["train"]
         train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]
         answers = samples["train"].num_answers
-        return encoded.corpus(InstructCorpus, samples, [self.pack, kept, encoded.checksums], train, num_answers=answers)
+        identity = [self.pack, kept, encoded.checksums]
+        return encoded.corpus(InstructCorpus, samples, identity, train, num_answers=answers, verifier=self.verifier)
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,11 @@ class TaskRows(Conversations):
         ids, marks = self.row(i)
         target = ids[marks == 1].tolist()
         return ids[marks == 0].tolist(), target[:-1] if target[-1:] == [self.eos] else target
+
+    def columns(self, i: int) -> Row:
+        """The columns of the prompt, and the references; the first of them is the answer."""
+        texts = self.texts_of(i)
+        return {**texts.inputs, "references": [*texts.references], "answer": texts.references[0]}
 
     def texts_of(self, i: int | np.integer) -> TaskTexts:
         """Returns the texts of sample i."""

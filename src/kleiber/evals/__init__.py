@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         proportion_score,
         ratio_score,
     )
-    from kleiber.evals.exact_match import match_answers, numeric_questions
+    from kleiber.evals.exact_match import final_number, match_answers, numeric_questions
     from kleiber.evals.item_figures import score_figures
     from kleiber.evals.likelihood import (
         LOGITS,
@@ -57,6 +57,7 @@ EXPORTS = {
     "Perplexity": "perplexity",
     "Preference": "preference",
     "Reference": "reference",
+    "Reward": "reward",
     "Routing": "routing",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

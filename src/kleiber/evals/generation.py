@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from kleiber.data.prompts import answer_text
 from kleiber.data.task import TaskRows, TaskTexts, task_rows
 from kleiber.evals.evaluation import Evaluation, Results, Scores, Subject
 from kleiber.evals.task_baselines import NAMES, baseline_texts
@@ -16,7 +17,6 @@ from kleiber.evals.text_metrics import METRICS, chrf_counts, chrf_of
 from kleiber.models.generation import continuations
 from kleiber.types import Count, Json, NonNegative, Width
 from kleiber.types.score import Metric, Metrics, variants
-from kleiber.types.tokenizer import Tokenizer
 
 MetricName = Literal["bleu", "chrf", "rouge", "exact_match", "f1"]
 SHOWN = 4  # examples of each kind
@@ -107,11 +107,6 @@ class Generation(Evaluation):
     def page(self, results: Json) -> str:
         """Tables of the texts that are most like their references, least like them, and of random ones."""
         return "".join(_table(domain, rows) for domain, rows in results["details"].items() if rows)
-
-
-def answer_text(tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> str:
-    """The text of an answer, decoded behind its prompt because a tokenizer may leave out a first space."""
-    return tokenizer.decode([*prompt, *answer])[len(tokenizer.decode(prompt)) :].strip()
 
 
 def pick_examples(items: Sequence[TaskTexts], texts: Sequence[str]) -> list[Json]:

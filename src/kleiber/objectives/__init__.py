@@ -14,6 +14,7 @@ EXPORTS = {
     "SFT": "sft",
     "Distill": "distill",
     "DPO": "dpo",
+    "GRPO": "grpo",
     "KTO": "kto",
     "MLM": "mlm",
     "Reward": "reward",

@@ -72,6 +72,28 @@ def set_reference(
         split.reference = stored[1][name]
 
 
+def start_weights(model: Model, folder: Path) -> dict[str, Tensor]:
+    """Returns the weights of the model that a stage began with, by name: those in its folder if it has checkpoints.
+
+    Else they are those of `model`, and are written to the folder.
+
+    folder  of the stage
+
+    Raises ValueError for a stage with checkpoints whose folder has no weights.
+    """
+    if not any((folder / "checkpoints").glob("step-*")):
+        values = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+        _write(folder, {}, values)
+        return model.state_dict()
+    stored = _read(folder, {})
+    if stored is None:
+        raise ValueError(
+            f"{folder} has checkpoints but no {REFERENCE}.npz with the weights of its beginning, which objective=grpo "
+            "compares with: start the run again with resume=never"
+        )
+    return {name: torch.from_numpy(value) for name, value in stored[1].items()}
+
+
 def fingerprint(model: Model) -> str:
     """A hash of the model's weights, of its precision, and of its outputs for an example.
 

@@ -170,7 +170,8 @@ def recorded_corpus(config: Config, folder: Path) -> Corpus:
 
 def build_objective(config: DictConfig, corpus: Corpus) -> Objective:
     """Builds the objective of a stage's config. One with a teacher opens it when it trains."""
-    return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
+    supplied = {"vocabulary": corpus.tokenizer, "corpus": corpus, "open_model": open_model, "run_seed": config.seed}
+    return build(config.objective, **supplied)
 
 
 def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objective:

@@ -48,7 +48,8 @@ class Plan:
     world_size       number of ranks
     max_steps        trainer.max_steps
     outputs          number of outputs of each task head of the model, by name
-    sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
+    sides            rows of up to `context` tokens in a sample: 2 for a pair, the answers that an objective lets the
+                     model write, otherwise 1
     earlier          tasks that the start point was trained for
     measurements     evaluations during training and after the last step
     privacy          what DP-SGD does in each step; None without it
@@ -78,12 +79,12 @@ class Plan:
     @property
     def batch_tokens(self) -> int:
         """Mean number of tokens in an optimizer step, without padding."""
-        return step_tokens(self.corpus.train, self.rows)
+        return step_tokens(self.corpus.train, self.rows * self.sides // self.corpus.train.sides)
 
     @property
     def row_tokens(self) -> int:
         """Mean number of tokens in a row, without padding."""
-        return row_tokens(self.corpus.train, self.sides)
+        return row_tokens(self.corpus.train, self.corpus.train.sides)
 
     @property
     def tokens(self) -> int:
@@ -93,7 +94,7 @@ class Plan:
     @property
     def epochs(self) -> float:
         """Passes over the training samples."""
-        return self.stop_step * self.rows / len(self.corpus.train)
+        return self.stop_step * self.rows / len(self.corpus.train) / self.objective.passes
 
 
 def make_plan(
@@ -106,8 +107,7 @@ def make_plan(
 
     Raises ValueError when batch, context or vocabulary do not fit together.
     """
-    context: int = cfg.model.context
-    corpus = prepare_data(cfg, 1 if model_of else hardware.world_size)
+    context, corpus = int(cfg.model.context), prepare_data(cfg, 1 if model_of else hardware.world_size)
     objective = build_objective(cfg, corpus)
     build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
@@ -124,15 +124,16 @@ def make_plan(
         build(cfg.adapter).check(model)
     add_heads(model, outputs)
     parameters = count_parameters(model)
-    sides = corpus.train.sides
+    sides = objective.answers or corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
-    flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, sides), objective.outputs)
+    flops = training_flops(with_adapter(cfg, model), row_tokens(corpus.train, corpus.train.sides), objective.outputs)
+    tokens = step_tokens(corpus.train, rows * sides // corpus.train.sides)
     steps = Budget(**cfg.budget).num_steps(
-        batch_tokens=step_tokens(corpus.train, rows), active_params=parameters.active, flops_per_token=flops,
-        epoch_steps=len(corpus.train) / rows, default_epochs=objective.default_epochs,
+        batch_tokens=tokens, active_params=parameters.active, flops_per_token=flops,
+        epoch_steps=len(corpus.train) / rows * objective.passes, default_epochs=objective.default_epochs,
     )  # fmt: skip
-    share, node = -(-rows // hardware.world_size), cfg.get("privacy")
+    share = -(-rows // hardware.world_size)
     micro = 0 if model_of else choose_micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded)
     return Plan(
         corpus=corpus,
@@ -154,7 +155,7 @@ def make_plan(
         sides=sides,
         earlier=earlier,
         measurements=_plan_evaluations(cfg.evals, model, corpus),
-        privacy=_plan_privacy(node, model, objective, corpus, rows, steps),
+        privacy=_plan_privacy(cfg.get("privacy"), model, objective, corpus, rows, steps),
     )
 
 

@@ -255,7 +255,7 @@ class RankZeroRun:
             "save_dir": str(self.folder),  # of loggers of Lightning
             "run_id": values["run_id"],
             "run_name": self.folder.name,
-            "group": self.config["name"],
+            "run_group": self.config["name"],
             "run_config": dict(self.config),
         }
         loggers: list[StageLogger] = [JsonlLogger(self.folder)]

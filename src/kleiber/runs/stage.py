@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.config.targets import build
-from kleiber.data.batches import stream
+from kleiber.data.batches import repeat_each, stream
 from kleiber.nn.sharding import full_parameters, place_by_name
 from kleiber.records.summary import StageRecord
 from kleiber.records.terminal import print_line
@@ -28,6 +29,7 @@ from kleiber.training.callbacks.fault_tolerance import (
     Checkpoints,
     DataPosition,
     Preempt,
+    UnfinishedBatch,
     restore_callbacks,
 )
 from kleiber.training.callbacks.log import Throughput
@@ -53,14 +55,16 @@ class Batches:
 
     def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, share: tuple[int, int]) -> None:
         self.samples, self.seed, self.start, self.share = samples, seed, start, share
-        self.rows, self.privacy = plan.rows, plan.privacy
+        self.rows, self.privacy, self.passes = plan.rows, plan.privacy, plan.objective.passes
 
     def __iter__(self) -> Iterator[Batch]:
         if self.privacy is not None:
             from kleiber.training.private_step import poisson_stream
 
             return poisson_stream(self.samples, self.seed, self.start, self.privacy.rate)
-        return stream(self.samples, self.seed, self.start, self.rows, *self.share)
+        first, taken = divmod(self.start, self.passes)
+        batches = stream(self.samples, self.seed, first, self.rows, *self.share)
+        return batches if self.passes == 1 else islice(repeat_each(batches, self.passes), taken, None)
 
 
 def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
@@ -233,6 +237,8 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate, met
     others = [callback for callback in built if callback not in (*clocks, *writers, *foreign)]
     if not plan.corpus.train.random_access:
         others.append(DataPosition(plan.corpus.train))
+    if plan.objective.passes > 1:
+        others.append(UnfinishedBatch(plan.objective))
     if plan.measurements:
         others.append(make_evaluations(tree, stage, plan, evaluate.record))
     preempt = Preempt(writers[0] if writers else None)

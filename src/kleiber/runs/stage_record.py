@@ -60,7 +60,8 @@ def complete_record(
     executed += plan.objective.forward_only_flops(model, plan.row_tokens)
     record.status = "finished"
     record.tokens, record.unique_tokens = before["tokens"] + tokens, unique_tokens(plan, samples, cfg.seed)
-    record.samples, record.steps = before["samples"] + plan.stop_step * plan.rows, plan.stop_step
+    record.samples = before["samples"] + plan.stop_step * plan.rows // plan.objective.passes
+    record.steps = plan.stop_step
     record.flops = {
         "model": before["flops"]["model"] + flops * tokens,
         "executed": before["flops"]["executed"] + executed * tokens,

@@ -183,7 +183,7 @@ def mlflow_logger(
     folder: Path,
     run_id: str,
     run_name: str,
-    group: str,
+    run_group: str,
     run_config: Json,
     tracking_uri: OutsidePath | None = None,
     tags: dict[str, str] | None = None,
@@ -208,7 +208,8 @@ def mlflow_logger(
         # Cells of a sweep begin at the same time, and only one of them can create the database and the experiment.
         with wait_for_lock(home / ".mlflow.lock", lambda: None):
             logger = MLFlowLogger(
-                experiment_name=group, run_name=run_name, tracking_uri=place, run_id=_mlflow_run(place, group, run_id),
+                experiment_name=run_group, run_name=run_name, tracking_uri=place,
+                run_id=_mlflow_run(place, run_group, run_id),
                 tags={**(tags or {}), "kleiber.run_id": run_id},
                 artifact_location=None if server else f"{home / 'mlruns'}",
             )  # fmt: skip

@@ -87,7 +87,7 @@ def wandb_logger(
     folder: Path,
     run_id: str,
     run_name: str,
-    group: str,
+    run_group: str,
     run_config: Json,
     mode: Mode = "auto",
     project: str = "kleiber",
@@ -112,8 +112,8 @@ def wandb_logger(
     if mode == "disabled":
         return None
     run = start_run(
-        folder, run_id, run_name, group, "train", online=choose_online(mode, folder), project=project, entity=entity,
-        tags=tags, config=run_config, console=console, system_metrics=system_metrics,
+        folder, run_id, run_name, run_group, "train", online=choose_online(mode, folder), project=project,
+        entity=entity, tags=tags, config=run_config, console=console, system_metrics=system_metrics,
     )  # fmt: skip
     logger = WandbMirror(run, run_config, axis, artifacts or (), folder)
     hint = "" if mode == "offline" or has_key() else " (`wandb login` sets the key that online needs)"

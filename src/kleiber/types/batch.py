@@ -30,7 +30,8 @@ class Batch:
     samples      number of each sample in the data set, from which its random masks are drawn; so they do not depend on
                  the rank or micro-batch
     counterpart  rows that these are compared with, one for each, such as the rejected answers of preference data
-    reference    values of each sample under a frozen model, such as the log-probabilities of both answers of a pair
+    reference    values of each sample, or of each token, under a frozen model, such as the log-probabilities of both
+                 answers of a pair
     positions    position of each token in its row, where cached tokens are before it; None counts from the row's first
     prefix       True on tokens of prompts, which a model with model.attention.prefix=true reads in both directions
     auxiliary_ratio  factor of the auxiliary sums, which is that of the whole step and the same for each sample; None:
@@ -44,7 +45,7 @@ class Batch:
     labels: Tensor | None = None
     samples: Int[Tensor, "batch"] | None = None
     counterpart: Batch | None = None
-    reference: Float[Tensor, "batch values"] | None = None
+    reference: Float[Tensor, "batch ..."] | None = None
     positions: Int[Tensor, "#batch time"] | None = None
     auxiliary_ratio: Float[Tensor, "batch"] | None = None
     prefix: Bool[Tensor, "batch time"] | None = None

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.types import Json
+from kleiber.types import Json, Row
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
 from kleiber.types.score import Metric, Metrics
@@ -59,6 +59,10 @@ class Samples:
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
         """Prompt and last answer of conversation i, as token ids; None where samples are not conversations."""
         return None
+
+    def columns(self, i: int) -> Row:
+        """What a reward reads of sample i, by column; a right answer that it lacks is that of `gather`."""
+        return {}
 
     def state(self) -> Json:
         """What a checkpoint keeps, where the next samples do not follow from the step alone."""
@@ -124,6 +128,8 @@ class Objective:
     trains_answers        whether the model learns to answer in conversations, so that it can be talked to
     class_names           names of the classes if a sample has exactly one, so that the scorer has `confusion`
     models                paths of the trained models that the objective reads, by their key in its config
+    answers               answers to each sample that the model writes to learn from; 0: it learns those of the data
+    passes                optimizer steps that learn from one batch of samples
     """
 
     likelihood: bool = False
@@ -142,6 +148,8 @@ class Objective:
     trains_answers: ClassVar[bool] = False
     class_names: Sequence[str] = ()
     models: Mapping[str, str] = MappingProxyType({})
+    answers: int = 0
+    passes: int = 1
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         """The loss of a batch, as a sum over its targets."""
@@ -165,6 +173,13 @@ class Objective:
     def prepare_step(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
         """Changes the micro-batches of a step, where losses depend on the whole step (`couples_samples`)."""
         return batches
+
+    def state(self) -> Json:
+        """What a checkpoint keeps of the batch that further steps learn from (`passes`), of all ranks."""
+        return {}
+
+    def restore(self, state: Json) -> None:
+        """Continues from the `state` of a checkpoint."""
 
     def auxiliary_counts(self, model: Model, batch: Batch) -> tuple[float | Tensor, float | Tensor] | None:
         """Divisor of the loss, and real tokens read: their ratio in a step scales auxiliary losses. None: it is 1."""

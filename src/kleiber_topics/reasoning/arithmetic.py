@@ -53,6 +53,8 @@ class Arithmetic:
     problems  training problems of one epoch
     held_out  most validation problems for each number of digits
     max_bytes of the training text; null: no limit
+    pack      true: as many problems to a row as fit; false: one, with padding
+    verifier  name of the reward that verifies answers (objective.reward)
     """
 
     digits: Annotated[Sequence[Annotated[int, Ge(1), Le(MOST_DIGITS)]], MinLen(1)] = (1, 2, 3, 4)
@@ -62,6 +64,8 @@ class Arithmetic:
     held_out: Count = 200
     seed: Seed = 0
     max_bytes: Quantity | None = None
+    pack: bool = True
+    verifier: str = "arithmetic"
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
         """Computes the problems, without numbers of digits whose problems may exceed the context.
@@ -73,19 +77,20 @@ class Arithmetic:
         validation: dict[str, HeldOut] = {name: HeldOutRows(rows) for name, rows in held_out.items()}
         for digits, rows in zip(kinds, validation.values(), strict=True):
             rows.label = f"sums of {digits} digits"
-        train = self.encode(self.draw_training(kinds), context, parse_bytes(self.max_bytes))
-        packed = PackedConversations(train)
+        rows = self.encode(self.draw_training(kinds), context, parse_bytes(self.max_bytes))
+        train = PackedConversations(rows) if self.pack else rows
         settings = [kinds, self.terms, self.steps, self.problems, self.held_out, self.seed, self.max_bytes]
         return InstructCorpus(
             name="arithmetic",
             config=f"{self.terms} terms" + (", steps" if self.steps else ""),
-            hash=digest(["arithmetic", 1, *settings]),
+            hash=digest(["arithmetic", 1, *settings, *(() if self.pack else ("unpacked",))]),
             tokenizer=Bytes(),
-            train=packed,
+            train=train,
             validation=validation,
-            num_tokens=packed.num_tokens,
-            num_bytes=packed.num_bytes,
-            num_answers=train.num_answers,
+            num_tokens=train.num_tokens,
+            num_bytes=train.num_bytes,
+            num_answers=rows.num_answers,
+            verifier=self.verifier,
         )
 
     def fitting(self, context: int) -> list[int]:

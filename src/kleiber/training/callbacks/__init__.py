@@ -10,6 +10,7 @@ EXPORTS = {
     "Stability": "stability",
     "Log": "log",
     "Progress": "progress",
+    "RewardAlarm": "reward_alarm",
     "RoutingHealth": "log",
     "Throughput": "log",
 }

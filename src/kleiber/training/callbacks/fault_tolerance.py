@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from kleiber.config.errors import SIGNALS, RankLost, is_handled, note_signal, pending_signal, preempted_by
+from kleiber.config.errors import SIGNALS, RankLost, RewardFailed, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.nn.sharding import needs_other_ranks, optimizer_state
 from kleiber.records.terminal import print_line
 from kleiber.training import checkpoint, shard_files
@@ -30,7 +30,7 @@ from kleiber.training.snapshot import Snapshot, Writer, copy_tensors
 from kleiber.training.step import Rollback, rank_errors
 from kleiber.types import Count, Json, Natural
 from kleiber.types.access import OutsidePath
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Objective, Samples
 
 if TYPE_CHECKING:
     from kleiber.training.remote import Remote
@@ -82,7 +82,7 @@ class Checkpoints(LeanCallback):
             self.save(trainer, pl_module, wait=trainer.global_step == trainer.max_steps)
 
     def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
-        """Saves the state after the last step that all ranks completed, where a rank was lost in the next one.
+        """Saves the state after the last step that all ranks completed, where a rank or a reward fails in the next.
 
         Without the other ranks, rank 0 cannot save a sharded model. Where the stage goes back to its latest planned
         checkpoint, removes those that an interruption saved since, from which a resumed run would continue.
@@ -100,7 +100,11 @@ class Checkpoints(LeanCallback):
             if torch.distributed.is_initialized():
                 trainer.strategy.barrier()
             return
-        if not isinstance(exception, RankLost) or not trainer.is_global_zero or needs_other_ranks(pl_module.model):
+        if (
+            not isinstance(exception, RankLost | RewardFailed)
+            or not trainer.is_global_zero
+            or needs_other_ranks(pl_module.model)
+        ):
             return
         step = trainer.global_step
         if step == self.complete_step > 0 and not (self.folder / checkpoint.name(step)).exists():
@@ -210,14 +214,18 @@ def _copies(url: str, folder: Path) -> Remote:
 class DataPosition(LeanCallback):
     """Keeps in every checkpoint where a resumed run finds its place in a text that is encoded while it trains."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+    def __init__(self, kept: Samples | Objective) -> None:
+        self.kept = kept
 
     def state_dict(self) -> Json:
-        return self.samples.state()
+        return self.kept.state()
 
     def load_state_dict(self, state_dict: Json) -> None:
-        self.samples.restore(state_dict)
+        self.kept.restore(state_dict)
+
+
+class UnfinishedBatch(DataPosition):
+    """Keeps in every checkpoint the batch that an objective learns from in further steps (`Objective.passes`)."""
 
 
 def method_name(method: nn.Module) -> str:

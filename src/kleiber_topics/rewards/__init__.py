@@ -1,0 +1,17 @@
+"""Rewards: programs that verify answers, and problems whose answers they can verify."""
+
+from kleiber.types import lazy_exports
+
+EXPORTS = {
+    "Countdown": "problems",
+    "Sorting": "problems",
+}
+REWARDS = {
+    "arithmetic": "verifiers.arithmetic",
+    "countdown": "verifiers.countdown",
+    "format": "verifiers.format_score",
+    "length": "verifiers.length",
+    "number": "verifiers.number",
+    "sorting": "verifiers.sorting",
+}
+__all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)
