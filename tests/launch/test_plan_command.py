@@ -2,7 +2,9 @@
 
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kleiber.launch import plan_command, price
@@ -10,7 +12,10 @@ from kleiber.launch.cli import main
 from kleiber.launch.main import compose_config
 from kleiber.records.folder import config_hash
 from kleiber.records.forecast import find_forecast
+from kleiber.studies.laws.laws_json import read
 from kleiber.studies.laws.prediction import predict
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -92,6 +97,12 @@ def test_an_unknown_speed_is_said(monkeypatch, tmp_path, capsys):
     unknown = {"cells": [cell] * 7, "start": 0.0, "unmeasured": "no core is free"}
     monkeypatch.setattr(price, "estimate_costs", lambda configs, threads: unknown | {"cells": [cell] * len(configs)})
     assert plan(tmp_path) == 2 and "the speed of this machine is unknown: no core is free" in capsys.readouterr().err
+
+
+def test_the_packaged_law_is_that_of_golden():
+    packaged, recorded = read(plan_command.GOLDEN), read(REPOSITORY / "multirun" / "golden" / "laws.json")
+    assert np.array(packaged.pop("draws")) == pytest.approx(np.array(recorded.pop("draws")), rel=1e-5)
+    assert packaged == recorded
 
 
 def test_tokens_are_rounded_down_to_three_digits():

@@ -24,6 +24,7 @@ from kleiber.types import Json, Row
 if TYPE_CHECKING:
     from kleiber.studies.laws.law import Law
 
+GOLDEN = Path(__file__).with_name("golden_law.json")  # what predictions need of multirun/golden/laws.json
 # The recipe of golden's runs, for which its law holds; heads have 16 channels.
 RECIPE = (
     "model=gpt", "model.depth=2", "model.context=128", "data=builtin", "batch.tokens=1024", "optimizer.lr=0.015",
@@ -87,19 +88,11 @@ def plan(
     raise typer.Exit(ExitCode.DONE)
 
 
-def golden_law() -> Path:
-    """Returns the law of multirun/golden: that of the repository if there is one, else the copy in the package."""
-    from kleiber.config.extensions import conf_dir
-
-    beside = conf_dir().parent
-    return next(path for path in (beside / "multirun/golden/laws.json", beside / "golden_laws.json") if path.is_file())
-
-
 def read_law(path: Path | None) -> tuple[Json, Law]:
     """Reads the law that the plan follows. Raises ValueError for a law of other inputs, or one that was refused."""
     from kleiber.studies.laws.laws_json import law_of, read
 
-    where = path or golden_law()
+    where = path or GOLDEN
     record = read(where)
     if record["schema"] != "kleiber.law/1":
         raise ValueError(f"--laws {where} has one law for each value of {record['by']}: fit one of them to a file")

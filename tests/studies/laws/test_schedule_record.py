@@ -82,6 +82,7 @@ def test_one_schedule_is_refused(table, tmp_path):
     assert main([*command, "--json", str(tmp_path / "laws.json")]) == 3
     record = json.loads((tmp_path / "laws.json").read_text())
     assert record["refused"] and "one_schedule" in {verdict["code"] for verdict in record["verdicts"]}
+    assert not record["params"]["beta"]["identified"] and record["params"]["E"]["identified"]
     assert main(["predict", str(tmp_path / "laws.json"), "--schedule", "wsd", "--steps", "9000"]) == 3
 
 

@@ -78,5 +78,7 @@ def test_a_trunk_and_its_branch_are_one_curve(tmp_path):
     table = rows_of_runs(read_runs(tmp_path))
     assert table["run"].unique().tolist() == ["a-00000001/short"]
     assert table["step"].tolist() == [10, 20, 30, 40] and table["lr"].tolist() == [1.0, 1.0, 0.5, 0.5]
+    with pytest.raises(ValueError, match="row 0: the curve that begins here has 4 losses"):
+        select_curves(tmp_path, {}, [])
     with pytest.raises(ValueError, match="train/loss"):
         rows_of_runs(read_runs(tmp_path), "val/other/loss")

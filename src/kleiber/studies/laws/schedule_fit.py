@@ -192,4 +192,4 @@ def estimate_noise(residuals: Sequence[Array], num_params: int) -> Noise:
         time += 2 * correlation
     effective = len(every) / time
     absorbed = min(effective / max(effective - num_params, 1.0), MOST_ABSORBED)
-    return Noise(sd * absorbed**0.5, time / absorbed**0.5, CALIBRATION * absorbed)
+    return Noise(sd * absorbed**0.5, max(time / absorbed**0.5, 1.0), CALIBRATION * absorbed)

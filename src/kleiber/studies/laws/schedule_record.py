@@ -95,6 +95,11 @@ def analyze(rows: Table, options: Options) -> tuple[ScheduleLaw, Json]:
         "predictions": [], "verdicts": [asdict(verdict) for verdict in judged],
         "refused": any(verdict.level == "refuse" for verdict in judged), "form": form.form,
     }  # fmt: skip
+    if record["refused"]:
+        unknown = {"identified": False, "reason": "these schedules do not determine it"}
+        record["params"] |= {
+            name: entry | unknown for name, entry in record["params"].items() if name not in ("E", "A", "alpha")
+        }
     rows_read = sum(len(curve.at) for curve in curves)
     return form, record | ({"pooled": rows_read} if rows_read > len(every) else {})
 

@@ -103,14 +103,15 @@ def select_curves(
         kept = kept.drop(~keep(kept.frame, text, roles), f"where: {text}")
     if not len(kept):
         raise ValueError(f"none of the {len(frame)} rows remains after {', '.join(map(repr, where)) or 'reading'}")
-    check_curves(kept, gaps=from_runs or not measured)
+    check_curves(kept, gaps=from_runs or not measured, measured=measured)
     return kept
 
 
-def check_curves(rows: Table, gaps: bool) -> None:
+def check_curves(rows: Table, gaps: bool, measured: bool = True) -> None:
     """Raises ValueError, with row and column, for curves that no law can be fitted to.
 
-    gaps  whether a loss may be missing after the first one, as where it is logged less often than the rate
+    gaps      whether a loss may be missing after the first one, as where it is logged less often than the rate
+    measured  whether a curve needs losses
     """
     run, step, rate, loss = (rows.columns[name] for name in ("run", "step", "lr", "L"))
     _refuse(rows, "step", ~np.isfinite(step) | (step < 0), "the step {value} must be a finite number >= 0")
@@ -130,14 +131,14 @@ def check_curves(rows: Table, gaps: bool) -> None:
     _refuse(rows, "lr", (rate == 0) & (~begun | first), "the learning rate is 0 before the loss starts")
     _refuse(rows, "L", np.isinf(loss) | (loss <= 0), "the loss {value} must be a finite number > 0")
     if not gaps:
-        _refuse(rows, "L", begun & ~np.isfinite(loss), "the loss is missing: correct the row, or exclude it")
-        many = np.bincount(run.astype(int), np.isfinite(loss))
-        present = np.unique(run.astype(int))
-        short = present[many[present] < FEWEST]
-        if len(short):
-            few = run == short[0]
-            text = f"the curve that begins here has {int(many[short[0]])} losses, fewer than {FEWEST}"
-            _refuse(rows, "L", few, f"{text}: add points, or exclude the run with --where")
+        _refuse(
+            rows, "L", begun & ~np.isfinite(loss), "the loss is missing: correct the row, or exclude it with --where"
+        )
+    counts = np.bincount(run.astype(int), np.isfinite(loss))[run.astype(int)]
+    if measured and (counts < FEWEST).any():
+        fewest = int(counts.min())
+        text = f"the curve that begins here has {fewest} losses, fewer than {FEWEST}"
+        _refuse(rows, "L", counts == fewest, f"{text}: add points, or exclude the run with --where")
 
 
 def _has_begun(run: Array, measured: np.ndarray) -> np.ndarray:
