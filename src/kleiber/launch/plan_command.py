@@ -80,8 +80,8 @@ def plan(
     if not 0 < hours < math.inf:
         raise ValueError(f"--hours {hours:g} must be a finite number > 0")
     record, form = read_law(laws)
-    given = check_overrides(overrides or [])
-    chosen = best(candidates(given, hours, devices, record, form), record, form)
+    recipe = check_overrides(overrides or [])
+    chosen = best(candidates(recipe, hours, devices, record, form), record, form)
     forecast = forecast_of(chosen, hours, devices, record, form)
     write_json(out, forecast)
     print_line("\n".join([*lines(forecast, record), f"forecast: {out}", forecast["command"]]))
@@ -117,7 +117,7 @@ def check_overrides(overrides: Sequence[str]) -> list[str]:
     return [*(line for line in RECIPE if line.partition("=")[0] not in keys), *overrides]
 
 
-def candidates(given: Sequence[str], hours: float, devices: int, record: Row, form: Law) -> list[Candidate]:
+def candidates(recipe: Sequence[str], hours: float, devices: int, record: Row, form: Law) -> list[Candidate]:
     """Returns the models around the optimum with the tokens that each reads in the time.
 
     Raises ValueError where the speed cannot be measured, and where no model can be trained in the time.
@@ -126,15 +126,15 @@ def candidates(given: Sequence[str], hours: float, devices: int, record: Row, fo
     from kleiber.launch.price import estimate_costs
 
     budget = hours * 3600.0 * devices * GUESSED_FLOPS
-    lines = [with_width(given, width) for width in widths_near(budget, record, form)]
-    if any(line.startswith(("model.width=", "model.aspect=")) for line in given):
-        lines = [list(given)]
+    lines = [with_width(recipe, width) for width in widths_near(budget, record, form)]
+    if any(line.startswith(("model.width=", "model.aspect=")) for line in recipe):
+        lines = [list(recipe)]
     configs = [compose_config([*each, f"budget.tokens={MEASURED_TOKENS}"]) for each in lines]
     threads = configs[0]["trainer"].get("threads")
     estimate = estimate_costs({Path(f"plan-candidate-{i}"): config for i, config in enumerate(configs)}, threads)
     if any(cell["seconds"] is None for cell in estimate["cells"]):
         raise ValueError(f"the speed of this machine is unknown: {estimate['unmeasured']}")
-    found = []
+    models = []
     for each, config, cell in zip(lines, configs, estimate["cells"], strict=True):
         per_token = cell["seconds_per_token"] / devices
         once = max(0.0, cell["seconds"] - cell["tokens"] * cell["seconds_per_token"]) + estimate["start"]
@@ -144,15 +144,15 @@ def candidates(given: Sequence[str], hours: float, devices: int, record: Row, fo
             tokens = round_down(steps * batch)
             ddp = [] if any(line.startswith("trainer=") for line in each) else ["trainer=ddp"]
             shared = [*ddp, f"trainer.devices={devices}"] if devices > 1 else []
-            found.append(
+            models.append(
                 Candidate(
                     [*each, *shared, f"budget.tokens={tokens}"], cell["active"], tokens, 1 / per_token,
                     once + tokens * per_token,
                 )
             )  # fmt: skip
-    if not found:
+    if not models:
         raise ValueError(f"--hours {hours:g} is too short for {FEWEST_STEPS} steps of any model: give it more time")
-    return found
+    return models
 
 
 def widths_near(flops: float, record: Row, form: Law) -> list[int]:
@@ -169,10 +169,10 @@ def widths_near(flops: float, record: Row, form: Law) -> list[int]:
     return list(WIDTHS[max(0, place - NEAR) : place + NEAR + 1])
 
 
-def with_width(given: Sequence[str], width: int) -> list[str]:
+def with_width(recipe: Sequence[str], width: int) -> list[str]:
     """Returns overrides with a width, and with heads of HEAD channels unless they set the number of heads."""
-    heads = [] if any(line.startswith("model.num_heads=") for line in given) else [f"model.num_heads={width // HEAD}"]
-    return [*given, f"model.width={width}", *heads]
+    heads = [] if any(line.startswith("model.num_heads=") for line in recipe) else [f"model.num_heads={width // HEAD}"]
+    return [*recipe, f"model.width={width}", *heads]
 
 
 def round_down(tokens: int) -> int:
@@ -181,15 +181,15 @@ def round_down(tokens: int) -> int:
     return tokens // unit * unit
 
 
-def best(found: Sequence[Candidate], record: Row, form: Law) -> Candidate:
+def best(models: Sequence[Candidate], record: Row, form: Law) -> Candidate:
     """Returns the model with the least predicted loss. Raises ValueError where all are too far from the law's runs."""
     from kleiber.studies.laws.prediction import predict
 
-    answers = [predict(record, form, {"N": float(each.params), "D": float(each.tokens)}) for each in found]
+    answers = [predict(record, form, {"N": float(each.params), "D": float(each.tokens)}) for each in models]
     inside = [i for i, answer in enumerate(answers) if "refused" not in answer]
     if not inside:
         raise ValueError(f"the law predicts none of these runs: they are {answers[0]['refused']}")
-    return found[min(inside, key=lambda i: answers[i]["value"])]
+    return models[min(inside, key=lambda i: answers[i]["value"])]
 
 
 def forecast_of(chosen: Candidate, hours: float, devices: int, record: Row, form: Law) -> Json:

@@ -170,7 +170,7 @@ def schedule_rates(name: str, steps: int | None, words: Sequence[str], record: R
         return numbers_of(frame, "step"), numbers_of(frame, "lr")
     if steps is None or steps < 2:
         raise ValueError(f"--schedule {name} needs the length of the run in steps, such as --steps 24000")
-    values = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    values = {text.partition("=")[0]: text.partition("=")[2] for text in words}
     low, high = record["domain"]["lr"]
     if "lr" not in values and high > SAME_PEAK * low:
         raise ValueError(f"the fitted runs have peak rates from {low:g} to {high:g}: add lr=RATE")
