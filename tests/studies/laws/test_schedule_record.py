@@ -4,6 +4,7 @@ import json
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.launch.cli import main
@@ -84,6 +85,35 @@ def test_one_schedule_is_refused(table, tmp_path):
     assert record["refused"] and "one_schedule" in {verdict["code"] for verdict in record["verdicts"]}
     assert not record["params"]["beta"]["identified"] and record["params"]["E"]["identified"]
     assert main(["predict", str(tmp_path / "laws.json"), "--schedule", "wsd", "--steps", "9000"]) == 3
+
+
+def test_tables_of_several_sizes_are_split_and_reported(table, tmp_path):
+    sizes = [table.assign(size=size, loss=table["loss"] + gap) for size, gap in (("a", 0.0), ("b", -0.3))]
+    pd.concat(sizes).to_csv(tmp_path / "curves.csv", index=False)
+    command = [
+        "fit",
+        str(tmp_path / "curves.csv"),
+        "--law",
+        "schedule",
+        "--map",
+        MAP,
+        "--json",
+        str(tmp_path / "laws.json"),
+    ]
+    assert main(command) == 2  # the steps of a run are repeated
+    assert main([*command, "--by", "size", "--report", str(tmp_path / "fit.html")]) == 0
+    laws = json.loads((tmp_path / "laws.json").read_text())["laws"]
+    assert laws["a"]["params"]["E"]["value"] - laws["b"]["params"]["E"]["value"] == pytest.approx(0.3, abs=0.1)
+    assert main(["predict", str(tmp_path / "laws.json"), "size=b", "--schedule", "wsd", "--steps", "9000"]) == 0
+    assert "Loss vs step" in (tmp_path / "fit.html").read_text()
+
+
+def test_a_run_without_losses_after_its_warm_up_is_refused_by_name(table):
+    rising = table.assign(rate=np.where(table["schedule"] == "step", table["step"] * 1e-8, table["rate"]))
+    lost = table.assign(loss=table["loss"].where(table["schedule"] != "step"))
+    for wrong in (rising, lost):
+        with pytest.raises(ValueError, match="'step' has [01] losses after its warm-up"):
+            fit(wrong, "schedule", map=ROLES)
 
 
 @pytest.mark.parametrize("option", ["--delta=0.01", "--cluster=schedule", "--backtest=1e3", "--loss-fn=lad", "--rank"])

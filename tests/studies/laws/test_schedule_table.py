@@ -40,7 +40,7 @@ def test_few_losses_a_missing_run_and_an_unknown_role_are_refused():
         (table.assign(schedule=[None, *table["schedule"][1:]]), "row 0 has no value"),
     ):
         with pytest.raises(ValueError, match=text):
-            select_curves(wrong, ROLES, [])
+            curves_of(select_curves(wrong, ROLES, []))
     with pytest.raises(ValueError, match="N=x"):
         select_curves(table, {**ROLES, "N": "x"}, [])
 
@@ -51,6 +51,10 @@ def test_rates_before_the_first_loss_count_and_the_rate_may_decay_to_zero():
     table.loc[table["step"] == 12_000, "rate"] = 0.0
     first, _ = curves_of(select_curves(table, ROLES, []))
     assert first.at[0] == 1000 and first.steps[0] == 40
+    unmeasured = select_curves(table.drop(columns="loss"), ROLES, [], measured=False)
+    assert len(unmeasured) == len(table)
+    begins = table.assign(step=table["step"] - 40, rate=3e-4, loss=3.0)  # step 0 has no sum of rates
+    assert curves_of(select_curves(begins, ROLES, []))[0].at[0] == 40
 
 
 def test_one_schedule_of_two_lengths_is_one_schedule():
@@ -79,6 +83,6 @@ def test_a_trunk_and_its_branch_are_one_curve(tmp_path):
     assert table["run"].unique().tolist() == ["a-00000001/short"]
     assert table["step"].tolist() == [10, 20, 30, 40] and table["lr"].tolist() == [1.0, 1.0, 0.5, 0.5]
     with pytest.raises(ValueError, match="row 0: the curve that begins here has 4 losses"):
-        select_curves(tmp_path, {}, [])
+        curves_of(select_curves(tmp_path, {}, []))
     with pytest.raises(ValueError, match="train/loss"):
         rows_of_runs(read_runs(tmp_path), "val/other/loss")

@@ -1,4 +1,7 @@
-"""Figures of a law of schedules: observed and predicted loss along every fitted curve."""
+"""Figures of a law of schedules: observed and predicted loss along the fitted curves.
+
+Only the first curves are drawn, and of a long one only some rows, so that a page stays small.
+"""
 
 from __future__ import annotations
 

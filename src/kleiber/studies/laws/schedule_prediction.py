@@ -98,7 +98,7 @@ def compare_with_curves(record: Row, form: ScheduleLaw, curves: Sequence[Curve],
     summaries: list[Json] = []
     for curve in curves:
         measured = curve.observed
-        at = curve.at if len(measured) else curve.steps[max(curve.start, int(curve.steps[0] == 0)) :]
+        at = curve.at if len(measured) else curve.steps[curve.start :]
         columns = losses_of(record, form, rate_path(curve.steps, curve.rates, at), float(curve.rates.max()))
         if (far := float(columns["decades"].max())) > max_decades:
             raise ValueError(

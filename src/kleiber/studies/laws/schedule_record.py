@@ -11,7 +11,7 @@ from kleiber.studies.laws.analysis import Options, fewest_draws
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.problem import rho
 from kleiber.studies.laws.schedule_fit import DELTA, Points, ScheduleFit, fit_curves, points_of
-from kleiber.studies.laws.schedule_table import Curve, curves_of, distinct_schedules
+from kleiber.studies.laws.schedule_table import FEWEST, Curve, curves_of, distinct_schedules
 from kleiber.studies.laws.schedules import FORMS, ScheduleLaw
 from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.uncertainty import interval, percent
@@ -57,8 +57,17 @@ class LeftOut:
 
 
 def analyze(rows: Table, options: Options) -> tuple[ScheduleLaw, Json]:
-    """Fits both forms to curves; returns the form with the smaller backtest error, and the record of laws.json."""
+    """Fits both forms to curves; returns the form with the smaller backtest error, and the record of laws.json.
+
+    Raises ValueError for steps that do not increase within a run, and for runs of few losses.
+    """
     curves = curves_of(rows)
+    for curve in curves:
+        if len(curve.at) < FEWEST:
+            raise ValueError(
+                f"column {rows.roles['L']!r}: run {curve.name!r} has {len(curve.at)} losses after its warm-up, fewer "
+                f"than {FEWEST}: add points, or exclude the run with --where"
+            )
     points, groups = points_of(curves), distinct_schedules(curves)
     fits = {form.form: fit_curves(form, curves, points) for form in FORMS}
     tests = {name: _leave_out(fits[name], curves, points, groups) for name in fits} if len(groups) > 1 else {}

@@ -73,7 +73,7 @@ def select_curves(
     columns   column by role: run, step, lr and loss
     measured  whether the table must have a loss; without one, all losses are NaN
 
-    Raises ValueError for an unknown role, a missing column, and what `check_curves` refuses.
+    Raises ValueError for an unknown role, a missing column, and what `check_values` refuses.
     """
     from_runs = isinstance(source, Path) and source.is_dir()
     if columns.get("L"):
@@ -103,20 +103,31 @@ def select_curves(
         kept = kept.drop(~keep(kept.frame, text, roles), f"where: {text}")
     if not len(kept):
         raise ValueError(f"none of the {len(frame)} rows remains after {', '.join(map(repr, where)) or 'reading'}")
-    check_curves(kept, gaps=from_runs or not measured, measured=measured)
+    check_values(kept, gaps=from_runs or not measured)
     return kept
 
 
-def check_curves(rows: Table, gaps: bool, measured: bool = True) -> None:
-    """Raises ValueError, with row and column, for curves that no law can be fitted to.
+def check_values(rows: Table, gaps: bool) -> None:
+    """Raises ValueError, with row and column, for values that no curve can have.
 
-    gaps      whether a loss may be missing after the first one, as where it is logged less often than the rate
-    measured  whether a curve needs losses
+    gaps  whether a loss may be missing after the first one, as where it is logged less often than the rate
     """
     run, step, rate, loss = (rows.columns[name] for name in ("run", "step", "lr", "L"))
     _refuse(rows, "step", ~np.isfinite(step) | (step < 0), "the step {value} must be a finite number >= 0")
     _refuse(rows, "lr", ~np.isfinite(rate), "the learning rate is missing or not finite")
     _refuse(rows, "lr", rate < 0, "the learning rate {value} must be >= 0")
+    begun = _has_begun(run, np.isfinite(loss))
+    before = (_rank(run, begun) == 0) & (_counts(run, loss) > 0)  # up to the first loss, with it
+    _refuse(rows, "lr", (rate == 0) & before, "the learning rate is 0 before the loss starts")
+    _refuse(rows, "L", np.isinf(loss) | (loss <= 0), "the loss {value} must be a finite number > 0")
+    if not gaps:
+        missing = begun & ~np.isfinite(loss)
+        _refuse(rows, "L", missing, "the loss is missing: correct the row, or exclude it with --where")
+
+
+def check_curves(rows: Table) -> None:
+    """Raises ValueError, with row and column, for runs whose steps do not increase, and for runs of few losses."""
+    run, step, loss = (rows.columns[name] for name in ("run", "step", "L"))
     order = np.argsort(run, kind="stable")
     same = run[order][1:] == run[order][:-1]
     for wrong, text in (
@@ -126,19 +137,17 @@ def check_curves(rows: Table, gaps: bool, measured: bool = True) -> None:
         mask = np.zeros(len(run), dtype=bool)
         mask[order[1:]] = wrong & same
         _refuse(rows, "step", mask, f"{text} remove the rows")
-    begun = _has_begun(run, np.isfinite(loss))
-    first = begun & np.isfinite(loss) & (_rank(run, begun) == 0)
-    _refuse(rows, "lr", (rate == 0) & (~begun | first), "the learning rate is 0 before the loss starts")
-    _refuse(rows, "L", np.isinf(loss) | (loss <= 0), "the loss {value} must be a finite number > 0")
-    if not gaps:
-        _refuse(
-            rows, "L", begun & ~np.isfinite(loss), "the loss is missing: correct the row, or exclude it with --where"
-        )
-    counts = np.bincount(run.astype(int), np.isfinite(loss))[run.astype(int)]
-    if measured and (counts < FEWEST).any():
-        fewest = int(counts.min())
+    counts = _counts(run, loss)
+    short = (counts > 0) & (counts < FEWEST)
+    if short.any():
+        fewest = int(counts[short].min())
         text = f"the curve that begins here has {fewest} losses, fewer than {FEWEST}"
         _refuse(rows, "L", counts == fewest, f"{text}: add points, or exclude the run with --where")
+
+
+def _counts(run: Array, loss: Array) -> np.ndarray:
+    """Returns the number of losses of the run of each row."""
+    return np.bincount(run.astype(int), np.isfinite(loss))[run.astype(int)]
 
 
 def _has_begun(run: Array, measured: np.ndarray) -> np.ndarray:
@@ -160,7 +169,8 @@ def _refuse(rows: Table, role: str, wrong: np.ndarray, text: str) -> None:
 
 
 def curves_of(rows: Table) -> list[Curve]:
-    """Returns the curves of a table, in the order of their first rows."""
+    """Returns the curves of a table, in the order of their first rows. Raises ValueError as `check_curves`."""
+    check_curves(rows)
     names = rows.frame[rows.roles["run"]].astype(str).to_numpy()
     curves = []
     for code in dict.fromkeys(rows.columns["run"].tolist()):
@@ -168,7 +178,7 @@ def curves_of(rows: Table) -> list[Curve]:
         loss = rows.columns["L"][mask]
         finite = np.isfinite(loss)
         steps, rates = (rows.columns[name][mask] for name in ("step", "lr"))
-        start = max(int(np.argmax(finite)) if finite.any() else 0, warmup_length(rates))
+        start = max(int(np.argmax(finite)) if finite.any() else 0, warmup_length(rates), int(steps[0] == 0))
         curves.append(Curve(str(names[mask][0]), steps, rates, loss, start))
     return curves
 
