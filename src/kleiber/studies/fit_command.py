@@ -77,6 +77,12 @@ ServedTokens = Annotated[
 MaxParams = Annotated[
     str | None, typer.Option(metavar="N", help="with --serve: largest number of parameters, by memory or latency")
 ]
+PointOrGroup = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="N=.. D=..", help="the point; add COLUMN=VALUE to choose one of the laws of fit --by COLUMN"
+    ),
+]
 ScheduleName = Annotated[
     str | None,
     typer.Option(metavar="NAME|TABLE", help="of a law of schedules: predict this schedule, or a table of step and lr"),
@@ -174,12 +180,7 @@ def fit(
 
 def predict(
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
-    at: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="N=.. D=..", help="the point; add COLUMN=VALUE to choose one of the laws of fit --by COLUMN"
-        ),
-    ] = None,
+    at: PointOrGroup = None,
     on: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="predict the rows of this table and compare with their losses")
     ] = None,
@@ -198,15 +199,15 @@ def predict(
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
-    With --on TABLE, predict every row of the table and compare the predictions with the observed losses, where it has
-    them. With --schedule NAME, predict a run from a law of schedules; lr=RATE decay=0.1 set its arguments. With --serve
-    TOKENS, choose the model with the least FLOPs of training and serving. What the law failed at when it was fitted
-    follows the prediction: parameters that are not identified, held-out tests that a naive forecast won. Exit code 3
-    if the law was refused when it was fitted, unless --force is set.
+    With --on TABLE, predict every row of the table and compare with the observed losses, where it has them. With
+    --schedule NAME, predict a run from a law of schedules; lr=RATE decay=0.1 set its arguments. With --serve TOKENS,
+    choose the model with the least FLOPs of training and serving. What the law failed at when it was fitted follows
+    the prediction: parameters that are not identified, tests that a naive forecast won. Exit code 3 if the law was
+    refused when it was fitted, unless --force is set.
     """
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
-    from kleiber.studies.laws.filters import parse_map, parse_point
+    from kleiber.studies.laws.filters import parse_map
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
@@ -219,8 +220,7 @@ def predict(
         if on is not None:
             _check_on(on, words, serve, max_params)
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
-            comparison, lines = fitted_law.compare(entry, form, rows, most)
-            _write_predictions(json, comparison, lines)
+            _write_predictions(json, *fitted_law.compare(entry, form, rows, most))
             return
         if map is not None or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
@@ -228,15 +228,12 @@ def predict(
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
         if schedule is not None or steps is not None:
-            answer, line = fitted_law.predict_schedule(entry, form, schedule, steps, words, most)
-            _write_predictions(json, answer, [line])
-            return
-        answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
-        if "refused" in answer:
-            raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
+            predicted = fitted_law.predict_schedule(entry, form, schedule, steps, words, most)
+        else:
+            predicted = fitted_law.predict_point(entry, form, words, most)
     except ValueError as error:
         _refuse(error)
-    _write_predictions(json, answer, [fitted_law.prediction_line(form, answer, entry["level"]), *_cautions(answer)])
+    _write_predictions(json, *predicted)
 
 
 def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) -> None:
@@ -246,11 +243,6 @@ def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) ->
     if json is not None:
         write_json(json, content)
     print_line("\n".join(lines))
-
-
-def _cautions(answer: Row) -> list[str]:
-    """Returns a line for each thing that the law of a prediction failed at."""
-    return [f"caution: {failure}" for failure in answer.get("failures", ())]
 
 
 def _check_json(json: Path | None, others: Sequence[object]) -> None:

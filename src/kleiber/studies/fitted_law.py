@@ -23,6 +23,7 @@ from kleiber.studies.laws import (
     serving,
     table,
 )
+from kleiber.studies.laws.filters import parse_point
 from kleiber.studies.laws.headline import failures
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
@@ -289,10 +290,19 @@ def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float 
     return {**prediction.predict(record, form, at, max_decades), "failures": failures(record)}
 
 
+def predict_point(record: Row, form: Law, words: Sequence[str], max_decades: float) -> tuple[Json, list[str]]:
+    """Predicts at the point that words such as N=1e9 name; returns the answer and its lines, failures included."""
+    answer = predict(record, form, parse_point(",".join(words)), max_decades)
+    if "refused" in answer:
+        raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
+    cautions = [f"caution: {failure}" for failure in answer.get("failures", ())]
+    return answer, [prediction_line(form, answer, record["level"]), *cautions]
+
+
 def predict_schedule(
     record: Row, form: Law, name: str | None, steps: int | None, words: Sequence[str], max_decades: float
-) -> tuple[Json, str]:
-    """Predicts a schedule of kleiber, or a table of rates, from a law of schedules; returns the answer and a line.
+) -> tuple[Json, list[str]]:
+    """Predicts a schedule of kleiber, or a table of rates, from a law of schedules; returns the answer and its lines.
 
     name, steps, words  see `schedule_prediction.schedule_rates`
     """
@@ -300,7 +310,7 @@ def predict_schedule(
         raise ValueError("--steps needs --schedule, and --schedule needs a law that was fitted with --law schedule")
     at, rates = schedule_prediction.schedule_rates(name, steps, words, record)
     answer = schedule_prediction.predict_schedule(record, form, at, rates, max_decades)
-    return answer, schedule_prediction.schedule_line(answer, record["level"])
+    return answer, [schedule_prediction.schedule_line(answer, record["level"])]
 
 
 def prediction_line(form: Law, answer: Row, level: float) -> str:
