@@ -30,7 +30,7 @@ RESULT = Path(__file__).parent / "results" / "schedule_law.json"
 CURVES = Path("../shared/laws/multipower/curves.csv")
 STEPS = np.arange(2176.0, 24000.0, 128.0)
 PEAK, CORRELATION, SD, WHITE = 3e-4, 1000.0, 1e-3, 5e-4  # rate; steps and size of the noise; independent noise
-WITH_FLOOR = ("constant_24000", "cosine_24000")
+FITTED = ("constant_24000", "cosine_24000")
 
 
 def rates_of(schedule: str) -> np.ndarray:
@@ -84,7 +84,7 @@ def published() -> dict[str, object]:
     out: dict[str, object] = {}
     roles = {"run": "schedule"}
     for size in ("25M", "100M"):
-        chosen = f"schedule in [{', '.join(WITH_FLOOR)}]"
+        chosen = f"schedule in [{', '.join(FITTED)}]"
         law = fit(CURVES, "schedule", map=roles, where=[f"size = {size}", chosen])
         rows = select_rows(CURVES, roles, [f"size = {size}", f"not ({chosen})"], law.form)
         comparison, _ = compare(law.record, law.form, rows, 3.0)
