@@ -78,9 +78,11 @@ def test_a_trunk_and_its_branch_are_one_curve(tmp_path):
         {"name": "trunk", "trunk": "trunk"},
         {"name": "short", "parent": "trunk", "trunk": "trunk", "branch_step": 20},
     ]
-    fake_run(tmp_path / "a-00000001", stages, rows=rows)
+    config = {"schedule": {"_target_": "kleiber.optimizers.WSD"}, "seed": 3}
+    fake_run(tmp_path / "a-00000001", stages, rows=rows, config=config)
     table = rows_of_runs(read_runs(tmp_path))
     assert table["run"].unique().tolist() == ["a-00000001/short"]
+    assert set(table["schedule"]) == {"wsd"} and set(table["seed"]) == {3}
     assert table["step"].tolist() == [10, 20, 30, 40] and table["lr"].tolist() == [1.0, 1.0, 0.5, 0.5]
     with pytest.raises(ValueError, match="row 0: the curve that begins here has 4 losses"):
         curves_of(select_curves(tmp_path, {}, []))

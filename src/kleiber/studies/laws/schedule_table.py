@@ -196,7 +196,9 @@ def distinct_schedules(curves: Sequence[Curve]) -> list[list[Curve]]:
 
 
 def rows_of_runs(runs: Sequence[Run], metric: str = LOSS) -> pd.DataFrame:
-    """Returns run, step, lr and loss of the curve to each end of each run: a trunk and its branches are one curve each.
+    """Returns the rows of the curve to each end of each run, of a trunk to each of its branches.
+
+    The columns are run, schedule (such as wsd), seed, step, lr and loss.
 
     metric  of the loss, as metrics.jsonl names it
 
@@ -238,7 +240,9 @@ def _curve_rows(run: Run, stages: Mapping[str, Json], leaf: str | None, metric: 
         return []
     logged = [step for step, rate in zip(steps, rates, strict=True) if rate is not None]
     filled = np.interp(steps, logged, [rate for rate in rates if rate is not None])
+    kind = str((run.config.get("schedule") or {}).get("_target_")).rpartition(".")[2].lower()
+    facts = {"run": name, "schedule": kind, "seed": run.config.get("seed")}
     return [
-        {"run": name, "step": step, "lr": rate, "loss": by_step[step].get(metric)}
+        {**facts, "step": step, "lr": rate, "loss": by_step[step].get(metric)}
         for step, rate in zip(steps, filled.tolist(), strict=True)
     ]
