@@ -113,7 +113,7 @@ def test_tokens_are_rounded_down_to_three_digits():
 @pytest.mark.process
 def test_a_planned_run_is_trained_and_its_report_says_whether_the_forecast_held(tmp_path, capfd):
     words = ["logger=csv", f"root={tmp_path / 'multirun'}", "model.width=32"]
-    forecast = planned(tmp_path, "--hours", "0.01", *words)
+    forecast = planned(tmp_path, "--hours", "0.006", *words)
     assert main(["train", *forecast["overrides"]]) == 0
     (folder,) = (tmp_path / "multirun" / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())

@@ -18,6 +18,7 @@ def test_a_forecast_is_found_by_the_hash_of_its_run(tmp_path, name):
     forecast = find_forecast("0123abcdef", [tmp_path / "none", tmp_path])
     assert forecast is not None and forecast.predicted.value == 2.0
     assert forecast.contains(1.9) and forecast.contains(2.1) and not forecast.contains(2.2)
+    assert forecast.precedes("2026-01-01T00:00:01+00:00") and not forecast.precedes("2025-12-31T23:59:59+00:00")
     assert find_forecast("ffffffff", [tmp_path]) is None
 
 

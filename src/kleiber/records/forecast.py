@@ -8,10 +8,11 @@ speed: {tokens_per_s, seconds, source}}. It belongs to the run with the same `co
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from kleiber.records.regular_files import read_bytes
 
@@ -41,8 +42,12 @@ class Forecast(BaseModel):
 
     schema_name: Literal["kleiber.forecast/1"] = Field(alias="schema")
     config_hash: str
-    written: str
+    written: AwareDatetime
     predicted: Predicted
+
+    def precedes(self, started: str) -> bool:
+        """Whether it was written before a time in ISO format, such as that at which a run started."""
+        return self.written <= datetime.fromisoformat(started)
 
     def contains(self, loss: float) -> bool:
         """Whether a loss is inside the interval."""

@@ -27,6 +27,7 @@ MOST_LABELS = 6  # values that an axis names; of more, the least and the largest
 LABEL_LENGTH = 16
 LABEL_GAP = 0.05  # least distance of two labels of an axis, whose length is 1
 BAND = 0.08  # height over which the lines through one value are spread, so that all are visible
+LATE = "written after the training began"  # outcome of such a forecast
 MOST_FORECASTS = 3  # that the answer names; the table has all
 COSTS = ("watt_hours", "price")  # columns of the table where they are known
 LOG_RATIO = 10.0  # an axis is logarithmic if its largest value is at least this many times its least
@@ -73,7 +74,7 @@ def forecast_rows(runs: Sequence[Run], measure: str | None) -> list[Json]:
     """Returns a row for each run whose loss a forecast.json expects: its interval, the loss, and whether it is inside.
 
     A forecast is read from the current folder, that of the run, and the two around it; it belongs to the run with the
-    same hash of the config, and was written before the training.
+    same hash of the config, and tests nothing unless it was written before the training.
     """
     rows = []
     for run in runs:
@@ -83,14 +84,17 @@ def forecast_rows(runs: Sequence[Run], measure: str | None) -> list[Json]:
         if forecast is not None and observed is not None:
             ends = {"forecast": forecast.predicted.value, "lo": forecast.predicted.lo, "hi": forecast.predicted.hi}
             inside = "inside" if forecast.contains(observed) else "outside"
-            level = forecast.predicted.level
-            rows.append({"run": run.name, **ends, "level": level, "loss": observed, "outcome": inside})
+            early = forecast.precedes(run.summary["started"])
+            facts = {"level": forecast.predicted.level, "loss": observed, "outcome": inside if early else LATE}
+            rows.append({"run": run.name, **ends, **facts})
     return rows
 
 
 def forecast_text(row: Row) -> str:
     """Returns whether the loss of a run is inside the interval of its forecast, as a sentence."""
     ends = format_interval(row["lo"], row["hi"], ".4f")
+    if row["outcome"] == LATE:
+        return f"The forecast of {row['forecast']:.4f} {ends} for {row['run']} was {LATE}, so it tests nothing."
     return (
         f"The forecast of {row['forecast']:.4f} {ends} ({row['level']:.0%} interval) was written before the training: "
         f"the loss of {row['run']}, {row['loss']:.4f}, is {row['outcome']}."
