@@ -172,6 +172,19 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     done = run("predict", out, "--on", csv, "--map", "N=params,D=tokens,L=loss", "--where", "params >= 5e8")
     assert done.exit_code == 0, done.output
     assert "cells: error" in done.output and "confidence interval contains" in done.output
+    at, roles = tmp_path / "predictions.json", ("--map", "N=params,D=tokens,L=loss")
+    assert run("predict", out, "--on", csv, *roles, "--json", at).exit_code == 0
+    content = json.loads(at.read_text())
+    errors = [row["value"] - row["observed"] for row in content["predictions"]]
+    inside = [row["lo"] <= row["observed"] <= row["hi"] for row in content["predictions"]]
+    assert content["mae"] == pytest.approx(np.abs(errors).mean()) and content["bias"] == pytest.approx(np.mean(errors))
+    assert content["coverage"] == np.mean(inside) and content["predictions"][0]["law_lo"] is not None
+    sizes = tmp_path / "sizes.csv"
+    pd.read_csv(csv).drop(columns="loss").to_csv(sizes, index=False)
+    assert run("predict", out, "--on", sizes, "--map", "N=params,D=tokens", "--json", at).exit_code == 0
+    unmeasured = json.loads(at.read_text())
+    assert "mae" not in unmeasured and "observed" not in unmeasured["predictions"][0]
+    assert {row["value"] for row in unmeasured["predictions"]} == {row["value"] for row in content["predictions"]}
     combined = run("predict", out, "N=1e9", "--on", csv)
     assert combined.exit_code == 2 and "not both" in combined.output
     alone = run("predict", out, "N=1e9", "D=1e10", "--where", "C > 1")
@@ -294,7 +307,7 @@ def test_a_prediction_repeats_what_its_law_failed_at(csv, tmp_path):
     assert done.exit_code == 0 and "2.88% against 1.07%" in done.output and "E of chinchilla" in done.output
     written = json.loads(at.read_text())
     assert len(written["failures"]) == 2 and written["value"] > 0 and written["at"] == {"N": 1e9, "D": 1e10}
-    assert run("predict", out, "--on", csv, "--json", at).exit_code == 2
+    assert run("predict", out, "L=2.5", "--serve", "1T", "--json", at).exit_code == 2
 
 
 def run_json(laws, at):

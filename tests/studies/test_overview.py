@@ -7,7 +7,7 @@ from fake_run import fake_run, fake_stage
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies.overview import Overview, axes_of, axis_of, differing_keys, short_names, swept_first
+from kleiber.studies.overview import LATE, Overview, axes_of, axis_of, differing_keys, short_names, swept_first
 
 LOSSES = [(1, 0.1, 3.0), (1, 0.2, 2.0), (2, 0.1, 4.0), (2, 0.2, 2.5)]
 
@@ -133,6 +133,24 @@ def test_a_single_run_has_a_report_with_figures(tmp_path):
     assert main(["report", str(folder)]) == 0
     assert json.loads((folder / "findings.json").read_text())["tables"]["Runs"][0]["val/docs/loss"] == 3.0
     assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "curves.svg"}
+
+
+@pytest.mark.parametrize(
+    ("written", "loss", "outcome"),
+    [
+        ("2025-12-31T00:00:00Z", 3.0, "inside"),
+        ("2025-12-31T00:00:00Z", 3.3, "outside"),
+        ("2026-01-02T00:00:00Z", 3.0, LATE),
+    ],
+)
+def test_a_report_says_whether_the_loss_is_inside_its_forecast(tmp_path, written, loss, outcome):
+    write(tmp_path / "sweep" / "run", loss=loss, config_hash="0123abcd")
+    predicted = {"value": 3.1, "lo": 2.9, "hi": 3.2, "level": 0.9}
+    forecast = {"schema": "kleiber.forecast/1", "config_hash": "0123abcd", "written": written, "predicted": predicted}
+    (tmp_path / "sweep" / "forecast.json").write_text(json.dumps(forecast))
+    findings = Overview().analyze(read_runs(tmp_path / "sweep"))
+    (row,) = findings.tables["Forecasts"]
+    assert (row["outcome"], row["loss"], row["lo"]) == (outcome, loss, 2.9) and outcome in findings.answer
 
 
 def test_runs_that_have_logged_nothing_are_refused(tmp_path, capsys):

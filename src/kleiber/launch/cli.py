@@ -20,7 +20,7 @@ from kleiber.config.extensions import import_offer, offers
 from kleiber.config.permissions import reader_permissions
 from kleiber.config.system_errors import describe
 from kleiber.config.url_secrets import hidden_arguments, hide_secrets
-from kleiber.launch import compare_command, data_command, model_commands, run_commands
+from kleiber.launch import compare_command, data_command, model_commands, plan_command, run_commands
 from kleiber.records.terminal import print_line, print_logs
 from kleiber.studies import fit_command
 
@@ -177,6 +177,7 @@ for name, command in {
     "reproduce": run_commands.reproduce,
     "compare": compare_command.compare,
     "data": data_command.describe,
+    "plan": plan_command.plan,
     "report": fit_command.report,
     "clean": run_commands.clean,
     "fit": fit_command.fit,

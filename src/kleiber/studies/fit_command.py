@@ -19,7 +19,10 @@ from kleiber.types import Row
 
 ColumnMap = Annotated[
     str | None,
-    typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]"),
+    typer.Option(
+        help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]; for --law "
+        "schedule run=COL,step=COL,lr=COL,loss=COL"
+    ),
 ]
 ParamsColumn = Annotated[
     str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
@@ -74,6 +77,17 @@ ServedTokens = Annotated[
 MaxParams = Annotated[
     str | None, typer.Option(metavar="N", help="with --serve: largest number of parameters, by memory or latency")
 ]
+PointOrGroup = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="N=.. D=..", help="the point; add COLUMN=VALUE to choose one of the laws of fit --by COLUMN"
+    ),
+]
+ScheduleName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|TABLE", help="of a law of schedules: predict this schedule, or a table of step and lr"),
+]
+ScheduleSteps = Annotated[int | None, typer.Option(metavar="STEPS", help="with --schedule NAME: length of the run")]
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]
@@ -166,12 +180,7 @@ def fit(
 
 def predict(
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
-    at: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="N=.. D=..", help="the point; add COLUMN=VALUE to choose one of the laws of fit --by COLUMN"
-        ),
-    ] = None,
+    at: PointOrGroup = None,
     on: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="predict the rows of this table and compare with their losses")
     ] = None,
@@ -184,19 +193,21 @@ def predict(
     law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
     force: ForceAll = False,
-    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the prediction to this file")] = None,
+    schedule: ScheduleName = None,
+    steps: ScheduleSteps = None,
+    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the predictions to this file")] = None,
 ) -> None:
     """Predict the loss at a point, with its confidence interval and the prediction interval of a new run.
 
-    With --on TABLE, predict every row of the table and compare the predictions with the observed losses. With --serve
-    TOKENS, choose the model with the least FLOPs of training and serving. What the law failed at when it was fitted
-    follows the prediction: parameters that are not identified, held-out tests that a naive forecast won. Exit code 3 if
-    the law was refused when it was fitted, unless --force is set.
+    With --on TABLE, predict every row of the table and compare with the observed losses, where it has them. With
+    --schedule NAME, predict a run from a law of schedules; lr=RATE decay=0.1 set its arguments. With --serve TOKENS,
+    choose the model with the least FLOPs of training and serving. What the law failed at when it was fitted follows
+    the prediction: parameters that are not identified, tests that a naive forecast won. Exit code 3 if the law was
+    refused when it was fitted, unless --force is set.
     """
-    from kleiber.records.files import write_json
     from kleiber.studies import fitted_law
     from kleiber.studies.laws import serving
-    from kleiber.studies.laws.filters import parse_map, parse_point
+    from kleiber.studies.laws.filters import parse_map
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
@@ -205,36 +216,39 @@ def predict(
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
-        _check_json(json, [on, serve, max_params])
+        _check_json(json, [serve, max_params])
         if on is not None:
             _check_on(on, words, serve, max_params)
-            rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
-            print_line("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
+            rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
+            _write_predictions(json, *fitted_law.compare(entry, form, rows, most))
             return
         if map is not None or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         if serve is not None or max_params is not None:
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
-        answer = fitted_law.predict(entry, form, parse_point(",".join(words)), most)
-        if "refused" in answer:
-            raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
+        if schedule is not None or steps is not None:
+            predicted = fitted_law.predict_schedule(entry, form, schedule, steps, words, most)
+        else:
+            predicted = fitted_law.predict_point(entry, form, words, most)
     except ValueError as error:
         _refuse(error)
+    _write_predictions(json, *predicted)
+
+
+def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) -> None:
+    """Prints the lines of a prediction, and writes its content to the file of --json, if there is one."""
+    from kleiber.records.files import write_json
+
     if json is not None:
-        write_json(json, answer)
-    print_line("\n".join([fitted_law.prediction_line(form, answer, entry["level"]), *_cautions(answer)]))
-
-
-def _cautions(answer: Row) -> list[str]:
-    """Returns a line for each thing that the law of a prediction failed at."""
-    return [f"caution: {failure}" for failure in answer.get("failures", ())]
+        write_json(json, content)
+    print_line("\n".join(lines))
 
 
 def _check_json(json: Path | None, others: Sequence[object]) -> None:
-    """Raises ValueError for --json with an option that asks for more than the prediction of a point."""
+    """Raises ValueError for --json with an option that asks for another answer than predictions."""
     if json is not None and any(option is not None for option in others):
-        raise ValueError(f"--json {json} writes the prediction of one point: remove --on, --serve and --max-params")
+        raise ValueError(f"--json {json} writes predictions of losses: remove --serve and --max-params")
 
 
 def _check_on(on: Path, words: Sequence[str], serve: str | None, max_params: str | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from kleiber.records.files import read_json
@@ -17,13 +18,18 @@ from kleiber.studies.laws import (
     laws_json,
     optimum_prediction,
     prediction,
+    schedule_prediction,
+    schedule_record,
     serving,
     table,
 )
+from kleiber.studies.laws.filters import parse_point
 from kleiber.studies.laws.headline import failures
 from kleiber.studies.laws.hyperparameters import HyperparameterLaw
 from kleiber.studies.laws.law import Function, Law, as_law
 from kleiber.studies.laws.noise_model import EXTRA
+from kleiber.studies.laws.schedule_table import curves_of, select_curves
+from kleiber.studies.laws.schedules import ScheduleLaw
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -182,15 +188,19 @@ def fit(
 
 
 def select_rows(
-    source: Path | pd.DataFrame, columns: Mapping[str, str], where: Sequence[str], law: Law, sigma: str | None = None
-) -> table.Table:
+    source: Path | pd.DataFrame, columns: Mapping[str, str], where: Sequence[str], law: Law, sigma: str | None = None,
+    measured: bool = True,
+) -> table.Table:  # fmt: skip
     """Returns the columns of the law's inputs and target; of a folder only finished runs, with default columns.
 
-    columns  column by role
-    sigma    column of the standard errors, if there are any
+    columns   column by role
+    sigma     column of the standard errors, if there are any
+    measured  whether the table must have the target; without one, the table of a law of N and D has no role L
 
     Raises ValueError for an unknown role, a missing column and unusable rows.
     """
+    if isinstance(law, ScheduleLaw):
+        return select_curves(source, columns, where, measured)
     roles = dict.fromkeys([*law.inputs, *law.swept, "N", "D", "C", "L", *EXTRA])
     for role, column in columns.items():
         if role not in roles:
@@ -203,6 +213,10 @@ def select_rows(
     if from_runs and law.swept:
         usual = {**usual, **table.SWEPT_OF_RUNS}
         swept = list(dict.fromkeys([*swept, *table.SWEPT_OF_RUNS]))
+    if not measured and not (from_runs or law.swept or "L" in columns or {"L", "loss"} & set(frame.columns)):
+        unmeasured = table.load(frame.assign(L=1.0), {**columns, "L": "L"}, where, law.inputs)
+        unmeasured.roles.pop("L")
+        return unmeasured
     return table.load(frame, {**usual, **columns, **errors}, (*finished, *where), (*law.inputs, *swept))
 
 
@@ -213,6 +227,9 @@ def fit_table(rows: table.Table, form: Law, name: str, options: analysis.Options
     """
     if isinstance(form, HyperparameterLaw):
         form, record = hyperparameter_record.analyze(rows, form, options)
+        return FittedLaw(laws_json.without_nonfinite(record), form, rows)
+    if isinstance(form, ScheduleLaw):
+        form, record = schedule_record.analyze(rows, options)
         return FittedLaw(laws_json.without_nonfinite(record), form, rows)
     record = analysis.analyze(rows, replace(form, name=name) if ".py:" in name else form, options)
     if options.rank and not record.get("ranking"):
@@ -245,18 +262,19 @@ def check_options(form: Law, options: analysis.Options, delta: float | None, sig
     delta, sigma  the values of --delta and --sigma, if they were given
     """
     analysis.check_options(form, options, delta)
-    if not isinstance(form, HyperparameterLaw):
+    if not isinstance(form, HyperparameterLaw | ScheduleLaw):
         return
     refused = {
         "--fix": form.fixed, "--sigma": sigma, "--at": options.at, "--rank": options.rank, "--loss-fn": options.loss_fn,
         "--space": options.space, "--exclude": options.exclude != "none",
         "--cluster": options.cluster not in (None, "trunk"),
     }  # fmt: skip
+    if isinstance(form, ScheduleLaw):
+        refused |= {"--delta": delta is not None, "--backtest": options.backtest, "--predict": options.predict}
     without_effect = [name for name, value in refused.items() if value]
     if without_effect:
         raise ValueError(
-            f"{', '.join(without_effect)} has no effect on the law {form.name}, a least-squares fit of log losses by "
-            "groups of equal N and D: remove it"
+            f"{', '.join(without_effect)} has no effect on the law {form.name}, which has a fit of its own: remove it"
         )
 
 
@@ -265,9 +283,34 @@ def predict(record: Row, form: Law, at: Mapping[str, float], max_decades: float 
 
     The key "failures" lists what the law failed at when it was fitted, see `laws.headline.failures`.
     """
+    if isinstance(form, ScheduleLaw):
+        raise ValueError("the law schedule predicts a run: add --schedule NAME --steps STEPS, or --on TABLE of rates")
     if isinstance(form, HyperparameterLaw):
         return optimum_prediction.predict(record, form, at, max_decades)
     return {**prediction.predict(record, form, at, max_decades), "failures": failures(record)}
+
+
+def predict_point(record: Row, form: Law, words: Sequence[str], max_decades: float) -> tuple[Json, list[str]]:
+    """Predicts at the point that words such as N=1e9 name; returns the answer and its lines, failures included."""
+    answer = predict(record, form, parse_point(",".join(words)), max_decades)
+    if "refused" in answer:
+        raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
+    cautions = [f"caution: {failure}" for failure in answer.get("failures", ())]
+    return answer, [prediction_line(form, answer, record["level"]), *cautions]
+
+
+def predict_schedule(
+    record: Row, form: Law, name: str | None, steps: int | None, words: Sequence[str], max_decades: float
+) -> tuple[Json, list[str]]:
+    """Predicts a schedule of kleiber, or a table of rates, from a law of schedules; returns the answer and its lines.
+
+    name, steps, words  see `schedule_prediction.schedule_rates`
+    """
+    if not isinstance(form, ScheduleLaw) or name is None:
+        raise ValueError("--steps needs --schedule, and --schedule needs a law that was fitted with --law schedule")
+    at, rates = schedule_prediction.schedule_rates(name, steps, words, record)
+    answer = schedule_prediction.predict_schedule(record, form, at, rates, max_decades)
+    return answer, [schedule_prediction.schedule_line(answer, record["level"])]
 
 
 def prediction_line(form: Law, answer: Row, level: float) -> str:
@@ -277,17 +320,43 @@ def prediction_line(form: Law, answer: Row, level: float) -> str:
     return prediction.prediction_line(answer, level)
 
 
-def comparison_lines(record: Row, form: Law, rows: table.Table, max_decades: float) -> list[str]:
-    """Compares a recorded law with a table that it was not fitted to, as printed lines.
+def compare(record: Row, form: Law, rows: table.Table, max_decades: float) -> tuple[Json, list[str]]:
+    """Predicts the rows of a table that a recorded law was not fitted to, and compares them with their losses.
 
-    Raises ValueError for rows more than `max_decades` outside the fitted rows.
+    Returns the content of `kleiber predict --on --json`, and the printed lines. The content has mae, bias and coverage
+    where the table has the losses, and predictions, each with value, and lo and hi, the prediction interval of a new
+    run; law_lo and law_hi are the confidence interval of the law. Raises ValueError for rows more than `max_decades`
+    outside the fitted rows.
     """
+    if isinstance(form, ScheduleLaw):
+        comparison = schedule_prediction.compare_with_curves(record, form, curves_of(rows), max_decades)
+        return comparison, schedule_prediction.comparison_lines(comparison)
     if isinstance(form, HyperparameterLaw):
         _, groups, _ = hyperparameter_record.read_groups(rows, form)
         comparison = optimum_prediction.compare_with_sweep(record, form, groups, max_decades)
         lines = [optimum_prediction.group_line(row) for row in comparison["groups"]]
-        return [*lines, optimum_prediction.summary_line(comparison, len(groups))]
-    return prediction.comparison_lines(prediction.compare_with_rows(record, form, rows, max_decades), record["level"])
+        predictions = [{"value": row["lr"], "lo": None, "hi": None, **row} for row in comparison["groups"]]
+        content = {"coverage": comparison["coverage"], "excess": comparison["mare"], "predictions": predictions}
+        return content, [*lines, optimum_prediction.summary_line(comparison, len(groups))]
+    measured = "L" in rows.roles
+    comparison = prediction.compare_with_rows(record, form, rows, max_decades)
+    if not measured:
+        cells = comparison["cells"]
+        lines = [prediction.prediction_line(cell, record["level"]) for cell in cells]
+        return {"predictions": [_with_band(cell, measured) for cell in cells]}, lines
+    errors = np.array([cell["value"] - cell["target"] for cell in comparison["cells"]])
+    content = {
+        "mae": float(np.abs(errors).mean()), "bias": float(errors.mean()), "coverage": comparison["run_coverage"],
+        "predictions": [_with_band(cell, measured) for cell in comparison["cells"]],
+    }  # fmt: skip
+    return content, prediction.comparison_lines(comparison, record["level"])
+
+
+def _with_band(cell: Row, measured: bool) -> Json:
+    """Returns a predicted cell with lo and hi, the prediction interval of a new run, and law_lo and law_hi."""
+    row: Json = {"at": cell["at"], "value": cell["value"], "lo": cell.get("run_lo"), "hi": cell.get("run_hi")}
+    row |= {"law_lo": cell["lo"], "law_hi": cell["hi"], "decades": cell["decades"]}
+    return row | ({"observed": cell["target"], "runs": cell["runs"]} if measured else {})
 
 
 def select_group(collection: Row, words: Sequence[str]) -> tuple[Json, list[str]]:

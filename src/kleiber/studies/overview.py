@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -16,15 +17,18 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.nested import flatten
 from kleiber.records.catalog import Run, score_of
 from kleiber.records.diff import as_number, identity_values
+from kleiber.records.forecast import find_forecast
 from kleiber.studies.study import Figures, Findings, Study
 from kleiber.types import Json, Row
-from kleiber.types.score import Better
+from kleiber.types.score import Better, format_interval
 
 MOST_AXES = 6  # keys of the config among the parallel coordinates
 MOST_LABELS = 6  # values that an axis names; of more, the least and the largest
 LABEL_LENGTH = 16
 LABEL_GAP = 0.05  # least distance of two labels of an axis, whose length is 1
 BAND = 0.08  # height over which the lines through one value are spread, so that all are visible
+LATE = "written after the training began"  # outcome of such a forecast
+MOST_FORECASTS = 3  # that the answer names; the table has all
 COSTS = ("watt_hours", "price")  # columns of the table where they are known
 LOG_RATIO = 10.0  # an axis is logarithmic if its largest value is at least this many times its least
 RESULTS = ("params", "tokens")  # columns of the table that have an axis where they differ
@@ -60,7 +64,41 @@ class Overview(Study):
         axes = axes_of(complete, [name for name in keys if name != "stage"], measure)
         if len(axes) > 1 and len(complete) > 1:
             figures["parallel_coordinates"] = lambda: parallel_coordinates(complete, axes)
-        return Findings(headline(rows, keys, measure, runs), tables={"Runs": rows}, figures=figures)
+        forecasts = forecast_rows(runs, measure)
+        answer = " ".join([headline(rows, keys, measure, runs), *map(forecast_text, forecasts[:MOST_FORECASTS])])
+        tables = {"Runs": rows, **({"Forecasts": forecasts} if forecasts else {})}
+        return Findings(answer, tables=tables, figures=figures)
+
+
+def forecast_rows(runs: Sequence[Run], measure: str | None) -> list[Json]:
+    """Returns a row for each run whose loss a forecast.json expects: its interval, the loss, and whether it is inside.
+
+    A forecast is read from the current folder, that of the run, and the two around it; it belongs to the run with the
+    same hash of the config, and tests nothing unless it was written before the training.
+    """
+    rows = []
+    for run in runs:
+        observed = None if measure is None else run.metrics.get(measure)
+        place = run.folder.absolute()
+        forecast = find_forecast(str(run.summary.get("config_hash")), [Path.cwd(), place, *list(place.parents)[:2]])
+        if forecast is not None and observed is not None:
+            ends = {"forecast": forecast.predicted.value, "lo": forecast.predicted.lo, "hi": forecast.predicted.hi}
+            inside = "inside" if forecast.contains(observed) else "outside"
+            early = forecast.precedes(run.summary["started"])
+            facts = {"level": forecast.predicted.level, "loss": observed, "outcome": inside if early else LATE}
+            rows.append({"run": run.name, **ends, **facts})
+    return rows
+
+
+def forecast_text(row: Row) -> str:
+    """Returns whether the loss of a run is inside the interval of its forecast, as a sentence."""
+    ends = format_interval(row["lo"], row["hi"], ".4f")
+    if row["outcome"] == LATE:
+        return f"The forecast of {row['forecast']:.4f} {ends} for {row['run']} was {LATE}, so it tests nothing."
+    return (
+        f"The forecast of {row['forecast']:.4f} {ends} ({row['level']:.0%} interval) was written before the training: "
+        f"the loss of {row['run']}, {row['loss']:.4f}, is {row['outcome']}."
+    )
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, Json]:

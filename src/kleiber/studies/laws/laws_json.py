@@ -171,7 +171,7 @@ class HeldOut(Part):
 class Refits(Part):
     """How the refits `draws` were made."""
 
-    method: Literal["cluster t", "cluster bootstrap", "bootstrap"]
+    method: Literal["cluster t", "cluster bootstrap", "bootstrap", "curve noise"]
 
 
 class MisfitRate(Part):

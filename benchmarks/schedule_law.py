@@ -1,0 +1,120 @@
+"""Coverage of the law of schedules by simulation, and its errors on published curves: python benchmarks/schedule_law.py
+
+Each simulated table has a constant and a cosine curve of 24,000 steps with the noise of one run each: an autocorrelated
+part and independent noise. Parameters are drawn from the priors of the multi-power form, so the law holds but for the
+error of TRANSFER that another schedule has. The law predicts the last loss of a WSD run, which was not fitted.
+
+law   intervals that contain the loss of the law without noise
+band  bands of a new run that contain the loss of a simulated new run
+
+The published curves (arXiv:2503.12811, MIT license) are read from ../shared/laws/multipower where they are: fitted to
+constant_24000 and cosine_24000 of each size, the law predicts the other seven. `held` counts curves of which the 90%
+band contains at least 90% of the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kleiber.studies.fitted_law import compare, fit, select_rows
+from kleiber.studies.laws.schedule_prediction import losses_of
+from kleiber.studies.laws.schedule_record import TRANSFER
+from kleiber.studies.laws.schedules import MULTI_POWER, rate_path
+
+RESULT = Path(__file__).parent / "results" / "schedule_law.json"
+CURVES = Path("../shared/laws/multipower/curves.csv")
+STEPS = np.arange(2176.0, 24000.0, 128.0)
+PEAK, CORRELATION, SD, WHITE = 3e-4, 1000.0, 1e-3, 5e-4  # rate; steps and size of the noise; independent noise
+FITTED = ("constant_24000", "cosine_24000")
+
+
+def rates_of(schedule: str) -> np.ndarray:
+    """Returns the learning rates at STEPS."""
+    if schedule == "cosine":
+        return PEAK * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * STEPS / 24000)))
+    left = np.clip((24000 - STEPS) / 4000, 0.0, 1.0)
+    return PEAK * (0.1 ** (1 - left) if schedule == "wsd" else np.ones_like(STEPS))
+
+
+def draw_noise(rng: np.random.Generator) -> np.ndarray:
+    """Returns the noise of the log losses of one run."""
+    keep = np.exp(-np.diff(STEPS)[0] / CORRELATION)
+    noise = np.empty(len(STEPS))
+    noise[0] = rng.normal() * SD
+    for i in range(1, len(noise)):
+        noise[i] = keep * noise[i - 1] + np.sqrt(1 - keep**2) * SD * rng.normal()
+    return noise + WHITE * rng.normal(size=len(STEPS))
+
+
+def draw_truth(rng: np.random.Generator) -> np.ndarray:
+    """Returns parameters of the multi-power form, drawn from its priors; alpha from the range of published fits."""
+    priors = dict(MULTI_POWER.priors)
+    drawn = {
+        name: prior.median * PEAK**prior.per_rate * np.exp(prior.sd * np.clip(rng.normal(), -2, 2))
+        for name, prior in priors.items()
+    }
+    drawn |= {"alpha": rng.uniform(0.4, 0.6), "B": 0.13 / PEAK * np.exp(0.25 * rng.normal())}
+    drawn |= {"E": rng.uniform(2.5, 3.2), "A": rng.uniform(0.4, 0.7)}
+    return np.array([[drawn[name] for name in MULTI_POWER.params]])
+
+
+def simulate(seed: int) -> dict[str, bool]:
+    """Returns whether interval and band contain the last loss of a run with a WSD schedule."""
+    rng = np.random.default_rng(seed)
+    truth, parts = draw_truth(rng), []
+    for name in ("constant", "cosine"):
+        rates = rates_of(name)
+        losses = MULTI_POWER.losses(rate_path(STEPS, rates, STEPS), truth)[0] * np.exp(draw_noise(rng))
+        parts.append(pd.DataFrame({"run": name, "step": STEPS, "lr": rates, "loss": losses}))
+    law = fit(pd.concat(parts), "schedule", bootstrap=400)
+    path = rate_path(STEPS, rates_of("wsd"), STEPS[-1:])
+    mean = MULTI_POWER.losses(path, truth)[0, 0]
+    run = mean * np.exp(draw_noise(rng)[-1] + TRANSFER * rng.normal())
+    ends = {name: float(column[0]) for name, column in losses_of(law.record, law.form, path, PEAK).items()}  # type: ignore[arg-type]
+    return {"law": ends["lo"] <= mean <= ends["hi"], "band": ends["run_lo"] <= run <= ends["run_hi"]}
+
+
+def published() -> dict[str, object]:
+    """Returns the errors on the published curves that were not fitted, by size."""
+    out: dict[str, object] = {}
+    roles = {"run": "schedule"}
+    for size in ("25M", "100M"):
+        chosen = f"schedule in [{', '.join(FITTED)}]"
+        law = fit(CURVES, "schedule", map=roles, where=[f"size = {size}", chosen])
+        rows = select_rows(CURVES, roles, [f"size = {size}", f"not ({chosen})"], law.form)
+        comparison, _ = compare(law.record, law.form, rows, 3.0)
+        curves = {row["run"]: {"mae": row["mae"], "coverage": row["coverage"]} for row in comparison["curves"]}
+        wsd = [row["mae"] for row in comparison["curves"] if row["run"].startswith("wsd")]
+        decays = [row["mae"] for row in comparison["curves"] if row["run"].startswith(("wsd_", "wsdld"))]
+        out[size] = {
+            "form": law.record["form"], "curves": curves, "mae_wsd": float(np.mean(decays)),
+            "mae_wsd_and_wsdcon": float(np.mean(wsd)),
+            "mae_of_curves": float(np.mean([row["mae"] for row in comparison["curves"]])),
+            "held": sum(bool(row["held"]) for row in comparison["curves"]),
+        }  # fmt: skip
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    results = [simulate(seed) for seed in range(args.tables)]
+    record: dict[str, object] = {
+        "tables": args.tables, "level": 0.9,
+        "coverage": {name: float(np.mean([row[name] for row in results])) for name in ("law", "band")},
+    }  # fmt: skip
+    if CURVES.is_file():
+        record["published"] = published()
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
