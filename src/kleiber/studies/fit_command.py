@@ -19,7 +19,10 @@ from kleiber.types import Row
 
 ColumnMap = Annotated[
     str | None,
-    typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]"),
+    typer.Option(
+        help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]; for --law "
+        "downstream N=COL,D=COL,loss=COL,acc=COL[,floor=COL,run=COL]; for --law mixture 'w=w_*,loss=COL[,N=COL,D=COL]'"
+    ),
 ]
 ParamsColumn = Annotated[
     str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
@@ -87,6 +90,17 @@ PredictAt = Annotated[
 Rank = Annotated[
     bool, typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit")
 ]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="for --law mixture: ridge, exponential or linear; for --law downstream: sigmoid or exponential; default: "
+        "mixture by cross-validation, downstream sigmoid"
+    ),
+]
+Route = Annotated[
+    str | None, typer.Option(help="for --law downstream: chained (through the loss) or direct; default: by backtests")
+]
+TABLE_LAWS = ("downstream", "mixture")  # fitted by kleiber.studies.laws.table_laws
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
 
@@ -103,6 +117,7 @@ HtmlFile = Annotated[
 
 
 def fit(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, folder of runs, or W&B's")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
     map: ColumnMap = None,
@@ -130,6 +145,8 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
     json: JsonFile = None,
     report: HtmlFile = None,
+    form: Form = None,
+    route: Route = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
     from kleiber.studies.fitted_law import check_options, fit_groups, select_rows
@@ -138,11 +155,15 @@ def fit(
     from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
     from kleiber.studies.laws.laws_json import law_by_option, write
 
+    if law in TABLE_LAWS:
+        _fit_table_law(context, source, law, map, where or (), (form, route, bootstrap, seed, level), json)
     try:
+        if form or route:
+            raise ValueError(f"--form and --route are options of the laws {' and '.join(TABLE_LAWS)}: remove them")
         pages = import_page_module("law_report") if report else None
-        form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
+        shape = law_by_option(law).fix(parse_values(fix or (), "--fix"))
         columns = {"N": params, "D": data, "L": loss, "C": compute}
-        rows = select_rows(source, parse_map(map, columns), where or (), form, sigma)
+        rows = select_rows(source, parse_map(map, columns), where or (), shape, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
             cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
@@ -150,8 +171,8 @@ def fit(
             predict=[parse_point(text) for text in predict or ()], max_decades=float("inf") if force else max_decades,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
-        check_options(form, options, delta, sigma)
-        laws = fit_groups(rows, by, form, law, options)
+        check_options(shape, options, delta, sigma)
+        laws = fit_groups(rows, by, shape, law, options)
         records = {group: fitted.record for group, fitted in laws.items()}
         if json:
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
@@ -159,12 +180,33 @@ def fit(
         _refuse(error)
     print_line("\n".join(lines_by_group(records, by)))
     if pages is not None:
-        pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
+        pages.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
         print_line(f"report: {report}")
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
+def _fit_table_law(
+    context: typer.Context, source: Path, law: str, map: str | None, where: Sequence[str],
+    choices: tuple[str | None, str | None, int, int, float], json: Path | None,
+) -> NoReturn:  # fmt: skip
+    """Fits a law that has a table and a record of its own, and ends the command."""
+    from kleiber.studies.laws import table_laws
+
+    try:
+        code = table_laws.fit(source, law, map, where, table_laws.Settings(*choices), json, _written_options(context))
+    except ValueError as error:
+        _refuse(error)
+    raise typer.Exit(code)
+
+
+def _written_options(context: typer.Context) -> list[str]:
+    """Returns the names of the arguments that stand on the command line."""
+    origins = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
+
+
 def predict(
+    context: typer.Context,
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
     at: Annotated[
         list[str] | None,
@@ -195,11 +237,16 @@ def predict(
     """
     from kleiber.records.files import write_json
     from kleiber.studies import fitted_law
-    from kleiber.studies.laws import serving
+    from kleiber.studies.laws import serving, table_laws
     from kleiber.studies.laws.filters import parse_map, parse_point
     from kleiber.studies.laws.laws_json import law_of, read
 
     try:
+        if (record := table_laws.read_record(laws_json)) is not None:
+            _check_accepted(record, force)
+            limit = float("inf") if force else max_decades
+            table_laws.predict(record, at or (), on, map, where or (), limit, json, _written_options(context))
+            return
         entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
