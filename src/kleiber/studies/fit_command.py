@@ -3,11 +3,11 @@
 Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -16,6 +16,10 @@ from kleiber.config.permissions import permit_data
 from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
+
+if TYPE_CHECKING:
+    from kleiber.studies.fitted_law import FittedLaw
+    from kleiber.studies.laws.law import Law
 
 ColumnMap = Annotated[
     str | None,
@@ -100,7 +104,6 @@ Form = Annotated[
 Route = Annotated[
     str | None, typer.Option(help="for --law downstream: chained (through the loss) or direct; default: by backtests")
 ]
-TABLE_LAWS = ("downstream", "mixture")  # fitted by kleiber.studies.laws.table_laws
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
 
@@ -149,21 +152,18 @@ def fit(
     route: Route = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows
+    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows, write_groups
     from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
-    from kleiber.studies.laws.laws_json import law_by_option, write
+    from kleiber.studies.laws.laws_json import law_by_option
 
-    if law in TABLE_LAWS:
-        _fit_table_law(context, source, law, map, where or (), (form, route, bootstrap, seed, level), json)
+    _run_table_law(context)
     try:
-        if form or route:
-            raise ValueError(f"--form and --route are options of the laws {' and '.join(TABLE_LAWS)}: remove them")
         pages = import_page_module("law_report") if report else None
         shape = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        columns = {"N": params, "D": data, "L": loss, "C": compute}
-        rows = select_rows(source, parse_map(map, columns), where or (), shape, sigma)
+        columns = parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
+        rows = select_rows(source, columns, where or (), shape, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
             cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
@@ -173,36 +173,37 @@ def fit(
         )  # fmt: skip
         check_options(shape, options, delta, sigma)
         laws = fit_groups(rows, by, shape, law, options)
-        records = {group: fitted.record for group, fitted in laws.items()}
-        if json:
-            write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
+        write_groups(laws, by, json)
     except ValueError as error:
         _refuse(error)
-    print_line("\n".join(lines_by_group(records, by)))
-    if pages is not None:
-        pages.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
-        print_line(f"report: {report}")
+    print_line("\n".join(lines_by_group({group: fitted.record for group, fitted in laws.items()}, by)))
+    _write_page(pages, report, source, shape, laws, by)
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
-def _fit_table_law(
-    context: typer.Context, source: Path, law: str, map: str | None, where: Sequence[str],
-    choices: tuple[str | None, str | None, int, int, float], json: Path | None,
-) -> NoReturn:  # fmt: skip
-    """Fits a law that has a table and a record of its own, and ends the command."""
+def _write_page(
+    pages: ModuleType | None, report: Path | None, source: Path, shape: "Law", laws: Mapping[str, "FittedLaw"],
+    by: str | None,
+) -> None:  # fmt: skip
+    """Writes the page of --report, where the module that writes pages was imported for it."""
+    if pages is not None:
+        records = {group: fitted.record for group, fitted in laws.items()}
+        pages.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
+        print_line(f"report: {report}")
+
+
+def _run_table_law(context: typer.Context) -> None:
+    """Ends the command with the exit code of a law of `table_laws`; does nothing for another law."""
     from kleiber.studies.laws import table_laws
 
+    origins = {name: context.get_parameter_source(name) for name in context.params}
+    written = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
     try:
-        code = table_laws.fit(source, law, map, where, table_laws.Settings(*choices), json, _written_options(context))
+        code = table_laws.run(context.params, written)
     except ValueError as error:
         _refuse(error)
-    raise typer.Exit(code)
-
-
-def _written_options(context: typer.Context) -> list[str]:
-    """Returns the names of the arguments that stand on the command line."""
-    origins = {name: context.get_parameter_source(name) for name in context.params}
-    return [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
+    if code is not None:
+        raise typer.Exit(code)
 
 
 def predict(
@@ -237,29 +238,23 @@ def predict(
     """
     from kleiber.records.files import write_json
     from kleiber.studies import fitted_law
-    from kleiber.studies.laws import serving, table_laws
+    from kleiber.studies.laws import serving
     from kleiber.studies.laws.filters import parse_map, parse_point
     from kleiber.studies.laws.laws_json import law_of, read
 
+    _run_table_law(context)
     try:
-        if (record := table_laws.read_record(laws_json)) is not None:
-            _check_accepted(record, force)
-            limit = float("inf") if force else max_decades
-            table_laws.predict(record, at or (), on, map, where or (), limit, json, _written_options(context))
-            return
         entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
-        _check_json(json, [on, serve, max_params])
+        _check_json(json, [on, serve, max_params], on is None and (map is not None or bool(where)))
         if on is not None:
             _check_on(on, words, serve, max_params)
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form)
             print_line("\n".join(fitted_law.comparison_lines(entry, form, rows, most)))
             return
-        if map is not None or where:
-            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         if serve is not None or max_params is not None:
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
@@ -278,8 +273,13 @@ def _cautions(answer: Row) -> list[str]:
     return [f"caution: {failure}" for failure in answer.get("failures", ())]
 
 
-def _check_json(json: Path | None, others: Sequence[object]) -> None:
-    """Raises ValueError for --json with an option that asks for more than the prediction of a point."""
+def _check_json(json: Path | None, others: Sequence[object], selects: bool) -> None:
+    """Raises ValueError for --json with an option that asks for more than the prediction of a point.
+
+    selects  whether options select from a table that is missing, which is an error as well
+    """
+    if selects:
+        raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
     if json is not None and any(option is not None for option in others):
         raise ValueError(f"--json {json} writes the prediction of one point: remove --on, --serve and --max-params")
 

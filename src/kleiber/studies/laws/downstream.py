@@ -157,10 +157,11 @@ def bootstrap(model: Model, runs: Runs, count: int, seed: int) -> Refits:
     residuals = [-stage.residuals * np.sqrt(n / max(n - stage.problem.num_params, 1)) for stage in stages]
     drawn = rng.integers(n, size=(count, n))
     scale = np.sqrt(spare / rng.chisquare(spare, size=count))
-    values = []
+    values: list[Array] = []
     for stage, residual in zip(stages, residuals, strict=True):
         targets = stage.problem.predict(stage.theta[None]) + residual[drawn] * scale[:, None]
-        theta, _ = descend(stage.problem, np.repeat(stage.theta[None], count, 0), targets, None, None, 50, 1e-6)
+        theta = np.repeat(stage.theta[None], count, 0)
+        theta = descend(stage.problem, theta, targets, None, None, 50, 1e-6)[0] if count else theta
         values.append(stage.problem.values(theta))
     pair = np.column_stack([residuals[1] if model.loss is not None else np.zeros(n), residuals[0]])
     return Refits(values[0], None if model.loss is None else values[1], pair, scale)

@@ -150,7 +150,8 @@ class DownstreamRecord(Part):
     residuals: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
     noise: list[NonNegative]
     misfit: NonNegative
-    verdicts: list[Verdict] = Field(default_factory=list)
+    refused: bool
+    verdicts: list[Verdict]
 
     @model_validator(mode="after")
     def check_draws(self) -> DownstreamRecord:

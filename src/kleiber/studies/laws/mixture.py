@@ -72,7 +72,7 @@ def fit_table(frame: pd.DataFrame, roles: Mapping[str, str], settings: Settings)
     form, params = fit_form(name, inputs, targets, len(domains))
     residuals = targets - form.predict(params, inputs)
     count, spare = settings.bootstrap, len(frame) - degrees(form, inputs)
-    residuals *= np.sqrt(len(frame) / max(spare, 1.0))
+    residuals *= len(frame) / max(spare, 1.0)  # those of rows left out, on average over the rows
     rng = np.random.default_rng(settings.seed)
     scale = np.sqrt(max(spare, 1.0) / rng.chisquare(max(spare, 1.0), size=count))
     drawn = rng.integers(len(frame), size=(count, len(frame)))
@@ -146,7 +146,8 @@ def judge(record: Row) -> list[Verdict]:
     if max(entry["value"] for entry in best.values()) > CORNER:
         text = "the best mixture is a single domain: the law has no cost of repeating the data of a small domain"
         out.append(Verdict("corner", "warn", text))
-    loss, second = record["best"]["best"]["loss"], min(record["other_forms"], key=record["cross_validation"].__getitem__)
+    loss = record["best"]["best"]["loss"]
+    second = min(record["other_forms"], key=record["cross_validation"].__getitem__)
     if loss["lo"] is not None and not loss["lo"] <= (value := record["other_forms"][second]) <= loss["hi"]:
         text = f"the form {second} predicts {value:.4g} for the best mixture, outside of its interval"
         out.append(Verdict("forms_disagree", "warn", f"{text}: the gain depends on the form"))

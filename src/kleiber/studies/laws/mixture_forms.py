@@ -161,7 +161,8 @@ def best_mixtures(form: Form, params: Array) -> Array:
     inside = _fill(np.maximum(-mean, 0.0), form.offset)
     gain = (np.log(inside + form.offset) * mean).sum(1)
     corner = mean * (np.log(1 + form.offset) - np.log(form.offset)) + np.log(form.offset) * mean.sum(1, keepdims=True)
-    return np.where((corner.min(1) < gain)[:, None], corners[np.argmin(corner, axis=1)], inside)
+    none = mean.min(1) >= 0  # no domain helps: the loss is concave, and least at a corner
+    return np.where(((corner.min(1) < gain) | none)[:, None], corners[np.argmin(corner, axis=1)], inside)
 
 
 def _fill(benefit: Array, offset: float) -> Array:

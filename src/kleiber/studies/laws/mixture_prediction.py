@@ -190,7 +190,8 @@ class MixtureRecord(Part):
     residuals: Annotated[list[FiniteFloat], Field(min_length=1)]
     noise: list[NonNegative]
     proportional: dict[str, NonNegative]
-    verdicts: list[Verdict] = Field(default_factory=list)
+    refused: bool
+    verdicts: list[Verdict]
 
     @model_validator(mode="after")
     def check_sizes(self) -> MixtureRecord:

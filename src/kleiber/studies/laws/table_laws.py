@@ -33,6 +33,33 @@ FIT_OPTIONS = ("source", "law", "map", "where", "bootstrap", "seed", "level", "j
 PREDICT_OPTIONS = ("laws_json", "at", "on", "map", "where", "max_decades", "force", "json")
 
 
+def run(options: Row, written: Sequence[str]) -> ExitCode | None:
+    """Runs `kleiber fit` or `predict`, if a law of this kind is chosen, and returns the exit code; else returns None.
+
+    options  values of the arguments of the command by name
+    written  names of those that stand on the command line
+
+    Raises ValueError for wrong options and unusable rows.
+    """
+    table = (options["map"], options["where"] or ())
+    if "source" in options:
+        if options["law"] not in FITTING:
+            if options["form"] or options["route"]:
+                raise ValueError(f"--form and --route are options of --law {' and '.join(FITTING)}: remove them")
+            return None
+        choices = (options[name] for name in ("form", "route", "bootstrap", "seed", "level"))
+        return fit(options["source"], options["law"], *table, Settings(*choices), options["json"], written)
+    if (record := read_record(options["laws_json"])) is None:
+        return None
+    if record["refused"] and not options["force"]:
+        print_line("\n".join(verdict_lines(record)), err=True)
+        print_line("a refused law predicts nothing: add --force to predict anyway", err=True)
+        return ExitCode.UNDECIDED
+    most = float("inf") if options["force"] else options["max_decades"]
+    predict(record, options["at"] or (), options["on"], *table, most, options["json"], written)
+    return ExitCode.DONE
+
+
 def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> None:
     """Raises ValueError for options that were written and have no effect on this law."""
     unused = [f"--{name.replace('_', '-')}" for name in options if name not in allowed]
