@@ -7,6 +7,7 @@ import pytest
 
 from kleiber.studies.laws.table_laws import compare, rank_correlation, read_record
 
+from ..panels import plant
 from ..test_fit_command import run
 from .mixture_tables import mixtures, scores
 
@@ -47,6 +48,16 @@ def test_rows_of_a_table_are_compared_with_their_measurements(tables, law):
     assert set(answer["predictions"][0]) >= {"value", "lo", "hi"} and answer["spearman"]["value"] > 0.9
     assert len(answer["predictions"]) == (60 if law == "mixture" else 20) and answer["coverage"] > 0.7
     assert run("predict", tables / "law.json", "--on", table, "--where", "w_a > 2").exit_code == 2
+
+
+def test_runs_of_a_folder_have_the_weights_of_their_data(tmp_path):
+    rng = np.random.default_rng(0)
+    for number, weight in enumerate(np.linspace(0, 1, 12)):
+        loss = 3 - 0.2 * np.log(weight + 0.05) + rng.normal(0, 0.01)
+        data = {"parts": {"builtin/docs": weight, "builtin/code": 1 - weight}}
+        plant(tmp_path, f"run{number}", {"val/builtin/docs/loss": loss, "val/builtin/code/loss": 5 - loss}, data=data)
+    done = run("fit", tmp_path, "--law", "mixture", "--map", "w=parts/*,loss=val/builtin/docs/loss", "--bootstrap", 40)
+    assert done.exit_code == 0 and "12 mixtures of 2 domains" in done.output and "builtin/docs" in done.output
 
 
 def test_a_task_without_signal_ends_with_3(tables):

@@ -97,11 +97,11 @@ def _left_out_error(form: Form, inputs: Array, targets: Array) -> float:
 
 
 def degrees(form: Form, inputs: Array) -> float:
-    """Returns the effective number of parameters."""
+    """Returns the effective number of parameters; the floor of the logs and the penalty count as two more."""
     if form.name == "exponential":
         return inputs.shape[1] + 1.0
     _, _, size, _ = _decompose(form, inputs)
-    return float((size**2 / (size**2 + form.penalty)).sum()) + 1.0
+    return float((size**2 / (size**2 + form.penalty)).sum()) + (3.0 if form.name == "ridge" else 1.0)
 
 
 def _exponential_start(inputs: Array, targets: Array) -> Array:

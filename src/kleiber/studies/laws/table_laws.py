@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from kleiber.config.errors import ExitCode
+from kleiber.records import catalog
 from kleiber.records.files import read_json, write_json
 from kleiber.records.terminal import print_line
 from kleiber.studies.laws import downstream, downstream_prediction, laws_json, mixture, mixture_prediction
@@ -71,12 +72,22 @@ def check_options(law: str, options: Sequence[str], allowed: Sequence[str]) -> N
 
 def select(source: Path, roles: Mapping[str, str], filters: Sequence[str]) -> pd.DataFrame:
     """Returns the rows of a table that satisfy all filters, with their numbers in the file."""
-    frame = read(source).reset_index(drop=True)
+    frame = (_runs_table(source) if source.is_dir() else read(source)).reset_index(drop=True)
     for text in filters:
         frame = frame.loc[keep(frame, text, roles)]
     if not len(frame):
         raise ValueError(f"{source}: no row remains after --where {' and '.join(map(repr, filters))}")
     return frame
+
+
+def _runs_table(folder: Path) -> pd.DataFrame:
+    """Returns the finished runs of a folder as `read` does, with the weights of data=mixture as columns parts/NAME."""
+    rows = []
+    for run in catalog.read_runs(folder):
+        parts = run.config.get("data", {}).get("parts")
+        weights = {f"parts/{name}": weight for name, weight in parts.items()} if isinstance(parts, Mapping) else {}
+        rows += [row | weights for row in run.leaf_rows() if run.finished]
+    return pd.DataFrame(rows) if rows else read(folder)
 
 
 def roles_of(law: str, text: str | None) -> dict[str, str]:
