@@ -37,10 +37,13 @@ def test_the_best_mixture_is_better_than_the_mean_of_the_table_and_than_one_doma
     assert single["reference"]["name"] == "mixture" and single["gain"]["value"] < answer["gain"]["value"]
 
 
-def test_the_loss_of_a_chosen_mixture_is_corrected_upwards(record):
+def test_the_loss_of_a_chosen_mixture_is_corrected_upwards():
+    record = fit_table(mixtures(rows=60, noise=0.3)[0], ROLES, Settings("linear", bootstrap=200))
     model, answer = Model(record), predict_point(record, {})
     best = np.array([[entry["value"] for entry in answer["best"]["weights"].values()]])
+    lo, hi = np.quantile(model.refits(best)[:, 0], [0.05, 0.95])
     assert answer["value"] > float(model.mean(best)[0])
+    assert answer["lo"] == pytest.approx(lo) and answer["hi"] > hi
 
 
 @pytest.mark.parametrize(("at", "word"), [({"x": 1.0}, "x must be one of a, b, c, d"), ({"a": 0.5}, "sum to 0.5")])

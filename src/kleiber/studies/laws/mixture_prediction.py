@@ -1,8 +1,9 @@
 """Predictions of a law of data mixtures from its record: the loss of a mixture, and the best mixture.
 
-The best mixture of a fit looks better than it is, since it was chosen by the same fit. Intervals of its loss and of its
-gain are basic bootstrap intervals: each refit chooses its own mixture, and the error of what it says of this mixture,
-against the fit that the refits were drawn from, is subtracted from the estimate.
+The best mixture of a fit looks better than it is, since it was chosen by the same fit. So each refit chooses its own
+mixture, and the error of what it says of this mixture, against the fit that the refits were drawn from, is subtracted
+from the estimate (basic bootstrap). Where one mixture is clearly the best, there is less luck than the refits have: the
+intervals of its loss and gain also contain those of the chosen mixture without a correction.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def predict_point(record: Row, at: Mapping[str, float]) -> Json:
     chosen = refits[np.arange(len(refits)), np.arange(1, len(refits) + 1)]
     errors = chosen - truth[1:-1]
     gains = errors - (refits[:, -1] - truth[-1])
-    loss = _corrected(float(truth[0]), errors, record["level"])
-    gain = _corrected(float(truth[0] - truth[-1]), gains, record["level"])
+    loss = _corrected(float(truth[0]), errors, refits[:, 0], record["level"])
+    gain = _corrected(float(truth[0] - truth[-1]), gains, refits[:, 0] - refits[:, -1], record["level"])
     ends = [interval_ends(mixtures[1:, j], record["level"]) for j in range(len(names))]
     weights = {name: {"value": float(mixtures[0, j]), **ends[j]} for j, name in enumerate(names)}
     certain = gain["lo"] is not None and (gain["hi"] < 0 or gain["lo"] > 0)
@@ -147,12 +148,16 @@ def predict_point(record: Row, at: Mapping[str, float]) -> Json:
             "better": bool(gain["hi"] < 0) if certain else None}  # fmt: skip
 
 
-def _corrected(value: float, errors: Array, level: float) -> Json:
-    """Returns an estimate less the median error of the refits, with its basic bootstrap interval."""
+def _corrected(value: float, errors: Array, refits: Array, level: float) -> Json:
+    """Returns an estimate less the median error of the refits, with the interval that the module describes.
+
+    errors  of what each refit says of the mixture that it chooses
+    refits  what each refit says of the mixture that the fit chose
+    """
     if not len(errors):
         return {"value": value, "lo": None, "hi": None}
-    lo, hi = interval(errors, level)
-    return {"value": value - float(np.median(errors)), "lo": value - float(hi), "hi": value - float(lo)}
+    ends = [*(value - interval(errors, level)[end] for end in (1, 0)), *interval(refits, level)]
+    return {"value": value - float(np.median(errors)), "lo": float(min(ends)), "hi": float(max(ends))}
 
 
 def prediction_lines(record: Row, prediction: Row) -> list[str]:
