@@ -95,6 +95,11 @@ def test_options_and_tables_that_do_not_fit_end_with_2(tables, law, words):
     assert fit(tables, law, *words).exit_code == 2
 
 
+def test_a_law_that_is_misspelled_is_answered_with_its_name(tables):
+    done = run("fit", tables / "scores.csv", "--law", "downstreams")
+    assert done.exit_code == 2 and "'downstream'" in done.output
+
+
 def test_other_laws_have_neither_form_nor_route(tables):
     assert run("fit", tables / "scores.csv", "--map", "L=loss", "--form", "ridge").exit_code == 2
 

@@ -6,6 +6,7 @@ Each law is a module with `ROLES`, `fit_table`, `lines`, and a module of predict
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,8 @@ def run(options: Row, written: Sequence[str]) -> ExitCode | None:
         if options["law"] not in FITTING:
             if options["form"] or options["route"]:
                 raise ValueError(f"--form and --route are options of --law {' and '.join(FITTING)}: remove them")
+            if near := difflib.get_close_matches(options["law"], FITTING, n=1, cutoff=0.8):
+                raise ValueError(f"--law {options['law']}: did you mean {near[0]!r}?")
             return None
         choices = (options[name] for name in ("form", "route", "bootstrap", "seed", "level"))
         return fit(options["source"], options["law"], *table, Settings(*choices), options["json"], written)
