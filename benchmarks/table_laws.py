@@ -121,7 +121,7 @@ def coverage(tables: int, only: str) -> dict[str, Any]:
 
 
 def chance_of(task: str) -> dict[str, str]:
-    """The mapping of the chance level of a task; empty for a task whose level is fitted."""
+    """The mapping of the chance level of a task; empty for a task whose level is not in CHANCE, which is left out."""
     return next(({"floor": f"{level}"} for name, level in CHANCE.items() if task.startswith(name)), {})
 
 
@@ -156,7 +156,7 @@ def published(folder: Path) -> dict[str, Any]:
     table = [row | {"set": "OLMo ladder"} for row in rows if row]
     models = pd.read_csv(folder / "gadre_downstream" / "models_losses_accuracies.csv")
     models = models[models["train"] == "rpj"]
-    for task in (name[4:] for name in models if name.startswith("acc:")):
+    for task in (name[4:] for name in models if name.startswith("acc:") and chance_of(name[4:])):
         row = held_out(models, "loss_c4_val", task)
         table += [row | {"set": "Gadre, rpj"}] if row else []
     return out | {"tasks": table, "summary": summarize(pd.DataFrame(table))}
