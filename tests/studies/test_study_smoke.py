@@ -138,6 +138,7 @@ STUDIES = {
         "",
         decision="not tested",
     ),
+    "mixture": Expected(["design.mixtures=4", "design.held_out=1", *NARROW], 5, ""),
     "moe_gain": Expected(
         [
             "design.arms={moe:{stages.branches:[[4k,8k]]},dense:{stages.branches:[[4k,8k]]}}",

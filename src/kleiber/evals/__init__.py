@@ -56,6 +56,7 @@ EXPORTS = {
     "Pairs": "pairs",
     "Perplexity": "perplexity",
     "Preference": "preference",
+    "Quantized": "quantized",
     "Reference": "reference",
     "Reward": "reward",
     "Routing": "routing",

@@ -3,11 +3,11 @@
 Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,11 +17,19 @@ from kleiber.config.system_errors import describe
 from kleiber.records.terminal import print_line
 from kleiber.types import Row
 
+if TYPE_CHECKING:
+    from kleiber.studies.fitted_law import FittedLaw
+    from kleiber.studies.laws.law import Law
+
 ColumnMap = Annotated[
     str | None,
     typer.Option(
         help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]; for --law "
+<<<<<<< HEAD
         "schedule run=COL,step=COL,lr=COL,loss=COL"
+=======
+        "downstream N=COL,D=COL,loss=COL,acc=COL[,floor=COL,run=COL]; for --law mixture 'w=w_*,loss=COL[,N=COL,D=COL]'"
+>>>>>>> mixture
     ),
 ]
 ParamsColumn = Annotated[
@@ -101,6 +109,16 @@ PredictAt = Annotated[
 Rank = Annotated[
     bool, typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit")
 ]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help="for --law mixture: ridge, exponential or linear; for --law downstream: sigmoid or exponential; default: "
+        "mixture by cross-validation, downstream sigmoid"
+    ),
+]
+Route = Annotated[
+    str | None, typer.Option(help="for --law downstream: chained (through the loss) or direct; default: by backtests")
+]
 JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
 
 
@@ -117,6 +135,7 @@ HtmlFile = Annotated[
 
 
 def fit(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, folder of runs, or W&B's")],
     law: Annotated[str, typer.Option(help="shipped law, FILE.py:FUNCTION, or mylab.FUNCTION")] = "chinchilla",
     map: ColumnMap = None,
@@ -144,19 +163,22 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
     json: JsonFile = None,
     report: HtmlFile = None,
+    form: Form = None,
+    route: Route = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows
+    from kleiber.studies.fitted_law import check_options, fit_groups, select_rows, write_groups
     from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_map, parse_numbers, parse_point, parse_values
-    from kleiber.studies.laws.laws_json import law_by_option, write
+    from kleiber.studies.laws.laws_json import law_by_option
 
+    _run_table_law(context)
     try:
         pages = import_page_module("law_report") if report else None
-        form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        columns = {"N": params, "D": data, "L": loss, "C": compute}
-        rows = select_rows(source, parse_map(map, columns), where or (), form, sigma)
+        shape = law_by_option(law).fix(parse_values(fix or (), "--fix"))
+        columns = parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
+        rows = select_rows(source, columns, where or (), shape, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
             cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
@@ -164,21 +186,43 @@ def fit(
             predict=[parse_point(text) for text in predict or ()], max_decades=float("inf") if force else max_decades,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
-        check_options(form, options, delta, sigma)
-        laws = fit_groups(rows, by, form, law, options)
-        records = {group: fitted.record for group, fitted in laws.items()}
-        if json:
-            write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
+        check_options(shape, options, delta, sigma)
+        laws = fit_groups(rows, by, shape, law, options)
+        write_groups(laws, by, json)
     except ValueError as error:
         _refuse(error)
-    print_line("\n".join(lines_by_group(records, by)))
-    if pages is not None:
-        pages.write(report, source, form, records, {group: fitted.rows for group, fitted in laws.items()}, by)
-        print_line(f"report: {report}")
+    print_line("\n".join(lines_by_group({group: fitted.record for group, fitted in laws.items()}, by)))
+    _write_page(pages, report, source, shape, laws, by)
     raise typer.Exit(ExitCode.DONE if all(fitted.accepted for fitted in laws.values()) else ExitCode.UNDECIDED)
 
 
+def _write_page(
+    pages: ModuleType | None, report: Path | None, source: Path, shape: "Law", laws: Mapping[str, "FittedLaw"],
+    by: str | None,
+) -> None:  # fmt: skip
+    """Writes the page of --report, where the module that writes pages was imported for it."""
+    if pages is not None:
+        records = {group: fitted.record for group, fitted in laws.items()}
+        pages.write(report, source, shape, records, {group: fitted.rows for group, fitted in laws.items()}, by)
+        print_line(f"report: {report}")
+
+
+def _run_table_law(context: typer.Context) -> None:
+    """Ends the command with the exit code of a law of `table_laws`; does nothing for another law."""
+    from kleiber.studies.laws import table_laws
+
+    origins = {name: context.get_parameter_source(name) for name in context.params}
+    written = [name for name, origin in origins.items() if origin is not None and origin.name == "COMMANDLINE"]
+    try:
+        code = table_laws.run(context.params, written)
+    except ValueError as error:
+        _refuse(error)
+    if code is not None:
+        raise typer.Exit(code)
+
+
 def predict(
+    context: typer.Context,
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
     at: PointOrGroup = None,
     on: Annotated[
@@ -210,20 +254,23 @@ def predict(
     from kleiber.studies.laws.filters import parse_map
     from kleiber.studies.laws.laws_json import law_of, read
 
+    _run_table_law(context)
     try:
         entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
+<<<<<<< HEAD
         _check_json(json, [serve, max_params])
+=======
+        _check_json(json, [on, serve, max_params], on is None and (map is not None or bool(where)))
+>>>>>>> mixture
         if on is not None:
             _check_on(on, words, serve, max_params)
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
             _write_predictions(json, *fitted_law.compare(entry, form, rows, most))
             return
-        if map is not None or where:
-            raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
         if serve is not None or max_params is not None:
             print_line("\n".join(serving.lines_for(entry, form, words, serve, max_params, most)))
             return
@@ -245,8 +292,18 @@ def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) ->
     print_line("\n".join(lines))
 
 
+<<<<<<< HEAD
 def _check_json(json: Path | None, others: Sequence[object]) -> None:
     """Raises ValueError for --json with an option that asks for another answer than predictions."""
+=======
+def _check_json(json: Path | None, others: Sequence[object], selects: bool) -> None:
+    """Raises ValueError for --json with an option that asks for more than the prediction of a point.
+
+    selects  whether options select from a table that is missing, which is an error as well
+    """
+    if selects:
+        raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
+>>>>>>> mixture
     if json is not None and any(option is not None for option in others):
         raise ValueError(f"--json {json} writes predictions of losses: remove --serve and --max-params")
 

@@ -256,6 +256,13 @@ def fit_groups(
     return laws
 
 
+def write_groups(laws: Mapping[str, FittedLaw], by: str | None, path: Path | None) -> None:
+    """Writes laws.json: one law, or one for each value of the column `by`; nothing where `path` is None."""
+    records = {group: fitted.record for group, fitted in laws.items()}
+    if path is not None:
+        laws_json.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], path)
+
+
 def check_options(form: Law, options: analysis.Options, delta: float | None, sigma: str | None) -> None:
     """Raises ValueError for options that contradict each other or have no effect on this law.
 

@@ -26,5 +26,6 @@ EXPORTS = {
     "Pretraining": "pretraining",
     "Search": "search",
     "Sequences": "sequences",
+    "Simplex": "simplex",
 }
 __all__, __getattr__ = lazy_exports(__name__, EXPORTS, __file__)

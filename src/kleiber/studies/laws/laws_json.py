@@ -248,7 +248,7 @@ def read(path: str | Path, law: str | None = None) -> Json:
             f"{path} cannot be read ({error.reason}): it must be a file written by `kleiber fit --json`"
         ) from None
     except ValidationError as error:
-        raise ValueError(f"{path}: {_problems(error)}; create the file with `kleiber fit --json`") from None
+        raise ValueError(f"{path}: {problems(error)}; create the file with `kleiber fit --json`") from None
     try:
         for record in content.laws.values() if isinstance(content, LawRecords) else [content]:
             law_of(record.model_dump(by_alias=True), law)
@@ -257,7 +257,7 @@ def read(path: str | Path, law: str | None = None) -> Json:
     return content.model_dump(by_alias=True)
 
 
-def _problems(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
     """Returns what is wrong with which keys of a file, for the first problems."""
     details = error.errors(include_url=False, include_input=False)
     problems = [_problem(detail["loc"], detail["type"], detail["msg"]) for detail in details]
