@@ -25,11 +25,8 @@ ColumnMap = Annotated[
     str | None,
     typer.Option(
         help="N=COL,D=COL,L=COL[,C=COL,X=COL]; for --law hyperparameter also lr=COL[,batch=COL,decay=COL]; for --law "
-<<<<<<< HEAD
-        "schedule run=COL,step=COL,lr=COL,loss=COL"
-=======
-        "downstream N=COL,D=COL,loss=COL,acc=COL[,floor=COL,run=COL]; for --law mixture 'w=w_*,loss=COL[,N=COL,D=COL]'"
->>>>>>> mixture
+        "schedule run=COL,step=COL,lr=COL,loss=COL; for --law downstream N=COL,D=COL,loss=COL,"
+        "acc=COL[,floor=COL,run=COL]; for --law mixture 'w=w_*,loss=COL[,N=COL,D=COL]'"
     ),
 ]
 ParamsColumn = Annotated[
@@ -261,11 +258,7 @@ def predict(
             entry, words = fitted_law.select_group(entry, words)
         form, most = law_of(entry, law), float("inf") if force else max_decades
         _check_accepted(entry, force)
-<<<<<<< HEAD
-        _check_json(json, [serve, max_params])
-=======
-        _check_json(json, [on, serve, max_params], on is None and (map is not None or bool(where)))
->>>>>>> mixture
+        _check_json(json, [serve, max_params], on is None and (map is not None or bool(where)))
         if on is not None:
             _check_on(on, words, serve, max_params)
             rows = fitted_law.select_rows(on, parse_map(map, {}), where or (), form, measured=False)
@@ -292,18 +285,13 @@ def _write_predictions(json: Path | None, content: Row, lines: Sequence[str]) ->
     print_line("\n".join(lines))
 
 
-<<<<<<< HEAD
-def _check_json(json: Path | None, others: Sequence[object]) -> None:
-    """Raises ValueError for --json with an option that asks for another answer than predictions."""
-=======
 def _check_json(json: Path | None, others: Sequence[object], selects: bool) -> None:
-    """Raises ValueError for --json with an option that asks for more than the prediction of a point.
+    """Raises ValueError for --json with an option that asks for another answer than predictions.
 
     selects  whether options select from a table that is missing, which is an error as well
     """
     if selects:
         raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
->>>>>>> mixture
     if json is not None and any(option is not None for option in others):
         raise ValueError(f"--json {json} writes predictions of losses: remove --serve and --max-params")
 
