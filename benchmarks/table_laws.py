@@ -60,12 +60,12 @@ def simulate_mixture(name: str, seed: int) -> dict[str, bool]:
     observed = form.predict(truth, weights) + rng.normal(0, 0.02, size=(losses, MIXTURES + 1))
     frame = pd.DataFrame(weights, columns=columns).assign(**{f"loss_{i}": row for i, row in enumerate(observed)})
     roles = {"w": "w_*", "loss": "loss_*"}
-    record = mixture.fit_table(frame[:MIXTURES], roles, Settings(form=name, bootstrap=DRAWS, seed=seed))
+    record = mixture.fit_table(frame.iloc[:MIXTURES], roles, Settings(form=name, bootstrap=DRAWS, seed=seed))
     answer = mixture_prediction.predict_point(record, {})
     best = np.array([[entry["value"] for entry in answer["best"]["weights"].values()]])
     other = np.array([list(answer["reference"]["weights"].values())])
     at_best, at_other = (float(form.predict(truth, each).mean()) for each in (best, other))
-    new, measured = mixture_prediction.predict_rows(record, frame[MIXTURES:], roles)
+    new, measured = mixture_prediction.predict_rows(record, frame.iloc[MIXTURES:], roles)
     return {
         "loss of the chosen mixture": inside(answer["best"]["loss"], at_best),
         "gain over proportional": inside(answer["gain"], at_best - at_other),
@@ -90,7 +90,7 @@ def simulate_scores(route: str, seed: int) -> dict[str, bool]:
         "N": N, "D": D, "loss": loss * np.exp(rng.normal(0, 0.004, len(N))),
         "acc": np.clip(score + rng.normal(0, 0.008, len(N)), 0, 1),
     })  # fmt: skip
-    fitted, held_out = frame[:-2], frame[-2:-1]
+    fitted, held_out = frame.iloc[:-2], frame.iloc[-2:-1]
     roles = {"floor": str(FLOOR)}
     record = downstream.fit_table(fitted, roles, Settings(route=route, bootstrap=DRAWS, seed=seed))
     new, measured = downstream_prediction.predict_rows(record, held_out, roles)
@@ -128,7 +128,7 @@ def chance_of(task: str) -> dict[str, str]:
 def held_out(frame: pd.DataFrame, loss: str, task: str) -> dict[str, Any] | None:
     """The errors of the law of one task on the models above SMALL, or None where it is refused before it is fitted."""
     roles = {"N": "N", "D": "D", "loss": loss, "acc": f"acc:{task}", **chance_of(task)}
-    small, large = frame[frame["N"] < SMALL], frame[frame["N"] > SMALL]
+    small, large = frame.loc[frame["N"] < SMALL], frame.loc[frame["N"] > SMALL]
     try:
         record = downstream.fit_table(small, roles, Settings(bootstrap=DRAWS // 2))
     except ValueError as error:
@@ -155,7 +155,7 @@ def published(folder: Path) -> dict[str, Any]:
     rows = [held_out(ladder, f"bpb:{task}", task) for task in tasks]
     table = [row | {"set": "OLMo ladder"} for row in rows if row]
     models = pd.read_csv(folder / "gadre_downstream" / "models_losses_accuracies.csv")
-    models = models[models["train"] == "rpj"]
+    models = models.loc[models["train"] == "rpj"]
     for task in (name[4:] for name in models if name.startswith("acc:") and chance_of(name[4:])):
         row = held_out(models, "loss_c4_val", task)
         table += [row | {"set": "Gadre, rpj"}] if row else []
