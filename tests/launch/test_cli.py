@@ -10,8 +10,8 @@ from kleiber.config.extensions import offers
 from kleiber.launch.cli import Group, app, main, parse_widths
 
 COMMANDS = {
-    "train", "config", "check", "runs", "plot", "diff", "reproduce", "compare", "report", "clean", "fit", "predict",
-    "eval", "generate", "chat", "data", "export", "push", "import",
+    "train", "config", "check", "runs", "plot", "diff", "reproduce", "compare", "report", "publish", "clean", "fit",
+    "predict", "eval", "generate", "chat", "data", "export", "push", "import",
 }  # fmt: skip
 
 

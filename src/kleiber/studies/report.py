@@ -248,8 +248,14 @@ def write_figures(folder: Path, charts: Mapping[str, Chart]) -> None:
             write_figure(chart, folder, name)
 
 
-def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row]) -> str:
-    """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
+def page(
+    findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Sequence[Row],
+    pictures: Mapping[str, str] | None = None, home: str = "",
+) -> str:  # fmt: skip
+    """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs.
+
+    pictures, home  those of `render_page`
+    """
     from kleiber.charts.page import render_page
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
@@ -260,7 +266,7 @@ def page(findings: Json, result: Findings, charts: Mapping[str, Chart], rows: Se
         findings["study"], charts, question=findings["question"], answer=findings["answer"],
         notes=[f"{findings['runs']}{took}.", *missing, *level_notes(findings)],
         verdicts=[*findings["verdicts"], *caveats], tables={"Claims": claim_rows(findings), **findings["tables"]},
-        text="\n".join(result.text), methods=result.methods,
+        text="\n".join(result.text), methods=result.methods, pictures=pictures, home=home,
         details={} if "Runs" in findings["tables"] else {"Runs": rows},
     )  # fmt: skip
 
