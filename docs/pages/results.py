@@ -52,6 +52,7 @@ CAPTIONS = {
     "isoflop": "The best size grows with compute: the minima of the parabolas move to the right",
     "predicted": "The law predicts the runs as far as the points lie on the dashed line",
     "differences": "Differences between arms",
+    "envelope": "The lower hull of all training curves is the least loss that a budget has bought",
     "epsilon": "Loss and exposure of canaries against epsilon",
     "exponents": "Allocation exponent by counting convention and approach",
     "exposure": "Exposure of canaries against repetitions",
