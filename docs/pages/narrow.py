@@ -14,7 +14,7 @@ HEAD = re.compile(r"<th[^>]*>(.*?)</th>", re.DOTALL)
 CELL = re.compile(r"<td([^>]*)>(.*?)</td>", re.DOTALL)
 TAG = re.compile(r"<[^>]+>")
 LONG = re.compile(r"\S{21,}")  # a word that breaks in a cell, such as the name of a run
-NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?%?")
+NUMBER = re.compile(r"[-+\u2212]?[\d.,]+(e[-+]?\d+)?%?")
 
 
 def with_labels(page: str) -> str:

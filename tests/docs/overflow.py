@@ -15,6 +15,7 @@ import sys
 import tempfile
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 WIDTHS = (390, 1000, 1400)
 SECONDS = 1200
@@ -52,7 +53,7 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def measure(site: Path, pattern: str = "*.html", widths: tuple[int, ...] = WIDTHS) -> dict[str, object]:
+def measure(site: Path, pattern: str = "*.html", widths: tuple[int, ...] = WIDTHS) -> dict[str, Any]:
     """Returns how many boxes were measured (`counts`), and those that are cut: page, width, kind, beginning, pixels."""
     pages = sorted(str(path.absolute().as_uri()) for path in site.rglob(pattern) if path.name != "404.html")
     program = browser()
@@ -73,8 +74,6 @@ def measure(site: Path, pattern: str = "*.html", widths: tuple[int, ...] = WIDTH
 
 if __name__ == "__main__":
     result = measure(Path(sys.argv[1]), *sys.argv[2:3])
-    cut = result["cut"]
-    assert isinstance(cut, list)
-    for line in cut:
+    for line in result["cut"]:
         print(*line, sep="  ")
-    print(result["counts"], f"{len(cut)} cut")
+    print(result["counts"], f"{len(result['cut'])} cut")
