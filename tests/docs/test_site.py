@@ -5,8 +5,8 @@ import re
 import subprocess
 import sys
 
-import overflow
 import pytest
+import site_overflow
 from pages import reference, results
 from small_run import REPOSITORY
 
@@ -40,7 +40,7 @@ def test_the_site_is_built_strictly_and_works_offline(site):
 @pytest.mark.slow
 @pytest.mark.process
 def test_no_code_block_and_no_table_is_cut_on_a_phone_or_in_a_window(site):
-    if overflow.browser() is None:
+    if site_overflow.browser() is None:
         pytest.skip("no Chromium here")
-    measured = overflow.measure(site)
+    measured = site_overflow.measure(site)
     assert measured["cut"] == [] and measured["counts"]["table"] > 1000

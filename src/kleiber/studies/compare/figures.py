@@ -144,9 +144,11 @@ def scatter(rows: Sequence[Row], order: Sequence[str], x: tuple[str, str], y: tu
     scale, room = alt.Scale(zero=False, padding=50), 0.15 * float(np.ptp(places))
     if 0 <= places.min() < room:  # no ticks below 0 for what cannot be negative
         scale = alt.Scale(domain=[0, float(places.max()) + room], nice=False)
-    ticks = {"values": sorted(set(places.tolist()))} if len(set(places.tolist())) <= FEW else {}
-    style = {"format": ".3~s" if places.max() >= 1e3 else ".3~g", "labelOverlap": "greedy", "labelSeparation": 6}
-    across = alt.X("x:Q", scale=scale, title=x[1], axis=alt.Axis(**style, **ticks))
+    ticks, style = sorted(set(places.tolist())), ".3~s" if places.max() >= 1e3 else ".3~g"
+    axis = alt.Axis(format=style, labelOverlap="greedy", labelSeparation=6)
+    if len(ticks) <= FEW:
+        axis["values"] = ticks
+    across = alt.X("x:Q", scale=scale, title=x[1], axis=axis)
     up, color = (
         alt.Y("value:Q", title=y[1], scale=alt.Scale(zero=False, padding=12)),
         arm_color(order, order, legend=False),

@@ -43,7 +43,7 @@ def stage_curve(run: Run, stage: Json, size: str) -> list[pd.DataFrame]:
     tokens = np.array([row["train/tokens"] for row in rows], dtype=float)
     tokens += stage["tokens"] - tokens.max()
     frame = pd.DataFrame({"C": 6.0 * N * tokens, "loss": [row["train/loss"] for row in rows]})
-    means = frame.rolling(max(SMOOTH, len(frame) // SHARE), center=True).mean().dropna()
+    means = pd.DataFrame(frame.rolling(max(SMOOTH, len(frame) // SHARE), center=True).mean()).dropna()
     return [means.assign(N=N, run=f"{run.name} {stage['name']}")]
 
 

@@ -1,6 +1,6 @@
 """Measures in Chromium which code blocks and tables of a site reach beyond their page or are cut by their box.
 
-    python tests/docs/overflow.py SITE [PATTERN]
+    python tests/site_overflow.py SITE [PATTERN]
 
 Each page is opened in a frame of the width of a phone, a small and a large window.
 """
@@ -73,7 +73,7 @@ def measure(site: Path, pattern: str = "*.html", widths: tuple[int, ...] = WIDTH
 
 
 if __name__ == "__main__":
-    result = measure(Path(sys.argv[1]), *sys.argv[2:3])
+    result = measure(Path(sys.argv[1]), (sys.argv[2:] or ["*.html"])[0])
     for line in result["cut"]:
         print(*line, sep="  ")
     print(result["counts"], f"{len(result['cut'])} cut")
