@@ -44,7 +44,7 @@ def estimates(
     sort    the lines from top to bottom, by default as in the rows
     color, shape  encodings of the series, by default colors by their place in `order`
     symlog        draws large values closer to 0, where one line would leave no room to the others
-    by_effect     sorts the lines by their value in the first panel that has them
+    by_effect     sorts the lines by their least value
 
     Panels with the same lines name them once, to the left.
     """
@@ -52,38 +52,24 @@ def estimates(
     kinds = [name for name in BOUNDS if name in set(shown["bound"])]
     shape = _shape_of_bounds(kinds) if shape is None else shape
     color = color or (kind_color(order, "series", alt.Legend()) if dodge else arm_color(order, order, legend=False))
-    sort = list(dict.fromkeys(shown.sort_values("value")["name"])) if by_effect else list(sort)
-    shared = len({tuple(sorted(set(part["name"]))) for _, part in shown.groupby("panel")}) == 1
-    sort = sort or (list(dict.fromkeys(shown["name"])) if shared else [])
+    sort, shared = _lines_of(shown, sort, by_effect)
     numbers = ["value", "lo", "hi", "reference", "other"]
     panels = []
     for at, (heading, part) in enumerate(shown.groupby("panel", sort=False)):
         names = list(dict.fromkeys(part["name"]))
         scale = span((part if own_scales else shown)[numbers].to_numpy(dtype=float).ravel())
-        axis = alt.Axis(tickCount=4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6, labelOverlap=True)
+        scale = alt.Scale(domain=domain) if domain else scale
+        ticks = 4 if width < WIDTH and len(set(shown["panel"])) > 1 else 6
         title_below = " ".join(filter(None, [x_title, ARROWS.get(str(part["better"].iloc[0]), "")]))
-        if symlog:
-            scale = alt.Scale(type="symlog", constant=1, domain=scale["domain"], nice=False)
-            axis = alt.Axis(values=symlog_ticks(*scale["domain"]), labelOverlap=True)
-        x = alt.X("value:Q", title=title_below, scale=alt.Scale(domain=domain) if domain else scale, axis=axis)
-        y = alt.Y(
-            "name:N",
-            title=None,
-            sort=sort or names,
-            axis=alt.Axis(labelLimit=340, labels=not shared or at % columns == 0),
-        )
-        base = alt.Chart(part).encode(y=y, color=color)
+        x = symlog_axis(title_below, scale) if symlog else alt.X(
+            "value:Q", title=title_below, scale=scale, axis=alt.Axis(tickCount=ticks, labelOverlap=True)
+        )  # fmt: skip
+        beside = alt.Axis(labelLimit=340, labels=not shared or at % columns == 0)
+        base = alt.Chart(part).encode(y=alt.Y("name:N", title=None, sort=sort or names, axis=beside), color=color)
         base = base.encode(yOffset=alt.YOffset("series:N", sort=order)) if dodge else base
-        figures = [alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")]
-        hints = ["name:N", "series:N", *figures, *tips]
-        dots = base if shape is None else base.encode(shape=shape)
-        fill = alt.condition("datum.hollow", alt.value("white"), color)
-        mark = (
-            dots.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
-            if part["hollow"].to_numpy().any()
-            else dots.mark_point(filled=True, size=60 if dodge else 50, opacity=1)
-        )
-        layers = [mark.encode(x=x, tooltip=hints)]
+        hints = [*(alt.Tooltip(f"{name}:Q", format=format) for name in ("value", "lo", "hi")), *tips]
+        dots = _dots(base if shape is None else base.encode(shape=shape), part, color, 60 if dodge else 50)
+        layers = [dots.encode(x=x, tooltip=["name:N", "series:N", *hints])]
         if np.isfinite(part["other"]).any():
             second = base.mark_point(**{"opacity": 1, **other})
             layers.append(second.encode(x=over(x, "other"), color=alt.value(other["color"])))
@@ -95,6 +81,29 @@ def estimates(
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
     notes = "; ".join(filter(None, (subtitle, *(BOUNDS[name][1] for name in kinds))))
     return in_rows(panels, title, notes, columns)
+
+
+def _lines_of(shown: pd.DataFrame, sort: Sequence[str], by_effect: bool) -> tuple[list[str], bool]:
+    """Returns the lines of all panels from top to bottom, if they have one order, and whether the panels share them."""
+    shared = len({tuple(sorted(set(part["name"]))) for _, part in shown.groupby("panel")}) == 1
+    if by_effect:
+        return list(dict.fromkeys(shown.sort_values("value")["name"])), shared
+    return list(sort) or (list(dict.fromkeys(shown["name"])) if shared else []), shared
+
+
+def _dots(base: Chart, part: pd.DataFrame, color: Chart, area: int) -> Chart:
+    """Returns the dots of a panel, some of them hollow where a row says so."""
+    if not part["hollow"].to_numpy().any():
+        return base.mark_point(filled=True, size=area, opacity=1)
+    fill = alt.condition("datum.hollow", alt.value("white"), color)
+    return base.mark_point(size=60, opacity=1, strokeWidth=1.6).encode(fill=fill)
+
+
+def symlog_axis(title: str, scale: alt.Scale) -> alt.X:
+    """Returns an axis over the domain of a linear scale that draws large values closer to 0."""
+    low, high = scale["domain"]
+    bent = alt.Scale(type="symlog", constant=1, domain=[low, high], nice=False)
+    return alt.X("value:Q", title=title, scale=bent, axis=alt.Axis(values=symlog_ticks(low, high), labelOverlap=True))
 
 
 def symlog_ticks(low: float, high: float) -> list[float]:

@@ -92,8 +92,7 @@ class Transformer(Model):
         def block(site: Site) -> Block:
             return Block(site, attention(site, **options), mlp(site), dropout, norm, norm_type)
 
-        blocks = nn.ModuleList(block(site) for site in sites)
-        self.blocks = cast(Sequence[Block], blocks)
+        self.blocks = cast(Sequence[Block], nn.ModuleList(block(site) for site in sites))
         keys = [(type(block.attention), block.attention.mask_key) for block in self.blocks]
         self.mask_layers = [keys.index(key) for key in keys]  # the first layer with the mask of each layer
         self.shares_values = any(block.attention.shares_values for block in self.blocks)
