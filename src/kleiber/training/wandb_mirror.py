@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 OF_LAYER = re.compile(r"((?:moe|stability)/[a-z_]+)(?:/\d+)+")  # metrics of single layers, heads or experts
 LIVE = ("train/loss", "trainer/global_step", "tokens")  # in the summary while the run trains
 TOTALS = ("tokens", "steps", "seconds", "tokens_per_s", "mfu", "peak_memory_bytes")
-MOST_SCORES = 8  # in the summary
+MOST_SCORES = 7  # in the summary
 
 
 def readable(metrics: Mapping[str, float]) -> dict[str, float | Histogram]:
@@ -123,7 +123,7 @@ class WandbMirror(Mirror):
             self.scores = kept
             totals = {name: entry[name] for name in TOTALS if entry[name] is not None}
             totals |= {"flops/model": entry["flops"]["model"], **add_costs([entry["cost"]])}
-            self.run.summary.update({**kept, "status": entry["status"]})
+            self.run.summary.update({**kept, "status": entry["status"], "checkpoint": entry["checkpoint"]})
             self.run.summary.update({f"total/{name}": value for name, value in totals.items()})
             self.run.summary.update({f"params/{name}": entry["params"][name] for name in ("total", "active")})
             use_data(self.run, f"{entry['data']['name']}-{entry['data']['hash']}", entry["data"])
